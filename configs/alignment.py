@@ -1,0 +1,19 @@
+"""Stage 1 of the paper: only the connector learns to speak for pictures.
+
+The stages go one after another on one workdir's weights: give each its own `--workdir` and start
+the next from the last with `--config.initialise_from=runs/alignment`. Paper: 10K steps from
+pretrained backbone and encoder; from scratch this stage has little to align.
+"""
+
+from configs import base
+
+
+def get_config():
+    config = base.get_config()
+    config.steps = 300  # paper: 10,000
+    config.data.tasks.text_to_image = 0.0
+    config.losses.representation = 0.0
+    config.losses.flow = 0.0
+    config.optimizer.learning_rate = 5e-5
+    config.optimizer.freeze = (r'^(?!connector/)',)  # everything but the connector
+    return config

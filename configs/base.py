@@ -1,0 +1,170 @@
+"""Every field of an rf_jax run, with its meaning. The other configs change a few lines.
+
+Override any field on the command line: `--config.optimizer.learning_rate=1e-3`.
+Values of the paper (arXiv 2605.31604, section 4.1 and appendices A-B) stand in the comments as
+"paper:"; where the paper is silent the comment says so.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # one seed fixes data order, initial weights, noise and samples
+    config.initialise_from = ''  # workdir of another run whose weights to start from
+    config.steps = 1000  # optimizer steps of the whole run
+    config.compute_dtype = 'float32'  # activations; parameters and float32 islands stay float32
+
+    data = config.data = ConfigDict()
+    # Comma-separated: emoji | folder:/path | tfds:name[/config][:split] | text:/path.
+    data.sources = 'emoji'
+    data.rows = 32  # B, rows of the global batch
+    # Draws per kind of sample; a task that no source can serve stops the start.
+    data.tasks = ConfigDict({'text_to_image': 1.0, 'image_to_text': 1.0, 'text_only': 0.0})
+    # Tokens that a row holds, by stream. A picture takes height/patch x width/patch pixel tokens,
+    # a quarter as many representation tokens plus one, a quarter as many vision tokens.
+    data.capacity = ConfigDict({'text': 32, 'vision': 8, 'representation': 5, 'pixels': 16})
+    data.capacity.vision_pictures = 2  # pictures seen in a row
+    data.capacity.pixel_pictures = 1  # pictures drawn in a row
+    data.patch = 16  # side of a patch in pixels; paper: 16
+    # Longest side in pixels and its weight: each draw of a picture is fitted into one of these,
+    # to the nearest aspect ratio whose sides are multiples of 2 x patch. Small pictures are not
+    # enlarged beyond the smallest entry.
+    data.sizes = ((64, 1.0),)
+    data.max_text = 24  # tokens of one text span; longer text is cut and counted
+    data.caption_label = 0.5  # chance that a prompt is the bare label, else a paraphrase with tags
+    data.question = 0.3  # chance that image_to_text asks a question, else describes at once
+    data.drop_text = 0.1  # chance to drop the prompt of text_to_image; paper: 0.1
+    data.drop_representation = 0.1  # the same for the representation; paper: 0.1, independent
+    data.drop_both = 0.0  # extra chance to drop both together; paper: none
+    # Whether a dropped prompt still advances the positions of what follows; paper: silent.
+    data.drop_keeps_positions = False
+    data.prompt_loss = False  # language-model loss on prompts of text_to_image as well
+    data.max_pixels = 64_000_000  # larger pictures are skipped and counted
+    data.prefetch = 4  # batches made ahead
+    data.threads = 1  # reader threads
+
+    tokenizer = config.tokenizer = ConfigDict()
+    tokenizer.vocabulary = 2048  # V; SentencePiece lowers it by itself on a tiny corpus
+    tokenizer.path = ''  # an existing .model; '' trains one on the sources and stores it
+
+    model = config.model = ConfigDict()
+    backbone = model.backbone = ConfigDict()  # Qwen3's block
+    backbone.layers = 4
+    backbone.width = 128  # D
+    backbone.heads = 2  # H, query heads
+    backbone.kv_heads = 1  # key/value heads; heads is a multiple of it
+    backbone.head_dim = 64
+    backbone.feedforward = 384  # F, SwiGLU width of each expert group
+    backbone.split = 'ffn'  # ffn (paper): attention shared | full (BAGEL): all but attention itself
+    backbone.rope_theta = 10_000.0  # Qwen3: 1e6
+    # Shares of the rotary frequencies for (order, row, column); they sum to head_dim / 2.
+    backbone.rope_sections = (16, 8, 8)
+    backbone.norm_eps = 1e-6
+    backbone.remat = 'none'  # none | dots (keep products) | full (keep layer inputs only)
+    backbone.unroll = 1  # layers per scan iteration; layers = no loop, the same tree
+
+    encoder = model.encoder = ConfigDict()  # DINOv3's block
+    encoder.layers = 3
+    encoder.width = 128
+    encoder.heads = 2
+    encoder.feedforward = 384
+    encoder.gated = False  # True: SwiGLU, as in ViT-H+; False: GELU, as in ViT-S/B/L
+    encoder.registers = 4
+    encoder.layer_scale = 1.0  # initial value
+    encoder.rope_theta = 100.0
+    encoder.norm_eps = 1e-5
+
+    representation = model.representation = ConfigDict()
+    representation.codes = 512  # K; paper: 16384
+    representation.frame = 16  # side of the learned 2D position table, in representation tokens
+    quantizer = representation.quantizer = ConfigDict()
+    quantizer.mode = 'printed'  # printed (paper's listing) | sinkhorn | nearest
+    quantizer.temperature = 0.5  # paper: 0.5
+    quantizer.iterations = 1  # of sinkhorn; paper: 1
+    quantizer.momentum = 0.99  # paper: 0.9999, for runs a hundred times longer
+    quantizer.pool_first = True  # 2x2 pooling before the normalisation; paper: silent
+    # Steps from which the codebook is drawn anew from the features of the batch, over as many
+    # steps as it takes to have a feature for each prototype; paper: silent.
+    quantizer.data_init_steps = (0,)
+
+    denoiser = model.denoiser = ConfigDict()
+    denoiser.bottleneck = 0  # JiT's low-rank patch embedding; 0 is one full linear layer
+    denoiser.time_features = 256  # sinusoids of the time embedding
+
+    flow = config.flow = ConfigDict()
+    flow.time_mean = -0.8  # t = sigmoid(N(mean, std)); JiT: -0.8, 0.8; paper: silent
+    flow.time_std = 0.8
+    flow.floor = 0.05  # least 1 - t in the velocity; JiT: 0.05; paper: silent
+    flow.noise_scale = 1.0  # standard deviation of the noise; pictures are in [-1, 1]
+    # Timestep shift alpha at pixels = base_pixels, growing as sqrt(pixels / base_pixels) (SD3).
+    flow.shift = 1.0
+    flow.base_pixels = 64 * 64
+
+    losses = config.losses = ConfigDict()  # weights of the named terms; paper: all 1
+    losses.text = 1.0
+    losses.representation = 1.0
+    losses.flow = 1.0
+
+    optimizer = config.optimizer = ConfigDict()  # AdamW as in the paper
+    optimizer.learning_rate = 1e-3  # paper: 5e-5 from pretrained weights
+    optimizer.warmup = 100  # steps of linear warm-up, then constant
+    optimizer.beta1 = 0.9
+    optimizer.beta2 = 0.95
+    optimizer.epsilon = 1e-8
+    optimizer.weight_decay = 0.1  # on matrices; not on norms, biases, layer scale
+    optimizer.clip = 1.0  # global gradient norm
+    # (regex on the parameter path, factor of the learning rate); first match wins.
+    # Paper: 4x for newly initialised generation parameters.
+    optimizer.rates = ()
+    optimizer.freeze = ()  # regexes; matching parameters do not move
+    optimizer.accumulate = 1  # the batch is cut in so many parts, gradients averaged by token
+    optimizer.max_skips = 20  # non-finite steps in a row before the run stops
+
+    ema = config.ema = ConfigDict()
+    ema.decay = 0.999  # paper: 0.9999
+    ema.warmup = True  # no more than (1 + step) / (10 + step) at first
+    ema.encoder_decay = 0.999  # of the copy that the quantizer reads; paper: silent
+
+    mesh = config.mesh = ConfigDict()  # devices along each axis; -1 takes the rest
+    mesh.data = 1
+    mesh.fsdp = -1
+    mesh.expert = 1
+    mesh.tensor = 1
+    mesh.context = 1
+    # (regex on the parameter path, mesh axes of its dimensions); first match wins, all covered.
+    # Leading dimensions that a row does not name (the scanned layers) are not sharded.
+    config.sharding = (
+        (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),
+        (r'(output|down)/kernel$', ('tensor', 'fsdp')),
+        (r'(patch_embed|bottleneck|patch|logits|text_head)/kernel$', ('fsdp', 'tensor')),
+        (r'table$', ('tensor', 'fsdp')),
+        (r'class_and_registers$', (None, 'fsdp')),
+        (r'codebook$', ('fsdp', None)),
+        (r'(scale|bias)$', ('fsdp',)),
+    )
+
+    sampling = config.sampling = ConfigDict()
+    sampling.steps = 25  # flow steps; paper: 25
+    sampling.method = 'euler'  # euler | heun
+    sampling.top_k = 0  # of representation tokens; 0 keeps all; paper: top-k without its k
+    sampling.temperature = 1.0
+    sampling.guidance_representation = 2.0  # paper: 2.0
+    sampling.guidance_pixels = 3.0  # paper: 3.0, both conditions together
+    sampling.guidance_text = 0.0  # scale of the prompt in the pixels if not the same; 0: the same
+    sampling.interval = (0.0, 1.0)  # times t at which pixel guidance is on
+    sampling.max_answer = 16  # tokens of a description
+
+    log = config.log = ConfigDict()
+    log.every = 50  # steps between progress lines
+    log.samples_every = 0  # steps between sample grids and captions; 0: at the end only
+    log.samples = 16  # pictures of a grid
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 200  # steps
+    config.checkpoint.keep = 2  # newest kept
+    config.checkpoint.keep_period = 0  # also keep every multiple of this; 0: none
+
+    evaluation = config.evaluation = ConfigDict()
+    evaluation.samples = 200  # captions drawn and pictures described at the end; 0: none
+    config.compilation_cache = '~/.cache/rf_jax'  # persistent; '' turns it off
+    return config

@@ -1,0 +1,84 @@
+"""Time the train step: `python -m rf_jax.benchmark [--config=configs/emoji.py] [--steps=30]`.
+
+Prints step time, model GFLOP/s and its share of the matrix-product peak measured in the same run,
+input wait, compile time and row fill. Speed is judged here and never in a test.
+"""
+
+import statistics
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import config_flags
+
+from rf_jax.learning import loop, report
+from rf_jax.models import flops
+from rf_jax.runtime import command, metrics
+
+_CONFIG = config_flags.DEFINE_config_file('config', 'configs/emoji.py', 'What to time.')
+_STEPS = flags.DEFINE_integer('steps', 30, 'Steps timed, after three to warm up.', lower_bound=1)
+
+
+def peak_flops(dtype, side: int = 2048, repeats: int = 5) -> float:
+    """FLOP/s of the best of some square matrix products on one device."""
+    product = jax.jit(lambda a: a @ a)
+    a = jnp.ones((side, side), dtype)
+    product(a).block_until_ready()
+
+    def seconds():
+        began = time.perf_counter()
+        product(a).block_until_ready()
+        return time.perf_counter() - began
+
+    return 2 * side**3 / min(seconds() for _ in range(repeats))
+
+
+def time_steps(run: loop.Run, steps: int) -> dict[str, float]:
+    """Medians over `steps` steps, as the training loop takes them."""
+    state = run.initialise()
+    batches = run.batches.iterate(0, steps + 3)
+    began = time.perf_counter()
+    batch = next(batches)
+    compiled = run.train_step.lower(state, run.put(batch)).compile()
+    compile_seconds = time.perf_counter() - began
+    durations, waits, fills = [], [], []
+    for number in range(steps + 3):
+        start = time.perf_counter()
+        batch = next(batches) if number else batch
+        waits.append(time.perf_counter() - start)
+        state, values = compiled(state, run.put(batch))
+        jax.block_until_ready(values)
+        durations.append(time.perf_counter() - start)
+        fills.append(report.fill(batch, run.config.data.capacity))
+    return {
+        'seconds': statistics.median(durations[3:]),
+        'wait': sum(waits[3:]) / sum(durations[3:]),
+        'compile': compile_seconds,
+        'fill': statistics.mean(f['fill'] for f in fills),
+    }
+
+
+def main(argv):
+    del argv
+    config = _CONFIG.value
+    with tempfile.TemporaryDirectory() as workdir:
+        run = loop.build(config, workdir)
+        before = peak_flops(config.compute_dtype)
+        timed = time_steps(run, _STEPS.value)
+        peak = max(before, peak_flops(config.compute_dtype)) * run.mesh.size
+    rate = flops.train_step(config, run.tokenizer.size) / timed['seconds']
+    print(f'step time              {timed["seconds"] * 1e3:10.1f} ms')
+    print(f'rows per second        {config.data.rows / timed["seconds"]:10.1f}')
+    print(f'model                  {rate / 1e9:10.1f} GFLOP/s')
+    print(f'matrix-product peak    {peak / 1e9:10.1f} GFLOP/s ({config.compute_dtype})')
+    print(f'share of the peak      {rate / peak:10.1%}')
+    print(f'input wait             {timed["wait"]:10.1%}')
+    print(f'compile (or its cache) {timed["compile"]:10.1f} s')
+    print(f'row fill               {timed["fill"]:10.1%}')
+    print(f'peak memory            {metrics.peak_memory_gb():10.1f} GB')
+
+
+if __name__ == '__main__':
+    command.run(main)

@@ -1,0 +1,296 @@
+"""Spans to integer arrays: the one place that decides who stands where and who sees whom.
+
+A sample is a list of spans. A row holds several samples, its tokens stored by kind in four streams
+`[text | vision | representation | pixels]` of fixed capacity; the order of the sentence lives in
+`order`. Training and sampling call the same `place`.
+
+Key k is visible to query q (`models.attention.visible`) when
+    segment[q] == segment[k] and (order[k] <= reach[q] or (block[q] == block[k] and block[q] > 0)).
+
+    span             order             reach                       block
+    text             counts up         own order                   0
+    vision           one an image      own order                   one an image
+    representation   counts up         own order                   0
+    pixels           never             last token before them      one an image
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+STREAMS = ('text', 'vision', 'representation', 'pixels')
+NEVER = 2**30  # an order that no reach covers
+# What a sample takes of a row: tokens of the four streams, pictures seen, pictures drawn.
+SIZES = (*STREAMS, 'vision_pictures', 'pixel_pictures')
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids; `targets[i]` is what position i shall predict, -1 for no loss there."""
+
+    tokens: Sequence[int]
+    targets: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Advances positions by `length` without a token: a dropped prompt that keeps its place."""
+
+    length: int
+
+
+@dataclass(frozen=True)
+class Vision:
+    """A picture as the encoder sees it; height and width in patches, both even."""
+
+    height: int
+    width: int
+    pixels: np.ndarray | None = None  # uint8 [P, C] in 2x2 groups
+    picture: int = 0  # pictures of a sample with equal number share one frame of positions
+
+
+@dataclass(frozen=True)
+class Representation:
+    """A begin token and N = height * width / 4 tokens."""
+
+    height: int
+    width: int
+    picture: int = 0
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Noisy patches of the picture whose representation stands before them.
+
+    `reads_representation` False: their reach stops before the representation (dropped condition).
+    """
+
+    height: int
+    width: int
+    pixels: np.ndarray | None = None  # uint8 [P, C] in 2x2 groups
+    picture: int = 0
+    reads_representation: bool = True
+
+
+Span = Text | Skip | Vision | Representation | Pixels
+
+
+def size(spans: Sequence[Span]) -> np.ndarray:
+    """int64[6]: what the sample takes of each entry of `SIZES`."""
+    total = dict.fromkeys(SIZES, 0)
+    for span in spans:
+        if isinstance(span, Text):
+            total['text'] += len(span.tokens)
+        elif isinstance(span, Vision):
+            total['vision'] += span.height * span.width // 4
+            total['vision_pictures'] += 1
+        elif isinstance(span, Representation):
+            total['representation'] += span.height * span.width // 4 + 1
+        elif isinstance(span, Pixels):
+            total['pixels'] += span.height * span.width
+            total['pixel_pictures'] += 1
+    return np.array([total[name] for name in SIZES])
+
+
+def empty(capacity: Mapping[str, int], channels: int) -> dict[str, np.ndarray]:
+    """An unfilled row. Shapes by the capacities: T, V (vision), R, P; L = T + V + R + P.
+
+    segment, order, reach, block  int32[L]
+    position                      float32[L, 3]  (order, row, column) in patches
+    text_tokens, text_targets     int32[T]; text_weight float32[T]
+    cells                         int32[R, 2]    row and column of a representation token, -1 begin
+    codes_in, codes_target        int32[R]       index into the P / 4 groups of pixels, -1 none
+    representation_weight         float32[R]
+    pixels                        uint8[P, C]; pixel_weight float32[P]
+    pixel_picture, vision_picture int32[P], int32[4V]  picture within the row, -1 none
+    pixel_coords, vision_coords   float32[P, 2], float32[4V, 2]  in [-1, 1] over the picture
+    vision_pixels                 uint8[4V, C]
+    pixel_counts, vision_counts   int32[pixel_pictures], int32[vision_pictures]  patches, 0 none
+    """
+    t, v, r, p = (capacity[name] for name in STREAMS)
+    total = t + v + r + p
+    return {
+        'segment': np.zeros(total, np.int32),
+        'order': np.full(total, NEVER, np.int32),
+        'reach': np.full(total, -1, np.int32),
+        'block': np.zeros(total, np.int32),
+        'position': np.zeros((total, 3), np.float32),
+        'text_tokens': np.zeros(t, np.int32),
+        'text_targets': np.zeros(t, np.int32),
+        'text_weight': np.zeros(t, np.float32),
+        'cells': np.full((r, 2), -1, np.int32),
+        'codes_in': np.full(r, -1, np.int32),
+        'codes_target': np.full(r, -1, np.int32),
+        'representation_weight': np.zeros(r, np.float32),
+        'pixels': np.zeros((p, channels), np.uint8),
+        'pixel_weight': np.zeros(p, np.float32),
+        'pixel_picture': np.full(p, -1, np.int32),
+        'pixel_coords': np.zeros((p, 2), np.float32),
+        'vision_pixels': np.zeros((4 * v, channels), np.uint8),
+        'vision_picture': np.full(4 * v, -1, np.int32),
+        'vision_coords': np.zeros((4 * v, 2), np.float32),
+        'pixel_counts': np.zeros(capacity['pixel_pictures'], np.int32),
+        'vision_counts': np.zeros(capacity['vision_pictures'], np.int32),
+    }
+
+
+def patch_cells(height: int, width: int) -> np.ndarray:
+    """int32[P, 2]: row and column of every patch, in the stored order of 2x2 groups."""
+    rows, columns = np.mgrid[:height, :width]
+    grid = np.stack([rows, columns], -1).reshape(height // 2, 2, width // 2, 2, 2)
+    return grid.transpose(0, 2, 1, 3, 4).reshape(-1, 2).astype(np.int32)
+
+
+def group_cells(height: int, width: int) -> np.ndarray:
+    """int32[N, 2]: row and column of every 2x2 group, raster order."""
+    rows, columns = np.mgrid[: height // 2, : width // 2]
+    return np.stack([rows, columns], -1).reshape(-1, 2).astype(np.int32)
+
+
+@dataclass
+class Row:
+    """A row being filled; `add` one sample at a time, then read `arrays`."""
+
+    capacity: Mapping[str, int]
+    channels: int
+    arrays: dict[str, np.ndarray] = field(init=False)
+    used: np.ndarray = field(init=False)  # int64[6], as SIZES
+    samples: int = 0
+    blocks: int = 0
+
+    def __post_init__(self):
+        self.arrays = empty(self.capacity, self.channels)
+        self.used = np.zeros(len(SIZES), np.int64)
+        starts = np.cumsum([0, *(self.capacity[name] for name in STREAMS)])
+        self.start = dict(zip(STREAMS, starts))
+
+    def add(self, spans: Sequence[Span]) -> None:
+        """Lays the sample out. Raises ValueError when it exceeds what is left of the row."""
+        left = np.array([self.capacity[name] for name in SIZES]) - self.used
+        if (size(spans) > left).any():
+            raise ValueError(f'a sample of {size(spans)} does not fit into {left} (of {SIZES})')
+        self.samples += 1
+        order = 0
+        frames, begins, first_group = {}, {}, {}
+        for span in spans:
+            picture = getattr(span, 'picture', None)
+            if picture is not None:
+                frames.setdefault(picture, order)
+            if isinstance(span, Text):
+                order = self._text(span, order)
+            elif isinstance(span, Skip):
+                order += span.length
+            elif isinstance(span, Vision):
+                order = self._vision(span, order, frames[picture])
+            elif isinstance(span, Representation):
+                begins[picture] = order
+                # The group of pixels that this picture will take, whose codes these tokens are.
+                first_group[picture] = self._next_group(spans, span)
+                order = self._representation(span, order, frames[picture], first_group[picture])
+            else:
+                reads = span.reads_representation or picture not in begins
+                reach = order - 1 if reads else begins[picture] - 1
+                self._pixels(span, order, reach, frames[picture])
+
+    def _next_group(self, spans, representation) -> int:
+        group = int(self.used[SIZES.index('pixels')]) // 4
+        for span in spans[spans.index(representation) + 1 :]:
+            if isinstance(span, Pixels):
+                if span.picture == representation.picture:
+                    return group
+                group += span.height * span.width // 4
+        raise ValueError('a Representation span needs the Pixels span of the same picture after it')
+
+    def _take(self, stream: str, count: int) -> tuple[slice, slice]:
+        """Slices of the next `count` places: within the stream, within the row."""
+        index = SIZES.index(stream)
+        at = int(self.used[index])
+        self.used[index] += count
+        base = self.start[stream]
+        return slice(at, at + count), slice(base + at, base + at + count)
+
+    def _place(self, where: slice, order, reach, block, position) -> None:
+        row = self.arrays
+        row['segment'][where] = self.samples
+        row['order'][where] = order
+        row['reach'][where] = reach
+        row['block'][where] = block
+        row['position'][where] = position
+
+    def _picture(self, kind: str, cells: np.ndarray, span) -> None:
+        """Fills pixels, coordinates and picture number of a vision or pixel span."""
+        index = SIZES.index(f'{kind}_pictures')
+        number = int(self.used[index])
+        self.used[index] += 1
+        factor = 4 if kind == 'vision' else 1
+        stream = 'vision' if kind == 'vision' else 'pixels'
+        stop = int(self.used[SIZES.index(stream)]) * factor
+        at = slice(stop - len(cells), stop)
+        self.arrays[f'{kind}_picture'][at] = number
+        self.arrays[f'{kind}_coords'][at] = (cells + 0.5) / (span.height, span.width) * 2 - 1
+        self.arrays[f'{kind}_counts'][number] = len(cells)
+        if span.pixels is not None:
+            self.arrays['vision_pixels' if kind == 'vision' else 'pixels'][at] = span.pixels
+
+    def _text(self, span: Text, order: int) -> int:
+        count = len(span.tokens)
+        within, where = self._take('text', count)
+        orders = order + np.arange(count)
+        self._place(where, orders, orders, 0, orders[:, None])
+        self.arrays['text_tokens'][within] = span.tokens
+        if len(span.targets):
+            targets = np.asarray(span.targets)
+            self.arrays['text_targets'][within] = np.maximum(targets, 0)
+            self.arrays['text_weight'][within] = targets >= 0
+        return order + count
+
+    def _vision(self, span: Vision, order: int, frame: int) -> int:
+        cells = group_cells(span.height, span.width)
+        _, where = self._take('vision', len(cells))
+        self.blocks += 1
+        # A pooled token sits at the centre of its 2x2 patches.
+        position = np.concatenate([np.full((len(cells), 1), order), frame + 2 * cells + 0.5], 1)
+        self._place(where, order, order, self.blocks, position)
+        self._picture('vision', patch_cells(span.height, span.width), span)
+        return order + 1
+
+    def _representation(self, span: Representation, order: int, frame: int, group: int) -> int:
+        cells = group_cells(span.height, span.width)
+        count = len(cells) + 1
+        within, where = self._take('representation', count)
+        orders = order + np.arange(count)
+        position = np.full((count, 3), frame, np.float32)
+        position[:, 0] = orders
+        position[1:, 1:] += 2 * cells + 0.5
+        self._place(where, orders, orders, 0, position)
+        row = self.arrays
+        groups = group + np.arange(len(cells))
+        row['cells'][within][1:] = cells
+        row['codes_in'][within][1:] = groups
+        row['codes_target'][within][:-1] = groups
+        row['representation_weight'][within][:-1] = 1
+        return order + count
+
+    def _pixels(self, span: Pixels, order: int, reach: int, frame: int) -> None:
+        cells = patch_cells(span.height, span.width)
+        within, where = self._take('pixels', len(cells))
+        self.blocks += 1
+        position = np.concatenate([np.full((len(cells), 1), order), frame + cells], 1)
+        self._place(where, NEVER, reach, self.blocks, position)
+        self.arrays['pixel_weight'][within] = 1
+        self._picture('pixel', cells, span)
+
+
+def place(rows: Sequence[Sequence[Sequence[Span]]], capacity, channels) -> dict[str, np.ndarray]:
+    """Rows of samples of spans to a batch: the arrays of `empty` with a leading B.
+
+    Raises ValueError when a row's samples exceed its capacity.
+    """
+    filled = []
+    for samples in rows:
+        row = Row(capacity, channels)
+        for spans in samples:
+            row.add(list(spans))
+        filled.append(row.arrays)
+    return {name: np.stack([row[name] for row in filled]) for name in filled[0]}

@@ -1,0 +1,299 @@
+"""Draws to batches: captions, sizes, condition dropout, decoding, prefetch.
+
+`Batches.batch(step)` is a pure function of (seed, step). A host makes only its slice of the rows.
+"""
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+from absl import logging
+
+from rf_jax.data import captions, images, layout, packing
+from rf_jax.data.keys import generator
+from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.runtime.errors import UserError
+
+LEAST_DRAWS = 2048  # of an epoch, so that few samples still meet in ever new rows
+TASKS = ('text_to_image', 'image_to_text', 'text_only')
+
+
+class Batches:
+    """Everything between the sources and the train step.
+
+    Raises UserError at construction for impossible capacities or an empty mixture.
+    """
+
+    def __init__(self, config, sources_: Sequence, tokenizer: Tokenizer, part=(0, 1)):
+        self.config = config
+        self.data = config.data
+        self.tokenizer = tokenizer
+        self.part = part  # (index, count) of this host
+        self.counts: Counter = Counter()  # what was cut or left out, for the log
+        self.samples = _samples(sources_)
+        self.channels = self.data.patch**2 * 3
+        self._pictures = _PictureCache(megabytes=256)
+        self._check()
+        weights = {task: float(self.data.tasks.get(task, 0.0)) for task in TASKS}
+        empty = [t for t in TASKS if weights[t] > 0 and not self.samples[t]]
+        if empty or not any(weights.values()):
+            raise UserError(
+                f'no sample of {self.data.sources!r} can serve {empty or "any task"}: set '
+                f'data.tasks.{(empty or TASKS)[0]}=0 or give a source that can (data.sources)'
+            )
+        counts = {task: len(self.samples[task]) for task in TASKS}
+        self.plan = packing.Plan(
+            packing.Mixture(counts, weights, config.seed, LEAST_DRAWS),
+            lambda draw: layout.size(self.spans(draw, decode=False)),
+            [self.data.capacity[name] for name in layout.SIZES],
+            self.data.rows,
+        )
+
+    def _check(self) -> None:
+        data, capacity = self.data, self.data.capacity
+        unit = 2 * data.patch
+        unknown = set(data.tasks) - set(TASKS)
+        if unknown:
+            raise UserError(f'data.tasks has {sorted(unknown)}; known: {", ".join(TASKS)}')
+        if not data.sizes:
+            raise UserError('data.sizes is empty; the default is ((64, 1.0),)')
+        for entry in data.sizes:
+            if not isinstance(entry, tuple | list) or len(entry) != 2 or not entry[1] > 0:
+                raise UserError(
+                    f'data.sizes={data.sizes!r}: expected pairs (pixels, weight above 0) as in '
+                    "--config.data.sizes='((64, 0.7), (32, 0.3))'"
+                )
+            longest = entry[0]
+            if longest < unit or longest % unit:
+                raise UserError(
+                    f'data.sizes has {longest} px, which is no multiple of {unit} '
+                    f'(2 x data.patch = {unit}); take {max(unit, longest // unit * unit)}'
+                )
+        largest = max(longest for longest, _ in data.sizes)
+        frame = self.config.model.representation.frame
+        if largest // unit > frame:
+            raise UserError(
+                f'data.sizes has {largest} px, {largest // unit} representation tokens a side; '
+                f'model.representation.frame={frame} must be at least that'
+            )
+        patches = (largest // data.patch) ** 2
+        wanted = {}
+        if data.tasks.get('text_to_image', 0) > 0:
+            wanted |= {'pixels': patches, 'representation': patches // 4 + 1, 'pixel_pictures': 1}
+        if data.tasks.get('image_to_text', 0) > 0:
+            wanted |= {'vision': patches // 4, 'vision_pictures': 1}
+        if data.max_text < 8:
+            raise UserError(
+                f'data.max_text={data.max_text} leaves no room for a question, its answer and the '
+                'marks around them: take at least 8'
+            )
+        wanted['text'] = data.max_text
+        for name, need in wanted.items():
+            if capacity[name] < need:
+                raise UserError(
+                    f'data.capacity.{name}={capacity[name]} cannot hold one sample, which may '
+                    f'need {need}: raise it, or lower '
+                    f'{"data.max_text" if name == "text" else "data.sizes"}'
+                )
+        if capacity['pixels'] % 4:
+            raise UserError(f'data.capacity.pixels={capacity["pixels"]} is no multiple of 4')
+        if data.rows % self.part[1]:
+            raise UserError(f'data.rows={data.rows} does not divide over {self.part[1]} hosts')
+
+    def spans(self, draw: packing.Draw, decode: bool = True) -> list[layout.Span]:
+        """The sample's spans. Raises images.BadPicture when its picture cannot be decoded."""
+        source, index = self.samples[draw.task][draw.index]
+        record = source.record(index)
+        rng = generator(self.config.seed, 'draw', draw.task, draw.index, draw.turn)
+        counts = self.counts if decode else Counter()  # planning counts nothing
+        longest = _pick(rng, self.data.sizes)
+        if draw.task == 'text_only':
+            return [self._text(record.captions[0], 0, counts)]
+        height, width = fitted(record.height, record.width, self.data, longest)
+        pixels = self._pixels(source, index, height, width) if decode else None
+        grid = (height // self.data.patch, width // self.data.patch)
+        if draw.task == 'image_to_text':
+            question, answer = captions.dialogue(record, rng, self.data.question)
+            text = dialogue_span(self.tokenizer, question, answer, self.data.max_text, counts)
+            return [layout.Vision(*grid, pixels), text]
+        loss_from = 0 if self.data.prompt_loss else None
+        prompt = self._text(
+            captions.prompt(record, rng, self.data.caption_label), loss_from, counts
+        )
+        drop_text, drop_representation, drop_both = rng.random(3) < (
+            self.data.drop_text,
+            self.data.drop_representation,
+            self.data.drop_both,
+        )
+        return drawing(
+            [prompt],
+            grid,
+            pixels,
+            drop_text=bool(drop_text or drop_both),
+            drop_representation=bool(drop_representation or drop_both),
+            keep_positions=self.data.drop_keeps_positions,
+        )
+
+    def _text(self, text: str, loss_from: int | None, counts: Counter) -> layout.Text:
+        return text_span(self.tokenizer, text, self.data.max_text, loss_from, counts)
+
+    def _pixels(self, source, index: int, height: int, width: int) -> np.ndarray:
+        key = (id(source), index, height, width)
+        return self._pictures.get(key, lambda: self._decode(source, index, height, width))
+
+    def _decode(self, source, index, height, width) -> np.ndarray:
+        picture = images.resize(source.picture(index), height, width)
+        return images.patchify(picture, self.data.patch)
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This host's rows of global batch `step`: the arrays of `layout.empty`, leading B."""
+        rows = self.plan.rows(step)
+        share = len(rows) // self.part[1]
+        rows = rows[self.part[0] * share : (self.part[0] + 1) * share]
+        return layout.place(
+            [self._row(row) for row in rows], dict(self.data.capacity), self.channels
+        )
+
+    def _row(self, draws) -> list[list[layout.Span]]:
+        row = []
+        for draw in draws:
+            try:
+                row.append(self.spans(draw))
+            except images.BadPicture as error:
+                self.counts['picture_not_decodable'] += 1
+                if self.counts['picture_not_decodable'] <= 10:
+                    source, index = self.samples[draw.task][draw.index]
+                    logging.warning('left out: %s sample %d: %s', source.name, index, error)
+        return row
+
+    def iterate(self, start_step: int, stop_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of steps start .. stop, made ahead by grain's reader threads."""
+        dataset = grain.MapDataset.source(_Steps(self, start_step, stop_step))
+        options = grain.ReadOptions(
+            num_threads=self.data.threads, prefetch_buffer_size=self.data.prefetch
+        )
+        return iter(dataset.to_iter_dataset(options))
+
+
+def fitted(height: int, width: int, data, longest: int | None = None) -> tuple[int, int]:
+    """Size in pixels at which a picture is trained, described and judged.
+
+    `longest` defaults to the largest of `data.sizes`. Small pictures are not enlarged beyond the
+    smallest entry.
+    """
+    sizes = [size for size, _ in data.sizes]
+    longest = min(longest or max(sizes), max(height, width, min(sizes)))
+    return images.fit(height, width, longest, 2 * data.patch)
+
+
+def text_span(tokenizer, text, max_text, loss_from, counts: Counter) -> layout.Text:
+    """`<bos> text <eos>`; loss on what follows position `loss_from`, None for no loss.
+
+    Longer text is cut to `max_text` tokens and counted.
+    """
+    ids = [tokenizer.bos, *_cut(tokenizer.encode(text), max_text - 2, counts), tokenizer.eos]
+    targets = [*ids[1:], -1]
+    if loss_from is None:
+        return layout.Text(ids)
+    return layout.Text(ids, [t if i >= loss_from else -1 for i, t in enumerate(targets)])
+
+
+def dialogue_span(tokenizer, question, answer, max_text, counts: Counter) -> layout.Text:
+    """`<bos> question <answer> answer <eos>` with loss on the answer and its end.
+
+    A long question is cut to half of the span, the answer to the rest.
+    `answer` None leaves the span open after the answer mark, to be continued by generation.
+    """
+    head = tokenizer.encode(question) if question else []
+    head = [tokenizer.bos, *_cut(head, max_text // 2, counts), tokenizer.answer]
+    if answer is None:
+        return layout.Text(head)
+    tail = [*_cut(tokenizer.encode(answer), max_text - len(head) - 1, counts), tokenizer.eos]
+    targets = [-1] * (len(head) - 1) + tail + [-1]
+    return layout.Text(head + tail, targets)
+
+
+def drawing(
+    prompt: list[layout.Span],
+    grid: tuple[int, int],
+    pixels: np.ndarray | None,
+    *,
+    drop_text: bool,
+    drop_representation: bool,
+    keep_positions: bool,
+) -> list[layout.Span]:
+    """Spans of text-to-image with its dropped conditions; training and sampling share it."""
+    if drop_text:
+        length = sum(len(span.tokens) for span in prompt)
+        prompt = [layout.Skip(length)] if keep_positions else []
+    return [
+        *prompt,
+        layout.Representation(*grid),
+        layout.Pixels(*grid, pixels, reads_representation=not drop_representation),
+    ]
+
+
+def _cut(tokens: list[int], most: int, counts: Counter) -> list[int]:
+    if len(tokens) > most:
+        counts['text_cut'] += 1
+    return tokens[:most]
+
+
+def _pick(rng: np.random.Generator, sizes) -> int:
+    weights = np.array([weight for _, weight in sizes], float)
+    return sizes[int(np.searchsorted(np.cumsum(weights / weights.sum()), rng.random()))][0]
+
+
+def _samples(sources_) -> dict[str, list]:
+    """For each task the (source, index) that can serve it."""
+    found: dict[str, list] = {task: [] for task in TASKS}
+    for source in sources_:
+        for index in range(len(source)):
+            record = source.record(index)
+            if record.height and record.captions:
+                found['text_to_image'].append((source, index))
+                found['image_to_text'].append((source, index))
+            if record.captions and not record.height:
+                found['text_only'].append((source, index))
+    if not found['text_only']:  # captions are text too
+        found['text_only'] = list(found['text_to_image'])
+    return found
+
+
+class _Steps:
+    """Random access by step, as grain's sources are."""
+
+    def __init__(self, batches: Batches, start: int, stop: int):
+        self.batches, self.start, self.stop = batches, start, stop
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.batches.batch(self.start + int(index))
+
+
+class _PictureCache:
+    """Decoded patches, least recently used leave first. Safe to share between reader threads."""
+
+    def __init__(self, megabytes: int):
+        self.limit = megabytes * 2**20
+        self.held = 0
+        self.lock = threading.Lock()
+        self.entries: OrderedDict = OrderedDict()
+
+    def get(self, key, make) -> np.ndarray:
+        with self.lock:
+            if key in self.entries:
+                self.entries.move_to_end(key)
+                return self.entries[key]
+        value = make()
+        with self.lock:
+            if key not in self.entries:
+                self.entries[key] = value
+                self.held += value.nbytes
+            while self.held > self.limit and len(self.entries) > 1:
+                self.held -= self.entries.popitem(last=False)[1].nbytes
+        return value

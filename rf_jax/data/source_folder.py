@@ -1,0 +1,160 @@
+"""Data from the user's disk: a folder of captioned pictures, and plain text."""
+
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from rf_jax.data.images import BadPicture, header_size, read_rgb
+from rf_jax.data.records import Record, Skips, clean
+from rf_jax.runtime.errors import UserError
+
+_CAPTION_FIELDS = ('caption', 'captions', 'text', 'label')
+_EXAMPLE = '{"file": "cats/001.jpg", "caption": "a cat on a mat", "tags": ["cat", "mat"]}'
+_SCAN_THREADS = 16  # headers wait for the disk, not for the processor
+
+
+class FolderSource:
+    """Pictures and `captions.jsonl`, one JSON object a line:
+
+        {"file": ..., "caption": one or a list, "tags": [...], "kind": ...,
+         "questions": [{"question": ..., "answer": ...}]}
+
+    `file` is relative to the folder; all but file and caption may be left out. Lines that cannot
+    be used are skipped, counted in `.skipped` and named in the log. Raises UserError.
+    """
+
+    def __init__(self, path: str, max_pixels: int):
+        self.name = f'folder:{path}'
+        self._root = Path(path).expanduser()
+        self._max_pixels = max_pixels
+        self._skips = Skips()
+        listing = self._root / 'captions.jsonl'
+        if not path or not listing.is_file():
+            raise UserError(
+                f'data.sources: {self.name} needs a file captions.jsonl in that folder, one line a '
+                f'picture, such as {_EXAMPLE}'
+            )
+        parsed = [
+            self._parse(line, f'line {number}')
+            for number, line in enumerate(listing.read_bytes().splitlines(), 1)
+            if line.strip()
+        ]
+        self._files: list[Path] = []
+        self._records: list[Record] = []
+        self._scan([entry for entry in parsed if entry is not None])
+        self.skipped = self._skips.counts
+        if not self._records:
+            raise UserError(
+                f'data.sources: {self.name} has no usable picture; skipped: '
+                f'{self._skips or "none"}. A line of captions.jsonl looks like {_EXAMPLE}'
+            )
+        self._skips.log(self.name, len(self))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def record(self, i: int) -> Record:
+        return self._records[i]
+
+    def picture(self, i: int) -> np.ndarray:
+        """uint8 [h, w, 3]; raises BadPicture."""
+        return read_rgb(self._files[i], self._max_pixels)
+
+    def _parse(self, line: bytes, where: str) -> tuple[str, dict] | None:
+        """(file, fields of its Record), or None and a skip counted."""
+        try:
+            entry = json.loads(line.decode('utf-8-sig'))
+            file = entry['file']
+            # Lexical on purpose: a link inside the folder is the user's own doing.
+            inside = os.path.normpath(os.path.join('root', file)).split(os.sep)[0] == 'root'
+            fields = {
+                'captions': _strings(next((entry[k] for k in _CAPTION_FIELDS if k in entry), ())),
+                'tags': _strings(entry.get('tags', ())),
+                'kind': clean(entry.get('kind', '')),
+                'questions': tuple(
+                    (clean(pair['question']), clean(pair['answer']))
+                    for pair in entry.get('questions', ())
+                ),
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self._skips.add('malformed line', where)
+            return None
+        if not inside:
+            self._skips.add('file outside the folder', where)
+        elif not fields['captions']:
+            self._skips.add('empty caption', where)
+        else:
+            return file, fields
+        return None
+
+    def _scan(self, entries: list[tuple[str, dict]]) -> None:
+        """Keeps the entries whose picture has a sound header and is not enormous."""
+
+        def size(entry):
+            try:
+                return header_size(self._root / entry[0])
+            except BadPicture as error:
+                return str(error)
+
+        with ThreadPoolExecutor(_SCAN_THREADS) as pool:
+            sizes = list(pool.map(size, entries))
+        for (file, fields), found in zip(entries, sizes):
+            if isinstance(found, str):
+                self._skips.add('bad picture', f'{file}: {found}')
+            elif found[0] * found[1] > self._max_pixels:
+                self._skips.add('more than data.max_pixels', file)
+            else:
+                self._files.append(self._root / file)
+                self._records.append(Record(*found, **fields))
+
+
+class TextSource:
+    """A text file, or every .txt below a folder: one document a paragraph, no pictures.
+
+    Paragraphs are parted by blank lines. Files that are not UTF-8 are skipped and counted.
+    Raises UserError.
+    """
+
+    def __init__(self, path: str, max_pixels: int):
+        del max_pixels  # no pictures here
+        self.name = f'text:{path}'
+        root = Path(path).expanduser()
+        if not path or not root.exists():
+            raise UserError(f'data.sources: {self.name} is neither a text file nor a folder')
+        files = sorted(root.rglob('*.txt')) if root.is_dir() else [root]
+        skips = Skips()
+        self._paragraphs: list[str] = []
+        for file in files:
+            try:
+                text = file.read_text(encoding='utf-8-sig')
+            except (OSError, UnicodeDecodeError):
+                skips.add('not UTF-8 text', str(file))
+                continue
+            paragraphs = (clean(part) for part in re.split(r'\n\s*\n', text))
+            self._paragraphs.extend(part for part in paragraphs if part)
+        self.skipped = skips.counts
+        if not self._paragraphs:
+            raise UserError(
+                f'data.sources: {self.name} has no text; expected UTF-8 paragraphs parted by blank '
+                f'lines in one file, or in .txt files of a folder; skipped: {skips or "none"}'
+            )
+        skips.log(self.name, len(self))
+
+    def __len__(self) -> int:
+        return len(self._paragraphs)
+
+    def record(self, i: int) -> Record:
+        return Record(0, 0, captions=(self._paragraphs[i],))
+
+    def picture(self, i: int) -> np.ndarray:
+        raise BadPicture(f'{self.name} has no pictures')
+
+
+def _strings(value: str | list[str]) -> tuple[str, ...]:
+    """One string or several, cleaned, without the empty ones."""
+    values = (value,) if isinstance(value, str) else value
+    return tuple(text for text in map(clean, values) if text)

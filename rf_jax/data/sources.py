@@ -1,0 +1,108 @@
+"""Where samples come from: `build` turns the config field data.sources into a list of sources.
+
+A source has `.name`, `.skipped` (reason -> count), `__len__`, `record(i)` (no decoding) and
+`picture(i)`. Records stand in the same order in every run and on every host.
+"""
+
+import difflib
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from rf_jax.data.images import header_size, read_rgb
+from rf_jax.data.records import Record, clean
+from rf_jax.data.source_folder import FolderSource, TextSource
+from rf_jax.data.source_tfds import TfdsSource
+from rf_jax.runtime.errors import UserError
+
+_EMOJI = Path(__file__).parent / 'assets' / 'emoji64.zip'
+# The word of a Unicode subgroup that says what its members are; else the whole subgroup does.
+_HEADS = (
+    *('animal', 'plant', 'food', 'face', 'person', 'hand', 'place', 'transport'),
+    *('flag', 'weather', 'symbol', 'object'),
+)
+
+
+class Source(Protocol):
+    name: str
+    skipped: dict[str, int]
+
+    def __len__(self) -> int: ...
+
+    def record(self, i: int) -> Record: ...
+
+    def picture(self, i: int) -> np.ndarray:
+        """uint8 [h, w, 3]; raises BadPicture."""
+
+
+class EmojiSource:
+    """The 1,851 pictures of 64 x 64 that come with the package; see assets/NOTICE.md."""
+
+    def __init__(self, argument: str, max_pixels: int):
+        if argument:
+            raise UserError(f'data.sources: emoji takes no argument, not {argument!r}')
+        self.name = 'emoji'
+        self.skipped = {}
+        self._max_pixels = max_pixels
+        # All in memory: 2.5 MB, and threads share no file position.
+        with zipfile.ZipFile(io.BytesIO(_EMOJI.read_bytes())) as archive:
+            lines = archive.read('captions.jsonl').decode('utf-8').splitlines()
+            entries = [json.loads(line) for line in lines]
+            self._pictures = [archive.read(entry['file']) for entry in entries]
+        self._records = [
+            Record(
+                *header_size(picture),
+                captions=(clean(entry['label']),),
+                tags=tuple(map(clean, entry['tags'])),
+                kind=_readable(entry['subgroup']),
+            )
+            for entry, picture in zip(entries, self._pictures)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def record(self, i: int) -> Record:
+        return self._records[i]
+
+    def picture(self, i: int) -> np.ndarray:
+        """uint8 [64, 64, 3]."""
+        return read_rgb(self._pictures[i], self._max_pixels)
+
+
+def _readable(subgroup: str) -> str:
+    words = subgroup.split('-')
+    return next((word for word in (words[0], words[-1]) if word in _HEADS), ' '.join(words))
+
+
+SOURCES = {
+    'emoji': EmojiSource,
+    'folder': FolderSource,
+    'tfds': TfdsSource,
+    'text': TextSource,
+}
+
+
+def build(text: str, max_pixels: int) -> list[Source]:
+    """Sources of a comma-separated list: emoji | folder:/path | tfds:name[/config][:split] |
+    text:/path. Pictures of more than `max_pixels` pixels are left out. Raises UserError.
+    """
+    parts = [part.strip() for part in text.split(',') if part.strip()]
+    known = 'emoji | folder:/path | tfds:name[/config][:split] | text:/path'
+    if not parts:
+        raise UserError(f'data.sources is empty; expected a comma-separated list of {known}')
+    sources = []
+    for part in parts:
+        kind, _, argument = part.partition(':')
+        if kind not in SOURCES:
+            near = difflib.get_close_matches(kind, SOURCES, n=1)
+            hint = f' Did you mean {near[0]!r}?' if near else ''
+            raise UserError(
+                f'data.sources: unknown kind {kind!r} in {part!r}.{hint} Known: {known}'
+            )
+        sources.append(SOURCES[kind](argument, max_pixels))
+    return sources

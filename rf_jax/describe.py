@@ -1,0 +1,33 @@
+"""Describe: `python -m rf_jax.describe --workdir=runs/emoji --image=cat.png [--question=...]`."""
+
+from absl import flags
+
+from rf_jax.data import images
+from rf_jax.generation.sampler import Sampler
+from rf_jax.runtime import command
+from rf_jax.runtime.errors import UserError
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_IMAGE = flags.DEFINE_multi_string('image', [], 'Picture file; may be given several times.')
+_QUESTION = flags.DEFINE_string('question', '', 'Asked of every picture; without: what is it?')
+_STEP = flags.DEFINE_integer('checkpoint', None, 'Step of the checkpoint; the newest by default.')
+
+
+def main(argv):
+    del argv
+    if not _IMAGE.value:
+        raise UserError('nothing to describe: give --image=FILE')
+    sampler = Sampler.load(_WORKDIR.value, _STEP.value)
+    pictures = []
+    for path in _IMAGE.value:
+        try:
+            pictures.append(images.read_rgb(path, sampler.config.data.max_pixels))
+        except images.BadPicture as error:
+            raise UserError(f'--image={path}: {error}') from None
+    answers = sampler.describe(pictures, [_QUESTION.value] * len(pictures))
+    for path, answer in zip(_IMAGE.value, answers):
+        print(f'{path}: {answer}')
+
+
+if __name__ == '__main__':
+    command.run(main, required=['workdir'])

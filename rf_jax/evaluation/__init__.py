@@ -1,0 +1,1 @@
+"""Measures of drawn pictures and of descriptions."""

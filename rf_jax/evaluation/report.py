@@ -1,0 +1,87 @@
+"""What a run shows: grids and captions while training, a table and a grid at its end."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rf_jax.data import images, pipeline
+from rf_jax.evaluation import identification, usage
+from rf_jax.generation.sampler import Sampler
+from rf_jax.learning.loop import Run
+from rf_jax.learning.state import State
+from rf_jax.runtime import metrics
+
+COLUMNS = 8
+SHOWN = 24  # pairs in the grid of the end
+
+
+def first_pictures(run: Run) -> tuple[object, list[int]]:
+    """The first source with pictures and their numbers; (None, []) if there is none."""
+    for source, _ in run.batches.samples['text_to_image'][:1]:
+        return source, [i for i in range(len(source)) if source.record(i).height]
+    return None, []
+
+
+def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]:
+    """A hook `(step, ema, writer)`: drawings and descriptions into WORKDIR/samples."""
+    source, numbers = first_pictures(run)
+    rng = np.random.default_rng(run.config.seed)
+    chosen = identification.readable(source, rng.permutation(numbers), run.config.log.samples)
+    prompts = [source.record(i).captions[0] for i in chosen]
+    sampler = Sampler(run.config, run.model, None, run.tokenizer)  # compiled once, weights change
+    sizes = [pipeline.fitted(*picture.shape[:2], run.config.data) for picture in chosen.values()]
+    requests = [sampler.request(p, run.config.seed, size=s) for p, s in zip(prompts, sizes)]
+
+    def show(step: int, ema: Any, writer: metrics.MetricWriter) -> None:
+        if not chosen:
+            return
+        sampler.params = ema
+        drawn = sampler.draw(requests)
+        answers = sampler.describe(list(chosen.values()))
+        sheet = images.grid(drawn, COLUMNS, prompts)
+        folder = run.workdir / 'samples'
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(sheet).save(folder / f'{step:08d}.png')
+        writer.image(step, 'drawn', sheet)
+        lines = [f'{prompt} -> {answer}' for prompt, answer in zip(prompts, answers)]
+        writer.text(step, 'described', '\n\n'.join(lines))
+        (folder / f'{step:08d}.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+        sampler.params = None  # the step that follows reuses the state's memory
+
+    return show
+
+
+def at_end(run: Run, state: State) -> str:
+    """Evaluates, writes `result.json` and `grid.png` into the workdir; the table to print."""
+    sampler = Sampler(run.config, run.model, state.ema, run.tokenizer)
+    source, numbers = first_pictures(run)
+    if not numbers:
+        return 'no pictures: nothing to evaluate'
+    result = identification.evaluate(
+        sampler, source, min(run.config.evaluation.samples, len(numbers)), run.config.seed
+    )
+    share = usage.codes_over_an_epoch(run, state)
+    used = f'codebook: {share:.1%} of the prototypes are used over an epoch'
+    return f'{write(result, run.workdir)}\n{used}'
+
+
+def write(result: identification.Result, workdir: Path) -> str:
+    """Files of a result; gives the table with the grid's path."""
+    pictures, captions = [], []
+    for i in range(min(SHOWN, result.count)):
+        pictures += [result.truth[i], result.drawn[i]]
+        captions += [result.labels[i], f'> {result.answers[i]}']
+    grid = workdir / 'grid.png'
+    Image.fromarray(images.grid(pictures, COLUMNS, captions)).save(grid)
+    kept = asdict(result)
+    for name in ('drawn', 'truth'):
+        del kept[name]
+    (workdir / 'result.json').write_text(json.dumps(kept, indent=1), encoding='utf-8')
+    return (
+        f'{result.table()}\ngrid: {grid} (pairs: picture with its label, drawing with "> answer")'
+    )

@@ -1,0 +1,1 @@
+"""Drawing and describing with one key/value cache."""

@@ -1,0 +1,205 @@
+"""A trained model ready to draw and describe; in a notebook: `Sampler.load('runs/emoji')`."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from rf_jax.data import images, layout, pipeline
+from rf_jax.data.keys import fold
+from rf_jax.data.records import clean
+from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.generation import describing, drawing
+from rf_jax.models import unified
+from rf_jax.runtime import checkpoint, compilation
+from rf_jax.runtime.errors import UserError
+
+ROWS = 32  # rows of a compiled call; fewer requests are filled up, more are cut into calls
+ROUND = 8  # text capacities are rounded up to this, so that few programs are compiled
+
+
+@dataclass(frozen=True)
+class Request:
+    """A picture to draw: size in pixels, seed of its own."""
+
+    prompt: str
+    height: int
+    width: int
+    seed: int
+
+
+class Sampler:
+    """Holds what drawing needs: `draw(requests)` and `describe(pictures)`."""
+
+    def __init__(self, config, model: unified.Unified, params: Any, tokenizer: Tokenizer):
+        self.config, self.model, self.params, self.tokenizer = config, model, params, tokenizer
+        self._programs: dict = {}
+
+    @classmethod
+    def load(cls, workdir: str | os.PathLike, step: int | None = None) -> 'Sampler':
+        """From a run's folder alone, with the EMA weights. Raises UserError if it is no run."""
+        workdir = Path(workdir)
+        path = workdir / 'config.json'
+        if not path.exists():
+            raise UserError(f'--workdir={workdir} holds no config.json; give the folder of a run')
+        try:
+            config = ConfigDict(json.loads(path.read_text(encoding='utf-8')))
+        except (OSError, ValueError) as error:
+            raise UserError(f'{path} cannot be read: {error}') from None
+        compilation.use_cache(config.compilation_cache)
+        tokenizer = Tokenizer.load(workdir / 'tokenizer.model')
+        _, saved = checkpoint.restore_numpy(workdir / 'checkpoints', step, only='ema')
+        params = jax.tree.map(jnp.asarray, saved['ema'])
+        return cls(config, unified.build(config, tokenizer.size), params, tokenizer)
+
+    def options(self, **changes) -> drawing.Options:
+        """`config.sampling` with changes; None changes nothing."""
+        names = drawing.Options.__dataclass_fields__
+        values = {name: self.config.sampling[name] for name in names}
+        values['interval'] = tuple(values['interval'])
+        return drawing.Options(**values | {k: v for k, v in changes.items() if v is not None})
+
+    def request(self, prompt: str, seed: int, number: int = 0, size=None) -> Request:
+        """A request whose randomness depends on (seed, prompt, number) alone.
+
+        `size` (height, width) in pixels; None is a square of the largest training size. Raises
+        UserError for a size that does not divide into 2x2 patches.
+        """
+        unit = 2 * self.config.data.patch
+        height, width = size or (max(entry[0] for entry in self.config.data.sizes),) * 2
+        if height < unit or width < unit or height % unit or width % unit:
+            raise UserError(
+                f'--size={height}x{width}: both sides must be multiples of {unit} pixels '
+                '(2 x data.patch)'
+            )
+        frame = self.config.model.representation.frame
+        if max(height, width) // unit > frame:
+            raise UserError(
+                f'--size={height}x{width}: the longest side may be {frame * unit} pixels '
+                '(2 x data.patch x model.representation.frame)'
+            )
+        prompt = clean(prompt)
+        return Request(prompt, height, width, fold(seed, prompt, number) % 2**31)
+
+    def draw(self, requests: Sequence[Request], options: drawing.Options | None = None):
+        """List of uint8 [height, width, 3], one a request."""
+        pictures = []
+        for chunk, full in _chunks(requests):
+            patches, _ = self._draw(full, options or self.options())
+            for request, values in zip(chunk, patches):
+                count = request.height * request.width // self.config.data.patch**2
+                picture = images.unpatchify(
+                    values[:count], request.height, request.width, self.config.data.patch
+                )
+                pictures.append(np.clip((picture + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8))
+        return pictures
+
+    def _draw(self, requests: Sequence[Request], options: drawing.Options):
+        """(patches float32 [B, P, C], codes int32 [B, R - 1]) of one compiled call."""
+        rows = self.rows(requests)
+        keys = jax.vmap(jax.random.key)(np.array([r.seed for r in requests], np.uint32))
+        if options not in self._programs:
+            self._programs[options] = jax.jit(
+                partial(drawing.draw, self.model, self.config, options)
+            )
+        patches, codes = self._programs[options](self.params, rows, keys)
+        return np.asarray(patches), np.asarray(codes)
+
+    def rows(self, requests: Sequence[Request]) -> dict[tuple[bool, bool], dict]:
+        """{(text kept, representation kept): layout arrays}, one sample a row."""
+        data = self.config.data
+        counts: Counter = Counter()
+        prompts = [
+            pipeline.text_span(self.tokenizer, r.prompt, data.max_text, None, counts)
+            for r in requests
+        ]
+        if counts:
+            logging.warning(
+                '%d prompts are longer than data.max_text=%d tokens and were cut',
+                counts['text_cut'],
+                data.max_text,
+            )
+        grids = [(r.height // data.patch, r.width // data.patch) for r in requests]
+        patches = max(h * w for h, w in grids)
+        capacity = {
+            'text': _round(max(len(p.tokens) for p in prompts)),
+            'vision': 0,
+            'representation': patches // 4 + 1,
+            'pixels': patches,
+            'vision_pictures': 0,
+            'pixel_pictures': 1,
+        }
+
+        def place(text: bool, representation: bool):
+            samples = [
+                [
+                    pipeline.drawing(
+                        [prompt],
+                        grid,
+                        None,
+                        drop_text=not text,
+                        drop_representation=not representation,
+                        keep_positions=data.drop_keeps_positions,
+                    )
+                ]
+                for prompt, grid in zip(prompts, grids)
+            ]
+            return layout.place(samples, capacity, self.model.channels)
+
+        return {(c, r): place(c, r) for c in (True, False) for r in (True, False)}
+
+    def describe(self, pictures: Sequence[np.ndarray], questions: Sequence[str] = ()) -> list[str]:
+        """Answers for uint8 [h, w, 3] pictures; without questions they are described."""
+        questions = list(questions) or [''] * len(pictures)
+        answers = []
+        for chunk, full in _chunks(list(zip(pictures, questions))):
+            tokens = self._describe(full)[: len(chunk)]
+            answers += [self.tokenizer.decode(row.tolist()) for row in tokens]
+        return answers
+
+    def _describe(self, pairs) -> np.ndarray:
+        data, length = self.config.data, self.config.sampling.max_answer
+        counts: Counter = Counter()
+        rows, heads = [], []
+        for picture, question in pairs:
+            height, width = pipeline.fitted(*picture.shape[:2], data)
+            pixels = images.patchify(images.resize(picture, height, width), data.patch)
+            head = pipeline.dialogue_span(
+                self.tokenizer, clean(question), None, data.max_text, counts
+            )
+            heads.append(len(head.tokens))
+            open_text = layout.Text([*head.tokens, *[self.tokenizer.pad] * length])
+            vision = layout.Vision(height // data.patch, width // data.patch, pixels)
+            rows.append([[vision, open_text]])
+        sizes = np.max([layout.size(row[0]) for row in rows], axis=0)
+        capacity = dict(zip(layout.SIZES, sizes.tolist()))
+        capacity['text'] = _round(capacity['text'])
+        batch = layout.place(rows, capacity, self.model.channels)
+        if 'describe' not in self._programs:
+            self._programs['describe'] = jax.jit(
+                partial(describing.describe, self.model, length=length,
+                        eos=self.tokenizer.eos, size=self.tokenizer.size)
+            )  # fmt: skip
+        return np.asarray(self._programs['describe'](self.params, batch, np.array(heads, np.int32)))
+
+
+def _round(count: int) -> int:
+    return -(-count // ROUND) * ROUND
+
+
+def _chunks(items: Sequence):
+    """(chunk, chunk filled up to ROWS by its first item); a few items are not filled up."""
+    for start in range(0, len(items), ROWS):
+        chunk = list(items[start : start + ROWS])
+        few = len(items) <= 4
+        yield chunk, chunk if few else chunk + [chunk[0]] * (ROWS - len(chunk))

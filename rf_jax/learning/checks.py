@@ -1,0 +1,73 @@
+"""What stops or warns a run: values that cannot work, changed configs, non-finite numbers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from rf_jax.learning import flow
+from rf_jax.runtime.errors import UserError, choose, require
+
+DTYPES = dict.fromkeys(('float32', 'bfloat16', 'float16'))
+
+
+def check(config) -> None:
+    """Raises UserError for values that would fail later with less to say."""
+    choose('compute_dtype', config.compute_dtype, DTYPES)
+    choose('sampling.method', config.sampling.method, flow.METHODS)
+    flat = flatten(config.to_dict())
+    for field in (
+        *('steps', 'data.rows', 'data.patch', 'data.capacity.pixels', 'model.backbone.kv_heads'),
+        *('model.encoder.heads', 'model.representation.codes', 'optimizer.accumulate'),
+        *('sampling.steps', 'log.every', 'checkpoint.every', 'flow.base_pixels'),
+    ):
+        require(flat[field] >= 1, f'{field}={flat[field]} must be at least 1')
+    require(any(config.losses.values()), 'all weights of losses are 0: nothing would be learned')
+
+
+def warn_of_changes(config, workdir: Path) -> None:
+    """Names the config fields that differ from what this workdir was trained with so far."""
+    try:
+        before = flatten(json.loads((workdir / 'config.json').read_text(encoding='utf-8')))
+    except (OSError, ValueError):
+        return
+    for field, value in flatten(json.loads(config.to_json_best_effort())).items():
+        if before.get(field) != value:
+            was = before.get(field)
+            logging.warning('%s is %r now and was %r in this workdir', field, value, was)
+
+
+def flatten(tree: Mapping, above: str = '') -> dict[str, Any]:
+    """Nested dictionaries to {dotted name: value}."""
+    found = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= flatten(value, f'{above}{name}.')
+        else:
+            found[above + name] = value
+    return found
+
+
+@jax.jit
+def all_finite(tree) -> jax.Array:
+    """bool: every number of every floating array is finite."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+def not_finite(number: int) -> UserError:
+    """The error for a state that is not finite after step `number`."""
+    return UserError(
+        f'the state is not finite after step {number}; nothing of it was saved. Lower '
+        'optimizer.learning_rate and run again: it resumes from the last checkpoint'
+    )
+
+
+def raise_unless_finite(number: int, state) -> None:
+    """Raises UserError before anything bad is saved (design rule 9)."""
+    if not all_finite(state):
+        raise not_finite(number)

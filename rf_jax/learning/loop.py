@@ -1,0 +1,185 @@
+"""The run: build it from the config, start or resume, train, save (design rules 9 and 10)."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+import rf_jax
+from rf_jax.data import captions, pipeline, sources
+from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.learning import checks, optimizer, state, step
+from rf_jax.learning.report import Report
+from rf_jax.models import unified
+from rf_jax.runtime import checkpoint, compilation, mesh, metrics, sharding, workdir
+from rf_jax.runtime.errors import UserError
+
+
+@dataclass
+class Run:
+    """All parts of a training run. `train_step(state, batch)` is compiled, its state donated."""
+
+    config: Any
+    workdir: Path
+    tokenizer: Tokenizer
+    batches: pipeline.Batches
+    model: unified.Unified
+    mesh: jax.sharding.Mesh
+    abstract: state.State
+    initialise: Callable[[], state.State]
+    train_step: Callable
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A batch onto the devices, rows over the data axes."""
+        where = mesh.batch_sharding(self.mesh)
+        return {
+            name: jax.make_array_from_process_local_data(where, array)
+            for name, array in batch.items()
+        }
+
+
+def find_tokenizer(config, folder: Path, found) -> Tokenizer:
+    """The run's own, else `tokenizer.path`, else that of `initialise_from`, else a new one."""
+    own = folder / 'tokenizer.model'
+    if own.exists():
+        return Tokenizer.load(own)
+    if config.tokenizer.path:
+        return Tokenizer.load(config.tokenizer.path)
+    if config.initialise_from:
+        return Tokenizer.load(Path(config.initialise_from) / 'tokenizer.model')
+    logging.info('Training a SentencePiece tokenizer on the captions of %s', config.data.sources)
+    return Tokenizer.train(captions.corpus(found), config.tokenizer.vocabulary)
+
+
+def build(config, folder: str | os.PathLike, devices=None) -> Run:
+    """Everything but the state, for a workdir. Raises UserError for a config that cannot run."""
+    folder = Path(folder)
+    workdir.check_writable(folder)
+    checks.check(config)
+    compilation.use_cache(config.compilation_cache)
+    found = sources.build(config.data.sources, config.data.max_pixels)
+    tokenizer = find_tokenizer(config, folder, found)
+    part = (jax.process_index(), jax.process_count())
+    batches = pipeline.Batches(config, found, tokenizer, part)
+    model = unified.build(config, tokenizer.size)
+    mesh_ = mesh.make_mesh(config.mesh, devices)
+    parts = config.optimizer.accumulate
+    if config.data.rows % parts:
+        raise UserError(
+            f'data.rows={config.data.rows} is no multiple of optimizer.accumulate={parts}'
+        )
+    mesh.check_rows(config.data.rows // parts, mesh_)
+
+    def optimizer_of(params):
+        return optimizer.build(config.optimizer, params)
+
+    def new_state():
+        width, codes = config.model.encoder.width, config.model.representation.codes
+        return state.initialise(model, optimizer_of, codes, width, config.seed)
+
+    abstract = jax.eval_shape(new_state)
+    where = sharding.shardings(abstract, mesh_, config.sharding)
+    abstract = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, where
+    )
+    train_step = jax.jit(
+        step.build(config, model, optimizer_of), donate_argnums=0, out_shardings=(where, None)
+    )
+    initialise = jax.jit(new_state, out_shardings=where)
+    return Run(config, folder, tokenizer, batches, model, mesh_, abstract, initialise, train_step)
+
+
+def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, state.State]:
+    """(steps done, state): 1. the run's own newest checkpoint that restores, 2. the weights of
+    another run (`initialise_from`) at step 0, 3. new weights.
+    """
+    total = run.config.steps
+    restored = checkpoints.restore(run.abstract)
+    if restored:
+        checks.warn_of_changes(run.config, run.workdir)
+        logging.info('Resumed %s at step %d of %d', run.workdir, restored[0], total)
+        return restored
+    current = run.initialise()
+    other = run.config.initialise_from
+    if not other:
+        logging.info('Started %s from new weights, %d steps', run.workdir, total)
+        return 0, current
+    step_, saved = checkpoint.restore_numpy(Path(other) / 'checkpoints')
+    current = current.replace(
+        **{
+            name: state.replaced(getattr(current, name), saved[name], f'{other}: {name}')
+            for name in ('params', 'ema', 'codebook')
+        }
+    )
+    logging.info('Started %s from %s (its step %d), %d steps', run.workdir, other, step_, total)
+    return 0, current
+
+
+def write_start(run: Run) -> None:
+    """What a notebook needs to reopen the run: config, tokenizer, versions, parameters."""
+    versions = {'rf_jax': rf_jax.__version__, 'jax': jax.__version__,
+                'tokenizer_sha256': run.tokenizer.checksum}  # fmt: skip
+    workdir.write_run_files(
+        run.workdir,
+        {
+            'config.json': run.config.to_json_best_effort(indent=2),
+            'tokenizer.model': run.tokenizer.model_bytes,
+            'version.json': json.dumps(versions, indent=2),
+            'parameters.txt': sharding.overview(run.abstract.params),
+        },
+    )
+
+
+def train(run: Run, on_samples: Callable | None = None) -> state.State:
+    """Trains to `config.steps`, resuming from the newest checkpoint that restores.
+
+    `on_samples(step, ema, writer)` draws while training. Ctrl-C and SIGTERM save and return the
+    state as it is (its step tells). Raises UserError for a state that is not finite, which is
+    never saved.
+    """
+    config = run.config
+    c = config.checkpoint
+    checkpoints = checkpoint.Checkpoints(
+        run.workdir / 'checkpoints', c.every, c.keep, c.keep_period
+    )
+    start, current = start_state(run, checkpoints)
+    write_start(run)
+    logging.info('%s', sharding.overview(current.params))
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpoints.close)
+        writer = metrics.MetricWriter(run.workdir, start)
+        stack.callback(writer.close)
+        stop = stack.enter_context(metrics.StopSignal())
+        report = Report(run.config, run.tokenizer.size, run.batches.counts, writer, start)
+        batches = run.batches.iterate(start, config.steps)
+        for number in range(start + 1, config.steps + 1):
+            waited = time.monotonic()
+            batch = next(batches)
+            report.waited += time.monotonic() - waited
+            current, values = run.train_step(current, run.put(batch))
+            report.later(number, values, batch)  # reads the step before, while this one runs
+            stopping = stop.requested  # read once: a signal may come at any moment
+            last = number == config.steps or stopping
+            if last or checkpoints.due(number):
+                report.flush()
+                checks.raise_unless_finite(number, current)
+                checkpoints.save(number, current)
+            every = config.log.samples_every
+            if on_samples and every and number % every == 0 and not last:
+                report.flush()
+                on_samples(number, current.ema, writer)
+            if stopping:
+                saved = 'saved' if checkpoints.wait() else 'but it could not be saved'
+                logging.warning('Stopped by a signal at step %d, %s; run it again', number, saved)
+                break
+        report.flush()
+        checkpoints.wait()
+    return current

@@ -1,0 +1,71 @@
+"""AdamW as in the paper (section 4.1): clip, warm-up then constant, rates and freezing by path."""
+
+import re
+from collections.abc import Sequence
+
+import jax
+import optax
+
+from rf_jax.runtime.errors import UserError
+
+# Parameters that decay: products and tables, not norms, biases, layer scales.
+DECAYED = ('kernel', 'table', 'class_and_registers')
+
+
+def paths(tree) -> list[str]:
+    """'/'-joined path of every leaf, in tree order."""
+    found, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return ['/'.join(str(getattr(k, 'key', k)) for k in path) for path, _ in found]
+
+
+def _by_path(tree, value_of):
+    """A tree like `tree` with `value_of(path)` at each leaf."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [value_of(p) for p in paths(tree)])
+
+
+def rates(params, rate_rules: Sequence[tuple[str, float]], freeze: Sequence[str]):
+    """Tree of learning-rate factors: 0 where frozen, else the first rule that matches, else 1.
+
+    Raises UserError for a rule that matches no parameter: it would silently do nothing.
+    """
+    names = paths(params)
+    rules = [('optimizer.freeze', pattern, 0.0) for pattern in freeze]
+    rules += [('optimizer.rates', pattern, float(factor)) for pattern, factor in rate_rules]
+    for field, pattern, _ in rules:
+        if not any(re.search(pattern, name) for name in names):
+            raise UserError(
+                f'{field} has {pattern!r}, which matches no parameter; paths look like '
+                f'{names[0]!r} (all of them: parameters.txt in the workdir)'
+            )
+
+    def factor(path):
+        return next((value for _, pattern, value in rules if re.search(pattern, path)), 1.0)
+
+    return _by_path(params, factor)
+
+
+def schedule(config) -> optax.Schedule:
+    """Linear warm-up from 0 to the learning rate, then constant."""
+    peak, warmup = config.learning_rate, config.warmup
+    return lambda count: peak * jax.numpy.minimum(1.0, (count + 1) / max(warmup, 1))
+
+
+def build(config, params) -> optax.GradientTransformation:
+    """The chain for `config.optimizer`; `params` give only their paths."""
+    factors = rates(params, config.rates, config.freeze)
+    decayed = _by_path(params, lambda path: path.split('/')[-1] in DECAYED)
+
+    def scaled(tree):
+        # Frozen parameters get factor 0: no update, no decay, and no part in the clipped norm.
+        return jax.tree.map(lambda x, f: x * f, tree, factors)
+
+    live = jax.tree.map(lambda f: float(f > 0), factors)
+    keep_live = optax.stateless(lambda u, _: jax.tree.map(lambda x, f: x * f, u, live))
+    return optax.chain(
+        keep_live,
+        optax.clip_by_global_norm(config.clip),
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, decayed),
+        optax.stateless(lambda u, _: scaled(u)),
+        optax.scale_by_learning_rate(schedule(config)),
+    )

@@ -1,0 +1,1 @@
+"""The network: shared backbone, vision encoder, quantizer, representation head, denoiser."""

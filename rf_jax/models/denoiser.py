@@ -1,0 +1,54 @@
+"""The two ends of the pixel path: noisy patches and time in, clean patches out (JiT; paper 3.2)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rf_jax.models.layers import Dense
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of t in [0, 1], computed in float32, then a two-layer SiLU MLP."""
+
+    features: int
+    width: int
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        """t float32 [...] -> [..., D]."""
+        half = self.features // 2
+        # From one radian to a thousand over the whole time.
+        frequency = 1000.0 ** (jnp.arange(half, dtype=jnp.float32) / (half - 1))
+        angles = t[..., None].astype(jnp.float32) * frequency
+        x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+        x = Dense(self.width, True, name='up')(x)
+        return Dense(self.width, True, name='down')(nn.silu(x))
+
+
+class PatchIn(nn.Module):
+    """Noisy patches [B, P, C] and their times [B, P] -> tokens [B, P, D]."""
+
+    config: object
+    width: int
+
+    @nn.compact
+    def __call__(self, z: jax.Array, t: jax.Array) -> jax.Array:
+        x = z
+        if self.config.bottleneck:
+            x = Dense(self.config.bottleneck, name='bottleneck')(x)
+        x = Dense(self.width, True, name='patch')(x)
+        return x + TimeEmbedding(self.config.time_features, self.width, name='time')(t).astype(
+            x.dtype
+        )
+
+
+class PatchOut(nn.Module):
+    """Tokens [B, P, D] -> predicted clean patches [B, P, C], float32; zero at the start."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return Dense(self.channels, True, nn.initializers.zeros, name='patch')(
+            x.astype(jnp.float32)
+        )

@@ -1,0 +1,106 @@
+"""Online vector quantization of encoder features (paper, section 3.1 and appendix B).
+
+All of it is float32: the differences that decide are of order 1 / K. Under jit the batch is global,
+so the statistics cover every device.
+
+Features z [M, D] and prototypes [K, D] have unit norm; `valid` bool [M] marks real features.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from rf_jax.runtime.errors import choose
+
+
+def normalise(x: jax.Array) -> jax.Array:
+    """Unit L2 norm over the last axis; a zero vector stays zero."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
+
+
+def similarity(z: jax.Array, codebook: jax.Array) -> jax.Array:
+    """Cosines [M, K], in full float32 on accelerators too."""
+    return jnp.matmul(z, codebook.T, precision=jax.lax.Precision.HIGHEST)
+
+
+@dataclass(frozen=True)
+class Printed:
+    """The paper's listing: softmax over prototypes, softmax over samples, argmax."""
+
+    temperature: float
+
+    def __call__(self, z: jax.Array, codebook: jax.Array, valid: jax.Array) -> jax.Array:
+        """Codes int32 [M]."""
+        p = jax.nn.softmax(similarity(z, codebook) / self.temperature, axis=1)
+        # The second softmax divides by a sum over samples; its logarithm has the same argmax.
+        shares = jax.nn.logsumexp(jnp.where(valid[:, None], p, -jnp.inf), axis=0)
+        return jnp.argmax(p - shares, axis=1).astype(jnp.int32)
+
+
+@dataclass(frozen=True)
+class Sinkhorn:
+    """Sinkhorn-Knopp: prototypes get equal shares of the samples, `iterations` times."""
+
+    temperature: float
+    iterations: int
+
+    def __call__(self, z: jax.Array, codebook: jax.Array, valid: jax.Array) -> jax.Array:
+        """Codes int32 [M]."""
+        logits = jnp.where(valid[:, None], similarity(z, codebook) / self.temperature, -jnp.inf)
+        for _ in range(self.iterations):
+            # In logarithms; a padded sample has only -inf and must not turn into NaN.
+            logits = logits - _finite(jax.nn.logsumexp(logits, axis=1, keepdims=True))
+            logits = logits - _finite(jax.nn.logsumexp(logits, axis=0, keepdims=True))
+        return jnp.argmax(logits, axis=1).astype(jnp.int32)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The prototype of greatest cosine similarity, no balancing."""
+
+    def __call__(self, z: jax.Array, codebook: jax.Array, valid: jax.Array) -> jax.Array:
+        """Codes int32 [M]."""
+        return jnp.argmax(similarity(z, codebook), axis=1).astype(jnp.int32)
+
+
+def _finite(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(x), x, 0.0)
+
+
+def update(codebook, z, codes, valid, momentum: float) -> jax.Array:
+    """C <- normalise(m C + (1 - m) normalise(mean of the z assigned)); no gradient.
+
+    A prototype without assignment keeps its row: the listing would divide by zero.
+    """
+    slot = jnp.where(valid, codes, codebook.shape[0])  # padding goes to a slot that is cut off
+    sums = jax.ops.segment_sum(z, slot, codebook.shape[0] + 1)[:-1]
+    used = jax.ops.segment_sum(valid.astype(jnp.float32), slot, codebook.shape[0] + 1)[:-1] > 0
+    moved = normalise(momentum * codebook + (1 - momentum) * normalise(sums))
+    return jnp.where(used[:, None], moved, codebook)
+
+
+def from_data(key: jax.Array, z: jax.Array, valid: jax.Array, codes: int) -> jax.Array:
+    """K prototypes drawn from the features, each valid one as often as the next.
+
+    With fewer features than prototypes the repeats are set apart by a little noise.
+    """
+    order_key, noise_key = jax.random.split(key)
+    order = jnp.argsort(jnp.where(valid, jax.random.uniform(order_key, valid.shape), 2.0))
+    index = order[jnp.arange(codes) % jnp.maximum(valid.sum(), 1)]
+    noise = jax.random.normal(noise_key, (codes, z.shape[-1])) * 0.01 / z.shape[-1] ** 0.5
+    return normalise(z[index] + noise)
+
+
+MODES = {
+    'printed': lambda c: Printed(c.temperature),
+    'sinkhorn': lambda c: Sinkhorn(c.temperature, c.iterations),
+    'nearest': lambda c: Nearest(),
+}
+
+
+def build(config):
+    """Assignment (z, codebook, valid) -> codes of `config.model.representation.quantizer`."""
+    quantizer = config.model.representation.quantizer
+    return choose('model.representation.quantizer.mode', quantizer.mode, MODES)(quantizer)

@@ -1,0 +1,134 @@
+"""The whole model: four streams into one backbone, three heads out (paper, figure 2)."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rf_jax.models import attention, transformer
+from rf_jax.models.denoiser import PatchIn, PatchOut
+from rf_jax.models.layers import Dense, Table
+from rf_jax.models.representation import RepresentationEmbedding, RepresentationHead
+from rf_jax.models.vision_encoder import Connector, VisionEncoder, pool
+from rf_jax.runtime.errors import require
+
+Batch = Mapping[str, jax.Array]
+
+
+def to_signed(pixels: jax.Array) -> jax.Array:
+    """uint8 pictures to float32 in [-1, 1]."""
+    return pixels.astype(jnp.float32) / 127.5 - 1.0
+
+
+class Unified(nn.Module):
+    """Built by `build(config, vocabulary)`; its methods work on the arrays of `data.layout`.
+
+    Streams are named in the order of the row, [text | vision | representation | pixels].
+    """
+
+    config: object
+    vocabulary: int
+    channels: int
+    backbone_of: object
+
+    def setup(self):
+        c = self.config
+        width = c.backbone.width
+        self.text_embed = Table(self.vocabulary, width)
+        self.encoder = VisionEncoder(c.encoder)
+        self.connector = Connector(width)
+        self.representation_embed = RepresentationEmbedding(
+            c.representation.codes, c.representation.frame, width
+        )
+        self.patch_in = PatchIn(c.denoiser, width)
+        self.backbone = self.backbone_of()
+        self.text_head = Dense(self.vocabulary)
+        self.representation_head = RepresentationHead(c.representation.codes)
+        self.patch_out = PatchOut(self.channels)
+
+    def __call__(self, batch: Batch, codes, z, t, dtype=jnp.float32) -> dict[str, jax.Array]:
+        """The training forward.
+
+        codes int32 [B, R] inputs of the representation stream (-1: begin or none),
+        z float32 [B, P, C] noisy patches, t float32 [B, P] their times. Gives float32
+        `text_logits` [B, T, V], `representation_logits` [B, R, K], `x` [B, P, C].
+        """
+        streams = (
+            self.embed_text(batch['text_tokens']),
+            self.embed_vision(batch, dtype),
+            self.representation_embed(codes, batch['cells']),
+            self.patch_in(z.astype(dtype), t),
+        )
+        text, vision, representation, pixels = (s.shape[1] for s in streams)
+        x = jnp.concatenate([s.astype(dtype) for s in streams], 1)
+        mask = attention.visible(batch, batch)
+        lengths = (text + vision, representation, pixels)
+        x, _ = self.backbone(x, batch['position'], mask, lengths)
+        start = text + vision
+        return {
+            'text_logits': self.text_logits(x[:, :text]),
+            'representation_logits': self.representation_head(x[:, start : start + representation]),
+            'x': self.patch_out(x[:, start + representation :]),
+        }
+
+    def embed_text(self, tokens: jax.Array) -> jax.Array:
+        """int32 [B, T] -> [B, T, D]."""
+        return self.text_embed(tokens)
+
+    def embed_vision(self, batch: Batch, dtype=jnp.float32) -> jax.Array:
+        """Pictures to be understood -> connector tokens [B, Vn, D]."""
+        if not batch['vision_pixels'].shape[1]:
+            return jnp.zeros((*batch['vision_pixels'].shape[:2], self.config.backbone.width), dtype)
+        patches = to_signed(batch['vision_pixels']).astype(dtype)
+        pictures = batch['vision_counts'].shape[1]
+        _, normed = self.encoder(patches, batch['vision_picture'], batch['vision_coords'], pictures)
+        return self.connector(normed)
+
+    def features(self, batch: Batch, pool_first: bool) -> jax.Array:
+        """What the encoder sees in the clean pictures to be drawn: float32 [B, P / 4, Denc].
+
+        Last layer before the final norm, pooled 2x2. Called with the EMA parameters.
+        """
+        patches = to_signed(batch['pixels'])
+        pictures = batch['pixel_counts'].shape[1]
+        x, _ = self.encoder(patches, batch['pixel_picture'], batch['pixel_coords'], pictures)
+        x = x.astype(jnp.float32)
+        if not pool_first:
+            x = x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-12)
+        return pool(x)
+
+    def run(self, x, position, mask, lengths, cache):
+        """Backbone on part of a row with a cache of the rest: (hidden, own keys and values)."""
+        return self.backbone(x, position, mask, lengths, cache, keep=True)
+
+    def embed_representation(self, codes, cells) -> jax.Array:
+        """int32 [B, n], [B, n, 2] -> [B, n, D]."""
+        return self.representation_embed(codes, cells)
+
+    def embed_patches(self, z, t) -> jax.Array:
+        """[B, P, C], [B, P] -> [B, P, D]."""
+        return self.patch_in(z, t)
+
+    def text_logits(self, x) -> jax.Array:
+        """[B, T, D] -> float32 [B, T, V]."""
+        return self.text_head(x.astype(jnp.float32))
+
+    def representation_logits(self, x) -> jax.Array:
+        """[B, R, D] -> float32 [B, R, K]."""
+        return self.representation_head(x)
+
+    def predict(self, x) -> jax.Array:
+        """[B, P, D] -> clean patches float32 [B, P, C]."""
+        return self.patch_out(x)
+
+
+def build(config, vocabulary: int) -> Unified:
+    """The model of `config.model`; C follows from `config.data.patch`. Raises UserError."""
+    encoder = config.model.encoder
+    require(
+        encoder.width % (4 * encoder.heads) == 0,
+        f'model.encoder.width={encoder.width} is no multiple of 4 x model.encoder.heads='
+        f'{encoder.heads}, as its rotary positions need',
+    )
+    return Unified(config.model, vocabulary, config.data.patch**2 * 3, transformer.build(config))

@@ -1,0 +1,93 @@
+"""DINOv3's vision transformer on packed pictures of any size, and the connector to the backbone."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rf_jax.models import attention
+from rf_jax.models.layers import GELU, Dense, LayerNorm, SwiGLU
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm block with layer scale; query, value and output have biases, key has none."""
+
+    config: object
+
+    @nn.compact
+    def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
+        c = self.config
+        scale = nn.initializers.constant(c.layer_scale)
+        y = LayerNorm(c.norm_eps, name='attention_norm')(x)
+
+        def heads(name, use_bias):
+            return Dense(c.width, use_bias, name=name)(y).reshape(*y.shape[:-1], c.heads, -1)
+
+        q, k, v = heads('query', True), heads('key', False), heads('value', True)
+        y = attention.attend(attention.rotate(q, angles), attention.rotate(k, angles), v, mask)
+        y = Dense(c.width, True, name='output')(y.reshape(x.shape))
+        x = x + y * self.param('attention_scale', scale, (c.width,)).astype(x.dtype)
+        y = LayerNorm(c.norm_eps, name='ffn_norm')(x)
+        ffn = (
+            SwiGLU(c.feedforward, True, name='ffn') if c.gated else GELU(c.feedforward, name='ffn')
+        )
+        return x + ffn(y) * self.param('ffn_scale', scale, (c.width,)).astype(x.dtype)
+
+
+class VisionEncoder(nn.Module):
+    """Patches of several pictures in a row to features; a picture attends to itself alone.
+
+    Each picture has its own class token and registers, as DINOv3 puts before the patches.
+    """
+
+    config: object
+
+    @nn.compact
+    def __call__(self, patches, picture, coords, pictures: int):
+        """patches [B, P, C] in [-1, 1], picture int32 [B, P] (-1 none), coords float32 [B, P, 2].
+
+        `pictures`: most pictures in a row. Gives features [B, P, D] of the last layer before the
+        final norm, and the same after it.
+        """
+        c = self.config
+        rows = patches.shape[0]
+        x = Dense(c.width, True, name='patch_embed')(patches)
+        prefix = self.param('class_and_registers', nn.initializers.normal(0.02),
+                            (1 + c.registers, c.width))  # fmt: skip
+        extra = pictures * (1 + c.registers)
+        tokens = jnp.broadcast_to(prefix.astype(x.dtype), (rows, pictures, *prefix.shape))
+        x = jnp.concatenate([tokens.reshape(rows, extra, c.width), x], 1)
+        owner = jnp.repeat(jnp.arange(pictures, dtype=picture.dtype), 1 + c.registers)
+        owner = jnp.concatenate([jnp.broadcast_to(owner, (rows, extra)), picture], 1)
+        mask = (owner[:, :, None] == owner[:, None]) & (owner[:, :, None] >= 0)
+        angles = jnp.pad(self._angles(coords), ((0, 0), (extra, 0), (0, 0)))  # not turned
+
+        def body(block, x, _):
+            return block(x, angles, mask), None
+
+        stack = nn.scan(body, variable_axes={'params': 0}, split_rngs={'params': True},
+                        length=c.layers)  # fmt: skip
+        x, _ = stack(EncoderBlock(c, name='layers'), x, None)
+        return x[:, extra:], LayerNorm(c.norm_eps, name='norm')(x)[:, extra:]
+
+    def _angles(self, coords: jax.Array) -> jax.Array:
+        """2 pi x coordinate x theta^(-4j / Dh) for rows, then columns: [B, P, Dh / 2]."""
+        head_dim = self.config.width // self.config.heads
+        exponents = jnp.arange(head_dim // 4, dtype=jnp.float32) * 4 / head_dim
+        frequency = 2 * jnp.pi * self.config.rope_theta**-exponents
+        return (coords[..., None] * frequency).reshape(*coords.shape[:-1], -1)
+
+
+def pool(x: jax.Array) -> jax.Array:
+    """Mean over 2x2 groups, which stand together: [B, 4N, D] -> [B, N, D]."""
+    return x.reshape(x.shape[0], -1, 4, x.shape[-1]).mean(2)
+
+
+class Connector(nn.Module):
+    """2x2 pooling and a two-layer MLP from encoder features (after the final norm) to tokens."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        x = Dense(self.width, True, name='up')(pool(features))
+        return Dense(self.width, True, name='down')(nn.gelu(x))

@@ -1,0 +1,1 @@
+"""Devices, sharding, checkpoints, metrics: knows nothing of models or data."""

@@ -1,0 +1,75 @@
+"""Command lines that speak to people: one line for a mistake of theirs, a traceback for ours."""
+
+import difflib
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from absl import app, flags, logging
+
+from rf_jax.runtime.allocator import keep_memory
+from rf_jax.runtime.errors import UserError
+
+
+def run(main: Callable, required: Sequence[str] = ()) -> None:
+    """`absl.app.run(main)`; UserError and unknown config fields end with one line and code 1."""
+    keep_memory()
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    logging.get_absl_handler().setFormatter(None)
+    for name in required:
+        flags.mark_flag_as_required(name)
+
+    def guarded(argv):
+        try:
+            return main(argv)
+        except UserError as error:
+            _fail(str(error))
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+    try:
+        return app.parse_flags_with_usage(list(argv))
+    except (AttributeError, KeyError, TypeError, OSError) as error:
+        _fail(explain(argv, error))
+
+
+def _fail(message: str) -> None:
+    print(f'error: {message}', file=sys.stderr)
+    sys.exit(1)
+
+
+def explain(argv: Sequence[str], error: Exception) -> str:
+    """What is wrong with `--config...`: no such file, or no such field and the nearest ones."""
+    path = flags.FLAGS['config'].default if 'config' in flags.FLAGS else ''
+    for argument in argv:
+        if argument.startswith(('--config=', '-config=')):
+            path = argument.split('=', 1)[1]
+    path, _, variant = str(path).partition(':')
+    if not os.path.exists(path):
+        return f'--config={path}: there is no such file (looked from {os.getcwd()})'
+    try:
+        make = runpy.run_path(path)['get_config']
+        fields = list(field_names(make(variant) if variant else make()))
+    except Exception as failure:
+        return f'--config={path}{":" if variant else ""}{variant}: {failure or error}'
+    for argument in argv:
+        name = argument.lstrip('-').partition('=')[0].removeprefix('config.')
+        if argument.lstrip('-').startswith('config.') and name not in fields:
+            leaf = {field.rpartition('.')[2]: field for field in fields}
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.7)
+            near += [leaf[x] for x in difflib.get_close_matches(name.rpartition('.')[2], leaf, n=1)]
+            hint = f'; did you mean --config.{near[0]} ?' if near else ''
+            return f'--config.{name}: {path} has no such field{hint}'
+    return f'{type(error).__name__}: {error}'
+
+
+def field_names(config: Mapping, prefix: str = '') -> Iterator[str]:
+    """Dotted names of all fields of a config, groups and leaves."""
+    for name, value in config.items():
+        yield prefix + name
+        if hasattr(value, 'items'):
+            yield from field_names(value, f'{prefix}{name}.')

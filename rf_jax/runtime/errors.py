@@ -1,0 +1,24 @@
+"""Errors that are meant for the person at the keyboard."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+
+class UserError(ValueError):
+    """Says what was given, what was expected and which field to change; shown without traceback."""
+
+
+def choose(field: str, name: str, table: Mapping[str, Any]) -> Any:
+    """`table[name]`; raises UserError with the known names and the nearest one."""
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(str(name), table, n=1)
+    hint = f'; did you mean {near[0]!r}?' if near else '.'
+    raise UserError(f'{field}={name!r} is not known{hint} Known: {", ".join(table)}')
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises UserError(message) unless the condition holds."""
+    if not condition:
+        raise UserError(message)

@@ -1,0 +1,244 @@
+"""What a run tells about itself: JSON lines, TensorBoard, one progress line, and when to stop."""
+
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+
+class MetricWriter:
+    """Writes `workdir/metrics.jsonl` and `workdir/tensorboard`; only the first host writes.
+
+    A full disk is reported once and does not stop the run.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, start_step: int):
+        """
+        Args:
+          workdir: made if it is not there.
+          start_step: steps done; what an earlier run wrote about later steps is dropped.
+        """
+        self._active = jax.process_index() == 0
+        self._warned = False
+        if not self._active:
+            return
+        lines = Path(workdir) / 'metrics.jsonl'
+        boards = Path(workdir) / 'tensorboard'
+        boards.mkdir(parents=True, exist_ok=True)
+        _drop_after(lines, start_step)
+        self._lines = lines.open('ab')
+        # Not SummaryWriter: its writer thread dies on a full disk, and then its queue blocks us.
+        self._events = EventsWriter(str(boards / 'events'), f'.{time.time_ns()}')
+        restart = SessionLog(status=SessionLog.START)  # TensorBoard drops what came after
+        self._write(Event(step=start_step + 1, wall_time=time.time(), session_log=restart))
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line {"step", "time" (seconds since 1970), name: number}; NaN and inf are null."""
+        if not self._active:
+            return
+        line = {'step': int(step), 'time': round(time.time(), 3)}
+        numbers = {name: _number(value) for name, value in values.items()}
+        line |= {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        merged = [value for name, v in numbers.items() for value in summary.scalar(name, v).value]
+        self._write(
+            Event(step=step, wall_time=time.time(), summary=Summary(value=merged)),
+            (json.dumps(line, allow_nan=False) + '\n').encode(),
+        )
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        """A picture uint8 [height, width, 3], for TensorBoard."""
+        if self._active:
+            picture = summary.image(name, np.asarray(picture, np.uint8), dataformats='HWC')
+            self._write(Event(step=step, wall_time=time.time(), summary=picture))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """A text (Markdown), for TensorBoard."""
+        if self._active:
+            written = summary.text(name, text)
+            self._write(Event(step=step, wall_time=time.time(), summary=written))
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._active:
+            self._active = False
+            for file in (self._lines, self._events):
+                try:
+                    file.close()
+                except OSError as error:
+                    self._warn(error)
+
+    def _write(self, event: Event, line: bytes = b'') -> None:
+        try:
+            self._lines.write(line)
+            self._lines.flush()
+            self._events.write_event(event)
+            self._events.flush()
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            logging.warning('Metrics cannot be written: %s. Training goes on without.', error)
+        self._warned = True
+
+
+def _drop_after(path: Path, start_step: int) -> None:
+    """Rewrites a file of JSON lines without later steps and lines that are not whole."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines():
+        try:
+            if json.loads(line)['step'] <= start_step:
+                kept.append(line + b'\n')
+        except (ValueError, KeyError, TypeError):
+            continue  # torn by a kill
+    temporary = path.with_suffix('.tmp')
+    temporary.write_bytes(b''.join(kept))
+    temporary.replace(path)
+
+
+def _number(value: Any) -> int | float:
+    value = np.asarray(value).item()
+    return int(value) if isinstance(value, bool | int) else float(value)
+
+
+class Progress:
+    """The clock of a run. The first step (compilation) counts in no rate and no estimate."""
+
+    def __init__(
+        self, start_step: int, total_steps: int, clock: Callable[[], float] = time.monotonic
+    ):
+        self._start_step, self._total, self._clock = start_step, total_steps, clock
+        self._started = self._since = clock()
+        self._first: tuple[int, float] | None = None  # the first finished step and its time
+        self._counts: dict[str, float] = {}
+
+    def done(self, step: int, **counts: float) -> None:
+        """Notes that `step` is finished; `counts` (samples, tokens, flops) are summed for rates."""
+        if self._first is None:
+            self._since = self._clock()
+            self._first = step, self._since
+            return
+        for name, count in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    def rates(self) -> dict[str, float]:
+        """{name_per_second} of the counts since the last call; empty if there was no step."""
+        now = self._clock()
+        seconds, self._since = now - self._since, now
+        counts, self._counts = self._counts, {}
+        if seconds <= 0:
+            return {}
+        return {f'{name}_per_second': count / seconds for name, count in counts.items()}
+
+    def line(self, step: int, metrics: Mapping[str, Any]) -> str:
+        """One line of the log.
+
+        Args:
+          step: steps done.
+          metrics: shown if there: 'loss' and 'loss/<term>', 'samples_per_second',
+            'tokens_per_second', 'mfu' (0 to 1) or else 'flops_per_second', 'fill' (0 to 1),
+            'skipped' (steps). The rest is left out.
+        """
+        metrics = {name: _number(value) for name, value in metrics.items()}
+        parts = [f'step {step}/{self._total}']
+        parts += [
+            f'{name.removeprefix("loss/")} {value:.4g}'
+            for name, value in metrics.items()
+            if name == 'loss' or name.startswith('loss/')
+        ]
+        forms = {
+            'samples_per_second': lambda v: f'{_short(v)} samples/s',
+            'tokens_per_second': lambda v: f'{_short(v)} tokens/s',
+            'mfu': lambda v: f'MFU {v:.1%}',
+            'flops_per_second': lambda v: f'{_short(v / 1e9)} GFLOP/s',
+            'fill': lambda v: f'fill {v:.0%}',
+            'skipped': lambda v: f'skipped {v:.0f}',
+        }
+        if 'mfu' in metrics:
+            del forms['flops_per_second']
+        parts += [form(metrics[name]) for name, form in forms.items() if name in metrics]
+        now = self._clock()
+        parts.append(f'elapsed {_duration(now - self._started)}')
+        first, at = self._first or (self._start_step, self._started)
+        if step > first:
+            parts.append(f'ETA {_duration((self._total - step) * (now - at) / (step - first))}')
+        return ' | '.join(parts)
+
+
+def _short(value: float) -> str:
+    """A number in about three digits: 0.123, 45.6, 789, 12.3k, 4.56M."""
+    for unit in ('', 'k', 'M', 'G'):
+        if abs(value) < 999.5:
+            return f'{value:.3g}{unit}'
+        value /= 1000
+    return f'{value:.3g}T'
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as in 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
+
+
+class StopSignal:
+    """Turns the first Ctrl-C or SIGTERM into a flag; the second one acts at once.
+
+    with StopSignal() as stop:
+        while not stop.requested: ...
+
+    Outside of the main thread, where Python allows no handlers, the flag is never set by signals.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> 'StopSignal':
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._restore()
+
+    def _handle(self, number: int, frame: Any) -> None:
+        del frame
+        self.requested = True
+        self._restore()  # the next signal finds its usual handler
+        name = signal.Signals(number).name
+        # os.write: a handler may run in the middle of a print.
+        os.write(2, f'\n{name}: stopping after this step; once more to stop at once.\n'.encode())
+
+    def _restore(self) -> None:
+        while self._old:
+            number, handler = self._old.popitem()
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def peak_memory_gb() -> float:
+    """Peak memory so far in 10^9 bytes, of the fullest local device or else of this process."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    peaks = [each.get('peak_bytes_in_use', 0) for each in stats if each]
+    if any(peaks):
+        return max(peaks) / 1e9
+    unit = 1 if sys.platform == 'darwin' else 1024  # Linux counts in units of 1024 bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

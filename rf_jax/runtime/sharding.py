@@ -1,0 +1,182 @@
+"""Which mesh axes cut which parameter: one ordered table of (regex on the path, axes)."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rf_jax.runtime.errors import UserError
+
+MAX_REPLICATED = 0.02  # share of the bytes that may stay whole on every device when fsdp > 1
+SHOWN = 10  # most paths of an error message
+
+Axes = tuple[tuple[str, ...], ...]  # mesh axes of each trailing dimension, outermost first
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """'/'-joined names of a key path: dictionary keys, fields, positions in tuples."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
+
+
+def shardings(abstract_tree: Any, mesh: Mesh, rules: Iterable) -> Any:
+    """Shardings of a tree of parameters, optimizer state or EMA.
+
+    Args:
+      abstract_tree: arrays or ShapeDtypeStructs.
+      mesh: from make_mesh.
+      rules: ordered (regex, axes) rows, first match wins. The regex is searched in the
+        '/'-joined path; anchor it at the end ('kernel$'), for optimizer state and EMA put their
+        own names before the parameter's. `axes` has one entry for each trailing dimension: None,
+        an axis, or a tuple of axes. Leading dimensions that a row does not name stay whole, as
+        do single numbers, which need no row. An axis that does not divide its dimension is left
+        out there.
+
+    Returns:
+      The same tree of NamedSharding.
+
+    Raises:
+      UserError: a row that cannot be, a parameter that no row covers, a row with more axes than
+        a parameter has dimensions, or, when fsdp > 1, more than 2 % of the bytes left whole.
+    """
+    table = [_parse(row, mesh) for row in rules]
+    leaves, structure = jax.tree_util.tree_flatten_with_path(abstract_tree)
+    found, uncovered, whole = [], [], []
+    for path, leaf in leaves:
+        name, spec = path_name(path), PartitionSpec()
+        if math.prod(leaf.shape) > 1:
+            row = next((row for row in table if row[0].search(name)), None)
+            if row is None:
+                uncovered.append(f'{name} {list(leaf.shape)}')
+            else:
+                spec = _spec(name, leaf.shape, *row, mesh)
+        sharding = NamedSharding(mesh, spec)
+        if sharding.is_fully_replicated:
+            whole.append((_bytes(leaf), name))
+        found.append(sharding)
+    if uncovered:
+        raise UserError(
+            f'sharding: no row covers {_some(uncovered, limit=None)}; add a row (regex on the '
+            'path, axes of its last dimensions).'
+        )
+    if mesh.shape.get('fsdp', 1) > 1:
+        _check_replicated(whole, sum(_bytes(leaf) for _, leaf in leaves))
+    return jax.tree_util.tree_unflatten(structure, found)
+
+
+def _parse(row: Sequence, mesh: Mesh) -> tuple[re.Pattern, Axes]:
+    """One row of the table, checked."""
+    try:
+        pattern, axes = row
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f'sharding: {row[0]!r} is not a regular expression: {error}.') from None
+    except (TypeError, ValueError):
+        raise UserError(f'sharding: {row!r} is not a row (regex, axes).') from None
+    if isinstance(axes, str):
+        raise UserError(f'sharding: axes of row {pattern!r} are {axes!r}; write ({axes!r},).')
+    axes = tuple(_entry(entry) for entry in axes)
+    named = [axis for entry in axes for axis in entry]
+    for axis in named:
+        if axis not in mesh.shape:
+            raise UserError(
+                f'sharding: row {pattern!r} names the axis {axis!r}; the mesh has '
+                f'{", ".join(mesh.axis_names)}.'
+            )
+        if named.count(axis) > 1:
+            raise UserError(f'sharding: row {pattern!r} names the axis {axis!r} twice.')
+    return regex, axes
+
+
+def _entry(entry: Any) -> tuple[str, ...]:
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _spec(
+    name: str, shape: Sequence[int], regex: re.Pattern, axes: Axes, mesh: Mesh
+) -> PartitionSpec:
+    if len(axes) > len(shape):
+        raise UserError(
+            f'sharding: row {regex.pattern!r} names {len(axes)} dimensions, but {name} has the '
+            f'shape {list(shape)}; shorten the row or put one for {name} before it.'
+        )
+    leading = len(shape) - len(axes)
+    entries = [None] * leading
+    for size, entry in zip(shape[leading:], axes):
+        kept, parts = [], 1
+        for axis in entry:
+            if size % (parts * mesh.shape[axis]) == 0:
+                kept.append(axis)
+                parts *= mesh.shape[axis]
+        entries.append(None if not kept else kept[0] if len(kept) == 1 else tuple(kept))
+    return PartitionSpec(*entries)
+
+
+def _check_replicated(whole: list[tuple[int, str]], total: int) -> None:
+    share = sum(size for size, _ in whole) / max(total, 1)
+    if share > MAX_REPLICATED:
+        largest = [f'{name} ({_size(size)})' for size, name in sorted(whole, reverse=True)]
+        raise UserError(
+            f'sharding: {share:.1%} of the bytes stay whole on every device, at most '
+            f'{MAX_REPLICATED:.0%} may when mesh.fsdp > 1. The largest: {_some(largest)}. Name '
+            'an axis that divides one of their dimensions, or set mesh.fsdp=1 and mesh.data=-1.'
+        )
+
+
+def _some(names: list[str], limit: int | None = SHOWN) -> str:
+    rest = len(names) - limit if limit and len(names) > limit else 0
+    return ', '.join(names[: len(names) - rest]) + (f' and {rest} more' if rest else '')
+
+
+def _bytes(leaf: Any) -> int:
+    return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+
+
+def _size(count: int) -> str:
+    for unit in ('B', 'kB', 'MB'):
+        if count < 1000:
+            return f'{count:.3g} {unit}'
+        count /= 1000
+    return f'{count:,.1f} GB'
+
+
+def overview(tree: Any) -> str:
+    """Table of a tree of arrays or ShapeDtypeStructs, one line each, then totals.
+
+    Columns: path, shape, type, values, bytes, and the mesh axes of each dimension if the leaf has
+    a NamedSharding. Totals are by the first name in which paths differ.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    rows, totals = [], {}
+    paths = [path_name(path).split('/') for path, _ in leaves]
+    depth = 0  # names that all paths share, such as 'params'
+    while len(paths) > 1 and len({tuple(path[: depth + 1]) for path in paths}) == 1:
+        depth += 1
+    for path, (_, leaf) in zip(paths, leaves):
+        count, size = math.prod(leaf.shape), _bytes(leaf)
+        sharding = getattr(leaf, 'sharding', None)
+        spec = str(tuple(sharding.spec)) if isinstance(sharding, NamedSharding) else ''
+        shape = 'x'.join(map(str, leaf.shape)) or '-'
+        rows.append(('/'.join(path), shape, np.dtype(leaf.dtype).name, count, size, spec))
+        for key in ('/'.join(path[: depth + 1]), 'total'):
+            values, total = totals.get(key, (0, 0))
+            totals[key] = values + count, total + size
+    totals['total'] = totals.pop('total', (0, 0))  # last
+    rows += [(key, '', '', *both, '') for key, both in totals.items()]
+    cells = [(*row[:3], f'{row[3]:,}', _size(row[4]), row[5]) for row in rows]
+    cells.insert(0, ('path', 'shape', 'type', 'values', 'bytes', 'mesh axes'))
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = [
+        '  '.join(
+            cell.rjust(width) if 3 <= i <= 4 else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in cells
+    ]
+    lines.insert(1 + len(leaves), '')
+    return '\n'.join(lines)

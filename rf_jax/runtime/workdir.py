@@ -1,0 +1,43 @@
+"""The folder of a run: small files beside the checkpoints, each whole or not at all."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from rf_jax.runtime.errors import UserError
+
+
+def write_run_files(workdir: str | os.PathLike, files: Mapping[str, str | bytes]) -> None:
+    """Writes files (name -> content); only the first host does. Raises UserError."""
+    if jax.process_index() != 0:
+        return
+    workdir = Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            temporary = workdir / f'.{name}.{os.getpid()}.tmp'
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            temporary.replace(workdir / name)
+    except OSError as error:
+        raise UserError(_refused(workdir, error)) from None
+
+
+def check_writable(folder: str | os.PathLike, flag: str = 'workdir') -> None:
+    """Makes the folder; raises UserError naming the flag if files cannot be written there."""
+    probe = Path(folder) / f'.probe.{jax.process_index()}.{os.getpid()}'
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b'rf_jax')
+        probe.unlink()
+    except OSError as error:
+        raise UserError(_refused(folder, error, flag)) from None
+
+
+def _refused(folder, error: OSError, flag: str = 'workdir') -> str:
+    reason = f'{type(error).__name__}: {error}'
+    return (
+        f'The working folder {folder} cannot be written: {reason}. Choose another with --{flag}, '
+        'or free space there.'
+    )

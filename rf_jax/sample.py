@@ -1,0 +1,93 @@
+"""Draw: `python -m rf_jax.sample --workdir=runs/emoji --prompt='red apple'`."""
+
+import re
+import time
+from pathlib import Path
+
+from absl import flags
+from PIL import Image
+
+from rf_jax.data import images
+from rf_jax.generation.sampler import Sampler
+from rf_jax.learning import flow
+from rf_jax.runtime import command, workdir
+from rf_jax.runtime.errors import UserError
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_PROMPT = flags.DEFINE_multi_string('prompt', [], 'What to draw; may be given several times.')
+_PROMPTS = flags.DEFINE_string('prompts', None, 'A text file with one prompt a line.')
+_OUT = flags.DEFINE_string('out', None, 'Folder of the pictures; WORKDIR/drawn if not given.')
+_NUMBER = flags.DEFINE_integer('number', 4, 'Pictures per prompt.', lower_bound=1)
+_SIZE = flags.DEFINE_string('size', None, 'HEIGHTxWIDTH in pixels; the training size if not given.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Another seed draws other pictures.')
+_STEPS = flags.DEFINE_integer('steps', None, 'Flow steps.', lower_bound=1)
+_METHOD = flags.DEFINE_enum('method', None, list(flow.METHODS), 'Flow sampler.')
+_TOP_K = flags.DEFINE_integer('top_k', None, 'Keep the k likeliest tokens; 0: all.', 0)
+_TEMPERATURE = flags.DEFINE_float(
+    'temperature', None, 'Of the representation tokens; 0: greedy.', 0
+)
+_GUIDANCE_REPRESENTATION = flags.DEFINE_float(
+    'guidance_representation', None, 'Guidance of the representation tokens; 1: off.'
+)
+_GUIDANCE_PIXELS = flags.DEFINE_float('guidance_pixels', None, 'Guidance of the pixels; 1: off.')
+_STEP = flags.DEFINE_integer('checkpoint', None, 'Step of the checkpoint; the newest by default.')
+
+
+def main(argv):
+    del argv
+    prompts = _prompts()
+    sampler = Sampler.load(_WORKDIR.value, _STEP.value)
+    options = sampler.options(
+        steps=_STEPS.value,
+        method=_METHOD.value,
+        top_k=_TOP_K.value,
+        temperature=_TEMPERATURE.value,
+        guidance_representation=_GUIDANCE_REPRESENTATION.value,
+        guidance_pixels=_GUIDANCE_PIXELS.value,
+    )
+    requests = [
+        sampler.request(prompt, _SEED.value, number, _size())
+        for prompt in prompts
+        for number in range(_NUMBER.value)
+    ]
+    out = Path(_OUT.value or Path(_WORKDIR.value) / 'drawn')
+    workdir.check_writable(out, flag='out')
+    began = time.monotonic()
+    drawn = sampler.draw(requests, options)
+    for i, (request, picture) in enumerate(zip(requests, drawn)):
+        Image.fromarray(picture).save(out / _file_name(request.prompt, *divmod(i, _NUMBER.value)))
+    columns = _NUMBER.value if _NUMBER.value > 1 else min(8, len(prompts))
+    grid = images.grid(drawn, columns, [request.prompt for request in requests])
+    Image.fromarray(grid).save(out / 'grid.png')
+    print(f'{len(drawn)} pictures in {time.monotonic() - began:.1f} s: {out}/grid.png')
+
+
+def _prompts() -> list[str]:
+    prompts = list(_PROMPT.value)
+    if _PROMPTS.value:
+        try:
+            lines = Path(_PROMPTS.value).read_text(encoding='utf-8').splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f'--prompts={_PROMPTS.value}: {error}') from None
+        prompts += [line for line in lines if line.strip()]
+    if not prompts:
+        raise UserError("nothing to draw: give --prompt='red apple' or --prompts=file")
+    return prompts
+
+
+def _size() -> tuple[int, int] | None:
+    if not _SIZE.value:
+        return None
+    match = re.fullmatch(r'(\d+)x(\d+)', _SIZE.value)
+    if not match:
+        raise UserError(f'--size={_SIZE.value}: expected HEIGHTxWIDTH, for example 64x96')
+    return int(match[1]), int(match[2])
+
+
+def _file_name(prompt: str, index: int, number: int) -> str:
+    slug = re.sub(r'[^\w]+', '-', prompt.lower()).strip('-')[:60] or 'empty'
+    return f'{index:03d}-{slug}-{number}.png'
+
+
+if __name__ == '__main__':
+    command.run(main, required=['workdir'])

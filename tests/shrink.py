@@ -1,0 +1,73 @@
+"""Any config made tiny, so that a test builds and trains it in seconds."""
+
+import atexit
+import contextlib
+import shutil
+import tempfile
+
+import jax
+from ml_collections import ConfigDict
+
+# Compiled programs of this test process, so that equal programs are compiled once.
+CACHE = tempfile.mkdtemp(prefix='rf_jax_tests_')
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+    """Changes the config in place and gives it back: small widths, pictures, rows and steps.
+
+    Choices stay (split, quantizer, losses, dropout, dtype, several sizes or pictures in a row);
+    sizes, the data's location, the mesh and what would write outside of the workdir do not.
+    """
+    config.steps = 4
+    config.compilation_cache = CACHE
+    config.initialise_from = ''
+    data = config.data
+    if ':' in data.sources:  # not on this machine
+        data.sources = 'emoji'
+    data.rows = 8
+    data.patch, data.max_text = 16, 16
+    data.sizes = ((64, 0.5), (32, 0.5)) if len(data.sizes) > 1 else ((64, 1.0),)
+    pictures = 1 if max(data.capacity.pixel_pictures, data.capacity.vision_pictures) == 1 else 2
+    data.capacity.update(
+        text=32,
+        vision=4 * pictures,
+        representation=5 * pictures,
+        pixels=16 * pictures,
+        vision_pictures=pictures,
+        pixel_pictures=pictures,
+    )
+    config.tokenizer.update(vocabulary=384, path='')
+    model = config.model
+    model.backbone.update(layers=2, width=32, heads=2, kv_heads=1, head_dim=16, feedforward=64)
+    model.backbone.rope_sections = (4, 2, 2)
+    model.encoder.update(layers=2, width=32, heads=2, feedforward=64)
+    model.representation.update(codes=32, frame=4)
+    model.denoiser.update(bottleneck=min(model.denoiser.bottleneck, 16), time_features=16)
+    config.optimizer.warmup = 2
+    config.mesh.update(data=1, fsdp=-1, expert=1, tensor=1, context=1)
+    config.sampling.update(steps=2, max_answer=4)
+    config.log.update(every=1, samples_every=0, samples=2)
+    config.checkpoint.update(every=2, keep=2, keep_period=0)
+    config.evaluation.samples = 2
+    return config
+
+
+def tiny_run(workdir, changes=None, devices: int = 1):
+    """`loop.build` of the shrunk base config with {'field.name': value} changed."""
+    from configs import base
+    from rf_jax.learning import loop
+
+    config = shrink(base.get_config())
+    config.update_from_flattened_dict(changes or {})
+    return loop.build(config, workdir, jax.devices()[:devices])
+
+
+@contextlib.contextmanager
+def quick_compilation():
+    """Programs within are compiled in half the time and run slower: for those that run briefly."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    try:
+        yield
+    finally:
+        jax.config.update('jax_disable_most_optimizations', False)

@@ -1,0 +1,146 @@
+"""The command lines as a person meets them: train, sample, describe, evaluate, and their errors."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import debug
+from rf_jax.learning import loop
+from rf_jax.runtime.command import explain
+from rf_jax.runtime.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+DEBUG = '--config=configs/debug.py'
+
+
+def command(module: str, *arguments: object, code: int = 0) -> str:
+    """Output of `python -m rf_jax.<module>`; checks the exit code, and that nothing is a traceback
+    where an error is expected."""
+    done = subprocess.run(
+        [sys.executable, '-m', f'rf_jax.{module}', *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    if code:
+        assert 'Traceback' not in output, output
+    return output
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('run')
+    output = command('train', DEBUG, f'--workdir={folder}', '--config.log.samples_every=8')
+    assert 'described: exact label' in output
+    assert 'of the prototypes are used over an epoch' in output
+    assert f'grid: {folder}/grid.png' in output
+    return folder
+
+
+def test_train_leaves_what_a_notebook_needs(workdir):
+    names = {path.name for path in workdir.iterdir()}
+    assert names >= {
+        *('config.json', 'tokenizer.model', 'version.json', 'parameters.txt', 'metrics.jsonl'),
+        *('checkpoints', 'tensorboard', 'samples', 'grid.png', 'result.json'),
+    }
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in lines] == [4, 8, 12]
+    assert all(np.isfinite(line['loss']) for line in lines)
+    assert {'loss/flow_t0', 'loss/flow_t3', 'fill', 'codes_used'} <= lines[-1].keys()
+
+
+def test_sample_draws_every_prompt(workdir, tmp_path):
+    prompts = tmp_path / 'prompts.txt'
+    prompts.write_text('green tea\n\n' + 'very ' * 200 + 'long\n', encoding='utf-8')
+    command('sample', f'--workdir={workdir}', '--prompt=red apple', f'--prompts={prompts}',
+            f'--out={tmp_path}/out', '--number=2', '--size=32x64', '--steps=2')  # fmt: skip
+    pictures = sorted(path.name for path in (tmp_path / 'out').glob('*.png'))
+    assert len(pictures) == 7
+    assert '000-red-apple-0.png' in pictures
+    assert Image.open(tmp_path / 'out' / '000-red-apple-1.png').size == (64, 32)
+
+
+def test_describe_answers(workdir, tmp_path):
+    for name, picture in {
+        'a.png': Image.new('RGBA', (90, 40), (200, 0, 0, 90)),
+        'dot.png': Image.new('L', (1, 1)),
+    }.items():
+        picture.save(tmp_path / name)
+    output = command(
+        'describe', f'--workdir={workdir}', f'--image={tmp_path}/a.png',
+        f'--image={tmp_path}/dot.png', '--question=What is this?',
+    )  # fmt: skip
+    assert f'{tmp_path}/a.png: ' in output
+    assert f'{tmp_path}/dot.png: ' in output
+
+
+def test_evaluate_repeats_the_table(workdir):
+    before = json.loads((workdir / 'result.json').read_text())
+    output = command('evaluate', f'--workdir={workdir}', '--samples=8')
+    assert 'right picture among' in output
+    assert json.loads((workdir / 'result.json').read_text()) == before
+
+
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        ({'data.sources': 'emojy'}, "Did you mean 'emoji'"),
+        ({'data.sources': 'folder:/nowhere'}, '/nowhere'),
+        ({'data.sizes': ((60, 1.0),)}, 'no multiple of 32'),
+        ({'data.sizes': (64,)}, 'expected pairs'),
+        ({'data.sizes': ((128, 1.0),)}, 'data.capacity.pixels'),
+        ({'data.max_text': 999}, 'data.capacity.text'),
+        ({'model.backbone.split': 'fnn'}, "did you mean 'ffn'"),
+        ({'model.backbone.heads': 3, 'model.backbone.kv_heads': 2}, 'kv_heads'),
+        ({'model.representation.quantizer.mode': 'sink'}, 'printed, sinkhorn, nearest'),
+        ({'model.backbone.rope_sections': (1, 1, 1)}, 'head_dim'),
+        ({'model.encoder.heads': 3}, 'model.encoder.heads'),
+        ({'mesh.fsdp': 3}, 'mesh'),
+        ({'optimizer.accumulate': 3}, 'optimizer.accumulate'),
+        ({'optimizer.freeze': ('nothing',)}, 'matches no parameter'),
+    ],
+)
+def test_a_config_that_cannot_run_names_its_field(changes, expected, tmp_path):
+    config = debug.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=re.escape(expected)):
+        loop.build(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('argument', 'expected'),
+    [
+        ('--config.data.sorces=x', 'did you mean --config.data.sources'),
+        ('--config.lerning_rate=1', 'did you mean --config.optimizer.learning_rate'),
+        ('--config=configs/nope.py', 'no such file'),
+    ],
+)
+def test_a_wrong_flag_names_the_nearest_field(argument, expected, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    argv = ['train', *([DEBUG] if argument != '--config=configs/nope.py' else []), argument]
+    assert expected in explain(argv, AttributeError('x'))
+
+
+def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp_path):
+    (tmp_path / 'file').write_text('not a folder')
+    (tmp_path / 'broken.png').write_bytes(b'\x89PNG nothing')
+    for module, arguments, expected in [
+        ('train', [DEBUG, f'--workdir={tmp_path}/file'], 'workdir'),
+        ('train', [DEBUG, f'--workdir={tmp_path}', '--config.data.sorces=x'], 'data.sources'),
+        ('train', [DEBUG, f'--workdir={workdir}', '--config.model.backbone.width=64'], 'expected'),
+        ('sample', [f'--workdir={tmp_path}', '--prompt=x'], 'config.json'),
+        ('sample', [f'--workdir={workdir}', '--prompt=x', '--size=50x64'], 'multiples of 32'),
+        ('describe', [f'--workdir={workdir}', f'--image={tmp_path}/broken.png'], 'broken.png'),
+    ]:
+        assert expected in command(module, *arguments, code=1)

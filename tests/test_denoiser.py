@@ -1,0 +1,60 @@
+"""denoiser.py: time enters every patch by itself, and the head starts at zero in float32."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+
+from rf_jax.models.denoiser import PatchIn, PatchOut, TimeEmbedding
+
+
+@partial(jax.jit, static_argnums=0)
+def params_of(module, *inputs):
+    return module.init(jax.random.key(0), *inputs)['params']
+
+
+def test_time_embedding_is_sinusoids_and_an_mlp():
+    t = jnp.array([[0.0, 0.25, 1.0]])
+    module = TimeEmbedding(features=6, width=5)
+    params = params_of(module, t)
+    angles = np.asarray(t)[..., None] * np.array([1.0, 1000**0.5, 1000.0])
+    x = np.concatenate([np.cos(angles), np.sin(angles)], -1)
+    x = x @ params['up']['kernel'] + params['up']['bias']
+    x = x / (1 + np.exp(-x)) @ params['down']['kernel'] + params['down']['bias']
+    np.testing.assert_allclose(module.apply({'params': params}, t), x, atol=1e-4)
+
+
+def test_near_times_are_told_apart_in_bfloat16_models():
+    module = PatchIn(FrozenConfigDict({'bottleneck': 0, 'time_features': 32}), 64)
+    z, t = jnp.zeros((1, 2, 12), jnp.bfloat16), jnp.array([[0.5, 0.501]])
+    params = params_of(module, z, t)
+    out = module.apply({'params': params}, z, t)
+    assert out.dtype == jnp.bfloat16
+    assert jnp.abs(out[0, 0] - out[0, 1]).max() > 0.05
+
+
+@pytest.mark.parametrize('bottleneck', [0, 3])
+def test_patches_enter_by_a_linear_map(bottleneck):
+    module = PatchIn(FrozenConfigDict({'bottleneck': bottleneck, 'time_features': 8}), 16)
+    z = jax.random.normal(jax.random.key(1), (2, 4, 12))
+    t = jnp.full((2, 4), 0.3)
+    params = params_of(module, z, t)
+    still = module.apply({'params': params}, jnp.zeros_like(z), t)
+    moved = np.asarray(module.apply({'params': params}, z, t) - still)
+    kernel = params['patch']['kernel']
+    if bottleneck:
+        kernel = params['bottleneck']['kernel'] @ kernel
+    np.testing.assert_allclose(moved, z @ kernel, atol=1e-5)
+    assert np.linalg.matrix_rank(np.asarray(kernel)) == (bottleneck or 12)
+
+
+def test_the_head_starts_at_zero_and_answers_in_float32():
+    x = jax.random.normal(jax.random.key(0), (1, 4, 16), jnp.bfloat16)
+    params = params_of(PatchOut(12), x)
+    out = PatchOut(12).apply({'params': params}, x)
+    assert out.dtype == jnp.float32 and not out.any()
+    gradient = jax.grad(lambda p: PatchOut(12).apply({'params': p}, x).sum())(params)
+    assert gradient['patch']['kernel'].any()  # it can leave zero

@@ -1,0 +1,78 @@
+"""Folders are floors: imports go down only, data knows no jax, modules stay short."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import rf_jax
+
+ROOT = Path(rf_jax.__file__).parent
+# From the top; entry points are the modules of rf_jax itself.
+FLOORS = ('', 'evaluation', 'posttraining', 'generation', 'learning', 'models', 'data', 'interop',
+          'runtime')  # fmt: skip
+MODULES = sorted(path for path in ROOT.rglob('*.py') if path != ROOT / '__init__.py')
+
+
+def imports(path):
+    """Every module or name that a file imports anywhere in it, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}: relative import'
+            found |= {f'{node.module}.{alias.name}' for alias in node.names}
+    return found
+
+
+def floor(path):
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if len(parts) > 1 else ''
+
+
+def own_floor(name):
+    """Floor of a dotted name under rf_jax; None for a name of rf_jax/__init__ itself."""
+    parts = name.split('.')[1:]
+    if not parts:
+        return None
+    if parts[0] in FLOORS:
+        return parts[0]
+    return '' if (ROOT / f'{parts[0]}.py').exists() else None
+
+
+def test_modules_are_found():
+    assert {floor(path) for path in MODULES} >= {'', 'learning', 'models', 'data', 'runtime'}
+    assert 'rf_jax.learning.flow' in imports(ROOT / 'learning' / 'losses.py')
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path):
+    assert floor(path) in FLOORS, f'{path.parent.name} is no floor: add it to the design'
+    here = FLOORS.index(floor(path))
+    for name in imports(path):
+        assert name.split('.')[0] not in ('configs', 'tests'), f'{path}: imports {name}'
+        if name.split('.')[0] == 'rf_jax':
+            there = own_floor(name)
+            assert there is None or FLOORS.index(there) >= here, f'{path}: imports {name} above it'
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'data').rglob('*.py')), ids=lambda path: path.stem)
+def test_data_has_no_jax(path):
+    roots = {name.split('.')[0] for name in imports(path)}
+    assert not roots & {'jax', 'jaxlib', 'flax', 'optax', 'orbax'}
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_are_short(path):
+    assert len(path.read_text(encoding='utf-8').splitlines()) <= 300
+
+
+@pytest.mark.parametrize('name', ['flow', 'losses'])
+def test_the_algorithm_knows_no_network(name):
+    found = imports(ROOT / 'learning' / f'{name}.py')
+    assert not [n for n in found if n.startswith(('rf_jax.models', 'flax'))]
+
+
+def test_the_glossary_imports_nothing():
+    assert not imports(ROOT / '__init__.py')

@@ -1,0 +1,90 @@
+"""identification.py: ranks against a spelled-out cosine, and a judge that can be right or wrong."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from configs import base
+from rf_jax.data.images import BadPicture
+from rf_jax.data.records import Record
+from rf_jax.evaluation import identification
+from rf_jax.runtime.errors import UserError
+
+
+class Pictures:
+    """Ten flat colours with names; number 3 cannot be read."""
+
+    name = 'colours'
+
+    def __len__(self):
+        return 30
+
+    def record(self, i):
+        return Record(32, 32, (f'colour {i}',))
+
+    def picture(self, i):
+        if i == 3:
+            raise BadPicture('torn')
+        rng = np.random.default_rng(i)
+        return rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+
+
+class Painter:
+    """Draws what the label says when `right`, else always the same picture."""
+
+    def __init__(self, source, right):
+        self.source, self.right = source, right
+
+    config = base.get_config()
+
+    def request(self, prompt, seed, size):
+        assert size == (64, 64)  # the 32 px pictures are enlarged to the only training size
+        return SimpleNamespace(prompt=prompt)
+
+    def draw(self, requests):
+        numbers = [int(r.prompt.split()[1]) if self.right else 0 for r in requests]
+        return [self.source.picture(i) for i in numbers]
+
+    def describe(self, pictures):
+        known = {self.source.picture(i).tobytes(): i for i in range(30) if i != 3}
+        return [f'colour {known[p.tobytes()]}' if self.right else 'colour 0' for p in pictures]
+
+
+def test_ranks_count_the_nearer_pictures():
+    rng = np.random.default_rng(0)
+    gallery = rng.normal(5, 1, (20, 7)).astype(np.float32)
+    drawn = rng.normal(5, 1, (4, 7)).astype(np.float32)
+    truth = [3, 0, 19, 7]
+    mean = gallery.mean(0)
+    for i, right in enumerate(truth):
+        a = drawn[i] - mean
+        cosines = [a @ (g - mean) / np.linalg.norm(a) / np.linalg.norm(g - mean) for g in gallery]
+        expected = sorted(cosines, reverse=True).index(cosines[right])
+        assert identification.ranks(drawn, gallery, truth)[i] == expected
+
+
+def test_a_right_painter_scores_all_and_a_wrong_one_almost_nothing():
+    source = Pictures()
+    good = identification.evaluate(Painter(source, True), source, 12, seed=0)
+    assert (good.top1, good.top10, good.exact, good.count, good.gallery) == (1, 1, 1, 12, 29)
+    bad = identification.evaluate(Painter(source, False), source, 12, seed=0)
+    assert bad.top1 <= 1 / 12 and bad.exact <= 1 / 12
+    assert 'colour 3' not in good.labels + bad.labels
+
+
+def test_a_source_without_readable_pictures_is_an_error(monkeypatch):
+    source = Pictures()
+
+    def torn(i):
+        raise BadPicture('torn')
+
+    monkeypatch.setattr(source, 'picture', torn)
+    with pytest.raises(UserError, match='colours'):
+        identification.evaluate(Painter(source, True), source, 12, seed=0)
+
+
+def test_wilson_interval_holds_known_values():
+    low, high = identification.wilson(0.5, 100)
+    assert (round(low, 3), round(high, 3)) == (0.404, 0.596)
+    assert identification.wilson(0.0, 200)[0] == pytest.approx(0, abs=1e-12)

@@ -1,0 +1,247 @@
+"""images.py: every picture becomes upright RGB or a BadPicture; patches keep their 2x2 groups."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from rf_jax.data import images
+from rf_jax.data.images import BadPicture
+
+MANY = 10**8
+NOISE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+
+
+def encoded(image: Image.Image, format: str = 'PNG', **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png_header(height: int, width: int) -> bytes:
+    """A PNG that claims a size and holds no pixels."""
+    body = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    data = b'IDAT' + zlib.compress(b'')
+    chunks = [
+        struct.pack('>I', len(c) - 4) + c + struct.pack('>I', zlib.crc32(c)) for c in (body, data)
+    ]
+    return b'\x89PNG\r\n\x1a\n' + b''.join(chunks)
+
+
+def test_rgb_file_and_bytes_are_read_unchanged(tmp_path):
+    data = encoded(Image.fromarray(NOISE))
+    (tmp_path / 'a.png').write_bytes(data)
+    for file in (data, tmp_path / 'a.png', str(tmp_path / 'a.png')):
+        assert images.header_size(file) == (24, 40)
+        read = images.read_rgb(file, MANY)
+        assert read.dtype == np.uint8 and read.flags.writeable
+        np.testing.assert_array_equal(read, NOISE)
+
+
+def test_alpha_is_laid_on_white():
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0, :, 0] = 200
+    rgba[0, :, 3] = (255, 0, 128)
+    read = images.read_rgb(encoded(Image.fromarray(rgba)), MANY)
+    np.testing.assert_allclose(read[0], [[200, 0, 0], [255, 255, 255], [227, 127, 127]], atol=1)
+    la = np.array([[[10, 255], [10, 0]]], np.uint8)
+    read = images.read_rgb(encoded(Image.fromarray(la, 'LA')), MANY)
+    np.testing.assert_array_equal(read[0], [[10] * 3, [255] * 3])
+
+
+def test_palettes_with_and_without_transparency():
+    palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8), 'P')
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    red, green, blue = [255, 0, 0], [0, 255, 0], [0, 0, 255]
+    np.testing.assert_array_equal(images.read_rgb(encoded(palette), MANY)[0], [red, green, blue])
+    for transparency in (1, bytes([255, 0, 255])):
+        data = encoded(palette, transparency=transparency)
+        np.testing.assert_array_equal(images.read_rgb(data, MANY)[0], [red, [255] * 3, blue])
+
+
+def test_transparent_colour_of_an_rgb_picture_is_white():
+    data = encoded(Image.new('RGB', (2, 2), (1, 2, 3)), transparency=(1, 2, 3))
+    assert (images.read_rgb(data, MANY) == 255).all()
+
+
+def test_cmyk():
+    data = encoded(Image.new('CMYK', (8, 8), (0, 255, 255, 0)), 'JPEG', quality=95)
+    np.testing.assert_allclose(images.read_rgb(data, MANY)[0, 0], [255, 0, 0], atol=8)
+
+
+@pytest.mark.parametrize('format', ['PNG', 'TIFF', 'PPM'])
+def test_sixteen_bits_are_scaled_not_clipped(format):
+    grey = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    read = images.read_rgb(encoded(Image.fromarray(grey), format), MANY)
+    np.testing.assert_array_equal(read[0, :, 0], [0, 1, 128, 255])
+    assert (read == read[:, :, :1]).all()
+
+
+def test_grey_one_bit_and_one_pixel():
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    read = images.read_rgb(encoded(Image.fromarray(grey)), MANY)
+    np.testing.assert_array_equal(read, np.stack([grey] * 3, axis=-1))
+    bits = Image.fromarray(np.array([[0, 255]], np.uint8)).convert('1')
+    np.testing.assert_array_equal(images.read_rgb(encoded(bits), MANY)[0], [[0] * 3, [255] * 3])
+    dot = encoded(Image.new('RGB', (1, 1), (9, 8, 7)))
+    assert images.read_rgb(dot, MANY).tolist() == [[[9, 8, 7]]]
+
+
+@pytest.mark.parametrize('format', ['GIF', 'WEBP', 'PNG'])
+def test_animations_give_their_first_frame(format):
+    frames = [Image.new('RGB', (4, 4), colour) for colour in ('red', 'blue')]
+    lossless = {'lossless': True} if format == 'WEBP' else {}
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **lossless)
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert (images.read_rgb(data, MANY) == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize('format', ['PNG', 'TIFF', 'WEBP'])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_orientation_turns_size_and_pixels(format, orientation):
+    upright = NOISE[:6, :9]
+    stored = {  # how a camera held that way writes the upright scene
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {'lossless': True} if format == 'WEBP' else {}
+    data = encoded(Image.fromarray(np.ascontiguousarray(stored)), format, exif=exif, **options)
+    assert images.header_size(data) == (6, 9)
+    np.testing.assert_array_equal(images.read_rgb(data, MANY), upright)
+
+
+def test_broken_exif_does_not_spoil_a_picture():
+    data = encoded(Image.fromarray(NOISE), exif=b'Exif\0\0nonsense')
+    np.testing.assert_array_equal(images.read_rgb(data, MANY), NOISE)
+
+
+@pytest.mark.parametrize('format', ['PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF'])
+def test_truncated_pictures_are_bad(format):
+    data = encoded(Image.fromarray(NOISE), format)
+    for share in (0.1, 0.6):
+        with pytest.raises(BadPicture):
+            images.read_rgb(data[: int(share * len(data))], MANY)
+
+
+def test_missing_and_foreign_files_are_bad(tmp_path):
+    (tmp_path / 'text.png').write_text('not a picture')
+    (tmp_path / 'empty.png').write_bytes(b'')
+    postscript = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n%%EOF\n'
+    floats = encoded(Image.fromarray(np.ones((2, 2), np.float32)), 'TIFF')
+    with pytest.raises(BadPicture, match='missing'):
+        images.header_size(tmp_path / 'none.png')
+    with pytest.raises(BadPicture, match='not a picture'):
+        images.header_size(tmp_path / 'text.png')
+    with pytest.raises(BadPicture, match='raster'):
+        images.header_size(postscript)
+    with pytest.raises(BadPicture, match='range'):
+        images.read_rgb(floats, MANY)
+    for file in (tmp_path / 'empty.png', tmp_path, 'a\0b', b''):
+        with pytest.raises(BadPicture):
+            images.header_size(file)
+
+
+def test_enormous_pictures_are_refused_before_decoding(monkeypatch):
+    decoded = []
+    monkeypatch.setattr(ImageFile.ImageFile, 'load', lambda image: decoded.append(image))
+    limit = Image.MAX_IMAGE_PIXELS
+    data = png_header(9000, 9000)
+    assert images.header_size(data) == (9000, 9000)
+    with pytest.raises(BadPicture, match='9000 x 9000 is more than 64000000'):
+        images.read_rgb(data, 64_000_000)
+    with pytest.raises(BadPicture, match='Bomb'):  # beyond what Pillow itself opens
+        images.read_rgb(png_header(60_000, 60_000), 10**12)
+    with pytest.raises(BadPicture, match='Bomb'):
+        images.header_size(png_header(60_000, 60_000))
+    assert not decoded
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_exactly_max_pixels_is_read():
+    data = encoded(Image.fromarray(NOISE))
+    assert images.read_rgb(data, 24 * 40).shape == (24, 40, 3)
+    with pytest.raises(BadPicture):
+        images.read_rgb(data, 24 * 40 - 1)
+
+
+@pytest.mark.parametrize(
+    ('size', 'longest', 'unit', 'expected'),
+    [
+        ((64, 64), 64, 32, (64, 64)),
+        ((20, 20), 64, 32, (64, 64)),  # enlarged
+        ((480, 640), 256, 32, (192, 256)),
+        ((640, 480), 256, 32, (256, 192)),
+        ((300, 100), 100, 32, (96, 32)),  # longest is not a multiple
+        ((1, 10_000), 256, 32, (32, 256)),  # one unit at least
+        ((100, 138), 64, 32, (64, 64)),  # 1.38 is nearer to 1 than to 2, as a ratio
+        ((100, 145), 64, 32, (32, 64)),  # 1.45 is nearer to 2
+        ((1, 1), 32, 32, (32, 32)),
+    ],
+)
+def test_fit(size, longest, unit, expected):
+    assert images.fit(*size, longest, unit) == expected
+
+
+def test_fit_refuses_what_cannot_be():
+    with pytest.raises(ValueError, match=r'data\.sizes'):
+        images.fit(10, 10, 16, 32)
+    with pytest.raises(ValueError, match='at least one pixel'):
+        images.fit(0, 10, 64, 32)
+
+
+def test_resize():
+    assert images.resize(NOISE, 24, 40) is NOISE
+    resized = images.resize(NOISE, 12, 50)
+    assert resized.shape == (12, 50, 3) and resized.dtype == np.uint8
+    assert abs(resized.mean() - NOISE.mean()) < 3
+
+
+def test_four_patches_lie_under_each_token():
+    patch, height, width = 2, 8, 12
+    rows, columns = np.mgrid[:height, :width]
+    image = np.stack([rows, columns, rows * width + columns], axis=-1)
+    patches = images.patchify(image, patch)
+    assert patches.shape == (height * width // patch**2, patch * patch * 3)
+    corners = patches.reshape(-1, patch, patch, 3)[:, 0, 0, :2]  # (row, column) of first pixels
+    token = 4  # second row of tokens, second column
+    assert corners[4 * token : 4 * token + 4].tolist() == [[4, 4], [4, 6], [6, 4], [6, 6]]
+    assert corners[:5].tolist() == [[0, 0], [0, 2], [2, 0], [2, 2], [0, 4]]
+    np.testing.assert_array_equal(patches[0].reshape(2, 2, 3), image[:2, :2])
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
+def test_unpatchify_inverts(dtype):
+    image = np.random.default_rng(1).integers(0, 255, (32, 16, 3)).astype(dtype)
+    patches = images.patchify(image, 4)
+    assert patches.dtype == dtype
+    np.testing.assert_array_equal(images.unpatchify(patches, 32, 16, 4), image)
+    with pytest.raises(ValueError, match='not a multiple'):
+        images.patchify(image[:, :12], 4)
+
+
+def test_grid_holds_every_picture_and_caption():
+    red = np.full((64, 64, 3), (255, 0, 0), np.uint8)
+    blue = np.full((32, 64, 3), (0, 0, 255), np.uint8)
+    sheet = images.grid([red, blue, red], columns=2)
+    assert sheet.dtype == np.uint8
+    assert (sheet == [255, 0, 0]).all(-1).sum() == 2 * 128 * 128  # doubled for reading
+    assert (sheet == [0, 0, 255]).all(-1).sum() == 64 * 128
+    assert (sheet[0] == 255).all()  # white around
+    captioned = images.grid([red, blue, red], 2, ['a', 'M' * 500, 'two\nlines'])
+    assert captioned.shape[0] > sheet.shape[0] and captioned.shape[1] == sheet.shape[1]
+    assert (captioned == 0).all(-1).any()
+    # Long captions are cut: the last column stays white beyond its cell.
+    assert (captioned[:, -images._GAP :] == 255).all()
+    with pytest.raises(ValueError, match='1 captions for 3'):
+        images.grid([red, blue, red], 2, ['a'])

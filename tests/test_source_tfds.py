@@ -1,0 +1,128 @@
+"""source_tfds.py: a prepared TFDS set gives records and pictures without TensorFlow."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rf_jax.data import sources
+from rf_jax.data.records import Record
+from rf_jax.runtime.errors import UserError
+
+MANY = 10**6
+
+
+def encoded(height: int, width: int) -> io.BytesIO:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((height, width, 3), height, np.uint8)).save(buffer, 'PNG')
+    return io.BytesIO(buffer.getvalue())
+
+
+def prepare(tfds, name, directory, features, examples):
+    """Writes a tiny set as a user's own builder would; it is read back from disk alone."""
+
+    def info(self):
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    methods = {
+        'VERSION': tfds.core.Version('1.0.0'),
+        '_info': info,
+        '_split_generators': lambda self, _: {'train': self._generate_examples()},
+        '_generate_examples': lambda self: enumerate(examples),
+    }
+    with tfds.core.registered.skip_registration():
+        builder = type(name, (tfds.core.GeneratorBasedBuilder,), methods)
+    builder(data_dir=directory, file_format='array_record').download_and_prepare()
+
+
+@pytest.fixture(scope='module')
+def tfds_sets(tmp_path_factory):
+    tfds = pytest.importorskip('tensorflow_datasets')
+    directory = tmp_path_factory.mktemp('tfds')
+    image = tfds.features.Image(shape=(None, None, 3), encoding_format='png')
+    labels = tfds.features.ClassLabel(names=['house_cat', 'dog'])
+    prepare(
+        *(tfds, 'Labelled', directory),
+        tfds.features.FeaturesDict(
+            {'file_name': tfds.features.Text(), 'image': image, 'label': labels}
+        ),
+        [
+            {'file_name': f'{i}.png', 'image': encoded(20 + i, 30), 'label': label}
+            for i, label in enumerate([0, 1, 1, -1, 0])
+        ],
+    )
+    several = tfds.features.Sequence({'id': np.int64, 'text': tfds.features.Text()})
+    prepare(
+        *(tfds, 'Captioned', directory),
+        tfds.features.FeaturesDict({'image': image, 'captions': several, 'label': labels}),
+        [
+            {'image': encoded(20, 30), 'captions': texts, 'label': 0}
+            for texts in (
+                [{'id': 1, 'text': ' é cat'}, {'id': 2, 'text': ''}, {'id': 3, 'text': 'two'}],
+                [],
+            )
+        ],
+    )
+    prepare(
+        *(tfds, 'Wordless', directory),
+        tfds.features.FeaturesDict({'file_name': tfds.features.Text(), 'image': image}),
+        [{'file_name': 'a', 'image': encoded(4, 4)}],
+    )
+    prepare(
+        *(tfds, 'Blind', directory),
+        tfds.features.FeaturesDict({'text': tfds.features.Text()}),
+        [{'text': 'words'}],
+    )
+    return directory
+
+
+@pytest.fixture
+def tfds_dir(tfds_sets, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tfds_sets))
+
+
+@pytest.mark.usefixtures('tfds_dir')
+def test_tfds_class_names_become_captions():
+    source = sources.build('tfds:labelled', max_pixels=23 * 30)[0]
+    assert [source.record(i) for i in range(len(source))] == [
+        Record(20, 30, ('house cat',)),
+        Record(21, 30, ('dog',)),
+        Record(22, 30, ('dog',)),
+    ]
+    assert source.skipped == {'empty caption': 1, 'more than data.max_pixels': 1}
+    assert [int(source.picture(i)[0, 0, 0]) for i in range(3)] == [20, 21, 22]
+    assert 'tensorflow' not in sys.modules
+    whole = sources.build('tfds:labelled', MANY)[0]  # the fourth is left out
+    assert [int(whole.picture(i)[0, 0, 0]) for i in range(len(whole))] == [20, 21, 22, 24]
+    part = sources.build('tfds:labelled:train[1:3]', MANY)[0]
+    assert [part.record(i).height for i in range(len(part))] == [21, 22]
+    assert (part.picture(1) == 22).all()
+
+
+@pytest.mark.usefixtures('tfds_dir')
+def test_tfds_captions_go_before_labels():
+    source = sources.build('tfds:captioned', MANY)[0]
+    assert len(source) == 1 and source.record(0).captions == ('é cat', 'two')
+    assert source.skipped == {'empty caption': 1}
+
+
+@pytest.mark.usefixtures('tfds_dir')
+def test_tfds_errors_list_the_features():
+    with pytest.raises(
+        UserError, match=r'data\.sources.*no caption.*file_name: Text, image: Image'
+    ):
+        sources.build('tfds:wordless', MANY)
+    with pytest.raises(UserError, match=r'data\.sources.*no picture.*text: Text'):
+        sources.build('tfds:blind', MANY)
+    with pytest.raises(UserError, match=r'data\.sources: tfds:labelled:nosplit did not open'):
+        sources.build('tfds:labelled:nosplit', MANY)
+    with pytest.raises(UserError, match=r'data\.sources: tfds:no_such_set did not open'):
+        sources.build('tfds:no_such_set', MANY)
+
+
+def test_tfds_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+    with pytest.raises(UserError, match=r"data\.sources.*pip install 'rf_jax\[tfds\]'"):
+        sources.build('tfds:mnist', MANY)
