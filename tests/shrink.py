@@ -39,9 +39,11 @@ def shrink(config: ConfigDict) -> ConfigDict:
     )
     config.tokenizer.update(vocabulary=384, path='')
     model = config.model
-    model.backbone.update(layers=2, width=32, heads=2, kv_heads=1, head_dim=16, feedforward=64)
+    model.backbone.update(
+        layers=2, unroll=1, width=32, heads=2, kv_heads=1, head_dim=16, feedforward=64
+    )
     model.backbone.rope_sections = (4, 2, 2)
-    model.encoder.update(layers=2, width=32, heads=2, feedforward=64)
+    model.encoder.update(layers=2, unroll=1, width=32, heads=2, feedforward=64)
     model.representation.update(codes=32, frame=4)
     model.denoiser.update(bottleneck=min(model.denoiser.bottleneck, 16), time_features=16)
     config.optimizer.warmup = 2

@@ -33,7 +33,7 @@ def tiny(split: str):
         layers=2, width=16, heads=2, kv_heads=1, head_dim=16, feedforward=16, split=split
     )
     config.model.backbone.rope_sections = (4, 2, 2)
-    config.model.encoder.update(layers=2, width=16, heads=2, feedforward=16, registers=1)
+    config.model.encoder.update(layers=2, unroll=1, width=16, heads=2, feedforward=16, registers=1)
     config.model.representation.update(codes=CODES, frame=4)
     config.model.denoiser.time_features = 8
     return config

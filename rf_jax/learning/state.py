@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from rf_jax.data import layout
+from rf_jax.data.keys import fold
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.sharding import path_name
 
@@ -30,6 +31,11 @@ class State:
     streak: jax.Array
 
 
+def random_key(seed: int, name: str, step: jax.Array | int = 0) -> jax.Array:
+    """The key of `name` at `step`; other names, seeds and steps give unrelated keys."""
+    return jax.random.fold_in(jax.random.key(fold(seed, name) % 2**32), step)
+
+
 def example_row(channels: int) -> dict[str, jax.Array]:
     """The smallest batch that touches every parameter: one row, one picture each way."""
     capacity = {'text': 1, 'vision': 1, 'representation': 2, 'pixels': 4,
@@ -44,10 +50,10 @@ def initialise(model, optimizer_of, codes: int, width: int, seed: int) -> State:
     """
     batch = example_row(model.channels)
     z = jnp.zeros((1, 4, model.channels))
-    key = jax.random.key(seed)
+    key = random_key(seed, 'parameters')
     params = model.init(key, batch, batch['codes_in'], z, jnp.zeros((1, 4)))['params']
     optimizer: optax.GradientTransformation = optimizer_of(params)
-    codebook = jax.random.normal(jax.random.fold_in(key, 1), (codes, width))
+    codebook = jax.random.normal(random_key(seed, 'first codebook'), (codes, width))
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,

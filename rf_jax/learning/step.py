@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from rf_jax.learning import flow, losses, optimizer
-from rf_jax.learning.state import State
+from rf_jax.learning.state import State, random_key
 from rf_jax.models import quantizer
 from rf_jax.models.unified import Unified, to_signed
 
@@ -34,7 +34,7 @@ def redraw(config, at: int, step: jax.Array, codebook, z, valid):
     step `at` on, until all are filled. Copies of one feature would stay unused for ever.
     """
     turn = jnp.arange(codebook.shape[0]) // z.shape[0]  # which step after `at` fills a row
-    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    key = random_key(config.seed, 'codebook', step)
 
     def draw(old):
         fresh = quantizer.from_data(key, z, valid, old.shape[0])
@@ -80,7 +80,7 @@ def used_codes(batch: Batch, codes: int) -> jax.Array:
 def prepare(config, assign, model, state: State, batch: Batch):
     """The batch with targets, times and noise, and the new codebook. No gradient flows here."""
     codes, codebook = quantize(config, assign, model, state, batch)
-    key = jax.random.fold_in(jax.random.key(config.seed + 1), state.step)
+    key = random_key(config.seed, 'noise', state.step)
     batch = dict(batch) | add_noise(config, key, batch)
     batch['codes'] = take_codes(codes, batch['codes_in'])
     batch['code_targets'] = take_codes(codes, batch['codes_target'])

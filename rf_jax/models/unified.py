@@ -131,4 +131,9 @@ def build(config, vocabulary: int) -> Unified:
         f'model.encoder.width={encoder.width} is no multiple of 4 x model.encoder.heads='
         f'{encoder.heads}, as its rotary positions need',
     )
+    require(
+        1 <= encoder.unroll <= encoder.layers,
+        f'model.encoder.layers={encoder.layers} and model.encoder.unroll={encoder.unroll}: '
+        'need 1 <= unroll <= layers',
+    )
     return Unified(config.model, vocabulary, config.data.patch**2 * 3, transformer.build(config))

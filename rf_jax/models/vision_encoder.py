@@ -65,7 +65,7 @@ class VisionEncoder(nn.Module):
             return block(x, angles, mask), None
 
         stack = nn.scan(body, variable_axes={'params': 0}, split_rngs={'params': True},
-                        length=c.layers)  # fmt: skip
+                        length=c.layers, unroll=c.unroll)  # fmt: skip
         x, _ = stack(EncoderBlock(c, name='layers'), x, None)
         return x[:, extra:], LayerNorm(c.norm_eps, name='norm')(x)[:, extra:]
 

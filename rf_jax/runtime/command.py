@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import app, flags, logging
 
-from rf_jax.runtime.allocator import keep_memory
+from rf_jax.runtime import environment
 from rf_jax.runtime.errors import UserError
 
 
 def run(main: Callable, required: Sequence[str] = ()) -> None:
     """`absl.app.run(main)`; UserError and unknown config fields end with one line and code 1."""
-    keep_memory()
+    environment.prepare()
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(None)

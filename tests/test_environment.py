@@ -1,0 +1,62 @@
+"""What is set before a process computes."""
+
+import os
+import subprocess
+import sys
+
+from rf_jax.runtime import environment
+
+
+def test_pretended_devices_get_threads_and_patience():
+    found = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8 --xla_dump_to=x'}
+    environment.give_threads(found)
+    assert int(found['PJRT_NPROC']) >= 16
+    assert '--xla_dump_to=x --xla_cpu_collective_call_warn_stuck' in found['XLA_FLAGS']
+    assert found['XLA_FLAGS'].count('terminate_timeout_seconds=') == 1
+    again = dict(found)
+    environment.give_threads(again)
+    assert again == found
+
+
+def test_other_processes_stay_as_they_are():
+    found = {'XLA_FLAGS': '--xla_dump_to=x'}
+    environment.give_threads(found)
+    assert found == {'XLA_FLAGS': '--xla_dump_to=x'}
+
+
+def test_huge_pages_are_asked_for_once(tmp_path, monkeypatch):
+    setting = tmp_path / 'enabled'
+    monkeypatch.setattr(environment, '_HUGE_PAGES', setting)
+    monkeypatch.setattr(environment.platform, 'libc_ver', lambda: ('glibc', '2.36'))
+    assert not environment.wants_huge_pages({})
+    setting.write_text('always [madvise] never\n')
+    assert environment.wants_huge_pages({})
+    assert not environment.wants_huge_pages({'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=2'})
+    for other in ('[always] madvise never\n', 'always madvise [never]\n'):
+        setting.write_text(other)
+        assert not environment.wants_huge_pages({})
+
+
+def test_command_starts_again_as_it_was(tmp_path):
+    setting = tmp_path / 'enabled'
+    setting.write_text('always [madvise] never\n')
+    program = (
+        'import os, sys\n'
+        'from pathlib import Path\n'
+        'from rf_jax.runtime import environment\n'
+        f'environment._HUGE_PAGES = Path({str(setting)!r})\n'
+        'environment.platform.libc_ver = lambda: ("glibc", "2.36")\n'
+        'print(os.getpid())\n'
+        'environment.prepare()\n'
+        'print(sys.argv[1:], os.environ["GLIBC_TUNABLES"])\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', program, 'a b', '--c=1'],
+        env=os.environ | {'GLIBC_TUNABLES': 'glibc.malloc.check=0'},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    first, second, last = done.stdout.splitlines()
+    assert first == second, 'the same process, started once again'
+    assert last == "['a b', '--c=1'] glibc.malloc.check=0:glibc.malloc.hugetlb=1"
