@@ -12,7 +12,7 @@ picture to draw and one to describe and are 84 % full.
 from configs import base
 from rf_jax.runtime.errors import choose
 
-VARIANTS = {'': 4000, 'long': 16_000}  # steps
+VARIANTS = {'': 6000, 'long': 24_000}  # steps
 
 
 def get_config(variant: str = ''):

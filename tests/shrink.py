@@ -29,13 +29,14 @@ def shrink(config: ConfigDict) -> ConfigDict:
     data.patch, data.max_text = 16, 16
     data.sizes = ((64, 0.5), (32, 0.5)) if len(data.sizes) > 1 else ((64, 1.0),)
     pictures = 1 if max(data.capacity.pixel_pictures, data.capacity.vision_pictures) == 1 else 2
+    drawn = pictures if data.capacity.pixel_pictures else 0
     data.capacity.update(
         text=32,
         vision=4 * pictures,
-        representation=5 * pictures,
-        pixels=16 * pictures,
+        representation=5 * drawn,
+        pixels=16 * drawn,
         vision_pictures=pictures,
-        pixel_pictures=pictures,
+        pixel_pictures=drawn,
     )
     config.tokenizer.update(vocabulary=384, path='')
     model = config.model

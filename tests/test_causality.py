@@ -15,8 +15,9 @@ import pytest
 from test_layout import CAPACITY, CHANNELS, filled, random_row, sees, tokens_of
 
 from configs import base
-from rf_jax.data import layout, pipeline
+from rf_jax.data import layout
 from rf_jax.data.layout import Pixels, Representation, Text, Vision
+from rf_jax.data.spans import drawing
 from rf_jax.learning.state import example_row
 from rf_jax.models import unified
 from rf_jax.models.experts import GROUPS
@@ -44,7 +45,7 @@ def model_and_params(split: str = 'ffn'):
     """Every parameter away from its first value: the pixel head would start at zero."""
     model = unified.build(tiny(split), VOCABULARY)
     batch, z = example_row(CHANNELS), jnp.zeros((1, 4, CHANNELS))
-    inputs = batch, batch['codes_in'], z, z[..., 0]
+    inputs = batch, batch['input_group'], z, z[..., 0]
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)['params']
     rng = np.random.default_rng(0)
 
@@ -92,7 +93,7 @@ def jacobian_of(split: str):
 
 def random_inputs(row, seed):
     rng = np.random.default_rng(seed)
-    codes = np.where(row['codes_in'] < 0, -1, rng.integers(0, CODES, row['codes_in'].shape))
+    codes = np.where(row['input_group'] < 0, -1, rng.integers(0, CODES, row['input_group'].shape))
     z = rng.normal(size=row['pixels'].shape).astype(np.float32)
     t = rng.random(row['pixels'].shape[0]).astype(np.float32)
     return codes, z, t
@@ -254,7 +255,7 @@ def test_padding_influences_nothing():
 def test_a_dropped_condition_has_no_influence_on_the_pixels(
     drop_text, drop_representation, keep_positions
 ):
-    spans = pipeline.drawing(
+    spans = drawing(
         [Text([5, 6, 7])], (4, 4), np.zeros((16, CHANNELS), np.uint8),
         drop_text=drop_text, drop_representation=drop_representation,
         keep_positions=keep_positions,

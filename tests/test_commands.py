@@ -38,6 +38,11 @@ def command(module: str, *arguments: object, code: int = 0) -> str:
     return output
 
 
+def relative(path: Path) -> str:
+    """As people type it, from where the commands run."""
+    return os.path.relpath(path, ROOT)
+
+
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp('run')
@@ -63,8 +68,10 @@ def test_train_leaves_what_a_notebook_needs(workdir):
 def test_sample_draws_every_prompt(workdir, tmp_path):
     prompts = tmp_path / 'prompts.txt'
     prompts.write_text('green tea\n\n' + 'very ' * 200 + 'long\n', encoding='utf-8')
-    command('sample', f'--workdir={workdir}', '--prompt=red apple', f'--prompts={prompts}',
-            f'--out={tmp_path}/out', '--number=2', '--size=32x64', '--steps=2')  # fmt: skip
+    command(
+        'sample', f'--workdir={relative(workdir)}', '--prompt=red apple', f'--prompts={prompts}',
+        f'--out={tmp_path}/out', '--number=2', '--size=32x64', '--steps=2',
+    )  # fmt: skip
     pictures = sorted(path.name for path in (tmp_path / 'out').glob('*.png'))
     assert len(pictures) == 7
     assert '000-red-apple-0.png' in pictures
@@ -78,7 +85,7 @@ def test_describe_answers(workdir, tmp_path):
     }.items():
         picture.save(tmp_path / name)
     output = command(
-        'describe', f'--workdir={workdir}', f'--image={tmp_path}/a.png',
+        'describe', f'--workdir={relative(workdir)}', f'--image={tmp_path}/a.png',
         f'--image={tmp_path}/dot.png', '--question=What is this?',
     )  # fmt: skip
     assert f'{tmp_path}/a.png: ' in output
@@ -87,7 +94,7 @@ def test_describe_answers(workdir, tmp_path):
 
 def test_evaluate_repeats_the_table(workdir):
     before = json.loads((workdir / 'result.json').read_text())
-    output = command('evaluate', f'--workdir={workdir}', '--samples=8')
+    output = command('evaluate', f'--workdir={relative(workdir)}', '--samples=8')
     assert 'right picture among' in output
     assert json.loads((workdir / 'result.json').read_text()) == before
 

@@ -40,7 +40,7 @@ def make_sampler(split):
     z = jnp.zeros((1, 4, model.channels))
 
     def new(key):
-        params = model.init(key, example, example['codes_in'], z, jnp.zeros((1, 4)))['params']
+        params = model.init(key, example, example['input_group'], z, jnp.zeros((1, 4)))['params']
         leaves, structure = jax.tree.flatten(params)
         keys = jax.random.split(key, len(leaves))
         # Off the initial point, where pictures are zero and most scales are one.

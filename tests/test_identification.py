@@ -51,6 +51,16 @@ class Painter:
         return [f'colour {known[p.tobytes()]}' if self.right else 'colour 0' for p in pictures]
 
 
+def test_a_task_that_is_not_trained_is_not_judged():
+    source = Pictures()
+    painter = Painter(source, True)
+    painter.config = base.get_config()
+    painter.config.data.tasks.text_to_image = 0.0
+    result = identification.evaluate(painter, source, 12, seed=0)
+    assert result.top10 is None and result.drawn == [] and result.exact == 1.0
+    assert 'described' in result.table() and 'drawn' not in result.table()
+
+
 def test_ranks_count_the_nearer_pictures():
     rng = np.random.default_rng(0)
     gallery = rng.normal(5, 1, (20, 7)).astype(np.float32)

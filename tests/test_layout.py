@@ -193,7 +193,7 @@ def test_a_row_is_its_samples_one_by_one(seed):
                 np.testing.assert_array_equal(together[key][here], single[key][there])
             assert (together['segment'][here] == number + 1).all()
         here, there = slice(at[2], at[2] + size[2]), slice(size[2])
-        for key in ('codes_in', 'codes_target'):
+        for key in ('input_group', 'target_group'):
             moved = np.where(alone[key] < 0, -1, alone[key] + at[3] // 4)
             np.testing.assert_array_equal(row[key][here], moved[there])
         at += size
@@ -213,10 +213,10 @@ def test_codes_and_frames_of_drawn_pictures(seed):
             count = span.height * span.width // 4
             begin, end = at, at + count
             at = end + 1
-            groups = row['codes_in'][begin + 1 : end + 1]
-            assert row['codes_in'][begin] == -1 and (row['cells'][begin] == -1).all()
-            np.testing.assert_array_equal(row['codes_target'][begin:end], groups)
-            assert row['codes_target'][end] == -1
+            groups = row['input_group'][begin + 1 : end + 1]
+            assert row['input_group'][begin] == -1 and (row['cells'][begin] == -1).all()
+            np.testing.assert_array_equal(row['target_group'][begin:end], groups)
+            assert row['target_group'][end] == -1
             np.testing.assert_array_equal(row['representation_weight'][begin : end + 1],
                                           np.arange(count + 1) < count)  # fmt: skip
             # Raster order of the groups, which are this picture's own.
@@ -231,7 +231,7 @@ def test_codes_and_frames_of_drawn_pictures(seed):
             tokens = representation['position'][begin + 1 : end + 1]
             np.testing.assert_array_equal(tokens[:, 1:], under[:, 1:])
     assert not row['representation_weight'][at:].any()
-    assert (row['codes_in'][at:] == -1).all() and (row['codes_target'][at:] == -1).all()
+    assert (row['input_group'][at:] == -1).all() and (row['target_group'][at:] == -1).all()
 
 
 def test_codes_find_their_pixels_when_others_stand_between():
@@ -245,7 +245,7 @@ def test_codes_find_their_pixels_when_others_stand_between():
         ]
         row = filled(samples)
         tokens = streams(row, 'representation')['position'][[2 + 1, 2 + 5 + 1], 1:]
-        for token, group in zip(tokens, row['codes_in'][[2 + 1, 2 + 5 + 1]]):
+        for token, group in zip(tokens, row['input_group'][[2 + 1, 2 + 5 + 1]]):
             under = streams(row, 'pixels')['position'][4 * group : 4 * group + 4, 1:]
             np.testing.assert_array_equal(token, under.mean(0))
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import base
 from configs import emoji as emoji_config
-from rf_jax.data import captions, layout, packing, pipeline, sources
+from rf_jax.data import captions, layout, packing, pipeline, sources, spans
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.runtime.errors import UserError
@@ -177,14 +177,14 @@ def test_prompts_answers_and_their_targets(make, tokenizer):
     assert pixels.pixels.shape == (pixels.height * pixels.width, 48)
     asked = make(drop_text=0.0, prompt_loss=True).spans(packing.Draw('text_to_image', 2, 0))[0]
     assert asked.tokens == prompt.tokens and list(asked.targets) == [*asked.tokens[1:], -1]
-    text = pipeline.dialogue_span(tokenizer, 'what is this?', 'cat', 24, Counter())
+    text = spans.dialogue_span(tokenizer, 'what is this?', 'cat', 24, Counter())
     mark = text.tokens.index(tokenizer.answer)
     assert text.tokens[0] == tokenizer.bos and text.tokens[-1] == tokenizer.eos
     assert tokenizer.decode(text.tokens[:mark]) == 'what is this?'
     assert tokenizer.decode(text.tokens[mark:]) == 'cat'
     # The answer mark predicts the first token of the answer; nothing before it is predicted.
     assert list(text.targets) == [-1] * mark + text.tokens[mark + 1 :] + [-1]
-    open_ended = pipeline.dialogue_span(tokenizer, 'what is this?', None, 24, Counter())
+    open_ended = spans.dialogue_span(tokenizer, 'what is this?', None, 24, Counter())
     assert open_ended.tokens == text.tokens[: mark + 1]
 
 
@@ -192,18 +192,31 @@ def test_prompts_answers_and_their_targets(make, tokenizer):
 def test_endless_text_is_cut_and_counted(tokenizer, max_text):
     endless = 'a red cat ' * 1000
     counts = Counter()
-    span = pipeline.text_span(tokenizer, endless, max_text, 0, counts)
+    span = spans.text_span(tokenizer, endless, max_text, 0, counts)
     assert len(span.tokens) == max_text and counts[CUT] == 1
     assert span.tokens[-1] == tokenizer.eos and len(span.targets) == max_text
     for question, answer, cuts in ((endless, endless, 2), ('', endless, 1)):
         counts = Counter()
-        span = pipeline.dialogue_span(tokenizer, question, answer, max_text, counts)
+        span = spans.dialogue_span(tokenizer, question, answer, max_text, counts)
         assert len(span.tokens) <= max_text and counts[CUT] == cuts
         assert span.tokens[-1] == tokenizer.eos
         assert sum(target >= 0 for target in span.targets) >= 2  # some of the answer is left
     counts = Counter()
-    pipeline.text_span(tokenizer, 'a', max_text, 0, counts)
+    spans.text_span(tokenizer, 'a', max_text, 0, counts)
     assert not counts
+
+
+@pytest.mark.parametrize('max_text', [8, 9, 24])
+def test_a_long_document_is_learned_to_its_last_word(tokenizer, max_text):
+    text = 'a red cat and a blue dog ' * 20
+    ids = [tokenizer.bos, *tokenizer.encode(text), tokenizer.eos]
+    pieces = [
+        spans.document_span(tokenizer, text, max_text, piece)
+        for piece in range(spans.document_pieces(tokenizer, text, max_text))
+    ]
+    assert [token for piece in pieces for token in piece.tokens] == ids[:-1]
+    assert [target for piece in pieces for target in piece.targets] == ids[1:]
+    assert all(0 < len(piece.tokens) <= max_text for piece in pieces)
 
 
 def test_a_batch_of_endless_captions(tmp_path, tokenizer):

@@ -100,7 +100,7 @@ def empty(capacity: Mapping[str, int], channels: int) -> dict[str, np.ndarray]:
     position                      float32[L, 3]  (order, row, column) in patches
     text_tokens, text_targets     int32[T]; text_weight float32[T]
     cells                         int32[R, 2]    row and column of a representation token, -1 begin
-    codes_in, codes_target        int32[R]       index into the P / 4 groups of pixels, -1 none
+    input_group, target_group     int32[R]       index into the P / 4 groups of pixels, -1 none
     representation_weight         float32[R]
     pixels                        uint8[P, C]; pixel_weight float32[P]
     pixel_picture, vision_picture int32[P], int32[4V]  picture within the row, -1 none
@@ -120,8 +120,8 @@ def empty(capacity: Mapping[str, int], channels: int) -> dict[str, np.ndarray]:
         'text_targets': np.zeros(t, np.int32),
         'text_weight': np.zeros(t, np.float32),
         'cells': np.full((r, 2), -1, np.int32),
-        'codes_in': np.full(r, -1, np.int32),
-        'codes_target': np.full(r, -1, np.int32),
+        'input_group': np.full(r, -1, np.int32),
+        'target_group': np.full(r, -1, np.int32),
         'representation_weight': np.zeros(r, np.float32),
         'pixels': np.zeros((p, channels), np.uint8),
         'pixel_weight': np.zeros(p, np.float32),
@@ -267,8 +267,8 @@ class Row:
         row = self.arrays
         groups = group + np.arange(len(cells))
         row['cells'][within][1:] = cells
-        row['codes_in'][within][1:] = groups
-        row['codes_target'][within][:-1] = groups
+        row['input_group'][within][1:] = groups
+        row['target_group'][within][:-1] = groups
         row['representation_weight'][within][:-1] = 1
         return order + count
 

@@ -5,13 +5,13 @@
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 from absl import logging
 
-from rf_jax.data import captions, images, layout, packing
+from rf_jax.data import captions, images, layout, packing, spans
 from rf_jax.data.keys import generator
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.runtime.errors import UserError
@@ -32,7 +32,9 @@ class Batches:
         self.tokenizer = tokenizer
         self.part = part  # (index, count) of this host
         self.counts: Counter = Counter()  # what was cut or left out, for the log
-        self.samples = _samples(sources_)
+        self.samples = _samples(
+            sources_, lambda text: spans.document_pieces(tokenizer, text, self.data.max_text)
+        )
         self.channels = self.data.patch**2 * 3
         self._pictures = _PictureCache(megabytes=256)
         self._check()
@@ -104,30 +106,30 @@ class Batches:
 
     def spans(self, draw: packing.Draw, decode: bool = True) -> list[layout.Span]:
         """The sample's spans. Raises images.BadPicture when its picture cannot be decoded."""
-        source, index = self.samples[draw.task][draw.index]
+        source, index, piece = self.samples[draw.task][draw.index]
         record = source.record(index)
         rng = generator(self.config.seed, 'draw', draw.task, draw.index, draw.turn)
         counts = self.counts if decode else Counter()  # planning counts nothing
         longest = _pick(rng, self.data.sizes)
         if draw.task == 'text_only':
-            return [self._text(record.captions[0], 0, counts)]
+            text = record.captions[0]
+            return [spans.document_span(self.tokenizer, text, self.data.max_text, piece)]
         height, width = fitted(record.height, record.width, self.data, longest)
         pixels = self._pixels(source, index, height, width) if decode else None
         grid = (height // self.data.patch, width // self.data.patch)
         if draw.task == 'image_to_text':
             question, answer = captions.dialogue(record, rng, self.data.question)
-            text = dialogue_span(self.tokenizer, question, answer, self.data.max_text, counts)
+            text = spans.dialogue_span(self.tokenizer, question, answer, self.data.max_text, counts)
             return [layout.Vision(*grid, pixels), text]
         loss_from = 0 if self.data.prompt_loss else None
-        prompt = self._text(
-            captions.prompt(record, rng, self.data.caption_label), loss_from, counts
-        )
+        text = captions.prompt(record, rng, self.data.caption_label)
+        prompt = spans.text_span(self.tokenizer, text, self.data.max_text, loss_from, counts)
         drop_text, drop_representation, drop_both = rng.random(3) < (
             self.data.drop_text,
             self.data.drop_representation,
             self.data.drop_both,
         )
-        return drawing(
+        return spans.drawing(
             [prompt],
             grid,
             pixels,
@@ -135,9 +137,6 @@ class Batches:
             drop_representation=bool(drop_representation or drop_both),
             keep_positions=self.data.drop_keeps_positions,
         )
-
-    def _text(self, text: str, loss_from: int | None, counts: Counter) -> layout.Text:
-        return text_span(self.tokenizer, text, self.data.max_text, loss_from, counts)
 
     def _pixels(self, source, index: int, height: int, width: int) -> np.ndarray:
         key = (id(source), index, height, width)
@@ -164,7 +163,7 @@ class Batches:
             except images.BadPicture as error:
                 self.counts['picture_not_decodable'] += 1
                 if self.counts['picture_not_decodable'] <= 10:
-                    source, index = self.samples[draw.task][draw.index]
+                    source, index, _ = self.samples[draw.task][draw.index]
                     logging.warning('left out: %s sample %d: %s', source.name, index, error)
         return row
 
@@ -188,75 +187,23 @@ def fitted(height: int, width: int, data, longest: int | None = None) -> tuple[i
     return images.fit(height, width, longest, 2 * data.patch)
 
 
-def text_span(tokenizer, text, max_text, loss_from, counts: Counter) -> layout.Text:
-    """`<bos> text <eos>`; loss on what follows position `loss_from`, None for no loss.
-
-    Longer text is cut to `max_text` tokens and counted.
-    """
-    ids = [tokenizer.bos, *_cut(tokenizer.encode(text), max_text - 2, counts), tokenizer.eos]
-    targets = [*ids[1:], -1]
-    if loss_from is None:
-        return layout.Text(ids)
-    return layout.Text(ids, [t if i >= loss_from else -1 for i, t in enumerate(targets)])
-
-
-def dialogue_span(tokenizer, question, answer, max_text, counts: Counter) -> layout.Text:
-    """`<bos> question <answer> answer <eos>` with loss on the answer and its end.
-
-    A long question is cut to half of the span, the answer to the rest.
-    `answer` None leaves the span open after the answer mark, to be continued by generation.
-    """
-    head = tokenizer.encode(question) if question else []
-    head = [tokenizer.bos, *_cut(head, max_text // 2, counts), tokenizer.answer]
-    if answer is None:
-        return layout.Text(head)
-    tail = [*_cut(tokenizer.encode(answer), max_text - len(head) - 1, counts), tokenizer.eos]
-    targets = [-1] * (len(head) - 1) + tail + [-1]
-    return layout.Text(head + tail, targets)
-
-
-def drawing(
-    prompt: list[layout.Span],
-    grid: tuple[int, int],
-    pixels: np.ndarray | None,
-    *,
-    drop_text: bool,
-    drop_representation: bool,
-    keep_positions: bool,
-) -> list[layout.Span]:
-    """Spans of text-to-image with its dropped conditions; training and sampling share it."""
-    if drop_text:
-        length = sum(len(span.tokens) for span in prompt)
-        prompt = [layout.Skip(length)] if keep_positions else []
-    return [
-        *prompt,
-        layout.Representation(*grid),
-        layout.Pixels(*grid, pixels, reads_representation=not drop_representation),
-    ]
-
-
-def _cut(tokens: list[int], most: int, counts: Counter) -> list[int]:
-    if len(tokens) > most:
-        counts['text_cut'] += 1
-    return tokens[:most]
-
-
 def _pick(rng: np.random.Generator, sizes) -> int:
     weights = np.array([weight for _, weight in sizes], float)
     return sizes[int(np.searchsorted(np.cumsum(weights / weights.sum()), rng.random()))][0]
 
 
-def _samples(sources_) -> dict[str, list]:
-    """For each task the (source, index) that can serve it."""
+def _samples(sources_, pieces: Callable[[str], int]) -> dict[str, list[tuple]]:
+    """For each task the (source, index, piece of its text) that can serve it."""
     found: dict[str, list] = {task: [] for task in TASKS}
     for source in sources_:
         for index in range(len(source)):
             record = source.record(index)
             if record.height and record.captions:
-                found['text_to_image'].append((source, index))
-                found['image_to_text'].append((source, index))
-            if record.captions and not record.height:
-                found['text_only'].append((source, index))
+                found['text_to_image'].append((source, index, 0))
+                found['image_to_text'].append((source, index, 0))
+            elif record.captions:
+                count = pieces(record.captions[0])
+                found['text_only'] += [(source, index, piece) for piece in range(count)]
     if not found['text_only']:  # captions are text too
         found['text_only'] = list(found['text_to_image'])
     return found

@@ -23,13 +23,16 @@ GALLERY = 5000  # most pictures to find the right one among
 
 @dataclass(frozen=True)
 class Result:
-    """Rates in [0, 1] over `count` pictures; `drawn` and `answers` to look at."""
+    """Rates in [0, 1] over `count` pictures; `drawn` and `answers` to look at.
+
+    A rate is None, and what belongs to it empty, for a task that the run does not train.
+    """
 
     count: int
     gallery: int
-    top1: float
-    top10: float
-    exact: float
+    top1: float | None
+    top10: float | None
+    exact: float | None
     labels: list[str]
     drawn: list[np.ndarray]
     truth: list[np.ndarray]
@@ -45,6 +48,8 @@ class Result:
         ]  # fmt: skip
         lines = [f'{"measure":58s} {"rate":>7s} {"95 % interval":>17s} {"chance":>8s}']
         for name, rate, chance in rows:
+            if rate is None:
+                continue
             low, high = wilson(rate, self.count)
             lines.append(f'{name:58s} {rate:7.1%} {low:7.1%} .. {high:6.1%} {chance:8.2%}')
         return '\n'.join(lines)
@@ -103,17 +108,23 @@ def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
         gallery += [thumbnails([picture]) for picture in readable(source, [i], 1).values()]
     labels = [source.record(i).captions[0] for i in truth]
     sizes = [pipeline.fitted(*p.shape[:2], sampler.config.data) for p in truth.values()]
-    drawn = sampler.draw(
-        [sampler.request(label, seed + 1, size=size) for label, size in zip(labels, sizes)]
-    )
-    rank = ranks(thumbnails(drawn), np.concatenate(gallery), range(len(truth)))
-    answers = sampler.describe(list(truth.values()))
+    tasks = sampler.config.data.tasks
+    drawn, answers, top1, top10, exact = [], [], None, None, None
+    if tasks.get('text_to_image', 0) > 0:
+        drawn = sampler.draw(
+            [sampler.request(label, seed + 1, size=size) for label, size in zip(labels, sizes)]
+        )
+        rank = ranks(thumbnails(drawn), np.concatenate(gallery), range(len(truth)))
+        top1, top10 = float((rank == 0).mean()), float((rank < NEAREST).mean())
+    if tasks.get('image_to_text', 0) > 0:
+        answers = sampler.describe(list(truth.values()))
+        exact = float(np.mean([a in source.record(i).captions for a, i in zip(answers, truth)]))
     return Result(
         count=len(labels),
         gallery=len(gallery),
-        top1=float((rank == 0).mean()),
-        top10=float((rank < NEAREST).mean()),
-        exact=float(np.mean([a in source.record(i).captions for a, i in zip(answers, truth)])),
+        top1=top1,
+        top10=top10,
+        exact=exact,
         labels=labels,
         drawn=drawn,
         truth=list(truth.values()),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from rf_jax.data import images, pipeline
@@ -22,7 +23,7 @@ SHOWN = 24  # pairs in the grid of the end
 
 def first_pictures(run: Run) -> tuple[object, list[int]]:
     """The first source with pictures and their numbers; (None, []) if there is none."""
-    for source, _ in run.batches.samples['text_to_image'][:1]:
+    for source, *_ in run.batches.samples['text_to_image'][:1]:
         return source, [i for i in range(len(source)) if source.record(i).height]
     return None, []
 
@@ -43,15 +44,18 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
         sampler.params = ema
         drawn = sampler.draw(requests)
         answers = sampler.describe(list(chosen.values()))
+        sampler.params = None  # the step that follows reuses the state's memory
         sheet = images.grid(drawn, COLUMNS, prompts)
-        folder = run.workdir / 'samples'
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(sheet).save(folder / f'{step:08d}.png')
         writer.image(step, 'drawn', sheet)
         lines = [f'{prompt} -> {answer}' for prompt, answer in zip(prompts, answers)]
         writer.text(step, 'described', '\n\n'.join(lines))
-        (folder / f'{step:08d}.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
-        sampler.params = None  # the step that follows reuses the state's memory
+        folder = run.workdir / 'samples'
+        try:
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(sheet).save(folder / f'{step:08d}.png')
+            (folder / f'{step:08d}.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+        except OSError as error:
+            logging.warning('Samples of step %d cannot be written: %s', step, error)
 
     return show
 
@@ -65,23 +69,30 @@ def at_end(run: Run, state: State) -> str:
     result = identification.evaluate(
         sampler, source, min(run.config.evaluation.samples, len(numbers)), run.config.seed
     )
-    share = usage.codes_over_an_epoch(run, state)
-    used = f'codebook: {share:.1%} of the prototypes are used over an epoch'
-    return f'{write(result, run.workdir)}\n{used}'
+    table = write(result, run.workdir)
+    if result.drawn:
+        share = usage.codes_over_an_epoch(run, state)
+        table += f'\ncodebook: {share:.1%} of the prototypes are used over an epoch'
+    return table
 
 
 def write(result: identification.Result, workdir: Path) -> str:
     """Files of a result; gives the table with the grid's path."""
+    drawn = result.drawn or [np.zeros_like(truth) for truth in result.truth]  # not trained: black
+    answers = result.answers or [''] * result.count
     pictures, captions = [], []
     for i in range(min(SHOWN, result.count)):
-        pictures += [result.truth[i], result.drawn[i]]
-        captions += [result.labels[i], f'> {result.answers[i]}']
+        pictures += [result.truth[i], drawn[i]]
+        captions += [result.labels[i], f'> {answers[i]}']
     grid = workdir / 'grid.png'
-    Image.fromarray(images.grid(pictures, COLUMNS, captions)).save(grid)
     kept = asdict(result)
     for name in ('drawn', 'truth'):
         del kept[name]
-    (workdir / 'result.json').write_text(json.dumps(kept, indent=1), encoding='utf-8')
+    try:
+        Image.fromarray(images.grid(pictures, COLUMNS, captions)).save(grid)
+        (workdir / 'result.json').write_text(json.dumps(kept, indent=1), encoding='utf-8')
+    except OSError as error:
+        logging.warning('The grid and result.json cannot be written: %s', error)
     return (
         f'{result.table()}\ngrid: {grid} (pairs: picture with its label, drawing with "> answer")'
     )

@@ -73,7 +73,7 @@ def draw_codes(model: Unified, options: Options, params, batch: Arrays, contexts
         slot = jnp.full(tiled.shape[0], text + place)
         x, cache = cached.one(model, params, batch, cache, slot, x, (0, 1, 0))
         logits = model.apply({'params': params}, x, method='representation_logits')[:, 0]
-        logits = dict(zip(contexts, _split_rows(logits, len(contexts))))
+        logits = dict(zip(contexts, jnp.split(logits, len(contexts))))
         logits = guidance.combine(logits, weights)
         logits = guidance.top_k(logits / max(options.temperature, 1e-6), options.top_k)
         noise = jax.vmap(
@@ -105,7 +105,7 @@ def draw_pixels(model: Unified, config, options: Options, params, rows, caches, 
         x = model.apply({'params': params}, *tiled, method='embed_patches')
         x = cached.after(model, params, batch, cache, x, (0, 0, patches))
         x = model.apply({'params': params}, x, method='predict')
-        x = dict(zip(branches, _split_rows(x, len(branches))))
+        x = dict(zip(branches, jnp.split(x, len(branches))))
         guided = guidance.combine(x, branches)
         if options.interval == (0.0, 1.0) or (True, True) not in x:
             return guided
@@ -144,7 +144,3 @@ def _split(cache, count: int):
     """Caches of `count` contexts stacked along the rows."""
     k, v = (jnp.split(a, count, axis=1) for a in cache)
     return list(zip(k, v))
-
-
-def _split_rows(x: jax.Array, count: int):
-    return jnp.split(x, count)

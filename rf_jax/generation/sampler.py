@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from rf_jax.data import images, layout, pipeline
+from rf_jax.data import images, layout, pipeline, spans
 from rf_jax.data.keys import fold
 from rf_jax.data.records import clean
 from rf_jax.data.tokenizer import Tokenizer
@@ -93,16 +93,24 @@ class Sampler:
 
     def draw(self, requests: Sequence[Request], options: drawing.Options | None = None):
         """List of uint8 [height, width, 3], one a request."""
-        pictures = []
+        return self.draw_with_codes(requests, options)[0]
+
+    def draw_with_codes(
+        self, requests: Sequence[Request], options: drawing.Options | None = None
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Pictures as `draw`, and their representation tokens int32 [rows, columns]."""
+        pictures, tokens, patch = [], [], self.config.data.patch
         for chunk, full in _chunks(requests):
-            patches, _ = self._draw(full, options or self.options())
-            for request, values in zip(chunk, patches):
-                count = request.height * request.width // self.config.data.patch**2
+            patches, codes = self._draw(full, options or self.options())
+            for request, values, row in zip(chunk, patches, codes):
+                height, width = request.height // patch, request.width // patch
                 picture = images.unpatchify(
-                    values[:count], request.height, request.width, self.config.data.patch
+                    values[: height * width], request.height, request.width, patch
                 )
                 pictures.append(np.clip((picture + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8))
-        return pictures
+                grid = height // 2, width // 2
+                tokens.append(row[: grid[0] * grid[1]].reshape(grid))
+        return pictures, tokens
 
     def _draw(self, requests: Sequence[Request], options: drawing.Options):
         """(patches float32 [B, P, C], codes int32 [B, R - 1]) of one compiled call."""
@@ -120,8 +128,7 @@ class Sampler:
         data = self.config.data
         counts: Counter = Counter()
         prompts = [
-            pipeline.text_span(self.tokenizer, r.prompt, data.max_text, None, counts)
-            for r in requests
+            spans.text_span(self.tokenizer, r.prompt, data.max_text, None, counts) for r in requests
         ]
         if counts:
             logging.warning(
@@ -143,7 +150,7 @@ class Sampler:
         def place(text: bool, representation: bool):
             samples = [
                 [
-                    pipeline.drawing(
+                    spans.drawing(
                         [prompt],
                         grid,
                         None,
@@ -174,9 +181,7 @@ class Sampler:
         for picture, question in pairs:
             height, width = pipeline.fitted(*picture.shape[:2], data)
             pixels = images.patchify(images.resize(picture, height, width), data.patch)
-            head = pipeline.dialogue_span(
-                self.tokenizer, clean(question), None, data.max_text, counts
-            )
+            head = spans.dialogue_span(self.tokenizer, clean(question), None, data.max_text, counts)
             heads.append(len(head.tokens))
             open_text = layout.Text([*head.tokens, *[self.tokenizer.pad] * length])
             vision = layout.Vision(height // data.patch, width // data.patch, pixels)

@@ -21,7 +21,7 @@ def check(config) -> None:
     choose('sampling.method', config.sampling.method, flow.METHODS)
     flat = flatten(config.to_dict())
     for field in (
-        *('steps', 'data.rows', 'data.patch', 'data.capacity.pixels', 'model.backbone.kv_heads'),
+        *('steps', 'data.rows', 'data.patch', 'model.backbone.kv_heads'),
         *('model.encoder.heads', 'model.representation.codes', 'optimizer.accumulate'),
         *('sampling.steps', 'log.every', 'checkpoint.every', 'flow.base_pixels'),
     ):

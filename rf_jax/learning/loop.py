@@ -106,6 +106,8 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
     if restored:
         checks.warn_of_changes(run.config, run.workdir)
         logging.info('Resumed %s at step %d of %d', run.workdir, restored[0], total)
+        if restored[0] >= total:
+            logging.info('Nothing to train; raise steps (--config.steps) to go on')
         return restored
     current = run.initialise()
     other = run.config.initialise_from

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.sharding import path_name
 
 # Parameters that decay: products and tables, not norms, biases, layer scales.
 DECAYED = ('kernel', 'table', 'class_and_registers')
@@ -14,8 +15,7 @@ DECAYED = ('kernel', 'table', 'class_and_registers')
 
 def paths(tree) -> list[str]:
     """'/'-joined path of every leaf, in tree order."""
-    found, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return ['/'.join(str(getattr(k, 'key', k)) for k in path) for path, _ in found]
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def _by_path(tree, value_of):

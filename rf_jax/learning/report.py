@@ -9,7 +9,7 @@ from absl import logging
 from rf_jax.data import layout
 from rf_jax.learning import checks, losses
 from rf_jax.models import flops
-from rf_jax.runtime import metrics
+from rf_jax.runtime import hardware, metrics
 from rf_jax.runtime.errors import UserError
 
 
@@ -44,6 +44,8 @@ class Report:
         self.seen = 0
         self.waited = 0.0
         self.flops = flops.train_step(config, vocabulary)
+        peak = hardware.peak_flops(jax.devices()[0])
+        self.peak = peak and peak * jax.device_count()
 
     def later(self, number: int, values, batch) -> None:
         """Takes the metrics of a step just dispatched and reads those of the one before."""
@@ -89,6 +91,8 @@ class Report:
         shown = {'loss': mean.get('loss', float('nan'))}
         shown |= {f'loss/{name}': mean[name] for name in terms if name in mean}
         rates = self.progress.rates()
+        if self.peak and 'flops_per_second' in rates:
+            rates['mfu'] = rates['flops_per_second'] / self.peak
         shown |= rates | {name: value for name, value in mean.items() if name.startswith('fill')}
         shown |= {f'loss/{name}': bands[name] for name in bands} if 'flow' in terms else {}
         shown |= {name: mean[name] for name in ('codes_used', 'gradient_norm') if name in mean}

@@ -51,7 +51,7 @@ def initialise(model, optimizer_of, codes: int, width: int, seed: int) -> State:
     batch = example_row(model.channels)
     z = jnp.zeros((1, 4, model.channels))
     key = random_key(seed, 'parameters')
-    params = model.init(key, batch, batch['codes_in'], z, jnp.zeros((1, 4)))['params']
+    params = model.init(key, batch, batch['input_group'], z, jnp.zeros((1, 4)))['params']
     optimizer: optax.GradientTransformation = optimizer_of(params)
     codebook = jax.random.normal(random_key(seed, 'first codebook'), (codes, width))
     return State(

@@ -47,13 +47,16 @@ def redraw(config, at: int, step: jax.Array, codebook, z, valid):
 def quantize(config, assign, model, state: State, batch: Batch):
     """(codes int32 [B, P / 4], new codebook): targets by the EMA encoder, without gradient."""
     c = config.model.representation.quantizer
+    rows, patches, _ = batch['pixels'].shape
+    if not patches:  # no room for drawings
+        return jnp.zeros((rows, 0), jnp.int32), state.codebook
     z, valid = group_features(model, state.ema, batch, c.pool_first)
     codebook = state.codebook
     for at in c.data_init_steps:
         codebook = redraw(config, at, state.step, codebook, z, valid)
     codes = assign(z, codebook, valid)
     codebook = quantizer.update(codebook, z, codes, valid, c.momentum)
-    return codes.reshape(batch['pixels'].shape[0], -1), codebook
+    return codes.reshape(rows, -1), codebook
 
 
 def add_noise(config, key: jax.Array, batch: Batch) -> dict[str, jax.Array]:
@@ -82,8 +85,8 @@ def prepare(config, assign, model, state: State, batch: Batch):
     codes, codebook = quantize(config, assign, model, state, batch)
     key = random_key(config.seed, 'noise', state.step)
     batch = dict(batch) | add_noise(config, key, batch)
-    batch['codes'] = take_codes(codes, batch['codes_in'])
-    batch['code_targets'] = take_codes(codes, batch['codes_target'])
+    batch['codes'] = take_codes(codes, batch['input_group'])
+    batch['code_targets'] = take_codes(codes, batch['target_group'])
     return batch, codebook
 
 

@@ -184,7 +184,7 @@ def restore_numpy(
     Raises:
       UserError: there is no such checkpoint or no such part, or none can be read.
     """
-    directory = epath.Path(directory)
+    directory = epath.Path(directory).resolve()  # orbax takes no other
     names = [path.name for path in directory.iterdir()] if directory.exists() else []
     steps = sorted(int(name) for name in names if name.isdecimal())
     if not steps or step not in (None, *steps):

@@ -3,6 +3,7 @@
 import difflib
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -26,6 +27,9 @@ def run(main: Callable, required: Sequence[str] = ()) -> None:
             return main(argv)
         except UserError as error:
             _fail(str(error))
+        except KeyboardInterrupt:
+            print('stopped', file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
     app.run(guarded, flags_parser=_parse)
 

@@ -1,0 +1,77 @@
+"""Words and pictures of one sample to spans; training and sampling share it."""
+
+from collections import Counter
+
+import numpy as np
+
+from rf_jax.data import layout
+
+
+def text_span(tokenizer, text, max_text, loss_from, counts: Counter) -> layout.Text:
+    """`<bos> text <eos>`; loss on what follows position `loss_from`, None for no loss.
+
+    Longer text is cut to `max_text` tokens and counted.
+    """
+    ids = [tokenizer.bos, *_cut(tokenizer.encode(text), max_text - 2, counts), tokenizer.eos]
+    targets = [*ids[1:], -1]
+    if loss_from is None:
+        return layout.Text(ids)
+    return layout.Text(ids, [t if i >= loss_from else -1 for i, t in enumerate(targets)])
+
+
+def document(tokenizer, text: str) -> tuple[list[int], list[int]]:
+    """Tokens of `<bos> text <eos>` but the last, and what each of them predicts."""
+    ids = [tokenizer.bos, *tokenizer.encode(text), tokenizer.eos]
+    return ids[:-1], ids[1:]
+
+
+def document_pieces(tokenizer, text: str, max_text: int) -> int:
+    """How many spans of `max_text` tokens a document takes."""
+    return -(-len(document(tokenizer, text)[0]) // max_text)
+
+
+def document_span(tokenizer, text: str, max_text: int, piece: int) -> layout.Text:
+    """Piece number `piece` of a document; every token of all pieces has a target."""
+    at = slice(piece * max_text, (piece + 1) * max_text)
+    return layout.Text(*(part[at] for part in document(tokenizer, text)))
+
+
+def dialogue_span(tokenizer, question, answer, max_text, counts: Counter) -> layout.Text:
+    """`<bos> question <answer> answer <eos>` with loss on the answer and its end.
+
+    A long question is cut to half of the span, the answer to the rest.
+    `answer` None leaves the span open after the answer mark, to be continued by generation.
+    """
+    head = tokenizer.encode(question) if question else []
+    head = [tokenizer.bos, *_cut(head, max_text // 2, counts), tokenizer.answer]
+    if answer is None:
+        return layout.Text(head)
+    tail = [*_cut(tokenizer.encode(answer), max_text - len(head) - 1, counts), tokenizer.eos]
+    targets = [-1] * (len(head) - 1) + tail + [-1]
+    return layout.Text(head + tail, targets)
+
+
+def drawing(
+    prompt: list[layout.Span],
+    grid: tuple[int, int],
+    pixels: np.ndarray | None,
+    *,
+    drop_text: bool,
+    drop_representation: bool,
+    keep_positions: bool,
+) -> list[layout.Span]:
+    """Spans of text-to-image with its dropped conditions; training and sampling share it."""
+    if drop_text:
+        length = sum(len(span.tokens) for span in prompt)
+        prompt = [layout.Skip(length)] if keep_positions else []
+    return [
+        *prompt,
+        layout.Representation(*grid),
+        layout.Pixels(*grid, pixels, reads_representation=not drop_representation),
+    ]
+
+
+def _cut(tokens: list[int], most: int, counts: Counter) -> list[int]:
+    if len(tokens) > most:
+        counts['text_cut'] += 1
+    return tokens[:most]

@@ -1,0 +1,86 @@
+"""Look inside a trained run: the representation tokens of a picture, and what each stands for."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rf_jax.data import images, layout, pipeline, spans
+from rf_jax.generation.sampler import Sampler
+from rf_jax.learning.step import group_features
+from rf_jax.models import quantizer
+from rf_jax.runtime import checkpoint
+
+BATCH = 64  # pictures encoded at a time
+
+
+class Inspector:
+    """A sampler and the codebook that its representation tokens are read with.
+
+    Codes are those of the nearest prototype: without the balancing over a batch that training adds.
+    """
+
+    def __init__(self, sampler: Sampler, codebook: np.ndarray):
+        """`codebook` float32 [K, Denc]."""
+        self.sampler, self.codebook = sampler, jnp.asarray(codebook)
+        self._encode = jax.jit(self._codes_of_batch)
+
+    @classmethod
+    def load(cls, workdir: str | os.PathLike, step: int | None = None) -> 'Inspector':
+        """From a run's folder alone. Raises UserError if it is no run."""
+        _, saved = checkpoint.restore_numpy(Path(workdir) / 'checkpoints', step, only='codebook')
+        return cls(Sampler.load(workdir, step), saved['codebook'])
+
+    def codes(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """int32 [rows, columns] for each uint8 [h, w, 3], one code a 2x2 group of patches."""
+        found = []
+        for start in range(0, len(pictures), BATCH):
+            found += self._codes(pictures[start : start + BATCH])
+        return found
+
+    def _codes(self, pictures) -> list[np.ndarray]:
+        data = self.sampler.config.data
+        rows, grids = [], []
+        for picture in pictures:
+            height, width = pipeline.fitted(*picture.shape[:2], data)
+            grid = height // data.patch, width // data.patch
+            pixels = images.patchify(images.resize(picture, height, width), data.patch)
+            drawn = spans.drawing(
+                [], grid, pixels, drop_text=False, drop_representation=False, keep_positions=False
+            )
+            rows.append([drawn])
+            grids.append((grid[0] // 2, grid[1] // 2))
+        sizes = np.max([layout.size(row[0]) for row in rows], axis=0)
+        rows += [[]] * (BATCH - len(rows) if len(rows) > 1 else 0)  # few compiled programs
+        capacity = dict(zip(layout.SIZES, sizes.tolist()))
+        batch = layout.place(rows, capacity, self.sampler.model.channels)
+        codes = np.asarray(self._encode(self.sampler.params, self.codebook, batch))
+        return [row[: h * w].reshape(h, w) for row, (h, w) in zip(codes, grids)]
+
+    def _codes_of_batch(self, params, codebook, batch):
+        c = self.sampler.config.model.representation.quantizer
+        z, valid = group_features(self.sampler.model, params, batch, c.pool_first)
+        return quantizer.Nearest()(z, codebook, valid).reshape(batch['pixels'].shape[0], -1)
+
+    def meanings(self, pictures: Sequence[np.ndarray], tokens: int = 16, examples: int = 8):
+        """A sheet of what the most used tokens stand for, uint8 [height, width, 3].
+
+        One row a token, from the most used one on: `examples` pieces of the pictures that have it.
+        """
+        side = 2 * self.sampler.config.data.patch
+        pieces: dict[int, list[np.ndarray]] = {}
+        for picture, codes in zip(pictures, self.codes(pictures)):
+            fitted = images.resize(picture, *(side * n for n in codes.shape))
+            for (row, column), code in np.ndenumerate(codes):
+                piece = fitted[row * side : (row + 1) * side, column * side : (column + 1) * side]
+                pieces.setdefault(int(code), []).append(piece)
+        most = sorted(pieces, key=lambda code: -len(pieces[code]))[:tokens]
+        blank = np.full((side, side, 3), 255, np.uint8)
+        shown, names = [], []
+        for code in most:
+            shown += [*pieces[code][:examples], *[blank] * (examples - len(pieces[code]))]
+            names += [f'{code}: {len(pieces[code])}x', *[''] * (examples - 1)]
+        return images.grid(shown, examples, names)

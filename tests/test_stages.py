@@ -1,0 +1,80 @@
+"""The paper's three stages in a chain: each begins with the weights that the one before left."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+from shrink import quick_compilation, shrink
+
+from rf_jax.learning import loop, optimizer
+from rf_jax.runtime import checkpoint
+from rf_jax.runtime.errors import UserError
+
+STAGES = ('alignment', 'joint', 'continued')
+
+
+def build(stage, workdir, initialise_from='', **changes):
+    config = shrink(importlib.import_module(f'configs.{stage}').get_config())
+    config.steps = 2
+    config.initialise_from = str(initialise_from)
+    config.update_from_flattened_dict(changes)
+    return loop.build(config, workdir, jax.devices()[:1])
+
+
+def leaves(tree):
+    return dict(zip(optimizer.paths(tree), map(np.asarray, jax.tree.leaves(jax.device_get(tree)))))
+
+
+@pytest.fixture(scope='module')
+def chain(tmp_path_factory):
+    """{stage: (run, its parameters, EMA and codebook before and after)}"""
+    folder, before = tmp_path_factory.mktemp('chain'), ''
+    found = {}
+    with quick_compilation():
+        for stage in STAGES:
+            run = build(stage, folder / stage, before)
+            checkpoints = checkpoint.Checkpoints(run.workdir / 'checkpoints', every=1, keep=1)
+            _, start = loop.start_state(run, checkpoints)
+            checkpoints.close()
+            kept = ('params', 'ema', 'codebook')
+            start = {name: leaves(getattr(start, name)) for name in kept}
+            end = loop.train(run)
+            found[stage] = run, start, {name: leaves(getattr(end, name)) for name in kept}
+            before = run.workdir
+    return found
+
+
+@pytest.mark.parametrize('earlier, later', [STAGES[:2], STAGES[1:]])
+def test_a_stage_starts_from_the_end_of_the_one_before(chain, earlier, later):
+    (before, _, end), (run, start, after) = chain[earlier], chain[later]
+    for name, tree in end.items():
+        for path, value in tree.items():
+            assert start[name][path].tobytes() == value.tobytes(), (name, path)
+    assert run.tokenizer.checksum == before.tokenizer.checksum
+    moved = [p for p, x in start['params'].items() if (x != after['params'][p]).any()]
+    assert len(moved) > len(start['params']) / 2
+
+
+def test_alignment_moves_only_the_connector(chain):
+    _, start, end = chain['alignment']
+    moved = {p for p, x in start['params'].items() if (x != end['params'][p]).any()}
+    assert moved and all(path.startswith('connector/') for path in moved)
+
+
+def test_alignment_spends_nothing_on_drawings(chain):
+    run, *_ = chain['alignment']
+    batch = run.batches.batch(0)
+    assert batch['pixels'].shape[1] == batch['cells'].shape[1] == 0
+
+
+def test_weights_of_another_shape_are_named(chain, tmp_path):
+    run = build('joint', tmp_path, chain['alignment'][0].workdir, **{'model.encoder.width': 64})
+    with pytest.raises(UserError, match=r'initialise_from=.*encoder/.*expected'):
+        loop.train(run)
+
+
+def test_a_folder_without_weights_is_named(tmp_path):
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises((UserError, FileNotFoundError), match='empty'):
+        loop.train(build('joint', tmp_path / 'run', tmp_path / 'empty'))
