@@ -116,11 +116,12 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> None:
         self.failures += 1
-        with contextlib.suppress(OSError):
-            if jax.process_index() == 0:  # half a checkpoint on a full disk helps nobody
-                for folder in self.directory.glob(f'{step}.orbax-checkpoint-tmp*'):
+        if jax.process_index() == 0:  # half a checkpoint on a full disk helps nobody
+            for folder in self.directory.glob(f'{step}.orbax-checkpoint-tmp*'):
+                with contextlib.suppress(OSError):  # still written to: the next run removes it
                     folder.rmtree()
-            self._manager.reload()
+        with contextlib.suppress(OSError):
+            self._manager.reload()  # it has forgotten the older ones that were to make room
         logging.warning(
             'Checkpoint of step %d was NOT saved in %s: %s. Newest on disk: %s. Training goes on '
             'and tries again at the next checkpoint; is the disk full?',
