@@ -116,6 +116,7 @@ def test_evaluate_repeats_the_table(workdir):
         ({'mesh.fsdp': 3}, 'mesh'),
         ({'optimizer.accumulate': 3}, 'optimizer.accumulate'),
         ({'optimizer.freeze': ('nothing',)}, 'matches no parameter'),
+        ({'model.encoder.unroll': 9}, 'model.encoder.unroll=9'),
     ],
 )
 def test_a_config_that_cannot_run_names_its_field(changes, expected, tmp_path):

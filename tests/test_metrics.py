@@ -137,7 +137,15 @@ def test_first_signal_is_a_flag_and_handlers_come_back(number):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == old
 
 
-def test_second_interrupt_acts_at_once():
+@pytest.fixture
+def interruptible():
+    """Python's own handler of Ctrl-C, which a background job of a shell begins without."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
+def test_second_interrupt_acts_at_once(interruptible):
     with pytest.raises(KeyboardInterrupt), StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested
