@@ -210,10 +210,7 @@ def test_endless_text_is_cut_and_counted(tokenizer, max_text):
 def test_a_long_document_is_learned_to_its_last_word(tokenizer, max_text):
     text = 'a red cat and a blue dog ' * 20
     ids = [tokenizer.bos, *tokenizer.encode(text), tokenizer.eos]
-    pieces = [
-        spans.document_span(tokenizer, text, max_text, piece)
-        for piece in range(spans.document_pieces(tokenizer, text, max_text))
-    ]
+    pieces = spans.document(tokenizer, text, max_text)
     assert [token for piece in pieces for token in piece.tokens] == ids[:-1]
     assert [target for piece in pieces for target in piece.targets] == ids[1:]
     assert all(0 < len(piece.tokens) <= max_text for piece in pieces)

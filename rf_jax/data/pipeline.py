@@ -33,7 +33,7 @@ class Batches:
         self.part = part  # (index, count) of this host
         self.counts: Counter = Counter()  # what was cut or left out, for the log
         self.samples = _samples(
-            sources_, lambda text: spans.document_pieces(tokenizer, text, self.data.max_text)
+            sources_, lambda text: spans.document(tokenizer, text, self.data.max_text)
         )
         self.channels = self.data.patch**2 * 3
         self._pictures = _PictureCache(megabytes=256)
@@ -112,8 +112,8 @@ class Batches:
         counts = self.counts if decode else Counter()  # planning counts nothing
         longest = _pick(rng, self.data.sizes)
         if draw.task == 'text_only':
-            text = record.captions[0]
-            return [spans.document_span(self.tokenizer, text, self.data.max_text, piece)]
+            caption = record.captions[0]
+            return [piece or spans.document(self.tokenizer, caption, self.data.max_text)[0]]
         height, width = fitted(record.height, record.width, self.data, longest)
         pixels = self._pixels(source, index, height, width) if decode else None
         grid = (height // self.data.patch, width // self.data.patch)
@@ -192,18 +192,20 @@ def _pick(rng: np.random.Generator, sizes) -> int:
     return sizes[int(np.searchsorted(np.cumsum(weights / weights.sum()), rng.random()))][0]
 
 
-def _samples(sources_, pieces: Callable[[str], int]) -> dict[str, list[tuple]]:
-    """For each task the (source, index, piece of its text) that can serve it."""
+def _samples(
+    sources_, document: Callable[[str], list[layout.Text]]
+) -> dict[str, list[tuple[object, int, layout.Text | None]]]:
+    """For each task the (source, index, piece of its document) that can serve it."""
     found: dict[str, list] = {task: [] for task in TASKS}
     for source in sources_:
         for index in range(len(source)):
             record = source.record(index)
             if record.height and record.captions:
-                found['text_to_image'].append((source, index, 0))
-                found['image_to_text'].append((source, index, 0))
+                found['text_to_image'].append((source, index, None))
+                found['image_to_text'].append((source, index, None))
             elif record.captions:
-                count = pieces(record.captions[0])
-                found['text_only'] += [(source, index, piece) for piece in range(count)]
+                pieces = document(record.captions[0])
+                found['text_only'] += [(source, index, piece) for piece in pieces]
     if not found['text_only']:  # captions are text too
         found['text_only'] = list(found['text_to_image'])
     return found

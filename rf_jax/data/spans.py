@@ -19,21 +19,14 @@ def text_span(tokenizer, text, max_text, loss_from, counts: Counter) -> layout.T
     return layout.Text(ids, [t if i >= loss_from else -1 for i, t in enumerate(targets)])
 
 
-def document(tokenizer, text: str) -> tuple[list[int], list[int]]:
-    """Tokens of `<bos> text <eos>` but the last, and what each of them predicts."""
-    ids = [tokenizer.bos, *tokenizer.encode(text), tokenizer.eos]
-    return ids[:-1], ids[1:]
-
-
-def document_pieces(tokenizer, text: str, max_text: int) -> int:
-    """How many spans of `max_text` tokens a document takes."""
-    return -(-len(document(tokenizer, text)[0]) // max_text)
-
-
-def document_span(tokenizer, text: str, max_text: int, piece: int) -> layout.Text:
-    """Piece number `piece` of a document; every token of all pieces has a target."""
-    at = slice(piece * max_text, (piece + 1) * max_text)
-    return layout.Text(*(part[at] for part in document(tokenizer, text)))
+def document(tokenizer, text: str, max_text: int) -> list[layout.Text]:
+    """`<bos> text <eos>` in pieces of at most `max_text` tokens; each token predicts the next."""
+    ids = np.array([tokenizer.bos, *tokenizer.encode(text), tokenizer.eos], np.int32)
+    tokens, targets = ids[:-1], ids[1:]
+    return [
+        layout.Text(tokens[start : start + max_text], targets[start : start + max_text])
+        for start in range(0, len(tokens), max_text)
+    ]
 
 
 def dialogue_span(tokenizer, question, answer, max_text, counts: Counter) -> layout.Text:
