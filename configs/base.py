@@ -56,6 +56,16 @@ def get_config() -> ConfigDict:
     backbone.kv_heads = 1  # key/value heads; heads is a multiple of it
     backbone.head_dim = 64
     backbone.feedforward = 384  # F, SwiGLU width of each expert group
+    backbone.experts = 'dense'  # dense: one SwiGLU a group | routed: each token chooses of a pool
+    routed = backbone.routed = ConfigDict()  # only of experts='routed'
+    routed.count = 8  # E, experts of a pool; paper: 128 (Qwen3-30B-A3B)
+    routed.active = 2  # experts that a token meets; paper: 8
+    routed.feedforward = 192  # F of one expert; paper: 768
+    routed.pool = 'separate'  # separate: one pool a group | shared: one pool for all groups
+    routed.product = 'auto'  # auto (kernel on TPU) | ragged (XLA) | kernel (Pallas, TPU)
+    # Over mesh.expert devices: room of an exchange, in even shares. What finds no room goes in
+    # further rounds; no token is dropped.
+    routed.slack = 1.25
     backbone.split = 'ffn'  # ffn (paper): attention shared | full (BAGEL): all but attention itself
     backbone.rope_theta = 10_000.0  # Qwen3: 1e6
     # Shares of the rotary frequencies for (order, row, column); they sum to head_dim / 2.
@@ -106,6 +116,8 @@ def get_config() -> ConfigDict:
     losses.text = 1.0
     losses.representation = 1.0
     losses.flow = 1.0
+    losses.balance = 0.0  # of routed experts, 1 when even; Qwen3: 1e-3
+    losses.router_z = 0.0  # logsumexp(router logits)^2
 
     optimizer = config.optimizer = ConfigDict()  # AdamW as in the paper
     optimizer.learning_rate = 1e-3  # paper: 5e-5 from pretrained weights
@@ -138,6 +150,9 @@ def get_config() -> ConfigDict:
     config.sharding = (
         (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),
         (r'(output|down)/kernel$', ('tensor', 'fsdp')),
+        (r'(gate|up)$', ('expert', 'fsdp', 'tensor')),  # routed experts
+        (r'down$', ('expert', 'tensor', 'fsdp')),
+        (r'router$', ('fsdp', None)),
         (r'(patch_embed|bottleneck|patch|logits|text_head)/kernel$', ('fsdp', 'tensor')),
         (r'table$', ('tensor', 'fsdp')),
         (r'class_and_registers$', (None, 'fsdp')),

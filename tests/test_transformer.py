@@ -26,7 +26,7 @@ def build(split, layers=2, **changes):
         feedforward=12, split=split, norm_eps=EPSILON, rope_theta=THETA, **changes,
     )  # fmt: skip
     config.model.backbone.rope_sections = (2, 1, 1)
-    return transformer.build(config)()
+    return transformer.build(config, 'cpu')()
 
 
 def inputs():
@@ -118,7 +118,7 @@ def test_the_stack_is_qwen3_with_a_feedforward_per_group(split):
 @cache
 def outputs_and_gradients(split, **changes):
     def loss(params):
-        out, _ = build(split, **changes).apply({'params': params}, *inputs(), LENGTHS)
+        out, *_ = build(split, **changes).apply({'params': params}, *inputs(), LENGTHS)
         return jnp.sin(out).sum(), out
 
     gradients, out = jax.jit(jax.grad(loss, has_aux=True), compiler_options=FAST)(params_of(split))
@@ -147,7 +147,7 @@ def test_a_groups_parameters_receive_its_own_tokens_only(split):
     @partial(jax.jit, compiler_options=FAST)
     def gradient(params, counted):
         def loss(params):
-            out, _ = build(split, 1).apply({'params': params}, *inputs(), LENGTHS)
+            out, *_ = build(split, 1).apply({'params': params}, *inputs(), LENGTHS)
             return jnp.sum(jnp.sin(out) * counted[:, None])
 
         return jax.grad(loss)(params)['layers']
@@ -177,10 +177,12 @@ def test_a_cache_of_the_first_tokens_gives_the_same_as_all_at_once(split):
         def run(*args, **kwargs):
             return backbone.apply({'params': params}, *args, **kwargs)
 
-        whole, kept = run(x, position, mask, LENGTHS, keep=True)
-        head, cache = run(x[:, :first], position[:, :first], mask[:, :first, :first],
+        whole, _, kept = run(x, position, mask, LENGTHS, keep=True)
+        head, _, cache = run(x[:, :first], position[:, :first], mask[:, :first, :first],
                           (first, 0, 0), keep=True)  # fmt: skip
-        tail, _ = run(x[:, first:], position[:, first:], mask[:, first:], (0, *LENGTHS[1:]), cache)
+        tail, *_ = run(
+            x[:, first:], position[:, first:], mask[:, first:], (0, *LENGTHS[1:]), cache=cache
+        )
         return whole, jnp.concatenate([head, tail], 1), kept, cache
 
     whole, parts, kept, cached = both(params)

@@ -27,6 +27,11 @@ def check(config) -> None:
     ):
         require(flat[field] >= 1, f'{field}={flat[field]} must be at least 1')
     require(any(config.losses.values()), 'all weights of losses are 0: nothing would be learned')
+    for name in ('balance', 'router_z'):
+        require(
+            not config.losses[name] or config.model.backbone.experts == 'routed',
+            f"losses.{name}={config.losses[name]} needs model.backbone.experts='routed'",
+        )
 
 
 def warn_of_changes(config, workdir: Path) -> None:

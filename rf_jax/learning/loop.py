@@ -25,7 +25,10 @@ from rf_jax.runtime.errors import UserError
 
 @dataclass
 class Run:
-    """All parts of a training run. `train_step(state, batch)` is compiled, its state donated."""
+    """All parts of a training run. `train_step(state, batch)` is compiled, its state donated.
+
+    `model` works on one device or as XLA cuts it; the train step has its own, cut over the mesh.
+    """
 
     config: Any
     workdir: Path
@@ -69,8 +72,8 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     tokenizer = find_tokenizer(config, folder, found)
     part = (jax.process_index(), jax.process_count())
     batches = pipeline.Batches(config, found, tokenizer, part)
-    model = unified.build(config, tokenizer.size)
     mesh_ = mesh.make_mesh(config.mesh, devices)
+    model = unified.build(config, tokenizer.size)
     parts = config.optimizer.accumulate
     if config.data.rows % parts:
         raise UserError(
@@ -91,7 +94,9 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, where
     )
     train_step = jax.jit(
-        step.build(config, model, optimizer_of), donate_argnums=0, out_shardings=(where, None)
+        step.build(config, unified.build(config, tokenizer.size, mesh_), optimizer_of),
+        donate_argnums=0,
+        out_shardings=(where, None),
     )
     initialise = jax.jit(new_state, out_shardings=where)
     return Run(config, folder, tokenizer, batches, model, mesh_, abstract, initialise, train_step)

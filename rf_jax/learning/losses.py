@@ -51,6 +51,8 @@ def build(config) -> dict[str, Term]:
         'text': Term('text_weight', text),
         'representation': Term('representation_weight', representation),
         'flow': Term('pixel_weight', flow_matching(config.flow.floor)),
+        'balance': Term('live', lambda outputs, _: outputs['balance']),
+        'router_z': Term('live', lambda outputs, _: outputs['router_z']),
     }
     return {name: term for name, term in terms.items() if config.losses[name]}
 

@@ -10,7 +10,7 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.sharding import path_name
 
 # Parameters that decay: products and tables, not norms, biases, layer scales.
-DECAYED = ('kernel', 'table', 'class_and_registers')
+DECAYED = ('kernel', 'table', 'class_and_registers', 'router', 'gate', 'up', 'down')
 
 
 def paths(tree) -> list[str]:

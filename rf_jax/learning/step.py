@@ -87,6 +87,7 @@ def prepare(config, assign, model, state: State, batch: Batch):
     batch = dict(batch) | add_noise(config, key, batch)
     batch['codes'] = take_codes(codes, batch['input_group'])
     batch['code_targets'] = take_codes(codes, batch['target_group'])
+    batch['live'] = (batch['segment'] > 0).astype(jnp.float32)
     return batch, codebook
 
 

@@ -1,13 +1,21 @@
 """Mixture-of-Transformers routing: a token's stream chooses its expert group, by static slices.
 
-The three groups are understanding (text and vision), representation and pixels.
+The three groups are understanding (text and vision), representation and pixels. Each group has one
+dense feed-forward or a pool of routed experts; the pool may also be one for all groups.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from rf_jax.models import exchange, grouped, routing
+from rf_jax.models.layers import RMSNorm, SwiGLU, linear_init
+from rf_jax.runtime.errors import choose, require
+from rf_jax.runtime.mesh import BATCH_AXES
 
 GROUPS = ('understanding', 'representation', 'pixels')
 
@@ -25,3 +33,117 @@ def by_group(make: Callable[[str], nn.Module], lengths, *x: jax.Array):
             outputs.append(make(group)(*(a[:, start : start + length] for a in x)))
         start += length
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outputs)
+
+
+class Dense(nn.Module):
+    """Qwen3's SwiGLU; x [B, n, D] and live bool [B, n] -> ([B, n, D], no losses)."""
+
+    config: object  # model.backbone
+    normed: bool  # whether x comes out of a norm; else it has one of its own
+
+    @nn.compact
+    def __call__(self, x: jax.Array, live: jax.Array):
+        del live
+        x = x if self.normed else RMSNorm(self.config.norm_eps, name='norm')(x)
+        return SwiGLU(self.config.feedforward, name='ffn')(x), {}
+
+
+class Routed(nn.Module):
+    """Qwen3's sparse feed-forward: each token meets `active` of `count` SwiGLU experts."""
+
+    config: object  # model.backbone
+    normed: bool
+    product: Callable
+    mesh: Mesh | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, live: jax.Array):
+        """x [B, n, D], live bool [B, n] (no padding) -> ([B, n, D], losses a token [B, n])."""
+        c = self.config.routed
+        x = x if self.normed else RMSNorm(self.config.norm_eps, name='norm')(x)
+        width, shape = x.shape[-1], (c.count, x.shape[-1], c.feedforward)
+        init = nn.initializers.variance_scaling(
+            1.0, 'fan_in', 'truncated_normal', in_axis=-2, out_axis=-1, batch_axis=0
+        )
+        router = self.param('router', linear_init, (width, c.count))
+        weights = tuple(
+            self.param(name, init, (shape[0], *reversed(shape[1:])) if name == 'down' else shape)
+            for name in ('gate', 'up', 'down')
+        )
+        logits = jnp.matmul(
+            x.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST
+        )  # float32: near ties decide
+        routes = routing.top_k(logits, live, c.active)
+        weights = tuple(w.astype(x.dtype) for w in weights)
+        y = self._spread(weights, x, routes)
+        return y, {'balance': routes.balance, 'router_z': routes.z}
+
+    def _spread(self, weights, x: jax.Array, routes: routing.Routes) -> jax.Array:
+        feed_forward = partial(grouped.swiglu, self.product)
+        count, mesh = self.config.routed.count, self.mesh
+
+        def flat(run, weights, x, experts, mix):
+            rows = (a.reshape(-1, a.shape[-1]) for a in (x, experts, mix))
+            return run(feed_forward, weights, *rows, count).reshape(x.shape)
+
+        arguments = weights, x, routes.experts, routes.weights
+        if mesh is None or mesh.size == 1:
+            return flat(exchange.local, *arguments)
+        run = exchange.local
+        if mesh.shape['expert'] > 1:
+            run = partial(
+                exchange.remote, axis='expert', axes=mesh.axis_names, slack=self.config.routed.slack
+            )
+        rows = PartitionSpec(BATCH_AXES, 'context')
+        wide, tall = PartitionSpec('expert', None, 'tensor'), PartitionSpec('expert', 'tensor')
+        return jax.shard_map(
+            lambda *a: jax.lax.psum(flat(run, *a), 'tensor'),
+            mesh=mesh,
+            in_specs=((wide, wide, tall), rows, rows, rows),
+            out_specs=rows,
+            check_vma=False,  # the kernels do not say how their outputs vary
+        )(*arguments)
+
+
+# Whose pool of experts a group uses: its own, or one for all.
+POOLS = {'separate': by_group, 'shared': lambda make, lengths, *x: make('shared')(*x)}
+
+
+def _dense(config, platform, mesh):
+    del platform, mesh
+    return partial(Dense, config), by_group
+
+
+def _routed(config, platform, mesh):
+    c, field = config.routed, 'model.backbone.routed'
+    require(
+        1 <= c.active <= c.count,
+        f'{field}.active={c.active} must be between 1 and {field}.count={c.count}',
+    )
+    ways = mesh.shape['expert'] if mesh is not None else 1
+    require(
+        c.count % ways == 0,
+        f'{field}.count={c.count} experts do not divide over mesh.expert={ways} devices',
+    )
+    require(c.slack >= 1, f'{field}.slack={c.slack} must be at least 1')
+    product = grouped.build(c.product, platform)
+    return partial(Routed, config, product=product, mesh=mesh), choose(
+        f'{field}.pool', c.pool, POOLS
+    )
+
+
+KINDS = {'dense': _dense, 'routed': _routed}
+
+
+def build(config, platform: str, mesh: Mesh | None) -> Callable:
+    """`feed(lengths, x, live, normed) -> (y, losses a token)` of `config.model.backbone`.
+
+    To be called within a linen module. Raises UserError.
+    """
+    kind = choose('model.backbone.experts', config.model.backbone.experts, KINDS)
+    module, pool = kind(config.model.backbone, platform, mesh)
+
+    def feed(lengths, x: jax.Array, live: jax.Array, normed: bool):
+        return pool(lambda name: module(normed=normed, name=name), lengths, x, live)
+
+    return feed

@@ -1,14 +1,16 @@
 """The shared backbone: Qwen3's block with three expert groups, scanned over layers."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from rf_jax.models import attention
+from rf_jax.models import attention, experts
 from rf_jax.models.experts import by_group
-from rf_jax.models.layers import Dense, RMSNorm, SwiGLU
+from rf_jax.models.layers import Dense, RMSNorm
 from rf_jax.runtime.errors import choose, require
 
 # Keys and values of the cached tokens: [B, S, Hkv, Dh] each, with a leading layer axis outside.
@@ -40,47 +42,38 @@ class Projections(nn.Module):
         return q, k, heads('value', c.kv_heads)
 
 
-class FeedForward(nn.Module):
-    """Norm, then the group's SwiGLU; `normed` False when the norm is shared and already done."""
-
-    config: object
-    normed: bool = True
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        if self.normed:
-            x = RMSNorm(self.config.norm_eps, name='norm')(x)
-        return SwiGLU(self.config.feedforward, name='ffn')(x)
-
-
 class SharedAttention(nn.Module):
     """Split `ffn`, the paper's: attention and norms are shared, feed-forwards are split."""
 
     config: object
+    feed: Callable  # of experts.build
     lengths: tuple[int, int, int]  # tokens of each expert group in the row
 
     @nn.compact
-    def __call__(self, x, angles, mask, cache):
+    def __call__(self, x, angles, mask, live, cache):
         c = self.config
         attended, kept = _attend(*Projections(c, name='attention')(x), angles, mask, cache)
         x = x + Dense(c.width, name='output')(attended)
         normed = RMSNorm(c.norm_eps, name='ffn_norm')(x)
-        return x + by_group(lambda g: FeedForward(c, False, name=g), self.lengths, normed), kept
+        y, losses = self.feed(self.lengths, normed, live, normed=True)
+        return x + y, losses, kept
 
 
 class SplitAttention(nn.Module):
     """Split `full`, BAGEL's: only the attention product itself is shared."""
 
     config: object
+    feed: Callable  # of experts.build
     lengths: tuple[int, int, int]  # tokens of each expert group in the row
 
     @nn.compact
-    def __call__(self, x, angles, mask, cache):
+    def __call__(self, x, angles, mask, live, cache):
         c = self.config
         q, k, v = by_group(lambda g: Projections(c, name=f'{g}_attention'), self.lengths, x)
         attended, kept = _attend(q, k, v, angles, mask, cache)
         x = x + by_group(lambda g: Dense(c.width, name=f'{g}_output'), self.lengths, attended)
-        return x + by_group(lambda g: FeedForward(c, name=g), self.lengths, x), kept
+        y, losses = self.feed(self.lengths, x, live, normed=False)
+        return x + y, losses, kept
 
 
 def _attend(q, k, v, angles, mask, cache: Cache | None):
@@ -101,24 +94,29 @@ class Backbone(nn.Module):
 
     config: object
     block: type[nn.Module]
-    remat: str = 'none'
+    feed: Callable
 
     @nn.compact
-    def __call__(self, x, position, mask, lengths, cache: Cache | None = None, keep: bool = False):
+    def __call__(
+        self, x, position, mask, lengths, live=None, cache: Cache | None = None, keep: bool = False
+    ):
         """x [B, L, D], position float32 [B, L, 3], mask bool [B, L, S + L], cache of S tokens.
 
-        `lengths`: tokens of the three expert groups. Gives (x after the final norm, keys and values
-        of these L tokens [layers, B, L, Hkv, Dh] if `keep` else None).
+        `lengths`: tokens of the three expert groups; `live` bool [B, L]: tokens that are no
+        padding, default all. Gives (x after the final norm, losses of the router float32 [B, L],
+        means over the layers, and keys and values of these L tokens [layers, B, L, Hkv, Dh] if
+        `keep` else None).
         """
         c = self.config
         angles = attention.rotary_angles(position, c.head_dim, c.rope_sections, c.rope_theta)
         block = self.block
-        if self.remat != 'none':
-            block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
+        if c.remat != 'none':
+            block = nn.remat(block, policy=REMAT[c.remat], prevent_cse=False)
+        live = jnp.ones(x.shape[:2], bool) if live is None else live
 
         def body(module, x, cached):
-            x, kept = module(x, angles, mask, cached)
-            return x, kept if keep else None
+            x, losses, kept = module(x, angles, mask, live, cached)
+            return x, (losses, kept if keep else None)
 
         stack = nn.scan(
             body,
@@ -129,11 +127,12 @@ class Backbone(nn.Module):
             length=c.layers,
             unroll=c.unroll,
         )
-        x, kept = stack(block(c, lengths, name='layers'), x, cache)
-        return RMSNorm(c.norm_eps, name='norm')(x), kept
+        x, (losses, kept) = stack(block(c, self.feed, lengths, name='layers'), x, cache)
+        losses = jax.tree.map(lambda a: a.mean(0), losses)
+        return RMSNorm(c.norm_eps, name='norm')(x), losses, kept
 
 
-def build(config) -> partial:
+def build(config, platform: str, mesh: Mesh | None = None) -> partial:
     """Backbone of `config.model.backbone`, ready to be named. Raises UserError."""
     c, field = config.model.backbone, 'model.backbone'
     block = choose(f'{field}.split', c.split, SPLITS)
@@ -153,4 +152,4 @@ def build(config) -> partial:
         f'{field}.rope_sections={tuple(c.rope_sections)} must be three numbers that sum to '
         f'{field}.head_dim / 2 = {c.head_dim / 2:g}',
     )
-    return partial(Backbone, c, block, c.remat)
+    return partial(Backbone, c, block, experts.build(config, platform, mesh))

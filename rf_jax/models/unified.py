@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from rf_jax.models import attention, transformer
 from rf_jax.models.denoiser import PatchIn, PatchOut
@@ -52,7 +53,8 @@ class Unified(nn.Module):
 
         codes int32 [B, R] inputs of the representation stream (-1: begin or none),
         z float32 [B, P, C] noisy patches, t float32 [B, P] their times. Gives float32
-        `text_logits` [B, T, V], `representation_logits` [B, R, K], `x` [B, P, C].
+        `text_logits` [B, T, V], `representation_logits` [B, R, K], `x` [B, P, C], and of routed
+        experts `balance` and `router_z` [B, L].
         """
         streams = (
             self.embed_text(batch['text_tokens']),
@@ -64,9 +66,9 @@ class Unified(nn.Module):
         x = jnp.concatenate([s.astype(dtype) for s in streams], 1)
         mask = attention.visible(batch, batch)
         lengths = (text + vision, representation, pixels)
-        x, _ = self.backbone(x, batch['position'], mask, lengths)
+        x, losses, _ = self.backbone(x, batch['position'], mask, lengths, batch['segment'] > 0)
         start = text + vision
-        return {
+        return losses | {
             'text_logits': self.text_logits(x[:, :text]),
             'representation_logits': self.representation_head(x[:, start : start + representation]),
             'x': self.patch_out(x[:, start + representation :]),
@@ -100,7 +102,8 @@ class Unified(nn.Module):
 
     def run(self, x, position, mask, lengths, cache):
         """Backbone on part of a row with a cache of the rest: (hidden, own keys and values)."""
-        return self.backbone(x, position, mask, lengths, cache, keep=True)
+        x, _, kept = self.backbone(x, position, mask, lengths, cache=cache, keep=True)
+        return x, kept
 
     def embed_representation(self, codes, cells) -> jax.Array:
         """int32 [B, n], [B, n, 2] -> [B, n, D]."""
@@ -123,8 +126,12 @@ class Unified(nn.Module):
         return self.patch_out(x)
 
 
-def build(config, vocabulary: int) -> Unified:
-    """The model of `config.model`; C follows from `config.data.patch`. Raises UserError."""
+def build(config, vocabulary: int, mesh: Mesh | None = None, platform: str = '') -> Unified:
+    """The model of `config.model`; C follows from `config.data.patch`. Raises UserError.
+
+    `mesh`: the devices it is to be cut over, None for one; `platform` that it is compiled for,
+    default JAX's backend.
+    """
     encoder = config.model.encoder
     require(
         encoder.width % (4 * encoder.heads) == 0,
@@ -136,4 +143,5 @@ def build(config, vocabulary: int) -> Unified:
         f'model.encoder.layers={encoder.layers} and model.encoder.unroll={encoder.unroll}: '
         'need 1 <= unroll <= layers',
     )
-    return Unified(config.model, vocabulary, config.data.patch**2 * 3, transformer.build(config))
+    backbone = transformer.build(config, platform or jax.default_backend(), mesh)
+    return Unified(config.model, vocabulary, config.data.patch**2 * 3, backbone)

@@ -1,0 +1,50 @@
+"""Grouped matrix products: rows sorted by group, each group times a matrix of its own.
+
+`product(x [M, D], w [E, D, F], sizes int32 [E]) -> [M, F]`: the first sizes[0] rows meet w[0], the
+next sizes[1] rows w[1], and so on. Rows beyond the sum of `sizes` are undefined.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.megablox import ops as megablox
+
+from rf_jax.runtime.errors import choose
+
+
+def ragged(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
+    """XLA's own, on every backend; on CPU it costs E dense products."""
+    return jax.lax.ragged_dot(x, w, sizes)
+
+
+def kernel(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
+    """The Pallas kernels for TPU that come with JAX; M a multiple of 8.
+
+    XLA's ragged product on TPU computes the gradient of w as E dense products (libtpu 0.0.42: 6
+    times the FLOPs of forward and backward at E = 16); these kernels do not.
+    """
+    rows = next(tile for tile in (512, 256, 128, 64, 32, 16, 8) if x.shape[0] % tile == 0)
+    tiling = (rows, min(1024, x.shape[1]), min(1024, w.shape[2]))
+    return megablox.gmm(x, w, sizes, preferred_element_type=x.dtype, tiling=tiling)
+
+
+PRODUCTS = {'ragged': ragged, 'kernel': kernel}
+
+
+def build(name: str, platform: str):
+    """The product called `name`; 'auto' takes the kernel on TPU. Raises UserError."""
+    if name == 'auto':
+        name = 'kernel' if platform == 'tpu' else 'ragged'
+    return choose('model.backbone.routed.product', name, PRODUCTS)
+
+
+def swiglu(product, gate, up, down, x: jax.Array, sizes: jax.Array) -> jax.Array:
+    """down(silu(gate x) * up x) of each row's expert; [M, D], zero beyond the sum of `sizes`.
+
+    gate and up [E, D, F], down [E, F, D].
+    """
+    inside = (jnp.arange(x.shape[0]) < sizes.sum())[:, None]
+
+    def of(x, w):  # an undefined row may hold NaN, which must reach neither side
+        return jnp.where(inside, product(jnp.where(inside, x, 0), w, sizes), 0)
+
+    return of(jax.nn.silu(of(x, gate)) * of(x, up), down)

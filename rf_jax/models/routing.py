@@ -1,0 +1,40 @@
+"""Which experts a token goes to, and how even that is (Qwen3's router; losses per row)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Routes(NamedTuple):
+    """Of tokens [B, n] to k of E experts."""
+
+    experts: jax.Array  # int32 [B, n, k]; E where the token is padding
+    weights: jax.Array  # float32 [B, n, k], sum 1
+    balance: jax.Array  # float32 [B, n]: the balance of the token's row, 1 when even
+    z: jax.Array  # float32 [B, n]: logsumexp(logits)^2
+
+
+def top_k(logits: jax.Array, live: jax.Array, k: int) -> Routes:
+    """Softmax over E, the k greatest, normalised to sum 1 (Qwen3).
+
+    logits float32 [B, n, E], live bool [B, n]: tokens that are no padding. The balance is Switch's
+    E sum_e f_e P_e, f_e the share of the assignments and P_e the mean probability of expert e, over
+    the live tokens of a row: unlike that of a batch it does not depend on accumulation, hosts or
+    mesh.
+    """
+    experts = logits.shape[-1]
+    probabilities = jax.nn.softmax(logits, -1)
+    weights, chosen = jax.lax.top_k(probabilities, k)
+    weights = weights / weights.sum(-1, keepdims=True)
+    alive = live[..., None].astype(jnp.float32)
+    count = jnp.maximum(alive.sum(1), 1.0)
+    assigned = jax.nn.one_hot(chosen, experts).sum(2) * alive
+    share = jax.lax.stop_gradient(assigned.sum(1)) / (k * count)
+    balance = experts * jnp.sum(share * (probabilities * alive).sum(1) / count, -1)
+    return Routes(
+        jnp.where(live[..., None], chosen, experts),
+        weights,
+        jnp.broadcast_to(balance[:, None], live.shape),
+        jax.nn.logsumexp(logits, -1) ** 2,
+    )
