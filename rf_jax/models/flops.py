@@ -1,11 +1,34 @@
 """Model FLOPs by arithmetic: what the products need, without recomputation or padding of masks."""
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Query-key pairs of a row: in the backbone, among pictures seen, among pictures drawn."""
+
+    backbone: float
+    vision: float
+    pixels: float
+
+
+def all_pairs(config) -> Pairs:
+    """Every pair of a row, as the reference form of attention computes them."""
+    capacity, extra = config.data.capacity, 1 + config.model.encoder.registers
+    row = sum(capacity[name] for name in ('text', 'vision', 'representation', 'pixels'))
+    vision = 4 * capacity.vision + capacity.vision_pictures * extra if capacity.vision else 0
+    pixels = capacity.pixels + capacity.pixel_pictures * extra if capacity.pixels else 0
+    return Pairs(row**2, vision**2, pixels**2)
+
 
 def backbone_token(config) -> float:
-    """Forward FLOPs of one token in the dense products of all layers."""
+    """Forward FLOPs of one token in the products of all layers, without attention's."""
     c = config.model.backbone
     attention = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
-    return 2.0 * c.layers * (attention + 3 * c.width * c.feedforward)
+    feed = 3 * c.width * c.feedforward
+    if c.experts == 'routed':
+        feed = c.width * (3 * c.routed.active * c.routed.feedforward + c.routed.count)
+    return 2.0 * c.layers * (attention + feed)
 
 
 def encoder_token(config) -> float:
@@ -15,27 +38,29 @@ def encoder_token(config) -> float:
     return 2.0 * c.layers * (4 * c.width**2 + ffn)
 
 
-def train_step(config, vocabulary: int) -> float:
+def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
     """FLOPs of one step at the row capacities: forward, twice that backward, EMA encoder forward.
 
-    Attention products count every pair of a row, as the reference form computes them.
+    `pairs` of a row, default every pair.
     """
+    pairs = pairs or all_pairs(config)
     capacity, c, e = config.data.capacity, config.model.backbone, config.model.encoder
     row = sum(capacity[name] for name in ('text', 'vision', 'representation', 'pixels'))
     channels = config.data.patch**2 * 3
 
-    def encoder(patches, pictures):
-        tokens = patches + pictures * (1 + e.registers)
+    def encoder(patches, pictures, seen):
         if not patches:
             return 0.0
-        pairs = 4.0 * e.layers * tokens**2 * e.width
-        return tokens * encoder_token(config) + pairs + 2.0 * patches * channels * e.width
+        tokens = patches + pictures * (1 + e.registers)
+        attention = 4.0 * e.layers * seen * e.width
+        return tokens * encoder_token(config) + attention + 2.0 * patches * channels * e.width
 
-    forward = row * backbone_token(config) + 4.0 * c.layers * row**2 * c.heads * c.head_dim
+    forward = row * backbone_token(config)
+    forward += 4.0 * c.layers * pairs.backbone * c.heads * c.head_dim
     forward += 2.0 * capacity.text * c.width * vocabulary
     forward += 2.0 * capacity.representation * c.width * config.model.representation.codes
     forward += 4.0 * capacity.pixels * channels * c.width
-    forward += encoder(4 * capacity.vision, capacity.vision_pictures)
+    forward += encoder(4 * capacity.vision, capacity.vision_pictures, pairs.vision)
     connector = 2.0 * capacity.vision * (e.width * c.width + c.width**2)
-    targets = encoder(capacity.pixels, capacity.pixel_pictures)
+    targets = encoder(capacity.pixels, capacity.pixel_pictures, pairs.pixels)
     return config.data.rows * (3 * (forward + connector) + targets)

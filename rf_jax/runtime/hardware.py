@@ -1,5 +1,7 @@
 """What the devices can do at most, by their makers' data sheets."""
 
+from dataclasses import dataclass
+
 import jax
 
 # bfloat16 products without sparsity, FLOP/s of one JAX device; longer names first.
@@ -21,3 +23,32 @@ def peak_flops(device: jax.Device) -> float | None:
     """Peak FLOP/s of a device in bfloat16; None for kinds that are not listed, as CPUs."""
     kinds = (kind for kind in _PEAKS if device.device_kind.startswith(kind))
     return next((_PEAKS[kind] for kind in kinds), None)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One TPU chip: bytes of memory, and bytes/s of memory, of both directions of the links along
+    one axis of the torus, and to another slice.
+    """
+
+    memory: float
+    bandwidth: float
+    axis: float
+    slice: float
+    wraps: int  # an axis of so many chips, or a multiple of it, closes to a ring
+
+
+# Google Cloud's pages of each TPU; the network between slices: 100 Gbit/s a host of four chips for
+# v4 and v5p, of eight for v5e and v6e, counted as 25 GB/s a host.
+CHIPS = {
+    'TPU v6 lite': Chip(32e9, 1640e9, 180e9, 3.1e9, 16),
+    'TPU v5 lite': Chip(16e9, 819e9, 90e9, 3.1e9, 16),
+    'TPU v5': Chip(95e9, 2765e9, 180e9, 6.2e9, 4),
+    'TPU v4': Chip(32e9, 1228e9, 90e9, 6.2e9, 4),
+}
+
+
+def chip(device: jax.Device) -> Chip | None:
+    """Data of a TPU chip, None for other devices."""
+    kinds = (kind for kind in CHIPS if device.device_kind.startswith(kind))
+    return next((CHIPS[kind] for kind in kinds), None)

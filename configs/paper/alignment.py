@@ -1,0 +1,20 @@
+"""Stage 1 of the paper at its size: the connector alone, 10K steps. See `configs/alignment.py`.
+
+Sizes: configs/paper/alignment.py (30B-A3B), ...:1.7B, ...:0.6B.
+"""
+
+from configs.paper import scale
+
+
+def get_config(size: str = '30B-A3B'):
+    config = scale.get_config(size)
+    config.steps = 10_000
+    config.data.rows = 512
+    config.data.max_text = 512
+    config.data.sizes = ((256, 1.0),)
+    config.data.tasks.update(text_to_image=0.0, image_to_text=1.0, text_only=0.0)
+    scale.row(config, text=16_384, vision=16_384, representation=0, pixels=0,
+              vision_pictures=256, pixel_pictures=0)  # fmt: skip
+    config.losses.update(representation=0.0, flow=0.0)
+    config.optimizer.freeze = (r'^(?!connector/)',)
+    return config

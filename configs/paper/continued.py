@@ -1,0 +1,20 @@
+"""Stage 3 of the paper at its size: pictures to 1,024 px, half the rate, 20K steps.
+
+Sizes: configs/paper/continued.py (30B-A3B), ...:1.7B, ...:0.6B (rows of a quarter: to 512 px).
+"""
+
+from configs.paper import joint, scale
+
+
+def get_config(size: str = '30B-A3B'):
+    config = joint.get_config(size)
+    config.steps = 20_000
+    large = size == '30B-A3B'
+    config.data.sizes = ((1024 if large else 512, 0.6), (512 if large else 256, 0.4))
+    # 5 pictures of the largest size to draw, 4 to describe.
+    scale.row(config, text=2944, vision=4096, representation=5248, pixels=20_480,
+              vision_pictures=20, pixel_pictures=24)  # fmt: skip
+    config.optimizer.learning_rate /= 2
+    config.model.representation.quantizer.data_init_steps = ()
+    config.ema.warmup = False
+    return config

@@ -1,0 +1,22 @@
+"""Stage 2 of the paper at its size: everything learns, pictures to 256 px, 50K steps.
+
+Sizes: configs/paper/joint.py (30B-A3B), ...:1.7B, ...:0.6B.
+"""
+
+from configs.joint import GENERATION
+from configs.paper import scale
+
+
+def get_config(size: str = '30B-A3B'):
+    config = scale.get_config(size)
+    config.steps = 50_000
+    config.data.rows = 512
+    config.data.max_text = 512
+    config.data.sizes = ((256, 1.0),)
+    # Paper: text, image-to-text and text-to-image, their shares not given.
+    config.data.tasks.update(text_to_image=0.6, image_to_text=0.3, text_only=0.1)
+    # 70 pictures of 256 px to draw, 32 to describe.
+    scale.row(config, text=8192, vision=2048, representation=4608, pixels=17_920,
+              vision_pictures=40, pixel_pictures=80)  # fmt: skip
+    config.optimizer.rates = ((GENERATION, 4.0),)
+    return config

@@ -1,0 +1,190 @@
+"""What a compiled program does, read from its text: FLOPs, bytes of memory and of the network.
+
+XLA's own cost analysis counts the body of a loop once. Here a body counts as often as it runs,
+kernels say their own cost or are listed, and collectives are told apart by the devices they join.
+All figures are of one device.
+"""
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+
+_SIZES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 'token': 0, 'opaque': 0}
+_ARRAY = re.compile(r'([a-z]+[\da-z]*)\[([\d,]*)\](\{[^{}]*\})?')
+_HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{')
+_NAME = re.compile(r'%([\w.\-]+)')
+COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all',
+               'collective-permute')  # fmt: skip
+FREE = {'parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant', 'while', 'conditional',
+         'call', 'after-all', 'partition-id', 'replica-id', 'iota'}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a type: element size in bytes, dimensions, whether it lies in main memory."""
+
+    item: float
+    dims: tuple[int, ...]
+    main: bool = True
+
+    @property
+    def bytes(self) -> float:
+        return self.item * math.prod(self.dims)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    name: str
+    arrays: tuple[Array, ...]
+    op: str
+    argument: str  # what stands in the parentheses
+    operands: tuple[str, ...]
+    attributes: str
+    root: bool
+
+    @property
+    def bytes(self) -> float:
+        return sum(a.bytes for a in self.arrays)
+
+    def called(self, attribute: str) -> list[str]:
+        """Computations named by an attribute, as in calls=%a or branch_computations={%a, %b}."""
+        found = re.search(attribute + r'=(\{[^}]*\}|%[\w.\-]+)', self.attributes)
+        return _NAME.findall(found[1]) if found else []
+
+
+@dataclass
+class Totals:
+    """Of one device. `collectives`: {(kind, groups): bytes that a device sends}; `kernels`:
+    {name: [runs, FLOPs that it says of itself]}; `unknown`: loops whose length is known only when
+    they run, such as an exchange's further rounds. They count as not run.
+    """
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    collectives: dict = field(default_factory=lambda: defaultdict(float))
+    kernels: dict = field(default_factory=lambda: defaultdict(lambda: np.zeros(2)))
+    unknown: int = 0
+
+    def add(self, other: 'Totals', times: float = 1) -> None:
+        self.flops += times * other.flops
+        self.bytes += times * other.bytes
+        self.unknown += other.unknown
+        for key, value in other.collectives.items():
+            self.collectives[key] += times * value
+        for key, value in other.kernels.items():
+            self.kernels[key] = self.kernels[key] + times * value
+
+
+def arrays_of(text: str) -> tuple[Array, ...]:
+    """The arrays of an HLO type, tuples flattened; other memory spaces are marked by S(n)."""
+    found = []
+    for kind, dims, layout in _ARRAY.findall(text):
+        digits = re.sub(r'\D', '', kind.split('e')[0].split('fn')[0]) or '0'
+        size = _SIZES.get(kind, 1 if kind.startswith('f8') else int(digits) / 8)
+        shape = tuple(int(d) for d in dims.split(',') if d)
+        found.append(Array(size, shape, 'S(' not in layout))
+    return tuple(found)
+
+
+def _closing(text: str, start: int) -> int:
+    """Index after the parenthesis that closes the one at `start`."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += {'(': 1, ')': -1}.get(text[i], 0)
+        if not depth:
+            return i + 1
+    return len(text)
+
+
+def _instruction(line: str) -> Instruction | None:
+    line = line.strip()
+    root = line.startswith('ROOT ')
+    name, equals, rest = line.removeprefix('ROOT ').partition(' = ')
+    if not equals or not name.startswith('%'):
+        return None
+    end = _closing(rest, 0) if rest.startswith('(') else rest.index(' ')
+    kind, rest = rest[:end], rest[end:].lstrip()
+    op, _, _ = rest.partition('(')
+    close = _closing(rest, len(op))
+    argument = rest[len(op) + 1 : close - 1]
+    operands = tuple(_NAME.findall(argument))
+    return Instruction(name[1:], arrays_of(kind), op, argument, operands, rest[close:], root)
+
+
+def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+    """({computation: {name: instruction}}, the entry's name) of `compiled.as_text()`."""
+    computations, entry, current = {}, '', None
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            current = computations.setdefault(header[2], {})
+            entry = header[2] if header[1] else entry
+        elif current is not None and (found := _instruction(line)):
+            current[found.name] = found
+    return computations, entry
+
+
+def convolution_flops(out: Array, left: Array, right: Array, attributes: str) -> float:
+    """2 x multiplications that meet no padding and no hole, as XLA's own count; TPU programs write
+    matrix products so, their batch as a dilated window.
+    """
+    a, b, o = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', attributes).groups()
+    window = re.search(r'window=\{([^}]*)\}', attributes)
+    options = dict(re.findall(r'(\w+)=([\d_x\-]+)', window[1])) if window else {}
+    total = 2.0 * out.dims[o.index('b')] * out.dims[o.index('f')] * right.dims[b.index('i')]
+
+    def option(name: str, i: int, default: str) -> str:
+        return options[name].split('x')[i] if name in options else default
+
+    for i in range(sum(c.isdigit() for c in o)):
+        low = int(option('pad', i, '0_0').split('_')[0])
+        names = ('stride', 'lhs_dilate', 'rhs_dilate')
+        stride, spread, holes = (int(option(name, i, '1')) for name in names)
+        place = np.arange(out.dims[o.index(str(i))])[:, None] * stride - low
+        place = place + np.arange(right.dims[b.index(str(i))]) * holes
+        size = left.dims[a.index(str(i))]
+        total *= np.sum((place >= 0) & (place % spread == 0) & (place // spread < size))
+    return float(total)
+
+
+def dot_flops(out: Array, left: Array, attributes: str) -> float:
+    """2 x multiplications of a `dot`."""
+    found = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', attributes)
+    contracted = math.prod(left.dims[int(d)] for d in found[1].split(',') if d) if found else 1
+    return 2.0 * math.prod(out.dims) * contracted
+
+
+def groups_of(attributes: str) -> tuple[tuple[int, ...], ...]:
+    """Which devices a collective joins, from any of the forms of replica_groups."""
+    if pairs := re.search(r'source_target_pairs=\{(.*?)\}\}', attributes):
+        return tuple(tuple(map(int, p)) for p in re.findall(r'(\d+),(\d+)', pairs[1]))
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:<=\[([\d,]+)\](?:T\(([\d,]+)\))?)?\s*"
+                          r"(?:\S*device_ids=\S+ )?\{([^}]*)\}", attributes):  # fmt: skip
+        axes = re.findall(r"'?([\w.\-]+)'?=(\d+)", named[1])
+        shape = [int(size) for _, size in axes]
+        ids = _iota(shape, named[2], named[3])
+        used = [[name for name, _ in axes].index(n.strip(" '")) for n in named[4].split(',')]
+        return _rows(np.moveaxis(ids, used, range(-len(used), 0)), [shape[i] for i in used])
+    if iota := re.search(
+        r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes
+    ):
+        shape = [int(d) for d in iota[1].split(',')]
+        return _rows(_iota(shape, iota[2], iota[3]), shape[-1:])
+    listed = re.search(r'replica_groups=\{(.*?)\}(?:,|$|\s)', attributes)
+    groups = re.findall(r'\{([\d,]+)\}', listed[1] + '}') if listed else []
+    return tuple(tuple(int(d) for d in g.split(',')) for g in groups)
+
+
+def _iota(shape, dims, order) -> np.ndarray:
+    ids = np.arange(math.prod(shape))
+    if dims:
+        ids = ids.reshape([int(d) for d in dims.split(',')])
+        ids = ids.transpose([int(d) for d in order.split(',')]) if order else ids
+    return ids.reshape(shape)
+
+
+def _rows(ids: np.ndarray, last) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, ids.reshape(-1, math.prod(last)).tolist()))

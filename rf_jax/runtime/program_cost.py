@@ -1,0 +1,126 @@
+"""The sums over a parsed program: each instruction times how often it runs."""
+
+import re
+from functools import cache
+
+from rf_jax.runtime import hlo
+from rf_jax.runtime.hlo import Instruction, Totals
+
+
+def totals(text: str) -> Totals:
+    """FLOPs, bytes, collectives and kernels of `compiled.as_text()`, of one device."""
+    computations, entry = hlo.parse(text)
+
+    @cache
+    def of(name: str, fused: bool = False) -> Totals:
+        found = Totals()
+        for instruction in computations.get(name, {}).values():
+            _count(found, instruction, computations, name, of, fused)
+        return found
+
+    return of(entry)
+
+
+def _count(found: Totals, i: Instruction, computations, name: str, of, fused: bool) -> None:
+    table = computations[name]
+    kind = i.op.removesuffix('-start')
+    if i.op.endswith(('-done', '-update')):
+        return
+    if kind in hlo.COLLECTIVES:
+        _collective(found, i, kind, name)
+    elif i.op == 'convolution':
+        left, right = (table[o].arrays[0] for o in i.operands)
+        found.flops += hlo.convolution_flops(i.arrays[0], left, right, i.attributes)
+    elif i.op == 'dot':
+        found.flops += hlo.dot_flops(i.arrays[0], table[i.operands[0]].arrays[0], i.attributes)
+    elif i.op == 'custom-call':
+        _kernel(found, i)
+    if i.op == 'while':
+        trips = _trips(i, computations)
+        found.unknown += trips is None
+        found.add(of(i.called('body')[0]), trips or 0)
+    elif i.op == 'conditional':
+        branches = i.called('branch_computations') or [
+            *i.called('true_computation'),
+            *i.called('false_computation'),
+        ]
+        found.add(max((of(b) for b in branches), key=lambda t: (t.flops, t.bytes)))
+    elif i.op == 'fusion':
+        found.add(of(i.called('calls')[0], True))
+    elif i.op in ('call', 'async-start'):
+        for called in i.called('to_apply') or i.called('calls'):
+            found.add(of(called))
+    if not fused:
+        found.bytes += _traffic(i, table, computations)
+
+
+def _trips(i: Instruction, computations) -> int | None:
+    """How often a loop runs: XLA's note, or the constant that a counter from 0 is compared with."""
+    if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', i.attributes):
+        return int(noted[1])
+    condition = computations.get(i.called('condition')[0], {})
+    root = next((x for x in condition.values() if x.root), None)
+    if root is None or root.op not in ('compare', 'fusion'):
+        return None
+    limits = [condition[o] for o in root.operands if condition[o].op == 'constant']
+    return int(limits[0].argument) if limits else None
+
+
+def _collective(found: Totals, i: Instruction, kind: str, name: str) -> None:
+    groups = hlo.groups_of(i.attributes)
+    size = len(groups[0]) if groups else 1
+    if name.startswith('all-reduce-scatter'):  # a fusion of TPU programs, which keeps one share
+        kind = 'reduce-scatter'
+        sent = i.bytes * (size - 1) / size
+    elif kind == 'collective-permute':
+        sent = i.arrays[0].bytes
+    elif kind == 'all-gather':
+        outputs = i.arrays[len(i.arrays) // 2 :] if i.op.endswith('-start') else i.arrays
+        sent = sum(a.bytes for a in outputs) * (size - 1) / size
+    elif kind == 'reduce-scatter':
+        sent = i.bytes * (size - 1)
+    else:
+        sent = i.bytes * (size - 1) / size * (2 if kind == 'all-reduce' else 1)
+    if size > 1:
+        found.collectives[kind, groups] += sent
+
+
+def _kernel(found: Totals, i: Instruction) -> None:
+    target = re.search(r'custom_call_target="([^"]*)"', i.attributes)
+    if target and target[1] == 'tpu_custom_call':
+        says = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', i.attributes)
+        where = re.search(r'op_name="([^"]*)"', i.attributes)
+        flops = float(says[1]) if says else 0.0
+        label = re.sub(r'[.\d]+$', '', i.name) + (f' [{where[1]}]' if where else '')
+        found.kernels[label] = found.kernels[label] + (1, flops)
+
+
+def _traffic(i: Instruction, table, computations) -> float:
+    """Bytes of main memory that an instruction reads and writes.
+
+    A fusion that reads a slice, or writes one into an operand, moves the slice only.
+    """
+    if i.op in hlo.FREE or i.op.endswith(('-start', '-done')):
+        return 0.0
+    body = computations.get(i.called('calls')[0], {}) if i.op == 'fusion' else {}
+    parameters = {int(x.argument): x for x in body.values() if x.op == 'parameter'}
+    total = sum(a.bytes for a in i.arrays if a.main)
+    roots = [x for x in body.values() if x.root]
+    if (roots and roots[0].op == 'dynamic-update-slice') or i.op == 'dynamic-update-slice':
+        update = roots[0].operands[1] if roots else i.operands[1]
+        found = (body if roots else table).get(update)
+        total = 2 * found.bytes if found else total
+        return total
+    for n, operand in enumerate(i.operands):
+        source = table.get(operand)
+        if source is None:
+            continue
+        moved = sum(a.bytes for a in source.arrays if a.main)
+        if i.op in ('dynamic-slice', 'gather', 'slice'):
+            moved = min(moved, i.bytes)
+        elif n in parameters:
+            users = [x for x in body.values() if parameters[n].name in x.operands]
+            if users and all(x.op in ('dynamic-slice', 'gather', 'slice') for x in users):
+                moved = min(moved, sum(x.bytes for x in users))
+        total += moved
+    return total
