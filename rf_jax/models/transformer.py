@@ -58,11 +58,13 @@ class SharedAttention(nn.Module):
 
     config: object
     lengths: tuple[int, int, int]  # tokens of each expert group in the row
+    form: object  # of attention
 
     @nn.compact
-    def __call__(self, x, angles, mask, cache):
+    def __call__(self, x, angles, seen, cache):
         c = self.config
-        attended, kept = _attend(*Projections(c, name='attention')(x), angles, mask, cache)
+        q, k, v = Projections(c, name='attention')(x)
+        attended, kept = _attend(self.form, q, k, v, angles, seen, cache)
         x = x + Dense(c.width, name='output')(attended)
         normed = RMSNorm(c.norm_eps, name='ffn_norm')(x)
         return x + by_group(lambda g: FeedForward(c, False, name=g), self.lengths, normed), kept
@@ -73,23 +75,24 @@ class SplitAttention(nn.Module):
 
     config: object
     lengths: tuple[int, int, int]  # tokens of each expert group in the row
+    form: object  # of attention
 
     @nn.compact
-    def __call__(self, x, angles, mask, cache):
+    def __call__(self, x, angles, seen, cache):
         c = self.config
         q, k, v = by_group(lambda g: Projections(c, name=f'{g}_attention'), self.lengths, x)
-        attended, kept = _attend(q, k, v, angles, mask, cache)
+        attended, kept = _attend(self.form, q, k, v, angles, seen, cache)
         x = x + by_group(lambda g: Dense(c.width, name=f'{g}_output'), self.lengths, attended)
         return x + by_group(lambda g: FeedForward(c, name=g), self.lengths, x), kept
 
 
-def _attend(q, k, v, angles, mask, cache: Cache | None):
+def _attend(form, q, k, v, angles, seen, cache: Cache | None):
     """Attention over the cache, then the tokens themselves; gives [B, L, H Dh], own (k, v)."""
     q, k = attention.rotate(q, angles), attention.rotate(k, angles)
     kept = (k, v)
     if cache is not None:
         k, v = (jnp.concatenate(pair, 1) for pair in zip(cache, kept))
-    attended = attention.attend(q, k, v, mask)
+    attended = form(q, k, v, seen)
     return attended.reshape(*attended.shape[:2], -1), kept
 
 
@@ -101,14 +104,16 @@ class Backbone(nn.Module):
 
     config: object
     block: type[nn.Module]
+    form: object  # of attention
     remat: str = 'none'
 
     @nn.compact
-    def __call__(self, x, position, mask, lengths, cache: Cache | None = None, keep: bool = False):
-        """x [B, L, D], position float32 [B, L, 3], mask bool [B, L, S + L], cache of S tokens.
+    def __call__(self, x, position, seen, lengths, cache: Cache | None = None, keep: bool = False):
+        """x [B, L, D], position float32 [B, L, 3], cache of S tokens.
 
-        `lengths`: tokens of the three expert groups. Gives (x after the final norm, keys and values
-        of these L tokens [layers, B, L, Hkv, Dh] if `keep` else None).
+        `seen`: what `form.prepare` makes of these L tokens as queries and, as keys, the cached
+        ones and these. `lengths`: tokens of the three expert groups. Gives (x after the final norm,
+        keys and values of these L tokens [layers, B, L, Hkv, Dh] if `keep` else None).
         """
         c = self.config
         angles = attention.rotary_angles(position, c.head_dim, c.rope_sections, c.rope_theta)
@@ -117,7 +122,7 @@ class Backbone(nn.Module):
             block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
 
         def body(module, x, cached):
-            x, kept = module(x, angles, mask, cached)
+            x, kept = module(x, angles, seen, cached)
             return x, kept if keep else None
 
         stack = nn.scan(
@@ -129,12 +134,15 @@ class Backbone(nn.Module):
             length=c.layers,
             unroll=c.unroll,
         )
-        x, kept = stack(block(c, lengths, name='layers'), x, cache)
+        x, kept = stack(block(c, lengths, self.form, name='layers'), x, cache)
         return RMSNorm(c.norm_eps, name='norm')(x), kept
 
 
-def build(config) -> partial:
-    """Backbone of `config.model.backbone`, ready to be named. Raises UserError."""
+def build(config, form) -> partial:
+    """Backbone of `config.model.backbone` with a form of attention, ready to be named.
+
+    Raises UserError.
+    """
     c, field = config.model.backbone, 'model.backbone'
     block = choose(f'{field}.split', c.split, SPLITS)
     choose(f'{field}.remat', c.remat, REMAT)
@@ -153,4 +161,4 @@ def build(config) -> partial:
         f'{field}.rope_sections={tuple(c.rope_sections)} must be three numbers that sum to '
         f'{field}.head_dim / 2 = {c.head_dim / 2:g}',
     )
-    return partial(Backbone, c, block, c.remat)
+    return partial(Backbone, c, block, form, c.remat)

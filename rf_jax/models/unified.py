@@ -31,12 +31,13 @@ class Unified(nn.Module):
     vocabulary: int
     channels: int
     backbone_of: object
+    form: object  # of attention: models.attention
 
     def setup(self):
         c = self.config
         width = c.backbone.width
         self.text_embed = Table(self.vocabulary, width)
-        self.encoder = VisionEncoder(c.encoder)
+        self.encoder = VisionEncoder(c.encoder, self.form)
         self.connector = Connector(width)
         self.representation_embed = RepresentationEmbedding(
             c.representation.codes, c.representation.frame, width
@@ -62,9 +63,9 @@ class Unified(nn.Module):
         )
         text, vision, representation, pixels = (s.shape[1] for s in streams)
         x = jnp.concatenate([s.astype(dtype) for s in streams], 1)
-        mask = attention.visible(batch, batch)
+        seen = self.form.prepare(batch, batch)
         lengths = (text + vision, representation, pixels)
-        x, _ = self.backbone(x, batch['position'], mask, lengths)
+        x, _ = self.backbone(x, batch['position'], seen, lengths)
         start = text + vision
         return {
             'text_logits': self.text_logits(x[:, :text]),
@@ -98,9 +99,9 @@ class Unified(nn.Module):
             x = x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-12)
         return pool(x)
 
-    def run(self, x, position, mask, lengths, cache):
+    def run(self, x, position, seen, lengths, cache):
         """Backbone on part of a row with a cache of the rest: (hidden, own keys and values)."""
-        return self.backbone(x, position, mask, lengths, cache, keep=True)
+        return self.backbone(x, position, seen, lengths, cache, keep=True)
 
     def embed_representation(self, codes, cells) -> jax.Array:
         """int32 [B, n], [B, n, 2] -> [B, n, D]."""
@@ -123,8 +124,11 @@ class Unified(nn.Module):
         return self.patch_out(x)
 
 
-def build(config, vocabulary: int) -> Unified:
-    """The model of `config.model`; C follows from `config.data.patch`. Raises UserError."""
+def build(config, vocabulary: int, platform: str | None = None) -> Unified:
+    """The model of `config.model`; C follows from `config.data.patch`. Raises UserError.
+
+    `platform`: cpu, gpu or tpu when programs are compiled for another than this process runs on.
+    """
     encoder = config.model.encoder
     require(
         encoder.width % (4 * encoder.heads) == 0,
@@ -136,4 +140,6 @@ def build(config, vocabulary: int) -> Unified:
         f'model.encoder.layers={encoder.layers} and model.encoder.unroll={encoder.unroll}: '
         'need 1 <= unroll <= layers',
     )
-    return Unified(config.model, vocabulary, config.data.patch**2 * 3, transformer.build(config))
+    form = attention.build(config, platform)
+    backbone_of = transformer.build(config, form)
+    return Unified(config.model, vocabulary, config.data.patch**2 * 3, backbone_of, form)
