@@ -74,6 +74,16 @@ def get_config() -> ConfigDict:
     backbone.remat = 'none'  # none | dots (keep products) | full (keep layer inputs only)
     backbone.unroll = 1  # layers per scan iteration; layers = no loop, the same tree
 
+    attention = model.attention = ConfigDict()  # how its product is computed, here and in encoder
+    # auto: the reference on short rows; on long ones pallas on TPU (from one block on), cudnn on
+    # GPU (to 8,192 tokens, then blockwise), blockwise on CPU (from 4,097 tokens on).
+    # reference: a mask and logits of L x L in memory | blockwise: XLA, memory linear in L | pallas:
+    # TPU kernel, linear, only tiles that see something (elsewhere interpreted, for tests) |
+    # cudnn: GPU, bfloat16 or float16; no logits, but its mask is L x L: some thousand tokens.
+    attention.form = 'auto'
+    attention.block_q = 512  # queries of a tile of blockwise and pallas; multiples of 128
+    attention.block_k = 512  # keys of a tile
+
     encoder = model.encoder = ConfigDict()  # DINOv3's block
     encoder.layers = 3
     encoder.width = 128

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from rf_jax.models import exchange, experts, grouped, routing, transformer
+from rf_jax.models import attention, exchange, experts, grouped, routing, transformer
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
 
@@ -168,7 +168,7 @@ def backbone(pool, split):
         layers=2, width=D, heads=2, kv_heads=1, head_dim=8, split=split, remat='full'
     )
     config.model.backbone.rope_sections = (2, 1, 1)
-    return transformer.build(config, 'cpu')()
+    return transformer.build(config, attention.build(config), 'cpu')()
 
 
 @pytest.mark.parametrize('split', ['ffn', 'full'])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from rf_jax.models import transformer
+from rf_jax.models import attention, transformer
 from rf_jax.models.experts import GROUPS
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM = 16, 4, 2, 8
@@ -26,7 +26,7 @@ def build(split, layers=2, **changes):
         feedforward=12, split=split, norm_eps=EPSILON, rope_theta=THETA, **changes,
     )  # fmt: skip
     config.model.backbone.rope_sections = (2, 1, 1)
-    return transformer.build(config, 'cpu')()
+    return transformer.build(config, attention.build(config), 'cpu')()
 
 
 def inputs():

@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from rf_jax.data import layout
+from rf_jax.models.attention import Reference
 from rf_jax.models.vision_encoder import Connector, VisionEncoder, pool
 
 WIDTH, HEADS, CHANNELS, REGISTERS = 24, 2, 12, 2
@@ -27,7 +28,7 @@ def config(gated: bool) -> ConfigDict:
 @pytest.fixture(scope='module', params=[False, True], ids=['gelu', 'swiglu'])
 def tower(request):
     """(apply, params) with every parameter away from its first value."""
-    module = VisionEncoder(config(request.param))
+    module = VisionEncoder(config(request.param), Reference())
 
     zeros = jnp.zeros((1, 4, CHANNELS)), jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4, 2))
     shapes = jax.eval_shape(lambda key: module.init(key, *zeros, 1)['params'], jax.random.key(0))

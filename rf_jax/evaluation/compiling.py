@@ -4,19 +4,16 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from rf_jax.data import layout, typical
+from rf_jax.data import typical
 from rf_jax.evaluation import roofline
-from rf_jax.generation import drawing
 from rf_jax.learning import programs
-from rf_jax.models import attention, flops
-from rf_jax.runtime import hardware, mesh, program_cost
+from rf_jax.models import flops
+from rf_jax.runtime import hardware, program_cost
 from rf_jax.runtime.errors import UserError
 
 PROMPT = 64  # text tokens of the sampling program

@@ -2,8 +2,8 @@
 
 Assumptions, printed with every table: products run at the chip's bfloat16 peak; a collective moves
 over the torus axes that its devices span, both directions of each at once, at half where the axis
-does not close to a ring; between slices each host's network is shared by its chips. `step` takes the
-greatest of the four, as if all overlapped; `in a row` their sum, as if nothing did.
+does not close to a ring; between slices each host's network is shared by its chips. `step` takes
+the greatest of the four, as if all overlapped; `in a row` their sum, as if nothing did.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,9 +64,7 @@ def collectives(found: Mapping, mesh: Mesh, chip: Chip | None) -> list[Collectiv
 def _axes(groups: Sequence[Sequence[int]], mesh: Mesh) -> tuple[str, ...]:
     """Mesh axes along which the devices of a group differ."""
     places = np.array(np.unravel_index(np.array(groups[0]), mesh.devices.shape))
-    return tuple(
-        name for name, place in zip(mesh.axis_names, places) if (place != place[0]).any()
-    )
+    return tuple(name for name, place in zip(mesh.axis_names, places) if (place != place[0]).any())
 
 
 def _seconds(kind: str, group, sent: float, mesh: Mesh, chip: Chip) -> tuple[float, float]:

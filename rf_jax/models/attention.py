@@ -1,21 +1,21 @@
-"""Who sees whom, rotary positions, and the attention product. Sources: design rule 2 and Qwen3."""
+"""Rotary positions (Qwen3's, of three coordinates) and the forms of the attention product.
+
+A form has two parts. `prepare(query, key)`, once a step: from the integers of `models.visibility`,
+[B, Lq] and [B, Lk], to a tree of arrays with leading axis B. The call, once a layer: q
+[B, Lq, H, Dh], k and v [B, Lk, Hkv, Dh] and that tree to [B, Lq, H, Dh], softmax in float32.
+"""
+
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
+from rf_jax.models.blockwise import Blockwise
+from rf_jax.models.flash import Pallas
+from rf_jax.models.visibility import Integers, visible
+from rf_jax.runtime.errors import choose, require
+
 MASKED = -1e30  # finite, so that a query that sees nothing gives a mean instead of NaN
-
-
-def visible(query: dict[str, jax.Array], key: dict[str, jax.Array]) -> jax.Array:
-    """bool [B, Lq, Lk] from int32 [B, Lq] and [B, Lk] arrays segment, order, reach, block.
-
-    Padding has segment 0, order `never` and reach -1: it sees nothing and nothing sees it.
-    """
-    same = query['segment'][:, :, None] == key['segment'][:, None]
-    before = key['order'][:, None] <= query['reach'][:, :, None]
-    block = query['block'][:, :, None]
-    together = (block == key['block'][:, None]) & (block > 0)
-    return same & (before | together)
 
 
 def rotary_angles(position: jax.Array, head_dim: int, sections, theta: float) -> jax.Array:
@@ -69,3 +69,97 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     out = jnp.einsum('bkqs,bskd->bkqd', weights.astype(v.dtype), v)
     out = out.reshape(rows, kv_heads, group, length, head_dim).transpose(0, 3, 1, 2, 4)
     return out.reshape(rows, length, heads, head_dim)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """By a mask [B, Lq, Lk], with logits [B, H, Lq, Lk] in memory."""
+
+    def prepare(self, query: Integers, key: Integers) -> jax.Array:
+        return visible(query, key)
+
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        return attend(q, k, v, mask)
+
+
+@dataclass(frozen=True)
+class Cudnn:
+    """cuDNN's fused attention through jax.nn: no logits in memory, but still a mask.
+
+    The mask is bool [B, Lq, Lk], and cuDNN makes a bias of it in the type of q: 128 MB for a row
+    of 8,192 tokens. It takes half precision only; float32 inputs take the reference. Odd lengths,
+    which its backward refuses, are padded by one token.
+    """
+
+    implementation: str = 'cudnn'
+
+    def prepare(self, query: Integers, key: Integers) -> jax.Array:
+        return visible(query, key)
+
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        if self.implementation == 'cudnn' and q.dtype == jnp.float32:
+            return attend(q, k, v, mask)
+        length = q.shape[1]
+
+        def even(x, *axes):
+            return jnp.pad(x, [(0, x.shape[a] % 2 if a in axes else 0) for a in range(x.ndim)])
+
+        q, k, v, mask = even(q, 1), even(k, 1), even(v, 1), even(mask[:, None], 2, 3)
+        out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=self.implementation)
+        return out[:, :length]
+
+
+@dataclass(frozen=True)
+class ByLength:
+    """The first of `choices` (form, least Lq, least Lk) that the shapes reach; else reference."""
+
+    choices: tuple[tuple[object, int, int], ...]
+
+    def _form(self, queries: int, keys: int):
+        long = (f for f, least_q, least_k in self.choices if queries >= least_q and keys >= least_k)
+        return next(long, Reference())
+
+    def prepare(self, query: Integers, key: Integers):
+        form = self._form(query['segment'].shape[1], key['segment'].shape[1])
+        return form.prepare(query, key)
+
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, prepared) -> jax.Array:
+        return self._form(q.shape[1], k.shape[1])(q, k, v, prepared)
+
+
+def _auto(c, platform: str) -> ByLength:
+    """Short rows, or a few queries, take the reference: one product without the steps of a loop."""
+    blockwise = Blockwise(c.block_q, c.block_k)
+    if platform == 'tpu':
+        return ByLength(((_pallas(c, platform), c.block_q, c.block_k),))
+    if platform == 'cpu':
+        return ByLength(((blockwise, c.block_q, 4097),))
+    return ByLength(((blockwise, c.block_q, 8193), (Cudnn(), 128, 128)))
+
+
+def _pallas(c, platform: str) -> Pallas:
+    return Pallas(c.block_q, c.block_k, interpret=platform != 'tpu')
+
+
+FORMS = {
+    'auto': _auto,
+    'reference': lambda c, platform: Reference(),
+    'blockwise': lambda c, platform: Blockwise(c.block_q, c.block_k),
+    'pallas': _pallas,
+    'cudnn': lambda c, platform: Cudnn(),
+}
+
+
+def build(config, platform: str | None = None):
+    """The form of `config.model.attention` for cpu, gpu or tpu; None: where this process runs.
+
+    Raises UserError.
+    """
+    c, field = config.model.attention, 'model.attention'
+    for name in ('block_q', 'block_k'):
+        require(
+            c[name] > 0 and c[name] % 128 == 0,
+            f'{field}.{name}={c[name]} must be a positive multiple of 128',
+        )
+    make = choose(f'{field}.form', c.form, FORMS)
+    return make(c, platform or jax.default_backend())

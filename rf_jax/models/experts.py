@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from rf_jax.models import exchange, grouped, routing
+from rf_jax.models.cut import Cut
 from rf_jax.models.layers import RMSNorm, SwiGLU, linear_init
 from rf_jax.runtime.errors import choose, require
 from rf_jax.runtime.mesh import BATCH_AXES
@@ -20,19 +21,16 @@ from rf_jax.runtime.mesh import BATCH_AXES
 GROUPS = ('understanding', 'representation', 'pixels')
 
 
-def by_group(make: Callable[[str], nn.Module], lengths, *x: jax.Array):
-    """Applies `make(group)` to each group's slice of [B, L, ...] arrays and joins the results.
+def by_group(cut: Cut, lengths, make: Callable[[str], nn.Module], *x: jax.Array):
+    """Applies `make(group)` to each group's tokens of [B, L, ...] arrays and joins the results.
 
     `lengths` are the token counts of the three groups in the row, in order; they sum to L. A group
     without tokens is not applied: its parameters exist all the same, made when the model is born
     from a row that holds all groups.
     """
-    outputs, start = [], 0
-    for group, length in zip(GROUPS, lengths):
-        if length:
-            outputs.append(make(group)(*(a[:, start : start + length] for a in x)))
-        start += length
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outputs)
+    groups = zip(*(cut.split(a, lengths) for a in x))
+    outputs = [make(name)(*own) for name, own in zip(GROUPS, groups) if own[0].shape[1]]
+    return jax.tree.map(lambda *own: cut.join(own), *outputs)
 
 
 class Dense(nn.Module):
@@ -106,7 +104,7 @@ class Routed(nn.Module):
 
 
 # Whose pool of experts a group uses: its own, or one for all.
-POOLS = {'separate': by_group, 'shared': lambda make, lengths, *x: make('shared')(*x)}
+POOLS = {'separate': by_group, 'shared': lambda cut, lengths, make, *x: make('shared')(*x)}
 
 
 def _dense(config, platform, mesh):
@@ -136,14 +134,14 @@ KINDS = {'dense': _dense, 'routed': _routed}
 
 
 def build(config, platform: str, mesh: Mesh | None) -> Callable:
-    """`feed(lengths, x, live, normed) -> (y, losses a token)` of `config.model.backbone`.
+    """`feed(cut, lengths, x, live, normed) -> (y, losses a token)` of `config.model.backbone`.
 
     To be called within a linen module. Raises UserError.
     """
     kind = choose('model.backbone.experts', config.model.backbone.experts, KINDS)
     module, pool = kind(config.model.backbone, platform, mesh)
 
-    def feed(lengths, x: jax.Array, live: jax.Array, normed: bool):
-        return pool(lambda name: module(normed=normed, name=name), lengths, x, live)
+    def feed(cut: Cut, lengths, x: jax.Array, live: jax.Array, normed: bool):
+        return pool(cut, lengths, lambda name: module(normed=normed, name=name), x, live)
 
     return feed

@@ -6,9 +6,9 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from rf_jax.models import attention, experts
+from rf_jax.models.cut import UNCUT, Cut
 from rf_jax.models.experts import by_group
 from rf_jax.models.layers import Dense, RMSNorm
 from rf_jax.runtime.errors import choose, require
@@ -46,16 +46,19 @@ class SharedAttention(nn.Module):
     """Split `ffn`, the paper's: attention and norms are shared, feed-forwards are split."""
 
     config: object
+    form: object  # of attention
     feed: Callable  # of experts.build
+    cut: Cut
     lengths: tuple[int, int, int]  # tokens of each expert group in the row
 
     @nn.compact
-    def __call__(self, x, angles, mask, live, cache):
+    def __call__(self, x, angles, seen, live, cache):
         c = self.config
-        attended, kept = _attend(*Projections(c, name='attention')(x), angles, mask, cache)
+        q, k, v = Projections(c, name='attention')(x)
+        attended, kept = _attend(self.form, q, k, v, angles, seen, cache)
         x = x + Dense(c.width, name='output')(attended)
         normed = RMSNorm(c.norm_eps, name='ffn_norm')(x)
-        y, losses = self.feed(self.lengths, normed, live, normed=True)
+        y, losses = self.feed(self.cut, self.lengths, normed, live, normed=True)
         return x + y, losses, kept
 
 
@@ -63,26 +66,29 @@ class SplitAttention(nn.Module):
     """Split `full`, BAGEL's: only the attention product itself is shared."""
 
     config: object
+    form: object  # of attention
     feed: Callable  # of experts.build
+    cut: Cut
     lengths: tuple[int, int, int]  # tokens of each expert group in the row
 
     @nn.compact
-    def __call__(self, x, angles, mask, live, cache):
+    def __call__(self, x, angles, seen, live, cache):
         c = self.config
-        q, k, v = by_group(lambda g: Projections(c, name=f'{g}_attention'), self.lengths, x)
-        attended, kept = _attend(q, k, v, angles, mask, cache)
-        x = x + by_group(lambda g: Dense(c.width, name=f'{g}_output'), self.lengths, attended)
-        y, losses = self.feed(self.lengths, x, live, normed=False)
+        each = partial(by_group, self.cut, self.lengths)
+        q, k, v = each(lambda g: Projections(c, name=f'{g}_attention'), x)
+        attended, kept = _attend(self.form, q, k, v, angles, seen, cache)
+        x = x + each(lambda g: Dense(c.width, name=f'{g}_output'), attended)
+        y, losses = self.feed(self.cut, self.lengths, x, live, normed=False)
         return x + y, losses, kept
 
 
-def _attend(q, k, v, angles, mask, cache: Cache | None):
+def _attend(form, q, k, v, angles, seen, cache: Cache | None):
     """Attention over the cache, then the tokens themselves; gives [B, L, H Dh], own (k, v)."""
     q, k = attention.rotate(q, angles), attention.rotate(k, angles)
     kept = (k, v)
     if cache is not None:
         k, v = (jnp.concatenate(pair, 1) for pair in zip(cache, kept))
-    attended = attention.attend(q, k, v, mask)
+    attended = form(q, k, v, seen)
     return attended.reshape(*attended.shape[:2], -1), kept
 
 
@@ -94,18 +100,21 @@ class Backbone(nn.Module):
 
     config: object
     block: type[nn.Module]
-    feed: Callable
+    form: object  # of attention
+    feed: Callable  # of experts.build
+    cut: Cut
 
     @nn.compact
     def __call__(
-        self, x, position, mask, lengths, live=None, cache: Cache | None = None, keep: bool = False
+        self, x, position, seen, lengths, live=None, cache: Cache | None = None, keep: bool = False
     ):
-        """x [B, L, D], position float32 [B, L, 3], mask bool [B, L, S + L], cache of S tokens.
+        """x [B, L, D] laid by `cut`, position float32 [B, L, 3], cache of S tokens.
 
-        `lengths`: tokens of the three expert groups; `live` bool [B, L]: tokens that are no
-        padding, default all. Gives (x after the final norm, losses of the router float32 [B, L],
-        means over the layers, and keys and values of these L tokens [layers, B, L, Hkv, Dh] if
-        `keep` else None).
+        `seen`: what `form.prepare` makes of these L tokens as queries and, as keys, the cached
+        ones and these. `lengths`: tokens of the three expert groups; `live` bool [B, L]: tokens
+        that are no padding, default all. Gives (x after the final norm, losses of the router
+        float32 [B, L], means over the layers, and keys and values of these L tokens
+        [layers, B, L, Hkv, Dh] if `keep` else None).
         """
         c = self.config
         angles = attention.rotary_angles(position, c.head_dim, c.rope_sections, c.rope_theta)
@@ -115,8 +124,8 @@ class Backbone(nn.Module):
         live = jnp.ones(x.shape[:2], bool) if live is None else live
 
         def body(module, x, cached):
-            x, losses, kept = module(x, angles, mask, live, cached)
-            return x, (losses, kept if keep else None)
+            x, losses, kept = module(self.cut.lay(x), angles, seen, live, cached)
+            return self.cut.lay(x), (losses, kept if keep else None)
 
         stack = nn.scan(
             body,
@@ -127,13 +136,18 @@ class Backbone(nn.Module):
             length=c.layers,
             unroll=c.unroll,
         )
-        x, (losses, kept) = stack(block(c, self.feed, lengths, name='layers'), x, cache)
+        x, (losses, kept) = stack(
+            block(c, self.form, self.feed, self.cut, lengths, name='layers'), x, cache
+        )
         losses = jax.tree.map(lambda a: a.mean(0), losses)
         return RMSNorm(c.norm_eps, name='norm')(x), losses, kept
 
 
-def build(config, platform: str, mesh: Mesh | None = None) -> partial:
-    """Backbone of `config.model.backbone`, ready to be named. Raises UserError."""
+def build(config, form, platform: str, cut: Cut = UNCUT) -> partial:
+    """Backbone of `config.model.backbone` with a form of attention, ready to be named.
+
+    Raises UserError.
+    """
     c, field = config.model.backbone, 'model.backbone'
     block = choose(f'{field}.split', c.split, SPLITS)
     choose(f'{field}.remat', c.remat, REMAT)
@@ -152,4 +166,4 @@ def build(config, platform: str, mesh: Mesh | None = None) -> partial:
         f'{field}.rope_sections={tuple(c.rope_sections)} must be three numbers that sum to '
         f'{field}.head_dim / 2 = {c.head_dim / 2:g}',
     )
-    return partial(Backbone, c, block, experts.build(config, platform, mesh))
+    return partial(Backbone, c, block, form, experts.build(config, platform, cut.mesh), cut)

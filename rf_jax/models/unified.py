@@ -8,9 +8,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rf_jax.models import attention, transformer
+from rf_jax.models.cut import Cut
 from rf_jax.models.denoiser import PatchIn, PatchOut
 from rf_jax.models.layers import Dense, Table
 from rf_jax.models.representation import RepresentationEmbedding, RepresentationHead
+from rf_jax.models.spread import Spread
+from rf_jax.models.visibility import FIELDS
 from rf_jax.models.vision_encoder import Connector, VisionEncoder, pool
 from rf_jax.runtime.errors import require
 
@@ -32,12 +35,14 @@ class Unified(nn.Module):
     vocabulary: int
     channels: int
     backbone_of: object
+    form: object  # of attention
+    cut: Cut
 
     def setup(self):
         c = self.config
         width = c.backbone.width
         self.text_embed = Table(self.vocabulary, width)
-        self.encoder = VisionEncoder(c.encoder)
+        self.encoder = VisionEncoder(c.encoder, self.form, self.cut)
         self.connector = Connector(width)
         self.representation_embed = RepresentationEmbedding(
             c.representation.codes, c.representation.frame, width
@@ -62,16 +67,17 @@ class Unified(nn.Module):
             self.representation_embed(codes, batch['cells']),
             self.patch_in(z.astype(dtype), t),
         )
-        text, vision, representation, pixels = (s.shape[1] for s in streams)
-        x = jnp.concatenate([s.astype(dtype) for s in streams], 1)
-        mask = attention.visible(batch, batch)
+        sizes = text, vision, representation, pixels = [s.shape[1] for s in streams]
+        x = self.cut.join([self.cut.lay(s.astype(dtype)) for s in streams])
+        tokens = {name: self.cut.arrange(batch[name], sizes) for name in (*FIELDS, 'position')}
+        seen, live = self.form.prepare(tokens, tokens), tokens['segment'] > 0
         lengths = (text + vision, representation, pixels)
-        x, losses, _ = self.backbone(x, batch['position'], mask, lengths, batch['segment'] > 0)
-        start = text + vision
-        return losses | {
-            'text_logits': self.text_logits(x[:, :text]),
-            'representation_logits': self.representation_head(x[:, start : start + representation]),
-            'x': self.patch_out(x[:, start + representation :]),
+        x, losses, _ = self.backbone(x, tokens['position'], seen, lengths, live)
+        x = self.cut.split(x, sizes)
+        return {name: self.cut.restore(a, sizes) for name, a in losses.items()} | {
+            'text_logits': self.cut.lay(self.text_logits(x[0]), 'tensor'),
+            'representation_logits': self.cut.lay(self.representation_head(x[2]), 'tensor'),
+            'x': self.patch_out(x[3]),
         }
 
     def embed_text(self, tokens: jax.Array) -> jax.Array:
@@ -100,9 +106,9 @@ class Unified(nn.Module):
             x = x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-12)
         return pool(x)
 
-    def run(self, x, position, mask, lengths, cache):
+    def run(self, x, position, seen, lengths, cache):
         """Backbone on part of a row with a cache of the rest: (hidden, own keys and values)."""
-        x, _, kept = self.backbone(x, position, mask, lengths, cache=cache, keep=True)
+        x, _, kept = self.backbone(x, position, seen, lengths, cache=cache, keep=True)
         return x, kept
 
     def embed_representation(self, codes, cells) -> jax.Array:
@@ -126,11 +132,13 @@ class Unified(nn.Module):
         return self.patch_out(x)
 
 
-def build(config, vocabulary: int, mesh: Mesh | None = None, platform: str = '') -> Unified:
+def build(
+    config, vocabulary: int, mesh: Mesh | None = None, platform: str | None = None
+) -> Unified:
     """The model of `config.model`; C follows from `config.data.patch`. Raises UserError.
 
-    `mesh`: the devices it is to be cut over, None for one; `platform` that it is compiled for,
-    default JAX's backend.
+    `mesh`: the devices it is to be cut over, None for one. `platform`: cpu, gpu or tpu when
+    programs are compiled for another than this process runs on.
     """
     encoder = config.model.encoder
     require(
@@ -143,5 +151,9 @@ def build(config, vocabulary: int, mesh: Mesh | None = None, platform: str = '')
         f'model.encoder.layers={encoder.layers} and model.encoder.unroll={encoder.unroll}: '
         'need 1 <= unroll <= layers',
     )
-    backbone = transformer.build(config, platform or jax.default_backend(), mesh)
-    return Unified(config.model, vocabulary, config.data.patch**2 * 3, backbone)
+    platform = platform or jax.default_backend()
+    form, cut = attention.build(config, platform), Cut(mesh)
+    if mesh is not None and mesh.size > 1:
+        form = Spread(form, mesh)
+    backbone = transformer.build(config, form, platform, cut)
+    return Unified(config.model, vocabulary, config.data.patch**2 * 3, backbone, form, cut)

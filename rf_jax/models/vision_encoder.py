@@ -4,7 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rf_jax.data.layout import NEVER
 from rf_jax.models import attention
+from rf_jax.models.cut import UNCUT, Cut
 from rf_jax.models.layers import GELU, Dense, LayerNorm, SwiGLU
 
 
@@ -12,9 +14,10 @@ class EncoderBlock(nn.Module):
     """Pre-norm block with layer scale; query, value and output have biases, key has none."""
 
     config: object
+    form: object  # of attention
 
     @nn.compact
-    def __call__(self, x: jax.Array, angles: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, angles: jax.Array, seen) -> jax.Array:
         c = self.config
         scale = nn.initializers.constant(c.layer_scale)
         y = LayerNorm(c.norm_eps, name='attention_norm')(x)
@@ -23,7 +26,7 @@ class EncoderBlock(nn.Module):
             return Dense(c.width, use_bias, name=name)(y).reshape(*y.shape[:-1], c.heads, -1)
 
         q, k, v = heads('query', True), heads('key', False), heads('value', True)
-        y = attention.attend(attention.rotate(q, angles), attention.rotate(k, angles), v, mask)
+        y = self.form(attention.rotate(q, angles), attention.rotate(k, angles), v, seen)
         y = Dense(c.width, True, name='output')(y.reshape(x.shape))
         x = x + y * self.param('attention_scale', scale, (c.width,)).astype(x.dtype)
         y = LayerNorm(c.norm_eps, name='ffn_norm')(x)
@@ -40,6 +43,8 @@ class VisionEncoder(nn.Module):
     """
 
     config: object
+    form: object  # of attention
+    cut: Cut = UNCUT
 
     @nn.compact
     def __call__(self, patches, picture, coords, pictures: int):
@@ -50,24 +55,28 @@ class VisionEncoder(nn.Module):
         """
         c = self.config
         rows = patches.shape[0]
-        x = Dense(c.width, True, name='patch_embed')(patches)
+        x = self.cut.lay(Dense(c.width, True, name='patch_embed')(patches))
         prefix = self.param('class_and_registers', nn.initializers.normal(0.02),
                             (1 + c.registers, c.width))  # fmt: skip
         extra = pictures * (1 + c.registers)
         tokens = jnp.broadcast_to(prefix.astype(x.dtype), (rows, pictures, *prefix.shape))
-        x = jnp.concatenate([tokens.reshape(rows, extra, c.width), x], 1)
+        sizes = extra, x.shape[1]
+        x = self.cut.join([tokens.reshape(rows, extra, c.width), x])
         owner = jnp.repeat(jnp.arange(pictures, dtype=picture.dtype), 1 + c.registers)
-        owner = jnp.concatenate([jnp.broadcast_to(owner, (rows, extra)), picture], 1)
-        mask = (owner[:, :, None] == owner[:, None]) & (owner[:, :, None] >= 0)
-        angles = jnp.pad(self._angles(coords), ((0, 0), (extra, 0), (0, 0)))  # not turned
+        owner = self.cut.join([jnp.broadcast_to(owner, (rows, extra)), picture])
+        integers = _integers(owner)
+        seen = self.form.prepare(integers, integers)
+        angles = self._angles(coords)
+        angles = self.cut.join([jnp.zeros((rows, extra, angles.shape[-1])), angles])  # not turned
 
         def body(block, x, _):
-            return block(x, angles, mask), None
+            return self.cut.lay(block(self.cut.lay(x), angles, seen)), None
 
         stack = nn.scan(body, variable_axes={'params': 0}, split_rngs={'params': True},
                         length=c.layers, unroll=c.unroll)  # fmt: skip
-        x, _ = stack(EncoderBlock(c, name='layers'), x, None)
-        return x[:, extra:], LayerNorm(c.norm_eps, name='norm')(x)[:, extra:]
+        x, _ = stack(EncoderBlock(c, self.form, name='layers'), x, None)
+        normed = LayerNorm(c.norm_eps, name='norm')(x)
+        return self.cut.split(x, sizes)[1], self.cut.split(normed, sizes)[1]
 
     def _angles(self, coords: jax.Array) -> jax.Array:
         """2 pi x coordinate x theta^(-4j / Dh) for rows, then columns: [B, P, Dh / 2]."""
@@ -75,6 +84,17 @@ class VisionEncoder(nn.Module):
         exponents = jnp.arange(head_dim // 4, dtype=jnp.float32) * 4 / head_dim
         frequency = 2 * jnp.pi * self.config.rope_theta**-exponents
         return (coords[..., None] * frequency).reshape(*coords.shape[:-1], -1)
+
+
+def _integers(owner: jax.Array) -> dict[str, jax.Array]:
+    """Each picture sees itself, in the integers of `models.visibility`; owner [B, L], -1 none."""
+    real = owner >= 0
+    return {
+        'segment': owner + 1,
+        'order': jnp.where(real, 0, NEVER),
+        'reach': jnp.where(real, 0, -1),
+        'block': jnp.zeros_like(owner),
+    }
 
 
 def pool(x: jax.Array) -> jax.Array:

@@ -42,6 +42,7 @@ def devices(name: str, slices: int = 1) -> Sequence[jax.Device]:
     # Said before libtpu is loaded: no search for a TPU, and no log of that search.
     for variable, value in {
         'TPU_SKIP_MDS_QUERY': '1',
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # nothing is run, so nothing is shared
         'TPU_ACCELERATOR_TYPE': f'{kind}-8',
         'TPU_WORKER_HOSTNAMES': 'localhost',
         'TPU_STDERR_LOG_LEVEL': '3',
@@ -58,6 +59,4 @@ def devices(name: str, slices: int = 1) -> Sequence[jax.Device]:
                 f"--topology={name} needs libtpu (pip install -e '.[tpu]', best in a virtual "
                 f'environment of its own): {reason}'
             ) from None
-        raise UserError(
-            f'--topology={name} cannot be made ({reason}). Known: {known()}'
-        ) from None
+        raise UserError(f'--topology={name} cannot be made ({reason}). Known: {known()}') from None
