@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shrink import quick_compilation
 from test_vision_encoder import config as encoder_config
 from test_vision_encoder import packed as packed_pictures
 
@@ -30,7 +31,6 @@ FORMS = {
     'blockwise, one block': Blockwise(512, 512),
     'pallas': Pallas(48, 64, interpret=True),
     'pallas, other blocks': Pallas(80, 32, interpret=True),
-    'pallas, one block': Pallas(512, 512, interpret=True),
     'cudnn': Cudnn('xla'),  # the same call, but for what computes it
 }
 ROWS = [
@@ -44,6 +44,12 @@ ROWS = [
     ],
     [[Text(range(60))], [Text(range(4)), Representation(4, 4), Pixels(4, 4)]],
 ]  # fmt: skip
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick():
+    with quick_compilation():
+        yield
 
 
 def integers(rows, capacity):
