@@ -4,6 +4,7 @@ Goodput is the time of steps that count over all time since the run first began.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -92,7 +93,7 @@ class Goodput:
             again = attempt['seconds']['steps'] * lost / done if done else 0.0
             total['steps'] -= again
             total['again'] += again
-        for before, after in zip(attempts, attempts[1:]):
+        for before, after in itertools.pairwise(attempts):
             total['idle'] += max(after['began'] - before['seen'], 0.0)
         return total
 

@@ -1,11 +1,11 @@
 """Several processes as one run: how they start, share small things, and end.
 
-RF_JAX_COORDINATOR  host:port of process 0, the same everywhere; or `auto` on TPU pods, GKE (JobSet),
-                    Slurm and Open MPI, where JAX finds all three by itself
+RF_JAX_COORDINATOR  host:port of process 0, the same everywhere; or `auto` on TPU pods, GKE, Slurm
+                    and Open MPI, where JAX finds all three by itself
 RF_JAX_PROCESS      this process, from 0 on
 RF_JAX_PROCESSES    how many there are
 
-Nothing set is one process, but for `srun` with several tasks and GKE's TPU workers: those are `auto`.
+Nothing set is one process, but `auto` under `srun` with several tasks and on GKE's TPU workers.
 """
 
 import ctypes
@@ -13,14 +13,13 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from logging import WARNING, Formatter, getLogger
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -138,7 +137,10 @@ def _begin_watch() -> None:
     index, count = jax.process_index(), jax.process_count()
     if count == 1:
         return
-    _watch = Watch(distributed.global_state.client, index, count, socket.gethostname())
+    joined = distributed.global_state
+    host, _, port = joined.coordinator_address.rpartition(':')
+    address = host.strip('[]'), int(port)
+    _watch = Watch(joined.client, index, count, socket.gethostname(), address)
     _watch.start()
     if index:  # the first one tells the progress, the others what is wrong with them
         logging.set_verbosity(logging.WARNING)
@@ -152,7 +154,7 @@ def finish() -> None:
         _watch.stop()
 
 
-def abandon(error: BaseException) -> NoReturn | None:
+def abandon(error: BaseException) -> None:
     """Ends this process and all others because of an error; returns if there are no others."""
     if not _watch:
         return

@@ -4,6 +4,7 @@ JAX itself notices a lost process too, but later, and ends the others with a C++
 """
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from absl import logging
 BEAT = 1.0  # seconds between two signs of life
 SILENCE = 20.0  # seconds without one after which a process counts as lost
 PATIENCE = 4.0  # the same, once another process has failed
+SLOW = 2.0  # seconds without an answer after which the coordinator is tried by other means
 LINGER = 4.0  # seconds that the coordinator stays, so that the others can read why
 AGAIN = 'Start all processes again with the same command: the run resumes from its last checkpoint'
 
@@ -26,7 +28,8 @@ class Judge:
     """Decides, from what it is shown each beat, which process is to blame; in process 0 only."""
 
     def __init__(self, count: int, now: float):
-        self._seen = {i: ('', now) for i in range(count)}  # last sign of life, and when it changed
+        # Last sign of life of each process, and when it changed.
+        self._seen = dict.fromkeys(range(count), ('', now))
         self._failed_at: float | None = None
 
     def look(self, signs: dict[int, str], failed: dict[int, str], now: float) -> str | None:
@@ -70,31 +73,59 @@ class Watch(threading.Thread):
         index: int,
         count: int,
         host: str,
+        coordinator: tuple[str, int],
         leave: Callable[[int], None] = os._exit,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """`client`: JAX's client of the coordinator, a store of keys that all processes share."""
+        """
+        Args:
+          client: JAX's client of the coordinator, a store of keys that all processes share.
+          host: name of this machine.
+          coordinator: address of process 0.
+        """
         super().__init__(name='watch', daemon=True)
         self._client, self._index, self._count, self._host = client, index, count, host
         self._leave, self._clock = leave, clock
+        self._coordinator = coordinator
+        self._asked: float | None = None  # when the question began that has no answer yet
         self._judge = Judge(count, clock()) if index == 0 else None
         self._stop = threading.Event()
         self._beats = 0
         self._trace = ''  # of this process's own error, shown if it is the one to blame
 
     def run(self) -> None:
+        threading.Thread(target=self._guard, name='guard', daemon=True).start()
         while not self._stop.wait(BEAT):
             self.beat()
 
+    def _guard(self) -> None:
+        """The client itself may be stuck when the coordinator is gone."""
+        while not self._stop.wait(BEAT):
+            asked = self._asked
+            if asked is not None and self._clock() - asked > SLOW and not self._reachable():
+                self._end(self._no_coordinator())
+
+    def _reachable(self) -> bool:
+        try:
+            socket.create_connection(self._coordinator, timeout=SLOW).close()
+        except OSError:
+            return False
+        return True
+
+    def _no_coordinator(self) -> str:
+        return f'process 0 of {self._count}, which coordinates the others, was lost'
+
     def beat(self) -> None:
         """One sign of life, one look at the others."""
+        self._asked = self._clock()
         try:
             verdict = self._exchange()
         except Exception as error:  # the client has many names for a coordinator that is gone
             if self._stop.is_set():
                 return
             logging.debug('coordinator: %s', error)
-            verdict = f'process 0 of {self._count}, which coordinates the others, was lost'
+            verdict = self._no_coordinator()
+        self._asked = None
         if verdict and not self._stop.is_set():
             self._end(verdict)
 
@@ -117,6 +148,7 @@ class Watch(threading.Thread):
 
     def _end(self, verdict: str) -> None:
         """Whatever the other threads are stuck in."""
+        self._stop.set()  # the guard and the watch say it once
         own = verdict.startswith(f'process {self._index} ')
         lines = self._trace + '\n' if own and self._trace else ''
         sys.stdout.flush()
