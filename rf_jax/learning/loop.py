@@ -103,6 +103,7 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     batches = pipeline.Batches(config, found, tokenizer, part)
     model = unified.build(config, tokenizer.size)
     mesh_ = mesh.make_mesh(config.mesh, devices)
+    hosts.connect(mesh_)
     parts = config.optimizer.accumulate
     if config.data.rows % parts:
         raise UserError(

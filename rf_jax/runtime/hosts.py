@@ -9,6 +9,7 @@ Nothing set is one process, but `auto` under `srun` with several tasks and on GK
 """
 
 import ctypes
+import itertools
 import os
 import secrets
 import signal
@@ -26,6 +27,7 @@ import numpy as np
 from absl import logging
 from jax._src import distributed  # the client of the coordinator has no public name
 from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec
 
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.watch import Watch
@@ -34,7 +36,7 @@ VARIABLES = ('RF_JAX_COORDINATOR', 'RF_JAX_PROCESS', 'RF_JAX_PROCESSES')
 FIND = 300  # seconds for all processes to find each other
 HEARTBEAT = 45  # seconds until JAX itself gives a process up, should our watch be stuck
 WAIT = 24 * 3600  # seconds for one process's work that the others wait for; a loss ends it earlier
-SHARED = 30.0  # seconds for a file to be seen from another host
+SHARED = 10.0  # seconds for a file to be seen from another host
 
 _watch: Watch | None = None
 _shared = 0  # how many values have been shared
@@ -191,26 +193,59 @@ def from_first(make: Callable[[], bytes]) -> bytes:
     return value
 
 
+def gather(text: str) -> list[str]:
+    """A text of every process, by their number. All must call it; small and rare things only."""
+    global _shared
+    _shared += 1
+    client, key = distributed.global_state.client, f'rf_jax/gather/{_shared}'
+    client.key_value_set(f'{key}/{jax.process_index()}', text)
+    client.wait_at_barrier(key, WAIT * 1000)
+    found = {int(k.rpartition('/')[2]): v for k, v in client.key_value_dir_get(key)}
+    return [found[i] for i in range(jax.process_count())]
+
+
+def connect(mesh: jax.sharding.Mesh) -> None:
+    """Connects the processes along all axes of the mesh, at one moment. All must call it.
+
+    On CPUs two processes find each other at their first common sum, and wait only 30 s for it; the
+    sums of the first step would be minutes apart where one process compiles slower.
+    """
+    if jax.process_count() == 1 or jax.default_backend() != 'cpu':
+        return
+    gather('')  # all are here
+    axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+    some = [names for n in range(1, len(axes) + 1) for names in itertools.combinations(axes, n)]
+
+    def sums(x):
+        return [jax.lax.psum(x, names) for names in some]
+
+    each = PartitionSpec()
+    total = jax.shard_map(sums, mesh=mesh, in_specs=each, out_specs=each, check_vma=False)
+    jax.block_until_ready(jax.jit(total)(np.float32(1)))
+
+
 def check_shared(folder: Path) -> None:
     """Raises UserError unless all processes see the same folder. All must call it."""
     if jax.process_count() == 1:
         return
-    token = from_first(lambda: secrets.token_hex(8).encode()).decode()
-    probe = Path(folder) / f'.shared.{token}'
-    if first():
-        probe.touch()
+
+    def touch() -> bytes:
+        name = f'.shared.{secrets.token_hex(8)}'
+        (Path(folder) / name).touch()  # before anybody asks for it: a "no" would be remembered
+        return name.encode()
+
+    probe = Path(folder) / from_first(touch).decode()
     until = time.monotonic() + SHARED  # a network file system may show it late
     while not (seen := probe.exists()) and time.monotonic() < until:
         os.scandir(probe.parent).close()  # asks the server anew
         time.sleep(0.1)
-    everywhere = multihost_utils.process_allgather(np.asarray(seen))
+    blind = [str(i) for i, told in enumerate(gather(str(seen))) if told != 'True']
     if first():
         probe.unlink()
-    if not everywhere.all():
-        blind = ', '.join(str(i) for i in np.flatnonzero(~everywhere.reshape(-1)))
+    if blind:
         raise UserError(
-            f'--workdir={folder} is not shared between the hosts: process {blind} cannot see what '
-            'process 0 writes there. Give a folder of a network file system or a bucket'
+            f'--workdir={folder} is not shared between the hosts: process {", ".join(blind)} '
+            'cannot see what process 0 writes there. Give a folder of a network file system'
         )
 
 

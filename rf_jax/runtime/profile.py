@@ -31,13 +31,15 @@ class Profile:
     def __init__(self, folder: Path, steps: tuple[int, int] | None):
         # One process is enough to read, and two on one machine would write the same files.
         self._folder, self._steps = folder, steps if jax.process_index() == 0 else None
-        self._running = False
+        self._running = self._seen = False
 
     def __enter__(self) -> 'Profile':
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._stop()
+        if self._steps and not self._seen:
+            logging.warning('None of the steps %d to %d was run: no profile', *self._steps)
 
     @contextlib.contextmanager
     def step(self, number: int):
@@ -50,7 +52,7 @@ class Profile:
             self._stop()
         if not self._running and first <= number <= last:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
-            self._running = True
+            self._running = self._seen = True
             logging.info('Profiling steps %d to %d', number, last)
         with jax.profiler.StepTraceAnnotation('train', step_num=number):
             yield

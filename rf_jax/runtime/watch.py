@@ -53,10 +53,10 @@ class Judge:
         silent = [i for i, (_, at) in self._seen.items() if i not in failed and now - at > limit]
         if silent:
             names = ', '.join(map(self._name, silent))
-            return f'{names} was lost: no sign of life for {limit:.0f} s (killed or cut off?)'
+            return f'{names} was lost: no sign of life for {limit:.0f} s (killed?). {AGAIN}'
         if failed and now - self._failed_at > 2 * PATIENCE:
             first = min(failed)
-            return f'{self._name(first)} failed: {failed[first].partition(" ")[2]}'
+            return f'{self._name(first)} failed: {failed[first].partition(" ")[2]}. {AGAIN}'
         return None
 
     def _name(self, i: int) -> str:
@@ -113,7 +113,7 @@ class Watch(threading.Thread):
         return True
 
     def _no_coordinator(self) -> str:
-        return f'process 0 of {self._count}, which coordinates the others, was lost'
+        return f'process 0 of {self._count}, which coordinates the others, was lost. {AGAIN}'
 
     def beat(self) -> None:
         """One sign of life, one look at the others."""
@@ -152,7 +152,7 @@ class Watch(threading.Thread):
         own = verdict.startswith(f'process {self._index} ')
         lines = self._trace + '\n' if own and self._trace else ''
         sys.stdout.flush()
-        _say(f'{lines}error: {verdict}. {AGAIN}.')
+        _say(f'{lines}error: {verdict}')
         if self._judge is not None:
             time.sleep(LINGER)  # the store is in this process
         self._leave(1)
