@@ -2,7 +2,12 @@
 
 The same command resumes what the workdir holds. Any field of the config can be overridden:
 `--config.optimizer.learning_rate=1e-3`. On several hosts run it on each (launch/README.md).
+
+RF_JAX_UNFINISHED is the exit code of a run that a signal stopped before its last step, 0 if it is
+not set: launchers that start again what has not ended well set it.
 """
+
+import os
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -29,6 +34,8 @@ def main(argv):
     run.goodput.save(int(state.step), hosts.first())
     logging.info('%s', run.goodput.table())
     logging.info('Peak memory %.1f GB', metrics.peak_memory_gb())
+    done = int(state.step) >= run.config.steps
+    return 0 if done else int(os.environ.get('RF_JAX_UNFINISHED', '0'))
 
 
 if __name__ == '__main__':
