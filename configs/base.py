@@ -170,6 +170,9 @@ def get_config() -> ConfigDict:
         (r'(scale|bias)$', ('fsdp',)),
     )
 
+    # Parts of the state that lie in the memory of the host between steps: 'ema', 'opt_state'.
+    config.offload = ()
+
     sampling = config.sampling = ConfigDict()
     sampling.steps = 25  # flow steps; paper: 25
     sampling.method = 'euler'  # euler | heun

@@ -1,28 +1,42 @@
 """Train: `python -m rf_jax.train --config=configs/emoji.py --workdir=runs/emoji`.
 
 The same command resumes what the workdir holds. Any field of the config can be overridden:
-`--config.optimizer.learning_rate=1e-3`.
+`--config.optimizer.learning_rate=1e-3`. On several hosts run it on each (launch/README.md).
+
+RF_JAX_UNFINISHED is the exit code of a run that a signal stopped before its last step, 0 if it is
+not set: launchers that start again what has not ended well set it.
 """
+
+import os
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 from rf_jax.evaluation import report
 from rf_jax.learning import loop
-from rf_jax.runtime import command, metrics
+from rf_jax.runtime import command, hosts, metrics, profile
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/emoji.py', 'What to train.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; resumes what it holds.')
+_PROFILE = flags.DEFINE_string('profile', '', 'Steps to trace, first:last, as in 10:15.')
 
 
 def main(argv):
     del argv
+    traced = profile.parse(_PROFILE.value)
     run = loop.build(_CONFIG.value, _WORKDIR.value)
-    state = loop.train(run, report.while_training(run))
+    state = loop.train(run, report.while_training(run), traced)
     if int(state.step) == run.config.steps and run.config.evaluation.samples:
-        print(report.at_end(run, state))
+        with run.goodput.phase('evaluation'):
+            table = report.at_end(run, state)
+        if hosts.first():
+            print(table)
+    run.goodput.save(int(state.step), hosts.first())
+    logging.info('%s', run.goodput.table())
     logging.info('Peak memory %.1f GB', metrics.peak_memory_gb())
+    done = int(state.step) >= run.config.steps
+    return 0 if done else int(os.environ.get('RF_JAX_UNFINISHED', '0'))
 
 
 if __name__ == '__main__':
-    command.run(main, required=['workdir'])
+    command.run(main, required=['workdir'], several=True)

@@ -10,7 +10,6 @@ from configs.paper import scale
 def get_config(size: str = '30B-A3B'):
     config = scale.get_config(size)
     config.steps = 50_000
-    config.data.rows = 512
     config.data.max_text = 512
     config.data.sizes = ((256, 1.0),)
     # Paper: text, image-to-text and text-to-image, their shares not given.

@@ -44,9 +44,10 @@ def get_config(size: str = '30B-A3B') -> ConfigDict:
     model.backbone.update(head_dim=128, rope_theta=1e6, remat='full')
     model.backbone.rope_sections = (32, 16, 16)
     choose('configs/paper:size', size, MODELS)(model)
+    config.data.rows = 8  # one a chip of one host
     if model.backbone.experts == 'routed':
+        config.data.rows = 512  # one a chip of v5p:8x8x8
         config.losses.update(balance=1e-3, router_z=1e-4)
-        config.mesh.expert = 8  # as many devices as a token has experts: see the README
     model.representation.codes = 16_384
     model.representation.frame = 32  # 1,024 px
     model.representation.quantizer.momentum = 0.9999

@@ -1,19 +1,22 @@
 """Compiles the programs of a run for devices that need not be there, and tells what they cost."""
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rf_jax.data import typical
+from rf_jax.data import layout, typical
 from rf_jax.evaluation import roofline
+from rf_jax.generation import drawing
 from rf_jax.learning import programs
-from rf_jax.models import flops
-from rf_jax.runtime import hardware, program_cost
+from rf_jax.models import flops, unified, visibility, vision_encoder
+from rf_jax.runtime import hardware, mesh, program_cost
 from rf_jax.runtime.errors import UserError
 
 PROMPT = 64  # text tokens of the sampling program
@@ -122,22 +125,55 @@ def pairs(config, row: Mapping[str, np.ndarray]) -> flops.Pairs:
     )
 
 
-def kernel_flops(config, row: Mapping[str, np.ndarray], rows: float):
-    """What the kernels of a train step compute at even routing and in a typical row."""
-    del row, rows
+# FLOPs of the attention kernels a pair, head and channel: two products forward; backward three
+# for the queries and four for the keys, the logits computed anew.
+KERNELS = {'attention': 4.0, 'attention_dq': 6.0, 'attention_dkv': 8.0}
+
+
+def kernel_flops(config, row: Mapping[str, np.ndarray], chips: int):
+    """`cost`'s argument of a train step: each kernel's FLOPs at even routing and in a typical row.
+
+    Attention's walk a list of tiles that is known only when they run; pairs of a tile that do not
+    see each other are computed all the same.
+    """
+    model, rows = config.model, config.data.rows / chips
+    width = {'backbone': model.backbone.heads * model.backbone.head_dim}
+    width['vision'] = width['pixels'] = model.encoder.width
+    integers = {'backbone': {name: row[name][None] for name in visibility.FIELDS}}
+    for kind in ('vision', 'pixels'):
+        owner, extra = row[f'{kind.removesuffix("s")}_picture'], 1 + model.encoder.registers
+        pictures = len(row[f'{kind.removesuffix("s")}_counts'])
+        owner = np.concatenate([np.repeat(np.arange(pictures), extra), owner])[None]
+        integers[kind] = vision_encoder.integers_of(owner)
+    each = {
+        tower: rows * width[tower] * tile_pairs(model.attention, tokens)
+        for tower, tokens in integers.items()
+    }
 
     def of(label: str, says: float) -> float | None:
-        if 'gmm' in label and config.mesh.expert > 1:
-            return says / config.model.backbone.routed.slack  # the buffer's room is not computed
-        return None
+        if 'gmm' in label:  # the room of an exchange is more than what stands in it
+            return says / (model.backbone.routed.slack if config.mesh.expert > 1 else 1.0)
+        name, _, where = label.partition(' ')
+        if name not in KERNELS:
+            return None
+        tower = 'pixels' if 'features' in where else 'vision' if 'encoder' in where else 'backbone'
+        return KERNELS[name] * each[tower]
 
     return of
 
 
+def tile_pairs(config, tokens) -> float:
+    """Pairs in the tiles that a row's attention kernel visits; `config`: model.attention."""
+    length = -(-tokens['segment'].shape[1] // 128) * 128
+    if not length:
+        return 0.0
+    sizes = min(config.block_q, length), min(config.block_k, length)
+    return float(visibility.tiles(tokens, tokens, *sizes).sum()) * math.prod(sizes)
+
+
 def train_step(config, vocabulary: int, mesh_: Mesh) -> Cost:
     """The real train step at the config's rows and capacities."""
-    platform = mesh_.devices.flat[0].platform
-    built = programs.build(config, vocabulary, mesh_, platform)
+    built = programs.build(config, vocabulary, mesh_, mesh_.devices.flat[0].platform)
     row = typical.row(config)
     return cost(
         'train step',
@@ -145,7 +181,7 @@ def train_step(config, vocabulary: int, mesh_: Mesh) -> Cost:
         (built.abstract, built.batch()),
         mesh_,
         model_flops=flops.train_step(config, vocabulary, pairs(config, row)),
-        kernel_flops=kernel_flops(config, row, config.data.rows / mesh_.size),
+        kernel_flops=kernel_flops(config, row, mesh_.size),
     )
 
 
@@ -153,3 +189,34 @@ def initialise(config, vocabulary: int, mesh_: Mesh) -> Cost:
     """The birth of the state."""
     built = programs.build(config, vocabulary, mesh_, mesh_.devices.flat[0].platform)
     return cost('initialise', built.initialise, (), mesh_)
+
+
+def sample(config, vocabulary: int, mesh_: Mesh) -> Cost:
+    """Drawing of one picture a device, of the largest size, with guidance: codes, then the flow.
+
+    A row is not cut: devices along `context` take rows of their own.
+    """
+    sizes = dict(mesh_.shape)
+    sizes['fsdp'], sizes['context'] = sizes['fsdp'] * sizes['context'], 1
+    whole = Mesh(
+        mesh_.devices.reshape(tuple(sizes.values())), mesh_.axis_names, axis_types=mesh_.axis_types
+    )
+    platform = mesh_.devices.flat[0].platform
+    built = programs.build(config, vocabulary, whole, platform)
+    model = unified.build(config, vocabulary, whole, platform)
+    count = math.prod(whole.shape[axis] for axis in mesh.BATCH_AXES)
+    side = max(size for size, _ in config.data.sizes) // config.data.patch
+    capacity = {'text': PROMPT, 'vision': 0, 'representation': side**2 // 4 + 1, 'pixels': side**2,
+                'vision_pictures': 0, 'pixel_pictures': 1}  # fmt: skip
+    where = mesh.batch_sharding(whole)
+
+    def shapes(array):
+        return jax.ShapeDtypeStruct((count, *array.shape), array.dtype, sharding=where)
+
+    row = jax.tree.map(shapes, layout.empty(capacity, model.channels))
+    rows = {(text, code): row for text in (True, False) for code in (True, False)}
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=where)
+    options = drawing.options(config)
+    program = jax.jit(partial(drawing.draw, model, config, options))
+    return cost('sample', program, (built.abstract.ema, rows, keys), whole)

@@ -15,7 +15,7 @@ from rf_jax.evaluation import identification, usage
 from rf_jax.generation.sampler import Sampler
 from rf_jax.learning.loop import Run
 from rf_jax.learning.state import State
-from rf_jax.runtime import metrics
+from rf_jax.runtime import hosts, metrics
 
 COLUMNS = 8
 SHOWN = 24  # pairs in the grid of the end
@@ -29,7 +29,10 @@ def first_pictures(run: Run) -> tuple[object, list[int]]:
 
 
 def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]:
-    """A hook `(step, ema, writer)`: drawings and descriptions into WORKDIR/samples."""
+    """A hook `(step, ema, writer)`: drawings and descriptions into WORKDIR/samples.
+
+    Every host draws the same, so that none waits for another; the first one writes.
+    """
     source, numbers = first_pictures(run)
     rng = np.random.default_rng(run.config.seed)
     chosen = identification.readable(source, rng.permutation(numbers), run.config.log.samples)
@@ -41,10 +44,12 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
     def show(step: int, ema: Any, writer: metrics.MetricWriter) -> None:
         if not chosen:
             return
-        sampler.params = ema
+        sampler.params = hosts.whole(ema)
         drawn = sampler.draw(requests)
         answers = sampler.describe(list(chosen.values()))
         sampler.params = None  # the step that follows reuses the state's memory
+        if not hosts.first():
+            return
         sheet = images.grid(drawn, COLUMNS, prompts)
         writer.image(step, 'drawn', sheet)
         lines = [f'{prompt} -> {answer}' for prompt, answer in zip(prompts, answers)]
@@ -62,7 +67,7 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
 
 def at_end(run: Run, state: State) -> str:
     """Evaluates, writes `result.json` and `grid.png` into the workdir; the table to print."""
-    sampler = Sampler(run.config, run.model, state.ema, run.tokenizer)
+    sampler = Sampler(run.config, run.model, hosts.whole(state.ema), run.tokenizer)
     source, numbers = first_pictures(run)
     if not numbers:
         return 'no pictures: nothing to evaluate'
@@ -77,7 +82,7 @@ def at_end(run: Run, state: State) -> str:
 
 
 def write(result: identification.Result, workdir: Path) -> str:
-    """Files of a result; gives the table with the grid's path."""
+    """Files of a result, by the first host; gives the table with the grid's path."""
     drawn = result.drawn or [np.zeros_like(truth) for truth in result.truth]  # not trained: black
     answers = result.answers or [''] * result.count
     pictures, captions = [], []
@@ -89,8 +94,9 @@ def write(result: identification.Result, workdir: Path) -> str:
     for name in ('drawn', 'truth'):
         del kept[name]
     try:
-        Image.fromarray(images.grid(pictures, COLUMNS, captions)).save(grid)
-        (workdir / 'result.json').write_text(json.dumps(kept, indent=1), encoding='utf-8')
+        if hosts.first():
+            Image.fromarray(images.grid(pictures, COLUMNS, captions)).save(grid)
+            (workdir / 'result.json').write_text(json.dumps(kept, indent=1), encoding='utf-8')
     except OSError as error:
         logging.warning('The grid and result.json cannot be written: %s', error)
     return (

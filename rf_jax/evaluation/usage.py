@@ -1,7 +1,9 @@
 """How many prototypes are alive: the share of the codebook that an epoch of pictures is given."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rf_jax.learning import step
 from rf_jax.learning.loop import Run
@@ -12,14 +14,16 @@ from rf_jax.models import quantizer
 def codes_over_an_epoch(run: Run, state: State) -> float:
     """Share of the K prototypes, in [0, 1], that the batches of one epoch use; nothing learns."""
     assign = quantizer.build(run.config)
-    hit = np.zeros(run.config.model.representation.codes, bool)
+    count = run.config.model.representation.codes
+    hit = np.zeros(count, bool)
 
-    @jax.jit
-    def codes_of(state, batch):
-        return step.quantize(run.config, assign, run.model, state, batch)[0]
+    def used(state, batch):
+        codes = step.quantize(run.config, assign, run.model, state, batch)[0]
+        real = batch['pixel_weight'][:, ::4] > 0
+        return jnp.zeros(count + 1, bool).at[jnp.where(real, codes, count)].set(True)[:count]
 
+    # Whole on every host: each has some of the rows only.
+    used = jax.jit(used, out_shardings=NamedSharding(run.mesh, PartitionSpec()))
     for number in range(run.batches.plan.steps_per_epoch):
-        batch = run.batches.batch(number)
-        codes = np.asarray(codes_of(state, run.put(batch)))
-        hit[codes[batch['pixel_weight'][:, ::4] > 0]] = True
+        hit |= np.asarray(used(state, run.put(run.batches.batch(number))))
     return float(hit.mean())

@@ -41,6 +41,13 @@ class Options:
         return tuple(sorted(need, reverse=True))
 
 
+def options(config, **changes) -> Options:
+    """`config.sampling` with changes; None changes nothing."""
+    values = {name: config.sampling[name] for name in Options.__dataclass_fields__}
+    values['interval'] = tuple(values['interval'])
+    return Options(**values | {name: v for name, v in changes.items() if v is not None})
+
+
 def draw(model: Unified, config, options: Options, params, rows, keys):
     """Pictures of the rows.
 

@@ -64,10 +64,7 @@ class Sampler:
 
     def options(self, **changes) -> drawing.Options:
         """`config.sampling` with changes; None changes nothing."""
-        names = drawing.Options.__dataclass_fields__
-        values = {name: self.config.sampling[name] for name in names}
-        values['interval'] = tuple(values['interval'])
-        return drawing.Options(**values | {k: v for k, v in changes.items() if v is not None})
+        return drawing.options(self.config, **changes)
 
     def request(self, prompt: str, seed: int, number: int = 0, size=None) -> Request:
         """A request whose randomness depends on (seed, prompt, number) alone.

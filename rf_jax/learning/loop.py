@@ -3,11 +3,9 @@
 import contextlib
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,33 +14,39 @@ from absl import logging
 import rf_jax
 from rf_jax.data import captions, pipeline, sources
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.learning import checks, optimizer, state, step
+from rf_jax.learning import checks, programs, state
 from rf_jax.learning.report import Report
-from rf_jax.models import unified
-from rf_jax.runtime import checkpoint, compilation, mesh, metrics, sharding, workdir
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime import (
+    checkpoint,
+    compilation,
+    goodput,
+    hosts,
+    mesh,
+    metrics,
+    profile,
+    sharding,
+    workdir,
+)
 
 
-@dataclass
-class Run:
-    """All parts of a training run. `train_step(state, batch)` is compiled, its state donated.
+@dataclass(kw_only=True)
+class Run(programs.Programs):
+    """A training run: its programs and what they are fed with."""
 
-    `model` works on one device or as XLA cuts it; the train step has its own, cut over the mesh.
-    """
-
-    config: Any
     workdir: Path
     tokenizer: Tokenizer
     batches: pipeline.Batches
-    model: unified.Unified
-    mesh: jax.sharding.Mesh
-    abstract: state.State
-    initialise: Callable[[], state.State]
-    train_step: Callable
+    goodput: goodput.Goodput
 
-    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """A batch onto the devices, rows over the data axes."""
+    def put(self, batch: Mapping[str, np.ndarray], stop: bool = False) -> dict[str, jax.Array]:
+        """A batch onto the devices, rows over the data axes.
+
+        `stop`: whether this process was asked to stop; with several it goes to all of them with the
+        batch, and comes back in the metrics of the step.
+        """
         where = mesh.batch_sharding(self.mesh)
+        if jax.process_count() > 1:
+            batch = {**batch, 'stop': np.full(len(batch['segment']), stop)}
         return {
             name: jax.make_array_from_process_local_data(where, array)
             for name, array in batch.items()
@@ -65,41 +69,21 @@ def find_tokenizer(config, folder: Path, found) -> Tokenizer:
 def build(config, folder: str | os.PathLike, devices=None) -> Run:
     """Everything but the state, for a workdir. Raises UserError for a config that cannot run."""
     folder = Path(folder)
+    spent = goodput.Goodput(folder)
     workdir.check_writable(folder)
+    hosts.check_shared(folder)
     checks.check(config)
     compilation.use_cache(config.compilation_cache)
     found = sources.build(config.data.sources, config.data.max_pixels)
-    tokenizer = find_tokenizer(config, folder, found)
-    part = (jax.process_index(), jax.process_count())
-    batches = pipeline.Batches(config, found, tokenizer, part)
+    tokenizer = Tokenizer(
+        hosts.from_first(lambda: find_tokenizer(config, folder, found).model_bytes)
+    )
     mesh_ = mesh.make_mesh(config.mesh, devices)
-    model = unified.build(config, tokenizer.size)
-    parts = config.optimizer.accumulate
-    if config.data.rows % parts:
-        raise UserError(
-            f'data.rows={config.data.rows} is no multiple of optimizer.accumulate={parts}'
-        )
-    mesh.check_rows(config.data.rows // parts, mesh_)
-
-    def optimizer_of(params):
-        return optimizer.build(config.optimizer, params)
-
-    def new_state():
-        width, codes = config.model.encoder.width, config.model.representation.codes
-        return state.initialise(model, optimizer_of, codes, width, config.seed)
-
-    abstract = jax.eval_shape(new_state)
-    where = sharding.shardings(abstract, mesh_, config.sharding)
-    abstract = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, where
-    )
-    train_step = jax.jit(
-        step.build(config, unified.build(config, tokenizer.size, mesh_), optimizer_of),
-        donate_argnums=0,
-        out_shardings=(where, None),
-    )
-    initialise = jax.jit(new_state, out_shardings=where)
-    return Run(config, folder, tokenizer, batches, model, mesh_, abstract, initialise, train_step)
+    hosts.connect(mesh_)
+    batches = pipeline.Batches(config, found, tokenizer, mesh.share_of_rows(mesh_))
+    built = programs.build(config, tokenizer.size, mesh_)
+    own = {'workdir': folder, 'tokenizer': tokenizer, 'batches': batches, 'goodput': spent}
+    return Run(**vars(built), **own)
 
 
 def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, state.State]:
@@ -145,14 +129,16 @@ def write_start(run: Run) -> None:
     )
 
 
-def train(run: Run, on_samples: Callable | None = None) -> state.State:
+def train(
+    run: Run, on_samples: Callable | None = None, traced: tuple[int, int] | None = None
+) -> state.State:
     """Trains to `config.steps`, resuming from the newest checkpoint that restores.
 
-    `on_samples(step, ema, writer)` draws while training. Ctrl-C and SIGTERM save and return the
-    state as it is (its step tells). Raises UserError for a state that is not finite, which is
-    never saved.
+    `on_samples(step, ema, writer)` draws while training. `traced`: first and last step of a
+    profile. Ctrl-C and SIGTERM, of any process, save and return the state as it is (its step
+    tells). Raises UserError for a state that is not finite, which is never saved.
     """
-    config = run.config
+    config, spent = run.config, run.goodput
     c = config.checkpoint
     checkpoints = checkpoint.Checkpoints(
         run.workdir / 'checkpoints', c.every, c.keep, c.keep_period
@@ -165,28 +151,36 @@ def train(run: Run, on_samples: Callable | None = None) -> state.State:
         writer = metrics.MetricWriter(run.workdir, start)
         stack.callback(writer.close)
         stop = stack.enter_context(metrics.StopSignal())
-        report = Report(run.config, run.tokenizer.size, run.batches.counts, writer, start)
+        trace = stack.enter_context(profile.Profile(run.workdir / 'profile', traced))
+        spent.resumed(start)
+        report = Report(run.config, run.tokenizer.size, run.batches.counts, writer, start, spent)
         batches = run.batches.iterate(start, config.steps)
         for number in range(start + 1, config.steps + 1):
-            waited = time.monotonic()
-            batch = next(batches)
-            report.waited += time.monotonic() - waited
-            current, values = run.train_step(current, run.put(batch))
+            with report.waiting():
+                batch = next(batches)
+            with trace.step(number), spent.phase('compile' if number == start + 1 else 'steps'):
+                current, values = run.train_step(current, run.put(batch, stop.requested))
             report.later(number, values, batch)  # reads the step before, while this one runs
-            stopping = stop.requested  # read once: a signal may come at any moment
+            stopping = hosts.agreed(stop.requested, report.stop)  # read once: signals may come
             last = number == config.steps or stopping
             if last or checkpoints.due(number):
                 report.flush()
                 checks.raise_unless_finite(number, current)
-                checkpoints.save(number, current)
+                with spent.phase('checkpoint'):
+                    checkpoints.save(number, current)
+                spent.save(number, hosts.first())
             every = config.log.samples_every
             if on_samples and every and number % every == 0 and not last:
                 report.flush()
-                on_samples(number, current.ema, writer)
+                with spent.phase('evaluation'):
+                    on_samples(number, current.ema, writer)
             if stopping:
-                saved = 'saved' if checkpoints.wait() else 'but it could not be saved'
+                with spent.phase('checkpoint'):
+                    saved = 'saved' if checkpoints.wait() else 'but it could not be saved'
                 logging.warning('Stopped by a signal at step %d, %s; run it again', number, saved)
                 break
         report.flush()
-        checkpoints.wait()
+        with spent.phase('checkpoint'):
+            checkpoints.wait()
+        spent.save(int(current.step), hosts.first())
     return current

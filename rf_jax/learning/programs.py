@@ -1,6 +1,6 @@
 """The compiled programs of a run and the shapes they take, built without data or devices' work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ from rf_jax.data import layout
 from rf_jax.learning import optimizer, state, step
 from rf_jax.models import unified
 from rf_jax.runtime import mesh, sharding
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import UserError, choose
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class Programs:
     """`train_step(state, batch)` donates its state; `initialise()` makes one, born sharded.
 
@@ -39,11 +39,36 @@ class Programs:
         }
 
 
+def from_host(train_step: Callable, names: Sequence[str]) -> Callable:
+    """The step for a state whose parts of these names lie in the memory of the host."""
+
+    def step_from_host(state, batch):
+        near = {name: jax.device_put(getattr(state, name), jax.memory.Space.Device)
+                for name in names}  # fmt: skip
+        return train_step(state.replace(**near), batch)
+
+    return step_from_host if names else train_step
+
+
+def with_stop(train_step: Callable) -> Callable:
+    """The step with `stop` of the metrics true if any row of the batch carries it (Run.put)."""
+
+    def step_and_stop(state, batch):
+        batch = dict(batch)
+        stop = batch.pop('stop', None)
+        state, values = train_step(state, batch)
+        return state, values if stop is None else values | {'stop': stop.any()}
+
+    return step_and_stop
+
+
 def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> Programs:
     """Programs of a config on a mesh. `vocabulary`: entries of the tokenizer; `platform`: cpu, gpu
     or tpu when they are compiled for another than this process runs on. Raises UserError.
     """
     parts, capacity = config.optimizer.accumulate, config.data.capacity
+    for name in config.offload:
+        choose('offload', name, dict.fromkeys(('ema', 'opt_state')))
     if config.data.rows % parts:
         raise UserError(
             f'data.rows={config.data.rows} is no multiple of optimizer.accumulate={parts}'
@@ -66,15 +91,30 @@ def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> 
 
     abstract = jax.eval_shape(new_state)
     where = sharding.shardings(abstract, mesh_, config.sharding)
+    where = where.replace(
+        **{
+            name: jax.tree.map(lambda s: s.with_memory_kind('pinned_host'), getattr(where, name))
+            for name in config.offload
+        }
+    )
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, where
     )
     cut = unified.build(config, vocabulary, mesh_, platform)
     train_step = jax.jit(
-        step.build(config, cut, optimizer_of), donate_argnums=0, out_shardings=(where, None)
+        with_stop(from_host(step.build(config, cut, optimizer_of), config.offload)),
+        donate_argnums=0,
+        out_shardings=(where, None),
     )
     initialise = jax.jit(new_state, out_shardings=where)
-    return Programs(config, mesh_, model, abstract, initialise, train_step)
+    return Programs(
+        config=config,
+        mesh=mesh_,
+        model=model,
+        abstract=abstract,
+        initialise=initialise,
+        train_step=train_step,
+    )
 
 
 def nbytes_per_device(tree) -> float:

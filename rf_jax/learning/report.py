@@ -1,6 +1,8 @@
 """Metrics of the steps: read one step late, checked, averaged over a log period, written."""
 
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -9,7 +11,7 @@ from absl import logging
 from rf_jax.data import layout
 from rf_jax.learning import checks, losses
 from rf_jax.models import flops
-from rf_jax.runtime import hardware, metrics
+from rf_jax.runtime import goodput, hardware, hosts, metrics
 from rf_jax.runtime.errors import UserError
 
 
@@ -35,17 +37,28 @@ class Report:
         data_counts: Mapping,
         writer: metrics.MetricWriter,
         start: int,
+        spent: goodput.Goodput,
     ):
         """`data_counts`: what the pipeline cut or left out so far; `start`: steps done."""
+        self.spent = spent
         self.config, self.data_counts, self.writer = config, data_counts, writer
         self.progress = metrics.Progress(start, config.steps)
         self.pending: tuple | None = None
         self.sums: dict[str, float] = {}
         self.seen = 0
         self.waited = 0.0
+        self.stop = False  # whether any process asked to stop, in the last step that was read
         self.flops = flops.train_step(config, vocabulary)
         peak = hardware.peak_flops(jax.devices()[0])
         self.peak = peak and peak * jax.device_count()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for a batch."""
+        since = time.monotonic()
+        with self.spent.phase('data'):
+            yield
+        self.waited += time.monotonic() - since
 
     def later(self, number: int, values, batch) -> None:
         """Takes the metrics of a step just dispatched and reads those of the one before."""
@@ -59,9 +72,12 @@ class Report:
         number, values, batch = self.pending
         self.pending = None
         values = {name: float(value) for name, value in jax.device_get(values).items()}
+        self.stop = bool(values.pop('stop', False))
         self._check(number, values)
+        hosts_ = jax.process_count()  # each has as many rows, alike but for chance
         samples = int((batch['pixel_counts'] > 0).sum() + (batch['vision_counts'] > 0).sum())
-        tokens = int((batch['segment'] > 0).sum())
+        tokens = int((batch['segment'] > 0).sum()) * hosts_
+        samples *= hosts_
         self.progress.done(number, samples=samples, tokens=tokens, flops=self.flops)
         if values['streak'] == 0:  # a skipped step has no finite loss to average
             self.seen += 1
@@ -98,6 +114,9 @@ class Report:
         shown |= {name: mean[name] for name in ('codes_used', 'gradient_norm') if name in mean}
         shown |= {name: values[name] for name in ('skipped', 'parameter_norm')}
         shown['input_wait_seconds'] = self.waited / self.config.log.every
+        self.spent.save(number, hosts.first())
+        shown['goodput'] = self.spent.share()
+        shown |= {f'seconds/{name}': value for name, value in self.spent.totals().items()}
         shown |= {f'data/{name}': count for name, count in self.data_counts.items()}
         self.writer.scalars(number, shown)
         line = {k: v for k, v in shown.items() if not k.startswith('loss/flow_t')}

@@ -97,10 +97,9 @@ def gradients(config, model, terms, params, batch: Batch):
     Each part's loss is divided by the whole batch's counts, so the parts add up to it exactly.
     """
     counts = losses.counts(terms, batch)
-    dtype = jnp.dtype(config.compute_dtype)
 
     def part_loss(params, part):
-        outputs = model.apply({'params': params}, part, part['codes'], part['z'], part['t'], dtype)
+        outputs = model.apply({'params': params}, part, part['codes'], part['z'], part['t'])
         loss, means = losses.total(terms, config.losses, counts, outputs, part)
         return loss, means | {'loss': loss}
 

@@ -37,6 +37,7 @@ class Unified(nn.Module):
     backbone_of: object
     form: object  # of attention
     cut: Cut
+    dtype: object  # of activations
 
     def setup(self):
         c = self.config
@@ -53,7 +54,7 @@ class Unified(nn.Module):
         self.representation_head = RepresentationHead(c.representation.codes)
         self.patch_out = PatchOut(self.channels)
 
-    def __call__(self, batch: Batch, codes, z, t, dtype=jnp.float32) -> dict[str, jax.Array]:
+    def __call__(self, batch: Batch, codes, z, t) -> dict[str, jax.Array]:
         """The training forward.
 
         codes int32 [B, R] inputs of the representation stream (-1: begin or none),
@@ -63,12 +64,12 @@ class Unified(nn.Module):
         """
         streams = (
             self.embed_text(batch['text_tokens']),
-            self.embed_vision(batch, dtype),
-            self.representation_embed(codes, batch['cells']),
-            self.patch_in(z.astype(dtype), t),
+            self.embed_vision(batch),
+            self.embed_representation(codes, batch['cells']),
+            self.embed_patches(z, t),
         )
         sizes = text, vision, representation, pixels = [s.shape[1] for s in streams]
-        x = self.cut.join([self.cut.lay(s.astype(dtype)) for s in streams])
+        x = self.cut.join([self.cut.lay(s) for s in streams])
         tokens = {name: self.cut.arrange(batch[name], sizes) for name in (*FIELDS, 'position')}
         seen, live = self.form.prepare(tokens, tokens), tokens['segment'] > 0
         lengths = (text + vision, representation, pixels)
@@ -82,13 +83,14 @@ class Unified(nn.Module):
 
     def embed_text(self, tokens: jax.Array) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
-        return self.text_embed(tokens)
+        return self.text_embed(tokens).astype(self.dtype)
 
-    def embed_vision(self, batch: Batch, dtype=jnp.float32) -> jax.Array:
+    def embed_vision(self, batch: Batch) -> jax.Array:
         """Pictures to be understood -> connector tokens [B, Vn, D]."""
         if not batch['vision_pixels'].shape[1]:
-            return jnp.zeros((*batch['vision_pixels'].shape[:2], self.config.backbone.width), dtype)
-        patches = to_signed(batch['vision_pixels']).astype(dtype)
+            shape = *batch['vision_pixels'].shape[:2], self.config.backbone.width
+            return jnp.zeros(shape, self.dtype)
+        patches = to_signed(batch['vision_pixels']).astype(self.dtype)
         pictures = batch['vision_counts'].shape[1]
         _, normed = self.encoder(patches, batch['vision_picture'], batch['vision_coords'], pictures)
         return self.connector(normed)
@@ -98,7 +100,7 @@ class Unified(nn.Module):
 
         Last layer before the final norm, pooled 2x2. Called with the EMA parameters.
         """
-        patches = to_signed(batch['pixels'])
+        patches = to_signed(batch['pixels']).astype(self.dtype)
         pictures = batch['pixel_counts'].shape[1]
         x, _ = self.encoder(patches, batch['pixel_picture'], batch['pixel_coords'], pictures)
         x = x.astype(jnp.float32)
@@ -113,11 +115,11 @@ class Unified(nn.Module):
 
     def embed_representation(self, codes, cells) -> jax.Array:
         """int32 [B, n], [B, n, 2] -> [B, n, D]."""
-        return self.representation_embed(codes, cells)
+        return self.representation_embed(codes, cells).astype(self.dtype)
 
     def embed_patches(self, z, t) -> jax.Array:
         """[B, P, C], [B, P] -> [B, P, D]."""
-        return self.patch_in(z, t)
+        return self.patch_in(z.astype(self.dtype), t)
 
     def text_logits(self, x) -> jax.Array:
         """[B, T, D] -> float32 [B, T, V]."""
@@ -156,4 +158,5 @@ def build(
     if mesh is not None and mesh.size > 1:
         form = Spread(form, mesh)
     backbone = transformer.build(config, form, platform, cut)
-    return Unified(config.model, vocabulary, config.data.patch**2 * 3, backbone, form, cut)
+    dtype = jnp.dtype(config.compute_dtype)
+    return Unified(config.model, vocabulary, config.data.patch**2 * 3, backbone, form, cut, dtype)

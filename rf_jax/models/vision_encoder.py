@@ -64,7 +64,7 @@ class VisionEncoder(nn.Module):
         x = self.cut.join([tokens.reshape(rows, extra, c.width), x])
         owner = jnp.repeat(jnp.arange(pictures, dtype=picture.dtype), 1 + c.registers)
         owner = self.cut.join([jnp.broadcast_to(owner, (rows, extra)), picture])
-        integers = _integers(owner)
+        integers = integers_of(owner)
         seen = self.form.prepare(integers, integers)
         angles = self._angles(coords)
         angles = self.cut.join([jnp.zeros((rows, extra, angles.shape[-1])), angles])  # not turned
@@ -86,14 +86,18 @@ class VisionEncoder(nn.Module):
         return (coords[..., None] * frequency).reshape(*coords.shape[:-1], -1)
 
 
-def _integers(owner: jax.Array) -> dict[str, jax.Array]:
-    """Each picture sees itself, in the integers of `models.visibility`; owner [B, L], -1 none."""
+def integers_of(owner: jax.Array) -> dict[str, jax.Array]:
+    """Each picture sees itself, in the integers of `models.visibility`.
+
+    owner int32 [B, L]: the picture of each token, -1 none; numpy or jax, as what is given back.
+    """
+    xp = owner.__array_namespace__()
     real = owner >= 0
     return {
         'segment': owner + 1,
-        'order': jnp.where(real, 0, NEVER),
-        'reach': jnp.where(real, 0, -1),
-        'block': jnp.zeros_like(owner),
+        'order': xp.where(real, 0, NEVER),
+        'reach': xp.where(real, 0, -1),
+        'block': xp.zeros_like(owner),
     }
 
 

@@ -59,16 +59,14 @@ class Checkpoints:
         kept = [policies.LatestN(keep)]
         kept += [policies.EveryNSteps(keep_period)] if keep_period else []
         options = ocp.CheckpointManagerOptions(
-            save_decision_policy=policies.AnySavePolicy(
-                [policies.FixedIntervalPolicy(every), policies.PreemptionCheckpointingPolicy()]
-            ),
+            save_decision_policy=policies.FixedIntervalPolicy(every),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def due(self, step: int) -> bool:
-        """Whether `step` is to be saved: a multiple of `every`, or this machine is to be taken."""
+        """Whether `step` is to be saved: a multiple of `every`."""
         if self._pending is not None and not self._manager.is_saving_in_progress():
             self.wait()  # does not block; reports a failure now rather than at the next save
         return self._manager.should_save(step)

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import app, flags, logging
 
-from rf_jax.runtime import environment
+from rf_jax.runtime import environment, hosts
 from rf_jax.runtime.errors import UserError
 
 
-def run(main: Callable, required: Sequence[str] = ()) -> None:
-    """`absl.app.run(main)`; UserError and unknown config fields end with one line and code 1."""
+def run(main: Callable, required: Sequence[str] = (), several: bool = False) -> None:
+    """`absl.app.run(main)`; UserError and unknown config fields end with one line and code 1.
+
+    `several`: this command may be one of several processes (runtime/hosts.py).
+    """
     environment.prepare()
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
@@ -24,12 +27,21 @@ def run(main: Callable, required: Sequence[str] = ()) -> None:
 
     def guarded(argv):
         try:
-            return main(argv)
+            if several:
+                hosts.start()
+            result = main(argv)
+            hosts.finish()
+            return result
         except UserError as error:
+            hosts.abandon(error)
             _fail(str(error))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            hosts.abandon(error)
             print('stopped', file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
+        except Exception as error:
+            hosts.abandon(error)
+            raise
 
     app.run(guarded, flags_parser=_parse)
 

@@ -84,6 +84,24 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def share_of_rows(mesh: Mesh) -> tuple[int, int]:
+    """(number, count) of the equal shares of a batch's rows: which of them this process feeds.
+
+    Processes that hold parts of the same rows, by the tensor or context axis, feed the same share.
+    Raises UserError if its devices' rows do not stand together.
+    """
+    places = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    own = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
+    held = np.flatnonzero(own.reshape(places, -1).any(1))
+    if not held.size or held[-1] - held[0] + 1 != held.size or held[0] % held.size:
+        raise UserError(
+            f'mesh gives process {jax.process_index()} the row places {held.tolist()} of {places}, '
+            'which do not stand together; let mesh.tensor x mesh.context divide or be a multiple '
+            'of the devices of a process'
+        )
+    return int(held[0] // held.size), places // held.size
+
+
 def check_rows(rows: int, mesh: Mesh) -> None:
     """Raises UserError if `rows` of the global batch cannot be shared out evenly."""
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)

@@ -1,0 +1,123 @@
+"""N processes of one command on this machine; see local.sh. Needs nothing but Python."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+GRACE = 60.0  # seconds that the others get to end by themselves once one has failed
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+class Processes:
+    """`count` processes of a command; each writes into `folder`/<index>.log and, if asked, here."""
+
+    def __init__(
+        self,
+        count: int,
+        command: Sequence[str],
+        folder: str | os.PathLike,
+        environment: Mapping[str, str] = os.environ,
+        show: bool = True,
+        cwd: str | os.PathLike | None = None,
+    ):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        port = free_port()
+        self.processes, self._readers = [], []
+        for index in range(count):
+            joined = {
+                'RF_JAX_COORDINATOR': f'127.0.0.1:{port}',
+                'RF_JAX_PROCESS': str(index),
+                'RF_JAX_PROCESSES': str(count),
+            }
+            process = subprocess.Popen(
+                command,
+                env={**environment, **joined},
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C goes through us, once to each
+            )
+            reader = threading.Thread(target=self._read, args=(index, process.stdout, show))
+            reader.start()
+            self.processes.append(process)
+            self._readers.append(reader)
+
+    def _read(self, index: int, pipe, show: bool) -> None:
+        with (self.folder / f'{index}.log').open('ab', buffering=0) as log:
+            for line in pipe:
+                log.write(line)
+                if show:
+                    sys.stdout.buffer.write(b'[%d] %b' % (index, line))
+                    sys.stdout.buffer.flush()
+
+    def send(self, number: int) -> None:
+        """A signal to all that still run."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def wait(self, grace: float = GRACE) -> list[int]:
+        """Exit codes, as subprocess gives them, once all have ended.
+
+        After the first failure the others have `grace` seconds, then they are killed.
+        """
+        failed_at = None
+        while None in (codes := [process.poll() for process in self.processes]):
+            if failed_at is None and any(codes):
+                failed_at = time.monotonic()
+                index = next(i for i, code in enumerate(codes) if code)
+                self._tell(f'process {index} {how(codes[index])}; the others have {grace:.0f} s')
+            if failed_at is not None and time.monotonic() - failed_at > grace:
+                self._tell('killing the others')
+                self.send(signal.SIGKILL)
+                failed_at = float('inf')
+            time.sleep(0.05)
+        for reader in self._readers:
+            reader.join()
+        return codes
+
+    def _tell(self, message: str) -> None:
+        print(f'local.sh: {message}', file=sys.stderr, flush=True)
+
+
+def how(code: int) -> str:
+    """An exit code in words."""
+    if code < 0:
+        return f'was ended by {signal.Signals(-code).name}'
+    return f'ended with code {code}'
+
+
+def main() -> int:
+    if len(sys.argv) < 3 or not sys.argv[1].isdecimal() or int(sys.argv[1]) < 1:
+        print('usage: launch/local.sh N command ...', file=sys.stderr)
+        return 2
+    folder = os.environ.get('RF_JAX_LOGS') or tempfile.mkdtemp(prefix='rf_jax_logs_')
+    print(f'local.sh: logs in {folder}', file=sys.stderr, flush=True)
+    processes = Processes(int(sys.argv[1]), sys.argv[2:], folder)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: processes.send(number))
+    codes = processes.wait()
+    for index, code in enumerate(codes):
+        if code:
+            print(f'local.sh: process {index} {how(code)}', file=sys.stderr)
+    first = next((code for code in codes if code), 0)
+    return first if first >= 0 else 128 - first
+
+
+if __name__ == '__main__':
+    sys.exit(main())

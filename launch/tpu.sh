@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# A run on a TPU pod slice of Google Cloud, through queued resources; begins again after preemption.
+#   launch/tpu.sh NAME v5litepod-64 europe-west4-b --config=configs/emoji.py --workdir=/runs/emoji
+# Run it from the root of the repository; it copies this folder to all hosts. --workdir must be on a
+# file system that all hosts share: SETUP mounts it, by default nothing, for example
+#   SETUP='sudo mkdir -p /runs && sudo mount -o nolock 10.0.0.2:/share /runs' launch/tpu.sh ...
+# RUNTIME is the TPU software version of the kind of chip, SPOT=0 asks for on-demand capacity.
+# When it has ended: gcloud compute tpus queued-resources delete NAME --zone=ZONE --force
+set -euo pipefail
+if [ $# -lt 4 ]; then
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
+name=$1 accelerator=$2 zone=$3
+shift 3
+case $accelerator in
+  v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+  v5p-*) runtime=v2-alpha-tpuv5 ;;
+  v6e-*) runtime=v2-alpha-tpuv6e ;;
+  *) runtime=tpu-ubuntu2204-base ;;
+esac
+runtime=${RUNTIME:-$runtime}
+spot=()
+[ "${SPOT:-1}" = 1 ] && spot=(--spot)
+
+queue() { gcloud compute tpus queued-resources "$@" --zone="$zone" --quiet; }
+everywhere() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
+
+active() { # creates what is not there, deletes what was taken back, waits for the rest
+  while :; do
+    state=$(queue describe "$name" --format='value(state.state)' 2>/dev/null || echo NONE)
+    echo "tpu.sh: $name is $state"
+    case $state in
+      ACTIVE) return 0 ;;
+      NONE) queue create "$name" --node-id="$name" --accelerator-type="$accelerator" \
+        --runtime-version="$runtime" "${spot[@]}" ;;
+      SUSPENDED | FAILED) queue delete "$name" --force ;;
+    esac
+    sleep 30
+  done
+}
+
+install() {
+  git archive --format=tar.gz --output=/tmp/rf_jax.tar.gz HEAD
+  gcloud compute tpus tpu-vm scp /tmp/rf_jax.tar.gz "$name":~/ --zone="$zone" --worker=all
+  everywhere "${SETUP:-true} && mkdir -p rf_jax && tar xzf rf_jax.tar.gz -C rf_jax \
+    && python3 -m venv --system-site-packages env && env/bin/pip install --quiet -e 'rf_jax[tpu]'"
+}
+
+arguments=$(printf ' %q' "$@")
+train="cd rf_jax && RF_JAX_COORDINATOR=auto RF_JAX_UNFINISHED=75 ../env/bin/python -m rf_jax.train$arguments"
+for attempt in $(seq "${ATTEMPTS:-50}"); do
+  active
+  if install && everywhere "$train"; then
+    echo 'tpu.sh: done'
+    exit 0
+  fi
+  echo "tpu.sh: attempt $attempt ended before its time; the next one resumes" >&2
+  sleep 30
+done
+exit 1

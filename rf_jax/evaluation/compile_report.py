@@ -1,0 +1,179 @@
+"""What a compile check prints, for people and as JSON; and the sweep over meshes and remat."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+from jax.sharding import Mesh
+
+from rf_jax.evaluation import compiling
+from rf_jax.evaluation.compiling import ROOM, Cost
+from rf_jax.learning import programs
+from rf_jax.runtime import hardware
+from rf_jax.runtime.errors import choose
+
+SHOWN = 8  # collectives of a table
+
+
+def fits(cost: Cost, mesh: Mesh) -> bool:
+    """Whether a program takes no more than ROOM of a chip's memory; True where that is unknown."""
+    chip = hardware.chip(mesh.devices.flat[0])
+    return chip is None or cost.peak <= ROOM * chip.memory
+
+
+def table(cost: Cost, mesh: Mesh) -> str:
+    """One program, a line a figure."""
+    chip = hardware.chip(mesh.devices.flat[0])
+    of = f' of {chip.memory / 1e9:.0f} GB ({cost.peak / chip.memory:.0%})' if chip else ''
+    lines = [
+        f'{cost.name}: compiled in {cost.compile_seconds:.0f} s',
+        f'  memory of a chip   {cost.peak / 1e9:9.2f} GB{of}: arguments '
+        f'{cost.arguments / 1e9:.2f}, outputs beside them {cost.outputs / 1e9:.2f}, temporaries '
+        f'{cost.temporaries / 1e9:.2f}',
+        f'  FLOPs of a chip    {cost.flops / 1e12:9.2f} T'
+        + (f', {cost.flops / cost.model_flops:.2f} x those of the model' * bool(cost.model_flops)
+           if cost.model_flops else ''),
+        f'  memory traffic     {cost.memory_traffic / 1e9:9.1f} GB, {cost.intensity:.0f} FLOPs a byte',
+    ]  # fmt: skip
+    for row in cost.collectives[:SHOWN]:
+        lines.append(
+            f'  {row.kind:18s} {row.bytes / 1e9:9.2f} GB over {" x ".join(row.axes) or "nothing"}: '
+            f'{row.ici * 1e3:.1f} ms ICI, {row.dcn * 1e3:.1f} ms DCN'
+        )
+    if cost.times:
+        t = cost.times
+        lines.append(
+            f'  roofline           {t.step * 1e3:9.1f} ms, bound by {t.bound} (compute '
+            f'{t.compute * 1e3:.1f}, memory {t.memory * 1e3:.1f}, ICI {t.ici * 1e3:.1f}, DCN '
+            f'{t.dcn * 1e3:.1f}; {t.in_a_row * 1e3:.1f} in a row)'
+        )
+    if cost.mfu:
+        in_a_row = cost.mfu * cost.times.step / cost.times.in_a_row
+        lines.append(
+            f'  predicted MFU      {cost.mfu:9.1%} if all overlaps, {in_a_row:.1%} if nothing'
+        )
+    if cost.loops_of_unknown_length:
+        lines.append(
+            f'  {cost.loops_of_unknown_length} loops whose length is known only at run time (further '
+            'rounds of an exchange, none when routing is even) count as not run'
+        )
+    return '\n'.join(lines)
+
+
+def as_json(cost: Cost) -> dict:
+    """All of a cost, as plain values."""
+    return dataclasses.asdict(cost) | {'intensity': cost.intensity}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A program that was compiled, or that found no room."""
+
+    text: str
+    fits: bool
+    values: dict
+
+
+PROGRAMS = {
+    'initialise': compiling.initialise,
+    'train_step': compiling.train_step,
+    'sample': compiling.sample,
+}
+
+
+def each(config, vocabulary: int, mesh: Mesh, names: Sequence[str]) -> Iterator[Checked]:
+    """Compiles the named programs one after another. Raises UserError for an unknown name."""
+    for name in names:
+        compile_ = choose('--only', name, PROGRAMS)
+        try:
+            cost = compile_(config, vocabulary, mesh)
+        except compiling.DoesNotFit as error:
+            text = f'{error}\n  {largest(config, vocabulary, mesh)}'
+            yield Checked(text, False, {'name': name, 'fits': False, 'needs': error.used})
+            continue
+        fit = fits(cost, mesh)
+        text = table(cost, mesh)
+        if not fit:
+            text += f'\n  does not fit into {ROOM:.0%}: {largest(config, vocabulary, mesh, cost)}'
+        yield Checked(text, fit, {'fits': fit} | as_json(cost))
+
+
+def largest(config, vocabulary: int, mesh: Mesh, cost: Cost | None = None) -> str:
+    """What of a program that does not fit is largest, and which field would help."""
+    state = programs.build(config, vocabulary, mesh, mesh.devices.flat[0].platform).abstract
+    parts = {
+        'parameters': programs.nbytes_per_device(state.params),
+        'their average': programs.nbytes_per_device(state.ema),
+        'optimizer state': programs.nbytes_per_device(state.opt_state),
+    }
+    held = sum(parts.values())
+    if cost:
+        parts['temporaries'] = cost.temporaries
+    chip = hardware.chip(mesh.devices.flat[0])
+    if held > (chip.memory / 2 if chip else 0):
+        advice = 'more devices along mesh.fsdp, or --config.offload=\'("ema", "opt_state")\''
+    elif config.model.backbone.remat != 'full':
+        advice = '--config.model.backbone.remat=full'
+    else:
+        advice = 'fewer tokens a chip: mesh.context=2, or smaller data.capacity'
+    shown = ', '.join(f'{name} {size / 1e9:.1f} GB' for name, size in parts.items())
+    return f'{shown}; try {advice}'
+
+
+def variants(config, devices: int) -> Iterator[dict]:
+    """Meshes and remat policies worth a try: rows over at least as many devices as data.rows allow.
+
+    Each a {field: value} of the config.
+    """
+    routed = config.model.backbone.experts == 'routed'
+    experts = (1, 4, 8) if routed else (1,)
+    for expert, tensor, context in itertools.product(experts, (1, 2), (1, 2)):
+        used = expert * tensor * context
+        rows_on = devices // (tensor * context)
+        if devices % used or config.data.rows % rows_on or tensor * context > 2:
+            continue
+        for remat in ('full', 'attention', 'none'):
+            yield {
+                'mesh.expert': expert, 'mesh.tensor': tensor, 'mesh.context': context,
+                'mesh.data': 1, 'mesh.fsdp': -1, 'model.backbone.remat': remat,
+            }  # fmt: skip
+
+
+def ranked(found: Sequence[tuple[dict, Cost | str, bool]]) -> str:
+    """The sweep's table: what fits first, then by predicted step time."""
+
+    def key(entry):
+        _, cost, fit = entry
+        late = math.inf if isinstance(cost, str) or not cost.times else cost.times.step
+        return (not fit, late)
+
+    lines = [f'{"fits":>5} {"GB":>7} {"ms":>8} {"MFU":>6} {"FLOPs/model":>11}  fields']
+    for fields, cost, fit in sorted(found, key=key):
+        shown = ' '.join(f'{name.split(".")[-1]}={value}' for name, value in fields.items()
+                         if name.startswith('model') or value not in (1, -1))  # fmt: skip
+        if isinstance(cost, str):
+            lines.append(f'{"no":>5} {cost:>7} {"":>8} {"":>6} {"":>11}  {shown}')
+            continue
+        step = f'{cost.times.step * 1e3:.0f}' if cost.times else '-'
+        mfu = f'{cost.mfu:.0%}' if cost.mfu else '-'
+        ratio = f'{cost.flops / cost.model_flops:.2f}' if cost.model_flops else '-'
+        lines.append(
+            f'{"yes" if fit else "no":>5} {cost.peak / 1e9:7.1f} {step:>8} {mfu:>6} {ratio:>11}  {shown}'
+        )
+    return '\n'.join(lines)
+
+
+def sweep(
+    config, vocabulary: int, mesh_of, devices: int
+) -> Iterator[tuple[dict, Cost | str, bool]]:
+    """(fields, cost or what the compiler says it needs, fits) of each of `variants`."""
+    for fields in variants(config, devices):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(fields)
+        mesh = mesh_of(changed)
+        try:
+            cost = compiling.train_step(changed, vocabulary, mesh)
+            yield fields, cost, fits(cost, mesh)
+        except compiling.DoesNotFit as error:
+            yield fields, error.used.split(' ')[0], False

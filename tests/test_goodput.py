@@ -1,0 +1,81 @@
+"""Every second of a run is counted once, over all its attempts."""
+
+import json
+
+import pytest
+
+from rf_jax.runtime.goodput import PHASES, Goodput
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def attempt(folder, clock, first, last, *, start=5, compile=10, step=2, save=3, record=None):
+    """An attempt of fake seconds; `record`: the last step that is written, then it is killed."""
+    spent = Goodput(folder, clock)
+    clock.now += start
+    spent.resumed(first)
+    for number in range(first + 1, last + 1):
+        with spent.phase('data'):
+            clock.now += 0.5
+        with spent.phase('compile' if number == first + 1 else 'steps'):
+            clock.now += compile if number == first + 1 else step
+        with spent.phase('checkpoint'):
+            clock.now += save
+            with spent.phase('evaluation'):  # within another: not counted twice
+                clock.now += 0.25
+        if number <= (record or last):
+            spent.save(number)
+    return spent
+
+
+def test_phases_of_one_attempt(tmp_path):
+    clock = Clock()
+    spent = attempt(tmp_path, clock, 0, 5)
+    total = spent.totals()
+    assert total == pytest.approx(
+        {'start': 5, 'compile': 10, 'steps': 8, 'data': 2.5, 'checkpoint': 16.25,
+         'evaluation': 0, 'again': 0, 'idle': 0}
+    )  # fmt: skip
+    assert sum(total.values()) == pytest.approx(clock.now - 1000)
+    assert spent.share() == pytest.approx(8 / 41.75)
+    held = json.loads((tmp_path / 'goodput.json').read_text())
+    assert held['goodput'] == pytest.approx(spent.share(), abs=1e-4)
+    assert held['seconds'] == pytest.approx(total)
+
+
+def test_what_a_kill_costs_is_named(tmp_path):
+    clock = Clock()
+    attempt(tmp_path, clock, 0, 12, record=11)  # 10 of 11 recorded steps took 2 s each
+    clock.now += 60
+    spent = attempt(tmp_path, clock, 8, 14)  # from the checkpoint of step 8
+    total = spent.totals()
+    assert total['again'] == pytest.approx(20 * 3 / 11), 'steps 9 to 11 were done twice'
+    assert total['idle'] == pytest.approx(60 + 0.5 + 2 + 3.25), 'and the step without a record'
+    assert total['steps'] == pytest.approx(20 + 10 - total['again'])
+    assert sum(total.values()) == pytest.approx(clock.now - 1000)
+    third = attempt(tmp_path, clock, 10, 11)  # the checkpoints of 14 and 12 were damaged
+    total = third.totals()
+    assert total['again'] == pytest.approx(20 * 3 / 11 + 10 * 4 / 6)
+    assert sum(total.values()) == pytest.approx(clock.now - 1000)
+    assert 'goodput' in third.table() and '3 attempt(s)' in third.table()
+    assert all(told in third.table() for told in PHASES.values())
+
+
+@pytest.mark.parametrize('content', ['', '{"attempts"', '[]', '{"other": 1}'])
+def test_a_torn_file_begins_anew(tmp_path, content):
+    (tmp_path / 'goodput.json').write_text(content)
+    spent = attempt(tmp_path, Clock(), 0, 2)
+    assert '1 attempt(s)' in spent.table()
+    assert len(json.loads((tmp_path / 'goodput.json').read_text())['attempts']) == 1
+
+
+def test_a_full_disk_is_only_a_warning(tmp_path, caplog):
+    spent = attempt(tmp_path / 'nowhere', Clock(), 0, 2)
+    assert spent.share() > 0
+    assert 'cannot be written' in caplog.text

@@ -1,0 +1,43 @@
+"""The steps that were asked for are traced, and no others."""
+
+import gzip
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rf_jax.runtime import profile
+from rf_jax.runtime.errors import UserError
+
+
+def test_a_trace_holds_the_steps_asked_for(tmp_path):
+    double = jax.jit(lambda x: 2 * x)
+    with profile.Profile(tmp_path / 'profile', (2, 3)) as trace:
+        for number in range(1, 6):
+            with trace.step(number):
+                double(jnp.ones(3)).block_until_ready()
+    assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+    (told,) = (tmp_path / 'profile').rglob('perfetto_trace.json.gz')
+    events = json.loads(gzip.decompress(told.read_bytes()))['traceEvents']
+    steps = [e['args']['step_num'] for e in events if e.get('name') == 'train']
+    assert sorted(map(int, steps)) == [2, 3]
+
+
+def test_a_run_that_ends_within_still_leaves_its_trace(tmp_path):
+    with profile.Profile(tmp_path / 'profile', (1, 10)) as trace, trace.step(1):
+        jnp.ones(3).block_until_ready()
+    assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+
+
+def test_nothing_is_traced_unasked(tmp_path):
+    with profile.Profile(tmp_path / 'profile', profile.parse('')) as trace, trace.step(1):
+        pass
+    assert not (tmp_path / 'profile').exists()
+
+
+@pytest.mark.parametrize('text', ['5', '5:', ':5', '6:5', '0:5', 'a:b', '-1:5'])
+def test_steps_that_cannot_be(text):
+    with pytest.raises(UserError, match='expected first:last'):
+        profile.parse(text)
+    assert profile.parse('10:15') == (10, 15)
