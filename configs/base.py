@@ -71,7 +71,9 @@ def get_config() -> ConfigDict:
     # Shares of the rotary frequencies for (order, row, column); they sum to head_dim / 2.
     backbone.rope_sections = (16, 8, 8)
     backbone.norm_eps = 1e-6
-    backbone.remat = 'none'  # none | dots (keep products) | full (keep layer inputs only)
+    # none | dots (keep products) | attention (keep layer inputs and what the kernel attended) |
+    # full (keep layer inputs only)
+    backbone.remat = 'none'
     backbone.unroll = 1  # layers per scan iteration; layers = no loop, the same tree
 
     attention = model.attention = ConfigDict()  # how its product is computed, here and in encoder

@@ -41,7 +41,8 @@ def get_config(size: str = '30B-A3B') -> ConfigDict:
     config.data.sources = 'folder:/path/to/pictures'
     config.tokenizer.vocabulary = 151_936  # Qwen3's
     model = config.model
-    model.backbone.update(head_dim=128, rope_theta=1e6, remat='full')
+    model.backbone.update(head_dim=128, rope_theta=1e6, remat='attention')
+    model.attention.update(block_q=256, block_k=256)  # less of a tile is unseen than at 512
     model.backbone.rope_sections = (32, 16, 16)
     choose('configs/paper:size', size, MODELS)(model)
     config.data.rows = 8  # one a chip of one host

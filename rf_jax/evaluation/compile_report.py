@@ -14,6 +14,7 @@ from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import choose
 
 SHOWN = 8  # collectives of a table
+Tried = tuple[dict, Cost | str, bool]  # fields changed, cost or bytes needed, whether it fits
 
 
 def fits(cost: Cost, mesh: Mesh) -> bool:
@@ -32,9 +33,9 @@ def table(cost: Cost, mesh: Mesh) -> str:
         f'{cost.arguments / 1e9:.2f}, outputs beside them {cost.outputs / 1e9:.2f}, temporaries '
         f'{cost.temporaries / 1e9:.2f}',
         f'  FLOPs of a chip    {cost.flops / 1e12:9.2f} T'
-        + (f', {cost.flops / cost.model_flops:.2f} x those of the model' * bool(cost.model_flops)
-           if cost.model_flops else ''),
-        f'  memory traffic     {cost.memory_traffic / 1e9:9.1f} GB, {cost.intensity:.0f} FLOPs a byte',
+        + (f', {cost.flops / cost.model_flops:.2f} x the model'"'"'s' if cost.model_flops else ''),
+        f'  memory traffic     {cost.memory_traffic / 1e9:9.2f} GB, {cost.intensity:.0f} FLOPs a '
+        'byte',
     ]  # fmt: skip
     for row in cost.collectives[:SHOWN]:
         lines.append(
@@ -55,8 +56,8 @@ def table(cost: Cost, mesh: Mesh) -> str:
         )
     if cost.loops_of_unknown_length:
         lines.append(
-            f'  {cost.loops_of_unknown_length} loops whose length is known only at run time (further '
-            'rounds of an exchange, none when routing is even) count as not run'
+            f'  {cost.loops_of_unknown_length} loops whose length is known only at run time count '
+            'as not run: further rounds of an exchange, of which even routing needs none'
         )
     return '\n'.join(lines)
 
@@ -140,7 +141,7 @@ def variants(config, devices: int) -> Iterator[dict]:
             }  # fmt: skip
 
 
-def ranked(found: Sequence[tuple[dict, Cost | str, bool]]) -> str:
+def ranked(found: Sequence[Tried]) -> str:
     """The sweep's table: what fits first, then by predicted step time."""
 
     def key(entry):
@@ -159,7 +160,8 @@ def ranked(found: Sequence[tuple[dict, Cost | str, bool]]) -> str:
         mfu = f'{cost.mfu:.0%}' if cost.mfu else '-'
         ratio = f'{cost.flops / cost.model_flops:.2f}' if cost.model_flops else '-'
         lines.append(
-            f'{"yes" if fit else "no":>5} {cost.peak / 1e9:7.1f} {step:>8} {mfu:>6} {ratio:>11}  {shown}'
+            f'{"yes" if fit else "no":>5} {cost.peak / 1e9:7.1f} {step:>8} {mfu:>6} {ratio:>11}  '
+            + shown
         )
     return '\n'.join(lines)
 

@@ -11,6 +11,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -143,7 +144,8 @@ def _attend(sizes, q, k, v, prepared):
 
 
 def _keep(sizes, q, k, v, prepared):
-    out, lse = _forward(sizes, q, k, v, prepared)
+    # A name for recomputation policies: kept, the backward need not run the forward kernel again.
+    out, lse = checkpoint_name(_forward(sizes, q, k, v, prepared), 'attended')
     return out, (q, k, v, prepared, out, lse)
 
 

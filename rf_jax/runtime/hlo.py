@@ -161,8 +161,11 @@ def groups_of(attributes: str) -> tuple[tuple[int, ...], ...]:
     """Which devices a collective joins, from any of the forms of replica_groups."""
     if pairs := re.search(r'source_target_pairs=\{(.*?)\}\}', attributes):
         return tuple(tuple(map(int, p)) for p in re.findall(r'(\d+),(\d+)', pairs[1]))
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:<=\[([\d,]+)\](?:T\(([\d,]+)\))?)?\s*"
-                          r"(?:\S*device_ids=\S+ )?\{([^}]*)\}", attributes):  # fmt: skip
+    if named := re.search(
+        r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? *'
+        r'\{([^}]*)\}',
+        attributes,
+    ):
         axes = re.findall(r"'?([\w.\-]+)'?=(\d+)", named[1])
         shape = [int(size) for _, size in axes]
         ids = _iota(shape, named[2], named[3])
@@ -173,8 +176,8 @@ def groups_of(attributes: str) -> tuple[tuple[int, ...], ...]:
     ):
         shape = [int(d) for d in iota[1].split(',')]
         return _rows(_iota(shape, iota[2], iota[3]), shape[-1:])
-    listed = re.search(r'replica_groups=\{(.*?)\}(?:,|$|\s)', attributes)
-    groups = re.findall(r'\{([\d,]+)\}', listed[1] + '}') if listed else []
+    listed = re.search(r'replica_groups=\{((?:\{[\d,]+\},?)*)\}', attributes)
+    groups = re.findall(r'\{([\d,]+)\}', listed[1]) if listed else []
     return tuple(tuple(int(d) for d in g.split(',')) for g in groups)
 
 

@@ -1,0 +1,93 @@
+"""What is read off compiled programs is what the programs do."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from rf_jax.runtime import hlo, program_cost
+from rf_jax.runtime.mesh import make_mesh
+
+LAYERS, SIDE = 5, 32
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    return make_mesh({'data': 2, 'fsdp': 4, 'expert': 1, 'tensor': 1, 'context': 1})
+
+
+def totals(f, *shapes):
+    return program_cost.totals(jax.jit(f).lower(*shapes).compile().as_text())
+
+
+def shape(mesh, dims, *axes):
+    return jax.ShapeDtypeStruct(
+        dims, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes))
+    )
+
+
+def stack(w, x):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0].sum()
+
+
+def test_the_body_of_a_loop_counts_as_often_as_it_runs(mesh):
+    found = totals(
+        jax.grad(stack, (0, 1)), shape(mesh, (LAYERS, SIDE, SIDE)), shape(mesh, (SIDE, SIDE))
+    )
+    assert found.flops == 3 * LAYERS * 2 * SIDE**3 and found.unknown == 0
+
+
+def test_gathers_are_counted_by_the_axes_they_run_over(mesh):
+    w = shape(mesh, (LAYERS, SIDE, SIDE), None, 'fsdp')
+
+    def run(w):
+        def body(total, w):
+            whole = jax.lax.with_sharding_constraint(w, NamedSharding(mesh, PartitionSpec()))
+            return total + jnp.tanh(whole @ whole), None
+
+        return jax.lax.scan(body, jnp.zeros((SIDE, SIDE)), w)[0]
+
+    found = totals(run, w).collectives
+    ((kind, groups),) = found
+    assert kind == 'all-gather' and len(groups) == 2 and all(len(g) == 4 for g in groups)
+    assert found[kind, groups] == LAYERS * 4 * SIDE**2 * 3 / 4
+
+
+def test_a_loop_of_unknown_length_counts_as_not_run():
+    def run(n, x):
+        return jax.lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] @ c[1]), (0, x))[1]
+
+    found = totals(run, jax.ShapeDtypeStruct((), jnp.int32), jnp.ones((SIDE, SIDE)))
+    assert found.flops == 0 and found.unknown == 1
+
+
+@pytest.mark.parametrize(
+    ('text', 'groups'),
+    [
+        ('replica_groups={{0,1},{2,3}}, x=1', ((0, 1), (2, 3))),
+        ('replica_groups=[2,2]<=[4], x=1', ((0, 1), (2, 3))),
+        ('replica_groups=[2,2]<=[2,2]T(1,0), x=1', ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=2,'b'=2] {'b'}, x=1", ((0, 1), (2, 3))),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x=1", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, x", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=2,'b'=1,'c'=2] {'a','c'}, x=1", ((0, 1, 2, 3),)),
+        ('source_target_pairs={{0,1},{1,0}}, x=1', ((0, 1), (1, 0))),
+    ],
+)
+def test_groups_of_every_form(text, groups):
+    assert hlo.groups_of(text) == groups
+
+
+def test_a_convolution_counts_what_meets_no_padding_and_no_hole():
+    # A batched matrix product as TPU programs write it: batch 4 as a dilated window.
+    (out,) = hlo.arrays_of('bf16[4,8,16]{2,1,0}')
+    (left,) = hlo.arrays_of('bf16[4,8,32]{2,1,0}')
+    (right,) = hlo.arrays_of('bf16[4,32,16]{2,1,0}')
+    attributes = 'window={size=4 stride=3 pad=0_0 lhs_dilate=4}, dim_labels=0bf_0io->0bf'
+    assert hlo.convolution_flops(out, left, right, attributes) == 2 * 4 * 8 * 32 * 16
+
+
+def test_types_name_bytes_and_memory():
+    arrays = hlo.arrays_of('(s32[]{:T(128)}, bf16[4,2]{1,0:T(4,128)(2,1)S(1)}, pred[8]{0})')
+    assert [a.bytes for a in arrays] == [4, 16, 8]
+    assert [a.main for a in arrays] == [True, False, True]
