@@ -49,6 +49,10 @@ def get_config(size: str = '30B-A3B') -> ConfigDict:
     if model.backbone.experts == 'routed':
         config.data.rows = 512  # one a chip of v5p:8x8x8
         config.losses.update(balance=1e-3, router_z=1e-4)
+        # Experts are cut one by one: an eighth of a matrix's rows would be less than a tile of the
+        # chip's memory. 128 of them over 128 chips, four times over.
+        config.mesh.update(data=-1, fsdp=128)
+        config.sharding = ((r'(gate|up|down)$', (('expert', 'fsdp'), None, None)), *config.sharding)
     model.representation.codes = 16_384
     model.representation.frame = 32  # 1,024 px
     model.representation.quantizer.momentum = 0.9999

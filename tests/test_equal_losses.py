@@ -1,0 +1,84 @@
+"""Ten steps of a model with routed experts, the same however they are cut, looped or computed."""
+
+import jax
+import numpy as np
+import pytest
+from shrink import quick_compilation, tiny_run
+
+STEPS = 10
+CONFIG = {
+    'data.rows': 8,
+    'optimizer.warmup': 1,
+    'optimizer.learning_rate': 3e-4,  # larger ones let rounding grow past the tolerance
+    'losses.balance': 0.01,
+    'losses.router_z': 0.001,
+    'model.backbone.experts': 'routed',
+    'model.backbone.routed.count': 4,
+    'model.backbone.routed.feedforward': 16,
+    'data.capacity.representation': 12,
+    'data.capacity.pixels': 32,
+    'data.capacity.vision': 8,
+    'data.capacity.vision_pictures': 4,
+    'data.capacity.pixel_pictures': 4,
+}
+WAYS = {
+    'fsdp': (8, {}),
+    'tensor': (8, {'mesh.tensor': 2}),
+    'expert': (8, {'mesh.expert': 4}),
+    'context': (8, {'mesh.context': 4}),
+    'data, expert and context': (8, {'mesh.data': 2, 'mesh.expert': 2, 'mesh.context': 2}),
+    'tensor and context': (8, {'mesh.tensor': 2, 'mesh.context': 2}),
+    'one pool': (8, {'model.backbone.routed.pool': 'shared', 'mesh.expert': 2}),
+    'state of the host': (2, {'offload': ('ema', 'opt_state')}),
+    'unrolled': (1, {'model.backbone.unroll': 2, 'model.encoder.unroll': 2}),
+    'recomputed': (1, {'model.backbone.remat': 'attention'}),
+    'accumulated': (1, {'optimizer.accumulate': 4}),
+    'accumulated on a mesh': (2, {'optimizer.accumulate': 4, 'mesh.expert': 2}),
+    'blockwise': (1, {'model.attention.form': 'blockwise', 'model.attention.block_k': 128}),
+}
+SAME_MODEL = {'one pool': {'model.backbone.routed.pool': 'shared'}}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick():
+    with quick_compilation():
+        yield
+
+
+def losses(workdir, changes, devices):
+    run = tiny_run(workdir, CONFIG | changes, devices)
+    state, found = run.initialise(), []
+    for number in range(STEPS):
+        state, metrics = run.train_step(state, run.put(run.batches.batch(number)))
+        found.append({k: float(v) for k, v in metrics.items() if not k.startswith('flow_')})
+    return found
+
+
+@pytest.fixture(scope='module')
+def single(tmp_path_factory):
+    """Losses of one device, by the model's own changes."""
+    known = {}
+
+    def of(name):
+        changes = SAME_MODEL.get(name, {})
+        key = str(changes)
+        if key not in known:
+            known[key] = losses(tmp_path_factory.mktemp('single'), changes, 1)
+        return known[key]
+
+    return of
+
+
+@pytest.mark.parametrize('name', WAYS)
+def test_losses_of_ten_steps_are_equal(name, single, tmp_path):
+    devices, changes = WAYS[name]
+    found, wanted = losses(tmp_path, changes, devices), single(name)
+    for a, b in zip(found, wanted):
+        assert a.keys() == b.keys() >= {'loss', 'balance', 'router_z', 'gradient_norm'}
+        for metric in b:
+            np.testing.assert_allclose(a[metric], b[metric], rtol=1e-4, err_msg=metric)
+    assert wanted[-1]['loss'] < wanted[0]['loss']
+
+
+def test_jax_sees_the_devices_that_this_file_needs():
+    assert jax.device_count() >= 8
