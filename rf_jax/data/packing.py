@@ -1,140 +1,108 @@
-"""The plan: which draws stand in which row of which batch, as pure integers.
+"""Packing: draws of known sizes into rows of fixed capacities, all streams full at once.
 
-An epoch is one pass over the smallest task (relative to its weight). Task t draws sample
-`permutation(seed, t, pass)[i]`, so every sample of a task is seen exactly once per pass. Draws are
-packed first-fit into rows of fixed capacity, rows are shuffled and cut into batches. The plan of an
-epoch depends on (sizes, mixture, seed, epoch) alone, so any host can start at any step.
+Rows are filled together, largest draws first, as cards are dealt: a block of draws at a time goes
+to the rows that have most room for it, so that all rows end about equally full in every stream.
+All arithmetic is in integers: the same on every machine.
 """
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-
 import numpy as np
-from absl import logging
 
-from rf_jax.data.keys import generator
-
-OPEN_ROWS = 512  # rows that first-fit keeps open; more fill better and cost more time
+_UNIT = 2**20  # an empty row's room, in each dimension
+_BLOCKS = 8  # a block is this part of the rows: smaller ones balance better and take longer
 
 
-@dataclass(frozen=True)
-class Draw:
-    """One sample of one task in one pass: everything random about it folds from these."""
+def deal(
+    sizes: np.ndarray, capacity: np.ndarray, rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Deals samples into `rows` rows: (row of each, -1 where none has room, room left).
 
-    task: str
-    index: int
-    turn: int
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """`counts`: samples that can serve each task; `weights`: draws per kind, any scale."""
-
-    counts: Mapping[str, int]
-    weights: Mapping[str, float]
-    seed: int
-    least: int = 1  # draws of an epoch; a tiny task is passed several times in one
-
-    def per_epoch(self) -> dict[str, int]:
-        """Draws of each task in an epoch."""
-        active = {task: w for task, w in self.weights.items() if w > 0}
-        scale = min(self.counts[task] / weight for task, weight in active.items())
-        scale = max(scale, self.least / sum(active.values()))
-        return {task: max(1, round(scale * weight)) for task, weight in active.items()}
-
-    def epoch(self, epoch: int) -> list[Draw]:
-        """All draws of an epoch, in random order."""
-        draws = []
-        for task, number in self.per_epoch().items():
-            count = self.counts[task]
-            for turn, start, stop in _passes(epoch * number, number, count):
-                order = generator(self.seed, 'pass', task, turn).permutation(count)
-                draws += [Draw(task, int(i), turn) for i in order[start:stop]]
-        generator(self.seed, 'mix', epoch).shuffle(draws)
-        return draws
-
-
-def _passes(first: int, number: int, count: int):
-    """(pass, start, stop) pieces that cover draws first .. first + number of an endless series."""
-    while number > 0:
-        turn, start = divmod(first, count)
-        stop = min(count, start + number)
-        yield turn, start, stop
-        first, number = first + stop - start, number - (stop - start)
-
-
-def pack(sizes: np.ndarray, capacity: np.ndarray, open_rows: int = OPEN_ROWS) -> list[list[int]]:
-    """First-fit of samples into rows. sizes int[S, 6], capacity int[6]; gives sample numbers.
-
-    A row is closed when it is the fullest of `open_rows` open ones and a sample fits nowhere.
-    Raises ValueError when a sample exceeds an empty row.
+    sizes int[S, d], capacity int[d] -> int64[S], int64[rows, d]. A block of samples goes to the
+    rows whose room has the largest dot product with its mean demand (Panigrahy et al., "Heuristics
+    for Vector Bin Packing", 2011), and of the block the largest sample to the row with most room,
+    in the dimension where the block's samples differ most. Raises ValueError when a sample exceeds
+    an empty row.
     """
+    sizes, capacity = np.asarray(sizes, np.int64), np.asarray(capacity, np.int64)
     too_big = (sizes > capacity).any(1)
     if too_big.any():
-        raise ValueError(f'sample {int(np.argmax(too_big))} exceeds the capacity of a row')
-    rows: list[list[int]] = []
-    left = np.zeros((0, sizes.shape[1]), np.int64)
-    numbers: list[int] = []  # of the open rows
-    fullness = np.maximum(capacity, 1)
-    for sample, need in enumerate(sizes):
-        fits = (left >= need).all(1)
-        if fits.any():
-            at = int(np.argmax(fits))
+        at = int(np.argmax(too_big))
+        raise ValueError(f'sample {at} of {sizes[at]} exceeds the capacity {capacity} of a row')
+    unit = _UNIT // np.maximum(capacity, 1)
+    shares = sizes * unit
+    room = np.tile(capacity, (rows, 1))
+    found = np.full(len(sizes), -1, np.int64)
+    block = max(1, rows // _BLOCKS)
+    order, ends = _dealing_order(shares)
+    for start, stop in zip([0, *ends], ends):
+        for first in range(start, stop, block):
+            which = order[first : min(first + block, stop)]
+            at = _matched(shares[which], room * unit)
+            fits = (room[at] >= sizes[which]).all(1)
+            found[which[fits]] = at[fits]
+            room[at[fits]] -= sizes[which[fits]]
+    refused = order[found[order] < 0]
+    found[refused] = place(sizes[refused], room, capacity)
+    return found, room
+
+
+def place(sizes: np.ndarray, room: np.ndarray, capacity: np.ndarray) -> np.ndarray:
+    """Best fit, one sample after another: its row, -1 where none has room; takes from `room`."""
+    unit = _UNIT // np.maximum(capacity, 1)
+    found = np.full(len(sizes), -1, np.int64)
+    for sample, size in enumerate(sizes):
+        fits = np.flatnonzero((room >= size).all(1))
+        if len(fits):
+            # The row that is left fullest in what the sample takes.
+            found[sample] = fits[np.argmin((room[fits] * unit) @ (size > 0))]
+            room[found[sample]] -= size
+    return found
+
+
+def _dealing_order(shares: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """(samples in the order of dealing, where each group ends).
+
+    A group takes of the same dimensions, as all pictures to draw do; the group with the largest
+    samples goes first, and in a group the largest sample. Equal samples keep their order.
+    """
+    pattern = (shares > 0) @ (1 << np.arange(shares.shape[1]))
+    largest = shares.max(1, initial=0)
+    _, group = np.unique(pattern, return_inverse=True)
+    counts = np.bincount(group)
+    sums = np.zeros(len(counts), np.int64)
+    np.add.at(sums, group, largest)
+    rank = np.argsort(np.argsort(-(sums // np.maximum(counts, 1)), kind='stable'))
+    order = np.lexsort((-largest, rank[group]))
+    return order, np.cumsum(counts[np.argsort(rank)]).tolist()
+
+
+def _matched(shares: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """A row of its own for each of a block's samples, int64[S]; there are at least S rows."""
+    count = len(shares)
+    demand = shares.sum(0) // count
+    top = np.argsort(-(room @ demand), kind='stable')[:count]
+    differ = count * (shares * shares).sum(0) - shares.sum(0) ** 2
+    by = int(np.argmax(differ))
+    found = np.empty(count, np.int64)
+    found[np.argsort(-shares[:, by], kind='stable')] = top[
+        np.argsort(-room[top, by], kind='stable')
+    ]
+    return found
+
+
+def fewest_rows(sizes: np.ndarray, capacity: np.ndarray) -> int:
+    """The least number of rows found into which `deal` brings every sample."""
+    least = max(1, int((-(-sizes.sum(0) // np.maximum(capacity, 1))).max()))
+    low, high = least - 1, least  # `low` does not suffice
+    while not _suffices(sizes, capacity, high):
+        low, high = high, high + max(1, 2 * (high - least), least // 256)
+    while high - low > max(1, least // 512):
+        middle = (low + high) // 2
+        if _suffices(sizes, capacity, middle):
+            high = middle
         else:
-            if len(numbers) == open_rows:
-                worst = int(np.argmin((left / fullness).sum(1)))
-                left = np.delete(left, worst, 0)
-                del numbers[worst]
-            numbers.append(len(rows))
-            rows.append([])
-            left = np.concatenate([left, capacity[None]])
-            at = len(numbers) - 1
-        rows[numbers[at]].append(sample)
-        left[at] -= need
-    return rows
+            low = middle
+    return high
 
 
-class Plan:
-    """Steps to rows of draws. `size_of(draw)` gives int[6] without decoding a picture."""
-
-    def __init__(
-        self, mixture: Mixture, size_of: Callable[[Draw], np.ndarray], capacity, batch_rows: int
-    ):
-        self.mixture = mixture
-        self.size_of = size_of
-        self.capacity = np.asarray(capacity)
-        self.batch_rows = batch_rows
-        self._lock = threading.Lock()  # reader threads share the plan
-        first = self._packed(0)
-        # Every epoch has the same number of steps, so a step names its epoch by division. Rows to
-        # spare take the epochs whose captions happen to be longer than the first one's.
-        spare = max(batch_rows, len(first) // 100)
-        self.steps_per_epoch = -(-len(first) // batch_rows) + -(-spare // batch_rows)
-        self._rows = {0: self._filled_up(first)}
-
-    def _packed(self, epoch: int) -> list[list[Draw]]:
-        draws = self.mixture.epoch(epoch)
-        sizes = np.stack([self.size_of(draw) for draw in draws])
-        rows = pack(sizes, self.capacity)
-        generator(self.mixture.seed, 'rows', epoch).shuffle(rows)
-        return [[draws[i] for i in row] for row in rows]
-
-    def _filled_up(self, rows: list[list[Draw]]) -> list[list[Draw]]:
-        """Exactly steps_per_epoch * batch_rows rows; the first rows come again to fill up."""
-        need = self.steps_per_epoch * self.batch_rows
-        if len(rows) > need:
-            logging.warning('%d rows of an epoch of %d are left out', len(rows) - need, need)
-        return [rows[i % len(rows)] for i in range(need)]
-
-    def _epoch_rows(self, epoch: int) -> list[list[Draw]]:
-        with self._lock:
-            if epoch not in self._rows:
-                near = {e: rows for e, rows in self._rows.items() if abs(e - epoch) <= 1}
-                self._rows = near | {epoch: self._filled_up(self._packed(epoch))}
-            return self._rows[epoch]
-
-    def rows(self, step: int) -> Sequence[Sequence[Draw]]:
-        """The draws of every row of global batch `step`."""
-        epoch, at = divmod(step, self.steps_per_epoch)
-        return self._epoch_rows(epoch)[at * self.batch_rows : (at + 1) * self.batch_rows]
+def _suffices(sizes: np.ndarray, capacity: np.ndarray, rows: int) -> bool:
+    return bool((deal(sizes, capacity, rows)[0] >= 0).all())
