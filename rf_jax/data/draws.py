@@ -38,9 +38,7 @@ class Draws:
 
     def take(self, where) -> 'Draws':
         """Those at `where`: anything that indexes an array."""
-        return replace(
-            self, task=self.task[where], index=self.index[where], turn=self.turn[where]
-        )
+        return replace(self, task=self.task[where], index=self.index[where], turn=self.turn[where])
 
     def list(self) -> list[Draw]:
         """One object each, for the few of a batch."""
@@ -126,7 +124,7 @@ def _feistel(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
 
 
 def mixed(x: np.ndarray) -> np.ndarray:
-    """A hash uint64 -> uint64 in which every bit depends on all (SplitMix64, Steele et al. 2014)."""
+    """A hash uint64 -> uint64, every bit from all bits (SplitMix64, Steele et al. 2014)."""
     with np.errstate(over='ignore'):  # arithmetic modulo 2**64 is meant
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -5,8 +5,6 @@ five captions of about ten words; LAION has sides from 200 px to thousands, any 
 captions with a long tail. Every size is a function of (seed, task, index, turn).
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from rf_jax.data.draws import mixed
@@ -61,7 +59,7 @@ class _Coco:
     @staticmethod
     def picture(shape, other, turned, _) -> tuple[np.ndarray, np.ndarray]:
         """Most are 640 x 480 or 640 x 427, some of any shape; a quarter stands upright."""
-        short = np.where(shape < 0.4, 480, np.where(shape < 0.75, 427, 320 + 320 * other // 1))
+        short = np.where(shape < 0.4, 480, np.where(shape < 0.75, 427, np.floor(320 + 320 * other)))
         upright = turned < 0.25
         return np.where(upright, 640, short), np.where(upright, short, 640)
 

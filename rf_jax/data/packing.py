@@ -1,20 +1,21 @@
-"""Packing: draws of known sizes into rows of fixed capacities, all streams full at once.
+"""Packing: samples of known sizes into rows of fixed capacities, all streams full at once.
 
-Rows are filled together, largest draws first, as cards are dealt: a block of draws at a time goes
-to the rows that have most room for it, so that all rows end about equally full in every stream.
-All arithmetic is in integers: the same on every machine.
+Most samples are dealt like cards, a block at a time, the largest first, to the rows with most room
+for them: that is quick, and rows end about equally full in every stream. The last few of each row,
+which for small rows are all, go one by one to the row that they fill best. All arithmetic is in
+integers: the same on every machine.
 """
 
 import numpy as np
 
 _UNIT = 2**20  # an empty row's room, in each dimension
 _BLOCKS = 8  # a block is this part of the rows: smaller ones balance better and take longer
+_FITTED = 8  # samples of a row that are not dealt but fitted
+_GROUP = 512  # rows among which the best is sought; more fill better and take longer
 
 
-def deal(
-    sizes: np.ndarray, capacity: np.ndarray, rows: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Deals samples into `rows` rows: (row of each, -1 where none has room, room left).
+def deal(sizes: np.ndarray, capacity: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Packs samples into `rows` rows: (row of each, -1 where none has room, room left).
 
     sizes int[S, d], capacity int[d] -> int64[S], int64[rows, d]. A block of samples goes to the
     rows whose room has the largest dot product with its mean demand (Panigrahy et al., "Heuristics
@@ -31,48 +32,49 @@ def deal(
     shares = sizes * unit
     room = np.tile(capacity, (rows, 1))
     found = np.full(len(sizes), -1, np.int64)
+    order = np.argsort(-shares.sum(1), kind='stable')
     block = max(1, rows // _BLOCKS)
-    order, ends = _dealing_order(shares)
-    for start, stop in zip([0, *ends], ends):
-        for first in range(start, stop, block):
-            which = order[first : min(first + block, stop)]
-            at = _matched(shares[which], room * unit)
-            fits = (room[at] >= sizes[which]).all(1)
-            found[which[fits]] = at[fits]
-            room[at[fits]] -= sizes[which[fits]]
-    refused = order[found[order] < 0]
-    found[refused] = place(sizes[refused], room, capacity)
+    dealt = max(0, len(order) - _FITTED * rows)
+    for first in range(0, dealt, block):
+        which = order[first : min(first + block, dealt)]
+        at = _matched(shares[which], room * unit)
+        fits = (room[at] >= sizes[which]).all(1)
+        found[which[fits]] = at[fits]
+        room[at[fits]] -= sizes[which[fits]]
+    rest = np.flatnonzero(found < 0)
+    # By halving sizes: of equals in any order, as strictly falling ones would gather long texts.
+    halvings = np.frexp(shares[rest].max(1, initial=0).astype(float))[1]
+    rest = rest[np.argsort(-halvings, kind='stable')]
+    groups = -(-rows // _GROUP)
+    for group in range(groups):
+        part = rest[group::groups]
+        at = fit(sizes[part], room[group::groups], capacity)
+        found[part] = np.where(at < 0, -1, group + groups * at)
+    if groups > 1:
+        rest = rest[found[rest] < 0]
+        found[rest] = fit(sizes[rest], room, capacity)
     return found, room
 
 
-def place(sizes: np.ndarray, room: np.ndarray, capacity: np.ndarray) -> np.ndarray:
-    """Best fit, one sample after another: its row, -1 where none has room; takes from `room`."""
-    unit = _UNIT // np.maximum(capacity, 1)
+def fit(sizes: np.ndarray, room: np.ndarray, capacity: np.ndarray) -> np.ndarray:
+    """Best fit, one sample after another: the row of each, -1 where none has room.
+
+    The best row is the one that is fullest in what the sample takes. Takes from `room`.
+    """
+    left = np.ascontiguousarray(room.T)
+    unit = (_UNIT // np.maximum(capacity, 1))[:, None]
+    weighted = left * unit
     found = np.full(len(sizes), -1, np.int64)
     for sample, size in enumerate(sizes):
-        fits = np.flatnonzero((room >= size).all(1))
+        takes = np.flatnonzero(size)
+        fits = np.flatnonzero((left[takes] >= size[takes, None]).all(0))
         if len(fits):
-            # The row that is left fullest in what the sample takes.
-            found[sample] = fits[np.argmin((room[fits] * unit) @ (size > 0))]
-            room[found[sample]] -= size
+            at = fits[np.argmin(weighted[takes][:, fits].sum(0))]
+            found[sample] = at
+            left[:, at] -= size
+            weighted[:, at] -= size * unit[:, 0]
+    room[:] = left.T
     return found
-
-
-def _dealing_order(shares: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """(samples in the order of dealing, where each group ends).
-
-    A group takes of the same dimensions, as all pictures to draw do; the group with the largest
-    samples goes first, and in a group the largest sample. Equal samples keep their order.
-    """
-    pattern = (shares > 0) @ (1 << np.arange(shares.shape[1]))
-    largest = shares.max(1, initial=0)
-    _, group = np.unique(pattern, return_inverse=True)
-    counts = np.bincount(group)
-    sums = np.zeros(len(counts), np.int64)
-    np.add.at(sums, group, largest)
-    rank = np.argsort(np.argsort(-(sums // np.maximum(counts, 1)), kind='stable'))
-    order = np.lexsort((-largest, rank[group]))
-    return order, np.cumsum(counts[np.argsort(rank)]).tolist()
 
 
 def _matched(shares: np.ndarray, room: np.ndarray) -> np.ndarray:
@@ -106,3 +108,21 @@ def fewest_rows(sizes: np.ndarray, capacity: np.ndarray) -> int:
 
 def _suffices(sizes: np.ndarray, capacity: np.ndarray, rows: int) -> bool:
     return bool((deal(sizes, capacity, rows)[0] >= 0).all())
+
+
+def recommended(sizes: np.ndarray, tokens: int) -> np.ndarray:
+    """Capacities int64[6] (`layout.SIZES`) of a row of `tokens` tokens that suit the samples.
+
+    Streams in the ratio of the mean demand, so that all fill at once, and never below the largest
+    sample; pictures, whose places cost next to nothing, a quarter above their mean number.
+    """
+    unit = 8 if tokens >= 8192 else 4
+    streams, total = sizes[:, :4].sum(0), int(sizes[:, :4].sum())
+    found = np.zeros(6, np.int64)
+    # Text takes what rounding leaves: its demand is the one that has no steps.
+    found[1:4] = (2 * streams[1:] * tokens + unit * total) // (2 * unit * total) * unit
+    found[1:4] = np.maximum(found[1:4], -(-sizes[:, 1:4].max(0) // unit) * unit)
+    found[0] = max(tokens - found[1:4].sum(), sizes[:, 0].max())
+    pictures = sizes[:, 4:].sum(0)
+    found[4:] = np.where(pictures > 0, 5 * pictures * tokens // (4 * total) + 2, 0)
+    return found

@@ -23,7 +23,7 @@ from rf_jax.data.keys import generator
 
 WINDOW = 2**16  # most draws from which a window's size is found: what a plan holds in memory
 LEAST = 2**11  # the same, at least: few samples still meet in ever new rows
-_DEVIATIONS = 2  # windows differ: rows to spare take a demand so many deviations above the mean
+_DEVIATIONS = 1  # windows differ: rows to spare take a demand so many deviations above the mean
 
 SizesOf = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
 
@@ -48,7 +48,8 @@ class Window:
 
     draws: Draws
     starts: np.ndarray
-    left_over: tuple[Draws, np.ndarray]
+    room: np.ndarray  # int64[d], left in all rows together
+    left_over: tuple[Draws, np.ndarray]  # own draws without room, which stand in the next window
     left_out: int  # draws of the window before that found no room here either
 
     def row(self, number: int) -> list[Draw]:
@@ -126,22 +127,22 @@ class Plan:
 
     def _planned(self, number: int) -> Window:
         dealt = self._dealt(number)
-        draws, row, room = dealt.draws, dealt.row, dealt.room
-        came, sizes = self._left_over(number - 1)
+        draws, row, room, left_out = dealt.draws, dealt.row, dealt.room, 0
+        came, sizes = self._left_over(number - 1) if number else ((), None)
         if len(came):
-            at = packing.place(sizes, room, self.capacity)
+            at = packing.fit(sizes, room, self.capacity)
             draws, row = joined([draws, came]), np.concatenate([row, at])
-            out = int((at < 0).sum())
-            self.counts['draws_without_room'] += out
-            if out:
-                logging.warning('window %d: no room for %d of %d draws', number, out, len(draws))
+            left_out = int((at < 0).sum())
+        if left_out:
+            self.counts['draws_without_room'] += left_out
+        if left_out > self.draws_per_window // 100:
+            logging.warning('no room for %d of %d draws', left_out, self.draws_per_window)
         # Dealing begins with the largest draws and the first rows: batches shall not show it.
         shuffled = generator(self.mixture.seed, 'rows', number).permutation(len(room))
         row = np.where(row < 0, -1, shuffled[row])
         order = np.argsort(row, kind='stable')
         starts = np.searchsorted(row[order], np.arange(len(room) + 1))
-        lost = int((row[len(dealt.row) :] < 0).sum())
-        return Window(draws.take(order), starts, dealt.left_over(), lost)
+        return Window(draws.take(order), starts, room.sum(0), dealt.left_over(), left_out)
 
     def _left_over(self, number: int) -> tuple[Draws, np.ndarray]:
         """Of the window's own draws: a function of the window alone, not of those before."""
@@ -149,18 +150,16 @@ class Plan:
             known = self._windows.get(number)
         if known is not None and known.done() and known.exception() is None:
             return known.result().left_over
-        if number < 0:
-            none = self.mixture.window(0, self.shares).take(slice(0))
-            return none, np.zeros((0, len(self.capacity)), np.int64)
         return self._dealt(number).left_over()
 
     def _dealt(self, number: int) -> _Dealt:
         draws = self.mixture.window(number, self.shares)
-        sizes = self._sizes(draws)
+        sizes = self.sizes(draws)
         row, room = packing.deal(sizes, self.capacity, self.steps_per_window * self.batch_rows)
         return _Dealt(draws, sizes, row, room)
 
-    def _sizes(self, draws: Draws) -> np.ndarray:
+    def sizes(self, draws: Draws) -> np.ndarray:
+        """int64[S, d]."""
         sizes = np.zeros((len(draws), len(self.capacity)), np.int64)
         for number, task in enumerate(draws.tasks):
             which = draws.task == number
@@ -172,7 +171,7 @@ class Plan:
         """(steps, draws of each task) of a window, from a first look at as many draws."""
         shares = self.mixture.shares(min(max(self.mixture.epoch(), LEAST), WINDOW))
         draws = self.mixture.window(0, shares)
-        sizes = self._sizes(draws)
+        sizes = self.sizes(draws)
         rows = packing.fewest_rows(sizes, self.capacity) * self._spare(draws.task, sizes)
         steps = max(1, round(rows / self.batch_rows))
         scale = steps * self.batch_rows / rows
