@@ -36,9 +36,11 @@ def test_what_is_left_over_fits_nowhere():
     assert not (left[:, None] <= room).all(2).any()
 
 
-def test_no_row_stays_empty():
-    sizes = np.random.default_rng(0).integers(1, 5, (200, 6)) // 2
-    assert len(np.unique(deal(sizes, CAPACITY, 150)[0])) == 150
+def test_no_row_stays_empty_while_another_has_several():
+    sizes = np.random.default_rng(0).integers(2, 6, (200, 6)) // 2
+    rows, room = deal(sizes, CAPACITY, 150)
+    assert len(np.unique(rows)) == 150 and (rows >= 0).all()
+    np.testing.assert_array_equal(room, CAPACITY - filled(sizes, rows, 150))
 
 
 def test_samples_that_pair_up_exactly_do():

@@ -34,7 +34,7 @@ def deal(sizes: np.ndarray, capacity: np.ndarray, rows: int) -> tuple[np.ndarray
     found = np.full(len(sizes), -1, np.int64)
     order = np.argsort(-shares.sum(1), kind='stable')
     block = max(1, rows // _BLOCKS)
-    dealt = max(min(rows, len(order)), len(order) - _FITTED * rows)  # no row stays empty
+    dealt = max(0, len(order) - _FITTED * rows)
     for first in range(0, dealt, block):
         which = order[first : min(first + block, dealt)]
         at = _matched(shares[which], room * unit)
@@ -53,7 +53,22 @@ def deal(sizes: np.ndarray, capacity: np.ndarray, rows: int) -> tuple[np.ndarray
     if groups > 1:
         rest = rest[found[rest] < 0]
         found[rest] = fit(sizes[rest], room, capacity)
+    _fill_empty(sizes, order[::-1], found, room)
     return found, room
+
+
+def _fill_empty(sizes, smallest_first, found, room) -> None:
+    """Moves the smallest sample of rows that have several to rows that have none."""
+    held = np.bincount(found[found >= 0], minlength=len(room))
+    empty = np.flatnonzero(held == 0)
+    several = smallest_first[(found >= 0)[smallest_first]]
+    several = several[held[found[several]] > 1]
+    # One of each row, the first that comes.
+    moved = several[np.sort(np.unique(found[several], return_index=True)[1])[: len(empty)]]
+    empty = empty[: len(moved)]
+    room[found[moved]] += sizes[moved]
+    room[empty] -= sizes[moved]
+    found[moved] = empty
 
 
 def fit(sizes: np.ndarray, room: np.ndarray, capacity: np.ndarray) -> np.ndarray:
@@ -92,9 +107,9 @@ def _matched(shares: np.ndarray, room: np.ndarray) -> np.ndarray:
 
 
 def fewest_rows(sizes: np.ndarray, capacity: np.ndarray) -> int:
-    """The least number of rows found into which `deal` brings all samples, but one in 2,000.
+    """The least number of rows found into which `deal` brings all samples, but three of thousands.
 
-    That one is odd: rows for its sake would not be full.
+    Those are odd: rows for their sake would not be full.
     """
     least = max(1, int((-(-sizes.sum(0) // np.maximum(capacity, 1))).max()))
     low, high = least - 1, least  # `low` does not suffice
@@ -110,7 +125,7 @@ def fewest_rows(sizes: np.ndarray, capacity: np.ndarray) -> int:
 
 
 def _suffices(sizes: np.ndarray, capacity: np.ndarray, rows: int) -> bool:
-    return int((deal(sizes, capacity, rows)[0] < 0).sum()) <= len(sizes) // 2000
+    return int((deal(sizes, capacity, rows)[0] < 0).sum()) <= min(3, len(sizes) // 1000)
 
 
 def recommended(sizes: np.ndarray, tokens: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from rf_jax.data.keys import generator
 
 WINDOW = 2**16  # most draws from which a window's size is found: what a plan holds in memory
 LEAST = 2**11  # the same, at least: few samples still meet in ever new rows
-_DEVIATIONS = 1  # windows differ: rows to spare take a demand so many deviations above the mean
+_DEVIATIONS = 2  # windows differ: rows to spare take a demand so many deviations above the mean
 
 SizesOf = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
 
