@@ -58,17 +58,20 @@ def deal(sizes: np.ndarray, capacity: np.ndarray, rows: int) -> tuple[np.ndarray
 
 
 def _fill_empty(sizes, smallest_first, found, room) -> None:
-    """Moves the smallest sample of rows that have several to rows that have none."""
-    held = np.bincount(found[found >= 0], minlength=len(room))
-    empty = np.flatnonzero(held == 0)
-    several = smallest_first[(found >= 0)[smallest_first]]
-    several = several[held[found[several]] > 1]
-    # One of each row, the first that comes.
-    moved = several[np.sort(np.unique(found[several], return_index=True)[1])[: len(empty)]]
-    empty = empty[: len(moved)]
-    room[found[moved]] += sizes[moved]
-    room[empty] -= sizes[moved]
-    found[moved] = empty
+    """Moves the smallest samples of rows that have several to rows that have none."""
+    placed = smallest_first[found[smallest_first] >= 0]
+    moved = placed
+    while len(moved):
+        held = np.bincount(found[placed], minlength=len(room))
+        empty = np.flatnonzero(held == 0)
+        several = placed[held[found[placed]] > 1]
+        # One of each row, the first that comes.
+        firsts = np.sort(np.unique(found[several], return_index=True)[1])
+        moved = several[firsts[: len(empty)]]
+        empty = empty[: len(moved)]
+        room[found[moved]] += sizes[moved]
+        room[empty] -= sizes[moved]
+        found[moved] = empty
 
 
 def fit(sizes: np.ndarray, room: np.ndarray, capacity: np.ndarray) -> np.ndarray:
