@@ -178,12 +178,9 @@ def test_a_large_batch_of_a_small_set_is_one_window():
 
 
 def test_rows_are_mixed():
-    """Else the first rows of a window hold other draws than its last."""
-    one = plan(counts={'drawn': 1000, 'seen': 1000})
-    window = one.window(0)
-    rows = np.repeat(np.arange(len(window.starts) - 1), np.diff(window.starts))
-    patches = one.sizes(window.draws)[:, 3]
-    assert abs(np.corrcoef(rows, patches)[0, 1]) < 0.1
+    """Else the first rows of a window, which were packed first, hold more than its last."""
+    held = np.diff(plan(counts={'drawn': 1000, 'seen': 1000}).window(0).starts)
+    assert abs(np.corrcoef(np.arange(len(held)), held)[0, 1]) < 0.15
 
 
 @pytest.mark.parametrize('kind', KINDS)
