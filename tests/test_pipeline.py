@@ -10,7 +10,8 @@ from PIL import Image
 
 from configs import base
 from configs import emoji as emoji_config
-from rf_jax.data import captions, layout, packing, pipeline, sources, spans
+from rf_jax.data import captions, layout, pipeline, sources, spans
+from rf_jax.data.draws import Draw
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.runtime.errors import UserError
@@ -130,7 +131,7 @@ def test_an_undecodable_picture_is_left_out_and_counted(make, caplog):
     assert samples == sum(map(len, rows)) - broken
     assert batches.counts[UNDECODABLE] == broken
     with pytest.raises(pipeline.images.BadPicture):
-        batches.spans(packing.Draw('text_to_image', 7, 0))
+        batches.spans(Draw('text_to_image', 7, 0))
 
 
 def test_condition_dropout_has_its_rates_and_is_independent(make):
@@ -138,7 +139,7 @@ def test_condition_dropout_has_its_rates_and_is_independent(make):
     both = Counter()
     number = 3000
     for i in range(number):
-        draw = packing.Draw('text_to_image', i % COUNT, i // COUNT)
+        draw = Draw('text_to_image', i % COUNT, i // COUNT)
         *prompt, _, pixels = batches.spans(draw, decode=False)
         both[not prompt, not pixels.reads_representation] += 1
     rates = {key: count / number for key, count in both.items()}
@@ -148,7 +149,7 @@ def test_condition_dropout_has_its_rates_and_is_independent(make):
 
 
 def test_dropping_both_adds_to_the_independent_rates(make):
-    draws = [packing.Draw('text_to_image', i % COUNT, i // COUNT) for i in range(400)]
+    draws = [Draw('text_to_image', i % COUNT, i // COUNT) for i in range(400)]
 
     def dropped(**rates):
         batches = make(**{'drop_text': 0.0, 'drop_representation': 0.0, 'drop_both': 0.0} | rates)
@@ -162,7 +163,7 @@ def test_dropping_both_adds_to_the_independent_rates(make):
 
 
 def test_a_dropped_prompt_may_keep_its_positions(make):
-    draw = packing.Draw('text_to_image', 3, 0)
+    draw = Draw('text_to_image', 3, 0)
     kept = make(drop_text=0.0).spans(draw)
     skip = make(drop_text=1.0, drop_keeps_positions=True).spans(draw)
     assert skip[0] == layout.Skip(len(kept[0].tokens))
@@ -171,11 +172,11 @@ def test_a_dropped_prompt_may_keep_its_positions(make):
 
 def test_prompts_answers_and_their_targets(make, tokenizer):
     batches = make(drop_text=0.0)
-    prompt, representation, pixels = batches.spans(packing.Draw('text_to_image', 2, 0))
+    prompt, representation, pixels = batches.spans(Draw('text_to_image', 2, 0))
     assert not len(prompt.targets)  # no loss on prompts unless asked
     assert (representation.height, representation.width) == (pixels.height, pixels.width)
     assert pixels.pixels.shape == (pixels.height * pixels.width, 48)
-    asked = make(drop_text=0.0, prompt_loss=True).spans(packing.Draw('text_to_image', 2, 0))[0]
+    asked = make(drop_text=0.0, prompt_loss=True).spans(Draw('text_to_image', 2, 0))[0]
     assert asked.tokens == prompt.tokens and list(asked.targets) == [*asked.tokens[1:], -1]
     text = spans.dialogue_span(tokenizer, 'what is this?', 'cat', 24, Counter())
     mark = text.tokens.index(tokenizer.answer)

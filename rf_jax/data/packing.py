@@ -1,140 +1,149 @@
-"""The plan: which draws stand in which row of which batch, as pure integers.
+"""Packing: samples of known sizes into rows of fixed capacities, all streams full at once.
 
-An epoch is one pass over the smallest task (relative to its weight). Task t draws sample
-`permutation(seed, t, pass)[i]`, so every sample of a task is seen exactly once per pass. Draws are
-packed first-fit into rows of fixed capacity, rows are shuffled and cut into batches. The plan of an
-epoch depends on (sizes, mixture, seed, epoch) alone, so any host can start at any step.
+Most samples are dealt like cards, a block at a time, the largest first, to the rows with most room
+for them: that is quick, and rows end about equally full in every stream. The last few of each row,
+which for small rows are all, go one by one to the row that they fill best. All arithmetic is in
+integers: the same on every machine.
 """
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-
 import numpy as np
-from absl import logging
 
-from rf_jax.data.keys import generator
-
-OPEN_ROWS = 512  # rows that first-fit keeps open; more fill better and cost more time
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One sample of one task in one pass: everything random about it folds from these."""
-
-    task: str
-    index: int
-    turn: int
+_UNIT = 2**20  # an empty row's room, in each dimension
+_BLOCKS = 8  # a block is this part of the rows: smaller ones balance better and take longer
+_FITTED = 8  # samples of a row that are not dealt but fitted
+_GROUP = 512  # rows among which the best is sought; more fill better and take longer
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """`counts`: samples that can serve each task; `weights`: draws per kind, any scale."""
+def deal(sizes: np.ndarray, capacity: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Packs samples into `rows` rows: (row of each, -1 where none has room, room left).
 
-    counts: Mapping[str, int]
-    weights: Mapping[str, float]
-    seed: int
-    least: int = 1  # draws of an epoch; a tiny task is passed several times in one
-
-    def per_epoch(self) -> dict[str, int]:
-        """Draws of each task in an epoch."""
-        active = {task: w for task, w in self.weights.items() if w > 0}
-        scale = min(self.counts[task] / weight for task, weight in active.items())
-        scale = max(scale, self.least / sum(active.values()))
-        return {task: max(1, round(scale * weight)) for task, weight in active.items()}
-
-    def epoch(self, epoch: int) -> list[Draw]:
-        """All draws of an epoch, in random order."""
-        draws = []
-        for task, number in self.per_epoch().items():
-            count = self.counts[task]
-            for turn, start, stop in _passes(epoch * number, number, count):
-                order = generator(self.seed, 'pass', task, turn).permutation(count)
-                draws += [Draw(task, int(i), turn) for i in order[start:stop]]
-        generator(self.seed, 'mix', epoch).shuffle(draws)
-        return draws
-
-
-def _passes(first: int, number: int, count: int):
-    """(pass, start, stop) pieces that cover draws first .. first + number of an endless series."""
-    while number > 0:
-        turn, start = divmod(first, count)
-        stop = min(count, start + number)
-        yield turn, start, stop
-        first, number = first + stop - start, number - (stop - start)
-
-
-def pack(sizes: np.ndarray, capacity: np.ndarray, open_rows: int = OPEN_ROWS) -> list[list[int]]:
-    """First-fit of samples into rows. sizes int[S, 6], capacity int[6]; gives sample numbers.
-
-    A row is closed when it is the fullest of `open_rows` open ones and a sample fits nowhere.
-    Raises ValueError when a sample exceeds an empty row.
+    sizes int[S, d], capacity int[d] -> int64[S], int64[rows, d]. A block of samples goes to the
+    rows whose room has the largest dot product with its mean demand (Panigrahy et al., "Heuristics
+    for Vector Bin Packing", 2011), and of the block the largest sample to the row with most room,
+    in the dimension where the block's samples differ most. Raises ValueError when a sample exceeds
+    an empty row.
     """
+    sizes, capacity = np.asarray(sizes, np.int64), np.asarray(capacity, np.int64)
     too_big = (sizes > capacity).any(1)
     if too_big.any():
-        raise ValueError(f'sample {int(np.argmax(too_big))} exceeds the capacity of a row')
-    rows: list[list[int]] = []
-    left = np.zeros((0, sizes.shape[1]), np.int64)
-    numbers: list[int] = []  # of the open rows
-    fullness = np.maximum(capacity, 1)
-    for sample, need in enumerate(sizes):
-        fits = (left >= need).all(1)
-        if fits.any():
-            at = int(np.argmax(fits))
+        at = int(np.argmax(too_big))
+        raise ValueError(f'sample {at} of {sizes[at]} exceeds the capacity {capacity} of a row')
+    unit = _UNIT // np.maximum(capacity, 1)
+    shares = sizes * unit
+    room = np.tile(capacity, (rows, 1))
+    found = np.full(len(sizes), -1, np.int64)
+    order = np.argsort(-shares.sum(1), kind='stable')
+    block = max(1, rows // _BLOCKS)
+    dealt = max(0, len(order) - _FITTED * rows)
+    for first in range(0, dealt, block):
+        which = order[first : min(first + block, dealt)]
+        at = _matched(shares[which], room * unit)
+        fits = (room[at] >= sizes[which]).all(1)
+        found[which[fits]] = at[fits]
+        room[at[fits]] -= sizes[which[fits]]
+    rest = np.flatnonzero(found < 0)
+    # By halving sizes: of equals in any order, as strictly falling ones would gather long texts.
+    halvings = np.frexp(shares[rest].max(1, initial=0).astype(float))[1]
+    rest = rest[np.argsort(-halvings, kind='stable')]
+    groups = -(-rows // _GROUP)
+    for group in range(groups):
+        part = rest[group::groups]
+        at = fit(sizes[part], room[group::groups], capacity)
+        found[part] = np.where(at < 0, -1, group + groups * at)
+    if groups > 1:
+        rest = rest[found[rest] < 0]
+        found[rest] = fit(sizes[rest], room, capacity)
+    _fill_empty(sizes, order[::-1], found, room)
+    return found, room
+
+
+def _fill_empty(sizes, smallest_first, found, room) -> None:
+    """Moves the smallest samples of rows that have several to rows that have none."""
+    placed = smallest_first[found[smallest_first] >= 0]
+    moved = placed
+    while len(moved):
+        held = np.bincount(found[placed], minlength=len(room))
+        empty = np.flatnonzero(held == 0)
+        several = placed[held[found[placed]] > 1]
+        # One of each row, the first that comes.
+        firsts = np.sort(np.unique(found[several], return_index=True)[1])
+        moved = several[firsts[: len(empty)]]
+        empty = empty[: len(moved)]
+        room[found[moved]] += sizes[moved]
+        room[empty] -= sizes[moved]
+        found[moved] = empty
+
+
+def fit(sizes: np.ndarray, room: np.ndarray, capacity: np.ndarray) -> np.ndarray:
+    """Best fit, one sample after another: the row of each, -1 where none has room.
+
+    The best row is the one that is fullest in what the sample takes. Takes from `room`.
+    """
+    left = np.ascontiguousarray(room.T)
+    unit = (_UNIT // np.maximum(capacity, 1))[:, None]
+    weighted = left * unit
+    found = np.full(len(sizes), -1, np.int64)
+    for sample, size in enumerate(sizes):
+        takes = np.flatnonzero(size)
+        fits = np.flatnonzero((left[takes] >= size[takes, None]).all(0))
+        if len(fits):
+            at = fits[np.argmin(weighted[takes][:, fits].sum(0))]
+            found[sample] = at
+            left[:, at] -= size
+            weighted[:, at] -= size * unit[:, 0]
+    room[:] = left.T
+    return found
+
+
+def _matched(shares: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """A row of its own for each of a block's samples, int64[S]; there are at least S rows."""
+    count = len(shares)
+    demand = shares.sum(0) // count
+    top = np.argsort(-(room @ demand), kind='stable')[:count]
+    differ = count * (shares * shares).sum(0) - shares.sum(0) ** 2
+    by = int(np.argmax(differ))
+    found = np.empty(count, np.int64)
+    found[np.argsort(-shares[:, by], kind='stable')] = top[
+        np.argsort(-room[top, by], kind='stable')
+    ]
+    return found
+
+
+def fewest_rows(sizes: np.ndarray, capacity: np.ndarray) -> int:
+    """The least number of rows found into which `deal` brings all samples, but three of thousands.
+
+    Those are odd: rows for their sake would not be full.
+    """
+    least = max(1, int((-(-sizes.sum(0) // np.maximum(capacity, 1))).max()))
+    low, high = least - 1, least  # `low` does not suffice
+    while not _suffices(sizes, capacity, high):
+        low, high = high, high + max(1, 2 * (high - least), least // 256)
+    while high - low > max(1, least // 512):
+        middle = (low + high) // 2
+        if _suffices(sizes, capacity, middle):
+            high = middle
         else:
-            if len(numbers) == open_rows:
-                worst = int(np.argmin((left / fullness).sum(1)))
-                left = np.delete(left, worst, 0)
-                del numbers[worst]
-            numbers.append(len(rows))
-            rows.append([])
-            left = np.concatenate([left, capacity[None]])
-            at = len(numbers) - 1
-        rows[numbers[at]].append(sample)
-        left[at] -= need
-    return rows
+            low = middle
+    return high
 
 
-class Plan:
-    """Steps to rows of draws. `size_of(draw)` gives int[6] without decoding a picture."""
+def _suffices(sizes: np.ndarray, capacity: np.ndarray, rows: int) -> bool:
+    return int((deal(sizes, capacity, rows)[0] < 0).sum()) <= min(3, len(sizes) // 1000)
 
-    def __init__(
-        self, mixture: Mixture, size_of: Callable[[Draw], np.ndarray], capacity, batch_rows: int
-    ):
-        self.mixture = mixture
-        self.size_of = size_of
-        self.capacity = np.asarray(capacity)
-        self.batch_rows = batch_rows
-        self._lock = threading.Lock()  # reader threads share the plan
-        first = self._packed(0)
-        # Every epoch has the same number of steps, so a step names its epoch by division. Rows to
-        # spare take the epochs whose captions happen to be longer than the first one's.
-        spare = max(batch_rows, len(first) // 100)
-        self.steps_per_epoch = -(-len(first) // batch_rows) + -(-spare // batch_rows)
-        self._rows = {0: self._filled_up(first)}
 
-    def _packed(self, epoch: int) -> list[list[Draw]]:
-        draws = self.mixture.epoch(epoch)
-        sizes = np.stack([self.size_of(draw) for draw in draws])
-        rows = pack(sizes, self.capacity)
-        generator(self.mixture.seed, 'rows', epoch).shuffle(rows)
-        return [[draws[i] for i in row] for row in rows]
+def recommended(sizes: np.ndarray, tokens: int) -> np.ndarray:
+    """Capacities int64[6] (`layout.SIZES`) of a row of `tokens` tokens that suit the samples.
 
-    def _filled_up(self, rows: list[list[Draw]]) -> list[list[Draw]]:
-        """Exactly steps_per_epoch * batch_rows rows; the first rows come again to fill up."""
-        need = self.steps_per_epoch * self.batch_rows
-        if len(rows) > need:
-            logging.warning('%d rows of an epoch of %d are left out', len(rows) - need, need)
-        return [rows[i % len(rows)] for i in range(need)]
-
-    def _epoch_rows(self, epoch: int) -> list[list[Draw]]:
-        with self._lock:
-            if epoch not in self._rows:
-                near = {e: rows for e, rows in self._rows.items() if abs(e - epoch) <= 1}
-                self._rows = near | {epoch: self._filled_up(self._packed(epoch))}
-            return self._rows[epoch]
-
-    def rows(self, step: int) -> Sequence[Sequence[Draw]]:
-        """The draws of every row of global batch `step`."""
-        epoch, at = divmod(step, self.steps_per_epoch)
-        return self._epoch_rows(epoch)[at * self.batch_rows : (at + 1) * self.batch_rows]
+    Streams in the ratio of the mean demand, so that all fill at once, and never below the largest
+    sample; pictures, whose places cost next to nothing, a quarter above their mean number.
+    """
+    unit = 8 if tokens >= 8192 else 4
+    streams, total = sizes[:, :4].sum(0), int(sizes[:, :4].sum())
+    found = np.zeros(6, np.int64)
+    # Text takes what rounding leaves: its demand is the one that has no steps.
+    found[1:4] = (2 * streams[1:] * tokens + unit * total) // (2 * unit * total) * unit
+    found[1:4] = np.maximum(found[1:4], -(-sizes[:, 1:4].max(0) // unit) * unit)
+    found[0] = max(tokens - found[1:4].sum(), sizes[:, 0].max())
+    pictures = sizes[:, 4:].sum(0)
+    found[4:] = np.where(pictures > 0, 5 * pictures * tokens // (4 * total) + 2, 0)
+    return found

@@ -11,12 +11,13 @@ import grain
 import numpy as np
 from absl import logging
 
-from rf_jax.data import captions, images, layout, packing, spans
+from rf_jax.data import captions, images, layout, spans
+from rf_jax.data.draws import Draw, Mixture
 from rf_jax.data.keys import generator
+from rf_jax.data.plan import Plan
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.runtime.errors import UserError
 
-LEAST_DRAWS = 2048  # of an epoch, so that few samples still meet in ever new rows
 TASKS = ('text_to_image', 'image_to_text', 'text_only')
 
 
@@ -46,11 +47,12 @@ class Batches:
                 f'data.tasks.{(empty or TASKS)[0]}=0 or give a source that can (data.sources)'
             )
         counts = {task: len(self.samples[task]) for task in TASKS}
-        self.plan = packing.Plan(
-            packing.Mixture(counts, weights, config.seed, LEAST_DRAWS),
-            lambda draw: layout.size(self.spans(draw, decode=False)),
+        self.plan = Plan(
+            Mixture(counts, weights, config.seed),
+            self.sizes,
             [self.data.capacity[name] for name in layout.SIZES],
             self.data.rows,
+            self.counts,
         )
 
     def _check(self) -> None:
@@ -104,7 +106,12 @@ class Batches:
         if data.rows % self.part[1]:
             raise UserError(f'data.rows={data.rows} does not divide over {self.part[1]} hosts')
 
-    def spans(self, draw: packing.Draw, decode: bool = True) -> list[layout.Span]:
+    def sizes(self, task: str, index: np.ndarray, turn: np.ndarray) -> np.ndarray:
+        """int64[S, 6] as `layout.SIZES`, for sample numbers and passes int64[S]; no decoding."""
+        draws = (Draw(task, *each) for each in zip(index.tolist(), turn.tolist()))
+        return np.stack([layout.size(self.spans(draw, decode=False)) for draw in draws])
+
+    def spans(self, draw: Draw, decode: bool = True) -> list[layout.Span]:
         """The sample's spans. Raises images.BadPicture when its picture cannot be decoded."""
         source, index, piece = self.samples[draw.task][draw.index]
         record = source.record(index)
@@ -188,8 +195,12 @@ def fitted(height: int, width: int, data, longest: int | None = None) -> tuple[i
 
 
 def _pick(rng: np.random.Generator, sizes) -> int:
-    weights = np.array([weight for _, weight in sizes], float)
-    return sizes[int(np.searchsorted(np.cumsum(weights / weights.sum()), rng.random()))][0]
+    chance = rng.random() * sum(weight for _, weight in sizes)
+    for size, weight in sizes:
+        if chance < weight:
+            return size
+        chance -= weight
+    return sizes[-1][0]
 
 
 def _samples(
@@ -201,8 +212,9 @@ def _samples(
         for index in range(len(source)):
             record = source.record(index)
             if record.height and record.captions:
-                found['text_to_image'].append((source, index, None))
-                found['image_to_text'].append((source, index, None))
+                sample = (source, index, None)
+                found['text_to_image'].append(sample)
+                found['image_to_text'].append(sample)
             elif record.captions:
                 pieces = document(record.captions[0])
                 found['text_only'] += [(source, index, piece) for piece in pieces]

@@ -1,0 +1,91 @@
+"""How well a plan fills its rows, and which capacities would suit its samples."""
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from rf_jax.data import layout, packing
+from rf_jax.data.plan import Plan
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of some windows in a row. `fill`: share of each capacity in use, as `layout.SIZES`."""
+
+    draws: int
+    steps: int
+    fill: dict[str, float]
+    row_fill: float  # of the tokens of all four streams
+    carried: int  # draws that had no room in their own window and stand in the next
+    left_out: int  # had no room there either
+    seconds: float  # of the processor: other work on the machine does not count
+
+
+def measure(plan: Plan, draws: int) -> Measured:
+    """Plans the first windows that hold at least `draws` draws."""
+    began = time.process_time()
+    number = -(-draws // plan.draws_per_window)
+    room, carried, left_out = np.zeros(len(plan.capacity), np.int64), 0, 0
+    for each in range(number):
+        window = plan.window(each)
+        room += window.room
+        carried += len(window.left_over[0])
+        left_out += window.left_out
+    steps = number * plan.steps_per_window
+    holds = steps * plan.batch_rows * plan.capacity
+    used = holds - room
+    return Measured(
+        number * plan.draws_per_window,
+        steps,
+        {name: u / h for name, u, h in zip(layout.SIZES, used, holds) if h},
+        used[:4].sum() / holds[:4].sum(),
+        carried,
+        left_out,
+        time.process_time() - began,
+    )
+
+
+def recommended(plan: Plan, tokens: int) -> tuple[np.ndarray, float]:
+    """(capacities that suit a window's samples at so many tokens a row, row fill with them)."""
+    sizes = plan.sizes(plan.mixture.window(0, plan.shares))
+    capacity = packing.recommended(sizes, tokens)
+    rows = packing.fewest_rows(sizes, capacity)
+    return capacity, float(sizes[:, :4].sum() / (rows * capacity[:4].sum()))
+
+
+def lines(plan: Plan, draws: int) -> list[str]:
+    """What a person wants to know of a plan."""
+    found = measure(plan, draws)
+    told = [
+        f'draws planned          {found.draws:12,d}',
+        f'seconds, to plan       {found.seconds:12.1f}',
+        f'steps                  {found.steps:12,d}',
+        f'steps of a window      {plan.steps_per_window:12,d}',
+        f'steps of an epoch      {plan.steps_per_epoch:12,d}',
+        f'row fill               {found.row_fill:12.1%}',
+    ]
+    told += [f'  {name:20} {value:12.1%}' for name, value in found.fill.items()]
+    told += [
+        f'in the next window     {found.carried / found.draws:12.3%}',
+        f'left out               {found.left_out / found.draws:12.3%}',
+    ]
+    capacity, fill = recommended(plan, int(plan.capacity[:4].sum()))
+    if fill < found.row_fill + 0.01:
+        return told
+    return [*told, f'rows would be {fill:.1%} full with', *flags(capacity)]
+
+
+def flags(capacity: np.ndarray) -> list[str]:
+    """As one gives them to a command."""
+    return [
+        f'  --config.data.capacity.{name}={value}' for name, value in zip(layout.SIZES, capacity)
+    ]
+
+
+def peak_memory_gb() -> float:
+    """Of this process so far, in 10^9 bytes."""
+    unit = 1 if sys.platform == 'darwin' else 1024  # Linux counts in units of 1024 bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

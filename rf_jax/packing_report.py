@@ -1,0 +1,73 @@
+"""Plan without training: `python -m rf_jax.packing_report [--config=configs/emoji.py]`.
+
+Prints the fill of every stream, processor seconds, memory, and better capacities if there are any.
+With `--row_tokens=32768` it finds the capacities of rows of so many tokens, with
+`--distribution=coco|laion` the sizes are made up, in place of the config's sources.
+"""
+
+import time
+
+from absl import flags
+from ml_collections import config_flags
+
+from rf_jax.data import captions, layout, made_up, plan_report, sources
+from rf_jax.data.draws import Mixture
+from rf_jax.data.pipeline import Batches
+from rf_jax.data.plan import Plan
+from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.runtime import command
+from rf_jax.runtime.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file('config', 'configs/emoji.py', 'Whose data to plan.')
+_SAMPLES = flags.DEFINE_integer('samples', 0, 'Draws planned; 0: an epoch.', lower_bound=0)
+_ROW_TOKENS = flags.DEFINE_integer(
+    'row_tokens', 0, "Tokens of a row, shared out as suits the samples; 0: the config's own rows."
+)
+_DISTRIBUTION = flags.DEFINE_enum(
+    'distribution', '', ['', *made_up.KINDS], 'Made-up sizes of a million samples.'
+)
+
+
+def plan_of_sources(config) -> Plan:
+    found = sources.build(config.data.sources, config.data.max_pixels)
+    if config.tokenizer.path:
+        tokenizer = Tokenizer.load(config.tokenizer.path)
+    else:
+        tokenizer = Tokenizer.train(captions.corpus(found), config.tokenizer.vocabulary)
+    return Batches(config, found, tokenizer).plan
+
+
+def made_up_plan(config, kind: str) -> Plan:
+    weights = {task: float(weight) for task, weight in config.data.tasks.items()}
+    mixture = Mixture(dict.fromkeys(weights, 1_000_000), weights, config.seed)
+    capacity = [config.data.capacity[name] for name in layout.SIZES]
+    sizes = made_up.MadeUp(kind, config.data, config.seed).sizes
+    return Plan(mixture, sizes, capacity, config.data.rows)
+
+
+def planned(config, kind: str, row_tokens: int) -> Plan:
+    """Raises UserError when a sample does not fit into a row."""
+    if row_tokens:  # for a first look at the sizes, a row takes so many of each
+        config.data.capacity.update(dict.fromkeys(layout.SIZES, row_tokens // 4 * 4))
+    try:
+        plan = made_up_plan(config, kind) if kind else plan_of_sources(config)
+        if not row_tokens:
+            return plan
+        capacity, _ = plan_report.recommended(plan, row_tokens)
+        print('\n'.join(['capacities', *plan_report.flags(capacity)]))
+        return Plan(plan.mixture, plan.sizes_of, capacity, plan.batch_rows)
+    except ValueError as error:
+        raise UserError(f'{error} ({", ".join(layout.SIZES)}): see data.capacity') from None
+
+
+def main(argv):
+    del argv
+    began = time.process_time()
+    plan = planned(_CONFIG.value, _DISTRIBUTION.value, _ROW_TOKENS.value)
+    print(f'seconds, to start      {time.process_time() - began:12.1f}')
+    print('\n'.join(plan_report.lines(plan, _SAMPLES.value or round(plan.mixture.epoch()))))
+    print(f'peak memory            {plan_report.peak_memory_gb():12.2f} GB')
+
+
+if __name__ == '__main__':
+    command.run(main)
