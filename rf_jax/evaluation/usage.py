@@ -12,7 +12,10 @@ from rf_jax.models import quantizer
 
 
 def codes_over_an_epoch(run: Run, state: State) -> float:
-    """Share of the K prototypes, in [0, 1], that the batches of one epoch use; nothing learns."""
+    """Share of the K prototypes, in [0, 1], that the batches of one epoch use; nothing learns.
+
+    Of a set larger than a window of the plan, the first window.
+    """
     assign = quantizer.build(run.config)
     count = run.config.model.representation.codes
     hit = np.zeros(count, bool)
@@ -24,6 +27,7 @@ def codes_over_an_epoch(run: Run, state: State) -> float:
 
     # Whole on every host: each has some of the rows only.
     used = jax.jit(used, out_shardings=NamedSharding(run.mesh, PartitionSpec()))
-    for number in range(run.batches.plan.steps_per_epoch):
+    plan = run.batches.plan
+    for number in range(min(plan.steps_per_epoch, plan.steps_per_window)):
         hit |= np.asarray(used(state, run.put(run.batches.batch(number))))
     return float(hit.mean())
