@@ -96,6 +96,7 @@ def get_config() -> ConfigDict:
     encoder.layer_scale = 1.0  # initial value
     encoder.rope_theta = 100.0
     encoder.norm_eps = 1e-5
+    encoder.remat = 'none'  # as backbone.remat
     encoder.unroll = 1  # as backbone.unroll
 
     representation = model.representation = ConfigDict()

@@ -54,9 +54,11 @@ def reference(w, x, live):
 
 
 def routed(config, mesh, w, x, live):
+    """One pool of experts."""
     module = experts.Routed(
-        config.model.backbone, normed=True, product=grouped.build('ragged', 'cpu'), mesh=mesh
-    )
+        config.model.backbone, normed=True, product=grouped.build('ragged', 'cpu'), mesh=mesh,
+        table=config.sharding, name='pixels',
+    )  # fmt: skip
     return module.apply({'params': w}, x, live)
 
 

@@ -18,8 +18,8 @@ GOLDEN = {
     # D x heads: the width is gathered before use, the heads stay apart.
     f'{LAYER}/attention/query/kernel': P(None, 'fsdp', 'tensor'),
     f'{LAYER}/output/kernel': P(None, 'tensor', 'fsdp'),
-    f'{LAYER}/pixels/gate': P(None, 'expert', 'fsdp', 'tensor'),
-    f'{LAYER}/pixels/down': P(None, 'expert', 'tensor', 'fsdp'),
+    f'{LAYER}/pixels/gate': P(None, ('expert', 'fsdp'), None, None),  # expert by expert
+    f'{LAYER}/pixels/down': P(None, ('expert', 'fsdp'), None, None),
     f'{LAYER}/representation/router': P(None, 'fsdp', None),
     f'{LAYER}/ffn_norm/scale': P(None, 'fsdp'),
     'encoder/layers/ffn/up/kernel': P(None, 'fsdp', 'tensor'),
@@ -39,7 +39,7 @@ def sizes(**changes):
 def built(size='30B-A3B', offload=()):
     config = joint.get_config(size)
     config.data.rows, config.offload = 8, offload
-    mesh = make_mesh(sizes(fsdp=2, expert=2, tensor=2))
+    mesh = make_mesh(sizes(fsdp=4, expert=2))
     return programs.build(config, config.tokenizer.vocabulary, mesh, 'tpu')
 
 

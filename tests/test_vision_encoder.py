@@ -20,8 +20,8 @@ THETA, EPSILON = 50.0, 0.02  # neither is a default, and the epsilon is large en
 def config(gated: bool) -> ConfigDict:
     return ConfigDict({
         'layers': 2, 'width': WIDTH, 'heads': HEADS, 'feedforward': 16, 'gated': gated,
-        'unroll': 2, 'registers': REGISTERS, 'layer_scale': 0.3, 'rope_theta': THETA,
-        'norm_eps': EPSILON,
+        'unroll': 2, 'remat': 'none', 'registers': REGISTERS, 'layer_scale': 0.3,
+        'rope_theta': THETA, 'norm_eps': EPSILON,
     })  # fmt: skip
 
 

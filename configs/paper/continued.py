@@ -11,9 +11,10 @@ def get_config(size: str = '30B-A3B'):
     config.steps = 20_000
     large = size == '30B-A3B'
     config.data.sizes = ((1024 if large else 512, 0.6), (512 if large else 256, 0.4))
-    # 5 pictures of the largest size to draw, 4 to describe.
-    scale.row(config, text=2944, vision=4096, representation=5248, pixels=20_480,
-              vision_pictures=20, pixel_pictures=24)  # fmt: skip
+    config.data.max_text = 128
+    # As `rf_jax.packing_report` recommends: 5 pictures of 1,024 px to draw, 2 to describe.
+    scale.row(config, text=640, vision=2912, representation=5856, pixels=23_360,
+              vision_pictures=16, pixel_pictures=32)  # fmt: skip
     config.optimizer.learning_rate /= 2
     config.model.representation.quantizer.data_init_steps = ()
     config.ema.warmup = False

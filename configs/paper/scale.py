@@ -28,7 +28,7 @@ def dense_0b6(model: ConfigDict) -> None:
 
 def encoder(model: ConfigDict, **changes) -> None:
     """A DINOv3 encoder."""
-    model.encoder.update(registers=4, layer_scale=1e-5, **changes)
+    model.encoder.update(registers=4, layer_scale=1e-5, remat='attention', **changes)
 
 
 MODELS = {'30B-A3B': sparse_30b, '1.7B': dense_1b7, '0.6B': dense_0b6}
@@ -42,7 +42,7 @@ def get_config(size: str = '30B-A3B') -> ConfigDict:
     config.tokenizer.vocabulary = 151_936  # Qwen3's
     model = config.model
     model.backbone.update(head_dim=128, rope_theta=1e6, remat='attention')
-    model.attention.update(block_q=256, block_k=256)  # less of a tile is unseen than at 512
+    model.attention.update(block_q=256, block_k=128)  # less of a tile is unseen than at 512
     model.backbone.rope_sections = (32, 16, 16)
     choose('configs/paper:size', size, MODELS)(model)
     config.data.rows = 8  # one a chip of one host

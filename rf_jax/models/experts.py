@@ -15,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from rf_jax.models import exchange, grouped, routing
 from rf_jax.models.cut import Cut
 from rf_jax.models.layers import RMSNorm, SwiGLU, linear_init
+from rf_jax.runtime import sharding
 from rf_jax.runtime.errors import choose, require
 from rf_jax.runtime.mesh import BATCH_AXES
 
@@ -52,7 +53,8 @@ class Routed(nn.Module):
     config: object  # model.backbone
     normed: bool
     product: Callable
-    mesh: Mesh | None
+    mesh: Mesh | None = None
+    table: tuple = ()  # config.sharding
 
     @nn.compact
     def __call__(self, x: jax.Array, live: jax.Array):
@@ -93,14 +95,44 @@ class Routed(nn.Module):
                 exchange.remote, axis='expert', axes=mesh.axis_names, slack=self.config.routed.slack
             )
         rows = PartitionSpec(BATCH_AXES, 'context')
-        wide, tall = PartitionSpec('expert', None, 'tensor'), PartitionSpec('expert', 'tensor')
+        cut = self._cut_of(weights)
+
+        def spread(weights, *tokens):
+            weights = tuple(_gathered(w, spec, kept) for w, spec, kept in zip(weights, cut, KEPT))
+            y = flat(run, weights, *tokens)
+            return jax.lax.psum(y, 'tensor') if 'tensor' in cut[2][1] else y
+
         return jax.shard_map(
-            lambda *a: jax.lax.psum(flat(run, *a), 'tensor'),
+            spread,
             mesh=mesh,
-            in_specs=((wide, wide, tall), rows, rows, rows),
+            in_specs=(tuple(PartitionSpec(*spec) for spec in cut), rows, rows, rows),
             out_specs=rows,
             check_vma=False,  # the kernels do not say how their outputs vary
         )(*arguments)
+
+    def _cut_of(self, weights) -> list[tuple[tuple[str, ...], ...]]:
+        """Mesh axes of each dimension of gate, up and down, by the table of the config."""
+        path = f'backbone/layers/{self.name}'
+        names = [f'{path}/{name}' for name in ('gate', 'up', 'down')]
+        found = sharding.shardings(dict(zip(names, weights)), self.mesh, self.table)
+        specs = [(*found[name].spec, None, None, None)[:3] for name in names]
+        return [tuple((e,) if isinstance(e, str) else tuple(e or ()) for e in s) for s in specs]
+
+
+# What stays apart of gate, up [E, D, F] and down [E, F, D] when they are used, by dimension.
+KEPT = (('expert', '', 'tensor'), ('expert', '', 'tensor'), ('expert', 'tensor', ''))
+
+
+def _gathered(w: jax.Array, cut, kept) -> jax.Array:
+    """The matrices of this device's experts within shard_map, whole but for the axes `kept`.
+
+    Its transpose scatters the sum of the gradients: each device receives the part that it keeps.
+    """
+    for dimension, (axes, stays) in enumerate(zip(cut, kept)):
+        others = tuple(axis for axis in axes if axis != stays)
+        if others:
+            w = jax.lax.all_gather(w, others, axis=dimension, tiled=True)
+    return w
 
 
 # Whose pool of experts a group uses: its own, or one for all.
@@ -109,11 +141,11 @@ POOLS = {'separate': by_group, 'shared': lambda cut, lengths, make, *x: make('sh
 
 def _dense(config, platform, mesh):
     del platform, mesh
-    return partial(Dense, config), by_group
+    return partial(Dense, config.model.backbone), by_group
 
 
 def _routed(config, platform, mesh):
-    c, field = config.routed, 'model.backbone.routed'
+    c, field = config.model.backbone.routed, 'model.backbone.routed'
     require(
         1 <= c.active <= c.count,
         f'{field}.active={c.active} must be between 1 and {field}.count={c.count}',
@@ -125,9 +157,9 @@ def _routed(config, platform, mesh):
     )
     require(c.slack >= 1, f'{field}.slack={c.slack} must be at least 1')
     product = grouped.build(c.product, platform)
-    return partial(Routed, config, product=product, mesh=mesh), choose(
-        f'{field}.pool', c.pool, POOLS
-    )
+    pool = choose(f'{field}.pool', c.pool, POOLS)
+    own = {'product': product, 'mesh': mesh, 'table': tuple(config.sharding)}
+    return partial(Routed, config.model.backbone, **own), pool
 
 
 KINDS = {'dense': _dense, 'routed': _routed}
@@ -139,7 +171,7 @@ def build(config, platform: str, mesh: Mesh | None) -> Callable:
     To be called within a linen module. Raises UserError.
     """
     kind = choose('model.backbone.experts', config.model.backbone.experts, KINDS)
-    module, pool = kind(config.model.backbone, platform, mesh)
+    module, pool = kind(config, platform, mesh)
 
     def feed(cut: Cut, lengths, x: jax.Array, live: jax.Array, normed: bool):
         return pool(cut, lengths, lambda name: module(normed=normed, name=name), x, live)

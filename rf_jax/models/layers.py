@@ -7,6 +7,15 @@ import jax.numpy as jnp
 linear_init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
 
 
+# What the backward of a layer finds kept; the rest it computes anew.
+REMAT = {
+    'none': None,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'attention': jax.checkpoint_policies.save_only_these_names('attended'),
+}
+
+
 def flat_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[..., D] x [D, F] -> [..., F], with all tokens in one axis.
 

@@ -10,18 +10,11 @@ import jax.numpy as jnp
 from rf_jax.models import attention, experts
 from rf_jax.models.cut import UNCUT, Cut
 from rf_jax.models.experts import by_group
-from rf_jax.models.layers import Dense, RMSNorm
+from rf_jax.models.layers import REMAT, Dense, RMSNorm
 from rf_jax.runtime.errors import choose, require
 
 # Keys and values of the cached tokens: [B, S, Hkv, Dh] each, with a leading layer axis outside.
 Cache = tuple[jax.Array, jax.Array]
-
-REMAT = {
-    'none': None,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'attention': jax.checkpoint_policies.save_only_these_names('attended'),
-}
 
 
 class Projections(nn.Module):

@@ -10,12 +10,12 @@ from jax.sharding import Mesh
 from rf_jax.models import attention, transformer
 from rf_jax.models.cut import Cut
 from rf_jax.models.denoiser import PatchIn, PatchOut
-from rf_jax.models.layers import Dense, Table
+from rf_jax.models.layers import REMAT, Dense, Table
 from rf_jax.models.representation import RepresentationEmbedding, RepresentationHead
 from rf_jax.models.spread import Spread
 from rf_jax.models.visibility import FIELDS
 from rf_jax.models.vision_encoder import Connector, VisionEncoder, pool
-from rf_jax.runtime.errors import require
+from rf_jax.runtime.errors import choose, require
 
 Batch = Mapping[str, jax.Array]
 
@@ -153,6 +153,7 @@ def build(
         f'model.encoder.layers={encoder.layers} and model.encoder.unroll={encoder.unroll}: '
         'need 1 <= unroll <= layers',
     )
+    choose('model.encoder.remat', encoder.remat, REMAT)
     platform = platform or jax.default_backend()
     form, cut = attention.build(config, platform), Cut(mesh)
     if mesh is not None and mesh.size > 1:

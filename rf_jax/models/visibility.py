@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rf_jax.data.layout import NEVER
 
 FIELDS = ('segment', 'order', 'reach', 'block')
-SLOTS = 128  # samples, and pictures, of a row that tiles are told apart by
+SLOTS = 512  # samples, and pictures, of a row that tiles are told apart by
 PADDING = {'segment': 0, 'order': NEVER, 'reach': -1, 'block': 0}
 
 Integers = Mapping[str, jax.Array]  # int32 [B, L] by the names of FIELDS, numpy or jax

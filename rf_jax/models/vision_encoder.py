@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from rf_jax.data.layout import NEVER
 from rf_jax.models import attention
 from rf_jax.models.cut import UNCUT, Cut
-from rf_jax.models.layers import GELU, Dense, LayerNorm, SwiGLU
+from rf_jax.models.layers import GELU, REMAT, Dense, LayerNorm, SwiGLU
 
 
 class EncoderBlock(nn.Module):
@@ -69,12 +69,16 @@ class VisionEncoder(nn.Module):
         angles = self._angles(coords)
         angles = self.cut.join([jnp.zeros((rows, extra, angles.shape[-1])), angles])  # not turned
 
+        block = EncoderBlock
+        if c.remat != 'none':
+            block = nn.remat(block, policy=REMAT[c.remat], prevent_cse=False)
+
         def body(block, x, _):
             return self.cut.lay(block(self.cut.lay(x), angles, seen)), None
 
         stack = nn.scan(body, variable_axes={'params': 0}, split_rngs={'params': True},
                         length=c.layers, unroll=c.unroll)  # fmt: skip
-        x, _ = stack(EncoderBlock(c, self.form, name='layers'), x, None)
+        x, _ = stack(block(c, self.form, name='layers'), x, None)
         normed = LayerNorm(c.norm_eps, name='norm')(x)
         return self.cut.split(x, sizes)[1], self.cut.split(normed, sizes)[1]
 
