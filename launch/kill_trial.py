@@ -25,7 +25,7 @@ import local
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 60.0  # seconds in which all processes must end
 EVERY = 5  # steps between checkpoints
-AFTER = 10.0  # seconds after the first step within which a kill may fall
+AFTER = 30.0  # seconds after the first step within which a kill may fall
 
 
 def command(workdir: Path, steps: int, cache: Path) -> list[str]:
