@@ -3,10 +3,10 @@
 python launch/kill_trial.py [--processes=4] [--kills=10] [--devices=1] [--seed=0] [--folder=...]
 
 For each kill: start all processes, send SIGKILL to one at a random moment (of the start, and every
-second time of training), wait until all have ended, start again. After the last kill the run goes on to its end, and its state is
-compared with that of a run that nobody disturbed. Prints a table; the exit code is 0 if every
-process ended within 60 s, every restart resumed from the newest finished checkpoint, and the states
-are equal bit for bit. About 10 minutes on 2 cores.
+second time of training), wait until all have ended, start again. After the last kill the run goes
+on to its end, and its state is compared with that of a run that nobody disturbed. Prints a table;
+the exit code is 0 if every process ended within 60 s, every restart resumed from the newest
+finished checkpoint, and the states are equal bit for bit. About 10 minutes on 2 cores.
 """
 
 import argparse
@@ -69,7 +69,7 @@ class Trial:
     def told(self, index: int = 0) -> str:
         """The log of a process of the last attempt."""
         path = self.logs / str(self.attempts) / f'{index}.log'
-        return path.read_text(errors='replace')
+        return path.read_text(errors='replace') if path.exists() else ''
 
     def resumed(self) -> int:
         """The step that the last attempt resumed from, 0 if it began anew; -1 if not so far."""
