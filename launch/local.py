@@ -11,7 +11,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-GRACE = 60.0  # seconds that the others get to end by themselves once one has failed
+# Seconds that the others get to end by themselves once one has failed. They need 5 to 30, but wait
+# for minutes for one that died before all had found each other, as they cannot know that it came.
+GRACE = 45.0
 
 
 def free_port() -> int:

@@ -21,7 +21,7 @@ stopped=''
 trap 'stopped=1; kill -TERM "$step" 2>/dev/null' TERM
 
 export RF_JAX_COORDINATOR=auto RF_JAX_UNFINISHED=75
-srun --label --kill-on-bad-exit=0 --wait=90 python -m rf_jax.train "$@" &
+srun --label --kill-on-bad-exit=0 --wait=45 python -m rf_jax.train "$@" &
 step=$!
 wait "$step"
 code=$?

@@ -93,7 +93,8 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
     total = run.config.steps
     restored = checkpoints.restore(run.abstract)
     if restored:
-        checks.warn_of_changes(run.config, run.workdir)
+        if hosts.first():
+            checks.warn_of_changes(run.config, run.workdir)
         logging.info('Resumed %s at step %d of %d', run.workdir, restored[0], total)
         if restored[0] >= total:
             logging.info('Nothing to train; raise steps (--config.steps) to go on')

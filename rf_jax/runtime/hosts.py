@@ -250,9 +250,21 @@ def check_shared(folder: Path) -> None:
 
 
 def whole(tree: Any) -> Any:
-    """The tree on the first device of every process, not cut. All must call it."""
+    """The tree on the first device of every process, not cut. All must call it.
+
+    Raises:
+      UserError: it does not fit there.
+    """
     if jax.process_count() == 1:
         return tree
+    size = sum(x.nbytes for x in jax.tree.leaves(tree))
+    memory = jax.local_devices()[0].memory_stats() or {}
+    free = memory.get('bytes_limit', size) - memory.get('bytes_in_use', 0)
+    if size > free:
+        raise UserError(
+            f'drawing needs the averaged weights whole on one device: {size / 1e9:.1f} GB, and '
+            f'{free / 1e9:.1f} GB are free. Set log.samples_every=0 and evaluation.samples=0'
+        )
     gathered = multihost_utils.process_allgather(tree, tiled=True)  # numpy: one leaf a time
     return jax.tree.map(lambda x: jax.device_put(x, jax.local_devices()[0]), gathered)
 
