@@ -1,0 +1,143 @@
+"""The compile check: its programs, its figures, and what it says when something cannot be."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from shrink import quick_compilation, shrink
+
+from configs import base
+from rf_jax.evaluation import compile_report, compiling, roofline
+from rf_jax.models import flops
+from rf_jax.runtime import hardware, topology
+from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.mesh import AXES, make_mesh
+
+VOCABULARY = 64
+
+
+def tiny(**changes):
+    config = shrink(base.get_config())
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope='module')
+def checked():
+    config = tiny(**{'mesh.tensor': 2, 'mesh.fsdp': 4})
+    mesh = make_mesh(config.mesh, topology.devices('cpu:8'))
+    with quick_compilation():
+        names = ('initialise', 'train_step', 'sample')
+        found = dict(zip(names, compile_report.each(config, VOCABULARY, mesh, names)))
+    return config, found
+
+
+def test_every_program_compiles_and_tells_its_cost(checked):
+    _, found = checked
+    for name, program in found.items():
+        assert program.fits and 'memory of a chip' in program.text
+        assert program.values['peak'] > 0 and (program.values['flops'] > 0) == (
+            name != 'initialise'
+        )
+    moved = {row['kind'] for row in found['train_step'].values['collectives']}
+    assert moved & {'all-reduce', 'reduce-scatter'} and 'all-gather' in moved
+
+
+def test_flops_of_the_program_are_those_of_the_model(checked):
+    """Attention here computes every pair; the rest of the model is counted the same way."""
+    config, found = checked
+    values = found['train_step'].values
+    whole = flops.train_step(config, VOCABULARY) / 8
+    assert 0.95 < values['flops'] / whole < 1.35  # one kv head: attention on both tensor devices
+    assert values['model_flops'] < whole, 'pairs that see nothing are no need of the model'
+
+
+class Torus:
+    """A pretended slice of v5p chips."""
+
+    def __init__(self, sizes, slices=1):
+        places = itertools.product(range(slices), *map(range, sizes))
+        self.devices = np.array(
+            [
+                SimpleNamespace(coords=place[::-1], slice_index=s, device_kind='TPU v5')
+                for s, *place in places
+            ]
+        )
+
+    def mesh(self, **sizes):
+        shape = [sizes.get(axis, 1) for axis in AXES]
+        return SimpleNamespace(devices=self.devices.reshape(shape), axis_names=AXES)
+
+
+CHIP = hardware.CHIPS['TPU v5']
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'group', 'axes', 'ici'),
+    [
+        ((4, 4, 4), range(4), ('fsdp',), 1 / CHIP.axis),  # a ring
+        ((4, 4, 4), range(16), ('fsdp',), 1 / (2 * CHIP.axis)),  # two axes of the torus
+        ((4, 4, 4), range(2), ('fsdp',), 2 / CHIP.axis),  # half of an axis: no ring
+    ],
+)
+def test_a_collective_takes_the_links_of_the_axes_it_spans(sizes, group, axes, ici):
+    mesh = Torus(sizes).mesh(fsdp=64)
+    (row,) = roofline.collectives({('all-gather', (tuple(group),)): 1.0}, mesh, CHIP)
+    assert row.axes == axes and row.dcn == 0
+    np.testing.assert_allclose(row.ici, ici)
+
+
+def test_between_slices_a_chip_sends_its_share_over_the_slow_network():
+    mesh = Torus((2, 2, 1), slices=2).mesh(data=2, fsdp=4)
+    (row,) = roofline.collectives({('all-reduce', (tuple(range(8)),)): 8.0}, mesh, CHIP)
+    assert row.axes == ('data', 'fsdp')
+    np.testing.assert_allclose(row.dcn, 8.0 / 4 / CHIP.slice)
+
+
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        ('v5x:2x2', 'not known. Known: v4: .*v5p: 2x2x1'),
+        ('v5p', 'not known'),
+        ('v5p:two', 'not known'),
+        ('cpu:99', 'there are 8 CPU devices'),
+    ],
+)
+def test_unknown_topologies_list_the_known(name, words):
+    with pytest.raises(UserError, match=words):
+        topology.devices(name)
+
+
+def test_a_program_that_does_not_fit_says_what_is_largest_and_what_helps(monkeypatch):
+    config = tiny()
+    mesh = make_mesh(config.mesh, topology.devices('cpu:8'))
+
+    def refuse(*_):
+        raise compiling.DoesNotFit('train step', '120.5G of 95.7G')
+
+    monkeypatch.setitem(compile_report.PROGRAMS, 'train_step', refuse)
+    (found,) = compile_report.each(config, VOCABULARY, mesh, ['train_step'])
+    assert not found.fits and '120.5G of 95.7G' in found.text
+    assert 'parameters' in found.text and 'model.backbone.remat' in found.text
+    with pytest.raises(UserError, match="--only='trainstep' is not known; did you mean"):
+        list(compile_report.each(config, VOCABULARY, mesh, ['trainstep']))
+
+
+def test_a_sweep_ranks_what_fits_by_time():
+    def cost(seconds, peak):
+        return compiling.Cost(
+            name='train step', compile_seconds=1.0, arguments=1.0, outputs=0.0, temporaries=1.0,
+            peak=peak, flops=2.0, model_flops=1.0, memory_traffic=1.0, collectives=(),
+            times=roofline.Times(seconds, 0, 0, 0), mfu=0.5, loops_of_unknown_length=0,
+        )  # fmt: skip
+
+    tried = [
+        ({'mesh.expert': 8}, '120G', False),
+        ({'mesh.expert': 4}, cost(2.0, 1e9), True),
+        ({'mesh.tensor': 2}, cost(1.0, 1e9), True),
+        ({'mesh.context': 2}, cost(0.5, 1e12), False),
+    ]
+    lines = compile_report.ranked(tried).splitlines()
+    order = [line.split()[-1] for line in lines[1:]]
+    assert order == ['tensor=2', 'expert=4', 'context=2', 'expert=8']
