@@ -25,6 +25,7 @@ _SLICES = flags.DEFINE_integer('slices', 1, 'Slices, joined by the network.', lo
 _ONLY = flags.DEFINE_list('only', ['initialise', 'train_step', 'sample'], 'Programs to compile.')
 _SWEEP = flags.DEFINE_bool('sweep', False, 'Try meshes and remat policies for the train step.')
 _JSON = flags.DEFINE_string('json', '', 'File for all figures.')
+_TABLE = flags.DEFINE_string('table', '', 'Markdown file whose table gets a line a program.')
 
 
 def main(argv):
@@ -51,6 +52,10 @@ def main(argv):
             print(compiled.text, flush=True)
             ok &= compiled.fits
             found.append(compiled.values)
+            if _TABLE.value and compiled.cost:
+                what = config_flags.get_config_filename(flags.FLAGS['config'])
+                line = compile_report.markdown(what, name, config, compiled.cost, devices)
+                compile_report.add_line(Path(_TABLE.value), line)
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps(found, indent=1), encoding='utf-8')
     sys.exit(0 if ok else 2)

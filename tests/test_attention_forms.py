@@ -357,3 +357,11 @@ def test_cudnn_takes_odd_lengths_and_leaves_float32_to_the_reference():
 def test_fields_that_cannot_be_are_refused(changes, field):
     with pytest.raises(UserError, match=f'model.attention.{field}'):
         attention.build(fields(**changes))
+
+
+def test_blocks_grow_where_the_list_of_tiles_would_be_too_long():
+    form = Pallas(256, 128)
+    assert form.sizes(1, 32_768, 32_768) == (256, 128)
+    assert form.sizes(1, 200, 1000) == (256, 128)
+    assert form.sizes(1, 94_000, 94_000) == (512, 256)
+    assert form.sizes(16, 32_768, 32_768) == (512, 512)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from jax.sharding import Mesh
 
@@ -62,6 +63,34 @@ def table(cost: Cost, mesh: Mesh) -> str:
     return '\n'.join(lines)
 
 
+HEADER = (
+    '| what | chips | mesh | remat | program | memory of a chip | FLOPs / model | step | MFU |\n'
+    '| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n'
+)
+
+
+def markdown(what: str, chips: str, config, cost: Cost, mesh: Mesh) -> str:
+    """A line of the table that HEADER begins."""
+    chip = hardware.chip(mesh.devices.flat[0])
+    sizes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items() if size > 1)
+    share = f' ({cost.peak / chip.memory:.0%})' if chip else ''
+    cells = (
+        *(what, chips, sizes or '1 device', config.model.backbone.remat, cost.name),
+        f'{cost.peak / 1e9:.1f} GB{share}',
+        f'{cost.flops / cost.model_flops:.2f}' if cost.model_flops else '',
+        f'{cost.times.step * 1e3:,.0f} ms, {cost.times.bound}' if cost.times else '',
+        f'{cost.mfu:.0%}' if cost.mfu else '',
+    )
+    return f'| {" | ".join(cells)} |\n'
+
+
+def add_line(table: Path, line: str) -> None:
+    """Appends a line of `markdown` to a file, which begins with HEADER."""
+    new = not table.exists()
+    with table.open('a', encoding='utf-8') as file:
+        file.write((HEADER if new else '') + line)
+
+
 def as_json(cost: Cost) -> dict:
     """All of a cost, as plain values."""
     return dataclasses.asdict(cost) | {'intensity': cost.intensity}
@@ -74,6 +103,7 @@ class Checked:
     text: str
     fits: bool
     values: dict
+    cost: Cost | None = None
 
 
 PROGRAMS = {
@@ -97,7 +127,7 @@ def each(config, vocabulary: int, mesh: Mesh, names: Sequence[str]) -> Iterator[
         text = table(cost, mesh)
         if not fit:
             text += f'\n  does not fit into {ROOM:.0%}: {largest(config, vocabulary, mesh, cost)}'
-        yield Checked(text, fit, {'fits': fit} | as_json(cost))
+        yield Checked(text, fit, {'fits': fit} | as_json(cost), cost)
 
 
 def largest(config, vocabulary: int, mesh: Mesh, cost: Cost | None = None) -> str:

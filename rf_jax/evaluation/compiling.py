@@ -164,10 +164,10 @@ def kernel_flops(config, row: Mapping[str, np.ndarray], chips: int):
 
 def tile_pairs(config, tokens) -> float:
     """Pairs in the tiles that a row's attention kernel visits; `config`: model.attention."""
-    length = -(-tokens['segment'].shape[1] // 128) * 128
+    length = tokens['segment'].shape[1]
     if not length:
         return 0.0
-    sizes = min(config.block_q, length), min(config.block_k, length)
+    sizes = Pallas(config.block_q, config.block_k).sizes(1, length, length)
     return float(visibility.tiles(tokens, tokens, *sizes).sum()) * math.prod(sizes)
 
 

@@ -6,6 +6,7 @@ of the grid walks; its length is known when the step runs, so other tiles cost n
 tile the pairs are masked by the integers; the mask is made once for all query heads of a group.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +20,7 @@ from rf_jax.models import flash_kernels as kernels
 from rf_jax.models import visibility
 
 LANES = 128
+TILES = 2**17  # longest list of tiles: half a megabyte of the megabyte that scalars have
 VMEM_BYTES = 48 * 2**20  # tiles of 512 x 512 with eight query heads a group need about half of it
 
 
@@ -32,7 +34,7 @@ class Pallas:
 
     def prepare(self, query: visibility.Integers, key: visibility.Integers):
         """Integers int32 [B, 4, padded L] and the tile lists of forward, dq and of dk, dv."""
-        block_q, block_k = self._sizes(query['segment'].shape[1], key['segment'].shape[1])
+        block_q, block_k = self.sizes(*query['segment'].shape, key['segment'].shape[1])
         may_see = visibility.tiles(query, key, block_q, block_k)
         query, key = visibility.filled(query, block_q), visibility.filled(key, block_k)
         return {
@@ -45,17 +47,21 @@ class Pallas:
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, prepared) -> jax.Array:
         """q [B, Lq, H, Dh], k and v [B, Lk, Hkv, Dh] -> [B, Lq, H, Dh]; 0 where nothing is seen."""
         rows, length, heads, head_dim = q.shape
-        block_q, block_k = sizes = self._sizes(length, k.shape[1])
+        block_q, block_k = sizes = self.sizes(rows, length, k.shape[1])
         kv_heads = k.shape[2]
         q = _heads_first(q, block_q).reshape(rows, kv_heads, heads // kv_heads, -1, head_dim)
         k, v = _heads_first(k, block_k), _heads_first(v, block_k)
         out = _attend((*sizes, self.interpret), q, k, v, prepared)
         return out.reshape(rows, heads, -1, head_dim)[:, :, :length].swapaxes(1, 2)
 
-    def _sizes(self, queries: int, keys: int) -> tuple[int, int]:
-        """Blocks no longer than the row, in whole lanes."""
-        lengths = (visibility.blocks(length, LANES) * LANES for length in (queries, keys))
-        return tuple(map(min, (self.block_q, self.block_k), lengths))
+    def sizes(self, rows: int, queries: int, keys: int) -> tuple[int, int]:
+        """Blocks no longer than the row, in whole lanes; larger where the list grew too long."""
+        lengths = [visibility.blocks(length, LANES) * LANES for length in (queries, keys)]
+        sizes = [min(self.block_q, lengths[0]), min(self.block_k, lengths[1])]
+        while rows * math.prod(map(visibility.blocks, lengths, sizes)) > TILES:
+            shorter = sizes.index(min(sizes))
+            sizes[shorter] *= 2
+        return tuple(sizes)
 
 
 def _heads_first(x: jax.Array, block: int) -> jax.Array:

@@ -36,7 +36,7 @@ def _count(found: Totals, i: Instruction, computations, name: str, of, fused: bo
     elif i.op == 'custom-call':
         _kernel(found, i)
     if i.op == 'while':
-        trips = _trips(i, computations)
+        trips = _trips(i, table, computations)
         found.unknown += trips is None
         found.add(of(i.called('body')[0]), trips or 0)
     elif i.op == 'conditional':
@@ -54,16 +54,30 @@ def _count(found: Totals, i: Instruction, computations, name: str, of, fused: bo
         found.bytes += _traffic(i, table, computations)
 
 
-def _trips(i: Instruction, computations) -> int | None:
-    """How often a loop runs: XLA's note, or the constant that a counter from 0 is compared with."""
-    if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', i.attributes):
+def _trips(loop: Instruction, table, computations) -> int | None:
+    """How often a loop runs: XLA's note, or from its counter's start, step and limit."""
+    if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(noted[1])
-    condition = computations.get(i.called('condition')[0], {})
-    root = next((x for x in condition.values() if x.root), None)
-    if root is None or root.op not in ('compare', 'fusion'):
+    condition, body = (computations[loop.called(name)[0]] for name in ('condition', 'body'))
+    test = next(x for x in condition.values() if x.root)
+    if test.op != 'compare' or 'direction=LT' not in test.attributes:
         return None
-    limits = [condition[o] for o in root.operands if condition[o].op == 'constant']
-    return int(limits[0].argument) if limits else None
+    counter, limit = (condition[name] for name in test.operands)
+    place = re.search(r'index=(\d+)', counter.attributes)
+    after = next(x for x in body.values() if x.root)
+    before = table.get(loop.operands[0])
+    if not place or limit.op != 'constant' or after.op != 'tuple' or before is None:
+        return None
+    place = int(place[1])
+    moved = body.get(after.operands[place])
+    steps = [body[o] for o in moved.operands if body[o].op == 'constant'] if moved else []
+    if moved is None or moved.op != 'add' or len(steps) != 1:
+        return None
+    start = table.get(before.operands[place]) if before.op == 'tuple' else None
+    while start is not None and start.op in ('copy', 'bitcast'):
+        start = table.get(start.operands[0])
+    first = int(start.argument) if start is not None and start.op == 'constant' else 0
+    return -(-(int(limit.argument) - first) // int(steps[0].argument))
 
 
 def _collective(found: Totals, i: Instruction, kind: str, name: str) -> None:
