@@ -364,4 +364,4 @@ def test_blocks_grow_where_the_list_of_tiles_would_be_too_long():
     assert form.sizes(1, 32_768, 32_768) == (256, 128)
     assert form.sizes(1, 200, 1000) == (256, 128)
     assert form.sizes(1, 94_000, 94_000) == (512, 256)
-    assert form.sizes(16, 32_768, 32_768) == (512, 512)
+    assert form.sizes(16, 32_768, 32_768) == (512, 256)

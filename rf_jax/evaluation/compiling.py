@@ -16,6 +16,7 @@ from rf_jax.evaluation import roofline
 from rf_jax.generation import drawing
 from rf_jax.learning import programs
 from rf_jax.models import flops, unified, visibility, vision_encoder
+from rf_jax.models.flash import Pallas
 from rf_jax.runtime import hardware, mesh, program_cost
 from rf_jax.runtime.errors import UserError
 
