@@ -71,8 +71,9 @@ def get_config() -> ConfigDict:
     # Shares of the rotary frequencies for (order, row, column); they sum to head_dim / 2.
     backbone.rope_sections = (16, 8, 8)
     backbone.norm_eps = 1e-6
-    # none | dots (keep products) | attention (keep layer inputs and what the kernel attended) |
-    # full (keep layer inputs only)
+    # What the backward computes anew, from little to much: none | dots (keep products) |
+    # projections (keep layer inputs, queries, keys, values and what they attended) | attention
+    # (keep layer inputs and what the TPU kernel attended) | full (keep layer inputs only)
     backbone.remat = 'none'
     backbone.unroll = 1  # layers per scan iteration; layers = no loop, the same tree
 

@@ -13,6 +13,7 @@ REMAT = {
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     'full': jax.checkpoint_policies.nothing_saveable,
     'attention': jax.checkpoint_policies.save_only_these_names('attended'),
+    'projections': jax.checkpoint_policies.save_only_these_names('attended', 'projected'),
 }
 
 

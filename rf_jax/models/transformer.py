@@ -6,6 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from rf_jax.models import attention, experts
 from rf_jax.models.cut import UNCUT, Cut
@@ -28,7 +29,7 @@ class Projections(nn.Module):
         x = RMSNorm(c.norm_eps, name='norm')(x)
 
         def heads(name, count):
-            y = Dense(count * c.head_dim, name=name)(x)
+            y = checkpoint_name(Dense(count * c.head_dim, name=name)(x), 'projected')
             return y.reshape(*x.shape[:-1], count, c.head_dim)
 
         q = RMSNorm(c.norm_eps, name='query_norm')(heads('query', c.heads))
@@ -50,7 +51,7 @@ class SharedAttention(nn.Module):
         c = self.config
         q, k, v = Projections(c, name='attention')(x)
         attended, kept = _attend(self.form, q, k, v, angles, seen, cache)
-        x = x + Dense(c.width, name='output')(attended)
+        x = x + checkpoint_name(Dense(c.width, name='output')(attended), 'projected')
         normed = RMSNorm(c.norm_eps, name='ffn_norm')(x)
         y, losses = self.feed(self.cut, self.lengths, normed, live, normed=True)
         return x + y, losses, kept
@@ -71,7 +72,8 @@ class SplitAttention(nn.Module):
         each = partial(by_group, self.cut, self.lengths)
         q, k, v = each(lambda g: Projections(c, name=f'{g}_attention'), x)
         attended, kept = _attend(self.form, q, k, v, angles, seen, cache)
-        x = x + each(lambda g: Dense(c.width, name=f'{g}_output'), attended)
+        y = each(lambda g: Dense(c.width, name=f'{g}_output'), attended)
+        x = x + checkpoint_name(y, 'projected')
         y, losses = self.feed(self.cut, self.lengths, x, live, normed=False)
         return x + y, losses, kept
 
