@@ -12,8 +12,11 @@ from shrink import quick_compilation, shrink
 import configs
 from rf_jax.learning import loop
 
+ROOT = Path(configs.__file__).parent
 NAMES = sorted(
-    path.stem for path in Path(configs.__file__).parent.glob('*.py') if path.stem != '__init__'
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+    for path in ROOT.rglob('*.py')
+    if path.stem != '__init__'
 )
 
 
@@ -24,7 +27,7 @@ def quick():
 
 
 def test_configs_are_found():
-    assert {'base', 'emoji'} <= set(NAMES)
+    assert {'base', 'emoji', 'paper.joint'} <= set(NAMES)
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -6,22 +6,34 @@ from configs import base
 from rf_jax.runtime.errors import choose
 
 
-def sparse_30b(model: ConfigDict) -> None:
+def sparse_30b(config: ConfigDict) -> None:
     """Qwen3-30B-A3B in each of the three groups, and DINOv3 ViT-H+/16 (paper, section 4.1)."""
+    model = config.model
     model.backbone.update(layers=48, width=2048, heads=32, kv_heads=4)
     model.backbone.experts = 'routed'
     model.backbone.routed.update(count=128, active=8, feedforward=768)
     encoder(model, layers=32, width=1280, heads=20, feedforward=5120, gated=True)
+    config.losses.update(balance=1e-3, router_z=1e-4)
+    config.data.rows = 512  # one a chip of v5p:8x8x8
+    # Experts are cut one from the other, 128 over 128 chips, four times over: the rows of a matrix
+    # over 512 chips would be less than a tile of memory each, and be padded to one.
+    config.mesh.update(data=-1, fsdp=128)
+    config.sharding = ((r'(gate|up|down)$', (('expert', 'fsdp'), None, None)), *config.sharding)
 
 
-def dense_1b7(model: ConfigDict) -> None:
-    """Qwen3-1.7B with three feed-forwards, and DINOv3 ViT-L/16."""
+def dense_1b7(config: ConfigDict) -> None:
+    """Qwen3-1.7B with three feed-forwards, and DINOv3 ViT-L/16: 4.5 B parameters."""
+    model = config.model
     model.backbone.update(layers=28, width=2048, heads=16, kv_heads=8, feedforward=6144)
     encoder(model, layers=24, width=1024, heads=16, feedforward=4096)
+    # For chips of 16 GB, eight of which hold 73 GB of state.
+    config.offload = ('ema', 'opt_state')
+    model.backbone.remat = 'full'
 
 
-def dense_0b6(model: ConfigDict) -> None:
-    """Qwen3-0.6B with three feed-forwards, and DINOv3 ViT-B/16."""
+def dense_0b6(config: ConfigDict) -> None:
+    """Qwen3-0.6B with three feed-forwards, and DINOv3 ViT-B/16: 1.4 B parameters."""
+    model = config.model
     model.backbone.update(layers=28, width=1024, heads=16, kv_heads=8, feedforward=3072)
     encoder(model, layers=12, width=768, heads=12, feedforward=3072)
 
@@ -41,18 +53,11 @@ def get_config(size: str = '30B-A3B') -> ConfigDict:
     config.data.sources = 'folder:/path/to/pictures'
     config.tokenizer.vocabulary = 151_936  # Qwen3's
     model = config.model
-    model.backbone.update(head_dim=128, rope_theta=1e6, remat='attention')
     model.attention.update(block_q=256, block_k=128)  # less of a tile is unseen than at 512
+    model.backbone.update(head_dim=128, rope_theta=1e6, remat='attention')
     model.backbone.rope_sections = (32, 16, 16)
-    choose('configs/paper:size', size, MODELS)(model)
     config.data.rows = 8  # one a chip of one host
-    if model.backbone.experts == 'routed':
-        config.data.rows = 512  # one a chip of v5p:8x8x8
-        config.losses.update(balance=1e-3, router_z=1e-4)
-        # Experts are cut one by one: an eighth of a matrix's rows would be less than a tile of the
-        # chip's memory. 128 of them over 128 chips, four times over.
-        config.mesh.update(data=-1, fsdp=128)
-        config.sharding = ((r'(gate|up|down)$', (('expert', 'fsdp'), None, None)), *config.sharding)
+    choose('configs/paper:size', size, MODELS)(config)
     model.representation.codes = 16_384
     model.representation.frame = 32  # 1,024 px
     model.representation.quantizer.momentum = 0.9999

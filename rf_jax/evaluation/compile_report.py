@@ -142,7 +142,7 @@ def largest(config, vocabulary: int, mesh: Mesh, cost: Cost | None = None) -> st
     if cost:
         parts['temporaries'] = cost.temporaries
     chip = hardware.chip(mesh.devices.flat[0])
-    if chip and held > chip.memory / 2:
+    if chip and held > chip.memory / 2 and not config.offload:
         advice = 'more devices along mesh.fsdp, or --config.offload=\'("ema", "opt_state")\''
     elif config.model.backbone.remat != 'full':
         advice = '--config.model.backbone.remat=full'
