@@ -44,6 +44,21 @@ def rates(params, rate_rules: Sequence[tuple[str, float]], freeze: Sequence[str]
     return _by_path(params, factor)
 
 
+def held(params, freeze: Sequence[str]):
+    """`params` through which no gradient flows to the frozen ones: nothing of it is computed."""
+
+    def hold(path, leaf):
+        return jax.lax.stop_gradient(leaf) if frozen(path, freeze) else leaf
+
+    leaves = map(hold, paths(params), jax.tree.leaves(params))
+    return jax.tree.unflatten(jax.tree.structure(params), list(leaves))
+
+
+def frozen(path: str, freeze: Sequence[str]) -> bool:
+    """Whether any of the patterns is found in the path."""
+    return any(re.search(pattern, path) for pattern in freeze)
+
+
 def schedule(config) -> optax.Schedule:
     """Linear warm-up from 0 to the learning rate, then constant."""
     peak, warmup = config.learning_rate, config.warmup

@@ -99,7 +99,8 @@ def gradients(config, model, terms, params, batch: Batch):
     counts = losses.counts(terms, batch)
 
     def part_loss(params, part):
-        outputs = model.apply({'params': params}, part, part['codes'], part['z'], part['t'])
+        live = optimizer.held(params, config.optimizer.freeze)
+        outputs = model.apply({'params': live}, part, part['codes'], part['z'], part['t'])
         loss, means = losses.total(terms, config.losses, counts, outputs, part)
         return loss, means | {'loss': loss}
 

@@ -1,5 +1,6 @@
 """Model FLOPs by arithmetic: what the products need, without recomputation or padding of masks."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -41,7 +42,8 @@ def encoder_token(config) -> float:
 def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
     """FLOPs of one step at the row capacities: forward, twice that backward, EMA encoder forward.
 
-    `pairs` of a row, default every pair.
+    `pairs` of a row, default every pair. What is frozen (optimizer.freeze) needs no gradients of
+    its parameters, and before the first that learn none at all.
     """
     pairs = pairs or all_pairs(config)
     capacity, c, e = config.data.capacity, config.model.backbone, config.model.encoder
@@ -55,12 +57,19 @@ def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
         attention = 4.0 * e.layers * seen * e.width
         return tokens * encoder_token(config) + attention + 2.0 * patches * channels * e.width
 
-    forward = row * backbone_token(config)
-    forward += 4.0 * c.layers * pairs.backbone * c.heads * c.head_dim
-    forward += 2.0 * capacity.text * c.width * vocabulary
-    forward += 2.0 * capacity.representation * c.width * config.model.representation.codes
-    forward += 4.0 * capacity.pixels * channels * c.width
-    forward += encoder(4 * capacity.vision, capacity.vision_pictures, pairs.vision)
+    def frozen(path):
+        return any(re.search(pattern, path) for pattern in config.optimizer.freeze)
+
+    backbone = row * backbone_token(config)
+    backbone += 4.0 * c.layers * pairs.backbone * c.heads * c.head_dim
+    heads = 2.0 * capacity.text * c.width * vocabulary
+    heads += 2.0 * capacity.representation * c.width * config.model.representation.codes
+    heads += 4.0 * capacity.pixels * channels * c.width
     connector = 2.0 * capacity.vision * (e.width * c.width + c.width**2)
-    targets = encoder(capacity.pixels, capacity.pixel_pictures, pairs.pixels)
-    return config.data.rows * (3 * (forward + connector) + targets)
+    total = 3 * connector
+    total += (2 if frozen('backbone/layers/attention/query/kernel') else 3) * backbone
+    total += (2 if frozen('text_head/kernel') else 3) * heads
+    seen = encoder(4 * capacity.vision, capacity.vision_pictures, pairs.vision)
+    total += (1 if frozen('encoder/layers/query/kernel') else 3) * seen
+    total += encoder(capacity.pixels, capacity.pixel_pictures, pairs.pixels)
+    return config.data.rows * total
