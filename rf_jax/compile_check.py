@@ -28,37 +28,43 @@ _JSON = flags.DEFINE_string('json', '', 'File for all figures.')
 _TABLE = flags.DEFINE_string('table', '', 'Markdown file whose table gets a line a program.')
 
 
+def sweep(config, devices) -> tuple[bool, list]:
+    """(whether any variant fits, its figures); prints each as it comes, then all in order."""
+    tried = []
+    variants = compile_report.sweep(config, config.tokenizer.vocabulary, devices)
+    for fields, cost, fit in variants:
+        tried.append((fields, cost, fit))
+        print(compile_report.ranked(tried[-1:]).splitlines()[-1], flush=True)
+    print(compile_report.ranked(tried))
+    return any(fit for *_, fit in tried), [compile_report.tried_as_json(*each) for each in tried]
+
+
+def check(config, devices, name: str) -> tuple[bool, list]:
+    """(whether all programs fit, their figures); prints each as it comes."""
+    mesh_, found = mesh.make_mesh(config.mesh, devices), []
+    for checked in compile_report.each(config, config.tokenizer.vocabulary, mesh_, _ONLY.value):
+        print(checked.text, flush=True)
+        found.append(checked)
+        if _TABLE.value and checked.cost:
+            what = config_flags.get_config_filename(flags.FLAGS['config'])
+            line = compile_report.markdown(what, name, config, checked.cost, mesh_)
+            compile_report.add_line(Path(_TABLE.value), line)
+    print(compile_report.ASSUMED)
+    return all(checked.fits for checked in found), [checked.values for checked in found]
+
+
 def main(argv):
     del argv
     jax.config.update('jax_platforms', 'cpu')  # nothing runs on the chips
     config = _CONFIG.value
     checks.check(config)
     devices = topology.devices(_TOPOLOGY.value, _SLICES.value)
-    vocabulary = config.tokenizer.vocabulary
     name = f'{_SLICES.value} x {_TOPOLOGY.value}'
     print(f'{name}: {len(devices)} chips, {config.data.rows} rows', flush=True)
-    found, ok = [], True
-    if _SWEEP.value:
-        mesh_of = lambda changed: mesh.make_mesh(changed.mesh, devices)  # noqa: E731
-        tried = list(compile_report.sweep(config, vocabulary, mesh_of, len(devices)))
-        print(compile_report.ranked(tried))
-        ok = any(fit for *_, fit in tried)
-        found = [{'fields': fields, 'fits': fit} | (
-            {'needs': cost} if isinstance(cost, str) else compile_report.as_json(cost)
-        ) for fields, cost, fit in tried]  # fmt: skip
-    else:
-        devices = mesh.make_mesh(config.mesh, devices)
-        for compiled in compile_report.each(config, vocabulary, devices, _ONLY.value):
-            print(compiled.text, flush=True)
-            ok &= compiled.fits
-            found.append(compiled.values)
-            if _TABLE.value and compiled.cost:
-                what = config_flags.get_config_filename(flags.FLAGS['config'])
-                line = compile_report.markdown(what, name, config, compiled.cost, devices)
-                compile_report.add_line(Path(_TABLE.value), line)
+    fits, found = sweep(config, devices) if _SWEEP.value else check(config, devices, name)
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps(found, indent=1), encoding='utf-8')
-    sys.exit(0 if ok else 2)
+    sys.exit(0 if fits else 2)
 
 
 if __name__ == '__main__':

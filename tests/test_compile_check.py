@@ -124,14 +124,32 @@ def test_a_program_that_does_not_fit_says_what_is_largest_and_what_helps(monkeyp
         list(compile_report.each(config, VOCABULARY, mesh, ['trainstep']))
 
 
-def test_a_sweep_ranks_what_fits_by_time():
-    def cost(seconds, peak):
-        return compiling.Cost(
-            name='train step', compile_seconds=1.0, arguments=1.0, outputs=0.0, temporaries=1.0,
-            peak=peak, flops=2.0, model_flops=1.0, memory_traffic=1.0, collectives=(),
-            times=roofline.Times(seconds, 0, 0, 0), mfu=0.5, loops_of_unknown_length=0,
-        )  # fmt: skip
+def cost(seconds, peak):
+    return compiling.Cost(
+        name='train step', compile_seconds=1.0, arguments=1.0, outputs=0.0, temporaries=1.0,
+        peak=peak, flops=2.0, model_flops=1.0, memory_traffic=1.0, collectives=(),
+        times=roofline.Times(seconds, 0, 0, 0), mfu=0.5, loops_of_unknown_length=0,
+    )  # fmt: skip
 
+
+def test_a_sweep_tries_meshes_and_policies(monkeypatch):
+    def compile_(config, vocabulary, mesh):
+        assert vocabulary == VOCABULARY and mesh.size == 8
+        if config.mesh.expert == 8:
+            raise compiling.DoesNotFit('train step', '120G of 95G')
+        return cost(1.0 / mesh.shape['expert'], 1e9)
+
+    monkeypatch.setattr(compiling, 'train_step', compile_)
+    config = tiny(**{'model.backbone.experts': 'routed'})
+    tried = list(compile_report.sweep(config, VOCABULARY, topology.devices('cpu:8')))
+    assert {fields['mesh.expert'] for fields, *_ in tried} == {1, 4, 8}
+    assert {fields['mesh.context'] for fields, *_ in tried} == {1, 2}
+    assert {fit for fields, _, fit in tried if fields['mesh.expert'] == 8} == {False}
+    best = compile_report.ranked(tried).splitlines()[1]
+    assert 'expert=4' in best and best.split()[0] == 'yes'
+
+
+def test_a_sweep_ranks_what_fits_by_time():
     tried = [
         ({'mesh.expert': 8}, '120G', False),
         ({'mesh.expert': 4}, cost(2.0, 1e9), True),

@@ -139,3 +139,22 @@ def test_rule_that_matches_nothing_stops_the_start(field):
     rule = {'rates': (('no_such', 4.0),), 'freeze': ('no_such',)}[field]
     with pytest.raises(UserError, match=rf'optimizer\.{field}.*no_such'):
         optimizer.build(config(**{field: rule}), nested(normals(0)))
+
+
+def test_no_gradient_is_computed_of_what_is_frozen():
+    params = {'encoder': {'kernel': jnp.ones((4, 4))}, 'connector': {'kernel': jnp.ones((4, 4))}}
+
+    def loss(params, freeze):
+        live = optimizer.held(params, freeze)
+        return jnp.sum(jnp.ones((3, 4)) @ live['encoder']['kernel'] @ live['connector']['kernel'])
+
+    found = jax.grad(loss)(params, (r'^(?!connector/)',))
+    assert not found['encoder']['kernel'].any() and found['connector']['kernel'].all()
+    cost = {
+        freeze: jax.jit(jax.grad(lambda p, freeze=freeze: loss(p, freeze)))
+        .lower(params)
+        .compile()
+        .cost_analysis()['flops']
+        for freeze in ((), (r'^encoder/',))
+    }
+    assert cost[r'^encoder/',] < cost[()]

@@ -35,6 +35,7 @@ def dense_0b6(config: ConfigDict) -> None:
     """Qwen3-0.6B with three feed-forwards, and DINOv3 ViT-B/16: 1.4 B parameters."""
     model = config.model
     model.backbone.update(layers=28, width=1024, heads=16, kv_heads=8, feedforward=3072)
+    model.backbone.remat = 'projections'
     encoder(model, layers=12, width=768, heads=12, feedforward=3072)
 
 

@@ -13,9 +13,17 @@ from rf_jax.evaluation.compiling import ROOM, Cost
 from rf_jax.learning import programs
 from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import choose
+from rf_jax.runtime.mesh import make_mesh
+from rf_jax.runtime.sharding import size
 
 SHOWN = 8  # collectives of a table
 Tried = tuple[dict, Cost | str, bool]  # fields changed, cost or bytes needed, whether it fits
+
+
+ASSUMED = """Assumed: bfloat16 products at the chip's peak; each collective over the torus axes that
+its devices span, both directions at once, at half where an axis is no ring; a host's network shared
+by its chips; a typical row of this config's tasks and sizes; even routing. The step is the greatest
+of compute, memory, ICI and DCN, as if all overlapped."""
 
 
 def fits(cost: Cost, mesh: Mesh) -> bool:
@@ -28,19 +36,17 @@ def table(cost: Cost, mesh: Mesh) -> str:
     """One program, a line a figure."""
     chip = hardware.chip(mesh.devices.flat[0])
     of = f' of {chip.memory / 1e9:.0f} GB ({cost.peak / chip.memory:.0%})' if chip else ''
+    times_model = f', {cost.flops / cost.model_flops:.2f} x the model' if cost.model_flops else ''
     lines = [
         f'{cost.name}: compiled in {cost.compile_seconds:.0f} s',
-        f'  memory of a chip   {cost.peak / 1e9:9.2f} GB{of}: arguments '
-        f'{cost.arguments / 1e9:.2f}, outputs beside them {cost.outputs / 1e9:.2f}, temporaries '
-        f'{cost.temporaries / 1e9:.2f}',
-        f'  FLOPs of a chip    {cost.flops / 1e12:9.2f} T'
-        + (f', {cost.flops / cost.model_flops:.2f} x the model'"'"'s' if cost.model_flops else ''),
-        f'  memory traffic     {cost.memory_traffic / 1e9:9.2f} GB, {cost.intensity:.0f} FLOPs a '
-        'byte',
-    ]  # fmt: skip
+        f'  memory of a chip   {size(cost.peak):>12}{of}: arguments {size(cost.arguments)}, '
+        f'outputs beside them {size(cost.outputs)}, temporaries {size(cost.temporaries)}',
+        f'  FLOPs of a chip    {cost.flops / 1e9:12,.1f} G{times_model}',
+        f'  memory traffic     {size(cost.memory_traffic):>12}, {cost.intensity:.0f} FLOPs a byte',
+    ]
     for row in cost.collectives[:SHOWN]:
         lines.append(
-            f'  {row.kind:18s} {row.bytes / 1e9:9.2f} GB over {" x ".join(row.axes) or "nothing"}: '
+            f'  {row.kind:18s} {size(row.bytes):>12} over {" x ".join(row.axes) or "nothing"}: '
             f'{row.ici * 1e3:.1f} ms ICI, {row.dcn * 1e3:.1f} ms DCN'
         )
     if cost.times:
@@ -148,7 +154,7 @@ def largest(config, vocabulary: int, mesh: Mesh, cost: Cost | None = None) -> st
         advice = '--config.model.backbone.remat=full'
     else:
         advice = 'fewer tokens a chip: mesh.context=2, or smaller data.capacity'
-    shown = ', '.join(f'{name} {size / 1e9:.1f} GB' for name, size in parts.items())
+    shown = ', '.join(f'{name} {size(count)}' for name, count in parts.items())
     return f'{shown}; try {advice}'
 
 
@@ -164,10 +170,10 @@ def variants(config, devices: int) -> Iterator[dict]:
         rows_on = devices // (tensor * context)
         if devices % used or config.data.rows % rows_on or tensor * context > 2:
             continue
-        for remat in ('full', 'attention', 'none'):
+        for remat in ('full', 'attention', 'projections'):
             yield {
                 'mesh.expert': expert, 'mesh.tensor': tensor, 'mesh.context': context,
-                'mesh.data': 1, 'mesh.fsdp': -1, 'model.backbone.remat': remat,
+                'model.backbone.remat': remat,
             }  # fmt: skip
 
 
@@ -196,16 +202,20 @@ def ranked(found: Sequence[Tried]) -> str:
     return '\n'.join(lines)
 
 
-def sweep(
-    config, vocabulary: int, mesh_of, devices: int
-) -> Iterator[tuple[dict, Cost | str, bool]]:
+def sweep(config, vocabulary: int, devices: Sequence) -> Iterator[Tried]:
     """(fields, cost or what the compiler says it needs, fits) of each of `variants`."""
-    for fields in variants(config, devices):
+    for fields in variants(config, len(devices)):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(fields)
-        mesh = mesh_of(changed)
+        mesh = make_mesh(changed.mesh, devices)
         try:
             cost = compiling.train_step(changed, vocabulary, mesh)
             yield fields, cost, fits(cost, mesh)
         except compiling.DoesNotFit as error:
             yield fields, error.used.split(' ')[0], False
+
+
+def tried_as_json(fields: dict, cost: Cost | str, fit: bool) -> dict:
+    """A variant of a sweep, as plain values."""
+    figures = {'needs': cost} if isinstance(cost, str) else as_json(cost)
+    return {'fields': fields, 'fits': fit} | figures
