@@ -14,7 +14,7 @@ from rf_jax.learning import programs
 from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import choose
 from rf_jax.runtime.mesh import make_mesh
-from rf_jax.runtime.sharding import size
+from rf_jax.runtime.sharding import readable
 
 SHOWN = 8  # collectives of a table
 Tried = tuple[dict, Cost | str, bool]  # fields changed, cost or bytes needed, whether it fits
@@ -39,14 +39,14 @@ def table(cost: Cost, mesh: Mesh) -> str:
     times_model = f', {cost.flops / cost.model_flops:.2f} x the model' if cost.model_flops else ''
     lines = [
         f'{cost.name}: compiled in {cost.compile_seconds:.0f} s',
-        f'  memory of a chip   {size(cost.peak):>12}{of}: arguments {size(cost.arguments)}, '
-        f'outputs beside them {size(cost.outputs)}, temporaries {size(cost.temporaries)}',
+        f'  memory of a chip   {readable(cost.peak):>12}{of}: arguments {readable(cost.arguments)}, '
+        f'outputs beside them {readable(cost.outputs)}, temporaries {readable(cost.temporaries)}',
         f'  FLOPs of a chip    {cost.flops / 1e9:12,.1f} G{times_model}',
-        f'  memory traffic     {size(cost.memory_traffic):>12}, {cost.intensity:.0f} FLOPs a byte',
+        f'  memory traffic     {readable(cost.memory_traffic):>12}, {cost.intensity:.0f} FLOPs a byte',
     ]
     for row in cost.collectives[:SHOWN]:
         lines.append(
-            f'  {row.kind:18s} {size(row.bytes):>12} over {" x ".join(row.axes) or "nothing"}: '
+            f'  {row.kind:18s} {readable(row.bytes):>12} over {" x ".join(row.axes) or "nothing"}: '
             f'{row.ici * 1e3:.1f} ms ICI, {row.dcn * 1e3:.1f} ms DCN'
         )
     if cost.times:
@@ -154,7 +154,7 @@ def largest(config, vocabulary: int, mesh: Mesh, cost: Cost | None = None) -> st
         advice = '--config.model.backbone.remat=full'
     else:
         advice = 'fewer tokens a chip: mesh.context=2, or smaller data.capacity'
-    shown = ', '.join(f'{name} {size(count)}' for name, count in parts.items())
+    shown = ', '.join(f'{name} {readable(count)}' for name, count in parts.items())
     return f'{shown}; try {advice}'
 
 

@@ -120,7 +120,7 @@ def _spec(
 def _check_replicated(whole: list[tuple[int, str]], total: int) -> None:
     share = sum(size for size, _ in whole) / max(total, 1)
     if share > MAX_REPLICATED:
-        largest = [f'{name} ({size(count)})' for count, name in sorted(whole, reverse=True)]
+        largest = [f'{name} ({readable(count)})' for count, name in sorted(whole, reverse=True)]
         raise UserError(
             f'sharding: {share:.1%} of the bytes stay whole on every device, at most '
             f'{MAX_REPLICATED:.0%} may when mesh.fsdp > 1. The largest: {_some(largest)}. Name '
@@ -137,7 +137,7 @@ def _bytes(leaf: Any) -> int:
     return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
 
 
-def size(count: float) -> str:
+def readable(count: float) -> str:
     """Bytes for people."""
     for unit in ('B', 'kB', 'MB'):
         if count < 1000:
@@ -169,7 +169,7 @@ def overview(tree: Any) -> str:
             totals[key] = values + count, total + size
     totals['total'] = totals.pop('total', (0, 0))  # last
     rows += [(key, '', '', *both, '') for key, both in totals.items()]
-    cells = [(*row[:3], f'{row[3]:,}', size(row[4]), row[5]) for row in rows]
+    cells = [(*row[:3], f'{row[3]:,}', readable(row[4]), row[5]) for row in rows]
     cells.insert(0, ('path', 'shape', 'type', 'values', 'bytes', 'mesh axes'))
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = [
