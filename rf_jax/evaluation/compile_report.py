@@ -39,10 +39,12 @@ def table(cost: Cost, mesh: Mesh) -> str:
     times_model = f', {cost.flops / cost.model_flops:.2f} x the model' if cost.model_flops else ''
     lines = [
         f'{cost.name}: compiled in {cost.compile_seconds:.0f} s',
-        f'  memory of a chip   {readable(cost.peak):>12}{of}: arguments {readable(cost.arguments)}, '
-        f'outputs beside them {readable(cost.outputs)}, temporaries {readable(cost.temporaries)}',
+        f'  memory of a chip   {readable(cost.peak):>12}{of}: '
+        f'arguments {readable(cost.arguments)}, outputs beside them {readable(cost.outputs)}, '
+        f'temporaries {readable(cost.temporaries)}',
         f'  FLOPs of a chip    {cost.flops / 1e9:12,.1f} G{times_model}',
-        f'  memory traffic     {readable(cost.memory_traffic):>12}, {cost.intensity:.0f} FLOPs a byte',
+        f'  memory traffic     {readable(cost.memory_traffic):>12}, '
+        f'{cost.intensity:.0f} FLOPs a byte',
     ]
     for row in cost.collectives[:SHOWN]:
         lines.append(
