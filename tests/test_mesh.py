@@ -75,3 +75,29 @@ def test_only_data_crosses_slices():
         assert {device.slice_index for device in part.flat} == {slice_index}
     with pytest.raises(UserError, match=r'mesh\.data is 1.*2 slices'):
         mesh_lib._arrange((1, 8, 1, 1, 1), devices)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'each', 'share'),
+    [
+        ({'fsdp': 8}, 2, (0, 4)),
+        ({'fsdp': 2, 'context': 4}, 2, (0, 2)),  # two processes feed the same rows
+        ({'fsdp': 4, 'tensor': 2}, 4, (0, 2)),
+        ({'fsdp': 8}, 8, (0, 1)),
+    ],
+)
+def test_processes_feed_the_rows_that_their_devices_hold(shape, each, share):
+    devices = [types.SimpleNamespace(process_index=i // each) for i in range(8)]
+    mesh = types.SimpleNamespace(
+        shape=sizes(**shape), devices=np.array(devices).reshape([*sizes(**shape).values()])
+    )
+    assert mesh_lib.share_of_rows(mesh) == share
+
+
+def test_rows_that_do_not_stand_together_are_refused():
+    devices = [types.SimpleNamespace(process_index=i % 2) for i in range(8)]
+    mesh = types.SimpleNamespace(
+        shape=sizes(fsdp=8), devices=np.array(devices).reshape(1, 8, 1, 1, 1)
+    )
+    with pytest.raises(UserError, match='do not stand together'):
+        mesh_lib.share_of_rows(mesh)
