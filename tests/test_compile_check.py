@@ -98,7 +98,7 @@ def test_between_slices_a_chip_sends_its_share_over_the_slow_network():
 @pytest.mark.parametrize(
     ('name', 'words'),
     [
-        ('v5x:2x2', 'not known. Known: v4: .*v5p: 2x2x1'),
+        ('v5x:2x2', 'not known. Known: v5e: .*v5p: 2x2x1'),
         ('v5p', 'not known'),
         ('v5p:two', 'not known'),
         ('cpu:99', 'there are 8 CPU devices'),

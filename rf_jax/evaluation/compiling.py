@@ -55,10 +55,12 @@ def compiled(name: str, program: Callable, arguments: Sequence, platform: str):
         lowered = program.trace(*arguments).lower(lowering_platforms=(platform,))
         return lowered.compile(), time.perf_counter() - began
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r'Used ([\d.]+\w) of ([\d.]+\w) (\w+)', str(error))
+        said = r'Used ([\d.]+\w) of ([\d.]+\w)|([\d.]+\w)\) exceeds available \w+ \(([\d.]+\w)'
+        used = re.search(said, str(error))
         if not used:
             raise
-        raise DoesNotFit(name, f'{used[1]} of {used[2]}') from None
+        needs, has = (word for word in used.groups() if word)
+        raise DoesNotFit(name, f'{needs} of {has}') from None
 
 
 class DoesNotFit(UserError):

@@ -27,8 +27,8 @@ def peak_flops(device: jax.Device) -> float | None:
 
 @dataclass(frozen=True)
 class Chip:
-    """One TPU chip: bytes of memory, and bytes/s of memory, of both directions of the links along
-    one axis of the torus, and to another slice.
+    """One TPU chip: bytes of memory that its compiler offers a program, and bytes/s of memory, of
+    both directions of the links along one axis of the torus, and to another slice.
     """
 
     memory: float
@@ -38,13 +38,12 @@ class Chip:
     wraps: int  # an axis of so many chips, or a multiple of it, closes to a ring
 
 
-# Google Cloud's pages of each TPU; the network between slices: 100 Gbit/s a host of four chips for
-# v4 and v5p, of eight for v5e and v6e, counted as 25 GB/s a host.
+# Memory: libtpu 0.0.42. The rest: Google Cloud's pages of each TPU; the network between slices is
+# counted as 25 GB/s a host, of four chips for v5p, of eight for v5e and v6e.
 CHIPS = {
-    'TPU v6 lite': Chip(32e9, 1640e9, 180e9, 3.1e9, 16),
-    'TPU v5 lite': Chip(16e9, 819e9, 90e9, 3.1e9, 16),
-    'TPU v5': Chip(95e9, 2765e9, 180e9, 6.2e9, 4),
-    'TPU v4': Chip(32e9, 1228e9, 90e9, 6.2e9, 4),
+    'TPU v6 lite': Chip(31.25 * 2**30, 1640e9, 180e9, 3.1e9, 16),
+    'TPU v5 lite': Chip(15.75 * 2**30, 819e9, 90e9, 3.1e9, 16),
+    'TPU v5': Chip(95.74 * 2**30, 2765e9, 180e9, 6.2e9, 4),
 }
 
 

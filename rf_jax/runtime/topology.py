@@ -11,7 +11,6 @@ from rf_jax.runtime.errors import UserError
 
 # Names that libtpu knows, by generation; any size that a slice can have works.
 KNOWN = {
-    'v4': ('2x2x1', '2x2x2', '2x2x4', '4x4x4', '4x4x8', '8x8x8', '8x8x16'),
     'v5e': ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
     'v5p': ('2x2x1', '2x2x2', '2x2x4', '4x4x4', '4x4x8', '8x8x8', '8x8x16', '8x16x16'),
     'v6e': ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
