@@ -59,13 +59,13 @@ def get_config() -> ConfigDict:
     backbone.experts = 'dense'  # dense: one SwiGLU a group | routed: each token chooses of a pool
     routed = backbone.routed = ConfigDict()  # only of experts='routed'
     routed.count = 8  # E, experts of a pool; paper: 128 (Qwen3-30B-A3B)
-    routed.active = 2  # experts that a token meets; paper: 8
+    routed.top_k = 2  # experts that a token meets; paper: 8
     routed.feedforward = 192  # F of one expert; paper: 768
     routed.pool = 'separate'  # separate: one pool a group | shared: one pool for all groups
     routed.product = 'auto'  # auto (kernel on TPU) | ragged (XLA) | kernel (Pallas, TPU)
-    # Over mesh.expert devices: room of an exchange, in even shares. What finds no room goes in
-    # further rounds; no token is dropped.
-    routed.slack = 1.25
+    # Over mesh.expert devices: what an exchange holds, in even shares. What it does not hold goes
+    # in further rounds; no token is dropped.
+    routed.capacity_factor = 1.25
     backbone.split = 'ffn'  # ffn (paper): attention shared | full (BAGEL): all but attention itself
     backbone.rope_theta = 10_000.0  # Qwen3: 1e6
     # Shares of the rotary frequencies for (order, row, column); they sum to head_dim / 2.

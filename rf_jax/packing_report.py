@@ -15,7 +15,7 @@ from rf_jax.data.draws import Mixture
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.plan import Plan
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.runtime import command
+from rf_jax.runtime import command, metrics
 from rf_jax.runtime.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/emoji.py', 'Whose data to plan.')
@@ -66,7 +66,7 @@ def main(argv):
     plan = planned(_CONFIG.value, _DISTRIBUTION.value, _ROW_TOKENS.value)
     print(f'seconds, to start      {time.process_time() - began:12.1f}')
     print('\n'.join(plan_report.lines(plan, _SAMPLES.value or round(plan.mixture.epoch()))))
-    print(f'peak memory            {plan_report.peak_memory_gb():12.2f} GB')
+    print(f'peak memory            {metrics.peak_process_gb():12.2f} GB')
 
 
 if __name__ == '__main__':

@@ -44,7 +44,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
         layers=2, unroll=1, width=32, heads=2, kv_heads=1, head_dim=16, feedforward=64
     )
     model.backbone.rope_sections = (4, 2, 2)
-    model.backbone.routed.update(count=4, active=2, feedforward=16)
+    model.backbone.routed.update(count=4, top_k=2, feedforward=16)
     model.encoder.update(layers=2, unroll=1, width=32, heads=2, feedforward=64)
     model.representation.update(codes=32, frame=4)
     model.denoiser.update(bottleneck=min(model.denoiser.bottleneck, 16), time_features=16)

@@ -188,7 +188,7 @@ def test_tiles_of_more_samples_than_can_be_told_apart_are_too_many_not_too_few(m
 
 def test_few_tiles_of_a_packed_row_are_computed():
     row = long_row()
-    share = visibility.visited_share(row, row, 128, 128)
+    share = visibility.tiles(row, row, 128, 128).mean()
     assert share == any_visible(row, 128, 128).mean() < 0.15
 
 

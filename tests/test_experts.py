@@ -19,7 +19,7 @@ LENGTHS = (8, 4, 4)
 def config_of(**changes):
     config = base.get_config()
     config.model.backbone.experts = 'routed'
-    config.model.backbone.routed.update(count=E, active=K, feedforward=F, **changes)
+    config.model.backbone.routed.update(count=E, top_k=K, feedforward=F, **changes)
     return config
 
 
@@ -87,15 +87,15 @@ MESHES = {
 
 
 @pytest.mark.parametrize(
-    ('name', 'lean', 'slack'),
+    ('name', 'lean', 'factor'),
     [(name, 3.0, 1.0) for name in MESHES] + [('one', 0.0, 1.0), ('expert', 0.0, 8.0)],
 )
-def test_equals_every_expert_for_every_token(name, lean, slack):
-    """With slack 1 and tokens that lean to the same experts the exchange needs several rounds."""
+def test_equals_every_expert_for_every_token(name, lean, factor):
+    """At capacity factor 1 tokens that lean to the same experts need several rounds."""
     mesh = MESHES[name] and mesh_of(**MESHES[name])
     w, (x, live) = weights_of(), tokens(lean=lean)
     wanted, wanted_gradients = outputs_and_gradients(reference, w, x, live)
-    config = config_of(slack=slack)
+    config = config_of(capacity_factor=factor)
     y, gradients = outputs_and_gradients(lambda *a: routed(config, mesh, *a)[0], w, x, live)
     jax.tree.map(assert_close, (y, gradients), (wanted, wanted_gradients))
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
@@ -121,13 +121,13 @@ def test_the_kernel_equals_the_ragged_product():
         np.testing.assert_allclose(found, right, atol=1e-3, rtol=1e-4)
 
 
-def test_take_and_put_are_transposes():
+def test_dispatch_and_combine_are_transposes():
     slots = exchange.Slots(jnp.array([2, -1, 0, 2]), jnp.array([[2, -1], [-1, -1], [0, 3]]))
     x, rows = jax.random.normal(jax.random.key(0), (2, 4, 5))
     x = x[:3]
-    y, pull = jax.vjp(lambda x: exchange.take(x, slots), x)
+    y, pull = jax.vjp(lambda x: exchange.dispatch(x, slots), x)
     np.testing.assert_allclose((y * rows).sum(), (x * pull(rows)[0]).sum(), rtol=1e-6)
-    y, pull = jax.vjp(lambda rows: exchange.put(rows, slots), rows)
+    y, pull = jax.vjp(lambda rows: exchange.combine(rows, slots), rows)
     np.testing.assert_allclose((y * x).sum(), (rows * pull(x)[0]).sum(), rtol=1e-6)
 
 
@@ -194,11 +194,11 @@ def test_a_pool_for_each_group_or_one_for_all(split):
 @pytest.mark.parametrize(
     'changes, words',
     [
-        ({'active': 9}, r'active=9 must be between 1 and model\.backbone\.routed\.count=8'),
+        ({'top_k': 9}, r'top_k=9 must be between 1 and model\.backbone\.routed\.count=8'),
         ({'count': 6}, r'count=6 experts do not divide over mesh\.expert=4'),
         ({'pool': 'none'}, r"pool='none' is not known"),
         ({'product': 'dense'}, r"product='dense' is not known"),
-        ({'slack': 0.5}, r'slack=0\.5 must be at least 1'),
+        ({'capacity_factor': 0.5}, r'capacity_factor=0\.5 must be at least 1'),
     ],
 )
 def test_wrong_values_name_the_field(changes, words):
@@ -206,3 +206,10 @@ def test_wrong_values_name_the_field(changes, words):
     config.model.backbone.routed.update(changes)
     with pytest.raises(UserError, match=words):
         experts.build(config, 'cpu', mesh_of(expert=4))
+
+
+def test_a_table_that_scatters_the_experts_of_a_device_is_refused():
+    config = config_of()
+    config.sharding = ((r'(gate|up|down)$', (('fsdp', 'expert'), None, None)), *config.sharding)
+    with pytest.raises(UserError, match=r"pixels/gate is cut over .*; name 'expert' first"):
+        routed(config, mesh_of(expert=2, fsdp=2, data=2), weights_of(), *tokens())

@@ -11,7 +11,7 @@ def sparse_30b(config: ConfigDict) -> None:
     model = config.model
     model.backbone.update(layers=48, width=2048, heads=32, kv_heads=4)
     model.backbone.experts = 'routed'
-    model.backbone.routed.update(count=128, active=8, feedforward=768)
+    model.backbone.routed.update(count=128, top_k=8, feedforward=768)
     encoder(model, layers=32, width=1280, heads=20, feedforward=5120, gated=True)
     config.losses.update(balance=1e-3, router_z=1e-4)
     config.data.rows = 512  # one a chip of v5p:8x8x8

@@ -1,7 +1,5 @@
 """How well a plan fills its rows, and which capacities would suit its samples."""
 
-import resource
-import sys
 import time
 from dataclasses import dataclass
 
@@ -83,9 +81,3 @@ def flags(capacity: np.ndarray) -> list[str]:
     return [
         f'  --config.data.capacity.{name}={value}' for name, value in zip(layout.SIZES, capacity)
     ]
-
-
-def peak_memory_gb() -> float:
-    """Of this process so far, in 10^9 bytes."""
-    unit = 1 if sys.platform == 'darwin' else 1024  # Linux counts in units of 1024 bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

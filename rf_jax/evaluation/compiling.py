@@ -140,22 +140,22 @@ def kernel_flops(config, row: Mapping[str, np.ndarray], chips: int):
     see each other are computed all the same.
     """
     model, rows = config.model, config.data.rows / chips
+    routed = model.backbone.routed
     width = {'backbone': model.backbone.heads * model.backbone.head_dim}
     width['vision'] = width['pixels'] = model.encoder.width
     integers = {'backbone': {name: row[name][None] for name in visibility.FIELDS}}
-    for kind in ('vision', 'pixels'):
-        owner, extra = row[f'{kind.removesuffix("s")}_picture'], 1 + model.encoder.registers
-        pictures = len(row[f'{kind.removesuffix("s")}_counts'])
-        owner = np.concatenate([np.repeat(np.arange(pictures), extra), owner])[None]
-        integers[kind] = vision_encoder.integers_of(owner)
+    for tower, kind in (('vision', 'vision'), ('pixels', 'pixel')):
+        pictures, extra = len(row[f'{kind}_counts']), 1 + model.encoder.registers
+        owner = np.concatenate([np.repeat(np.arange(pictures), extra), row[f'{kind}_picture']])
+        integers[tower] = vision_encoder.integers_of(owner[None])
     each = {
         tower: rows * width[tower] * tile_pairs(model.attention, tokens)
         for tower, tokens in integers.items()
     }
 
     def of(label: str, says: float) -> float | None:
-        if 'gmm' in label:  # the room of an exchange is more than what stands in it
-            return says / (model.backbone.routed.slack if config.mesh.expert > 1 else 1.0)
+        if 'gmm' in label:  # an exchange holds more than what even routing sends
+            return says / (routed.capacity_factor if config.mesh.expert > 1 else 1.0)
         name, _, where = label.partition(' ')
         if name not in KERNELS:
             return None

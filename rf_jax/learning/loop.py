@@ -154,7 +154,7 @@ def train(
         stop = stack.enter_context(metrics.StopSignal())
         trace = stack.enter_context(profile.Profile(run.workdir / 'profile', traced))
         spent.resumed(start)
-        report = Report(run.config, run.tokenizer.size, run.batches.counts, writer, start, spent)
+        report = Report(config, run.tokenizer.size, run.batches, writer, start, spent)
         batches = run.batches.iterate(start, config.steps)
         for number in range(start + 1, config.steps + 1):
             with report.waiting():

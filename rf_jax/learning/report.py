@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from rf_jax.data import layout
+from rf_jax.data import layout, pipeline
 from rf_jax.learning import checks, losses
 from rf_jax.models import flops
 from rf_jax.runtime import goodput, hardware, hosts, metrics
@@ -34,14 +34,15 @@ class Report:
         self,
         config,
         vocabulary: int,
-        data_counts: Mapping,
+        batches: pipeline.Batches,
         writer: metrics.MetricWriter,
         start: int,
         spent: goodput.Goodput,
     ):
-        """`data_counts`: what the pipeline cut or left out so far; `start`: steps done."""
-        self.spent = spent
-        self.config, self.data_counts, self.writer = config, data_counts, writer
+        """`start`: steps done."""
+        self.config, self.writer, self.spent = config, writer, spent
+        self.data_counts = batches.counts  # what was cut or left out so far
+        self.shares = batches.part[1]  # a batch has so many times the rows of this host
         self.progress = metrics.Progress(start, config.steps)
         self.pending: tuple | None = None
         self.sums: dict[str, float] = {}
@@ -74,10 +75,9 @@ class Report:
         values = {name: float(value) for name, value in jax.device_get(values).items()}
         self.stop = bool(values.pop('stop', False))
         self._check(number, values)
-        hosts_ = jax.process_count()  # each has as many rows, alike but for chance
         samples = int((batch['pixel_counts'] > 0).sum() + (batch['vision_counts'] > 0).sum())
-        tokens = int((batch['segment'] > 0).sum()) * hosts_
-        samples *= hosts_
+        tokens = int((batch['segment'] > 0).sum())
+        samples, tokens = samples * self.shares, tokens * self.shares  # alike but for chance
         self.progress.done(number, samples=samples, tokens=tokens, flops=self.flops)
         if values['streak'] == 0:  # a skipped step has no finite loss to average
             self.seen += 1

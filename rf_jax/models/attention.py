@@ -10,12 +10,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from rf_jax.models.blockwise import Blockwise
+from rf_jax.models.blockwise import MASKED, Blockwise
 from rf_jax.models.flash import Pallas
 from rf_jax.models.visibility import Integers, visible
 from rf_jax.runtime.errors import choose, require
-
-MASKED = -1e30  # finite, so that a query that sees nothing gives a mean instead of NaN
 
 
 def rotary_angles(position: jax.Array, head_dim: int, sections, theta: float) -> jax.Array:

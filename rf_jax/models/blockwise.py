@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from rf_jax.models import visibility
 
-MASKED = -1e30
+MASKED = -1e30  # finite, so that a query that sees nothing gives a number instead of NaN
 FLOOR = MASKED / 2  # least maximum: exp(MASKED - FLOOR) is 0, so unseen pairs need no second mask
 
 

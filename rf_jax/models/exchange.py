@@ -1,8 +1,8 @@
 """Tokens to their experts and back: sorted on a device, all-to-all between devices, none dropped.
 
 A *slot* is a place in a buffer of rows for one (token, expert) pair. With experts cut over `ways`
-devices, each device sends the other `room` slots at a time; pairs that find no room go in further
-rounds, of which there are as many as the fullest device needs.
+devices, each device sends each other one `capacity` slots at a time; pairs that find none go in
+further rounds, of which there are as many as the fullest device needs.
 """
 
 from collections.abc import Callable
@@ -22,20 +22,21 @@ class Slots(NamedTuple):
 
 
 @jax.custom_vjp
-def take(x: jax.Array, slots: Slots) -> jax.Array:
-    """Tokens [S, D] to slots [M, D], zero where empty. The transpose of `put`, without scatter."""
+def dispatch(x: jax.Array, slots: Slots) -> jax.Array:
+    """Tokens [S, D] to slots [M, D], zero where empty. The transpose of `combine`."""
     return jnp.where((slots.token >= 0)[:, None], x[jnp.maximum(slots.token, 0)], 0)
 
 
 @jax.custom_vjp
-def put(rows: jax.Array, slots: Slots) -> jax.Array:
-    """Slots [M, D] to tokens [S, D]: the sum of a token's slots. The transpose of `take`."""
+def combine(rows: jax.Array, slots: Slots) -> jax.Array:
+    """Slots [M, D] to tokens [S, D]: the sum of a token's slots. The transpose of `dispatch`."""
     found = jnp.where((slots.slot >= 0)[..., None], rows[jnp.maximum(slots.slot, 0)], 0)
     return found.sum(1)
 
 
-take.defvjp(lambda x, slots: (take(x, slots), slots), lambda slots, g: (put(g, slots), None))
-put.defvjp(lambda rows, slots: (put(rows, slots), slots), lambda slots, g: (take(g, slots), None))
+# Each is the other's transpose, so that neither needs a scatter backward.
+dispatch.defvjp(lambda x, s: (dispatch(x, s), s), lambda s, g: (combine(g, s), None))
+combine.defvjp(lambda rows, s: (combine(rows, s), s), lambda s, g: (dispatch(g, s), None))
 
 
 class Sorted(NamedTuple):
@@ -47,13 +48,17 @@ class Sorted(NamedTuple):
     count: jax.Array  # int32 [ways]: pairs for each device
 
 
+def inverse(order: jax.Array) -> jax.Array:
+    """The permutation int32 [n] that undoes `order`."""
+    return jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
+
+
 def sort(experts: jax.Array, ways: int, each: int) -> Sorted:
     """Pairs int32 [S, k] by expert; device d holds experts d * each to (d + 1) * each - 1."""
     flat = experts.reshape(-1)
     order = jnp.argsort(flat).astype(jnp.int32)
-    rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=jnp.int32))
     count = jnp.bincount(flat // each, length=ways)  # padding lies beyond
-    return Sorted(order, rank, jnp.cumsum(count) - count, count)
+    return Sorted(order, inverse(order), jnp.cumsum(count) - count, count)
 
 
 def local(feed_forward, weights, x, experts, mix, count: int) -> jax.Array:
@@ -62,67 +67,69 @@ def local(feed_forward, weights, x, experts, mix, count: int) -> jax.Array:
     pairs = sort(experts, 1, count)
     slots = Slots(pairs.order // k, pairs.rank.reshape(-1, k))
     sizes = jnp.bincount(experts.reshape(-1), length=count).astype(jnp.int32)
-    y = feed_forward(*weights, take(x, slots), sizes)
-    return put(y * mix.reshape(-1)[pairs.order][:, None].astype(y.dtype), slots)
+    y = feed_forward(*weights, dispatch(x, slots), sizes)
+    return combine(y * mix.reshape(-1)[pairs.order][:, None].astype(y.dtype), slots)
 
 
-def remote(feed_forward, weights, x, experts, mix, count, *, axis, axes, slack) -> jax.Array:
+def all_to_all(
+    feed_forward, weights, x, experts, mix, count: int, *, axis, axes, capacity_factor
+) -> jax.Array:
     """As `local` within shard_map, `count` experts cut over the mesh axis `axis`.
 
     `weights` are those of this device's experts. `axes`: all manual axes, which run the same number
-    of rounds. `slack`: room for so many times the even share of pairs in a round.
+    of rounds. `capacity_factor`: slots for so many times the even share of pairs in a round.
     """
     ways = jax.lax.axis_size(axis)
-    room = -(-int(slack * experts.size) // ways)
-    room = min(-(-room // 8) * 8, -(-experts.size // 8) * 8)
+    capacity = -(-int(capacity_factor * experts.size) // ways)
+    capacity = min(-(-capacity // 8) * 8, -(-experts.size // 8) * 8)
     pairs = sort(experts, ways, count // ways)
-    one = Round(feed_forward, axis, ways, count // ways, room)
+    one = Round(feed_forward, axis, ways, count // ways, capacity)
     first = one(0, (weights, x, mix), experts, pairs)
-    if room >= experts.size:  # the first round holds all there can be
+    if capacity >= experts.size:  # the first round holds all there can be
         return first
-    needed = jax.lax.pmax(-(-pairs.count.max() // room), axes)
+    needed = jax.lax.pmax(-(-pairs.count.max() // capacity), axes)
     return first + _further(one, needed, (weights, x, mix), experts, pairs)
 
 
 @dataclass(frozen=True)
 class Round:
-    """One exchange of at most `room` slots between each two devices; what is static of it."""
+    """One exchange of at most `capacity` slots between each two devices; what is static of it."""
 
     feed_forward: Callable
     axis: str
     ways: int  # devices along the axis
     each: int  # experts of a device
-    room: int
+    capacity: int
 
     def __call__(self, number, arguments, experts, pairs: Sorted) -> jax.Array:
         """What the pairs of round `number` add to the tokens [S, D]."""
         weights, x, mix = arguments
         k, flat = experts.shape[1], experts.reshape(-1)
-        place = number * self.room + jnp.arange(self.room)  # within what goes to a device
+        place = number * self.capacity + jnp.arange(self.capacity)  # within what goes to a device
         there = place < pairs.count[:, None]
         pair = pairs.order[jnp.where(there, pairs.start[:, None] + place, 0)]
         device = jnp.minimum(flat // self.each, self.ways - 1)
-        at = pairs.rank - pairs.start[device] - number * self.room
-        kept = (at >= 0) & (at < self.room) & (flat < self.each * self.ways)
+        at = pairs.rank - pairs.start[device] - number * self.capacity
+        kept = (at >= 0) & (at < self.capacity) & (flat < self.each * self.ways)
         slots = Slots(
             jnp.where(there, pair // k, -1).reshape(-1),
-            jnp.where(kept, device * self.room + at, -1).reshape(-1, k),
+            jnp.where(kept, device * self.capacity + at, -1).reshape(-1, k),
         )
         label = jnp.where(there, flat[pair] % self.each, self.each)  # the last: empty
-        y = self._visit(weights, take(x, slots), label.reshape(-1))
-        return put(y * mix.reshape(-1)[pair].reshape(-1, 1).astype(y.dtype), slots)
+        y = self._visit(weights, dispatch(x, slots), label.reshape(-1))
+        return combine(y * mix.reshape(-1)[pair].reshape(-1, 1).astype(y.dtype), slots)
 
     def _visit(self, weights, rows: jax.Array, label: jax.Array) -> jax.Array:
-        """Sends slots [ways * room, D] to the devices of their experts, computes, brings back."""
+        """Sends slots [ways * capacity, D] to the devices of their experts, and back."""
         send = partial(
             jax.lax.all_to_all, axis_name=self.axis, split_axis=0, concat_axis=0, tiled=True
         )
         rows, label = send(rows), send(label)
         order = jnp.argsort(label).astype(jnp.int32)
-        back = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=jnp.int32))
+        back = inverse(order)
         sizes = jnp.bincount(label, length=self.each).astype(jnp.int32)
-        y = self.feed_forward(*weights, take(rows, Slots(order, back[:, None])), sizes)
-        return send(take(y, Slots(back, order[:, None])))
+        y = self.feed_forward(*weights, dispatch(rows, Slots(order, back[:, None])), sizes)
+        return send(dispatch(y, Slots(back, order[:, None])))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -48,7 +48,7 @@ class Dense(nn.Module):
 
 
 class Routed(nn.Module):
-    """Qwen3's sparse feed-forward: each token meets `active` of `count` SwiGLU experts."""
+    """Qwen3's sparse feed-forward: each token meets `top_k` of `count` SwiGLU experts."""
 
     config: object  # model.backbone
     normed: bool
@@ -61,19 +61,18 @@ class Routed(nn.Module):
         """x [B, n, D], live bool [B, n] (no padding) -> ([B, n, D], losses a token [B, n])."""
         c = self.config.routed
         x = x if self.normed else RMSNorm(self.config.norm_eps, name='norm')(x)
-        width, shape = x.shape[-1], (c.count, x.shape[-1], c.feedforward)
+        width = x.shape[-1]
+        into, out = (c.count, width, c.feedforward), (c.count, c.feedforward, width)
         init = nn.initializers.variance_scaling(
             1.0, 'fan_in', 'truncated_normal', in_axis=-2, out_axis=-1, batch_axis=0
         )
         router = self.param('router', linear_init, (width, c.count))
-        weights = tuple(
-            self.param(name, init, (shape[0], *reversed(shape[1:])) if name == 'down' else shape)
-            for name in ('gate', 'up', 'down')
-        )
+        shapes = {'gate': into, 'up': into, 'down': out}
+        weights = tuple(self.param(name, init, shape) for name, shape in shapes.items())
         logits = jnp.matmul(
             x.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST
         )  # float32: near ties decide
-        routes = routing.top_k(logits, live, c.active)
+        routes = routing.top_k(logits, live, c.top_k)
         weights = tuple(w.astype(x.dtype) for w in weights)
         y = self._spread(weights, x, routes)
         return y, {'balance': routes.balance, 'router_z': routes.z}
@@ -92,7 +91,10 @@ class Routed(nn.Module):
         run = exchange.local
         if mesh.shape['expert'] > 1:
             run = partial(
-                exchange.remote, axis='expert', axes=mesh.axis_names, slack=self.config.routed.slack
+                exchange.all_to_all,
+                axis='expert',
+                axes=mesh.axis_names,
+                capacity_factor=self.config.routed.capacity_factor,
             )
         rows = PartitionSpec(BATCH_AXES, 'context')
         cut = self._cut_of(weights)
@@ -112,11 +114,21 @@ class Routed(nn.Module):
 
     def _cut_of(self, weights) -> list[tuple[tuple[str, ...], ...]]:
         """Mesh axes of each dimension of gate, up and down, by the table of the config."""
-        path = f'backbone/layers/{self.name}'
-        names = [f'{path}/{name}' for name in ('gate', 'up', 'down')]
-        found = sharding.shardings(dict(zip(names, weights)), self.mesh, self.table)
-        specs = [(*found[name].spec, None, None, None)[:3] for name in names]
-        return [tuple((e,) if isinstance(e, str) else tuple(e or ()) for e in s) for s in specs]
+        cut = []
+        for name, w, kept in zip(('gate', 'up', 'down'), weights, KEPT):
+            path = f'backbone/layers/{self.name}/{name}'
+            spec = sharding.spec(path, w.shape, self.mesh, self.table)
+            axes = [
+                (e,) if isinstance(e, str) else tuple(e or ()) for e in (*spec, None, None, None)
+            ]
+            cut.append(tuple(axes[:3]))
+            for own, stays in zip(axes, kept):
+                require(
+                    stays not in own or own[0] == stays,
+                    f'sharding: {path} is cut over {own}; name {stays!r} first, so that what a '
+                    'device keeps stands together',
+                )
+        return cut
 
 
 # What stays apart of gate, up [E, D, F] and down [E, F, D] when they are used, by dimension.
@@ -147,15 +159,16 @@ def _dense(config, platform, mesh):
 def _routed(config, platform, mesh):
     c, field = config.model.backbone.routed, 'model.backbone.routed'
     require(
-        1 <= c.active <= c.count,
-        f'{field}.active={c.active} must be between 1 and {field}.count={c.count}',
+        1 <= c.top_k <= c.count,
+        f'{field}.top_k={c.top_k} must be between 1 and {field}.count={c.count}',
     )
     ways = mesh.shape['expert'] if mesh is not None else 1
     require(
         c.count % ways == 0,
         f'{field}.count={c.count} experts do not divide over mesh.expert={ways} devices',
     )
-    require(c.slack >= 1, f'{field}.slack={c.slack} must be at least 1')
+    factor = c.capacity_factor
+    require(factor >= 1, f'{field}.capacity_factor={factor} must be at least 1')
     product = grouped.build(c.product, platform)
     pool = choose(f'{field}.pool', c.pool, POOLS)
     own = {'product': product, 'mesh': mesh, 'table': tuple(config.sharding)}

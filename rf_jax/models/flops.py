@@ -28,7 +28,7 @@ def backbone_token(config) -> float:
     attention = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
     feed = 3 * c.width * c.feedforward
     if c.experts == 'routed':
-        feed = c.width * (3 * c.routed.active * c.routed.feedforward + c.routed.count)
+        feed = c.width * (3 * c.routed.top_k * c.routed.feedforward + c.routed.count)
     return 2.0 * c.layers * (attention + feed)
 
 

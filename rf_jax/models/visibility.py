@@ -75,11 +75,6 @@ def tiles(query: Integers, key: Integers, block_q: int, block_k: int):
     return (before | (shown[:, None] & drawn[:, :, None])).any(-1)
 
 
-def visited_share(query: Integers, key: Integers, block_q: int, block_k: int) -> float:
-    """Share of a row's tiles that the block-sparse forms compute, mean over the rows."""
-    return float(tiles(query, key, block_q, block_k).mean())
-
-
 def tile_list(may_see: jax.Array) -> dict[str, jax.Array]:
     """Tiles [B, n, m] as a list for each row, ordered by n, then m.
 

@@ -240,5 +240,10 @@ def peak_memory_gb() -> float:
     peaks = [each.get('peak_bytes_in_use', 0) for each in stats if each]
     if any(peaks):
         return max(peaks) / 1e9
+    return peak_process_gb()
+
+
+def peak_process_gb() -> float:
+    """Peak memory of this process so far in 10^9 bytes, that of devices not counted."""
     unit = 1 if sys.platform == 'darwin' else 1024  # Linux counts in units of 1024 bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -46,14 +46,14 @@ def shardings(abstract_tree: Any, mesh: Mesh, rules: Iterable) -> Any:
     leaves, structure = jax.tree_util.tree_flatten_with_path(abstract_tree)
     found, uncovered, whole = [], [], []
     for path, leaf in leaves:
-        name, spec = path_name(path), PartitionSpec()
+        name, axes = path_name(path), PartitionSpec()
         if math.prod(leaf.shape) > 1:
             row = next((row for row in table if row[0].search(name)), None)
             if row is None:
                 uncovered.append(f'{name} {list(leaf.shape)}')
             else:
-                spec = _spec(name, leaf.shape, *row, mesh)
-        sharding = NamedSharding(mesh, spec)
+                axes = _spec(name, leaf.shape, *row, mesh)
+        sharding = NamedSharding(mesh, axes)
         if sharding.is_fully_replicated:
             whole.append((_bytes(leaf), name))
         found.append(sharding)
@@ -65,6 +65,14 @@ def shardings(abstract_tree: Any, mesh: Mesh, rules: Iterable) -> Any:
     if mesh.shape.get('fsdp', 1) > 1:
         _check_replicated(whole, sum(_bytes(leaf) for _, leaf in leaves))
     return jax.tree_util.tree_unflatten(structure, found)
+
+
+def spec(name: str, shape: Sequence[int], mesh: Mesh, rules: Iterable) -> PartitionSpec:
+    """What `shardings` gives one parameter; raises UserError if no row covers it."""
+    row = next((row for row in (_parse(row, mesh) for row in rules) if row[0].search(name)), None)
+    if row is None:
+        raise UserError(f'sharding: no row covers {name} {list(shape)}')
+    return _spec(name, shape, *row, mesh)
 
 
 def _parse(row: Sequence, mesh: Mesh) -> tuple[re.Pattern, Axes]:
