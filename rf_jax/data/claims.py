@@ -1,0 +1,122 @@
+"""What a caption says of a picture, apart from its wording, and whether objects bear it out.
+
+Objects are anything with `shape`, `colour`, `x` and `y` (shares of the side): those of a true
+scene, or those that a judge found in pixels. A claim is checked in the same way on both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+_MARGIN = 0.06  # least distance along an axis for a relation
+_BORDER = 0.05  # how far beyond its third of the picture a place still counts
+# Row and column of each third.
+PLACES = {
+    'at the top left': (0, 0),
+    'at the top': (0, 1),
+    'at the top right': (0, 2),
+    'on the left': (1, 0),
+    'in the middle': (1, 1),
+    'on the right': (1, 2),
+    'at the bottom left': (2, 0),
+    'at the bottom': (2, 1),
+    'at the bottom right': (2, 2),
+}
+NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six')
+
+
+class Seen(Protocol):
+    shape: str
+    colour: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """`count` objects of a shape; None, or '' for the place, leaves an attribute open."""
+
+    count: int
+    shape: str | None
+    colour: str | None = None
+    place: str = ''
+
+    def fits(self, each: Seen) -> bool:
+        """Whether the object is one of these."""
+        if self.shape not in (None, each.shape) or self.colour not in (None, each.colour):
+            return False
+        return not self.place or _within(self.place, each)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Groups of objects, and how the first stands to the second if `relation` is not ''.
+
+    `exact`: nothing else is in the picture, and counts are no more than said. Else counts are
+    the least, as GenEval's are but in its counting.
+    """
+
+    groups: tuple[Group, ...]
+    relation: str = ''
+    exact: bool = False
+
+
+def holds(claim: Claim, objects: Sequence[Seen]) -> bool:
+    """Whether the objects bear the claim out; each stands for one group only."""
+    owners = [[i for i, group in enumerate(claim.groups) if group.fits(o)] for o in objects]
+    if claim.exact and not all(owners):
+        return False
+    if not _assigned(claim, owners):
+        return False
+    if not claim.relation:
+        return True
+    first, second = claim.groups[:2]
+    return any(
+        related(a, claim.relation, b)
+        for a in objects
+        for b in objects
+        if a is not b and first.fits(a) and second.fits(b)
+    )
+
+
+def related(a: Seen, relation: str, b: Seen) -> bool:
+    """Whether a stands so to b, with a margin."""
+    dx, dy = a.x - b.x, a.y - b.y
+    return {'left of': -dx, 'right of': dx, 'above': -dy, 'below': dy}[relation] >= _MARGIN
+
+
+def place_of(each: Seen) -> str:
+    """The place that an object is in, '' where it stands near the border of two."""
+    for place, (row, column) in PLACES.items():
+        inside = (_third(each.y, row, -_BORDER), _third(each.x, column, -_BORDER))
+        if all(inside):
+            return place
+    return ''
+
+
+def _within(place: str, each: Seen) -> bool:
+    row, column = PLACES[place]
+    return _third(each.y, row, _BORDER) and _third(each.x, column, _BORDER)
+
+
+def _third(at: float, number: int, margin: float) -> bool:
+    low, high = number / 3 - margin, (number + 1) / 3 + margin
+    return (number == 0 or at >= low) and (number == 2 or at <= high)
+
+
+def _assigned(claim: Claim, owners: list[list[int]]) -> bool:
+    """Whether objects can be given to groups, each to one, so that all counts are met."""
+    left = [group.count for group in claim.groups]
+
+    def give(i: int) -> bool:
+        if i == len(owners):
+            return not any(left)
+        for group in owners[i]:
+            if left[group]:
+                left[group] -= 1
+                if give(i + 1):
+                    return True
+                left[group] += 1
+        return not claim.exact and give(i + 1)  # an object that no group needs
+
+    return give(0)
