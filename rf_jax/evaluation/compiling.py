@@ -222,4 +222,8 @@ def sample(config, vocabulary: int, mesh_: Mesh) -> Cost:
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=where)
     options = drawing.options(config)
     program = jax.jit(partial(drawing.draw, model, config, options))
-    return cost('sample', program, (built.abstract.ema, rows, keys), whole)
+    # Where the average lies in the memory of the host, it is fetched before.
+    params = jax.tree.map(
+        lambda a: a.update(sharding=a.sharding.with_memory_kind('device')), built.abstract.ema
+    )
+    return cost('sample', program, (params, rows, keys), whole)

@@ -15,7 +15,7 @@ from rf_jax.evaluation import identification, usage
 from rf_jax.generation.sampler import Sampler
 from rf_jax.learning.loop import Run
 from rf_jax.learning.state import State
-from rf_jax.runtime import hosts, metrics
+from rf_jax.runtime import hosts, metrics, sharding
 
 COLUMNS = 8
 SHOWN = 24  # pairs in the grid of the end
@@ -76,7 +76,7 @@ def at_end(run: Run, state: State) -> str:
     )
     table = write(result, run.workdir)
     if result.drawn:
-        share = usage.codes_over_an_epoch(run, state)
+        share = usage.codes_over_an_epoch(run, state.replace(ema=sharding.near(state.ema)))
         table += f'\ncodebook: {share:.1%} of the prototypes are used over an epoch'
     return table
 
