@@ -31,7 +31,7 @@ RELATIONS = ('left of', 'right of', 'above', 'below')
 INVERSE = dict(zip(RELATIONS, ('right of', 'left of', 'below', 'above')))
 # What a scene is about, and how often: one object, two, several alike, a mixture.
 KINDS = {'single': 0.2, 'pair': 0.4, 'alike': 0.25, 'mixed': 0.15}
-_COUNTS = {'single': (1, 1), 'pair': (2, 2), 'alike': (2, 4), 'mixed': (3, 6)}
+COUNTS = {'single': (1, 1), 'pair': (2, 2), 'alike': (2, 4), 'mixed': (3, 6)}  # least, most
 HELD_OUT = 8  # one (colour, shape) pair, and one relation of two shapes, in so many is held out
 _APART = 0.12  # least distance along an axis at which a relation is said
 _SLANT = 0.51  # most of that distance along the other axis
@@ -149,10 +149,10 @@ def _held_out_pair(a: Object, b: Object, said: Sequence[str]) -> bool:
 def make(seed: int, index: int, rung: Rung, held_out: bool = False) -> Scene:
     """Scene `index` of a seed; `held_out`: with a look or a relation that training never shows."""
     rng = generator(seed, 'scene', held_out, index)
-    kinds = [kind for kind in KINDS if _COUNTS[kind][0] <= rung.objects]
+    kinds = [kind for kind in KINDS if COUNTS[kind][0] <= rung.objects]
     # Drawn once, so that scenes that are hard to place or to allow keep their share.
     kind = _pick(rng, kinds, [KINDS[kind] for kind in kinds])
-    least, most = _COUNTS[kind]
+    least, most = COUNTS[kind]
     count = int(rng.integers(least, min(most, rung.objects) + 1))
     while True:
         scene = _draw(rng, rung, kind, count)
