@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
     config.compute_dtype = 'float32'  # activations; parameters and float32 islands stay float32
 
     data = config.data = ConfigDict()
-    # Comma-separated: emoji | folder:/path | tfds:name[/config][:split] | text:/path.
+    # Comma-separated: emoji | scenes:rung/size[/option...] | folder:/path |
+    # tfds:name[/config][:split] | text:/path.
     data.sources = 'emoji'
     data.rows = 32  # B, rows of the global batch
     # Draws per kind of sample; a task that no source can serve stops the start.

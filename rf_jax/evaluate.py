@@ -21,7 +21,7 @@ def main(argv):
     with_pictures = [
         source
         for source in sources.build(sampler.config.data.sources, sampler.config.data.max_pixels)
-        if any(source.record(i).height for i in range(len(source)))
+        if sources.pictured(source)
     ]
     if not with_pictures:
         raise UserError(f'data.sources={sampler.config.data.sources!r} of the run has no pictures')

@@ -15,6 +15,7 @@ _KIND = 'What kind of thing is it?'
 _PROMPT_TAGS = 3  # most tags in a prompt
 _ANSWER_TAGS = 4  # most tags in an answer
 _CORPUS_RECORDS = 200_000  # most records that a source lends to the corpus
+_CORPUS_PROCEDURAL = 2_000  # the same for one that says all its words in a few
 
 
 def prompt(record: Record, rng: np.random.Generator, label_probability: float) -> str:
@@ -52,7 +53,8 @@ def corpus(sources: Iterable) -> Iterator[str]:
     Tags and wordings are mixed in the share that prompts and dialogues show them.
     """
     for source in sources:
-        step = -(-len(source) // _CORPUS_RECORDS)
+        most = _CORPUS_PROCEDURAL if getattr(source, 'procedural', False) else _CORPUS_RECORDS
+        step = -(-len(source) // most)
         for i in range(0, len(source), max(1, step)):
             record = source.record(i)
             yield from record.captions

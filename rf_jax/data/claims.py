@@ -4,11 +4,13 @@ Objects are anything with `shape`, `colour`, `x` and `y` (shares of the side): t
 scene, or those that a judge found in pixels. A claim is checked in the same way on both.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 _MARGIN = 0.06  # least distance along an axis for a relation
+_SHARE = 0.5  # of the whole distance, the least along that axis: within 60 degrees of it
 _BORDER = 0.05  # how far beyond its third of the picture a place still counts
 # Row and column of each third.
 PLACES = {
@@ -34,17 +36,24 @@ class Seen(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """`count` objects of a shape; None, or '' for the place, leaves an attribute open."""
+    """`count` objects of a shape; None, or '' for the place, leaves an attribute open.
+
+    `size` and `texture` can only be checked on objects that have them: those of a true scene.
+    """
 
     count: int
     shape: str | None
     colour: str | None = None
     place: str = ''
+    size: str | None = None
+    texture: str | None = None
 
     def fits(self, each: Seen) -> bool:
         """Whether the object is one of these."""
-        if self.shape not in (None, each.shape) or self.colour not in (None, each.colour):
-            return False
+        for name in ('shape', 'colour', 'size', 'texture'):
+            wanted = getattr(self, name)
+            if wanted is not None and wanted != getattr(each, name):
+                return False
         return not self.place or _within(self.place, each)
 
 
@@ -52,17 +61,27 @@ class Group:
 class Claim:
     """Groups of objects, and how the first stands to the second if `relation` is not ''.
 
-    `exact`: nothing else is in the picture, and counts are no more than said. Else counts are
-    the least, as GenEval's are but in its counting.
+    Counts are the least, other objects may stand beside, as in GenEval. `counted`: no group has
+    more that fit it than said, as in GenEval's counting. `exact`: nothing else is in the picture
+    at all. `ground` '' leaves the ground open.
     """
 
     groups: tuple[Group, ...]
     relation: str = ''
     exact: bool = False
+    counted: bool = False
+    ground: str = ''
 
 
-def holds(claim: Claim, objects: Sequence[Seen]) -> bool:
-    """Whether the objects bear the claim out; each stands for one group only."""
+def holds(claim: Claim, objects: Sequence[Seen], ground: str = '') -> bool:
+    """Whether the objects, on a ground if it is known, bear the claim out.
+
+    Each object stands for one group only.
+    """
+    if claim.ground and ground and claim.ground != ground:
+        return False
+    if claim.counted and any(sum(map(g.fits, objects)) > g.count for g in claim.groups):
+        return False
     owners = [[i for i, group in enumerate(claim.groups) if group.fits(o)] for o in objects]
     if claim.exact and not all(owners):
         return False
@@ -80,9 +99,13 @@ def holds(claim: Claim, objects: Sequence[Seen]) -> bool:
 
 
 def related(a: Seen, relation: str, b: Seen) -> bool:
-    """Whether a stands so to b, with a margin."""
+    """Whether a stands so to b: by a margin, and within 60 degrees of that direction.
+
+    The angle is GenEval's; a slant may be two relations at once.
+    """
     dx, dy = a.x - b.x, a.y - b.y
-    return {'left of': -dx, 'right of': dx, 'above': -dy, 'below': dy}[relation] >= _MARGIN
+    along = {'left of': -dx, 'right of': dx, 'above': -dy, 'below': dy}[relation]
+    return along >= max(_MARGIN, _SHARE * math.hypot(dx, dy))
 
 
 def place_of(each: Seen) -> str:

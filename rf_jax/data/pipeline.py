@@ -218,6 +218,11 @@ def _samples(
     """For each task the (source, index, piece of its document) that can serve it."""
     found: dict[str, list] = {task: [] for task in TASKS}
     for source in sources_:
+        if getattr(source, 'procedural', False):  # a picture and captions each, by its own word
+            both = [(source, index, None) for index in range(len(source))]
+            found['text_to_image'] += both
+            found['image_to_text'] += both
+            continue
         for index in range(len(source)):
             record = source.record(index)
             if record.height and record.captions:

@@ -3,12 +3,15 @@
 Coordinates are shares of the picture's side: x to the right, y downwards, both in [0, 1].
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
-from rf_jax.data.keys import fold, generator
+from rf_jax.data.claims import related
+from rf_jax.data.keys import generator
 
 SHAPES = ('circle', 'square', 'triangle', 'cross', 'ring', 'diamond')
 COLOURS = {
@@ -28,8 +31,12 @@ RELATIONS = ('left of', 'right of', 'above', 'below')
 INVERSE = dict(zip(RELATIONS, ('right of', 'left of', 'below', 'above')))
 # What a scene is about, and how often: one object, two, several alike, a mixture.
 KINDS = {'single': 0.2, 'pair': 0.4, 'alike': 0.25, 'mixed': 0.15}
+COUNTS = {'single': (1, 1), 'pair': (2, 2), 'alike': (2, 4), 'mixed': (3, 6)}  # least, most
 HELD_OUT = 8  # one (colour, shape) pair, and one relation of two shapes, in so many is held out
-_APART = 0.12  # least distance along an axis at which a relation is said of free objects
+_APART = 0.12  # least distance along an axis at which a relation is said
+_SLANT = 0.51  # most of that distance along the other axis
+_GAP = 1.31  # least distance of two objects in the sum of their radii: corners do not touch
+_CLEAR = 1.5  # the same for two of one colour, so that the border of each can be seen
 _TRIALS = 100
 
 
@@ -74,7 +81,9 @@ class Rung:
     sizes: tuple[str, ...] = ('large',)
     textures: tuple[str, ...] = ('plain',)
     clutter: bool = False
-    overlap: float = 0.0  # share of the touching distance by which objects may overlap
+    overlap: float = (
+        0.0  # share of the least distance by which objects of two colours may come nearer
+    )
 
 
 RUNGS = {
@@ -93,53 +102,68 @@ RUNGS = {
 
 
 def held_out_look(colour: str, shape: str) -> bool:
-    """Whether this pair of colour and shape is kept from training; each word is in some pair."""
+    """Whether this pair of colour and shape is kept from training; every shape is in one."""
     place = list(COLOURS).index(colour) - SHAPES.index(shape)
     return place % HELD_OUT == 0
 
 
 def held_out_relation(first: str, relation: str, second: str) -> bool:
-    """Whether these two shapes in this relation are; the same said the other way round too."""
+    """Whether these two shapes in this relation are; the same said the other way round too.
+
+    Every shape is in two or three of them, every relation in four. Two of one shape never are.
+    """
     if relation in ('right of', 'below'):
         first, relation, second = second, INVERSE[relation], first
-    return fold('relation', first, relation, second) % HELD_OUT == 0
+    number = SHAPES.index(first) + 3 * SHAPES.index(second) + 3 * (relation == 'above') + 3
+    return first != second and number % HELD_OUT == 0
 
 
 def relations(a: Object, b: Object) -> list[str]:
-    """How a stands to b: along an axis only if clearly apart on it, and more than on the other."""
-    dx, dy = a.x - b.x, a.y - b.y
-    if max(abs(dx), abs(dy)) < _APART or abs(abs(dx) - abs(dy)) < _APART:
+    """What is said of how a stands to b: only what is clear, and then no other relation holds."""
+    dx, dy = abs(a.x - b.x), abs(a.y - b.y)
+    if max(dx, dy) < _APART or min(dx, dy) > _SLANT * max(dx, dy):
         return []
-    if abs(dx) > abs(dy):
-        return ['left of' if dx < 0 else 'right of']
-    return ['above' if dy < 0 else 'below']
+    return [relation for relation in RELATIONS if related(a, relation, b)]
 
 
 def allowed(scene: Scene, held_out: bool) -> bool:
-    """Whether the scene belongs to this side: training has nothing held out, the other has."""
-    kept = any(held_out_look(*each.look) for each in scene.objects)
-    if len(scene.objects) == 2:
-        a, b = scene.objects
-        kept |= any(held_out_relation(a.shape, said, b.shape) for said in relations(a, b))
-    return kept == held_out
+    """Whether the scene belongs to this side.
+
+    Training shows no held-out look, and no two shapes so that a held-out relation holds, said
+    or not. The other side shows such a look, or two objects clearly in such a relation; scenes
+    between belong to neither.
+    """
+    look = any(held_out_look(*each.look) for each in scene.objects)
+    pairs = list(combinations(scene.objects, 2))
+    if held_out:
+        return look or (len(pairs) == 1 and _held_out_pair(*pairs[0], relations(*pairs[0])))
+    return not look and not any(
+        _held_out_pair(a, b, [r for r in RELATIONS if related(a, r, b)]) for a, b in pairs
+    )
+
+
+def _held_out_pair(a: Object, b: Object, said: Sequence[str]) -> bool:
+    return any(held_out_relation(a.shape, relation, b.shape) for relation in said)
 
 
 def make(seed: int, index: int, rung: Rung, held_out: bool = False) -> Scene:
     """Scene `index` of a seed; `held_out`: with a look or a relation that training never shows."""
     rng = generator(seed, 'scene', held_out, index)
+    kinds = [kind for kind in KINDS if COUNTS[kind][0] <= rung.objects]
+    # Drawn once, so that scenes that are hard to place or to allow keep their share.
+    kind = _pick(rng, kinds, [KINDS[kind] for kind in kinds])
+    least, most = COUNTS[kind]
+    count = int(rng.integers(least, min(most, rung.objects) + 1))
     while True:
-        scene = _draw(rng, rung)
+        scene = _draw(rng, rung, kind, count)
         if scene is not None and allowed(scene, held_out):
             return scene
 
 
-def _draw(rng: np.random.Generator, rung: Rung) -> Scene | None:
-    kind = _pick(rng, tuple(KINDS), tuple(KINDS.values()))
-    least, most = {'single': (1, 1), 'pair': (2, 2), 'alike': (2, 4), 'mixed': (3, 6)}[kind]
-    count = int(rng.integers(least, min(most, rung.objects) + 1))
+def _draw(rng: np.random.Generator, rung: Rung, kind: str, count: int) -> Scene | None:
     looks = _looks(rng, kind, count)
     sizes = [_pick(rng, rung.sizes) for _ in looks]
-    places = _places(rng, rung, [_radius(rung, size) for size in sizes])
+    places = _places(rng, rung, looks, [_radius(rung, size) for size in sizes])
     if places is None:
         return None
     texture = _pick(rng, rung.textures)
@@ -147,8 +171,6 @@ def _draw(rng: np.random.Generator, rung: Rung) -> Scene | None:
         Object(shape, colour, size, texture if kind == 'alike' else _pick(rng, rung.textures), *at)
         for (colour, shape), size, at in zip(looks, sizes, places)
     ]
-    if rung.overlap and not _tellable(objects):
-        return None
     clutter = int(rng.integers(1, 2**31)) if rung.clutter else 0
     return Scene(tuple(objects), _pick(rng, tuple(GROUNDS)), clutter, kind)
 
@@ -168,7 +190,12 @@ def _radius(rung: Rung, size: str) -> float:
     return rung.radius * SIZES[size] * (0.5 / rung.grid if rung.grid else 1.0)
 
 
-def _places(rng, rung: Rung, radii: Sequence[float]) -> list[tuple[float, float, float]] | None:
+def _places(
+    rng: np.random.Generator,
+    rung: Rung,
+    looks: Sequence[tuple[str, str]],
+    radii: Sequence[float],
+) -> list[tuple[float, float, float]] | None:
     """(x, y, radius) of each object, or None where they found no room."""
     if rung.grid:
         cells = rng.permutation(rung.grid**2)[: len(radii)]
@@ -177,25 +204,20 @@ def _places(rng, rung: Rung, radii: Sequence[float]) -> list[tuple[float, float,
             for c, r in zip(cells.tolist(), radii)
         ]
     found: list[tuple[float, float, float]] = []
-    for radius in radii:
+    for (colour, _), radius in zip(looks, radii):
+        near = _GAP * (1 - rung.overlap)
+        gaps = [_CLEAR if colour == other else near for other, _ in looks]
         for _ in range(_TRIALS):
             x, y = rng.uniform(radius + 0.02, 0.98 - radius, 2).tolist()
-            gap = (1.0 - rung.overlap) * 1.05
-            if all(np.hypot(x - u, y - v) >= gap * (radius + r) * 1.25 for u, v, r in found):
+            if all(
+                math.hypot(x - u, y - v) >= gap * (radius + r)
+                for gap, (u, v, r) in zip(gaps, found)
+            ):
                 found.append((x, y, radius))
                 break
         else:
             return None
     return found
-
-
-def _tellable(objects: Sequence[Object]) -> bool:
-    """Whether touching objects differ in colour, so that their border can be seen."""
-    return all(
-        a.colour != b.colour or np.hypot(a.x - b.x, a.y - b.y) > 1.5 * (a.radius + b.radius)
-        for i, a in enumerate(objects)
-        for b in objects[:i]
-    )
 
 
 def _pick(rng: np.random.Generator, choices: Sequence, weights: Sequence[float] = ()):

@@ -1,13 +1,16 @@
 """Where samples come from: `build` turns the config field data.sources into a list of sources.
 
 A source has `.name`, `.skipped` (reason -> count), `__len__`, `record(i)` (no decoding) and
-`picture(i)`. Records stand in the same order in every run and on every host.
+`picture(i)`. Records stand in the same order in every run and on every host. One that makes its
+records by a rule says `procedural = True`: each has a picture and captions, and a few thousand
+show all its words, so nobody reads all of them at the start.
 """
 
 import difflib
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +19,7 @@ import numpy as np
 from rf_jax.data.images import header_size, read_rgb
 from rf_jax.data.records import Record, clean
 from rf_jax.data.source_folder import FolderSource, TextSource
+from rf_jax.data.source_scenes import ScenesSource
 from rf_jax.data.source_tfds import TfdsSource
 from rf_jax.runtime.errors import UserError
 
@@ -81,6 +85,7 @@ def _readable(subgroup: str) -> str:
 
 SOURCES = {
     'emoji': EmojiSource,
+    'scenes': ScenesSource,
     'folder': FolderSource,
     'tfds': TfdsSource,
     'text': TextSource,
@@ -88,11 +93,16 @@ SOURCES = {
 
 
 def build(text: str, max_pixels: int) -> list[Source]:
-    """Sources of a comma-separated list: emoji | folder:/path | tfds:name[/config][:split] |
-    text:/path. Pictures of more than `max_pixels` pixels are left out. Raises UserError.
+    """Sources of a comma-separated list: emoji | scenes:rung/size[/option...] | folder:/path |
+    tfds:name[/config][:split] | text:/path.
+
+    Pictures of more than `max_pixels` pixels are left out. Raises UserError.
     """
     parts = [part.strip() for part in text.split(',') if part.strip()]
-    known = 'emoji | folder:/path | tfds:name[/config][:split] | text:/path'
+    known = (
+        'emoji | scenes:rung/size[/option...] | folder:/path | tfds:name[/config][:split] | '
+        'text:/path'
+    )
     if not parts:
         raise UserError(f'data.sources is empty; expected a comma-separated list of {known}')
     sources = []
@@ -106,3 +116,10 @@ def build(text: str, max_pixels: int) -> list[Source]:
             )
         sources.append(SOURCES[kind](argument, max_pixels))
     return sources
+
+
+def pictured(source: Source) -> Sequence[int]:
+    """Numbers of the samples that have a picture, decodable or not."""
+    if getattr(source, 'procedural', False):
+        return range(len(source))
+    return [i for i in range(len(source)) if source.record(i).height]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rf_jax.data import images, pipeline
+from rf_jax.data import images, pipeline, sources
 from rf_jax.data.keys import generator
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError
@@ -97,8 +97,7 @@ def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
 
     Raises UserError when no picture of the source can be read.
     """
-    usable = [i for i in range(len(source)) if source.record(i).height]
-    order = generator(seed, 'evaluation').permutation(usable)
+    order = generator(seed, 'evaluation').permutation(np.asarray(sources.pictured(source), int))
     truth = readable(source, order, count)
     if not truth:
         raise UserError(f'{source.name}: none of its {len(source)} pictures can be read')

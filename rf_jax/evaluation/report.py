@@ -1,7 +1,7 @@
 """What a run shows: grids and captions while training, a table and a grid at its end."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from rf_jax.data import images, pipeline
+from rf_jax.data import images, pipeline, sources
 from rf_jax.evaluation import identification, usage
 from rf_jax.generation.sampler import Sampler
 from rf_jax.learning.loop import Run
@@ -21,10 +21,10 @@ COLUMNS = 8
 SHOWN = 24  # pairs in the grid of the end
 
 
-def first_pictures(run: Run) -> tuple[object, list[int]]:
+def first_pictures(run: Run) -> tuple[object, Sequence[int]]:
     """The first source with pictures and their numbers; (None, []) if there is none."""
     for source, *_ in run.batches.samples['text_to_image'][:1]:
-        return source, [i for i in range(len(source)) if source.record(i).height]
+        return source, sources.pictured(source)
     return None, []
 
 
