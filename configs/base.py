@@ -197,7 +197,10 @@ def get_config() -> ConfigDict:
         (r'(gate|up)$', ('expert', 'fsdp', 'tensor')),  # routed experts
         (r'down$', ('expert', 'tensor', 'fsdp')),
         (r'router$', ('fsdp', None)),
-        (r'(patch_embed|bottleneck|patch|logits|text_head)/kernel$', ('fsdp', 'tensor')),
+        (
+            r'(patch_embed|bottleneck|patch|logits|text_head|features|predicted|posterior)/kernel$',
+            ('fsdp', 'tensor'),
+        ),
         (r'table$', ('tensor', 'fsdp')),
         (r'class_and_registers$', (None, 'fsdp')),
         (r'codebook$', ('fsdp', None)),

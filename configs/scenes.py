@@ -24,7 +24,9 @@ def first(config):
     """Understanding alone: captions and questions, and text."""
     config.steps = 1500
     config.data.tasks.update(text_to_image=0.0, image_to_text=1.0, text_only=0.0)
-    config.data.capacity.update(representation=0, pixels=0, pixel_pictures=0)
+    config.data.capacity.update(
+        text=72, vision=18, vision_pictures=2, representation=0, pixels=0, pixel_pictures=0
+    )
     config.losses.flow = config.losses.representation = 0.0
     config.model.representation.kind = 'none'
     config.optimizer.rates = ()
@@ -167,11 +169,11 @@ def get_config(variant: str = 'pixel_rf'):
     data.rows = 32
     data.patch = 8
     data.sizes = ((48, 1.0),)
-    data.max_text = 32
+    data.max_text = 40
     data.caption_label = 1.0  # captions bring their own wordings
     data.question = 0.6
     data.capacity.update(
-        text=56, vision=9, representation=10, pixels=36, vision_pictures=1, pixel_pictures=1
+        text=64, vision=9, representation=10, pixels=36, vision_pictures=1, pixel_pictures=1
     )
     config.tokenizer.vocabulary = 512
     backbone, encoder = config.model.backbone, config.model.encoder

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from rf_jax.learning import flow
+from rf_jax.learning import flow, optimizer
 from rf_jax.runtime import sharding
 from rf_jax.runtime.errors import UserError, choose, require
 
@@ -28,6 +28,17 @@ def check(config) -> None:
     ):
         require(flat[field] >= 1, f'{field}={flat[field]} must be at least 1')
     require(any(config.losses.values()), 'all weights of losses are 0: nothing would be learned')
+    learned = config.losses.reconstruction > 0
+    latents = config.model.space == 'vae'
+    require(
+        latents or not learned,
+        f"losses.reconstruction={config.losses.reconstruction} needs model.space='vae'",
+    )
+    require(
+        not latents or learned or optimizer.frozen('autoencoder/', config.optimizer.freeze),
+        "model.space='vae' draws in latents that must not move: set optimizer.freeze="
+        "('^autoencoder/',), and initialise_from a run that learned them (losses.reconstruction)",
+    )
     for name in ('balance', 'router_z'):
         require(
             not config.losses[name] or config.model.backbone.experts == 'routed',

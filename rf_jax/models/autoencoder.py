@@ -39,7 +39,7 @@ class Pixels(nn.Module):
         del where
         return latents
 
-    def outputs(self, patches: jax.Array, where, noise: jax.Array) -> dict[str, jax.Array]:
+    def outputs(self, patches: jax.Array, where, noise: jax.Array | None) -> dict[str, jax.Array]:
         return {}
 
 
@@ -76,8 +76,13 @@ class Vae(nn.Module):
         hidden = self.decoder(latents.astype(self.dtype), *where)[1]
         return self.patch(hidden.astype(jnp.float32))
 
-    def outputs(self, patches: jax.Array, where, noise: jax.Array) -> dict[str, jax.Array]:
-        """Of a latent drawn with unit noise [B, P, Z]: the squared error and KL a token [B, P]."""
+    def outputs(self, patches: jax.Array, where, noise: jax.Array | None) -> dict[str, jax.Array]:
+        """Of a latent drawn with unit noise [B, P, Z]: the squared error and KL a token [B, P].
+
+        Nothing without noise: where the VAE is not to learn.
+        """
+        if noise is None:
+            return {}
         mean, log_variance = self._posterior(patches, where)
         drawn = mean + jnp.exp(0.5 * log_variance) * noise
         error = self.decode(drawn, where) - patches
