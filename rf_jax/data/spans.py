@@ -5,11 +5,11 @@ from collections import Counter
 import numpy as np
 
 from rf_jax.data import layout
-from rf_jax.runtime.errors import choose
+from rf_jax.runtime.errors import choose, require
 
 # Whether the pixels of a drawing follow tokens, by model.representation.kind.
 TOKENS = {'forcing': True, 'continuous': True, 'alignment': False, 'none': False}
-POOLS = {1: 1, 2: 2, 4: 4}
+POOLS = (1, 2, 4)
 
 
 def pool_of(config) -> int:
@@ -18,8 +18,8 @@ def pool_of(config) -> int:
     Raises UserError.
     """
     c, field = config.model.representation, 'model.representation'
-    pool = choose(f'{field}.pool', c.pool, POOLS)
-    return pool if choose(f'{field}.kind', c.kind, TOKENS) else 0
+    require(c.pool in POOLS, f'{field}.pool={c.pool!r} must be one of {POOLS}')
+    return c.pool if choose(f'{field}.kind', c.kind, TOKENS) else 0
 
 
 def text_span(tokenizer, text, max_text, loss_from, counts: Counter) -> layout.Text:
