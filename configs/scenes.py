@@ -23,9 +23,10 @@ NEW = (r'^(representation_|patch_)', r'^codebook$')
 def first(config):
     """Understanding alone: captions and questions, and text."""
     config.steps = 1500
+    config.data.rows = 24
     config.data.tasks.update(text_to_image=0.0, image_to_text=1.0, text_only=0.0)
     config.data.capacity.update(
-        text=72, vision=18, vision_pictures=2, representation=0, pixels=0, pixel_pictures=0
+        text=72, vision=27, vision_pictures=3, representation=0, pixels=0, pixel_pictures=0
     )
     config.losses.flow = config.losses.representation = 0.0
     config.model.representation.kind = 'none'
@@ -169,17 +170,16 @@ def get_config(variant: str = 'pixel_rf'):
     data.rows = 32
     data.patch = 8
     data.sizes = ((48, 1.0),)
-    data.max_text = 40
+    data.max_text = 44
     data.caption_label = 1.0  # captions bring their own wordings
     data.question = 0.6
     data.capacity.update(
-        text=64, vision=9, representation=10, pixels=36, vision_pictures=1, pixel_pictures=1
+        text=48, vision=9, representation=10, pixels=36, vision_pictures=1, pixel_pictures=1
     )
     config.tokenizer.vocabulary = 512
     backbone, encoder = config.model.backbone, config.model.encoder
     backbone.layers, backbone.width, backbone.feedforward = 4, 128, 384
-    backbone.unroll = 4
-    encoder.layers = encoder.unroll = 3
+    encoder.layers = 3
     encoder.registers = 1
     representation = config.model.representation
     representation.codes = 64
