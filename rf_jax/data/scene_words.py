@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,11 +62,12 @@ def captions(scene: Scene, rung: Rung, rng: np.random.Generator) -> list[Caption
     claims = [_claim(_alike(objects, 'colour')), _claim(_alike(objects))]
     if len(objects) == 2 and objects[0].shape != objects[1].shape:
         claims += _related(*(objects[i] for i in rng.permutation(2)))
-    if any(map(place_of, objects)):
-        claims.append(_claim(map(_placed, objects)))
+    placed = [_placed(each, scene) for each in objects]
+    if any(group.place for group in placed):
+        claims.append(_claim(placed))
     found = [Caption(say(claim), claim) for claim in claims]
     short = [caption for caption in found if len(caption.text.split()) <= _SHORT]
-    groups = [_placed(objects[i], rung) for i in rng.permutation(len(objects))]
+    groups = [_varied(placed[i], objects[i], rung) for i in rng.permutation(len(objects))]
     text, full = say(_claim(groups)), _claim(groups, ground=scene.ground)
     ground_first = f'on a {scene.ground} ground, {text}'
     return [*short, Caption(ground_first if rng.random() < 0.5 else say(full), full)]
@@ -93,15 +94,20 @@ def _alike(objects: Sequence[Object], colour: str = '') -> list[Group]:
     return [Group(count, *look) for look, count in looks.items()]
 
 
-def _placed(each: Object, rung: Rung | None = None) -> Group:
-    """One object with its place; of a rung also with what the rung varies."""
-    return Group(
-        1,
-        each.shape,
-        each.colour,
-        place_of(each),
-        each.size if rung and len(rung.sizes) > 1 else None,
-        each.texture if rung and len(rung.textures) > 1 else None,
+def _placed(each: Object, scene: Scene) -> Group:
+    """One object with its place, if each that looks alike has a clear one: else another place
+    could be true of the twin.
+    """
+    clear = all(place_of(o) for o in scene.objects if o.look == each.look)
+    return Group(1, each.shape, each.colour, place_of(each) if clear else '')
+
+
+def _varied(group: Group, each: Object, rung: Rung) -> Group:
+    """The object's group also with what the rung varies."""
+    return replace(
+        group,
+        size=each.size if len(rung.sizes) > 1 else None,
+        texture=each.texture if len(rung.textures) > 1 else None,
     )
 
 

@@ -73,16 +73,18 @@ class ScenesSource:
         self.size = self._side(parts[1], max_pixels)
         self._options = Options(**dict(self._option(part) for part in parts[2:]))
         self.rung = self._changed(rung)
-        self.record = lru_cache(_KEPT)(self._record)
-        self.scene = lru_cache(_LATEST)(self._scene)
+        self._records = lru_cache(_KEPT)(self._record)
+        self._scenes = lru_cache(_LATEST)(self._scene)
 
     def __len__(self) -> int:
         return self._options.count
 
-    def _scene(self, i: int) -> scenes.Scene:
-        if not 0 <= i < len(self):
-            raise IndexError(f'{self.name} has scenes 0 .. {len(self) - 1}, not {i}')
-        return scenes.make(self._options.seed, i, self.rung, self._options.held_out)
+    def record(self, i: int) -> Record:
+        return self._records(i)
+
+    def scene(self, i: int) -> scenes.Scene:
+        """Raises IndexError if there is no such scene."""
+        return self._scenes(i)
 
     def captions(self, i: int) -> list[scene_words.Caption]:
         """Those of record(i), with their claims."""
@@ -104,6 +106,11 @@ class ScenesSource:
     def segmentation(self, i: int) -> np.ndarray:
         """uint8 [size, size]: 0 the ground, j + 1 object j of scene(i)."""
         return scene_pictures.segmentation(self.scene(i), self.size)
+
+    def _scene(self, i: int) -> scenes.Scene:
+        if not 0 <= i < len(self):
+            raise IndexError(f'{self.name} has scenes 0 .. {len(self) - 1}, not {i}')
+        return scenes.make(self._options.seed, i, self.rung, self._options.held_out)
 
     def _record(self, i: int) -> Record:
         return Record(
