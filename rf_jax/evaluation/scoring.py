@@ -8,7 +8,6 @@ import numpy as np
 
 from rf_jax.data import sources
 from rf_jax.evaluation import compositional, distances, inspection, prompts, understanding
-from rf_jax.evaluation.rates import estimate, gather
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError, require
 
@@ -107,7 +106,7 @@ def score(
             real = [source.picture(i) for i in range(amount.captions)]
             captions = [source.record(i).captions[0] for i in range(amount.captions)]
             made = sampler.draw([sampler.request(text, seed) for text in captions])
-            values['distances'] = distances.between(made, real)
+            values['distances'] = distances.distances(made, real)
         if codebook is not None and amount.captions and _has_codes(config):
             values['codebook'] = use_of_codebook(sampler, codebook, real)
     if config.data.tasks.get('image_to_text', 0) > 0 and amount.questions:
@@ -162,13 +161,16 @@ def overall(generation: Mapping[str, dict]) -> float:
 
 def table(values: Mapping) -> str:
     """The score as text: by category and by kind of question, with 95 % intervals."""
-    lines = [f'{"generation":28s} ' + ' '.join(f'{side:>24s}' for side in values['generation'])]
-    outcomes = {side: gather([(None, values)], side) for side in values['generation']}
-    categories = list(next(iter(outcomes.values()), ()))
-    for name in (*categories, 'overall') if categories else ():
-        asked = [each if name == 'overall' else {name: each[name]} for each in outcomes.values()]
-        lines.append(f'{name:28s} ' + ' '.join(f'{estimate(each)!s:>24s}' for each in asked))
-    parts = ['\n'.join(lines)] if categories else []
+    parts = []
+    for side, entries in values['generation'].items():
+        asked = [
+            prompts.Prompt(category, text, None)
+            for category, entry in entries.items()
+            for text in entry['prompts']
+        ]
+        correct = np.concatenate([entry['correct'] for entry in entries.values()])
+        parts += [f'{side.replace("_", " ")} prompts']
+        parts += [compositional.table(compositional.summary(asked, correct))]
     if values['understanding']:
         parts.append(understanding.table(values['understanding']))
     numbers = values['distances'] | {f'codebook {k}': v for k, v in values['codebook'].items()}

@@ -17,6 +17,7 @@ from rf_jax.evaluation.study_plan import Piece
 from rf_jax.generation.sampler import Sampler
 from rf_jax.learning import loop
 from rf_jax.runtime import checkpoint, hosts, workdir
+from rf_jax.runtime.errors import UserError
 
 Score = Callable[..., scoring.Score]
 
@@ -81,7 +82,10 @@ class Scorer:
         folder = self.piece.folder / 'checkpoints'
         if not any(path.name.isdecimal() for path in folder.glob('*')):
             return
-        step, saved = checkpoint.restore_numpy(folder, only='ema')
+        try:
+            step, saved = checkpoint.restore_numpy(folder, only='ema')
+        except UserError:  # none can be read: training sets them aside and begins anew
+            return
         if step != self.piece.last:  # the end is scored after training
             self.while_training(step, jax.tree.map(jnp.asarray, saved['ema']), None)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rf_jax.evaluation import scoring, study_plots
+from rf_jax.evaluation import compositional, scoring, study_plots
 from rf_jax.evaluation.rates import Estimate, Outcomes, difference, estimate, gather, sides
 from rf_jax.evaluation.study_plan import Piece, names
 from rf_jax.runtime import workdir
@@ -101,8 +101,9 @@ def _opening(study, pieces: Sequence[Piece]) -> str:
         'and where each arm has spent the FLOPs of the dearest. '
         f'{study.prompts} prompts a category, {study.pictures} pictures each, judged from pixels; '
         f'{study.questions} questions a kind on new scenes. {machine}.',
-        'Rates are means over seeds with 95 % intervals from a bootstrap over seeds and prompts; '
-        'of few seeds these are somewhat narrow, so the rate of each seed stands beside them.',
+        'Rates are means over seeds with 95 % intervals from a bootstrap over seeds and prompts, '
+        'which few seeds make somewhat narrow; the rate of each seed stands beside them, with '
+        "Student's interval of their mean, which few seeds make wide.",
     ]
     return '\n\n'.join(line for line in lines if line)
 
@@ -113,8 +114,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
     return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
 
-def _per_seed(found: Estimate) -> str:
-    return ' '.join(f'{value:.3f}' for value in found.seeds)
+def _seeds(found: Estimate) -> str:
+    """The value of each seed, and Student's interval of their mean where there are several."""
+    each = ' '.join(f'{value:.3f}' for value in found.seeds)
+    if len(found.seeds) == 1:
+        return each
+    mean = compositional.across_seeds(found.seeds)
+    return f'{each} [{mean.low:.3f}, {mean.high:.3f}]'
 
 
 def _overall(groups) -> str:
@@ -124,9 +130,8 @@ def _overall(groups) -> str:
         if all(found):
             estimates = [estimate(each) for each in found]
             steps = max(score['step'] for _, score in group)
-            each = [x for e in estimates for x in (e, _per_seed(e))]
-            rows.append([name, steps, *each])
-    return table(['arm', 'steps', 'seen', 'each seed', 'held out', 'each seed'], rows)
+            rows.append([name, steps, *(x for e in estimates for x in (e, _seeds(e)))])
+    return table(['arm', 'steps', 'seen', 'its seeds', 'held out', 'its seeds'], rows)
 
 
 def _differences(order: Sequence[str], groups) -> str:
@@ -150,7 +155,7 @@ def _differences(order: Sequence[str], groups) -> str:
 
 
 def _shapes(outcomes: Outcomes) -> dict:
-    return {name: each.shape for name, each in outcomes.items()}
+    return {name: trials.right.shape for name, trials in outcomes.items()}
 
 
 def _categories(groups, side: str) -> str:
