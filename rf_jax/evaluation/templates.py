@@ -103,7 +103,9 @@ def fit(view: View, x: float, y: float, radius: float, limits=(1.0, 1e3)) -> tup
         if best is not None and found[0].left >= best[0].left:
             break
         best = found
-        x, y, radius = best[0].x, best[0].y, best[0].radius
+        height, width = view.weight.shape
+        x, y = np.clip(best[0].x, 0, width - 1), np.clip(best[0].y, 0, height - 1)
+        radius = best[0].radius
         if not edge:
             break
     half = math.ceil(1.25 * max(each.radius for each in best) + 1)
