@@ -18,11 +18,13 @@ _STRICTER = (0.5, 0.65, 0.8)  # tried where pieces of one colour seem to have gr
 _LEAST = 0.003  # smaller pieces, in shares of the picture, are no objects
 _BETWEEN = 0.0075  # nor are those below this that touch a larger one, or that no shape explains
 _MOST = 8  # pieces, the largest, whose shape is looked for; more are there in noise only
+_NOISE = 16  # standard deviation of noise, of 255, up to which shapes are still named
 _RADII = (0.085, 0.17)  # least and greatest of an object, as shares of the side
 _WIDEST = 0.34  # of an object, as a share of the side: pieces that fit into it are one object
 # Share of an object's energy that its shape must explain to be named. True renderings have at
-# least 0.91, also blurred, noisy or with a quarter of their colour lost.
-_EXPLAINED = 0.85
+# least 0.92, also with mild blur and noise, or a quarter of their colour lost.
+_EXPLAINED = 0.9
+_SEEN = 0.5  # share of an object's pixels that must not be another's: 0.8 and more where true
 _NAMES = tuple(COLOURS)
 _PAINT = np.array(list(COLOURS.values()), np.float32)
 _WHITE = _NAMES.index('white')
@@ -60,7 +62,7 @@ def find(picture: np.ndarray) -> list[Found]:
     ground = _ground(pixels, colour >= 0)
     change = pixels - ground[..., None]
     bare = change[~_grown(colour >= 0)]
-    noise = float(np.median(abs(bare)) * 1.4826) ** 2 if bare.size else 0.0
+    noise = min(float(np.median(abs(bare))) * 1.4826, _NOISE) ** 2 if bare.size else 0.0
     pieces, crumbs = _objects(colour, strength)
     owner = np.full(colour.shape, -1)
     for number, piece in enumerate(pieces):
@@ -226,7 +228,10 @@ def _fitted(view: templates.View, piece: Piece, strength: np.ndarray, colour: st
     radius = (soft.max(0).sum() + soft.max(1).sum()) / 4
     x, y = (columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2
     best, explained = templates.fit(view, x, y, radius, [size * each for each in _RADII])
-    shape = best.shape if explained >= _EXPLAINED else None
+    at = np.arange(size) + 0.5
+    near = np.hypot(at - best.x, at[:, None] - best.y) < best.radius + 1
+    clear = explained >= _EXPLAINED and view.weight[near].mean() >= _SEEN
+    shape = best.shape if clear else None
     return Found(shape, colour, best.x / size, best.y / size, best.radius / size, explained)
 
 

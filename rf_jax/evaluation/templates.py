@@ -28,6 +28,7 @@ _RIVALS = 5  # most shapes and textures that are fitted finely
 # One step of Gauss-Newton each; before it, those are dropped whose error is behind the best by
 # more than this share of the object's energy.
 _BEHIND = (0.2, 0.08, 0.04, 0.04)
+_PALER = 60  # most that a channel of an object's colour may depart from its name's
 _CHANGE = np.array([0.1, 0.1, 0.05, 0.05])  # for derivatives: x, y, radius (share), blur
 _LONGEST = np.array([0.4, 0.4, 0.12, 0.3])  # step
 
@@ -72,6 +73,13 @@ class View:
     def energy(self) -> float:
         """Squared error without any object."""
         return float((self.weight[..., None] * self.change**2).sum())
+
+    def painted(self, paint: np.ndarray, veiled: np.ndarray) -> np.ndarray:
+        """The colour that fits best, near the view's own; veiled: cover x ground, both [h, w]."""
+        weighted = self.weight * paint
+        best = np.tensordot(weighted, self.change + veiled[..., None], 2)
+        best = best / max(float((weighted * paint).sum()), 1e-6)
+        return np.clip(best, self.colour - _PALER, self.colour + _PALER)
 
     def explained(self, left: float) -> float:
         """Share of the energy beyond that of noise which an error leaves explained, in [0, 1]."""
@@ -201,7 +209,9 @@ def _step(view: View, at: Fit, limits) -> tuple[Fit, Fit]:
     scale = np.array([1.0, 1.0, at.radius, 1.0])
     where = now + np.concatenate([np.zeros((1, 4)), np.diag(_CHANGE * scale)])
     paint, cover = _drawn(at.shape, at.texture, len(root), where)
-    made = paint[..., None] * view.colour - (cover * view.ground)[..., None]
+    veiled = cover * view.ground
+    own = view.painted(paint[0], veiled[0])
+    made = paint[..., None] * own - veiled[..., None]
     error = (root * (view.change - made[0])).ravel()
     left = float(error @ error)
     slope = (root * (made[1:] - made[0])).reshape(4, -1) / _CHANGE[:, None]
