@@ -24,6 +24,7 @@ PLACES = {
     'at the bottom': (2, 1),
     'at the bottom right': (2, 2),
 }
+_NAMES = {spot: place for place, spot in PLACES.items()}
 NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six')
 
 
@@ -110,11 +111,7 @@ def related(a: Seen, relation: str, b: Seen) -> bool:
 
 def place_of(each: Seen) -> str:
     """The place that an object is in, '' where it stands near the border of two."""
-    for place, (row, column) in PLACES.items():
-        inside = (_third(each.y, row, -_BORDER), _third(each.x, column, -_BORDER))
-        if all(inside):
-            return place
-    return ''
+    return _NAMES.get((_clear_third(each.y), _clear_third(each.x)), '')
 
 
 def _within(place: str, each: Seen) -> bool:
@@ -125,6 +122,11 @@ def _within(place: str, each: Seen) -> bool:
 def _third(at: float, number: int, margin: float) -> bool:
     low, high = number / 3 - margin, (number + 1) / 3 + margin
     return (number == 0 or at >= low) and (number == 2 or at <= high)
+
+
+def _clear_third(at: float) -> int | None:
+    number = max(0, min(2, int(at * 3)))
+    return number if _third(at, number, -_BORDER) else None
 
 
 def _assigned(claim: Claim, owners: list[list[int]]) -> bool:

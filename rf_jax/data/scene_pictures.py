@@ -4,7 +4,7 @@ import numpy as np
 
 from rf_jax.data.scenes import COLOURS, GROUNDS, Object, Scene
 
-_DARKER = 0.5  # of the colour, in the stripes and dots of a texture
+_DARKER = 0.5  # of the colour, in the stripes and checks of a texture
 _CLUTTER = 26  # grey levels by which a cluttered ground departs from its own
 
 

@@ -25,7 +25,7 @@ COLOURS = {
     'white': (245, 245, 245),
 }
 SIZES = {'large': 1.0, 'small': 0.68}  # shares of the rung's radius
-TEXTURES = ('plain', 'striped', 'dotted')
+TEXTURES = ('plain', 'striped', 'checked')
 GROUNDS = {'dark': 25, 'grey': 85}
 RELATIONS = ('left of', 'right of', 'above', 'below')
 INVERSE = dict(zip(RELATIONS, ('right of', 'left of', 'below', 'above')))

@@ -36,7 +36,7 @@ class Options:
     objects: int | None = None  # most in a scene
     grid: int | None = None  # cells a side, of an aligned rung
     overlap: float | None = None  # share of the least distance that two colours need not keep
-    textures: bool = False  # stripes and dots
+    textures: bool = False  # stripes and checks
     clutter: bool = False  # a ground that is not flat
     held_out: bool = False  # only scenes with a look or a relation that the others never show
 
