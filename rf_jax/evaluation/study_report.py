@@ -86,7 +86,8 @@ def report(study, pieces: Sequence[Piece], scores, pictures: Sequence[str]) -> s
     parts += ['## Understanding at equal FLOPs', _understanding(equal_flops)]
     parts += ['## Distances and codebook at equal FLOPs', _numbers(equal_flops)]
     parts += ['## Budget', _budget(order, pieces, scores)]
-    parts += [f'![{name}]({name})\n\n{_legend(name, equal_flops)}' for name in pictures]
+    for name in pictures:
+        parts += [f'![{name}]({name})', _legend(name, equal_flops)]
     return '\n\n'.join(part for part in parts if part) + '\n'
 
 
@@ -117,7 +118,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
 def _seeds(found: Estimate) -> str:
     """The value of each seed, and Student's interval of their mean where there are several."""
     each = ' '.join(f'{value:.3f}' for value in found.seeds)
-    if len(found.seeds) == 1:
+    if len(set(found.seeds)) == 1:  # one, or all the same: their spread tells nothing
         return each
     mean = compositional.across_seeds(found.seeds)
     return f'{each} [{mean.low:.3f}, {mean.high:.3f}]'
@@ -150,7 +151,7 @@ def _differences(order: Sequence[str], groups) -> str:
             row.append(difference(*pair) if alike else '')
         if any(row):
             rows.append([f'{name} minus {order[0]}', *row])
-    head = ['difference', *scoring.SIDES, 'understanding']
+    head = ['difference', 'seen', 'held out', 'understanding']
     return f'Differences, paired by seed and prompt:\n\n{table(head, rows)}' if rows else ''
 
 
