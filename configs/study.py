@@ -17,7 +17,7 @@ VARIANTS = {
         'seeds': 1,
         'steps': 300,
         'first_steps': 200,
-        'vae_steps': 200,
+        'autoencoder_steps': 200,
         'prompts': 8,
         'pictures': 1,
         'captions': 48,
@@ -30,13 +30,13 @@ VARIANTS = {
 
 def get_config(variant: str = '') -> ConfigDict:
     study = ConfigDict()
-    # File with ARMS, name -> what it changes and the stages that it needs, and get_config(name).
+    # File with ARMS and STAGES, name -> the stages that it `needs` first, and get_config(name).
     study.runs = 'configs/scenes.py'
-    study.arms = 'pixel_rf,pixel,vae_rf,vae_arm'  # comma-separated; differences are to the first
+    study.arms = 'pixel_rf,pixel,vae_rf,vae'  # comma-separated; differences are to the first
     study.seeds = 3  # every arm is trained from seeds 0, 1, ..., seeds - 1
-    study.steps = 2000  # at which arms are compared; cheaper arms go on to the dearest's FLOPs
-    study.first_steps = 1000  # of the understanding stage that arms start from, once a seed
-    study.vae_steps = 1000  # of the autoencoder, once a seed
+    study.steps = 3000  # at which arms are compared; cheaper arms go on to the dearest's FLOPs
+    study.first_steps = 1500  # of the understanding stage that arms start from, once a seed
+    study.autoencoder_steps = 1500  # of the autoencoder of vae and vae_rf, once a seed
     study.prompts = 50  # per category, seen and held out each; GenEval has about 90
     study.pictures = 4  # per prompt; GenEval: 4
     study.captions = 200  # new scenes whose captions are drawn, for KID and FD; 0: none

@@ -27,10 +27,14 @@ _FREE = ('steps', 'initialise_from', 'tokenizer.path', 'compilation_cache', 'che
 
 @dataclass(frozen=True)
 class Arms:
-    """`config_of(arm)` gives a config of its own; `needs[arm]`: stages that it starts from."""
+    """`config_of(name)` gives a config of its own; `needs[name]`: stages that it starts from.
+
+    `needs` has arms and stages, `stages` names the latter.
+    """
 
     config_of: Callable[[str], ConfigDict]
     needs: Mapping[str, tuple[str, ...]]
+    stages: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +79,16 @@ class Piece:
 
 
 def load_arms(path: str) -> Arms:
-    """Of a Python file with `ARMS` (name -> object with `needs`) and `get_config(name)`."""
+    """Of a Python file with ARMS and STAGES (name -> object with `needs`) and get_config(name)."""
     if not os.path.exists(path):
         raise UserError(f'runs={path!r}: there is no such file (looked from {os.getcwd()})')
     found = runpy.run_path(path)
-    if not {'ARMS', 'get_config'} <= found.keys():
-        raise UserError(f'runs={path!r} has no ARMS and get_config(arm); take configs/scenes.py')
-    needs = {name: tuple(arm.needs) for name, arm in found['ARMS'].items()}
-    return Arms(found['get_config'], needs)
+    if not {'ARMS', 'STAGES', 'get_config'} <= found.keys():
+        raise UserError(
+            f'runs={path!r} must have ARMS, STAGES and get_config(name), as configs/scenes.py has'
+        )
+    needs = {name: tuple(arm.needs) for name, arm in (found['STAGES'] | found['ARMS']).items()}
+    return Arms(found['get_config'], needs, tuple(found['STAGES']))
 
 
 def names(study) -> list[str]:
@@ -103,7 +109,7 @@ def check(study, arms: Arms) -> None:
         study.curve.prompts <= study.prompts,
         f'curve.prompts={study.curve.prompts} cannot be more than prompts={study.prompts}',
     )
-    known = {name: None for name in arms.needs if f'{name}_steps' not in study}
+    known = {name: None for name in arms.needs if name not in arms.stages}
     chosen = names(study)
     require(bool(chosen), f'arms is empty; known: {", ".join(known)}')
     for name in chosen:
@@ -181,7 +187,7 @@ def plan(study, folder: Path, arms: Arms) -> list[Piece]:
     pieces: dict[tuple[str, int], Piece] = {}
     for seed in range(study.seeds):
         for name in _with_needs(chosen, arms.needs):
-            is_stage = name not in chosen
+            is_stage = name in arms.stages
             steps = study[f'{name}_steps'] if is_stage else study.steps
             last = steps if is_stage else equal_flops_steps(steps, cost[name], dearest)
             config = configs[name].copy_and_resolve_references()
