@@ -11,7 +11,10 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # one seed fixes data order, initial weights, noise and samples
-    config.initialise_from = ''  # workdir of another run whose weights to start from
+    # Workdirs of other runs, comma-separated, whose weights to start from: each parameter comes
+    # from the first that has it in this shape.
+    config.initialise_from = ''
+    config.initialise_new = ()  # regexes of parameters that are born new all the same
     config.steps = 1000  # optimizer steps of the whole run
     config.compute_dtype = 'float32'  # activations; parameters and float32 islands stay float32
 
@@ -67,7 +70,9 @@ def get_config() -> ConfigDict:
     # Over mesh.expert devices: what an exchange holds, in even shares. What it does not hold goes
     # in further rounds; no token is dropped.
     routed.capacity_factor = 1.25
-    backbone.split = 'ffn'  # ffn (paper): attention shared | full (BAGEL): all but attention itself
+    # What the three groups have of their own: ffn (paper): feed-forwards | full (BAGEL): all but
+    # the product of attention | none: nothing
+    backbone.split = 'ffn'
     backbone.rope_theta = 10_000.0  # Qwen3: 1e6
     # Shares of the rotary frequencies for (order, row, column); they sum to head_dim / 2.
     backbone.rope_sections = (16, 8, 8)
@@ -101,7 +106,29 @@ def get_config() -> ConfigDict:
     encoder.remat = 'none'  # as backbone.remat
     encoder.unroll = 1  # as backbone.unroll
 
+    # What the flow draws: pixels | vae (latents of model.autoencoder, learned by a run of its own)
+    model.space = 'pixels'
+    autoencoder = model.autoencoder = ConfigDict()  # encoder and decoder alike, as model.encoder
+    autoencoder.channels = 16  # of a latent, one a patch
+    autoencoder.layers = 2
+    autoencoder.width = 128
+    autoencoder.heads = 2
+    autoencoder.feedforward = 384
+    autoencoder.gated = False
+    autoencoder.registers = 1
+    autoencoder.layer_scale = 1.0
+    autoencoder.rope_theta = 100.0
+    autoencoder.norm_eps = 1e-5
+    autoencoder.remat = 'none'
+    autoencoder.unroll = 1
+
     representation = model.representation = ConfigDict()
+    # What stands before the pixels: forcing (the paper's: discrete tokens) | continuous (features,
+    # by regression) | alignment (no tokens; pixel tokens are drawn to the features: REPA) | none
+    representation.kind = 'forcing'
+    representation.pool = 2  # side of the group of patches of one token: 1 | 2 (paper) | 4
+    # Of alignment: layer whose tokens are drawn to the features (REPA: about a third of them).
+    representation.layer = 1
     representation.codes = 512  # K; paper: 16384
     representation.frame = 16  # side of the learned 2D position table, in representation tokens
     quantizer = representation.quantizer = ConfigDict()
@@ -133,6 +160,8 @@ def get_config() -> ConfigDict:
     losses.flow = 1.0
     losses.balance = 0.0  # of routed experts, 1 when even; Qwen3: 1e-3
     losses.router_z = 0.0  # logsumexp(router logits)^2
+    losses.reconstruction = 0.0  # of model.autoencoder: squared error of pixels in [-1, 1]
+    losses.kl = 0.0  # of its posterior to N(0, 1), nats a latent value
 
     optimizer = config.optimizer = ConfigDict()  # AdamW as in the paper
     optimizer.learning_rate = 1e-3  # paper: 5e-5 from pretrained weights
@@ -168,7 +197,10 @@ def get_config() -> ConfigDict:
         (r'(gate|up)$', ('expert', 'fsdp', 'tensor')),  # routed experts
         (r'down$', ('expert', 'tensor', 'fsdp')),
         (r'router$', ('fsdp', None)),
-        (r'(patch_embed|bottleneck|patch|logits|text_head)/kernel$', ('fsdp', 'tensor')),
+        (
+            r'(patch_embed|bottleneck|patch|logits|text_head|features|predicted|posterior)/kernel$',
+            ('fsdp', 'tensor'),
+        ),
         (r'table$', ('tensor', 'fsdp')),
         (r'class_and_registers$', (None, 'fsdp')),
         (r'codebook$', ('fsdp', None)),

@@ -256,7 +256,7 @@ def test_a_dropped_condition_has_no_influence_on_the_pixels(
     drop_text, drop_representation, keep_positions
 ):
     spans = drawing(
-        [Text([5, 6, 7])], (4, 4), np.zeros((16, CHANNELS), np.uint8),
+        [Text([5, 6, 7])], (4, 4), np.zeros((16, CHANNELS), np.uint8), 2,
         drop_text=drop_text, drop_representation=drop_representation,
         keep_positions=keep_positions,
     )  # fmt: skip

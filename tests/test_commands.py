@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import debug
+from rf_jax.evaluation import report
 from rf_jax.learning import loop
 from rf_jax.runtime.command import explain
 from rf_jax.runtime.errors import UserError
@@ -152,3 +153,17 @@ def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp
         ('describe', [f'--workdir={workdir}', f'--image={tmp_path}/broken.png'], 'broken.png'),
     ]:
         assert expected in command(module, *arguments, code=1)
+
+
+def test_a_run_with_parts_in_the_memory_of_the_host_saves_resumes_and_draws(tmp_path):
+    config = debug.get_config()
+    config.steps, config.log.samples_every, config.offload = 2, 1, ('ema', 'opt_state')
+    config.evaluation.samples = config.log.samples = 2
+    run = loop.build(config, tmp_path)
+    state = loop.train(run, report.while_training(run))
+    assert state.ema['text_head']['kernel'].sharding.memory_kind == 'pinned_host'
+    assert 'of the prototypes are used' in report.at_end(run, state)
+    config.steps, config.initialise_from = 3, str(tmp_path)
+    for folder in (tmp_path, tmp_path / 'next'):  # goes on; starts from its weights
+        state = loop.train(loop.build(config, folder))
+        assert state.step == 3 and int(state.skipped) == 0

@@ -10,7 +10,7 @@ from shrink import quick_compilation, shrink
 
 from configs import base
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.generation import cached, describing, drawing, guidance
+from rf_jax.generation import cached, describing, drawing, guidance, representing
 from rf_jax.generation.sampler import Request, Sampler
 from rf_jax.learning.state import example_row
 from rf_jax.models import unified
@@ -78,7 +78,9 @@ def test_cached_drawing_equals_the_full_forward(sampler, split):
     contexts = (True, False)
     batch = drawing._stack([rows[text, True] for text in contexts])
     codes, cache = jax.jit(
-        lambda params, keys: drawing.draw_codes(model, options, params, batch, contexts, keys)
+        lambda params, keys: representing.build(sampler.config)(
+            model, options, params, batch, contexts, keys
+        )
     )(params, keys_of(REQUESTS))
     caches = dict(zip(contexts, drawing._split(cache, 2)))
     assert codes.shape == (3, 4) and codes.dtype == jnp.int32
@@ -124,7 +126,9 @@ def test_codes_follow_the_models_distribution(sampler):
     batch['cells'] = batch['cells'][:, :2]  # one code is enough
     keys = jax.vmap(jax.random.key)(np.arange(count))
     codes, _ = jax.jit(
-        lambda params: drawing.draw_codes(model, options, params, batch, (True, False), keys)
+        lambda params: representing.build(sampler.config)(
+            model, options, params, batch, (True, False), keys
+        )
     )(params)
     assert codes.shape == (count, 1)
     empty = jnp.full((1, 4), -1, jnp.int32)
@@ -302,7 +306,7 @@ def test_top_k_keeps_the_greatest():
 class Constant:
     """In place of the model: predicts one picture a branch, `row['answer']`."""
 
-    channels = 3
+    channels = drawn = 3
 
     def __init__(self, monkeypatch):
         self.calls = collections.Counter()

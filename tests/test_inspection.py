@@ -9,7 +9,7 @@ import pytest
 from shrink import quick_compilation, tiny_run
 
 from rf_jax.evaluation.inspection import Inspector
-from rf_jax.learning import loop, step
+from rf_jax.learning import loop, targets
 from rf_jax.models import quantizer
 
 NOTEBOOK = Path(__file__).parents[1] / 'notebooks' / 'inspect_run.ipynb'
@@ -28,7 +28,7 @@ def test_codes_are_those_that_training_uses(trained):
     run, state = trained
     batch = run.batches.batch(0)
     assign = quantizer.build(run.config)
-    codes, _ = jax.jit(lambda s, b: step.quantize(run.config, assign, run.model, s, b))(
+    codes, _ = jax.jit(lambda s, b: targets.quantize(run.config, assign, run.model, s, b))(
         state, batch
     )
     expected, pictures = [], []

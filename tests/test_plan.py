@@ -210,7 +210,7 @@ def test_made_up_pictures_are_fitted_as_real_ones_are():
     chance = rng.random(400)
     longest = np.array([256, 512, 1024])[np.searchsorted([0.5, 0.8, 1.0], chance)]
     wanted = [
-        np.prod(fitted(int(h), int(w), config.data, int(size))) // 16**2
+        np.prod(fitted(int(h), int(w), config, int(size))) // 16**2
         for h, w, size in zip(height, width, longest)
     ]
     np.testing.assert_array_equal(fitted_patches(height, width, config.data, chance), wanted)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from shrink import quick_compilation, tiny_run
 
-from rf_jax.learning import losses, optimizer, step
+from rf_jax.learning import losses, optimizer, step, targets
 from rf_jax.models import quantizer
 
 CHANGES = {
@@ -95,11 +95,11 @@ def test_accumulation_changes_no_gradient(run, fresh, batch):
     keys = jax.random.split(jax.random.key(7), len(leaves))
     leaves = [x + 0.05 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
     params = jax.tree.unflatten(structure, leaves)
-    assign = quantizer.build(config)
+    find = targets.build(config, run.model)
     # Uneven rows: the first has hardly any counted text, so a mean of means would differ.
     uneven = dict(batch) | {'text_weight': batch['text_weight'].at[0, 3:].set(0)}
-    prepared, _ = jax.jit(
-        lambda state, batch: step.prepare(config, assign, run.model, state, batch)
+    prepared, *_ = jax.jit(
+        lambda state, batch: step.prepare(config, run.model, find, state, batch)
     )(fresh, uneven)
 
     def gradients(parts):
@@ -140,8 +140,8 @@ def test_step_updates_the_ema_from_the_new_parameters(run, fresh, batch):
 
 def test_codebook_is_drawn_from_data_at_the_configured_steps(run, fresh, batch):
     assign = quantizer.build(run.config)
-    quantize = jax.jit(lambda state: step.quantize(run.config, assign, run.model, state, batch))
-    z, valid = step.group_features(run.model, fresh.ema, batch, True)
+    quantize = jax.jit(lambda state: targets.quantize(run.config, assign, run.model, state, batch))
+    z, valid = targets.group_features(run.config, run.model, fresh.ema, batch)
     z = np.asarray(z)[np.asarray(valid)]
     old = np.asarray(fresh.codebook)
     assert (old @ z.T).max(1).min() < 0.9, 'a random codebook is no data'
@@ -159,19 +159,21 @@ def test_codebook_is_drawn_from_data_at_the_configured_steps(run, fresh, batch):
 
 
 def test_dropped_codes_and_targets_come_from_the_same_groups(run, fresh, batch):
-    assign = quantizer.build(run.config)
-    prepared, _ = jax.jit(lambda s: step.prepare(run.config, assign, run.model, s, batch))(fresh)
-    codes, targets = np.asarray(prepared['codes']), np.asarray(prepared['code_targets'])
+    find = targets.build(run.config, run.model)
+    prepared, *_ = jax.jit(lambda s: step.prepare(run.config, run.model, find, s, batch))(fresh)
+    codes, sought = np.asarray(prepared['tokens']), np.asarray(prepared['code_targets'])
     weight = np.asarray(batch['representation_weight']) > 0
-    assert (targets[weight] >= 0).all() and (targets[~weight] == -1).all()
+    assert (sought[weight] >= 0).all() and (sought[~weight] == -1).all()
     # Place i predicts the code that stands at place i + 1.
     after = np.roll(codes, -1, 1)
-    np.testing.assert_array_equal(after[weight], targets[weight])
+    np.testing.assert_array_equal(after[weight], sought[weight])
 
 
-def test_noise_is_a_function_of_seed_and_step(run, batch):
+def test_noise_is_a_function_of_seed_and_step(run, fresh, batch):
     first, again, other = (
-        step.add_noise(run.config, jax.random.fold_in(jax.random.key(0), i), batch)
+        step.add_noise(
+            run.config, run.model, fresh.params, jax.random.fold_in(jax.random.key(0), i), batch
+        )
         for i in (3, 3, 4)
     )
     np.testing.assert_array_equal(first['z'], again['z'])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from rf_jax.data import layout
+from rf_jax.data import cells, layout
 from rf_jax.models.attention import Reference
 from rf_jax.models.vision_encoder import Connector, VisionEncoder, pool
 
@@ -76,7 +76,7 @@ def turn(x, cells, height, width):
 
 def reference(params, patches, height, width):
     """One picture: (features before the final norm, and after it), patches [P, C]."""
-    cells = layout.patch_cells(height, width)
+    at = cells.patch_cells(height, width)
     prefix = params['class_and_registers']
     x = np.concatenate([prefix, linear(params['patch_embed'], patches)])
     first = len(prefix)
@@ -88,8 +88,8 @@ def reference(params, patches, height, width):
         for h in range(HEADS):
             s = slice(h * HEAD_DIM, (h + 1) * HEAD_DIM)
             qh, kh = q[:, s].copy(), k[:, s].copy()
-            qh[first:] = turn(qh[first:], cells, height, width)
-            kh[first:] = turn(kh[first:], cells, height, width)
+            qh[first:] = turn(qh[first:], at, height, width)
+            kh[first:] = turn(kh[first:], at, height, width)
             weights = np.exp(qh @ kh.T / np.sqrt(HEAD_DIM))
             out[:, s] = weights / weights.sum(1, keepdims=True) @ v[:, s]
         x = x + linear(p['output'], out) * p['attention_scale']
@@ -148,9 +148,9 @@ def test_parameters_have_dinov3s_names_and_no_key_bias(tower):
 
 
 def test_pool_is_the_mean_of_the_patches_under_a_token():
-    cells = layout.patch_cells(4, 6).astype(np.float32)
-    centres = 2 * layout.group_cells(4, 6) + 0.5
-    np.testing.assert_allclose(pool(jnp.array(cells)[None])[0], centres)
+    at = cells.patch_cells(4, 6).astype(np.float32)
+    centres = 2 * cells.group_cells(4, 6) + 0.5
+    np.testing.assert_allclose(pool(jnp.array(at)[None])[0], centres)
 
 
 def test_connector_pools_before_its_mlp():

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from rf_jax.data import cells
+
 # EXIF tag 0x0112 -> what turns the stored pixels upright.
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -133,30 +135,37 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def patchify(image: np.ndarray, patch: int) -> np.ndarray:
-    """Cuts [h, w, 3] into patches [P, C] of any dtype; h and w are multiples of 2 x patch.
+def patchify(image: np.ndarray, patch: int, pool: int = 2) -> np.ndarray:
+    """Cuts [h, w, 3] into patches [P, C] of any dtype, in the order of `cells.patch_cells`.
 
-    Patches stand in 2x2 groups, groups in raster order and raster order inside a group: patches
-    4n .. 4n+3 lie under token n. C runs over (row, column, channel).
+    h and w are multiples of 2 x patch, or of 4 x patch for pool 4. C runs over (row, column,
+    channel).
     """
     height, width, channels = image.shape
-    rows, columns = _groups(height, width, patch)
-    cut = image.reshape(rows, 2, patch, columns, 2, patch, channels)
-    return cut.transpose(0, 3, 1, 4, 2, 5, 6).reshape(-1, patch * patch * channels)
+    rows, columns = _grid(height, width, patch, pool)
+    cut = image.reshape(rows, patch, columns, patch, channels).swapaxes(1, 2)
+    at = cells.patch_cells(rows, columns, pool)
+    return cut[at[:, 0], at[:, 1]].reshape(len(at), -1)
 
 
-def unpatchify(patches: np.ndarray, height: int, width: int, patch: int) -> np.ndarray:
+def unpatchify(
+    patches: np.ndarray, height: int, width: int, patch: int, pool: int = 2
+) -> np.ndarray:
     """The inverse of patchify: [P, C] -> [height, width, 3]."""
-    rows, columns = _groups(height, width, patch)
-    cut = patches.reshape(rows, columns, 2, 2, patch, patch, 3)
-    return cut.transpose(0, 2, 4, 1, 3, 5, 6).reshape(height, width, 3)
+    rows, columns = _grid(height, width, patch, pool)
+    at = cells.patch_cells(rows, columns, pool)
+    cut = np.empty((rows, columns, patch, patch, 3), patches.dtype)
+    cut[at[:, 0], at[:, 1]] = patches.reshape(-1, patch, patch, 3)
+    return cut.swapaxes(1, 2).reshape(height, width, 3)
 
 
-def _groups(height: int, width: int, patch: int) -> tuple[int, int]:
-    unit = 2 * patch
+def _grid(height: int, width: int, patch: int, pool: int) -> tuple[int, int]:
+    unit = cells.unit(pool) * patch
     if height % unit or width % unit:
-        raise ValueError(f'{height} x {width} is not a multiple of 2 x patch = {unit}')
-    return height // unit, width // unit
+        raise ValueError(
+            f'{height} x {width} is not a multiple of {unit // patch} x patch = {unit}'
+        )
+    return height // patch, width // patch
 
 
 def grid(

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rf_jax.data.cells import group_cells, patch_cells, stored_groups
+
 STREAMS = ('text', 'vision', 'representation', 'pixels')
 NEVER = 2**30  # an order that no reach covers
 # What a sample takes of a row: tokens of the four streams, pictures seen, pictures drawn.
@@ -52,11 +54,12 @@ class Vision:
 
 @dataclass(frozen=True)
 class Representation:
-    """A begin token and N = height * width / 4 tokens."""
+    """A begin token and N = height * width / pool^2 tokens."""
 
     height: int
     width: int
     picture: int = 0
+    pool: int = 2  # side of the group of patches of one token: 1, 2 or 4
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,10 @@ class Pixels:
 
     height: int
     width: int
-    pixels: np.ndarray | None = None  # uint8 [P, C] in 2x2 groups
+    pixels: np.ndarray | None = None  # uint8 [P, C], ordered by `cells.patch_cells` of its pool
     picture: int = 0
     reads_representation: bool = True
+    pool: int = 2  # as its Representation's
 
 
 Span = Text | Skip | Vision | Representation | Pixels
@@ -86,7 +90,7 @@ def size(spans: Sequence[Span]) -> np.ndarray:
             total['vision'] += span.height * span.width // 4
             total['vision_pictures'] += 1
         elif isinstance(span, Representation):
-            total['representation'] += span.height * span.width // 4 + 1
+            total['representation'] += span.height * span.width // span.pool**2 + 1
         elif isinstance(span, Pixels):
             total['pixels'] += span.height * span.width
             total['pixel_pictures'] += 1
@@ -100,7 +104,7 @@ def empty(capacity: Mapping[str, int], channels: int) -> dict[str, np.ndarray]:
     position                      float32[L, 3]  (order, row, column) in patches
     text_tokens, text_targets     int32[T]; text_weight float32[T]
     cells                         int32[R, 2]    row and column of a representation token, -1 begin
-    input_group, target_group     int32[R]       index into the P / 4 groups of pixels, -1 none
+    input_group, target_group     int32[R]       index into the P / pool^2 groups, -1 none
     representation_weight         float32[R]
     pixels                        uint8[P, C]; pixel_weight float32[P]
     pixel_picture, vision_picture int32[P], int32[4V]  picture within the row, -1 none
@@ -133,19 +137,6 @@ def empty(capacity: Mapping[str, int], channels: int) -> dict[str, np.ndarray]:
         'pixel_counts': np.zeros(capacity['pixel_pictures'], np.int32),
         'vision_counts': np.zeros(capacity['vision_pictures'], np.int32),
     }
-
-
-def patch_cells(height: int, width: int) -> np.ndarray:
-    """int32[P, 2]: row and column of every patch, in the stored order of 2x2 groups."""
-    rows, columns = np.mgrid[:height, :width]
-    grid = np.stack([rows, columns], -1).reshape(height // 2, 2, width // 2, 2, 2)
-    return grid.transpose(0, 2, 1, 3, 4).reshape(-1, 2).astype(np.int32)
-
-
-def group_cells(height: int, width: int) -> np.ndarray:
-    """int32[N, 2]: row and column of every 2x2 group, raster order."""
-    rows, columns = np.mgrid[: height // 2, : width // 2]
-    return np.stack([rows, columns], -1).reshape(-1, 2).astype(np.int32)
 
 
 @dataclass
@@ -194,12 +185,12 @@ class Row:
                 self._pixels(span, order, reach, frames[picture])
 
     def _next_group(self, spans, representation) -> int:
-        group = int(self.used[SIZES.index('pixels')]) // 4
+        group = int(self.used[SIZES.index('pixels')]) // representation.pool**2
         for span in spans[spans.index(representation) + 1 :]:
             if isinstance(span, Pixels):
                 if span.picture == representation.picture:
                     return group
-                group += span.height * span.width // 4
+                group += span.height * span.width // span.pool**2
         raise ValueError('a Representation span needs the Pixels span of the same picture after it')
 
     def _take(self, stream: str, count: int) -> tuple[slice, slice]:
@@ -256,16 +247,16 @@ class Row:
         return order + 1
 
     def _representation(self, span: Representation, order: int, frame: int, group: int) -> int:
-        cells = group_cells(span.height, span.width)
+        cells = group_cells(span.height, span.width, span.pool)
         count = len(cells) + 1
         within, where = self._take('representation', count)
         orders = order + np.arange(count)
         position = np.full((count, 3), frame, np.float32)
         position[:, 0] = orders
-        position[1:, 1:] += 2 * cells + 0.5
+        position[1:, 1:] += span.pool * cells + (span.pool - 1) / 2
         self._place(where, orders, orders, 0, position)
         row = self.arrays
-        groups = group + np.arange(len(cells))
+        groups = group + stored_groups(span.height, span.width, span.pool)
         row['cells'][within][1:] = cells
         row['input_group'][within][1:] = groups
         row['target_group'][within][:-1] = groups
@@ -273,7 +264,7 @@ class Row:
         return order + count
 
     def _pixels(self, span: Pixels, order: int, reach: int, frame: int) -> None:
-        cells = patch_cells(span.height, span.width)
+        cells = patch_cells(span.height, span.width, span.pool)
         within, where = self._take('pixels', len(cells))
         self.blocks += 1
         position = np.concatenate([np.full((len(cells), 1), order), frame + cells], 1)

@@ -11,7 +11,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from rf_jax.data import captions, images, layout, spans
+from rf_jax.data import captions, cells, images, layout, spans
 from rf_jax.data.draws import Draw, Mixture
 from rf_jax.data.keys import generator
 from rf_jax.data.plan import Plan
@@ -37,6 +37,7 @@ class Batches:
             sources_, lambda text: spans.document(tokenizer, text, self.data.max_text)
         )
         self.channels = self.data.patch**2 * 3
+        self.pool = spans.pool_of(config)
         self._pictures = _PictureCache(megabytes=256)
         self._check()
         weights = {task: float(self.data.tasks.get(task, 0.0)) for task in TASKS}
@@ -57,7 +58,7 @@ class Batches:
 
     def _check(self) -> None:
         data, capacity = self.data, self.data.capacity
-        unit = 2 * data.patch
+        unit = cells.unit(self.pool) * data.patch
         unknown = set(data.tasks) - set(TASKS)
         if unknown:
             raise UserError(f'data.tasks has {sorted(unknown)}; known: {", ".join(TASKS)}')
@@ -71,21 +72,24 @@ class Batches:
                 )
             longest = entry[0]
             if longest < unit or longest % unit:
+                near = max(unit, longest // unit * unit)
                 raise UserError(
                     f'data.sizes has {longest} px, which is no multiple of {unit} '
-                    f'(2 x data.patch = {unit}); take {max(unit, longest // unit * unit)}'
+                    f'({unit // data.patch} x data.patch = {unit}); take {near}'
                 )
         largest = max(longest for longest, _ in data.sizes)
-        frame = self.config.model.representation.frame
-        if largest // unit > frame:
+        frame, pool = self.config.model.representation.frame, self.pool
+        side = largest // data.patch // max(pool, 1)
+        if pool and side > frame:
             raise UserError(
-                f'data.sizes has {largest} px, {largest // unit} representation tokens a side; '
+                f'data.sizes has {largest} px, {side} representation tokens a side; '
                 f'model.representation.frame={frame} must be at least that'
             )
         patches = (largest // data.patch) ** 2
         wanted = {}
         if data.tasks.get('text_to_image', 0) > 0:
-            wanted |= {'pixels': patches, 'representation': patches // 4 + 1, 'pixel_pictures': 1}
+            wanted |= {'pixels': patches, 'pixel_pictures': 1}
+            wanted |= {'representation': patches // pool**2 + 1} if pool else {}
         if data.tasks.get('image_to_text', 0) > 0:
             wanted |= {'vision': patches // 4, 'vision_pictures': 1}
         if data.max_text < 8:
@@ -101,8 +105,9 @@ class Batches:
                     f'need {need}: raise it, or lower '
                     f'{"data.max_text" if name == "text" else "data.sizes"}'
                 )
-        if capacity['pixels'] % 4:
-            raise UserError(f'data.capacity.pixels={capacity["pixels"]} is no multiple of 4')
+        group = cells.unit(pool) ** 2
+        if capacity['pixels'] % group:
+            raise UserError(f'data.capacity.pixels={capacity["pixels"]} is no multiple of {group}')
         if data.rows % self.part[1]:
             raise UserError(f'data.rows={data.rows} does not divide over {self.part[1]} hosts')
 
@@ -121,10 +126,12 @@ class Batches:
         if draw.task == 'text_only':
             caption = record.captions[0]
             return [piece or spans.document(self.tokenizer, caption, self.data.max_text)[0]]
-        height, width = fitted(record.height, record.width, self.data, longest)
-        pixels = self._pixels(source, index, height, width) if decode else None
+        height, width = fitted(record.height, record.width, self.config, longest)
         grid = (height // self.data.patch, width // self.data.patch)
-        if draw.task == 'image_to_text':
+        seen = draw.task == 'image_to_text'
+        pool = 2 if seen else cells.unit(self.pool)  # in which order patches are stored
+        pixels = self._pixels(source, index, height, width, pool) if decode else None
+        if seen:
             question, answer = captions.dialogue(record, rng, self.data.question)
             text = spans.dialogue_span(self.tokenizer, question, answer, self.data.max_text, counts)
             return [layout.Vision(*grid, pixels), text]
@@ -140,18 +147,19 @@ class Batches:
             [prompt],
             grid,
             pixels,
+            self.pool,
             drop_text=bool(drop_text or drop_both),
             drop_representation=bool(drop_representation or drop_both),
             keep_positions=self.data.drop_keeps_positions,
         )
 
-    def _pixels(self, source, index: int, height: int, width: int) -> np.ndarray:
-        key = (id(source), index, height, width)
-        return self._pictures.get(key, lambda: self._decode(source, index, height, width))
+    def _pixels(self, source, index: int, height: int, width: int, pool: int) -> np.ndarray:
+        key = (id(source), index, height, width, pool)
+        return self._pictures.get(key, lambda: self._decode(source, index, height, width, pool))
 
-    def _decode(self, source, index, height, width) -> np.ndarray:
+    def _decode(self, source, index, height, width, pool) -> np.ndarray:
         picture = images.resize(source.picture(index), height, width)
-        return images.patchify(picture, self.data.patch)
+        return images.patchify(picture, self.data.patch, pool)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This host's rows of global batch `step`: the arrays of `layout.empty`, leading B."""
@@ -183,15 +191,16 @@ class Batches:
         return iter(dataset.to_iter_dataset(options))
 
 
-def fitted(height: int, width: int, data, longest: int | None = None) -> tuple[int, int]:
+def fitted(height: int, width: int, config, longest: int | None = None) -> tuple[int, int]:
     """Size in pixels at which a picture is trained, described and judged.
 
     `longest` defaults to the largest of `data.sizes`. Small pictures are not enlarged beyond the
     smallest entry.
     """
+    data, unit = config.data, cells.unit(spans.pool_of(config))
     sizes = [size for size, _ in data.sizes]
     longest = min(longest or max(sizes), max(height, width, min(sizes)))
-    return images.fit(height, width, longest, 2 * data.patch)
+    return images.fit(height, width, longest, unit * data.patch)
 
 
 def _pick(rng: np.random.Generator, sizes) -> int:

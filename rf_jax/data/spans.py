@@ -5,6 +5,21 @@ from collections import Counter
 import numpy as np
 
 from rf_jax.data import layout
+from rf_jax.runtime.errors import choose, require
+
+# Whether the pixels of a drawing follow tokens, by model.representation.kind.
+TOKENS = {'forcing': True, 'continuous': True, 'alignment': False, 'none': False}
+POOLS = (1, 2, 4)
+
+
+def pool_of(config) -> int:
+    """Side of the group of patches of one representation token, 0 if drawings have none.
+
+    Raises UserError.
+    """
+    c, field = config.model.representation, 'model.representation'
+    require(c.pool in POOLS, f'{field}.pool={c.pool!r} must be one of {POOLS}')
+    return c.pool if choose(f'{field}.kind', c.kind, TOKENS) else 0
 
 
 def text_span(tokenizer, text, max_text, loss_from, counts: Counter) -> layout.Text:
@@ -48,19 +63,25 @@ def drawing(
     prompt: list[layout.Span],
     grid: tuple[int, int],
     pixels: np.ndarray | None,
+    pool: int,
     *,
     drop_text: bool,
     drop_representation: bool,
     keep_positions: bool,
 ) -> list[layout.Span]:
-    """Spans of text-to-image with its dropped conditions; training and sampling share it."""
+    """Spans of text-to-image with its dropped conditions; training and sampling share it.
+
+    `pool` of `pool_of`; 0: the pixels follow the prompt at once.
+    """
     if drop_text:
         length = sum(len(span.tokens) for span in prompt)
         prompt = [layout.Skip(length)] if keep_positions else []
+    if not pool:
+        return [*prompt, layout.Pixels(*grid, pixels)]
     return [
         *prompt,
-        layout.Representation(*grid),
-        layout.Pixels(*grid, pixels, reads_representation=not drop_representation),
+        layout.Representation(*grid, pool=pool),
+        layout.Pixels(*grid, pixels, reads_representation=not drop_representation, pool=pool),
     ]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from rf_jax.data import layout
 from rf_jax.data.keys import generator
+from rf_jax.data.spans import drawing, pool_of
 
 PROMPT = 24  # tokens of a prompt of text-to-image, its marks included
 ANSWER = 64  # tokens of a question and its answer
@@ -23,11 +24,15 @@ def row(config, seed: int = 0) -> dict[str, np.ndarray]:
         task = tasks[rng.choice(len(tasks), p=weights / weights.sum())]
         side = data.sizes[rng.choice(len(sizes), p=sizes / sizes.sum())][0] // data.patch
         spans = {
-            'text_to_image': [
-                layout.Text([0] * min(PROMPT, data.max_text)),
-                layout.Representation(side, side),
-                layout.Pixels(side, side),
-            ],
+            'text_to_image': drawing(
+                [layout.Text([0] * min(PROMPT, data.max_text))],
+                (side, side),
+                None,
+                pool_of(config),
+                drop_text=False,
+                drop_representation=False,
+                keep_positions=False,
+            ),
             'image_to_text': [
                 layout.Vision(side, side),
                 layout.Text([0] * min(ANSWER, data.max_text)),

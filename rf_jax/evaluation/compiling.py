@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rf_jax.data import layout, typical
+from rf_jax.data import layout, spans, typical
 from rf_jax.evaluation import roofline
 from rf_jax.generation import drawing
 from rf_jax.learning import programs
@@ -209,7 +209,9 @@ def sample(config, vocabulary: int, mesh_: Mesh) -> Cost:
     model = unified.build(config, vocabulary, whole, platform)
     count = math.prod(whole.shape[axis] for axis in mesh.BATCH_AXES)
     side = max(size for size, _ in config.data.sizes) // config.data.patch
-    capacity = {'text': PROMPT, 'vision': 0, 'representation': side**2 // 4 + 1, 'pixels': side**2,
+    pool = spans.pool_of(config)
+    tokens = side**2 // pool**2 + 1 if pool else 0
+    capacity = {'text': PROMPT, 'vision': 0, 'representation': tokens, 'pixels': side**2,
                 'vision_pictures': 0, 'pixel_pictures': 1}  # fmt: skip
     where = mesh.batch_sharding(whole)
 
@@ -222,4 +224,8 @@ def sample(config, vocabulary: int, mesh_: Mesh) -> Cost:
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=where)
     options = drawing.options(config)
     program = jax.jit(partial(drawing.draw, model, config, options))
-    return cost('sample', program, (built.abstract.ema, rows, keys), whole)
+    # Where the average lies in the memory of the host, it is fetched before.
+    params = jax.tree.map(
+        lambda a: a.update(sharding=a.sharding.with_memory_kind('device')), built.abstract.ema
+    )
+    return cost('sample', program, (params, rows, keys), whole)

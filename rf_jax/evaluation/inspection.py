@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rf_jax.data import images, layout, pipeline, spans
+from rf_jax.data import cells, images, layout, pipeline, spans
 from rf_jax.generation.sampler import Sampler
-from rf_jax.learning.step import group_features
+from rf_jax.learning.targets import group_features
 from rf_jax.models import quantizer
 from rf_jax.runtime import checkpoint
 
@@ -26,6 +26,7 @@ class Inspector:
     def __init__(self, sampler: Sampler, codebook: np.ndarray):
         """`codebook` float32 [K, Denc]."""
         self.sampler, self.codebook = sampler, jnp.asarray(codebook)
+        self.pool = sampler.config.model.representation.pool
         self._encode = jax.jit(self._codes_of_batch)
 
     @classmethod
@@ -36,7 +37,7 @@ class Inspector:
         return cls(sampler, saved['codebook'])
 
     def codes(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """int32 [rows, columns] for each uint8 [h, w, 3], one code a 2x2 group of patches."""
+        """int32 [rows, columns] for each uint8 [h, w, 3], one code a group of patches."""
         found = []
         for start in range(0, len(pictures), BATCH):
             found += self._codes(pictures[start : start + BATCH])
@@ -46,24 +47,30 @@ class Inspector:
         data = self.sampler.config.data
         rows, grids = [], []
         for picture in pictures:
-            height, width = pipeline.fitted(*picture.shape[:2], data)
+            height, width = pipeline.fitted(*picture.shape[:2], self.sampler.config)
             grid = height // data.patch, width // data.patch
-            pixels = images.patchify(images.resize(picture, height, width), data.patch)
+            resized = images.resize(picture, height, width)
+            pixels = images.patchify(resized, data.patch, self.pool)
             drawn = spans.drawing(
-                [], grid, pixels, drop_text=False, drop_representation=False, keep_positions=False
+                *([], grid, pixels, self.pool),
+                drop_text=False,
+                drop_representation=False,
+                keep_positions=False,
             )
             rows.append([drawn])
-            grids.append((grid[0] // 2, grid[1] // 2))
+            grids.append(grid)
         sizes = np.max([layout.size(row[0]) for row in rows], axis=0)
         rows += [[]] * (BATCH - len(rows) if len(rows) > 1 else 0)  # few compiled programs
         capacity = dict(zip(layout.SIZES, sizes.tolist()))
         batch = layout.place(rows, capacity, self.sampler.model.channels)
         codes = np.asarray(self._encode(self.sampler.params, self.codebook, batch))
-        return [row[: h * w].reshape(h, w) for row, (h, w) in zip(codes, grids)]
+        return [
+            row[cells.stored_groups(h, w, self.pool)].reshape(h // self.pool, w // self.pool)
+            for row, (h, w) in zip(codes, grids)
+        ]
 
     def _codes_of_batch(self, params, codebook, batch):
-        c = self.sampler.config.model.representation.quantizer
-        z, valid = group_features(self.sampler.model, params, batch, c.pool_first)
+        z, valid = group_features(self.sampler.config, self.sampler.model, params, batch)
         return quantizer.Nearest()(z, codebook, valid).reshape(batch['pixels'].shape[0], -1)
 
     def meanings(self, pictures: Sequence[np.ndarray], tokens: int = 16, examples: int = 8):
@@ -71,7 +78,7 @@ class Inspector:
 
         One row a token, from the most used one on: `examples` pieces of the pictures that have it.
         """
-        side = 2 * self.sampler.config.data.patch
+        side = self.pool * self.sampler.config.data.patch
         pieces: dict[int, list[np.ndarray]] = {}
         for picture, codes in zip(pictures, self.codes(pictures)):
             fitted = images.resize(picture, *(side * n for n in codes.shape))

@@ -15,7 +15,7 @@ from rf_jax.evaluation import identification, scoring, usage
 from rf_jax.generation.sampler import Sampler
 from rf_jax.learning.loop import Run
 from rf_jax.learning.state import State
-from rf_jax.runtime import hosts, metrics
+from rf_jax.runtime import hosts, metrics, sharding
 
 COLUMNS = 8
 SHOWN = 24  # pairs in the grid of the end
@@ -38,7 +38,7 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
     chosen = identification.readable(source, rng.permutation(numbers), run.config.log.samples)
     prompts = [source.record(i).captions[0] for i in chosen]
     sampler = Sampler(run.config, run.model, None, run.tokenizer)  # compiled once, weights change
-    sizes = [pipeline.fitted(*picture.shape[:2], run.config.data) for picture in chosen.values()]
+    sizes = [pipeline.fitted(*picture.shape[:2], run.config) for picture in chosen.values()]
     requests = [sampler.request(p, run.config.seed, size=s) for p, s in zip(prompts, sizes)]
 
     def show(step: int, ema: Any, writer: metrics.MetricWriter) -> None:
@@ -74,8 +74,9 @@ def at_end(run: Run, state: State) -> str:
     samples = min(run.config.evaluation.samples, len(numbers))
     codebook = np.asarray(hosts.whole(state.codebook))
     table = evaluate(sampler, codebook, source, run.workdir, samples, run.config.seed)
-    if not scoring.applies(run.config) and run.config.data.tasks.get('text_to_image', 0) > 0:
-        share = usage.codes_over_an_epoch(run, state)
+    drawn = run.config.data.tasks.get('text_to_image', 0) > 0
+    if drawn and scoring.has_codes(run.config) and not scoring.applies(run.config):
+        share = usage.codes_over_an_epoch(run, state.replace(ema=sharding.near(state.ema)))
         table += f'\ncodebook: {share:.1%} of the prototypes are used over an epoch'
     return table
 

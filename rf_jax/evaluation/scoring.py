@@ -107,7 +107,7 @@ def score(
             captions = [source.record(i).captions[0] for i in range(amount.captions)]
             made = sampler.draw([sampler.request(text, seed) for text in captions])
             values['distances'] = distances.distances(made, real)
-        if codebook is not None and amount.captions and _has_codes(config):
+        if codebook is not None and amount.captions and has_codes(config):
             values['codebook'] = use_of_codebook(sampler, codebook, real)
     if config.data.tasks.get('image_to_text', 0) > 0 and amount.questions:
         values['understanding'] = understanding.evaluate(sampler, source, amount.questions)
@@ -125,8 +125,9 @@ def check_tokenizer(sampler: Sampler, texts: list[str]) -> None:
     )
 
 
-def _has_codes(config) -> bool:
-    return config.model.representation.get('kind', 'forcing') == 'forcing'
+def has_codes(config) -> bool:
+    """Whether a codebook is learned."""
+    return config.model.representation.kind == 'forcing'
 
 
 def use_of_codebook(sampler: Sampler, codebook: np.ndarray, pictures) -> dict[str, float]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rf_jax.learning import step
+from rf_jax.learning import targets
 from rf_jax.learning.loop import Run
 from rf_jax.learning.state import State
 from rf_jax.models import quantizer
@@ -21,8 +21,8 @@ def codes_over_an_epoch(run: Run, state: State) -> float:
     hit = np.zeros(count, bool)
 
     def used(state, batch):
-        codes = step.quantize(run.config, assign, run.model, state, batch)[0]
-        real = batch['pixel_weight'][:, ::4] > 0
+        codes = targets.quantize(run.config, assign, run.model, state, batch)[0]
+        real = batch['pixel_weight'][:, :: run.config.model.representation.pool**2] > 0
         return jnp.zeros(count + 1, bool).at[jnp.where(real, codes, count)].set(True)[:count]
 
     # Whole on every host: each has some of the rows only.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from rf_jax.generation import cached, guidance
+from rf_jax.generation import cached, guidance, representing
 from rf_jax.learning import flow
 from rf_jax.models.unified import Unified
 
@@ -52,50 +52,20 @@ def draw(model: Unified, config, options: Options, params, rows, keys):
     """Pictures of the rows.
 
     rows: {(text kept, representation kept): arrays of `data.layout`} for all four, one sample a
-    row; keys: one key a row. Gives (patches float32 [B, P, C] in [-1, 1], codes int32 [B, R - 1]).
+    row; keys: one key a row. Gives (patches float32 [B, P, C] in [-1, 1], what
+    `representing.build` wrote before them [B, N, ...]).
     """
     contexts = options.contexts()
     batch = _stack([rows[text, True] for text in contexts])
-    codes, cache = draw_codes(model, options, params, batch, contexts, keys)
+    write = representing.build(config)
+    tokens, cache = write(model, options, params, batch, contexts, keys)
     caches = dict(zip(contexts, _split(cache, len(contexts))))
-    return draw_pixels(model, config, options, params, rows, caches, keys), codes
-
-
-def draw_codes(model: Unified, options: Options, params, batch: Arrays, contexts, keys):
-    """Representation tokens for rows stacked by context: (codes [B, R - 1], cache of text + R)."""
-    count = keys.shape[0]
-    text = batch['text_tokens'].shape[1]
-    length = batch['cells'].shape[1]
-    weights = guidance.token_weights(options.guidance_representation)
-
-    x = model.apply({'params': params}, batch['text_tokens'], method='embed_text')
-    _, cache = cached.prefill(model, params, batch, x, (text, 0, 0))
-    cache = cached.grow(cache, length)
-
-    def next_code(carry, place):
-        cache, code = carry
-        cell = jax.lax.dynamic_slice_in_dim(batch['cells'], place, 1, 1)
-        tiled = jnp.tile(code, len(contexts))[:, None]
-        x = model.apply({'params': params}, tiled, cell, method='embed_representation')
-        slot = jnp.full(tiled.shape[0], text + place)
-        x, cache = cached.one(model, params, batch, cache, slot, x, (0, 1, 0))
-        logits = model.apply({'params': params}, x, method='representation_logits')[:, 0]
-        logits = dict(zip(contexts, jnp.split(logits, len(contexts))))
-        logits = guidance.combine(logits, weights)
-        logits = guidance.top_k(logits / max(options.temperature, 1e-6), options.top_k)
-        noise = jax.vmap(
-            lambda k: jax.random.gumbel(jax.random.fold_in(k, place), logits.shape[1:])
-        )
-        code = jnp.argmax(logits + (noise(keys) if options.temperature else 0.0), -1)
-        return (cache, code.astype(jnp.int32)), code.astype(jnp.int32)
-
-    begin = jnp.full(count, -1, jnp.int32)
-    (cache, _), codes = jax.lax.scan(next_code, (cache, begin), jnp.arange(length))
-    return codes[:-1].T, cache  # the last token has no successor
+    drawn = draw_pixels(model, config, options, params, rows, caches, keys)
+    return model.apply({'params': params}, drawn, rows[True, True], method='pixels'), tokens
 
 
 def draw_pixels(model: Unified, config, options: Options, params, rows, caches, keys) -> jax.Array:
-    """The flow from noise to pictures with the context cached: float32 [B, P, C]."""
+    """The flow from noise to pictures with the context cached: float32 [B, P, Z]."""
     branches = options.branches()
     batch = _stack([rows[branch] for branch in branches])
     cache = _stack_caches([caches[text] for text, _ in branches])
@@ -107,7 +77,7 @@ def draw_pixels(model: Unified, config, options: Options, params, rows, caches, 
     patches = conditional['pixels'].shape[1]
 
     def predict(z, t):
-        """Guided clean patches of z [B, P, C] at t [B, P]."""
+        """Guided clean patches of z [B, P, Z] at t [B, P]."""
         tiled = (jnp.concatenate([a] * len(branches)) for a in (z, t))
         x = model.apply({'params': params}, *tiled, method='embed_patches')
         x = cached.after(model, params, batch, cache, x, (0, 0, patches))
@@ -126,12 +96,12 @@ def draw_pixels(model: Unified, config, options: Options, params, rows, caches, 
         t, t_next = (jnp.broadcast_to(a[:, None], z.shape[:2]) for a in pair)
         return flow.METHODS[options.method](velocity, z, t, t_next), None
 
-    noise = c.noise_scale * _noise(keys, patches, model.channels)
+    noise = c.noise_scale * _noise(keys, patches, model.drawn)
     return jax.lax.scan(step, noise, (times[:-1], times[1:]))[0]
 
 
 def _noise(keys, patches: int, channels: int) -> jax.Array:
-    """Unit noise [B, P, C]; patch p of a sample has its own key, whatever P the batch needs."""
+    """Unit noise [B, P, Z]; patch p of a sample has its own key, whatever P the batch needs."""
 
     def of_patch(key, p):
         return jax.random.normal(jax.random.fold_in(key, 1_000_000 + p), (channels,))

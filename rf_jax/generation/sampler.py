@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from rf_jax.data import images, layout, pipeline, spans
+from rf_jax.data import cells, images, layout, pipeline, spans
 from rf_jax.data.keys import fold
 from rf_jax.data.records import clean
 from rf_jax.data.tokenizer import Tokenizer
@@ -43,6 +43,7 @@ class Sampler:
 
     def __init__(self, config, model: unified.Unified, params: Any, tokenizer: Tokenizer):
         self.config, self.model, self.params, self.tokenizer = config, model, params, tokenizer
+        self.pool = spans.pool_of(config)  # 0: no representation tokens
         self._programs: dict = {}
 
     @classmethod
@@ -70,20 +71,22 @@ class Sampler:
         """A request whose randomness depends on (seed, prompt, number) alone.
 
         `size` (height, width) in pixels; None is a square of the largest training size. Raises
-        UserError for a size that does not divide into 2x2 patches.
+        UserError for a size that does not divide into groups of patches.
         """
-        unit = 2 * self.config.data.patch
+        group = cells.unit(self.pool)
+        unit = group * self.config.data.patch
         height, width = size or (max(entry[0] for entry in self.config.data.sizes),) * 2
         if height < unit or width < unit or height % unit or width % unit:
             raise UserError(
                 f'--size={height}x{width}: both sides must be multiples of {unit} pixels '
-                '(2 x data.patch)'
+                f'({group} x data.patch)'
             )
         frame = self.config.model.representation.frame
-        if max(height, width) // unit > frame:
+        token = self.pool * self.config.data.patch
+        if token and max(height, width) // token > frame:
             raise UserError(
-                f'--size={height}x{width}: the longest side may be {frame * unit} pixels '
-                '(2 x data.patch x model.representation.frame)'
+                f'--size={height}x{width}: the longest side may be {frame * token} pixels '
+                f'({self.pool} x data.patch x model.representation.frame)'
             )
         prompt = clean(prompt)
         return Request(prompt, height, width, fold(seed, prompt, number) % 2**31)
@@ -95,18 +98,20 @@ class Sampler:
     def draw_with_codes(
         self, requests: Sequence[Request], options: drawing.Options | None = None
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Pictures as `draw`, and their representation tokens int32 [rows, columns]."""
+        """Pictures as `draw`, and their representation tokens: int32 [rows, columns], or features
+        float32 [rows, columns, Denc] where they are continuous; without tokens [0, 0].
+        """
         pictures, tokens, patch = [], [], self.config.data.patch
         for chunk, full in _chunks(requests):
             patches, codes = self._draw(full, options or self.options())
             for request, values, row in zip(chunk, patches, codes):
                 height, width = request.height // patch, request.width // patch
                 picture = images.unpatchify(
-                    values[: height * width], request.height, request.width, patch
+                    values[: height * width], request.height, request.width, patch, self.pool
                 )
                 pictures.append(np.clip((picture + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8))
-                grid = height // 2, width // 2
-                tokens.append(row[: grid[0] * grid[1]].reshape(grid))
+                grid = (height // self.pool, width // self.pool) if self.pool else (0, 0)
+                tokens.append(row[: grid[0] * grid[1]].reshape(*grid, *row.shape[1:]))
         return pictures, tokens
 
     def _draw(self, requests: Sequence[Request], options: drawing.Options):
@@ -138,7 +143,7 @@ class Sampler:
         capacity = {
             'text': _round(max(len(p.tokens) for p in prompts)),
             'vision': 0,
-            'representation': patches // 4 + 1,
+            'representation': patches // self.pool**2 + 1 if self.pool else 0,
             'pixels': patches,
             'vision_pictures': 0,
             'pixel_pictures': 1,
@@ -151,6 +156,7 @@ class Sampler:
                         [prompt],
                         grid,
                         None,
+                        self.pool,
                         drop_text=not text,
                         drop_representation=not representation,
                         keep_positions=data.drop_keeps_positions,
@@ -176,7 +182,7 @@ class Sampler:
         counts: Counter = Counter()
         rows, heads = [], []
         for picture, question in pairs:
-            height, width = pipeline.fitted(*picture.shape[:2], data)
+            height, width = pipeline.fitted(*picture.shape[:2], self.config)
             pixels = images.patchify(images.resize(picture, height, width), data.patch)
             head = spans.dialogue_span(self.tokenizer, clean(question), None, data.max_text, counts)
             heads.append(len(head.tokens))

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from rf_jax.learning import flow
+from rf_jax.learning import flow, optimizer
+from rf_jax.runtime import sharding
 from rf_jax.runtime.errors import UserError, choose, require
 
 DTYPES = dict.fromkeys(('float32', 'bfloat16', 'float16'))
@@ -27,6 +28,17 @@ def check(config) -> None:
     ):
         require(flat[field] >= 1, f'{field}={flat[field]} must be at least 1')
     require(any(config.losses.values()), 'all weights of losses are 0: nothing would be learned')
+    learned = config.losses.reconstruction > 0
+    latents = config.model.space == 'vae'
+    require(
+        latents or not learned,
+        f"losses.reconstruction={config.losses.reconstruction} needs model.space='vae'",
+    )
+    require(
+        not latents or learned or optimizer.frozen('autoencoder/', config.optimizer.freeze),
+        "model.space='vae' draws in latents that must not move: set optimizer.freeze="
+        "('^autoencoder/',), and initialise_from a run that learned them (losses.reconstruction)",
+    )
     for name in ('balance', 'router_z'):
         require(
             not config.losses[name] or config.model.backbone.experts == 'routed',
@@ -58,10 +70,19 @@ def flatten(tree: Mapping, above: str = '') -> dict[str, Any]:
 
 
 @jax.jit
-def all_finite(tree) -> jax.Array:
-    """bool: every number of every floating array is finite."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+def _finite(leaves) -> jax.Array:
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+def all_finite(tree) -> bool:
+    """Every number of every floating array is finite.
+
+    What lies in the memory of the host visits the device array by array: it has no room for all.
+    """
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    far = [x for x in leaves if x.sharding.memory_kind == 'pinned_host']
+    here = [x for x in leaves if x.sharding.memory_kind != 'pinned_host']
+    return bool(_finite(here)) and all(bool(_finite([sharding.near(x)])) for x in far)
 
 
 def not_finite(number: int) -> UserError:

@@ -60,8 +60,8 @@ def find_tokenizer(config, folder: Path, found) -> Tokenizer:
         return Tokenizer.load(own)
     if config.tokenizer.path:
         return Tokenizer.load(config.tokenizer.path)
-    if config.initialise_from:
-        return Tokenizer.load(Path(config.initialise_from) / 'tokenizer.model')
+    for other in state.other_runs(config)[:1]:
+        return Tokenizer.load(other / 'tokenizer.model')
     logging.info('Training a SentencePiece tokenizer on the captions of %s', config.data.sources)
     return Tokenizer.train(captions.corpus(found), config.tokenizer.vocabulary)
 
@@ -100,18 +100,13 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
             logging.info('Nothing to train; raise steps (--config.steps) to go on')
         return restored
     current = run.initialise()
-    other = run.config.initialise_from
-    if not other:
+    others = state.other_runs(run.config)
+    if not others:
         logging.info('Started %s from new weights, %d steps', run.workdir, total)
         return 0, current
-    step_, saved = checkpoint.restore_numpy(Path(other) / 'checkpoints')
-    current = current.replace(
-        **{
-            name: state.replaced(getattr(current, name), saved[name], f'{other}: {name}')
-            for name in ('params', 'ema', 'codebook')
-        }
-    )
-    logging.info('Started %s from %s (its step %d), %d steps', run.workdir, other, step_, total)
+    saved = [checkpoint.restore_numpy(other / 'checkpoints')[1] for other in others]
+    current = state.started_from(current, saved, run.config)
+    logging.info('Started %s from %s, %d steps', run.workdir, run.config.initialise_from, total)
     return 0, current
 
 

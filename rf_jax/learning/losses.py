@@ -40,6 +40,27 @@ def representation(outputs: Arrays, batch: Arrays) -> jax.Array:
     return cross_entropy(outputs['representation_logits'], batch['code_targets'])
 
 
+def regression(outputs: Arrays, batch: Arrays) -> jax.Array:
+    """Of continuous representations: squared error of the next feature, mean over its values."""
+    return jnp.mean((outputs['predicted_features'] - batch['feature_targets']) ** 2, -1)
+
+
+def alignment(outputs: Arrays, batch: Arrays) -> jax.Array:
+    """REPA (arXiv 2410.06940, equation 8): minus the cosine of a pixel token and its feature."""
+    found = outputs['aligned_features']
+    found = found * jax.lax.rsqrt(jnp.sum(found**2, -1, keepdims=True) + 1e-12)
+    return -jnp.sum(found * batch['patch_features'], -1)
+
+
+# The term of model.representation.kind.
+REPRESENTATION = {
+    'forcing': {'representation': Term('representation_weight', representation)},
+    'continuous': {'representation': Term('representation_weight', regression)},
+    'alignment': {'representation': Term('pixel_weight', alignment)},
+    'none': {},
+}
+
+
 def flow_matching(floor: float) -> Callable[[Arrays, Arrays], jax.Array]:
     """L_FM: squared error of the velocity, mean over the C values of a patch."""
     return lambda outputs, batch: flow.loss(outputs['x'], batch['x'], batch['t'], floor)
@@ -49,10 +70,12 @@ def build(config) -> dict[str, Term]:
     """The terms of `config.losses`; one of weight 0 is left out."""
     terms = {
         'text': Term('text_weight', text),
-        'representation': Term('representation_weight', representation),
+        **REPRESENTATION[config.model.representation.kind],
         'flow': Term('pixel_weight', flow_matching(config.flow.floor)),
         'balance': Term('live', lambda outputs, _: outputs['balance']),
         'router_z': Term('live', lambda outputs, _: outputs['router_z']),
+        'reconstruction': Term('pixel_weight', lambda outputs, _: outputs['reconstruction']),
+        'kl': Term('pixel_weight', lambda outputs, _: outputs['kl']),
     }
     return {name: term for name, term in terms.items() if config.losses[name]}
 

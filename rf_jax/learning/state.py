@@ -1,5 +1,8 @@
 """What a run carries from step to step, and how it is born sharded."""
 
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.struct
@@ -49,9 +52,10 @@ def initialise(model, optimizer_of, codes: int, width: int, seed: int) -> State:
     `optimizer_of(params)` gives the transformation, which depends on the parameters' paths.
     """
     batch = example_row(model.channels)
-    z = jnp.zeros((1, 4, model.channels))
+    z, t = jnp.zeros((1, 4, model.drawn)), jnp.zeros((1, 4))
+    tokens = model.representation_of.example()
     key = random_key(seed, 'parameters')
-    params = model.init(key, batch, batch['input_group'], z, jnp.zeros((1, 4)))['params']
+    params = model.init(key, batch, tokens, z, t, z)['params']
     optimizer: optax.GradientTransformation = optimizer_of(params)
     codebook = jax.random.normal(random_key(seed, 'first codebook'), (codes, width))
     return State(
@@ -65,25 +69,52 @@ def initialise(model, optimizer_of, codes: int, width: int, seed: int) -> State:
     )
 
 
-def replaced(current, saved, name: str):
-    """`current` with the values of the numpy tree `saved`, sharded as before.
+def other_runs(config) -> list[Path]:
+    """Folders of `initialise_from`."""
+    return [Path(part.strip()) for part in config.initialise_from.split(',') if part.strip()]
 
-    Raises UserError listing what is missing or of another shape.
+
+def started_from(current: State, saved: Sequence, config) -> State:
+    """`current` with the weights, average and codebook of other runs' states, numpy trees.
+
+    Raises UserError listing what none of them has.
+    """
+    found = {}
+    for name in ('params', 'ema', 'codebook'):
+        # A name for the codebook too, that `initialise_new` can match.
+        whole = {name: getattr(current, name)} if name == 'codebook' else getattr(current, name)
+        others = [{name: tree[name]} if name == 'codebook' else tree[name] for tree in saved]
+        where = f'{config.initialise_from}: {name}'
+        found[name] = replaced(whole, others, where, config.initialise_new)
+    return current.replace(**found | {'codebook': found['codebook']['codebook']})
+
+
+def replaced(current, saved: Sequence, name: str, new: Sequence[str] = ()):
+    """`current` with the values of numpy trees, sharded as before.
+
+    Each leaf comes from the first of `saved` that has it in its shape; those whose path matches a
+    regex of `new` stay. Raises UserError listing what none has.
     """
 
     def named(tree):
         return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
-    new, old = named(saved), named(current)
-    wrong = [
-        f'{path}: {new[path].shape if path in new else "absent"}, expected {leaf.shape}'
-        for path, leaf in old.items()
-        if path not in new or new[path].shape != leaf.shape
-    ]
+    others, leaves, wrong = [named(tree) for tree in saved], [], []
+    for path, leaf in named(current).items():
+        if any(re.search(pattern, path) for pattern in new):
+            leaves.append(leaf)
+            continue
+        found = [other[path] for other in others if path in other]
+        fitting = [value for value in found if value.shape == leaf.shape]
+        if fitting:
+            leaves.append(jax.device_put(fitting[0].astype(leaf.dtype), leaf.sharding))
+        else:
+            has = f'{found[0].shape}' if found else 'absent'
+            wrong.append(f'{path}: {has}, expected {leaf.shape}')
     if wrong:
         shown = '; '.join(wrong[:10])
-        raise UserError(f'initialise_from={name} does not fit this config ({len(wrong)}): {shown}')
-    leaves = [
-        jax.device_put(new[path].astype(leaf.dtype), leaf.sharding) for path, leaf in old.items()
-    ]
+        raise UserError(
+            f'initialise_from={name} does not fit this config ({len(wrong)}): {shown}. '
+            'initialise_new names what shall be born new'
+        )
     return jax.tree.unflatten(jax.tree.structure(current), leaves)

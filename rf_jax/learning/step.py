@@ -6,89 +6,36 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rf_jax.learning import flow, losses, optimizer
+from rf_jax.learning import flow, losses, optimizer, targets
 from rf_jax.learning.state import State, random_key
-from rf_jax.models import quantizer
-from rf_jax.models.unified import Unified, to_signed
+from rf_jax.models.unified import Unified
 
 Batch = Mapping[str, jax.Array]
 
 
-def group_features(model: Unified, ema, batch: Batch, pool_first: bool):
-    """Unit features z [B P/4, Denc] of the pictures to be drawn, and which are real [B P/4]."""
-    z = model.apply({'params': ema}, batch, pool_first, method='features')
-    valid = batch['pixel_weight'][:, ::4] > 0
-    return quantizer.normalise(z.reshape(-1, z.shape[-1])), valid.reshape(-1)
-
-
-def take_codes(codes: jax.Array, index: jax.Array) -> jax.Array:
-    """Codes [B, P / 4] read at index [B, R], -1 where the index is -1."""
-    read = jnp.take_along_axis(codes, jnp.maximum(index, 0), axis=1)
-    return jnp.where(index < 0, -1, read)
-
-
-def redraw(config, at: int, step: jax.Array, codebook, z, valid):
-    """The codebook with the prototypes that are drawn from this step's features.
-
-    A batch may hold fewer features than there are prototypes: M features fill M rows a step, from
-    step `at` on, until all are filled. Copies of one feature would stay unused for ever.
+def add_noise(config, model, params, key: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """Clean patches or latents x, their times t (one a picture) and the noisy z_t, as batch
+    entries, and the noise that an autoencoder in learning draws its latents with.
     """
-    turn = jnp.arange(codebook.shape[0]) // z.shape[0]  # which step after `at` fills a row
-    key = random_key(config.seed, 'codebook', step)
-
-    def draw(old):
-        fresh = quantizer.from_data(key, z, valid, old.shape[0])
-        return jnp.where((turn == step - at)[:, None] & valid.any(), fresh, old)
-
-    due = (step >= at) & (step <= at + turn[-1])
-    return jax.lax.cond(due, draw, lambda old: old, codebook)
-
-
-def quantize(config, assign, model, state: State, batch: Batch):
-    """(codes int32 [B, P / 4], new codebook): targets by the EMA encoder, without gradient."""
-    c = config.model.representation.quantizer
-    rows, patches, _ = batch['pixels'].shape
-    if not patches:  # no room for drawings
-        return jnp.zeros((rows, 0), jnp.int32), state.codebook
-    z, valid = group_features(model, state.ema, batch, c.pool_first)
-    codebook = state.codebook
-    for at in c.data_init_steps:
-        codebook = redraw(config, at, state.step, codebook, z, valid)
-    codes = assign(z, codebook, valid)
-    codebook = quantizer.update(codebook, z, codes, valid, c.momentum)
-    return codes.reshape(rows, -1), codebook
-
-
-def add_noise(config, key: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """Clean patches x, their times t (one a picture) and the noisy z_t, as batch entries."""
     c = config.flow
     time_key, noise_key = jax.random.split(key)
+    posterior_key = jax.random.fold_in(key, 2)
     counts = batch['pixel_counts']
     t = flow.sample_times(time_key, counts.shape, c.time_mean, c.time_std)
     t = flow.shift(t, flow.shift_of(counts * config.data.patch**2, c.shift, c.base_pixels))
     t = jnp.take_along_axis(t, jnp.maximum(batch['pixel_picture'], 0), axis=1)
-    x = to_signed(batch['pixels'])
+    x = model.apply({'params': params}, batch, method='clean')
     z = flow.path(x, c.noise_scale * jax.random.normal(noise_key, x.shape), t)
-    return {'x': x, 't': t, 'z': z}
+    return {'x': x, 't': t, 'z': z, 'posterior_noise': jax.random.normal(posterior_key, x.shape)}
 
 
-def used_codes(batch: Batch, codes: int) -> jax.Array:
-    """Share of the K codes that are a target in this batch."""
-    hit = jnp.zeros(codes + 1).at[
-        jnp.where(batch['code_targets'] < 0, codes, batch['code_targets'])
-    ]
-    return hit.set(1.0)[:-1].mean()
-
-
-def prepare(config, assign, model, state: State, batch: Batch):
-    """The batch with targets, times and noise, and the new codebook. No gradient flows here."""
-    codes, codebook = quantize(config, assign, model, state, batch)
+def prepare(config, model, targets, state: State, batch: Batch):
+    """The batch with targets, times and noise, the new codebook, and metrics of the targets."""
+    found, codebook, metrics = targets(state, batch)
     key = random_key(config.seed, 'noise', state.step)
-    batch = dict(batch) | add_noise(config, key, batch)
-    batch['codes'] = take_codes(codes, batch['input_group'])
-    batch['code_targets'] = take_codes(codes, batch['target_group'])
+    batch = dict(batch) | found | add_noise(config, model, state.params, key, batch)
     batch['live'] = (batch['segment'] > 0).astype(jnp.float32)
-    return batch, codebook
+    return batch, codebook, metrics
 
 
 def gradients(config, model, terms, params, batch: Batch):
@@ -100,7 +47,8 @@ def gradients(config, model, terms, params, batch: Batch):
 
     def part_loss(params, part):
         live = optimizer.held(params, config.optimizer.freeze)
-        outputs = model.apply({'params': live}, part, part['codes'], part['z'], part['t'])
+        inputs = (part[name] for name in ('tokens', 'z', 't', 'posterior_noise'))
+        outputs = model.apply({'params': live}, part, *inputs)
         loss, means = losses.total(terms, config.losses, counts, outputs, part)
         return loss, means | {'loss': loss}
 
@@ -137,11 +85,11 @@ def average(config, ema, params, step: jax.Array):
 
 def build(config, model: Unified, optimizer_of) -> Callable:
     """`step(state, batch) -> (state, metrics)`, pure; jit it with the state donated."""
-    assign = quantizer.build(config)
+    find_targets = targets.build(config, model)
     terms = losses.build(config)
 
     def train_step(state: State, batch: Batch):
-        batch, codebook = prepare(config, assign, model, state, batch)
+        batch, codebook, seen = prepare(config, model, find_targets, state, batch)
         grads, metrics = gradients(config, model, terms, state.params, batch)
         norm = optax.global_norm(grads)
         updates, opt_state = optimizer_of(state.params).update(grads, state.opt_state, state.params)
@@ -161,7 +109,7 @@ def build(config, model: Unified, optimizer_of) -> Callable:
             'parameter_norm': optax.global_norm(state.params),
             'skipped': state.skipped,
             'streak': state.streak,
-            'codes_used': used_codes(batch, state.codebook.shape[0]),
+            **seen,
         }
         return state.replace(step=state.step + 1), metrics
 

@@ -32,11 +32,23 @@ def backbone_token(config) -> float:
     return 2.0 * c.layers * (attention + feed)
 
 
-def encoder_token(config) -> float:
-    """The same for one patch, class token or register of the vision encoder."""
-    c = config.model.encoder
+def encoder_token(c) -> float:
+    """The same for one patch, class token or register of a vision transformer, by its config."""
     ffn = (3 if c.gated else 2) * c.width * c.feedforward
     return 2.0 * c.layers * (4 * c.width**2 + ffn)
+
+
+def representation_heads(config) -> float:
+    """Forward FLOPs of what a row's representation is read from and predicted with."""
+    capacity, c, e = config.data.capacity, config.model.backbone, config.model.encoder
+    tokens, pixels = capacity.representation, capacity.pixels
+    each = {
+        'forcing': tokens * c.width * config.model.representation.codes,
+        'continuous': 2 * tokens * c.width * e.width,
+        'alignment': pixels * 2 * c.width * (3 * c.width + e.width),
+        'none': 0,
+    }
+    return 2.0 * each[config.model.representation.kind]
 
 
 def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
@@ -49,13 +61,15 @@ def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
     capacity, c, e = config.data.capacity, config.model.backbone, config.model.encoder
     row = sum(capacity[name] for name in ('text', 'vision', 'representation', 'pixels'))
     channels = config.data.patch**2 * 3
+    latents = config.model.space == 'vae'
+    drawn = config.model.autoencoder.channels if latents else channels
 
-    def encoder(patches, pictures, seen):
+    def encoder(patches, pictures, seen, e=e):
         if not patches:
             return 0.0
         tokens = patches + pictures * (1 + e.registers)
         attention = 4.0 * e.layers * seen * e.width
-        return tokens * encoder_token(config) + attention + 2.0 * patches * channels * e.width
+        return tokens * encoder_token(e) + attention + 2.0 * patches * channels * e.width
 
     def frozen(path):
         return any(re.search(pattern, path) for pattern in config.optimizer.freeze)
@@ -63,13 +77,15 @@ def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
     backbone = row * backbone_token(config)
     backbone += 4.0 * c.layers * pairs.backbone * c.heads * c.head_dim
     heads = 2.0 * capacity.text * c.width * vocabulary
-    heads += 2.0 * capacity.representation * c.width * config.model.representation.codes
-    heads += 4.0 * capacity.pixels * channels * c.width
+    heads += representation_heads(config)
+    heads += 4.0 * capacity.pixels * drawn * c.width
     connector = 2.0 * capacity.vision * (e.width * c.width + c.width**2)
     total = 3 * connector
     total += (2 if frozen('backbone/layers/attention/query/kernel') else 3) * backbone
     total += (2 if frozen('text_head/kernel') else 3) * heads
     seen = encoder(4 * capacity.vision, capacity.vision_pictures, pairs.vision)
     total += (1 if frozen('encoder/layers/query/kernel') else 3) * seen
-    total += encoder(capacity.pixels, capacity.pixel_pictures, pairs.pixels)
+    targets = capacity.pixels, capacity.pixel_pictures, pairs.pixels
+    total += encoder(*targets) if config.model.representation.kind != 'none' else 0.0
+    total += encoder(*targets, config.model.autoencoder) if latents else 0.0
     return config.data.rows * total

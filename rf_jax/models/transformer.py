@@ -53,8 +53,12 @@ class SharedAttention(nn.Module):
         attended, kept = _attend(self.form, q, k, v, angles, seen, cache)
         x = x + checkpoint_name(Dense(c.width, name='output')(attended), 'projected')
         normed = RMSNorm(c.norm_eps, name='ffn_norm')(x)
-        y, losses = self.feed(self.cut, self.lengths, normed, live, normed=True)
+        y, losses = self.feed(self.cut, self.of_groups(), normed, live, normed=True)
         return x + y, losses, kept
+
+    def of_groups(self) -> tuple[int, int, int]:
+        """Tokens that each group feeds forward."""
+        return self.lengths
 
 
 class SplitAttention(nn.Module):
@@ -88,7 +92,14 @@ def _attend(form, q, k, v, angles, seen, cache: Cache | None):
     return attended.reshape(*attended.shape[:2], -1), kept
 
 
-SPLITS = {'ffn': SharedAttention, 'full': SplitAttention}
+class Undivided(SharedAttention):
+    """Split `none`: all tokens share all of it, as in a plain transformer."""
+
+    def of_groups(self) -> tuple[int, int, int]:
+        return sum(self.lengths), 0, 0
+
+
+SPLITS = {'ffn': SharedAttention, 'full': SplitAttention, 'none': Undivided}
 
 
 class Backbone(nn.Module):
@@ -99,6 +110,7 @@ class Backbone(nn.Module):
     form: object  # of attention
     feed: Callable  # of experts.build
     cut: Cut
+    taps: int | None  # layer whose output is wanted too
 
     @nn.compact
     def __call__(
@@ -109,8 +121,8 @@ class Backbone(nn.Module):
         `seen`: what `form.prepare` makes of these L tokens as queries and, as keys, the cached
         ones and these. `lengths`: tokens of the three expert groups; `live` bool [B, L]: tokens
         that are no padding, default all. Gives (x after the final norm, losses of the router
-        float32 [B, L], means over the layers, and keys and values of these L tokens
-        [layers, B, L, Hkv, Dh] if `keep` else None).
+        float32 [B, L], means over the layers, keys and values of these L tokens
+        [layers, B, L, Hkv, Dh] if `keep` else None, and x after layer `taps`, if any).
         """
         c = self.config
         angles = attention.rotary_angles(position, c.head_dim, c.rope_sections, c.rope_theta)
@@ -119,9 +131,12 @@ class Backbone(nn.Module):
             block = nn.remat(block, policy=REMAT[c.remat], prevent_cse=False)
         live = jnp.ones(x.shape[:2], bool) if live is None else live
 
-        def body(module, x, cached):
+        def body(module, carried, each):
+            (x, tapped), (number, cached) = carried, each
             x, losses, kept = module(self.cut.lay(x), angles, seen, live, cached)
-            return self.cut.lay(x), (losses, kept if keep else None)
+            x = self.cut.lay(x)
+            tapped = None if tapped is None else jnp.where(number == self.taps, x, tapped)
+            return (x, tapped), (losses, kept if keep else None)
 
         stack = nn.scan(
             body,
@@ -132,17 +147,19 @@ class Backbone(nn.Module):
             length=c.layers,
             unroll=c.unroll,
         )
-        x, (losses, kept) = stack(
-            block(c, self.form, self.feed, self.cut, lengths, name='layers'), x, cache
+        (x, tapped), (losses, kept) = stack(
+            block(c, self.form, self.feed, self.cut, lengths, name='layers'),
+            (x, None if self.taps is None else x),
+            (jnp.arange(1, c.layers + 1), cache),
         )
         losses = jax.tree.map(lambda a: a.mean(0), losses)
-        return RMSNorm(c.norm_eps, name='norm')(x), losses, kept
+        return RMSNorm(c.norm_eps, name='norm')(x), losses, kept, tapped
 
 
-def build(config, form, platform: str, cut: Cut = UNCUT) -> partial:
+def build(config, form, platform: str, cut: Cut = UNCUT, taps: int | None = None) -> partial:
     """Backbone of `config.model.backbone` with a form of attention, ready to be named.
 
-    Raises UserError.
+    `taps`: a layer, from 1 on, whose output it gives too. Raises UserError.
     """
     c, field = config.model.backbone, 'model.backbone'
     block = choose(f'{field}.split', c.split, SPLITS)
@@ -162,4 +179,5 @@ def build(config, form, platform: str, cut: Cut = UNCUT) -> partial:
         f'{field}.rope_sections={tuple(c.rope_sections)} must be three numbers that sum to '
         f'{field}.head_dim / 2 = {c.head_dim / 2:g}',
     )
-    return partial(Backbone, c, block, form, experts.build(config, platform, cut.mesh), cut)
+    feed = experts.build(config, platform, cut.mesh)
+    return partial(Backbone, c, block, form, feed, cut, taps)

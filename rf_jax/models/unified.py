@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rf_jax.models import attention, transformer
+from rf_jax.models import attention, autoencoder, representation, transformer
 from rf_jax.models.cut import Cut
 from rf_jax.models.denoiser import PatchIn, PatchOut
 from rf_jax.models.layers import REMAT, Dense, Table
-from rf_jax.models.representation import RepresentationEmbedding, RepresentationHead
 from rf_jax.models.spread import Spread
 from rf_jax.models.visibility import FIELDS
-from rf_jax.models.vision_encoder import Connector, VisionEncoder, pool
+from rf_jax.models.vision_encoder import Connector, VisionEncoder
 from rf_jax.runtime.errors import choose, require
 
 Batch = Mapping[str, jax.Array]
@@ -28,13 +27,17 @@ def to_signed(pixels: jax.Array) -> jax.Array:
 class Unified(nn.Module):
     """Built by `build(config, vocabulary)`; its methods work on the arrays of `data.layout`.
 
+    `channels`: C of a patch of pixels, `drawn`: Z of what the flow draws.
     Streams are named in the order of the row, [text | vision | representation | pixels].
     """
 
     config: object
     vocabulary: int
     channels: int
+    drawn: int
     backbone_of: object
+    representation_of: representation.Parts
+    autoencoder_of: object
     form: object  # of attention
     cut: Cut
     dtype: object  # of activations
@@ -45,41 +48,57 @@ class Unified(nn.Module):
         self.text_embed = Table(self.vocabulary, width)
         self.encoder = VisionEncoder(c.encoder, self.form, self.cut)
         self.connector = Connector(width)
-        self.representation_embed = RepresentationEmbedding(
-            c.representation.codes, c.representation.frame, width
-        )
+        self.representation_embed = self.representation_of.embedding()
+        self.autoencoder = self.autoencoder_of()
         self.patch_in = PatchIn(c.denoiser, width)
         self.backbone = self.backbone_of()
         self.text_head = Dense(self.vocabulary)
-        self.representation_head = RepresentationHead(c.representation.codes)
-        self.patch_out = PatchOut(self.channels)
+        self.representation_head = self.representation_of.head()
+        self.patch_out = PatchOut(self.drawn)
 
-    def __call__(self, batch: Batch, codes, z, t) -> dict[str, jax.Array]:
+    def __call__(self, batch: Batch, tokens, z, t, posterior_noise=None) -> dict[str, jax.Array]:
         """The training forward.
 
-        codes int32 [B, R] inputs of the representation stream (-1: begin or none),
-        z float32 [B, P, C] noisy patches, t float32 [B, P] their times. Gives float32
-        `text_logits` [B, T, V], `representation_logits` [B, R, K], `x` [B, P, C], and of routed
-        experts `balance` and `router_z` [B, L].
+        tokens: inputs of the representation stream [B, R, ...] as its kind embeds them,
+        z float32 [B, P, Z] noisy patches or latents, t float32 [B, P] their times,
+        posterior_noise [B, P, Z] for the autoencoder that is being learned. Gives float32
+        `text_logits` [B, T, V], `x` [B, P, Z], the outputs of `models.representation` and
+        `models.autoencoder`, and of routed experts `balance` and `router_z` [B, L].
         """
         streams = (
             self.embed_text(batch['text_tokens']),
             self.embed_vision(batch),
-            self.embed_representation(codes, batch['cells']),
+            self.embed_representation(tokens, batch['cells']),
             self.embed_patches(z, t),
         )
         sizes = text, vision, representation, pixels = [s.shape[1] for s in streams]
         x = self.cut.join([self.cut.lay(s) for s in streams])
-        tokens = {name: self.cut.arrange(batch[name], sizes) for name in (*FIELDS, 'position')}
-        seen, live = self.form.prepare(tokens, tokens), tokens['segment'] > 0
+        stand = {name: self.cut.arrange(batch[name], sizes) for name in (*FIELDS, 'position')}
+        seen, live = self.form.prepare(stand, stand), stand['segment'] > 0
         lengths = (text + vision, representation, pixels)
-        x, losses, _ = self.backbone(x, tokens['position'], seen, lengths, live)
+        x, losses, _, tapped = self.backbone(x, stand['position'], seen, lengths, live)
         x = self.cut.split(x, sizes)
+        tapped = None if tapped is None else self.cut.split(tapped, sizes)[3]
+        found = self.representation_head(x[2], tapped)
+        found |= self.autoencoder.outputs(*self._drawn(batch), posterior_noise)
         return {name: self.cut.restore(a, sizes) for name, a in losses.items()} | {
             'text_logits': self.cut.lay(self.text_logits(x[0]), 'tensor'),
-            'representation_logits': self.cut.lay(self.representation_head(x[2]), 'tensor'),
             'x': self.patch_out(x[3]),
+            **found,
         }
+
+    def _drawn(self, batch: Batch):
+        """The clean patches to be drawn [B, P, C] in [-1, 1], and where they stand."""
+        where = batch['pixel_picture'], batch['pixel_coords'], batch['pixel_counts'].shape[1]
+        return to_signed(batch['pixels']), where
+
+    def clean(self, batch: Batch) -> jax.Array:
+        """What the flow shall draw: pixels, or the autoencoder's latents, float32 [B, P, Z]."""
+        return self.autoencoder.encode(*self._drawn(batch))
+
+    def pixels(self, latents: jax.Array, batch: Batch) -> jax.Array:
+        """What was drawn [B, P, Z] as patches, float32 [B, P, C] in [-1, 1]."""
+        return self.autoencoder.decode(latents, self._drawn(batch)[1])
 
     def embed_text(self, tokens: jax.Array) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
@@ -95,27 +114,22 @@ class Unified(nn.Module):
         _, normed = self.encoder(patches, batch['vision_picture'], batch['vision_coords'], pictures)
         return self.connector(normed)
 
-    def features(self, batch: Batch, pool_first: bool) -> jax.Array:
-        """What the encoder sees in the clean pictures to be drawn: float32 [B, P / 4, Denc].
+    def features(self, batch: Batch) -> jax.Array:
+        """What the encoder sees in the clean pictures to be drawn: float32 [B, P, Denc].
 
-        Last layer before the final norm, pooled 2x2. Called with the EMA parameters.
+        Last layer before the final norm. Called with the EMA parameters.
         """
-        patches = to_signed(batch['pixels']).astype(self.dtype)
-        pictures = batch['pixel_counts'].shape[1]
-        x, _ = self.encoder(patches, batch['pixel_picture'], batch['pixel_coords'], pictures)
-        x = x.astype(jnp.float32)
-        if not pool_first:
-            x = x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-12)
-        return pool(x)
+        patches, where = self._drawn(batch)
+        return self.encoder(patches.astype(self.dtype), *where)[0].astype(jnp.float32)
 
     def run(self, x, position, seen, lengths, cache):
         """Backbone on part of a row with a cache of the rest: (hidden, own keys and values)."""
-        x, _, kept = self.backbone(x, position, seen, lengths, cache=cache, keep=True)
+        x, _, kept, _ = self.backbone(x, position, seen, lengths, cache=cache, keep=True)
         return x, kept
 
-    def embed_representation(self, codes, cells) -> jax.Array:
-        """int32 [B, n], [B, n, 2] -> [B, n, D]."""
-        return self.representation_embed(codes, cells).astype(self.dtype)
+    def embed_representation(self, tokens, cells) -> jax.Array:
+        """Codes int32 [B, n] or features [B, n, Denc], and cells [B, n, 2] -> [B, n, D]."""
+        return self.representation_embed(tokens, cells).astype(self.dtype)
 
     def embed_patches(self, z, t) -> jax.Array:
         """[B, P, C], [B, P] -> [B, P, D]."""
@@ -125,12 +139,13 @@ class Unified(nn.Module):
         """[B, T, D] -> float32 [B, T, V]."""
         return self.text_head(x.astype(jnp.float32))
 
-    def representation_logits(self, x) -> jax.Array:
-        """[B, R, D] -> float32 [B, R, K]."""
-        return self.representation_head(x)
+    def predict_representation(self, x) -> jax.Array:
+        """[B, R, D] -> logits float32 [B, R, K], or the next features [B, R, Denc]."""
+        (found,) = self.representation_head(x).values()
+        return found
 
     def predict(self, x) -> jax.Array:
-        """[B, P, D] -> clean patches float32 [B, P, C]."""
+        """[B, P, D] -> clean patches or latents float32 [B, P, Z]."""
         return self.patch_out(x)
 
 
@@ -158,6 +173,18 @@ def build(
     form, cut = attention.build(config, platform), Cut(mesh)
     if mesh is not None and mesh.size > 1:
         form = Spread(form, mesh)
-    backbone = transformer.build(config, form, platform, cut)
-    dtype = jnp.dtype(config.compute_dtype)
-    return Unified(config.model, vocabulary, config.data.patch**2 * 3, backbone, form, cut, dtype)
+    before = representation.build(config)
+    backbone = transformer.build(config, form, platform, cut, before.taps)
+    space, drawn = autoencoder.build(config, form, cut)
+    return Unified(
+        config=config.model,
+        vocabulary=vocabulary,
+        channels=config.data.patch**2 * 3,
+        backbone_of=backbone,
+        representation_of=before,
+        drawn=drawn,
+        autoencoder_of=space,
+        form=form,
+        cut=cut,
+        dtype=jnp.dtype(config.compute_dtype),
+    )

@@ -105,9 +105,9 @@ def integers_of(owner: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def pool(x: jax.Array) -> jax.Array:
-    """Mean over 2x2 groups, which stand together: [B, 4N, D] -> [B, N, D]."""
-    return x.reshape(x.shape[0], -1, 4, x.shape[-1]).mean(2)
+def pool(x: jax.Array, side: int = 2) -> jax.Array:
+    """Mean over groups of side x side, which stand together: [B, side^2 N, D] -> [B, N, D]."""
+    return x.reshape(x.shape[0], -1, side**2, x.shape[-1]).mean(2)
 
 
 class Connector(nn.Module):

@@ -29,6 +29,7 @@ from jax._src import distributed  # the client of the coordinator has no public 
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 
+from rf_jax.runtime import sharding
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.watch import Watch
 
@@ -256,7 +257,7 @@ def whole(tree: Any) -> Any:
       UserError: it does not fit there.
     """
     if jax.process_count() == 1:
-        return tree
+        return sharding.near(tree)
     size = sum(x.nbytes for x in jax.tree.leaves(tree))
     memory = jax.local_devices()[0].memory_stats() or {}
     free = memory.get('bytes_limit', size) - memory.get('bytes_in_use', 0)

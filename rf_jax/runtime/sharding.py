@@ -189,3 +189,8 @@ def overview(tree: Any) -> str:
     ]
     lines.insert(1 + len(leaves), '')
     return '\n'.join(lines)
+
+
+def near(tree):
+    """The tree in the memory of the devices: parts of it may lie in that of the host."""
+    return jax.device_put(tree, jax.memory.Space.Device)

@@ -1,0 +1,197 @@
+"""The paper's controlled comparison on procedural scenes: one variant for each arm.
+
+python -m rf_jax.train --config=configs/scenes.py:first --workdir=runs/first
+python -m rf_jax.train --config=configs/scenes.py:pixel_rf --workdir=runs/pixel_rf \
+    --config.initialise_from=runs/first
+
+`first` is the stage that all arms grow from: it reads pictures and text, and draws nothing. `vae`
+learns the autoencoder of the arms that draw in latents, which name both:
+`--config.initialise_from=runs/first,runs/vae`. Arms differ in the lines of their function only.
+`python -m rf_jax.study` runs them all.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from configs import base
+from rf_jax.runtime.errors import choose
+
+# What the first stage does not bring along: the ends of what draws.
+NEW = (r'^(representation_|patch_)', r'^codebook$')
+
+
+def first(config):
+    """Understanding alone: captions and questions, and text."""
+    config.steps = 1500
+    config.data.tasks.update(text_to_image=0.0, image_to_text=1.0, text_only=0.0)
+    config.data.capacity.update(
+        text=72, vision=18, vision_pictures=2, representation=0, pixels=0, pixel_pictures=0
+    )
+    config.losses.flow = config.losses.representation = 0.0
+    config.model.representation.kind = 'none'
+    config.optimizer.rates = ()
+
+
+def autoencoder(config):
+    """The VAE alone."""
+    config.steps = 1500
+    config.data.tasks.update(text_to_image=1.0, image_to_text=0.0)
+    config.data.drop_text = 1.0
+    config.data.capacity.update(vision=0, vision_pictures=0, representation=0)
+    config.model.representation.kind = 'none'
+    config.model.space = 'vae'
+    config.losses.update(text=0.0, representation=0.0, flow=0.0, reconstruction=1.0, kl=1e-3)
+    config.optimizer.freeze = (r'^(?!autoencoder/)',)
+    config.optimizer.rates = ()
+
+
+def pixel(config):
+    """Plain pixels."""
+    config.model.representation.kind = 'none'
+    config.data.capacity.representation = 0
+
+
+def pixel_rf(config):
+    """The paper's method: as `get_config` makes it."""
+
+
+def vae(config):
+    """Latents of the frozen autoencoder."""
+    pixel(config)
+    _latents(config)
+
+
+def vae_rf(config):
+    """The same with representation forcing."""
+    _latents(config)
+
+
+def repa(config):
+    """Pixels whose hidden states are drawn to the encoder's features."""
+    config.model.representation.kind = 'alignment'
+    config.data.capacity.representation = 0
+
+
+def continuous(config):
+    """Features in place of discrete tokens, by regression."""
+    config.model.representation.kind = 'continuous'
+
+
+def understanding(config):
+    """Reference: goes on reading, draws nothing."""
+    steps = config.steps
+    first(config)
+    config.steps = steps
+
+
+def generation(config):
+    """Reference: representation forcing without the reading."""
+    config.data.tasks.image_to_text = 0.0
+    config.data.capacity.update(vision=0, vision_pictures=0)
+    config.optimizer.freeze = (r'^encoder/',)  # nothing would hold it in place
+
+
+def frozen(config):
+    """The encoder stays as the first stage left it."""
+    config.optimizer.freeze = (r'^encoder/',)
+
+
+def codes(count: int):
+    def change(config):
+        config.model.representation.codes = count
+
+    return change
+
+
+def quantizer(mode: str):
+    def change(config):
+        config.model.representation.quantizer.mode = mode
+
+    return change
+
+
+def pool(side: int):
+    def change(config):
+        config.model.representation.pool = side
+        config.data.capacity.representation = (
+            config.data.capacity.pixels // side**2 + config.data.capacity.pixel_pictures
+        )
+
+    return change
+
+
+def split(kind: str):
+    def change(config):
+        config.model.backbone.split = kind
+
+    return change
+
+
+def _latents(config):
+    config.model.space = 'vae'
+    config.optimizer.freeze = (r'^autoencoder/',)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`change(config)`, and the stages whose weights it starts from."""
+
+    change: Callable
+    needs: tuple[str, ...] = ('first',)
+
+
+STAGES = {'first': Arm(first, ()), 'autoencoder': Arm(autoencoder, ())}
+ARMS = {
+    'pixel': Arm(pixel),
+    'pixel_rf': Arm(pixel_rf),
+    'vae': Arm(vae, ('first', 'autoencoder')),
+    'vae_rf': Arm(vae_rf, ('first', 'autoencoder')),
+    'repa': Arm(repa),
+    'continuous': Arm(continuous),
+    'understanding': Arm(understanding),
+    'generation': Arm(generation),
+    'frozen': Arm(frozen),
+    **{f'codes_{count}': Arm(codes(count)) for count in (32, 256)},
+    **{f'quantizer_{mode}': Arm(quantizer(mode)) for mode in ('printed', 'sinkhorn', 'nearest')},
+    **{f'pool_{side}': Arm(pool(side)) for side in (1, 4)},
+    **{f'split_{kind}': Arm(split(kind)) for kind in ('full', 'none')},
+    'scratch_pixel': Arm(pixel, ()),
+    'scratch_pixel_rf': Arm(pixel_rf, ()),
+}
+
+
+def get_config(variant: str = 'pixel_rf'):
+    arm = choose('configs/scenes.py:variant', variant, STAGES | ARMS)
+    config = base.get_config()
+    config.steps = 3000
+    data = config.data
+    data.sources = 'scenes:aligned/48'
+    data.rows = 32
+    data.patch = 8
+    data.sizes = ((48, 1.0),)
+    data.max_text = 40
+    data.caption_label = 1.0  # captions bring their own wordings
+    data.question = 0.6
+    data.capacity.update(
+        text=64, vision=9, representation=10, pixels=36, vision_pictures=1, pixel_pictures=1
+    )
+    config.tokenizer.vocabulary = 512
+    backbone, encoder = config.model.backbone, config.model.encoder
+    backbone.layers, backbone.width, backbone.feedforward = 4, 128, 384
+    backbone.unroll = 4
+    encoder.layers = encoder.unroll = 3
+    encoder.registers = 1
+    representation = config.model.representation
+    representation.codes = 64
+    representation.frame = 8
+    representation.quantizer.mode = 'nearest'
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.rates = ()
+    config.ema.decay = config.ema.encoder_decay = 0.998
+    config.flow.base_pixels = 48 * 48
+    config.checkpoint.every = 500
+    config.evaluation.samples = 0
+    arm.change(config)
+    if arm.needs:
+        config.initialise_new = NEW
+    return config

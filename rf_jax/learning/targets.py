@@ -1,0 +1,131 @@
+"""What the encoder's features become for the step: inputs and targets of the representation
+(paper, section 3.1), by model.representation.kind. No gradient flows here.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from rf_jax.learning.state import State, random_key
+from rf_jax.models import quantizer
+from rf_jax.models.unified import Unified
+from rf_jax.models.vision_encoder import pool
+from rf_jax.runtime.errors import choose
+
+Batch = Mapping[str, jax.Array]
+
+
+def group_features(config, model: Unified, ema, batch: Batch):
+    """Unit features z [B G, Denc] of the pictures to be drawn, G groups of patches a row, and
+    which are real [B G].
+    """
+    c = config.model.representation
+    z = model.apply({'params': ema}, batch, method='features')
+    z = pool(z if c.quantizer.pool_first else quantizer.normalise(z), c.pool)
+    valid = batch['pixel_weight'][:, :: c.pool**2] > 0
+    return quantizer.normalise(z.reshape(-1, z.shape[-1])), valid.reshape(-1)
+
+
+def take(groups: jax.Array, index: jax.Array, missing: float) -> jax.Array:
+    """Groups [B, G, ...] read at index [B, R], `missing` where the index is -1."""
+    where = index.reshape(*index.shape, *[1] * (groups.ndim - 2))
+    read = jnp.take_along_axis(groups, jnp.maximum(where, 0), axis=1)
+    return jnp.where(where < 0, missing, read)
+
+
+def redraw(config, at: int, step: jax.Array, codebook, z, valid):
+    """The codebook with the prototypes that are drawn from this step's features.
+
+    A batch may hold fewer features than there are prototypes: M features fill M rows a step, from
+    step `at` on, until all are filled. Copies of one feature would stay unused for ever.
+    """
+    turn = jnp.arange(codebook.shape[0]) // z.shape[0]  # which step after `at` fills a row
+    key = random_key(config.seed, 'codebook', step)
+
+    def draw(old):
+        fresh = quantizer.from_data(key, z, valid, old.shape[0])
+        return jnp.where((turn == step - at)[:, None] & valid.any(), fresh, old)
+
+    due = (step >= at) & (step <= at + turn[-1])
+    return jax.lax.cond(due, draw, lambda old: old, codebook)
+
+
+def quantize(config, assign, model, state: State, batch: Batch):
+    """(codes int32 [B, G], new codebook): targets by the EMA encoder."""
+    c = config.model.representation.quantizer
+    rows, patches, _ = batch['pixels'].shape
+    if not patches:  # no room for drawings
+        return jnp.zeros((rows, 0), jnp.int32), state.codebook
+    z, valid = group_features(config, model, state.ema, batch)
+    codebook = state.codebook
+    for at in c.data_init_steps:
+        codebook = redraw(config, at, state.step, codebook, z, valid)
+    codes = assign(z, codebook, valid)
+    codebook = quantizer.update(codebook, z, codes, valid, c.momentum)
+    return codes.reshape(rows, -1), codebook
+
+
+def used_codes(targets: jax.Array, codes: int) -> jax.Array:
+    """Share of the K codes that are a target in this batch."""
+    hit = jnp.zeros(codes + 1).at[jnp.where(targets < 0, codes, targets)]
+    return hit.set(1.0)[:-1].mean()
+
+
+def _forcing(config, model) -> Callable:
+    assign = quantizer.build(config)
+
+    def prepare(state: State, batch: Batch):
+        codes, codebook = quantize(config, assign, model, state, batch)
+        targets = take(codes, batch['target_group'], -1)
+        found = {'tokens': take(codes, batch['input_group'], -1), 'code_targets': targets}
+        return found, codebook, {'codes_used': used_codes(targets, codebook.shape[0])}
+
+    return prepare
+
+
+def _continuous(config, model) -> Callable:
+    def prepare(state: State, batch: Batch):
+        rows, patches, _ = batch['pixels'].shape
+        z = jnp.zeros((rows * patches, state.codebook.shape[1]))
+        if patches:
+            z, _ = group_features(config, model, state.ema, batch)
+        # Values of unit variance, as the linear layers that read and predict them like best.
+        z = z.reshape(rows, -1, z.shape[-1]) * z.shape[-1] ** 0.5
+        found = {'tokens': take(z, batch['input_group'], 0.0)}
+        found['feature_targets'] = take(z, batch['target_group'], 0.0)
+        return found, state.codebook, {}
+
+    return prepare
+
+
+def _alignment(config, model) -> Callable:
+    del config
+
+    def prepare(state: State, batch: Batch):
+        z = model.apply({'params': state.ema}, batch, method='features')
+        found = {'tokens': batch['input_group'], 'patch_features': quantizer.normalise(z)}
+        return found, state.codebook, {}
+
+    return prepare
+
+
+def _none(config, model) -> Callable:
+    del config, model
+    return lambda state, batch: ({'tokens': batch['input_group']}, state.codebook, {})
+
+
+KINDS = {
+    'forcing': _forcing,
+    'continuous': _continuous,
+    'alignment': _alignment,
+    'none': _none,
+}
+
+
+def build(config, model: Unified) -> Callable:
+    """`prepare(state, batch) -> (batch entries, new codebook, metrics)`; `tokens` [B, R, ...] are
+    inputs of the representation stream, the other entries what the losses compare with.
+    """
+    kind = config.model.representation.kind
+    return choose('model.representation.kind', kind, KINDS)(config, model)
