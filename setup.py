@@ -31,7 +31,9 @@ setup(
         'tfds': ['tensorflow-datasets>=4.9.9', 'array_record>=0.8'],
         'tpu': ['jax[tpu]>=0.10,<0.13'],
         'gpu': ['jax[cuda12]>=0.10,<0.13'],
+        'study': ['matplotlib>=3.9'],
         'test': [
+            'matplotlib>=3.9',
             'pytest>=8',
             'pytest-xdist>=3.6',
             'ruff>=0.12',

@@ -1,32 +1,43 @@
-"""Evaluate a run again: `python -m rf_jax.evaluate --workdir=runs/emoji [--samples=200]`."""
+"""Evaluate a run again: `python -m rf_jax.evaluate --workdir=runs/emoji [--samples=200]`.
+
+A run on scenes is put to the judge: --prompts of each category, --pictures of each prompt.
+"""
 
 from pathlib import Path
 
 from absl import flags
 
 from rf_jax.data import sources
-from rf_jax.evaluation import identification, report
-from rf_jax.generation.sampler import Sampler
+from rf_jax.evaluation import inspection, report, scoring
 from rf_jax.runtime import command
 from rf_jax.runtime.errors import UserError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-_SAMPLES = flags.DEFINE_integer('samples', 200, 'Captions drawn and pictures described.', 1)
+_SAMPLES = flags.DEFINE_integer(
+    'samples', 200, 'Captions drawn and pictures described; of scenes: captions drawn.', 1
+)
+_PROMPTS = flags.DEFINE_integer('prompts', 50, 'Of scenes: prompts of each category and side.', 1)
+_PICTURES = flags.DEFINE_integer('pictures', 4, 'Of scenes: pictures of each prompt.', 1)
+_QUESTIONS = flags.DEFINE_integer('questions', 50, 'Of scenes: questions of each kind.', 1)
 _SEED = flags.DEFINE_integer('seed', 0, 'Which pictures, and the noise.')
+_STEP = flags.DEFINE_integer('checkpoint', None, 'Step of the checkpoint; the newest by default.')
 
 
 def main(argv):
     del argv
-    sampler = Sampler.load(_WORKDIR.value)
+    run = inspection.Inspector.load(_WORKDIR.value, _STEP.value)
+    data, samples = run.sampler.config.data, _SAMPLES.value
     with_pictures = [
         source
-        for source in sources.build(sampler.config.data.sources, sampler.config.data.max_pixels)
+        for source in sources.build(data.sources, data.max_pixels)
         if sources.pictured(source)
     ]
     if not with_pictures:
-        raise UserError(f'data.sources={sampler.config.data.sources!r} of the run has no pictures')
-    result = identification.evaluate(sampler, with_pictures[0], _SAMPLES.value, _SEED.value)
-    print(report.write(result, Path(_WORKDIR.value)))
+        raise UserError(f'data.sources={data.sources!r} of the run has no pictures')
+    amount = scoring.Amount(_PROMPTS.value, _PICTURES.value, samples, _QUESTIONS.value)
+    folder = Path(_WORKDIR.value)
+    print(report.evaluate(run.sampler, run.codebook, with_pictures[0], folder, samples, _SEED.value,
+                          amount))  # fmt: skip
 
 
 if __name__ == '__main__':

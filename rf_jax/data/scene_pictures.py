@@ -15,7 +15,7 @@ def render(scene: Scene, size: int) -> np.ndarray:
         window, u, v = _window(each, size)
         cover = coverage(each.shape, u, v, each.radius * size)[..., None]
         colour = np.asarray(COLOURS[each.colour], np.float32)
-        paint = colour * _shade(each.texture, u, v)[..., None]
+        paint = colour * shade(each.texture, u, v)[..., None]
         canvas[window] += cover * (paint - canvas[window])
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
@@ -94,7 +94,7 @@ def _window(each: Object, size: int):
     return (rows, columns), u[None, :].astype(np.float32), v[:, None].astype(np.float32)
 
 
-def _shade(texture: str, u, v) -> np.ndarray:
+def shade(texture: str, u, v) -> np.ndarray:
     """Factor of the colour, [h, w]."""
     if texture == 'plain':
         return np.ones((v.shape[0], u.shape[1]), np.float32)

@@ -32,8 +32,9 @@ class Inspector:
     @classmethod
     def load(cls, workdir: str | os.PathLike, step: int | None = None) -> 'Inspector':
         """From a run's folder alone. Raises UserError if it is no run."""
+        sampler = Sampler.load(workdir, step)
         _, saved = checkpoint.restore_numpy(Path(workdir) / 'checkpoints', step, only='codebook')
-        return cls(Sampler.load(workdir, step), saved['codebook'])
+        return cls(sampler, saved['codebook'])
 
     def codes(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """int32 [rows, columns] for each uint8 [h, w, 3], one code a group of patches."""

@@ -11,7 +11,7 @@ from absl import logging
 from PIL import Image
 
 from rf_jax.data import images, pipeline, sources
-from rf_jax.evaluation import identification, usage
+from rf_jax.evaluation import identification, scoring, usage
 from rf_jax.generation.sampler import Sampler
 from rf_jax.learning.loop import Run
 from rf_jax.learning.state import State
@@ -66,19 +66,48 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
 
 
 def at_end(run: Run, state: State) -> str:
-    """Evaluates, writes `result.json` and `grid.png` into the workdir; the table to print."""
+    """Evaluates, writes the result and grids into the workdir; the table to print."""
     sampler = Sampler(run.config, run.model, hosts.whole(state.ema), run.tokenizer)
     source, numbers = first_pictures(run)
-    if not numbers:
+    if not len(numbers):
         return 'no pictures: nothing to evaluate'
-    result = identification.evaluate(
-        sampler, source, min(run.config.evaluation.samples, len(numbers)), run.config.seed
-    )
-    table = write(result, run.workdir)
-    if result.drawn:
+    samples = min(run.config.evaluation.samples, len(numbers))
+    codebook = np.asarray(hosts.whole(state.codebook))
+    table = evaluate(sampler, codebook, source, run.workdir, samples, run.config.seed)
+    drawn = run.config.data.tasks.get('text_to_image', 0) > 0
+    if drawn and scoring.has_codes(run.config) and not scoring.applies(run.config):
         share = usage.codes_over_an_epoch(run, state.replace(ema=sharding.near(state.ema)))
         table += f'\ncodebook: {share:.1%} of the prototypes are used over an epoch'
     return table
+
+
+def evaluate(sampler, codebook, source, workdir: Path, samples: int, seed: int, amount=None) -> str:
+    """Files and the table of a run by what it has learned.
+
+    Scenes are put to the judge (`amount`: scoring.Amount, default: as fits `samples`); pictures of
+    any other source have to be found again, `samples` of them.
+    """
+    if scoring.applies(sampler.config):
+        amount = amount or scoring.Amount.of(samples)
+        return write_score(scoring.score(sampler, amount, codebook, seed), workdir)
+    return write(identification.evaluate(sampler, source, samples, seed), workdir)
+
+
+def write_score(score: scoring.Score, workdir: Path) -> str:
+    """`score.json` and a grid of each side, by the first host; gives the table."""
+    lines = [scoring.table(score.values)]
+    try:
+        for side, pictures in score.shown.items() if hosts.first() else ():
+            grid = workdir / f'grid_{side}.png'
+            sheet = images.grid(pictures, COLUMNS, score.values['shown'][side])
+            Image.fromarray(sheet).save(grid)
+            lines.append(f'grid: {grid}')
+        if hosts.first():
+            text = json.dumps(score.values, indent=1)
+            (workdir / 'score.json').write_text(text, encoding='utf-8')
+    except OSError as error:
+        logging.warning('The grids and score.json cannot be written: %s', error)
+    return '\n'.join(lines)
 
 
 def write(result: identification.Result, workdir: Path) -> str:

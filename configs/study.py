@@ -1,0 +1,51 @@
+"""The controlled study: arms that differ in one thing, under equal budgets (paper, section 4).
+
+python -m rf_jax.study --config=configs/study.py --workdir=runs/study           (12 runs)
+python -m rf_jax.study --config=configs/study.py:quick --workdir=runs/quick     (a look)
+
+The same command goes on with what the workdir holds; more arms and more seeds may be asked of it.
+"""
+
+from ml_collections import ConfigDict
+
+from rf_jax.runtime.errors import choose
+
+VARIANTS = {
+    '': {},
+    'quick': {
+        'arms': 'pixel_rf,pixel',
+        'seeds': 1,
+        'steps': 300,
+        'first_steps': 200,
+        'autoencoder_steps': 200,
+        'prompts': 8,
+        'pictures': 1,
+        'captions': 48,
+        'questions': 16,
+        'curve.points': 2,
+        'curve.prompts': 4,
+    },
+}
+
+
+def get_config(variant: str = '') -> ConfigDict:
+    study = ConfigDict()
+    # File with ARMS and STAGES, name -> the stages that it `needs` first, and get_config(name).
+    study.runs = 'configs/scenes.py'
+    study.arms = 'pixel_rf,pixel,vae_rf,vae'  # comma-separated; differences are to the first
+    study.seeds = 3  # every arm is trained from seeds 0, 1, ..., seeds - 1
+    study.steps = 3000  # at which arms are compared; cheaper arms go on to the dearest's FLOPs
+    study.first_steps = 1500  # of the understanding stage that arms start from, once a seed
+    study.autoencoder_steps = 1500  # of the autoencoder of vae and vae_rf, once a seed
+    study.prompts = 50  # per category, seen and held out each; GenEval has about 90
+    study.pictures = 4  # per prompt; GenEval: 4
+    study.captions = 200  # new scenes whose captions are drawn, for KID and FD; 0: none
+    study.questions = 50  # per kind of question, on new scenes
+    curve = study.curve = ConfigDict()  # the score against steps, from some of the prompts
+    curve.points = 4  # up to `steps`, which is a multiple of it; checkpoints are written there
+    curve.prompts = 10  # per category, one picture each, and questions per kind
+    # Fields of configs/base.py for all runs: ('data.rows=32', 'flow.shift=2.0').
+    study.overrides = ()
+    changes = choose('configs/study.py:variant', variant, VARIANTS)
+    study.update_from_flattened_dict(changes)
+    return study

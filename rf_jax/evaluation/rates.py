@@ -1,0 +1,109 @@
+"""Rates over seeds and prompts, with 95 % intervals and paired differences by bootstrap.
+
+Prompts are the same for all seeds and arms, so both are drawn anew, crossed: a replicate takes as
+many seeds, and as many texts of each category, with replacement. The same draws serve every arm,
+which pairs their differences. Of few seeds the bootstrap is somewhat narrow: a report should show
+each seed's rate beside it (`compositional.across_seeds` is the other extreme).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from rf_jax.data.keys import generator
+from rf_jax.evaluation.identification import wilson
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Of one category: `right` float64 [seeds, texts], how many were right of `asked` [texts]."""
+
+    right: np.ndarray
+    asked: np.ndarray
+
+
+Outcomes = Mapping[str, Trials]  # by category
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A rate, or a difference of rates, with its 95 % interval; `seeds`: its value for each."""
+
+    value: float
+    low: float
+    high: float
+    seeds: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        return f'{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]'
+
+
+def sides(values: Mapping) -> dict[str, dict]:
+    """{side: {category: its entry}} of a score; the questions are the side 'understanding'."""
+    asked = {'understanding': values['understanding']} if values['understanding'] else {}
+    return values['generation'] | asked
+
+
+def gather(group: Iterable[tuple[object, Mapping]], side: str) -> Outcomes:
+    """Outcomes of (run, its score), one run a seed; empty if a side was not asked.
+
+    A prompt that comes again is the same text; each question is a text of its own.
+    """
+    rows: dict[str, list[dict]] = {}
+    asked: dict[str, dict] = {}
+    for _, values in group:
+        for category, entry in sides(values).get(side, {}).items():
+            right, count = {}, {}
+            for i, each in enumerate(entry['correct']):
+                text = entry['prompts'][i] if 'prompts' in entry else i
+                right[text] = right.get(text, 0) + np.sum(each)
+                count[text] = count.get(text, 0) + np.size(each)
+            rows.setdefault(category, []).append(right)
+            asked[category] = count
+    return {
+        category: Trials(
+            np.array([[right[text] for text in asked[category]] for right in each], float),
+            np.array(list(asked[category].values()), float),
+        )
+        for category, each in rows.items()
+    }
+
+
+def estimate(outcomes: Outcomes) -> Estimate:
+    """Mean over categories of the share that is right."""
+    each = per_seed(outcomes)
+    value = float(each.mean())
+    if value in (0.0, 1.0):  # all replicates are alike: texts as trials of one rate
+        low, high = wilson(value, sum(len(trials.asked) for trials in outcomes.values()))
+    else:
+        low, high = np.percentile(replicates(outcomes), (2.5, 97.5))
+    return Estimate(value, max(0.0, float(low)), min(1.0, float(high)), tuple(each.tolist()))
+
+
+def difference(outcomes: Outcomes, reference: Outcomes) -> Estimate:
+    """`outcomes` minus `reference`, for the same seeds and texts."""
+    low, high = np.percentile(replicates(outcomes) - replicates(reference), (2.5, 97.5))
+    each = per_seed(outcomes) - per_seed(reference)
+    return Estimate(float(each.mean()), float(low), float(high), tuple(each.tolist()))
+
+
+def per_seed(outcomes: Outcomes) -> np.ndarray:
+    """float64 [seeds]: mean over categories."""
+    return np.mean([t.right.sum(1) / t.asked.sum() for t in outcomes.values()], 0)
+
+
+def replicates(outcomes: Outcomes) -> np.ndarray:
+    """float64 [DRAWS], of the mean over categories; the same draws for the same shapes."""
+    rng = generator('bootstrap')
+    seeds = len(next(iter(outcomes.values())).right)
+    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
+    total = np.zeros(DRAWS)
+    for _, trials in sorted(outcomes.items()):
+        count = len(trials.asked)
+        of_texts = rng.multinomial(count, np.full(count, 1 / count), DRAWS)
+        right = np.einsum('ds,st,dt->d', of_seeds, trials.right, of_texts, optimize=True)
+        total += right / (of_texts @ trials.asked)
+    return total / len(outcomes)

@@ -1,0 +1,189 @@
+"""The score of one checkpoint trained on scenes: generation, understanding, distances, codebook."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from rf_jax.data import sources
+from rf_jax.evaluation import compositional, distances, inspection, prompts, understanding
+from rf_jax.generation.sampler import Sampler
+from rf_jax.runtime.errors import UserError, require
+
+SIDES = ('seen', 'held_out')  # of prompts.prompt_set
+_SHOWN = 2  # prompts of a category whose first picture is kept to look at
+_NEW = 1_000_003  # added to the seed of the scenes: others than any training has
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is asked of a model; 0 leaves a part out."""
+
+    prompts: int = 50  # per category, of each side
+    pictures: int = 4  # per prompt
+    captions: int = 200  # of new scenes, drawn to be compared with those scenes
+    questions: int = 50  # per kind
+
+    @classmethod
+    def of(cls, samples: int) -> 'Amount':
+        """About `samples` pictures of each side and as many questions, for the end of a run."""
+        few = -(-samples // len(prompts.CATEGORIES))
+        return cls(prompts=few, pictures=1, captions=samples, questions=few)
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+    @property
+    def size(self) -> int:
+        """Pictures drawn and questions answered, nearly: what the time goes with."""
+        categories = len(SIDES) * len(prompts.CATEGORIES)
+        return categories * self.prompts * self.pictures + self.captions + self.questions
+
+
+@dataclass(frozen=True)
+class Score:
+    """`values`: for JSON. `shown`: {side: uint8 [n, h, w, 3]}, a few pictures of each category.
+
+    values['generation'][side][category]: 'prompts' and 'correct', a list of 1 or 0 for each;
+    values['understanding'][kind]: see understanding.evaluate; values['distances']: numbers;
+    values['codebook']: 'used' (share of the prototypes) and 'perplexity'; values['shown'][side]:
+    prompts. What a run does not train is empty.
+    """
+
+    values: dict
+    shown: dict[str, np.ndarray]
+
+
+def applies(config) -> bool:
+    """Whether a run is scored here: it has learned scenes."""
+    return any(part.strip().startswith('scenes:') for part in config.data.sources.split(','))
+
+
+def new_scenes(config):
+    """The first source of scenes of a run, but scenes that it was not trained on.
+
+    Raises UserError for a run that has none.
+    """
+    for part in config.data.sources.split(','):
+        kind, _, argument = part.strip().partition(':')
+        if kind == 'scenes':
+            options = argument.split('/')
+            seeds = [int(each.removeprefix('seed=')) for each in options if 'seed=' in each]
+            kept = [each for each in options if not each.startswith(('seed=', 'count='))]
+            text = '/'.join([f'scenes:{kept[0]}', *kept[1:], f'seed={sum(seeds) + _NEW}'])
+            return sources.build(text, config.data.max_pixels)[0]
+    raise UserError(
+        f'data.sources={config.data.sources!r} of the run has no scenes (scenes:aligned/32): '
+        'prompts and questions about scenes cannot be put to it'
+    )
+
+
+def score(
+    sampler: Sampler, amount: Amount, codebook: np.ndarray | None = None, seed: int = 0
+) -> Score:
+    """Draws the prompts, puts the questions; only what the run trains (data.tasks).
+
+    `codebook` float32 [K, Denc] of the checkpoint, None leaves its use out. The prompts, questions
+    and noise depend on `seed` alone. Raises UserError for a run without scenes.
+    """
+    config = sampler.config
+    source = new_scenes(config)
+    values: dict = {'generation': {}, 'understanding': {}, 'distances': {}, 'codebook': {}}
+    values['shown'] = shown = {}
+    pictures: dict[str, np.ndarray] = {}
+    if config.data.tasks.get('text_to_image', 0) > 0:
+        for side in SIDES if amount.prompts else ():
+            asked = prompts.prompt_set(side, source.rung, amount.prompts)
+            check_tokenizer(sampler, [prompt.text for prompt in asked])
+            drawn = compositional.draw(sampler, asked, amount.pictures, seed)
+            correct = compositional.judge(asked, drawn)
+            values['generation'][side] = _by_category(asked, correct)
+            chosen = _first_of_each([prompt.category for prompt in asked])
+            shown[side] = [asked[i].text for i in chosen]
+            pictures[side] = np.stack([drawn[i][0] for i in chosen])
+        if amount.captions:
+            real = [source.picture(i) for i in range(amount.captions)]
+            captions = [source.record(i).captions[0] for i in range(amount.captions)]
+            made = sampler.draw([sampler.request(text, seed) for text in captions])
+            values['distances'] = distances.distances(made, real)
+        if codebook is not None and amount.captions and has_codes(config):
+            values['codebook'] = use_of_codebook(sampler, codebook, real)
+    if config.data.tasks.get('image_to_text', 0) > 0 and amount.questions:
+        values['understanding'] = understanding.evaluate(sampler, source, amount.questions)
+    return Score(values, pictures)
+
+
+def check_tokenizer(sampler: Sampler, texts: list[str]) -> None:
+    """Raises UserError if a prompt is too long for the run: its tokenizer knows no scenes."""
+    longest = max(texts, key=lambda text: len(sampler.tokenizer.encode(text)))
+    need, most = len(sampler.tokenizer.encode(longest)) + 2, sampler.config.data.max_text
+    require(
+        need <= most,
+        f'the tokenizer of the run makes {need} tokens of {longest!r}, data.max_text={most}: it '
+        'was not made from scenes, or data.max_text is too small for the prompts',
+    )
+
+
+def has_codes(config) -> bool:
+    """Whether a codebook is learned."""
+    return config.model.representation.kind == 'forcing'
+
+
+def use_of_codebook(sampler: Sampler, codebook: np.ndarray, pictures) -> dict[str, float]:
+    """What the pictures are given of the K prototypes: the share used, and the perplexity (1 to K:
+    as many, evenly used, would have the same entropy).
+    """
+    codes = inspection.Inspector(sampler, codebook).codes(pictures)
+    counts = np.bincount(np.concatenate([each.ravel() for each in codes]), minlength=len(codebook))
+    share = counts[counts > 0] / counts.sum()
+    perplexity = float(np.exp(-(share * np.log(share)).sum()))
+    return {'used': float((counts > 0).mean()), 'perplexity': perplexity}
+
+
+def _first_of_each(categories: Sequence[str]) -> list[int]:
+    return [i for i, name in enumerate(categories) if list(categories[:i]).count(name) < _SHOWN]
+
+
+def _by_category(asked, correct: np.ndarray) -> dict[str, dict]:
+    found: dict[str, dict] = {}
+    for prompt, each in zip(asked, np.asarray(correct, int).tolist()):
+        entry = found.setdefault(prompt.category, {'prompts': [], 'correct': []})
+        entry['prompts'].append(prompt.text)
+        entry['correct'].append(each)
+    return found
+
+
+def overall(generation: Mapping[str, dict]) -> float:
+    """Mean over categories of the share of pictures that are right; nan if nothing was drawn."""
+    rates = [float(np.mean(entry['correct'])) for entry in generation.values()]
+    return float(np.mean(rates)) if rates else math.nan
+
+
+def table(values: Mapping) -> str:
+    """The score as text: by category and by kind of question, with 95 % intervals."""
+    parts = []
+    for side, entries in values['generation'].items():
+        asked = [
+            prompts.Prompt(category, text, None)
+            for category, entry in entries.items()
+            for text in entry['prompts']
+        ]
+        correct = np.concatenate([entry['correct'] for entry in entries.values()])
+        parts += [f'{side.replace("_", " ")} prompts']
+        parts += [compositional.table(compositional.summary(asked, correct))]
+    if values['understanding']:
+        parts.append(understanding.table(values['understanding']))
+    numbers = values['distances'] | {f'codebook {k}': v for k, v in values['codebook'].items()}
+    parts += [f'{name:28s} {value:.4g}' for name, value in numbers.items()]
+    return '\n'.join(parts)
+
+
+def line(values: Mapping) -> str:
+    """The score in one line."""
+    parts = [f'{side} {overall(by):.3f}' for side, by in values['generation'].items()]
+    answers = [each for kind in values['understanding'].values() for each in kind['correct']]
+    parts += [f'understanding {np.mean(answers):.3f}'] if answers else []
+    parts += [f'{name} {value:.3g}' for name, value in values['distances'].items()]
+    parts += [f'codebook {name} {value:.3g}' for name, value in values['codebook'].items()]
+    return ' | '.join(parts) or 'nothing to score'

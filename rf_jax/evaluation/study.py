@@ -1,0 +1,143 @@
+"""The study's runner: trains what the plan names, scores it, goes on where it was stopped."""
+
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+import rf_jax
+from rf_jax.evaluation import scoring, study_plan, study_plots, study_report
+from rf_jax.evaluation.study_plan import Piece
+from rf_jax.generation.sampler import Sampler
+from rf_jax.learning import loop
+from rf_jax.runtime import checkpoint, hosts, workdir
+from rf_jax.runtime.errors import UserError
+
+Score = Callable[..., scoring.Score]
+
+
+def run(study, folder: str | Path, score: Score = scoring.score) -> bool:
+    """Trains and scores what is not finished yet; False if a signal stopped it.
+
+    `report.md`, `results.csv` and pictures are written anew after each arm. Raises UserError for
+    an unknown arm, or a folder of another study; then nothing is written.
+    """
+    study_plots.require()
+    folder = Path(folder)
+    arms = study_plan.load_arms(study.runs)
+    study_plan.check(study, arms)
+    study_plan.check_recorded(study, folder)
+    workdir.check_writable(folder)
+    pieces = study_plan.plan(study, folder, arms)
+    for piece in pieces:
+        study_plan.check_run(piece)
+    kept = {'config': json.loads(study.to_json()), 'rf_jax': rf_jax.__version__,
+            'jax': jax.__version__}  # fmt: skip
+    workdir.write_run_files(folder, {'study.json': json.dumps(kept, indent=1)})
+    for number, piece in enumerate(pieces, 1):
+        if piece.finished:
+            continue
+        logging.info('Run %d of %d: %s to step %d', number, len(pieces), piece.folder, piece.last)
+        if not finish(piece, score, lambda: logging.info('%s', progress(pieces))):
+            logging.warning('The study was stopped; run the same command again to go on')
+            return False
+        jax.clear_caches()  # programs of this run; the next has its own
+        if not piece.is_stage:
+            study_report.write(study, pieces, folder)
+    study_report.write(study, pieces, folder)
+    return True
+
+
+def finish(piece: Piece, score: Score, tell: Callable[[], None]) -> bool:
+    """Trains a run to its end and scores it at the points of the plan; False if stopped before."""
+    run_ = loop.build(piece.config, piece.folder)
+    scorer = Scorer(piece, run_, score, tell)
+    scorer.newest_checkpoint()
+    state = loop.train(run_, scorer.while_training)
+    if int(state.step) < piece.last:
+        return False
+    if piece.score(piece.last) is None:
+        with run_.goodput.phase('evaluation'):
+            scorer.at(piece.last, hosts.whole(state.ema), np.asarray(hosts.whole(state.codebook)))
+    run_.goodput.save(piece.last, hosts.first())
+    return True
+
+
+class Scorer:
+    """Scores one run at the points of its plan, with programs that are compiled once."""
+
+    def __init__(self, piece: Piece, run_: loop.Run, score: Score, tell: Callable[[], None]):
+        self.piece, self.score, self.tell = piece, score, tell
+        self.sampler = Sampler(run_.config, run_.model, None, run_.tokenizer)
+        self.parameters = sum(x.size for x in jax.tree.leaves(run_.abstract.params))
+
+    def newest_checkpoint(self) -> None:
+        """Scores what a run left unscored that was stopped between its checkpoint and its score."""
+        folder = self.piece.folder / 'checkpoints'
+        if not any(path.name.isdecimal() for path in folder.glob('*')):
+            return
+        try:
+            step, saved = checkpoint.restore_numpy(folder, only='ema')
+        except UserError:  # none can be read: training sets them aside and begins anew
+            return
+        if step != self.piece.last:  # the end is scored after training
+            self.while_training(step, jax.tree.map(jnp.asarray, saved['ema']), None)
+
+    def while_training(self, step: int, ema, writer) -> None:
+        """The hook of the training loop."""
+        del writer
+        if step in self.piece.points and self.piece.score(step) is None:
+            self.at(step, hosts.whole(ema))
+
+    def at(self, step: int, params, codebook: np.ndarray | None = None) -> None:
+        """Scores parameters and writes the score beside the run."""
+        began, amount = time.monotonic(), self.piece.points[step]
+        self.sampler.params = params
+        found = self.score(self.sampler, amount, codebook)
+        self.sampler.params = None  # the steps that follow reuse the memory
+        values = {
+            'step': step,
+            'amount': amount.to_dict(),
+            'seconds': round(time.monotonic() - began, 1),
+            'parameters': self.parameters,
+            'flops_per_step': self.piece.flops,
+        }
+        path = self.piece.score_file(step)
+        packed = io.BytesIO()
+        np.savez(packed, **found.shown)
+        workdir.write_run_files(path.parent, {path.with_suffix('.npz').name: packed.getvalue()})
+        # Last, as a score that can be read says that all is there.
+        text = json.dumps(values | found.values, indent=1)
+        workdir.write_run_files(path.parent, {path.name: text})
+        logging.info('%s at step %d: %s', self.piece.folder.name, step, scoring.line(found.values))
+        self.tell()
+
+
+def progress(pieces: Sequence[Piece]) -> str:
+    """One line: what is done of the study and when it will be, from what it took so far."""
+    done = trained = train_seconds = scored = score_seconds = 0.0
+    train_left = score_left = 0.0
+    for piece in pieces:
+        spent = study_report.spent(piece)
+        done += piece.finished
+        trained += spent.steps * piece.flops
+        train_seconds += spent.seconds
+        train_left += max(piece.last - spent.steps, 0) * piece.flops
+        for step, amount in piece.points.items():
+            found = piece.score(step)
+            if found:
+                scored += amount.size
+                score_seconds += found['seconds']
+            else:
+                score_left += amount.size
+    line = f'study: {done:.0f} of {len(pieces)} runs done'
+    if not trained or not scored:
+        return f'{line} | ETA unknown yet'
+    left = train_left * train_seconds / trained + score_left * score_seconds / scored
+    return f'{line} | ETA {int(left // 3600)}:{int(left // 60) % 60:02d} h'

@@ -1,0 +1,176 @@
+"""A study's pictures: score against steps, score by category, codebook use, grids of drawings."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rf_jax.data import images
+from rf_jax.evaluation import scoring
+from rf_jax.evaluation.rates import estimate, gather
+from rf_jax.evaluation.study_plan import Piece, names
+from rf_jax.runtime.errors import UserError
+
+_INCHES = (11, 4)
+
+
+def require() -> None:
+    """Raises UserError if plots cannot be drawn here."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "the study draws its plots with matplotlib: pip install 'rf_jax[study]', from a clone "
+            "pip install -e '.[study]'"
+        ) from None
+
+
+def grid_name(side: str) -> str:
+    return f'grid_{side}.png'
+
+
+def _words(side: str) -> str:
+    return side.replace('_', ' ')
+
+
+def draw(study, pieces: Sequence[Piece], scores) -> dict[str, bytes]:
+    """{file name: PNG} of what there is to be shown. `scores`: {(arm, seed): {step: score}}."""
+    arms = {
+        name: runs
+        for name in names(study)
+        if (runs := [p for p in pieces if p.name == name and scores[p.name, p.seed]])
+    }
+    found = {
+        'score_against_steps.png': _curves(study, arms, scores),
+        'score_by_category.png': _bars(arms, scores),
+        'codebook_use.png': _codebook(arms),
+    }
+    found |= {grid_name(side): _grid(arms, side) for side in scoring.SIDES}
+    return {name: data for name, data in found.items() if data}
+
+
+def _png(figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format='png', dpi=110, bbox_inches='tight')
+    return out.getvalue()
+
+
+def _panels(count: int, **options):
+    from matplotlib.figure import Figure  # slow to import, and only studies need it
+
+    figure = Figure(figsize=_INCHES)
+    return figure, figure.subplots(1, count, squeeze=False, **options)[0]
+
+
+def same_prompts(values: Mapping, side: str, count: int) -> float:
+    """Overall score over the first `count` prompts a category and their first picture.
+
+    That much is drawn at every point of the curve, so that all points ask the same.
+    """
+    entries = values['generation'][side].values()
+    return float(np.mean([np.mean([each[0] for each in e['correct'][:count]]) for e in entries]))
+
+
+def _band(axes, label: str, lines: Sequence[Mapping[int, float]]) -> None:
+    """Mean over seeds at the steps that all have, between the least and the most."""
+    steps = sorted(set.intersection(*(set(line) for line in lines)))
+    if not steps:
+        return
+    each = np.array([[line[step] for step in steps] for line in lines])
+    (drawn,) = axes.plot(steps, each.mean(0), marker='.', label=label)
+    axes.fill_between(steps, each.min(0), each.max(0), alpha=0.2, color=drawn.get_color())
+
+
+def _curves(study, arms, scores) -> bytes | None:
+    figure, panels = _panels(len(scoring.SIDES), sharey=True)
+    count = study.curve.prompts
+    for axes, side in zip(panels, scoring.SIDES):
+        for name, runs in arms.items():
+            lines = [
+                {
+                    step: same_prompts(values, side, count)
+                    for step, values in scores[p.name, p.seed].items()
+                    if values['generation']
+                }
+                for p in runs
+            ]
+            _band(axes, name, lines)
+        axes.set(title=f'{_words(side)} prompts', xlabel='steps', ylim=(0, 1))
+        axes.axvline(study.steps, color='grey', linewidth=0.5)
+    panels[0].set_ylabel(f'overall ({count} prompts a category)')
+    return _finished(figure, panels)
+
+
+def _finished(figure, panels) -> bytes | None:
+    """The figure as PNG; None if nothing was drawn into it."""
+    if not any(axes.get_legend_handles_labels()[1] for axes in panels):
+        return None
+    panels[0].legend()
+    return _png(figure)
+
+
+def _bars(arms, scores) -> bytes | None:
+    figure, panels = _panels(len(scoring.SIDES), sharey=True)
+    for axes, side in zip(panels, scoring.SIDES):
+        found = {}
+        for name, runs in arms.items():
+            ends = [(p, scores[p.name, p.seed].get(p.last)) for p in runs]
+            outcomes = gather([each for each in ends if each[1]], side)
+            found |= {name: outcomes} if outcomes else {}
+        width = 0.8 / max(len(found), 1)
+        for number, (name, outcomes) in enumerate(found.items()):
+            each = [estimate({category: rows}) for category, rows in outcomes.items()]
+            values = np.array([e.value for e in each])
+            reach = [values - [e.low for e in each], [e.high for e in each] - values]
+            at = np.arange(len(each)) + (number - (len(found) - 1) / 2) * width
+            axes.bar(at, values, width, label=name, yerr=np.maximum(reach, 0), capsize=2)
+            axes.set_xticks(range(len(each)), list(outcomes), rotation=20, ha='right')
+        axes.set(title=f'{_words(side)} prompts, equal FLOPs', ylim=(0, 1))
+    return _finished(figure, panels)
+
+
+def _codebook(arms) -> bytes | None:
+    figure, panels = _panels(1)
+    for name, runs in arms.items():
+        lines = [line for p in runs if any((line := used_while_training(p.folder)).values())]
+        if lines:
+            _band(panels[0], name, lines)
+    panels[0].set(xlabel='steps', ylabel='share of prototypes used in a batch', ylim=(0, 1))
+    return _finished(figure, panels)
+
+
+def used_while_training(folder: Path) -> dict[int, float]:
+    """{step: share of the prototypes that are a target in a batch} from the run's log."""
+    try:
+        text = (folder / 'metrics.jsonl').read_text(encoding='utf-8')
+    except OSError:
+        return {}
+    found = {}
+    for line in text.splitlines():
+        values = json.loads(line)
+        if values.get('codes_used') is not None:
+            found[values['step']] = values['codes_used']
+    return found
+
+
+def _grid(arms, side: str) -> bytes | None:
+    """Rows are arms (their first seed), columns the same prompts."""
+    cells, captions, columns = [], [], 0
+    for name, runs in arms.items():
+        files = [p.score_file(p.last).with_suffix('.npz') for p in runs if p.finished]
+        if not files:
+            continue
+        with np.load(files[0]) as held:
+            drawn = list(held[side]) if side in held else []
+        if drawn:
+            columns = 1 + len(drawn)
+            cells += [np.full_like(drawn[0], 255), *drawn]
+            captions += [name, *map(str, range(1, columns))]
+    if not cells:
+        return None
+    out = io.BytesIO()
+    Image.fromarray(images.grid(cells, columns, captions)).save(out, 'PNG')
+    return out.getvalue()

@@ -1,0 +1,491 @@
+"""The study: nothing is trained twice or overwritten, and its tables tell the scores."""
+
+import csv
+import json
+import math
+import os
+import re
+import signal
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from shrink import quick_compilation
+
+from configs import study as study_config
+from rf_jax.data import sources
+from rf_jax.data.keys import generator
+from rf_jax.evaluation import (
+    prompts,
+    rates,
+    report,
+    scoring,
+    study,
+    study_plan,
+    study_plots,
+    understanding,
+)
+from rf_jax.generation.sampler import Sampler
+from rf_jax.learning import loop
+from rf_jax.runtime import checkpoint
+from rf_jax.runtime.errors import UserError
+
+# Stands where configs/scenes.py does: `half` costs half the FLOPs a step of `whole`.
+ARMS = """
+from types import SimpleNamespace
+from configs import base
+from shrink import shrink
+
+STAGES = {'first': SimpleNamespace(needs=())}
+ARMS = {name: SimpleNamespace(needs=needs) for name, needs in {
+    'whole': ('first',), 'half': ('first',), 'double': ()}.items()}
+
+def get_config(name):
+    config = shrink(base.get_config())
+    config.data.sources, config.data.patch = 'scenes:aligned/32/count=64', 8
+    config.data.max_text, config.tokenizer.vocabulary = 24, 512
+    config.data.sizes = ((32, 1.0),)
+    config.data.rows = {'half': 4, 'double': 16}.get(name, 8)
+    if name == 'first':
+        config.data.tasks.text_to_image = 0.0
+    return config
+"""
+STEPS = 4
+
+
+def small(folder, **changes):
+    """A study of two arms and one seed with the arms above."""
+    path = folder / 'arms.py'
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(ARMS)
+    config = study_config.get_config()
+    config.update_from_flattened_dict(
+        {
+            'runs': str(path), 'arms': 'whole,half', 'seeds': 1, 'steps': STEPS, 'first_steps': 2,
+            'prompts': 3, 'pictures': 2, 'captions': 0, 'questions': 5, 'curve.points': 2,
+            'curve.prompts': 2,
+        }
+        | changes
+    )  # fmt: skip
+    return config
+
+
+def fingerprint(sampler, amount, codebook):
+    """A score that depends on every parameter and on how much is asked, drawn in no time."""
+    total = sum(float(np.abs(np.asarray(x)).sum()) for x in jax.tree.leaves(sampler.params))
+    rng = generator(repr(total), repr(amount), codebook is not None)
+    draws = sampler.config.data.tasks.text_to_image > 0 and amount.prompts
+
+    def side(name):
+        return {
+            category: {
+                'prompts': [f'{category} {i}' for i in range(amount.prompts)],
+                'correct': rng.integers(0, 2, (amount.prompts, amount.pictures)).tolist(),
+            }
+            for category in prompts.CATEGORIES
+        }
+
+    kinds = {
+        kind: {'correct': rng.integers(0, 2, amount.questions).tolist(), 'commonest': 0.5}
+        for kind in ('exists', 'count')
+    }
+    values = {
+        'generation': {name: side(name) for name in scoring.SIDES} if draws else {},
+        'understanding': kinds,
+        'distances': {'kid': float(rng.random())} if draws else {},
+        'codebook': {} if codebook is None or not draws else {'used': float(rng.random())},
+        'shown': {name: ['a red circle', 'two rings'] for name in scoring.SIDES} if draws else {},
+    }
+    pictures = {
+        name: rng.integers(0, 255, (2, 32, 32, 3)).astype(np.uint8) for name in values['shown']
+    }
+    return scoring.Score(values, pictures)
+
+
+def scores(workdir):
+    """{file: score} without the time it took."""
+    found = {}
+    for path in sorted(workdir.glob('*/scores/*.json')):
+        found[str(path.relative_to(workdir))] = json.loads(path.read_text()) | {'seconds': 0}
+    return found
+
+
+def contents(workdir):
+    return {path: path.read_bytes() for path in sorted(workdir.rglob('*')) if path.is_file()}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def built():
+    """Names of the runs that are built, on one device, with programs that are compiled quickly."""
+    names, build = [], loop.build
+
+    def spy(config, folder):
+        names.append(folder.name)
+        return build(config, folder, jax.devices()[:1])
+
+    with pytest.MonkeyPatch.context() as patch, quick_compilation():
+        patch.setattr(loop, 'build', spy)
+        yield names
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """(config, workdir) of a study that nothing disturbed."""
+    folder = tmp_path_factory.mktemp('study')
+    config = small(folder)
+    assert study.run(config, folder / 'study', fingerprint)
+    return config, folder / 'study'
+
+
+def test_cheaper_arms_go_on_to_equal_flops(finished):
+    _, workdir = finished
+    assert list(scores(workdir)) == [
+        'first-s0/scores/00000002.json',
+        *(f'half-s0/scores/{step:08d}.json' for step in (2, 4, 6, 8)),
+        *(f'whole-s0/scores/{step:08d}.json' for step in (2, 4)),
+    ]
+    spent = {}
+    for name in ('half', 'whole'):
+        score = scores(workdir)[f'{name}-s0/scores/{8 if name == "half" else 4:08d}.json']
+        spent[name] = score['step'] * score['flops_per_step']
+        assert score['amount'] == {'prompts': 3, 'pictures': 2, 'captions': 0, 'questions': 5}
+    assert spent['half'] == pytest.approx(spent['whole'])
+
+
+@pytest.mark.parametrize(
+    'own, dearest, steps', [(3.0, 3.0, 100), (2.0, 3.0, 150), (0.7, 1.0, 143), (1.0, 3.0001, 301)]
+)
+def test_equal_flops_are_spent_but_no_step_more(own, dearest, steps):
+    assert study_plan.equal_flops_steps(100, own, dearest) == steps
+    assert steps * own >= 100 * dearest * (1 - 1e-9) > (steps - 1) * own or steps == 100
+
+
+def test_arms_start_from_the_stage_of_their_seed(finished):
+    _, workdir = finished
+    for name in ('half', 'whole'):
+        kept = json.loads((workdir / f'{name}-s0' / 'config.json').read_text())
+        assert kept['initialise_from'] == str(workdir / 'first-s0')
+    names = ('first-s0', 'half-s0', 'whole-s0')
+    assert len({(workdir / name / 'tokenizer.model').read_bytes() for name in names}) == 1
+    assert Sampler.load(workdir / 'half-s0').config.steps == 8, 'an ordinary run folder'
+    assert Sampler.load(workdir / 'half-s0', step=STEPS), 'also at equal steps'
+
+
+class Crash(Exception):
+    pass
+
+
+def test_a_study_that_is_stopped_anywhere_ends_the_same(finished, built, tmp_path, monkeypatch):
+    _, undisturbed = finished
+    config, workdir, asked = small(tmp_path), tmp_path / 'study', []
+    disturbed = {
+        ('first-s0', 2): Crash,  # trained, not scored
+        ('whole-s0', 2): signal.SIGTERM,  # between steps
+        ('half-s0', 4): Crash,  # in the middle, its checkpoint perhaps on disk
+    }
+    original = study.Scorer.at
+
+    def at(self, step, *rest):
+        what = disturbed.pop((self.piece.folder.name, step), None)
+        if what is Crash:
+            raise Crash
+        if what:
+            os.kill(os.getpid(), what)
+        asked.append((self.piece.folder.name, step))
+        return original(self, step, *rest)
+
+    monkeypatch.setattr(study.Scorer, 'at', at)
+    built.clear()
+    ends = []
+    while True not in ends and len(ends) < 10:
+        try:
+            ends.append(study.run(config, workdir, fingerprint))
+        except Crash:
+            ends.append(Crash)
+    assert ends == [Crash, False, Crash, True] and not disturbed
+    assert len(asked) == len(set(asked)), 'nothing is scored twice'
+    assert built == [f'{name}-s0' for name in ['first'] * 2 + ['whole'] * 2 + ['half'] * 2]
+    assert scores(workdir) == scores(undisturbed)
+    for name in ('whole-s0', 'half-s0'):
+        (step, state), other = (
+            checkpoint.restore_numpy(folder / name / 'checkpoints')
+            for folder in (workdir, undisturbed)
+        )
+        assert step == other[0]
+        assert jax.tree.all(jax.tree.map(np.array_equal, state, other[1]))
+    assert (workdir / 'results.csv').read_text() == (undisturbed / 'results.csv').read_text()
+
+
+def test_a_score_that_is_missing_is_taken_from_the_checkpoint(finished, built):
+    config, workdir = finished
+    path = workdir / 'half-s0' / 'scores' / '00000008.json'
+    before = json.loads(path.read_text())
+    path.unlink()
+    built.clear()
+    assert study.run(config, workdir, fingerprint)
+    assert built == ['half-s0']
+    assert json.loads(path.read_text()) == before | {
+        'seconds': json.loads(path.read_text())['seconds']
+    }
+
+
+def test_a_finished_study_trains_nothing(finished, built):
+    config, workdir = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob('*-s0/**/*')}
+    built.clear()
+    assert study.run(config, workdir, fingerprint)
+    assert not built
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.glob('*-s0/**/*')}
+
+
+def test_report_and_results_tell_the_scores(finished):
+    _, workdir = finished
+    kept = scores(workdir)
+    text = (workdir / 'report.md').read_text()
+    with (workdir / 'results.csv').open() as file:
+        lines = list(csv.DictReader(file))
+    for line in lines:
+        score = kept[f'{line["arm"]}-s{line["seed"]}/scores/{int(line["step"]):08d}.json']
+        asked = score['generation'] | {'understanding': score['understanding']}
+        correct = np.array(asked[line['side']][line['category']]['correct'])
+        assert int(line['correct']) == correct.sum() and int(line['count']) == correct.size
+        assert float(line['rate']) == pytest.approx(correct.mean(), abs=1e-6)
+    sides = len(scoring.SIDES) * len(prompts.CATEGORIES)
+    assert len(lines) == sum((sides if s['generation'] else 0) + 2 for s in kept.values())
+    for name, title, step in (
+        ('whole', 'equal steps', 4), ('half', 'equal steps', 4),
+        ('whole', 'equal FLOPs', 4), ('half', 'equal FLOPs', 8),
+    ):  # fmt: skip
+        score = kept[f'{name}-s0/scores/{step:08d}.json']
+        section = text.split(f'## Generation at {title}')[1].split('##')[0]
+        row = re.search(
+            rf'^\| {name} \| {step} \| (\S+) .*\| (\S+) \S+ \S+ \| \S+ \|$', section, re.M
+        )
+        for rate, side in zip(row.groups(), scoring.SIDES):
+            assert float(rate) == pytest.approx(
+                scoring.overall(score['generation'][side]), abs=6e-4
+            )
+        asked = text.split(f'## Understanding at {title}')[1].split('##')[0]
+        kinds = [np.mean(entry['correct']) for entry in score['understanding'].values()]
+        row = re.search(rf'^\| {name} \| (\S+)', asked, re.M)
+        assert float(row[1]) == pytest.approx(np.mean(kinds), abs=6e-4)
+    for picture in ('score_against_steps', 'score_by_category', 'codebook_use', 'grid_seen'):
+        assert f'![{picture}.png]' in text
+        assert (workdir / f'{picture}.png').read_bytes().startswith(b'\x89PNG')
+
+
+def refused(config, workdir, match):
+    before = contents(workdir) if workdir.exists() else None
+    with pytest.raises(UserError, match=match):
+        study.run(config, workdir, fingerprint)
+    assert before == (contents(workdir) if workdir.exists() else None), 'nothing is overwritten'
+
+
+def test_another_study_is_refused_by_its_fields(finished):
+    config, workdir = finished
+    other = config.copy_and_resolve_references()
+    other.steps, other.curve.prompts = 8, 1
+    refused(other, workdir, r'curve.prompts is 1 and was 2; steps is 8 and was 4')
+    fewer = config.copy_and_resolve_references()
+    fewer.arms = 'half'
+    refused(fewer, workdir, "arms is 'half' and was 'whole,half'")
+    refused(config, workdir / 'half-s0', 'holds a run')
+
+
+def test_arms_and_seeds_may_be_added(finished):
+    config, workdir = finished
+    more = config.copy_and_resolve_references()
+    more.arms, more.seeds = 'half,double,whole', 2
+    study_plan.check_recorded(more, workdir)
+    pieces = study_plan.plan(more, workdir, study_plan.load_arms(more.runs))
+    for piece in pieces:
+        study_plan.check_run(piece)
+    ends = {(p.name, p.seed): (p.steps, p.last, p.finished) for p in pieces}
+    assert list(ends) == [
+        (name, seed) for seed in (0, 1) for name in ('first', 'half', 'double', 'whole')
+    ]
+    assert ends['first', 0] == (2, 2, True), 'a stage is trained once'
+    # The dearer arm raises what equal FLOPs are: finished arms go on, they do not start again.
+    assert ends['half', 0] == (4, 16, False) and ends['whole', 0] == (4, 8, False)
+    half = pieces[1]
+    assert half.score(8) is None, 'a point of the curve now, which asks less'
+    assert half.score(4)
+
+
+def test_a_changed_arm_is_refused(finished, tmp_path):
+    config, workdir = finished
+    other = small(tmp_path, overrides=('optimizer.learning_rate=0.5',))
+    pieces = study_plan.plan(other, workdir, study_plan.load_arms(other.runs))
+    with pytest.raises(UserError, match=r'first-s0.*optimizer.learning_rate is 0.5 and was'):
+        study_plan.check_run(pieces[0])
+    assert config.overrides == ()
+
+
+@pytest.mark.parametrize(
+    'changes, match',
+    [
+        ({'arms': 'whole,hlaf'}, r"'hlaf' is not known; did you mean 'half'\?.*Known: whole, half"),
+        ({'arms': 'first'}, "'first' is not known"),
+        ({'arms': ''}, 'arms is empty; known: whole'),
+        ({'arms': 'half,half'}, 'names half twice'),
+        ({'steps': 5}, 'steps=5 must be a multiple of curve.points=2'),
+        ({'curve.prompts': 4}, 'curve.prompts=4 cannot be more than prompts=3'),
+        ({'seeds': 0}, 'seeds=0 must be at least 1'),
+        ({'runs': 'no.py'}, "runs='no.py'"),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused(tmp_path, changes, match):
+    refused(small(tmp_path, **changes), tmp_path / 'study', match)
+
+
+@pytest.mark.parametrize(
+    'change, match',
+    [('data.row=4', 'did you mean .data.rows'), ('data.rows=many', 'data.rows=many')],
+)
+def test_an_override_that_no_config_has_is_refused(tmp_path, change, match):
+    config = small(tmp_path, overrides=(change,))
+    with pytest.raises(UserError, match=match):
+        study_plan.plan(config, tmp_path, study_plan.load_arms(config.runs))
+
+
+def test_plots_are_asked_for_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    refused(small(tmp_path), tmp_path / 'study', r'pip install .*study')
+
+
+class Answers:
+    """Takes the place of a sampler: `answer` of (right answer) for each question."""
+
+    def __init__(self, source, answer):
+        self.truth = {}
+        for i in range(60):
+            for each in source.questions(i):
+                self.truth[source.picture(i).tobytes(), each.question] = each.answer
+        self.answer = answer
+
+    def describe(self, pictures, questions):
+        return [self.answer(self.truth[p.tobytes(), q]) for p, q in zip(pictures, questions)]
+
+
+@pytest.mark.parametrize(
+    'answer, right',
+    [(lambda a: f' {a.upper()} ', True), (lambda a: f'{a} it is', False), (lambda a: '', False)],
+)
+def test_understanding_is_exact_but_for_case(answer, right):
+    (source,) = sources.build('scenes:aligned/32/seed=5', 10**6)
+    found = understanding.evaluate(Answers(source, answer), source, 6)
+    assert set(found) >= {'exists', 'count', 'colour', 'shape', 'where', 'compare', 'same'}
+    assert all(entry['correct'] == [int(right)] * 6 for entry in found.values())
+    assert all(1 / 6 <= entry['commonest'] <= 1 for entry in found.values())
+
+
+def test_always_yes_is_right_as_often_as_the_commonest_answer():
+    (source,) = sources.build('scenes:aligned/32/seed=5', 10**6)
+    found = understanding.evaluate(Answers(source, lambda a: 'yes'), source, 6)
+    assert max(np.mean(found['exists']['correct']), 1 - np.mean(found['exists']['correct'])) == (
+        pytest.approx(found['exists']['commonest'])
+    )
+    assert sum(found['count']['correct']) == 0
+
+
+def of_rates(right):
+    """A score of one category: texts by pictures."""
+    texts = [f'text {i}' for i in range(len(right))]
+    entry = {'prompts': texts, 'correct': right}
+    return {'generation': {'seen': {'colors': entry}}, 'understanding': {}}
+
+
+def test_intervals_hold_the_rate_as_often_as_they_say():
+    """Seeds and texts each move the chance of a right picture, as they do in a study."""
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(100):
+        chance = 0.5 + rng.uniform(-0.25, 0.25, (16, 1, 1)) + rng.uniform(-0.25, 0.25, (1, 16, 1))
+        group = [(None, of_rates(r.tolist())) for r in (rng.random((16, 16, 4)) < chance) * 1]
+        found = rates.estimate(rates.gather(group, 'seen'))
+        inside += found.low <= 0.5 <= found.high
+    assert 0.86 <= inside / 100 <= 1
+
+
+def test_differences_are_paired_by_text():
+    rng = np.random.default_rng(0)
+    hard = rng.random((50, 1)) < 0.5
+    worse = [(None, of_rates((hard & (rng.random((50, 4)) < 0.9)).astype(int).tolist()))]
+    better = [(None, of_rates((hard & (rng.random((50, 4)) < 0.99)).astype(int).tolist()))]
+    a, b = (rates.gather(group, 'seen') for group in (better, worse))
+    found, alone = rates.difference(a, b), rates.estimate(a)
+    assert found.value == pytest.approx(alone.value - rates.estimate(b).value)
+    assert found.high - found.low < 0.5 * (alone.high - alone.low)
+    assert rates.difference(a, a).low == rates.difference(a, a).high == 0
+
+
+def test_all_right_is_not_certain():
+    found = rates.estimate(rates.gather([(None, of_rates([[1, 1]] * 10))], 'seen'))
+    assert found.value == found.high == 1 and 0.6 < found.low < 0.8
+
+
+@pytest.fixture(scope='module')
+def arm(finished):
+    _, workdir = finished
+    return Sampler.load(workdir / 'half-s0')
+
+
+def test_an_arm_is_scored_by_what_it_trains(arm, tmp_path):
+    amount = scoring.Amount(prompts=1, pictures=1, captions=4, questions=1)
+    codebook = np.eye(32, dtype=np.float32)
+    found, again = (scoring.score(arm, amount, codebook).values for _ in range(2))
+    assert found == again == json.loads(json.dumps(found))
+    assert list(found['generation']) == list(scoring.SIDES)
+    assert {len(each['correct']) for each in found['generation']['seen'].values()} == {1}
+    assert (
+        found['distances'] and 0 < found['codebook']['used'] <= 1 <= found['codebook']['perplexity']
+    )
+    assert len(found['understanding']) == 7
+    told = report.evaluate(arm, codebook, None, tmp_path, 4, 0, amount)
+    assert 'overall' in told and 'understanding' in told, 'by the judge, as its source is scenes'
+    assert json.loads((tmp_path / 'score.json').read_text()) == found
+
+
+def test_new_scenes_are_not_those_of_training(arm):
+    new = scoring.new_scenes(arm.config)
+    (old,) = sources.build(arm.config.data.sources, 10**6)
+    assert new.rung == old.rung and new.size == old.size and len(new) > len(old)
+    again = {new.scene(i) for i in range(64)} & {old.scene(i) for i in range(64)}
+    assert len(again) < 16, 'only what a grid of few objects repeats by chance'
+
+
+def test_a_run_without_scenes_is_refused(arm):
+    config = ConfigDict(arm.config.to_dict())
+    config.data.sources = 'emoji'
+    with pytest.raises(UserError, match=r"data.sources='emoji' of the run has no scenes"):
+        scoring.score(SimpleNamespace(config=config), scoring.Amount())
+    letters = SimpleNamespace(encode=list)
+    with pytest.raises(UserError, match='not made from scenes'):
+        scoring.score(SimpleNamespace(config=arm.config, tokenizer=letters), scoring.Amount())
+
+
+def test_the_estimate_of_time_counts_training_and_scoring(finished, tmp_path):
+    config, workdir = finished
+    pieces = study_plan.plan(config, workdir, study_plan.load_arms(config.runs))
+    assert 'ETA 0:00 h' in study.progress(pieces) and '3 of 3 runs' in study.progress(pieces)
+    more = config.copy_and_resolve_references()
+    more.seeds = 3
+    pieces = study_plan.plan(more, workdir, study_plan.load_arms(more.runs))
+    assert '3 of 9 runs' in study.progress(pieces)
+    nothing = study_plan.plan(config, tmp_path, study_plan.load_arms(config.runs))
+    assert 'ETA unknown' in study.progress(nothing)
+
+
+def test_the_study_of_the_repository_is_of_known_fields():
+    full, quick = study_config.get_config(), study_config.get_config('quick')
+    assert set(full) == set(quick) and quick.steps < full.steps
+    assert math.gcd(full.steps, full.curve.points) == full.curve.points
+    with pytest.raises(UserError, match='quick'):
+        study_config.get_config('quik')
+
+
+def test_curves_ask_the_same_of_every_point():
+    right = [[1, 0], [0, 0], [1, 1], [1, 1]]
+    assert study_plots.same_prompts(of_rates(right), 'seen', 2) == 0.5
