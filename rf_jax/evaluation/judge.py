@@ -22,8 +22,8 @@ _MOST = 8  # pieces, the largest, whose shape is looked for; more are there in n
 _NOISE = 16  # standard deviation of noise, of 255, up to which shapes are still named
 _RADII = (0.085, 0.17)  # least and greatest of an object, as shares of the side
 _WIDEST = 0.34  # of an object, as a share of the side: pieces that fit into it are one object
-# Share of an object's energy that its shape must explain to be named. True renderings have at
-# least 0.92, also with mild blur and noise, or a quarter of their colour lost.
+# Share of an object's energy that its shape must explain to be named. Of true renderings 99.9 %
+# have more than 0.91, also with mild blur and noise, or a quarter of their colour lost.
 _EXPLAINED = 0.9
 _SEEN = 0.3  # share of the pixels on and about an object that must not touch another's
 _NAMES = tuple(COLOURS)
