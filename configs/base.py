@@ -140,6 +140,9 @@ def get_config() -> ConfigDict:
     # Steps from which the codebook is drawn anew from the features of the batch, over as many
     # steps as it takes to have a feature for each prototype; paper: silent.
     quantizer.data_init_steps = (0,)
+    # How it is drawn: random (each feature as often as the next) | spread (far from each other, so
+    # that what is rare gets prototypes too)
+    quantizer.data_init = 'random'
 
     denoiser = model.denoiser = ConfigDict()
     denoiser.bottleneck = 0  # JiT's low-rank patch embedding; 0 is one full linear layer

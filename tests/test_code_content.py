@@ -34,7 +34,9 @@ def test_codes_that_are_the_content_have_nothing_unexplained():
 
 def test_codes_of_the_place_tell_nothing_of_the_content():
     content = looks()
-    found = code_content.measure(np.broadcast_to(np.arange(9).reshape(3, 3), content.shape), content)
+    found = code_content.measure(
+        np.broadcast_to(np.arange(9).reshape(3, 3), content.shape), content
+    )
     assert math.isclose(found.place, math.log2(9)) and found.shared < 0.2
     assert found.mixed > 0.7
 

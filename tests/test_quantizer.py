@@ -152,6 +152,23 @@ def test_data_initialisation_draws_valid_features_evenly(codes, features):
     assert not np.array_equal(book, other)
 
 
+def test_spread_prototypes_reach_what_is_rare():
+    """A ground of 250 alike and 6 others: random draws miss most of them, spread ones none."""
+    rng = np.random.default_rng(5)
+    rare = unit(rng.normal(size=(6, 32)))
+    ground = unit(rng.normal(size=(1, 32)) + 0.02 * rng.normal(size=(250, 32)))
+    z = np.concatenate([ground, rare]).astype(np.float32)
+    valid = np.arange(len(z)) != len(z) - 1  # the last of the rare is padding
+    key = jax.random.key(0)
+    spread = np.asarray(quantizer.spread(key, jnp.array(z), jnp.array(valid), 8))
+    assert (spread @ rare.T).max(0)[:-1].min() > 0.99 > 0.9 > (spread @ rare[-1]).max()
+    assert (spread @ ground.T).max() > 0.99 and len(np.unique(spread, axis=0)) == 8
+    drawn = np.asarray(quantizer.from_data(key, jnp.array(z), jnp.array(valid), 8))
+    assert ((drawn @ rare.T).max(0) > 0.99).sum() < 3
+    none = quantizer.spread(key, jnp.array(z) * 0, jnp.zeros(len(z), bool), 300)
+    assert none.shape == (300, 32) and jnp.isfinite(none).all()
+
+
 def test_eight_devices_give_what_one_gives(features):
     z, codebook, valid = features
     codebook = np.concatenate([codebook, -codebook[:1]])  # 8 rows, one a device

@@ -45,8 +45,9 @@ def labels(scene: Scene, size: int, side: int) -> np.ndarray:
 
 def measure(codes: Sequence[np.ndarray], content: Sequence[np.ndarray]) -> Content:
     """codes and content int [side, side] of each picture."""
-    code, look = np.concatenate([c.ravel() for c in codes]), np.concatenate(
-        [c.ravel() for c in content]
+    code, look = (
+        np.concatenate([c.ravel() for c in codes]),
+        np.concatenate([c.ravel() for c in content]),
     )
     place = np.concatenate([np.arange(c.size) for c in codes])
     of_codes, of_content, both = entropy(code), entropy(look), entropy(code, look)

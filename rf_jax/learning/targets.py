@@ -44,7 +44,7 @@ def redraw(config, at: int, step: jax.Array, codebook, z, valid):
     key = random_key(config.seed, 'codebook', step)
 
     def draw(old):
-        fresh = quantizer.from_data(key, z, valid, old.shape[0])
+        fresh = quantizer.build_draw(config)(key, z, valid, old.shape[0])
         return jnp.where((turn == step - at)[:, None] & valid.any(), fresh, old)
 
     due = (step >= at) & (step <= at + turn[-1])

@@ -89,8 +89,32 @@ def from_data(key: jax.Array, z: jax.Array, valid: jax.Array, codes: int) -> jax
     order_key, noise_key = jax.random.split(key)
     order = jnp.argsort(jnp.where(valid, jax.random.uniform(order_key, valid.shape), 2.0))
     index = order[jnp.arange(codes) % jnp.maximum(valid.sum(), 1)]
-    noise = jax.random.normal(noise_key, (codes, z.shape[-1])) * 0.01 / z.shape[-1] ** 0.5
-    return normalise(z[index] + noise)
+    return _apart(noise_key, z[index])
+
+
+def spread(key: jax.Array, z: jax.Array, valid: jax.Array, codes: int) -> jax.Array:
+    """K prototypes, each the feature farthest from those before it (Gonzalez 1985); the first by
+    chance. What is rare gets prototypes of its own, however common a ground is.
+    """
+    first_key, noise_key = jax.random.split(key)
+    first = jnp.argmax(jnp.where(valid, jax.random.uniform(first_key, valid.shape), -1.0))
+
+    def take(near, _):
+        at = jnp.argmin(jnp.where(valid, near, jnp.inf))
+        return jnp.maximum(near, similarity(z, z[at][None])[:, 0]), at
+
+    near = jnp.where(jnp.arange(len(z)) == first, -2.0, -1.0)
+    near, index = jax.lax.scan(take, near, length=codes)
+    return _apart(noise_key, z[index])
+
+
+def _apart(key: jax.Array, prototypes: jax.Array) -> jax.Array:
+    """With a little noise: equal ones would stay equal for ever."""
+    noise = jax.random.normal(key, prototypes.shape) * 0.01 / prototypes.shape[-1] ** 0.5
+    return normalise(prototypes + noise)
+
+
+DRAWS = {'random': from_data, 'spread': spread}
 
 
 MODES = {
@@ -98,6 +122,12 @@ MODES = {
     'sinkhorn': lambda c: Sinkhorn(c.temperature, c.iterations),
     'nearest': lambda c: Nearest(),
 }
+
+
+def build_draw(config):
+    """`draw(key, z, valid, K) -> codebook` of `config.model.representation.quantizer`."""
+    name = config.model.representation.quantizer.data_init
+    return choose('model.representation.quantizer.data_init', name, DRAWS)
 
 
 def build(config):
