@@ -11,7 +11,7 @@ from shrink import shrink
 
 from configs import base, emoji
 from rf_jax.evaluation import usage
-from rf_jax.learning import loop, step
+from rf_jax.learning import loop, targets
 from rf_jax.models import quantizer
 
 M, K, D = 64, 7, 5
@@ -212,7 +212,7 @@ def test_a_codebook_larger_than_the_batch_is_drawn_over_several_steps():
     for number in range(3, 8):  # drawn from step 4 on: rows 0-7, 8-15, 16-19
         z = jnp.asarray(unit(rng.normal(size=(8, D))), jnp.float32)
         before = codebook
-        codebook = step.redraw(config, 4, jnp.int32(number), codebook, z, valid)
+        codebook = targets.redraw(config, 4, jnp.int32(number), codebook, z, valid)
         drawn = slice(*{4: (0, 8), 5: (8, 16), 6: (16, 20)}.get(number, (0, 0)))
         kept = np.ones(20, bool)
         kept[drawn] = False
@@ -220,5 +220,5 @@ def test_a_codebook_larger_than_the_batch_is_drawn_over_several_steps():
         nearest = np.argmax(codebook[drawn] @ z.T, axis=1)
         assert len(set(nearest.tolist())) == drawn.stop - drawn.start  # each from its own feature
     assert (np.abs(codebook - old).max(1) > 1e-3).all()
-    empty = step.redraw(config, 4, jnp.int32(4), old, z, jnp.zeros(8, bool))
+    empty = targets.redraw(config, 4, jnp.int32(4), old, z, jnp.zeros(8, bool))
     np.testing.assert_array_equal(empty, old)  # nothing to draw from
