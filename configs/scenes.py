@@ -154,7 +154,7 @@ ARMS = {
     'frozen': Arm(frozen),
     **{f'codes_{count}': Arm(codes(count)) for count in (32, 256)},
     **{f'quantizer_{mode}': Arm(quantizer(mode)) for mode in ('printed', 'sinkhorn', 'nearest')},
-    **{f'pool_{side}': Arm(pool(side)) for side in (1, 4)},
+    'pool_1': Arm(pool(1)),
     **{f'split_{kind}': Arm(split(kind)) for kind in ('full', 'none')},
     'scratch_pixel': Arm(pixel, ()),
     'scratch_pixel_rf': Arm(pixel_rf, ()),

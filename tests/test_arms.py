@@ -1,0 +1,75 @@
+"""The arms of the study differ in what they are named for, and each of them can be trained."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import scenes
+from rf_jax.data import captions, pipeline, sources
+from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.learning import checks
+from rf_jax.models import flops, unified
+
+BOTH = scenes.STAGES | scenes.ARMS
+SEES, DRAWS = ('data.tasks.image_to_text',), ('data.tasks.text_to_image',)
+ROOM = tuple(f'data.capacity.{name}' for name in ('representation', 'pixels', 'pixel_pictures'))
+READING = ('data.capacity.text', 'data.capacity.vision', 'data.capacity.vision_pictures')
+KIND, FREEZE = 'model.representation.kind', 'optimizer.freeze'
+# What each arm may change of `pixel_rf`, beside its stages.
+MAY = {
+    'pixel': (KIND, ROOM[0]),
+    'pixel_rf': (),
+    'vae': (KIND, ROOM[0], 'model.space', FREEZE),
+    'vae_rf': ('model.space', FREEZE),
+    'repa': (KIND, ROOM[0]),
+    'continuous': (KIND,),
+    'understanding': (*DRAWS, *ROOM, *READING, KIND, 'losses.flow', 'losses.representation',
+                      'data.rows', 'optimizer.rates'),
+    'generation': (*SEES, *READING, FREEZE),
+    'frozen': (FREEZE,),
+    'codes_32': ('model.representation.codes',),
+    'codes_256': ('model.representation.codes',),
+    'quantizer_printed': ('model.representation.quantizer.mode',),
+    'quantizer_sinkhorn': ('model.representation.quantizer.mode',),
+    'quantizer_nearest': ('model.representation.quantizer.mode',),
+    'pool_1': ('model.representation.pool', ROOM[0]),
+    'split_full': ('model.backbone.split',),
+    'split_none': ('model.backbone.split',),
+    'scratch_pixel': (KIND, ROOM[0], 'initialise_new'),
+    'scratch_pixel_rf': ('initialise_new',),
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    found = sources.build('scenes:aligned/48/count=300', 10**8)
+    return Tokenizer.train(captions.corpus(found), 512)
+
+
+@pytest.mark.parametrize('name', scenes.ARMS)
+def test_an_arm_changes_what_it_is_named_for(name):
+    right, found = (checks.flatten(scenes.get_config(n).to_dict()) for n in ('pixel_rf', name))
+    changed = {field for field in right if right[field] != found[field]}
+    assert changed <= set(MAY[name]), changed - set(MAY[name])
+    assert bool(changed) or name in ('pixel_rf', f'quantizer_{_default()}')
+
+
+def _default() -> str:
+    return scenes.get_config().model.representation.quantizer.mode
+
+
+@pytest.mark.parametrize('name', BOTH)
+def test_rows_are_full_and_the_model_can_be_built(name, tokenizer):
+    config = scenes.get_config(name)
+    checks.check(config)
+    found = sources.build(f'{config.data.sources}/count=300', config.data.max_pixels)
+    batches = pipeline.Batches(config, found, tokenizer)
+    batch = batches.batch(0)
+    assert not batches.counts, 'no caption is cut'
+    drawn = config.data.tasks.text_to_image > 0
+    assert ((batch['pixel_counts'] > 0).mean() == 1) == drawn
+    if config.losses.reconstruction == 0:  # it has no text
+        assert (batch['segment'] > 0).mean() > 0.6
+    model = unified.build(config, tokenizer.size)
+    assert model.drawn == (16 if config.model.space == 'vae' else 3 * config.data.patch**2)
+    assert np.isfinite(flops.train_step(config, tokenizer.size)) and jax.devices()
