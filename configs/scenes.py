@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from configs import base
 from rf_jax.runtime.errors import choose
 
-# What the first stage does not bring along: the ends of what draws.
+# What draws, and learns at four times the rate.
+GENERATION = r'^(representation_|patch_|backbone/layers/(representation|pixels)(_\w+)?/)'
+# What the first stage does not bring along.
 NEW = (r'^(representation_|patch_)', r'^codebook$')
 
 
@@ -30,6 +32,7 @@ def first(config):
     )
     config.losses.flow = config.losses.representation = 0.0
     config.model.representation.kind = 'none'
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.rates = ()
 
 
@@ -43,6 +46,7 @@ def autoencoder(config):
     config.model.space = 'vae'
     config.losses.update(text=0.0, representation=0.0, flow=0.0, reconstruction=1.0, kl=1e-3)
     config.optimizer.freeze = (r'^(?!autoencoder/)',)
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.rates = ()
 
 
@@ -80,9 +84,9 @@ def continuous(config):
 
 def understanding(config):
     """Reference: goes on reading, draws nothing."""
-    steps = config.steps
+    steps, rate = config.steps, config.optimizer.learning_rate
     first(config)
-    config.steps = steps
+    config.steps, config.optimizer.learning_rate = steps, rate
 
 
 def generation(config):
@@ -152,7 +156,7 @@ ARMS = {
     'understanding': Arm(understanding),
     'generation': Arm(generation),
     'frozen': Arm(frozen),
-    **{f'codes_{count}': Arm(codes(count)) for count in (32, 256)},
+    **{f'codes_{count}': Arm(codes(count)) for count in (32, 128)},
     **{f'quantizer_{mode}': Arm(quantizer(mode)) for mode in ('printed', 'sinkhorn', 'nearest')},
     'pool_1': Arm(pool(1)),
     **{f'split_{kind}': Arm(split(kind)) for kind in ('full', 'none')},
@@ -179,14 +183,19 @@ def get_config(variant: str = 'pixel_rf'):
     config.tokenizer.vocabulary = 512
     backbone, encoder = config.model.backbone, config.model.encoder
     backbone.layers, backbone.width, backbone.feedforward = 4, 128, 384
-    encoder.layers = 3
-    encoder.registers = 1
+    # With a layer scale of 1 and one register the first stage kept the whole scene in patches of
+    # bare ground: 3.0 bits of a token were explained by nothing under it (64 codes), here 1.5.
+    encoder.layer_scale = 0.1
     representation = config.model.representation
-    representation.codes = 64
+    # 42 looks and the ground. Drawn at random, most prototypes stood for ground and 65 % of the
+    # looks shared theirs; far from each other, none did.
+    representation.codes = 48
     representation.frame = 8
     representation.quantizer.mode = 'nearest'
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.rates = ()
+    representation.quantizer.data_init = 'spread'
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.rates = ((GENERATION, 4.0),)  # as the paper has it
+    config.flow.time_mean, config.flow.time_std, config.flow.shift = -0.4, 1.0, 4.0
     config.ema.decay = config.ema.encoder_decay = 0.998
     config.flow.base_pixels = 48 * 48
     config.checkpoint.every = 500

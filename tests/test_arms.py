@@ -28,7 +28,7 @@ MAY = {
     'generation': (*SEES, *READING, FREEZE),
     'frozen': (FREEZE,),
     'codes_32': ('model.representation.codes',),
-    'codes_256': ('model.representation.codes',),
+    'codes_128': ('model.representation.codes',),
     'quantizer_printed': ('model.representation.quantizer.mode',),
     'quantizer_sinkhorn': ('model.representation.quantizer.mode',),
     'quantizer_nearest': ('model.representation.quantizer.mode',),
