@@ -12,9 +12,11 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # one seed fixes data order, initial weights, noise and samples
     # Workdirs of other runs, comma-separated, whose weights to start from: each parameter comes
-    # from the first that has it in this shape.
+    # from the first that has it.
     config.initialise_from = ''
     config.initialise_new = ()  # regexes of parameters that are born new all the same
+    # (regex, replacement) on the path of a parameter: the path under which its first value stands.
+    config.initialise_as = ()
     config.steps = 1000  # optimizer steps of the whole run
     config.compute_dtype = 'float32'  # activations; parameters and float32 islands stay float32
 
@@ -26,7 +28,7 @@ def get_config() -> ConfigDict:
     # Draws per kind of sample; a task that no source can serve stops the start.
     data.tasks = ConfigDict({'text_to_image': 1.0, 'image_to_text': 1.0, 'text_only': 0.0})
     # Tokens that a row holds, by stream. A picture takes height/patch x width/patch pixel tokens,
-    # a quarter as many representation tokens plus one, a quarter as many vision tokens.
+    # for each pool x pool of them a representation token, plus one, a quarter as many vision tokens.
     data.capacity = ConfigDict({'text': 32, 'vision': 8, 'representation': 5, 'pixels': 16})
     data.capacity.vision_pictures = 2  # pictures seen in a row
     data.capacity.pixel_pictures = 1  # pictures drawn in a row
@@ -147,6 +149,9 @@ def get_config() -> ConfigDict:
     denoiser = model.denoiser = ConfigDict()
     denoiser.bottleneck = 0  # JiT's low-rank patch embedding; 0 is one full linear layer
     denoiser.time_features = 256  # sinusoids of the time embedding
+    # Add fixed sinusoids of row and column to noisy patches, as JiT and BAGEL do: rotary positions
+    # alone tell a patch where others stand, not which part of a representation token it is.
+    denoiser.sinusoids = False
 
     flow = config.flow = ConfigDict()
     flow.time_mean = -0.8  # t = sigmoid(N(mean, std)); JiT: -0.8, 0.8; paper: silent

@@ -18,6 +18,13 @@ from rf_jax.runtime.errors import choose
 
 # What draws, and learns at four times the rate.
 GENERATION = r'^(representation_|patch_|backbone/layers/(representation|pixels)(_\w+)?/)'
+# A drawing group begins as the group that reads: in the paper all come from the language model.
+GROUPS = ((r'^backbone/layers/(representation|pixels)', 'backbone/layers/understanding'),)
+# The same where the first stage has one attention, and the arm one for each group.
+SPLIT = (
+    (r'/understanding_(attention|output)/', r'/\1/'),
+    (r'/understanding/norm/', '/ffn_norm/'),
+)
 # What the first stage does not bring along.
 NEW = (r'^(representation_|patch_)', r'^codebook$')
 
@@ -26,12 +33,8 @@ def first(config):
     """Understanding alone: captions and questions, and text."""
     config.steps = 1500
     config.data.rows = 24
-    config.data.tasks.update(text_to_image=0.0, image_to_text=1.0, text_only=0.0)
-    config.data.capacity.update(
-        text=72, vision=27, vision_pictures=3, representation=0, pixels=0, pixel_pictures=0
-    )
-    config.losses.flow = config.losses.representation = 0.0
-    config.model.representation.kind = 'none'
+    understanding(config)
+    config.data.capacity.update(text=72, vision=27, vision_pictures=3)
     config.optimizer.learning_rate = 2e-3
     config.optimizer.rates = ()
 
@@ -84,9 +87,10 @@ def continuous(config):
 
 def understanding(config):
     """Reference: goes on reading, draws nothing."""
-    steps, rate = config.steps, config.optimizer.learning_rate
-    first(config)
-    config.steps, config.optimizer.learning_rate = steps, rate
+    config.data.tasks.text_to_image = 0.0
+    config.data.capacity.update(representation=0, pixels=0, pixel_pictures=0)
+    config.losses.flow = config.losses.representation = 0.0
+    config.model.representation.kind = 'none'
 
 
 def generation(config):
@@ -125,11 +129,13 @@ def pool(side: int):
     return change
 
 
-def split(kind: str):
-    def change(config):
-        config.model.backbone.split = kind
+def split_full(config):
+    config.model.backbone.split = 'full'
+    config.initialise_as = (*GROUPS, *SPLIT)
 
-    return change
+
+def split_none(config):
+    config.model.backbone.split = 'none'
 
 
 def _latents(config):
@@ -157,9 +163,10 @@ ARMS = {
     'generation': Arm(generation),
     'frozen': Arm(frozen),
     **{f'codes_{count}': Arm(codes(count)) for count in (32, 128)},
-    **{f'quantizer_{mode}': Arm(quantizer(mode)) for mode in ('printed', 'sinkhorn', 'nearest')},
+    **{f'quantizer_{mode}': Arm(quantizer(mode)) for mode in ('printed', 'sinkhorn')},
     'pool_1': Arm(pool(1)),
-    **{f'split_{kind}': Arm(split(kind)) for kind in ('full', 'none')},
+    'split_full': Arm(split_full),
+    'split_none': Arm(split_none),
     'scratch_pixel': Arm(pixel, ()),
     'scratch_pixel_rf': Arm(pixel_rf, ()),
 }
@@ -193,14 +200,17 @@ def get_config(variant: str = 'pixel_rf'):
     representation.frame = 8
     representation.quantizer.mode = 'nearest'
     representation.quantizer.data_init = 'spread'
+    # Without them patches had the content of their token but did not know which quarter of it.
+    config.model.denoiser.sinusoids = True
     config.optimizer.learning_rate = 5e-4
     config.optimizer.rates = ((GENERATION, 4.0),)  # as the paper has it
     config.flow.time_mean, config.flow.time_std, config.flow.shift = -0.4, 1.0, 4.0
     config.ema.decay = config.ema.encoder_decay = 0.998
     config.flow.base_pixels = 48 * 48
     config.checkpoint.every = 500
-    config.evaluation.samples = 0
-    arm.change(config)
+    config.evaluation.samples = 96
     if arm.needs:
-        config.initialise_new = NEW
+        config.initialise_new, config.initialise_as = NEW, GROUPS
+        config.ema.warmup = False  # the average goes on from that of the first stage
+    arm.change(config)
     return config

@@ -108,6 +108,7 @@ def empty(capacity: Mapping[str, int], channels: int) -> dict[str, np.ndarray]:
     representation_weight         float32[R]
     pixels                        uint8[P, C]; pixel_weight float32[P]
     pixel_picture, vision_picture int32[P], int32[4V]  picture within the row, -1 none
+    pixel_cells                   int32[P, 2]    row and column of a patch in its picture
     pixel_coords, vision_coords   float32[P, 2], float32[4V, 2]  in [-1, 1] over the picture
     vision_pixels                 uint8[4V, C]
     pixel_counts, vision_counts   int32[pixel_pictures], int32[vision_pictures]  patches, 0 none
@@ -130,6 +131,7 @@ def empty(capacity: Mapping[str, int], channels: int) -> dict[str, np.ndarray]:
         'pixels': np.zeros((p, channels), np.uint8),
         'pixel_weight': np.zeros(p, np.float32),
         'pixel_picture': np.full(p, -1, np.int32),
+        'pixel_cells': np.zeros((p, 2), np.int32),
         'pixel_coords': np.zeros((p, 2), np.float32),
         'vision_pixels': np.zeros((4 * v, channels), np.uint8),
         'vision_picture': np.full(4 * v, -1, np.int32),
@@ -270,6 +272,7 @@ class Row:
         position = np.concatenate([np.full((len(cells), 1), order), frame + cells], 1)
         self._place(where, NEVER, reach, self.blocks, position)
         self.arrays['pixel_weight'][within] = 1
+        self.arrays['pixel_cells'][within] = cells
         self._picture('pixel', cells, span)
 
 

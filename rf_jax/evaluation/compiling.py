@@ -159,8 +159,9 @@ def kernel_flops(config, row: Mapping[str, np.ndarray], chips: int):
         name, _, where = label.partition(' ')
         if name not in KERNELS:
             return None
-        tower = 'pixels' if 'features' in where else 'vision' if 'encoder' in where else 'backbone'
-        return KERNELS[name] * each[tower]
+        seen = 'autoencoder' not in where and 'encoder' in where
+        tower = 'pixels' if 'features' in where else 'vision' if seen else 'backbone'
+        return None if 'autoencoder' in where else KERNELS[name] * each[tower]
 
     return of
 

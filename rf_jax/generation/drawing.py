@@ -79,7 +79,7 @@ def draw_pixels(model: Unified, config, options: Options, params, rows, caches, 
     def predict(z, t):
         """Guided clean patches of z [B, P, Z] at t [B, P]."""
         tiled = (jnp.concatenate([a] * len(branches)) for a in (z, t))
-        x = model.apply({'params': params}, *tiled, method='embed_patches')
+        x = model.apply({'params': params}, *tiled, batch['pixel_cells'], method='embed_patches')
         x = cached.after(model, params, batch, cache, x, (0, 0, patches))
         x = model.apply({'params': params}, x, method='predict')
         x = dict(zip(branches, jnp.split(x, len(branches))))

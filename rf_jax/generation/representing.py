@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rf_jax.generation import cached, guidance
+from rf_jax.models import quantizer
 from rf_jax.models.unified import Unified
 from rf_jax.runtime.errors import choose
 
@@ -62,9 +63,16 @@ def _codes(model, options, params, batch: Arrays, contexts, keys):
 
 
 def _features(model, options, params, batch: Arrays, contexts, keys):
-    """As predicted: float32 [B, N, Denc]."""
-    begin = jnp.zeros((keys.shape[0], model.config.encoder.width))
-    return _write(model, options, params, batch, contexts, begin, lambda found, _: found)
+    """As predicted, with the norm that features have in training, which guidance would leave:
+    float32 [B, N, Denc].
+    """
+    width = model.config.encoder.width
+    begin = jnp.zeros((keys.shape[0], width))
+
+    def pick(found, _):
+        return width**0.5 * quantizer.normalise(found)
+
+    return _write(model, options, params, batch, contexts, begin, pick)
 
 
 def _nothing(model, options, params, batch: Arrays, contexts, keys):

@@ -84,16 +84,16 @@ def started_from(current: State, saved: Sequence, config) -> State:
         # A name for the codebook too, that `initialise_new` can match.
         whole = {name: getattr(current, name)} if name == 'codebook' else getattr(current, name)
         others = [{name: tree[name]} if name == 'codebook' else tree[name] for tree in saved]
-        where = f'{config.initialise_from}: {name}'
-        found[name] = replaced(whole, others, where, config.initialise_new)
+        found[name] = replaced(whole, others, config, name)
     return current.replace(**found | {'codebook': found['codebook']['codebook']})
 
 
-def replaced(current, saved: Sequence, name: str, new: Sequence[str] = ()):
+def replaced(current, saved: Sequence, config, name: str):
     """`current` with the values of numpy trees, sharded as before.
 
-    Each leaf comes from the first of `saved` that has it in its shape; those whose path matches a
-    regex of `new` stay. Raises UserError listing what none has.
+    Each leaf comes from the first of `saved` that has its path, as `initialise_as` rewrites it;
+    those whose path matches a regex of `initialise_new` stay. Raises UserError listing those that
+    none has, or has in another shape.
     """
 
     def named(tree):
@@ -101,20 +101,21 @@ def replaced(current, saved: Sequence, name: str, new: Sequence[str] = ()):
 
     others, leaves, wrong = [named(tree) for tree in saved], [], []
     for path, leaf in named(current).items():
-        if any(re.search(pattern, path) for pattern in new):
+        if any(re.search(pattern, path) for pattern in config.initialise_new):
             leaves.append(leaf)
             continue
-        found = [other[path] for other in others if path in other]
-        fitting = [value for value in found if value.shape == leaf.shape]
-        if fitting:
-            leaves.append(jax.device_put(fitting[0].astype(leaf.dtype), leaf.sharding))
+        sought = path
+        for pattern, replacement in config.initialise_as:
+            sought = re.sub(pattern, replacement, sought)
+        value = next((other[sought] for other in others if sought in other), None)
+        if value is None or value.shape != leaf.shape:
+            has = 'absent' if value is None else f'{value.shape}'
+            wrong.append(f'{sought}: {has}, expected {leaf.shape}')
         else:
-            has = f'{found[0].shape}' if found else 'absent'
-            wrong.append(f'{path}: {has}, expected {leaf.shape}')
+            leaves.append(jax.device_put(value.astype(leaf.dtype), leaf.sharding))
     if wrong:
-        shown = '; '.join(wrong[:10])
         raise UserError(
-            f'initialise_from={name} does not fit this config ({len(wrong)}): {shown}. '
-            'initialise_new names what shall be born new'
+            f'initialise_from={config.initialise_from}: {name} does not fit this config '
+            f'({len(wrong)}): {"; ".join(wrong[:10])}. initialise_new names what shall be born new'
         )
     return jax.tree.unflatten(jax.tree.structure(current), leaves)

@@ -25,18 +25,29 @@ class TimeEmbedding(nn.Module):
         return Dense(self.width, True, name='down')(nn.silu(x))
 
 
+def sinusoids(cells: jax.Array, width: int) -> jax.Array:
+    """Fixed 2D positions: cells int32 [..., 2] -> float32 [..., D], half for rows, half for columns
+    (Vaswani et al. 2017 for each).
+    """
+    frequency = 10_000.0 ** -(jnp.arange(width // 4, dtype=jnp.float32) / (width // 4))
+    angles = cells[..., None].astype(jnp.float32) * frequency
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1).reshape(*cells.shape[:-1], -1)
+
+
 class PatchIn(nn.Module):
-    """Noisy patches [B, P, C] and their times [B, P] -> tokens [B, P, D]."""
+    """Noisy patches [B, P, C], their times [B, P] and cells [B, P, 2] -> tokens [B, P, D]."""
 
     config: object
     width: int
 
     @nn.compact
-    def __call__(self, z: jax.Array, t: jax.Array) -> jax.Array:
+    def __call__(self, z: jax.Array, t: jax.Array, cells: jax.Array) -> jax.Array:
         x = z
         if self.config.bottleneck:
             x = Dense(self.config.bottleneck, name='bottleneck')(x)
         x = Dense(self.width, True, name='patch')(x)
+        if self.config.sinusoids:
+            x = x + sinusoids(cells, self.width).astype(x.dtype)
         return x + TimeEmbedding(self.config.time_features, self.width, name='time')(t).astype(
             x.dtype
         )

@@ -69,7 +69,7 @@ class Unified(nn.Module):
             self.embed_text(batch['text_tokens']),
             self.embed_vision(batch),
             self.embed_representation(tokens, batch['cells']),
-            self.embed_patches(z, t),
+            self.embed_patches(z, t, batch['pixel_cells']),
         )
         sizes = text, vision, representation, pixels = [s.shape[1] for s in streams]
         x = self.cut.join([self.cut.lay(s) for s in streams])
@@ -131,9 +131,9 @@ class Unified(nn.Module):
         """Codes int32 [B, n] or features [B, n, Denc], and cells [B, n, 2] -> [B, n, D]."""
         return self.representation_embed(tokens, cells).astype(self.dtype)
 
-    def embed_patches(self, z, t) -> jax.Array:
-        """[B, P, C], [B, P] -> [B, P, D]."""
-        return self.patch_in(z.astype(self.dtype), t)
+    def embed_patches(self, z, t, cells) -> jax.Array:
+        """[B, P, Z], [B, P], [B, P, 2] -> [B, P, D]."""
+        return self.patch_in(z.astype(self.dtype), t, cells)
 
     def text_logits(self, x) -> jax.Array:
         """[B, T, D] -> float32 [B, T, V]."""
