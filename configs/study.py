@@ -32,9 +32,11 @@ def get_config(variant: str = '') -> ConfigDict:
     study = ConfigDict()
     # File with ARMS and STAGES, name -> the stages that it `needs` first, and get_config(name).
     study.runs = 'configs/scenes.py'
-    study.arms = 'pixel_rf,pixel,vae_rf,vae'  # comma-separated; differences are to the first
+    study.arms = (
+        'pixel_rf,pixel,vae_rf,vae'  # comma-separated; the first is what others are compared with
+    )
     study.seeds = 3  # every arm is trained from seeds 0, 1, ..., seeds - 1
-    study.steps = 3000  # at which arms are compared; cheaper arms go on to the dearest's FLOPs
+    study.steps = 3000  # at which arms are compared; cheaper arms go on to the first's FLOPs
     study.first_steps = 1500  # of the understanding stage that arms start from, once a seed
     study.autoencoder_steps = 1500  # of the autoencoder of vae and vae_rf, once a seed
     study.prompts = 50  # per category, seen and held out each; GenEval has about 90

@@ -93,7 +93,7 @@ def test_cached_drawing_equals_the_full_forward(sampler, split):
 
     @jax.jit
     def after(params, row, cache):
-        x = model.apply({'params': params}, z, t, method='embed_patches')
+        x = model.apply({'params': params}, z, t, row['pixel_cells'], method='embed_patches')
         x = cached.after(model, params, row, cache, x, (0, 0, 16))
         return model.apply({'params': params}, x, method='predict')
 

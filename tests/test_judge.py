@@ -130,7 +130,7 @@ def test_noise_and_bare_grounds_show_nothing():
     for grey in (0, 25, 85, 255):
         assert judge.find(np.full((24, 24, 3), grey, np.uint8)) == []
     for i in range(20):
-        scene = scenes.with_objects(scenes.make(0, i, scenes.RUNGS['crowded']), [])
+        scene = replace(scenes.make(0, i, scenes.RUNGS['crowded']), objects=())
         assert judge.find(scene_pictures.render(scene, 48)) == []
 
 

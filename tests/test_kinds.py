@@ -9,10 +9,11 @@ import pytest
 from shrink import quick_compilation, tiny_run
 
 from rf_jax.data import cells, layout
+from rf_jax.data.spans import TOKENS
 from rf_jax.generation import cached, drawing, guidance, representing
 from rf_jax.generation.sampler import Request, Sampler
 from rf_jax.learning import losses, optimizer, step, targets
-from rf_jax.models import quantizer
+from rf_jax.models import quantizer, representation
 from rf_jax.runtime.errors import UserError
 
 KIND = 'model.representation.kind'
@@ -27,7 +28,7 @@ VARIANTS = {
     'latents': {'model.space': 'vae', 'optimizer.freeze': (r'^autoencoder/',)},
     'plain latents': {KIND: 'none', 'data.capacity.representation': 0, 'model.space': 'vae',
                       'optimizer.freeze': (r'^autoencoder/',)},
-    'undivided': {'model.backbone.split': 'none'},
+    'undivided': {'model.backbone.split': 'none', 'model.denoiser.sinusoids': True},
 }  # fmt: skip
 AUTOENCODER = {
     KIND: 'none',
@@ -112,7 +113,7 @@ def test_drawing_with_a_cache_equals_the_training_forward(variant):
         outputs = {}
         for branch, row in rows.items():
             outputs[branch], z, t = jax.jit(lambda p, row=row: full(run, p, row, tokens))(params)
-            x = model.apply({'params': params}, z, t, method='embed_patches')
+            x = model.apply({'params': params}, z, t, row['pixel_cells'], method='embed_patches')
             x = cached.after(model, params, row, caches[branch[0]], x, (0, 0, x.shape[1]))
             found = model.apply({'params': params}, x, method='predict')
             np.testing.assert_allclose(found, outputs[branch]['x'], atol=2e-4)
@@ -246,11 +247,17 @@ def test_a_picture_is_decoded_from_its_own_latents(tmp_path):
         ({KIND: 'alignment', 'model.representation.layer': 3}, r'layer=3 must be 1 \.\. .*=2'),
         ({'model.space': 'vae'}, r"optimizer\.freeze.*'\^autoencoder/'"),
         ({'losses.reconstruction': 1.0}, r"losses\.reconstruction.*model\.space='vae'"),
+        (AUTOENCODER | {'losses.flow': 1.0}, 'latents that move'),
     ],
 )
 def test_what_cannot_work_is_said(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         tiny_run(tmp_path, changes)
+
+
+def test_every_floor_knows_the_same_kinds():
+    for table in (TOKENS, targets.KINDS, losses.REPRESENTATION, representing.KINDS):
+        assert list(table) == list(representation.KINDS)
 
 
 def test_codes_of_every_pool_are_the_nearest_prototypes(tmp_path):

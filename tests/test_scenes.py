@@ -159,7 +159,7 @@ def test_the_nearer_object_hides_the_farther():
     middle = scene_pictures.render(pair, 50)[25, 25]
     assert tuple(middle) == COLOURS['blue']
     assert scene_pictures.segmentation(pair, 50)[25, 25] == 2
-    turned = scenes.with_objects(pair, pair.objects[::-1])
+    turned = replace(pair, objects=pair.objects[::-1])
     assert tuple(scene_pictures.render(turned, 50)[25, 25]) == COLOURS['red']
 
 
@@ -181,7 +181,7 @@ def test_texture_and_clutter_are_seen():
     inside = scene_pictures.segmentation(plain, 64) == 1
     for texture in scenes.TEXTURES[1:]:
         drawn = scene_pictures.render(
-            scenes.with_objects(plain, [replace(plain.objects[0], texture=texture)]), 64
+            replace(plain, objects=(replace(plain.objects[0], texture=texture),)), 64
         )
         assert drawn[inside][:, 0].std() > flat[inside][:, 0].std() + 20
         assert (drawn[~inside] == flat[~inside]).mean() > 0.9

@@ -298,21 +298,21 @@ def test_another_study_is_refused_by_its_fields(finished):
 def test_arms_and_seeds_may_be_added(finished):
     config, workdir = finished
     more = config.copy_and_resolve_references()
-    more.arms, more.seeds = 'half,double,whole', 2
+    more.arms, more.seeds = 'whole,double,half', 2
     study_plan.check_recorded(more, workdir)
     pieces = study_plan.plan(more, workdir, study_plan.load_arms(more.runs))
     for piece in pieces:
         study_plan.check_run(piece)
     ends = {(p.name, p.seed): (p.steps, p.last, p.finished) for p in pieces}
     assert list(ends) == [
-        (name, seed) for seed in (0, 1) for name in ('first', 'half', 'double', 'whole')
+        (name, seed) for seed in (0, 1) for name in ('first', 'whole', 'double', 'half')
     ]
     assert ends['first', 0] == (2, 2, True), 'a stage is trained once'
-    # The dearer arm raises what equal FLOPs are: finished arms go on, they do not start again.
-    assert ends['half', 0] == (4, 16, False) and ends['whole', 0] == (4, 8, False)
-    half = pieces[1]
-    assert half.score(8) is None, 'a point of the curve now, which asks less'
-    assert half.score(4)
+    assert ends['half', 0] == (4, 8, True) and ends['whole', 0] == (4, 4, True)
+    assert ends['double', 0] == (4, 4, False), 'a dearer arm moves no end'
+    more.arms = 'half,double,whole'
+    with pytest.raises(UserError, match=r'arms is .* and was'):
+        study_plan.check_recorded(more, workdir)
 
 
 def test_a_changed_arm_is_refused(finished, tmp_path):

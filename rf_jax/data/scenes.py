@@ -5,7 +5,7 @@ Coordinates are shares of the picture's side: x to the right, y downwards, both 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -224,8 +224,3 @@ def _pick(rng: np.random.Generator, choices: Sequence, weights: Sequence[float] 
     if not weights:
         return choices[int(rng.integers(len(choices)))]
     return choices[int(np.searchsorted(np.cumsum(weights), rng.random() * sum(weights)))]
-
-
-def with_objects(scene: Scene, objects: Sequence[Object]) -> Scene:
-    """The same ground with other objects."""
-    return replace(scene, objects=tuple(objects))

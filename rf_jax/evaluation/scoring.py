@@ -6,8 +6,16 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from rf_jax.data import sources
-from rf_jax.evaluation import compositional, distances, inspection, prompts, understanding
+from rf_jax.data import images, pipeline, sources
+from rf_jax.evaluation import (
+    code_content,
+    compositional,
+    distances,
+    inspection,
+    prompts,
+    reconstruction,
+    understanding,
+)
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError, require
 
@@ -46,9 +54,9 @@ class Score:
     """`values`: for JSON. `shown`: {side: uint8 [n, h, w, 3]}, a few pictures of each category.
 
     values['generation'][side][category]: 'prompts' and 'correct', a list of 1 or 0 for each;
-    values['understanding'][kind]: see understanding.evaluate; values['distances']: numbers;
-    values['codebook']: 'used' (share of the prototypes) and 'perplexity'; values['shown'][side]:
-    prompts. What a run does not train is empty.
+    values['understanding'][kind]: see understanding.evaluate; values['distances'],
+    values['codebook'] and values['autoencoder']: numbers; values['shown'][side]: prompts. What a
+    run does not train is empty.
     """
 
     values: dict
@@ -90,9 +98,10 @@ def score(
     config = sampler.config
     source = new_scenes(config)
     values: dict = {'generation': {}, 'understanding': {}, 'distances': {}, 'codebook': {}}
+    values['autoencoder'] = {}
     values['shown'] = shown = {}
     pictures: dict[str, np.ndarray] = {}
-    if config.data.tasks.get('text_to_image', 0) > 0:
+    if config.data.tasks.get('text_to_image', 0) > 0 and config.losses.flow:
         for side in SIDES if amount.prompts else ():
             asked = prompts.prompt_set(side, source.rung, amount.prompts)
             check_tokenizer(sampler, [prompt.text for prompt in asked])
@@ -103,12 +112,16 @@ def score(
             shown[side] = [asked[i].text for i in chosen]
             pictures[side] = np.stack([drawn[i][0] for i in chosen])
         if amount.captions:
-            real = [source.picture(i) for i in range(amount.captions)]
+            side = pipeline.fitted(source.size, source.size, config)
+            real = [images.resize(source.picture(i), *side) for i in range(amount.captions)]
             captions = [source.record(i).captions[0] for i in range(amount.captions)]
             made = sampler.draw([sampler.request(text, seed) for text in captions])
             values['distances'] = distances.distances(made, real)
         if codebook is not None and amount.captions and has_codes(config):
-            values['codebook'] = use_of_codebook(sampler, codebook, real)
+            scenes = [source.scene(i) for i in range(amount.captions)]
+            values['codebook'] = use_of_codebook(sampler, codebook, real, scenes)
+    if config.losses.reconstruction and amount.captions:
+        values['autoencoder'] = reconstruction.evaluate(sampler, source, amount.captions)
     if config.data.tasks.get('image_to_text', 0) > 0 and amount.questions:
         values['understanding'] = understanding.evaluate(sampler, source, amount.questions)
     return Score(values, pictures)
@@ -130,15 +143,22 @@ def has_codes(config) -> bool:
     return config.model.representation.kind == 'forcing'
 
 
-def use_of_codebook(sampler: Sampler, codebook: np.ndarray, pictures) -> dict[str, float]:
-    """What the pictures are given of the K prototypes: the share used, and the perplexity (1 to K:
-    as many, evenly used, would have the same entropy).
+def use_of_codebook(sampler: Sampler, codebook: np.ndarray, pictures, scenes) -> dict[str, float]:
+    """What the pictures of scenes are given of the K prototypes, each the nearest: the share used,
+    the perplexity (1 to K: as many, evenly used, would have the same entropy), and in bits a token
+    what it tells of the look under it, of its place, and what the look leaves unexplained.
     """
     codes = inspection.Inspector(sampler, codebook).codes(pictures)
+    looks = [
+        code_content.labels(scene, len(picture), len(code))
+        for scene, picture, code in zip(scenes, pictures, codes)
+    ]
+    content = code_content.measure(codes, looks)
     counts = np.bincount(np.concatenate([each.ravel() for each in codes]), minlength=len(codebook))
     share = counts[counts > 0] / counts.sum()
     perplexity = float(np.exp(-(share * np.log(share)).sum()))
-    return {'used': float((counts > 0).mean()), 'perplexity': perplexity}
+    told = {name: getattr(content, name) for name in ('shared', 'place', 'unexplained')}
+    return {'used': float((counts > 0).mean()), 'perplexity': perplexity} | told
 
 
 def _first_of_each(categories: Sequence[str]) -> list[int]:
@@ -175,6 +195,7 @@ def table(values: Mapping) -> str:
     if values['understanding']:
         parts.append(understanding.table(values['understanding']))
     numbers = values['distances'] | {f'codebook {k}': v for k, v in values['codebook'].items()}
+    numbers |= {f'reconstruction {k}': v for k, v in values['autoencoder'].items()}
     parts += [f'{name:28s} {value:.4g}' for name, value in numbers.items()]
     return '\n'.join(parts)
 
@@ -185,5 +206,6 @@ def line(values: Mapping) -> str:
     answers = [each for kind in values['understanding'].values() for each in kind['correct']]
     parts += [f'understanding {np.mean(answers):.3f}'] if answers else []
     parts += [f'{name} {value:.3g}' for name, value in values['distances'].items()]
-    parts += [f'codebook {name} {value:.3g}' for name, value in values['codebook'].items()]
+    for part in ('codebook', 'autoencoder'):
+        parts += [f'{part} {name} {value:.3g}' for name, value in values[part].items()]
     return ' | '.join(parts) or 'nothing to score'

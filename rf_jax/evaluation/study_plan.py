@@ -141,14 +141,14 @@ def check_recorded(study, folder: Path) -> None:
     if differ:
         raise UserError(
             f'--workdir={folder} holds a study of another config: {"; ".join(differ)}. Nothing '
-            'was changed; give another folder (only arms and seeds may be added)'
+            'was changed; give another folder (only seeds, and arms after the first, may be added)'
         )
 
 
 def _grown(field: str, before, now) -> bool:
     if field == 'arms':
         before, now = (names(ConfigDict({'arms': value})) for value in (before, now))
-        return set(before) <= set(now)
+        return set(before) <= set(now) and before[:1] == now[:1]  # the first is the reference
     return before <= now
 
 
@@ -183,13 +183,13 @@ def plan(study, folder: Path, arms: Arms) -> list[Piece]:
     tokenizer = loop.find_tokenizer(first, folder, found)
     workdir.write_run_files(folder, {'tokenizer.model': tokenizer.model_bytes})
     cost = {name: flops.train_step(config, tokenizer.size) for name, config in configs.items()}
-    dearest = max(cost[name] for name in chosen)
+    reference = cost[chosen[0]]  # not the dearest: a new arm must not move the ends of old ones
     pieces: dict[tuple[str, int], Piece] = {}
     for seed in range(study.seeds):
         for name in _with_needs(chosen, arms.needs):
             is_stage = name in arms.stages
             steps = study[f'{name}_steps'] if is_stage else study.steps
-            last = steps if is_stage else equal_flops_steps(steps, cost[name], dearest)
+            last = steps if is_stage else equal_flops_steps(steps, cost[name], reference)
             config = configs[name].copy_and_resolve_references()
             config.seed, config.steps = seed, last
             config.initialise_from = ','.join(
@@ -215,9 +215,11 @@ def plan(study, folder: Path, arms: Arms) -> list[Piece]:
     return list(pieces.values())
 
 
-def equal_flops_steps(steps: int, own: float, dearest: float) -> int:
-    """Fewest steps in which a step of `own` FLOPs spends what `steps` of `dearest` do."""
-    return max(steps, math.ceil(steps * dearest / own - 1e-6))
+def equal_flops_steps(steps: int, own: float, reference: float) -> int:
+    """Fewest steps, but no less than `steps`, in which an arm of `own` FLOPs a step spends what
+    `steps` of `reference` do.
+    """
+    return max(steps, math.ceil(steps * reference / own - 1e-6))
 
 
 def _with_needs(chosen: Sequence[str], needs: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -233,8 +235,8 @@ def _with_needs(chosen: Sequence[str], needs: Mapping[str, tuple[str, ...]]) -> 
 
 def _points(study, last: int, is_stage: bool) -> dict[int, Amount]:
     """{step: how much is scored there}: all at the equal steps and at the end, less between."""
-    if is_stage:  # they do not draw
-        return {last: Amount(prompts=0, pictures=0, captions=0, questions=study.questions)}
+    if is_stage:  # they do not draw; an autoencoder gives pictures back
+        return {last: Amount(0, 0, study.captions, study.questions)}
     full = Amount(study.prompts, study.pictures, study.captions, study.questions)
     few = Amount(study.curve.prompts, 1, 0, min(study.curve.prompts, study.questions))
     every = study.steps // study.curve.points
@@ -255,4 +257,5 @@ def _config(study, arms: Arms, name: str) -> ConfigDict:
             config.update_from_flattened_dict({field: value})
         except (TypeError, ValueError) as error:
             raise UserError(f'overrides: {change!r}: {error}') from None
+    checks.check(config)
     return config

@@ -84,7 +84,7 @@ def report(study, pieces: Sequence[Piece], scores, pictures: Sequence[str]) -> s
             parts.append(f'{told}\n\n{_categories(groups, side)}')
     parts += ['## Understanding at equal steps', _understanding(equal_steps)]
     parts += ['## Understanding at equal FLOPs', _understanding(equal_flops)]
-    parts += ['## Distances and codebook at equal FLOPs', _numbers(equal_flops)]
+    parts += ['## Distances, codebook and autoencoder at equal FLOPs', _numbers(equal_flops)]
     parts += ['## Budget', _budget(order, pieces, scores)]
     for name in pictures:
         parts += [f'![{name}]({name})', _legend(name, equal_flops)]
@@ -99,7 +99,7 @@ def _opening(study, pieces: Sequence[Piece]) -> str:
         '# Study',
         f'{done} of {len(pieces)} runs are finished.' if done < len(pieces) else '',
         f'Arms {", ".join(names(study))}; {study.seeds} seed(s); compared at {study.steps} steps, '
-        'and where each arm has spent the FLOPs of the dearest. '
+        'and where each arm has spent the FLOPs of the first; dearer arms end with more. '
         f'{study.prompts} prompts a category, {study.pictures} pictures each, judged from pixels; '
         f'{study.questions} questions a kind on new scenes. {machine}.',
         'Rates are means over seeds with 95 % intervals from a bootstrap over seeds and prompts, '
@@ -186,14 +186,14 @@ def _understanding(groups) -> str:
 
 
 def _numbers(groups) -> str:
-    """Distances and use of the codebook: mean over seeds, each seed in brackets."""
+    """Distances, codebook and autoencoder: mean over seeds, each seed in brackets."""
     columns: dict[str, None] = {}
     found: dict[str, dict[str, list[float]]] = {}
     for name, group in groups.items():
         for _, score in group:
-            for part in ('distances', 'codebook'):
+            for part in ('distances', 'codebook', 'autoencoder'):
                 for key, value in score[part].items():
-                    column = key if part == 'distances' else f'codebook {key}'
+                    column = key if part == 'distances' else f'{part} {key}'
                     columns[column] = None
                     found.setdefault(name, {}).setdefault(column, []).append(value)
     rows = [[name, *(_mean(each.get(c, ())) for c in columns)] for name, each in found.items()]

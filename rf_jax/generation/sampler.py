@@ -61,7 +61,13 @@ class Sampler:
         tokenizer = Tokenizer.load(workdir / 'tokenizer.model')
         _, saved = checkpoint.restore_numpy(workdir / 'checkpoints', step, only='ema')
         params = jax.tree.map(jnp.asarray, saved['ema'])
-        return cls(config, unified.build(config, tokenizer.size), params, tokenizer)
+        try:
+            return cls(config, unified.build(config, tokenizer.size), params, tokenizer)
+        except (AttributeError, KeyError) as error:
+            raise UserError(
+                f'{path} was written by another version of rf_jax: {error}. Add the field as '
+                'configs/base.py has it'
+            ) from None
 
     def options(self, **changes) -> drawing.Options:
         """`config.sampling` with changes; None changes nothing."""

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from rf_jax.data import spans
 from rf_jax.learning import flow, optimizer
+from rf_jax.models import autoencoder
 from rf_jax.runtime import sharding
 from rf_jax.runtime.errors import UserError, choose, require
 
@@ -28,6 +30,8 @@ def check(config) -> None:
     ):
         require(flat[field] >= 1, f'{field}={flat[field]} must be at least 1')
     require(any(config.losses.values()), 'all weights of losses are 0: nothing would be learned')
+    spans.pool_of(config)
+    choose('model.space', config.model.space, autoencoder.SPACES)
     learned = config.losses.reconstruction > 0
     latents = config.model.space == 'vae'
     require(
@@ -38,6 +42,11 @@ def check(config) -> None:
         not latents or learned or optimizer.frozen('autoencoder/', config.optimizer.freeze),
         "model.space='vae' draws in latents that must not move: set optimizer.freeze="
         "('^autoencoder/',), and initialise_from a run that learned them (losses.reconstruction)",
+    )
+    require(
+        not learned or not config.losses.flow,
+        'losses.reconstruction and losses.flow are both above 0: the flow would draw latents that '
+        'move; let one run learn the autoencoder, and another draw with it (initialise_from)',
     )
     for name in ('balance', 'router_z'):
         require(

@@ -59,6 +59,7 @@ def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
     """
     pairs = pairs or all_pairs(config)
     capacity, c, e = config.data.capacity, config.model.backbone, config.model.encoder
+    a = config.model.autoencoder
     row = sum(capacity[name] for name in ('text', 'vision', 'representation', 'pixels'))
     channels = config.data.patch**2 * 3
     latents = config.model.space == 'vae'
@@ -74,6 +75,10 @@ def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
     def frozen(path):
         return any(re.search(pattern, path) for pattern in config.optimizer.freeze)
 
+    asked = any(config.losses[name] for name in ('text', 'representation', 'flow'))
+    if not asked:  # the autoencoder learns alone: its two towers, forward and backward
+        learned = 2 * encoder(capacity.pixels, capacity.pixel_pictures, pairs.pixels, a)
+        return config.data.rows * 3 * learned
     backbone = row * backbone_token(config)
     backbone += 4.0 * c.layers * pairs.backbone * c.heads * c.head_dim
     heads = 2.0 * capacity.text * c.width * vocabulary
@@ -87,5 +92,5 @@ def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
     total += (1 if frozen('encoder/layers/query/kernel') else 3) * seen
     targets = capacity.pixels, capacity.pixel_pictures, pairs.pixels
     total += encoder(*targets) if config.model.representation.kind != 'none' else 0.0
-    total += encoder(*targets, config.model.autoencoder) if latents else 0.0
+    total += encoder(*targets, a) if latents else 0.0
     return config.data.rows * total

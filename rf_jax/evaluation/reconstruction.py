@@ -1,0 +1,36 @@
+"""What the autoencoder lets through: true scenes encoded, decoded and put to the judge."""
+
+import jax
+import numpy as np
+
+from rf_jax.data import images, layout
+from rf_jax.evaluation import judge
+from rf_jax.generation.sampler import Sampler
+
+
+def evaluate(sampler: Sampler, source, count: int) -> dict[str, float]:
+    """Of the first `count` scenes: `accepted`, the share whose caption the judge accepts after
+    encoding and decoding, a ceiling of what can be drawn; `error`, squared, of pixels in [-1, 1];
+    `latent_deviation`, standard deviation of the latents, which the flow's noise supposes to be
+    about 1.
+    """
+    model, patch, side = sampler.model, sampler.config.data.patch, source.size
+    grid = side // patch, side // patch
+    pictures = [source.picture(i) for i in range(count)]
+    rows = [[[layout.Pixels(*grid, images.patchify(picture, patch))]] for picture in pictures]
+    capacity = dict(zip(layout.SIZES, layout.size(rows[0][0]).tolist()))
+    batch = layout.place(rows, capacity, model.channels)
+    variables = {'params': sampler.params}
+    encode = jax.jit(lambda v, b: model.apply(v, b, method='clean'))
+    latents = encode(variables, batch)
+    decode = jax.jit(lambda v, z, b: model.apply(v, z, b, method='pixels'))
+    patches = np.asarray(decode(variables, latents, batch))
+    back = [images.unpatchify(each, side, side, patch) for each in patches]
+    error = [np.mean((a - b / 127.5 + 1) ** 2) for a, b in zip(back, pictures)]
+    shown = [np.clip((each + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8) for each in back]
+    claims = [source.captions(i)[0].claim for i in range(count)]
+    return {
+        'accepted': float(np.mean([judge.accepts(c, p) for c, p in zip(claims, shown)])),
+        'error': float(np.mean(error)),
+        'latent_deviation': float(np.asarray(latents).std()),
+    }
