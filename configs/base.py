@@ -28,7 +28,8 @@ def get_config() -> ConfigDict:
     # Draws per kind of sample; a task that no source can serve stops the start.
     data.tasks = ConfigDict({'text_to_image': 1.0, 'image_to_text': 1.0, 'text_only': 0.0})
     # Tokens that a row holds, by stream. A picture takes height/patch x width/patch pixel tokens,
-    # a representation token for each pool x pool of them, plus one, a quarter as many vision tokens.
+    # a representation token for each pool x pool of these, plus one; a quarter as many vision
+    # tokens.
     data.capacity = ConfigDict({'text': 32, 'vision': 8, 'representation': 5, 'pixels': 16})
     data.capacity.vision_pictures = 2  # pictures seen in a row
     data.capacity.pixel_pictures = 1  # pictures drawn in a row

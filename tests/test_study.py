@@ -97,6 +97,7 @@ def fingerprint(sampler, amount, codebook):
         'understanding': kinds,
         'distances': {'kid': float(rng.random())} if draws else {},
         'codebook': {} if codebook is None or not draws else {'used': float(rng.random())},
+        'autoencoder': {},
         'shown': {name: ['a red circle', 'two rings'] for name in scoring.SIDES} if draws else {},
     }
     pictures = {
