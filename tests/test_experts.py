@@ -181,7 +181,7 @@ def test_a_pool_for_each_group_or_one_for_all(split):
     def born(pool):
         model = backbone(pool, split)
         params = model.init(jax.random.key(0), x, position, mask, LENGTHS, live)['params']
-        y, losses, _ = model.apply({'params': params}, x, position, mask, LENGTHS, live)
+        y, losses, *_ = model.apply({'params': params}, x, position, mask, LENGTHS, live)
         assert y.shape == x.shape and {a.shape for a in losses.values()} == {(B, L)}
         return params['layers']
 

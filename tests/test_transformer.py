@@ -177,8 +177,8 @@ def test_a_cache_of_the_first_tokens_gives_the_same_as_all_at_once(split):
         def run(*args, **kwargs):
             return backbone.apply({'params': params}, *args, **kwargs)
 
-        whole, _, kept = run(x, position, mask, LENGTHS, keep=True)
-        head, _, cache = run(x[:, :first], position[:, :first], mask[:, :first, :first],
+        whole, _, kept, _ = run(x, position, mask, LENGTHS, keep=True)
+        head, _, cache, _ = run(x[:, :first], position[:, :first], mask[:, :first, :first],
                           (first, 0, 0), keep=True)  # fmt: skip
         tail, *_ = run(
             x[:, first:], position[:, first:], mask[:, first:], (0, *LENGTHS[1:]), cache=cache
