@@ -336,7 +336,7 @@ def test_flow_ends_at_the_guided_picture(monkeypatch, method, changes, right):
     answers = dict(zip(BRANCHES, (1.0, 9.0, 0.5, 0.25)))
     rows = {
         branch: {'answer': jnp.full(2, value), 'pixel_counts': jnp.array([[4], [8]]),
-                 'pixels': jnp.zeros((2, 8, 3))}
+                 'pixels': jnp.zeros((2, 8, 3)), 'pixel_cells': jnp.zeros((2, 8, 2), int)}
         for branch, value in answers.items()
     }  # fmt: skip
     config, none = base.get_config(), jnp.zeros((1, 2, 1, 1, 1))
