@@ -110,10 +110,12 @@ def main() -> int:
         return 2
     folder = os.environ.get('RF_JAX_LOGS') or tempfile.mkdtemp(prefix='rf_jax_logs_')
     print(f'local.sh: logs in {folder}', file=sys.stderr, flush=True)
-    processes = Processes(int(sys.argv[1]), sys.argv[2:], folder)
+    started: list[Processes] = []
+    # Before the processes are: they inherit what is ignored, as Ctrl-C is in a shell's background.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: processes.send(number))
-    codes = processes.wait()
+        signal.signal(number, lambda number, _: [each.send(number) for each in started])
+    started.append(Processes(int(sys.argv[1]), sys.argv[2:], folder))
+    codes = started[0].wait()
     for index, code in enumerate(codes):
         if code:
             print(f'local.sh: process {index} {how(code)}', file=sys.stderr)

@@ -59,6 +59,7 @@ def test_signals_reach_every_process(tmp_path, number):
         env=os.environ | {'RF_JAX_LOGS': str(tmp_path)},
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_IGN),  # as in a shell's background
     )
     lines = [process.stdout.readline() for _ in range(2)]
     assert sorted(lines) == ['[0] ready\n', '[1] ready\n']
