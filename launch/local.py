@@ -111,10 +111,20 @@ def main() -> int:
     folder = os.environ.get('RF_JAX_LOGS') or tempfile.mkdtemp(prefix='rf_jax_logs_')
     print(f'local.sh: logs in {folder}', file=sys.stderr, flush=True)
     started: list[Processes] = []
+    early: list[int] = []  # signals that came while they were being started
+
+    def pass_on(number, _):
+        if started:
+            started[0].send(number)
+        else:
+            early.append(number)
+
     # Before the processes are: they inherit what is ignored, as Ctrl-C is in a shell's background.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: [each.send(number) for each in started])
+        signal.signal(number, pass_on)
     started.append(Processes(int(sys.argv[1]), sys.argv[2:], folder))
+    for number in early:
+        started[0].send(number)
     codes = started[0].wait()
     for index, code in enumerate(codes):
         if code:

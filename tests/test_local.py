@@ -55,11 +55,21 @@ def test_the_rest_does_not_outlive_one_that_died(tmp_path):
 def test_signals_reach_every_process(tmp_path, number):
     script = 'trap "echo got it; exit 0" INT TERM; echo ready; while :; do sleep 0.05; done'
     process = subprocess.Popen(
-        [LAUNCH / 'local.sh', '2', 'sh', '-c', script],
+        # Born with both ignored, as Ctrl-C is in a shell's background.
+        [
+            'sh',
+            '-c',
+            'trap "" INT TERM; exec "$@"',
+            'sh',
+            LAUNCH / 'local.sh',
+            '2',
+            'sh',
+            '-c',
+            script,
+        ],
         env=os.environ | {'RF_JAX_LOGS': str(tmp_path)},
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_IGN),  # as in a shell's background
     )
     lines = [process.stdout.readline() for _ in range(2)]
     assert sorted(lines) == ['[0] ready\n', '[1] ready\n']
