@@ -133,10 +133,9 @@ def check_recorded(study, folder: Path) -> None:
         raise UserError(f'{path} cannot be read: {error}; give another --workdir') from None
     now = checks.flatten(json.loads(study.to_json()))
     differ = [
-        f'{field} is {now.get(field)!r} and was {before.get(field)!r}'
-        for field in sorted(before.keys() | now.keys())
-        if now.get(field) != before.get(field)
-        and not (field in GROWS and _grown(field, before.get(field), now.get(field)))
+        told
+        for field, told in checks.changes(before, now)
+        if not (field in GROWS and _grown(field, before.get(field), now.get(field)))
     ]
     if differ:
         raise UserError(
@@ -159,11 +158,7 @@ def check_run(piece: Piece) -> None:
         return
     before = checks.flatten(json.loads(path.read_text(encoding='utf-8')))
     now = checks.flatten(json.loads(piece.config.to_json_best_effort()))
-    differ = [
-        f'{field} is {now.get(field)!r} and was {before.get(field)!r}'
-        for field in sorted(before.keys() | now.keys())
-        if now.get(field) != before.get(field) and not field.startswith(_FREE)
-    ]
+    differ = [told for field, told in checks.changes(before, now) if not field.startswith(_FREE)]
     if differ:
         raise UserError(
             f'{piece.folder} was trained with another config: {"; ".join(differ)}. Nothing was '

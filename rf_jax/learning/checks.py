@@ -1,7 +1,7 @@
 """What stops or warns a run: values that cannot work, changed configs, non-finite numbers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,13 @@ def warn_of_changes(config, workdir: Path) -> None:
         if before.get(field) != value:
             was = before.get(field)
             logging.warning('%s is %r now and was %r in this workdir', field, value, was)
+
+
+def changes(before: Mapping, now: Mapping) -> Iterator[tuple[str, str]]:
+    """(name, what it is and was) of each field that differs between two flat configs, by name."""
+    for field in sorted(before.keys() | now.keys()):
+        if now.get(field) != before.get(field):
+            yield field, f'{field} is {now.get(field)!r} and was {before.get(field)!r}'
 
 
 def flatten(tree: Mapping, above: str = '') -> dict[str, Any]:

@@ -80,6 +80,7 @@ class Unified(nn.Module):
         x = self.cut.split(x, sizes)
         tapped = None if tapped is None else self.cut.split(tapped, sizes)[3]
         found = self.representation_head(x[2], tapped)
+        found = {name: self.cut.lay(a, 'tensor') for name, a in found.items()}
         found |= self.autoencoder.outputs(*self._drawn(batch), posterior_noise)
         return {name: self.cut.restore(a, sizes) for name, a in losses.items()} | {
             'text_logits': self.cut.lay(self.text_logits(x[0]), 'tensor'),
