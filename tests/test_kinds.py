@@ -255,6 +255,23 @@ def test_what_cannot_work_is_said(tmp_path, changes, message):
         tiny_run(tmp_path, changes)
 
 
+@pytest.mark.parametrize('name', ['continuous', 'alignment', 'autoencoder'])
+def test_a_mesh_gives_the_losses_of_one_device(name, tmp_path):
+    changes = AUTOENCODER if name == 'autoencoder' else VARIANTS[name]
+    room = changes.get('data.capacity.representation', 10)  # which the context axis divides
+    found = []
+    for devices, mesh in ((1, {}), (8, {'mesh.fsdp': 2, 'mesh.tensor': 2, 'mesh.context': 2})):
+        with quick_compilation():
+            own = changes | mesh | {'data.capacity.representation': room}
+            run = tiny_run(tmp_path / str(devices), own, devices)
+            state, losses_ = run.initialise(), []
+            for number in range(2):
+                state, metrics = run.train_step(state, run.put(run.batches.batch(number)))
+                losses_.append(float(metrics['loss']))
+        found.append(losses_)
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
 def test_every_floor_knows_the_same_kinds():
     for table in (TOKENS, targets.KINDS, losses.REPRESENTATION, representing.KINDS):
         assert list(table) == list(representation.KINDS)
