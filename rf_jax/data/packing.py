@@ -131,14 +131,16 @@ def _suffices(sizes: np.ndarray, capacity: np.ndarray, rows: int) -> bool:
     return int((deal(sizes, capacity, rows)[0] < 0).sum()) <= min(3, len(sizes) // 1000)
 
 
-def recommended(sizes: np.ndarray, tokens: int) -> np.ndarray:
+def recommended(sizes: np.ndarray, tokens: int, lean=(100, 100, 100, 100)) -> np.ndarray:
     """Capacities int64[6] (`layout.SIZES`) of a row of `tokens` tokens that suit the samples.
 
-    Streams in the ratio of the mean demand, so that all fill at once, and never below the largest
-    sample; pictures, whose places cost next to nothing, a quarter above their mean number.
+    Streams in the ratio of the mean demand, each taken as `lean` percent of it, so that all fill at
+    once, and never below the largest sample; pictures, whose places cost next to nothing, a quarter
+    above their mean number.
     """
     unit = 8 if tokens >= 8192 else 4
-    streams, total = sizes[:, :4].sum(0), int(sizes[:, :4].sum())
+    streams = sizes[:, :4].sum(0) * np.array(lean) // 100
+    total = int(streams.sum())
     found = np.zeros(6, np.int64)
     # Text takes what rounding leaves: its demand is the one that has no steps.
     found[1:4] = (2 * streams[1:] * tokens + unit * total) // (2 * unit * total) * unit
