@@ -31,7 +31,7 @@ def sinusoids(cells: jax.Array, width: int) -> jax.Array:
     """
     frequency = 10_000.0 ** -(jnp.arange(width // 4, dtype=jnp.float32) / (width // 4))
     angles = cells[..., None].astype(jnp.float32) * frequency
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1).reshape(*cells.shape[:-1], -1)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1).reshape(*cells.shape[:-1], width)
 
 
 class PatchIn(nn.Module):
