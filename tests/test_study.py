@@ -5,8 +5,11 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import jax
@@ -32,6 +35,7 @@ from rf_jax.generation.sampler import Sampler
 from rf_jax.learning import loop
 from rf_jax.runtime import checkpoint
 from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.workdir import claim
 
 # Stands where configs/scenes.py does: `half` costs half the FLOPs a step of `whole`.
 ARMS = """
@@ -220,6 +224,37 @@ def test_a_study_that_is_stopped_anywhere_ends_the_same(finished, built, tmp_pat
     assert (workdir / 'results.csv').read_text() == (undisturbed / 'results.csv').read_text()
 
 
+def test_processes_share_a_study(finished, built, tmp_path, monkeypatch):
+    """What another process has claimed is left to it, and what grows from that waits."""
+    _, undisturbed = finished
+    config, folder = small(tmp_path, arms='whole,half,double'), tmp_path / 'study'
+    others = [claim(folder / 'first-s0')]
+    assert claim(folder / 'first-s0') is None
+
+    def waits(seconds):
+        assert built == ['double-s0'], 'the one arm that grows from no stage'
+        others.pop().close()  # the other process ends before its run does
+
+    monkeypatch.setattr(study, 'time', SimpleNamespace(sleep=waits, monotonic=time.monotonic))
+    built.clear()
+    assert study.run(config, folder, fingerprint) and not others
+    assert built == ['double-s0', 'first-s0', 'whole-s0', 'half-s0']
+    found = {name: s for name, s in scores(folder).items() if not name.startswith('double')}
+    assert found == scores(undisturbed)
+
+
+def test_a_claim_ends_with_its_process(tmp_path):
+    """However it ends: here it is killed."""
+    code = f'from rf_jax.runtime.workdir import claim; input(claim({str(tmp_path)!r}))'
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, '-c', code], stdin=pipe, stdout=pipe) as other:
+        assert other.stdout.read(1), 'it has it'
+        assert claim(tmp_path) is None
+        other.kill()
+    with claim(tmp_path):
+        pass
+
+
 def test_a_score_that_is_missing_is_taken_from_the_checkpoint(finished, built):
     config, workdir = finished
     path = workdir / 'half-s0' / 'scores' / '00000008.json'
@@ -240,6 +275,22 @@ def test_a_finished_study_trains_nothing(finished, built):
     assert study.run(config, workdir, fingerprint)
     assert not built
     assert before == {path: path.stat().st_mtime_ns for path in workdir.glob('*-s0/**/*')}
+
+
+def test_a_stage_whose_checkpoint_is_gone_is_trained_again_for_what_needs_it(
+    finished, built, tmp_path
+):
+    """Scores are small and kept; checkpoints may be removed."""
+    config, undisturbed = finished
+    folder = tmp_path / 'study'
+    shutil.copytree(undisturbed, folder, ignore=shutil.ignore_patterns('checkpoints'))
+    built.clear()
+    assert study.run(config, folder, fingerprint)
+    assert not built, 'nothing needs it'
+    shutil.rmtree(folder / 'half-s0')
+    assert study.run(config, folder, fingerprint)
+    assert built == ['first-s0', 'half-s0']
+    assert scores(folder) == scores(undisturbed)
 
 
 def test_report_and_results_tell_the_scores(finished):

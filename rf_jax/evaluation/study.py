@@ -1,5 +1,9 @@
-"""The study's runner: trains what the plan names, scores it, goes on where it was stopped."""
+"""The study's runner: trains what the plan names, scores it, goes on where it was stopped.
 
+Several processes may run the same study: each claims a run that no other has.
+"""
+
+import contextlib
 import io
 import json
 import time
@@ -19,14 +23,16 @@ from rf_jax.learning import loop
 from rf_jax.runtime import checkpoint, hosts, workdir
 from rf_jax.runtime.errors import UserError
 
+WAIT = 5  # seconds between looks at the runs of other processes
 Score = Callable[..., scoring.Score]
 
 
 def run(study, folder: str | Path, score: Score = scoring.score) -> bool:
     """Trains and scores what is not finished yet; False if a signal stopped it.
 
-    `report.md`, `results.csv` and pictures are written anew after each arm. Raises UserError for
-    an unknown arm, or a folder of another study; then nothing is written.
+    `report.md`, `results.csv` and pictures are written anew after each arm. Runs of other processes
+    that work on the same folder are waited for. Raises UserError for an unknown arm, or a folder of
+    another study; then nothing is written.
     """
     study_plots.require()
     folder = Path(folder)
@@ -40,18 +46,52 @@ def run(study, folder: str | Path, score: Score = scoring.score) -> bool:
     kept = {'config': json.loads(study.to_json()), 'rf_jax': rf_jax.__version__,
             'jax': jax.__version__}  # fmt: skip
     workdir.write_run_files(folder, {'study.json': json.dumps(kept, indent=1)})
-    for number, piece in enumerate(pieces, 1):
-        if piece.finished:
+    while left := unfinished(pieces):
+        piece, held = claim_next(left)
+        if piece is None:
+            time.sleep(WAIT)
             continue
-        logging.info('Run %d of %d: %s to step %d', number, len(pieces), piece.folder, piece.last)
-        if not finish(piece, score, lambda: logging.info('%s', progress(pieces))):
-            logging.warning('The study was stopped; run the same command again to go on')
-            return False
+        with held:
+            number = pieces.index(piece) + 1
+            logging.info('Run %d of %d: %s to %d', number, len(pieces), piece.folder, piece.last)
+            if not finish(piece, score, lambda: logging.info('%s', progress(pieces))):
+                logging.warning('The study was stopped; run the same command again to go on')
+                return False
         jax.clear_caches()  # programs of this run; the next has its own
         if not piece.is_stage:
             study_report.write(study, pieces, folder)
     study_report.write(study, pieces, folder)
     return True
+
+
+def unfinished(pieces: Sequence[Piece]) -> list[Piece]:
+    """What is not scored to its end, and stages that it needs whose checkpoint was removed."""
+    left = [piece for piece in pieces if not piece.finished]
+    needed = {stage for piece in left for stage in piece.stages}
+    gone = [p for p in pieces if p.folder in needed and not checkpoint.any_in(p.folder)]
+    return [piece for piece in pieces if piece in left or piece in gone]
+
+
+def claim_next(left: Sequence[Piece]) -> tuple[Piece | None, contextlib.AbstractContextManager]:
+    """The first run that is not finished, can start and is no other process's, held until the
+    context is left; None if all are waiting for others.
+    """
+    folders, held = {piece.folder for piece in left}, contextlib.ExitStack()
+
+    def find() -> bytes:
+        for number, piece in enumerate(left):
+            if folders.intersection(piece.stages):
+                continue
+            file = workdir.claim(piece.folder)
+            if file and piece in unfinished(left):  # else another process has just finished it
+                held.enter_context(file)
+                return str(number).encode()
+            if file:
+                file.close()
+        return b''
+
+    found = hosts.from_first(find)
+    return (left[int(found)] if found else None), held
 
 
 def finish(piece: Piece, score: Score, tell: Callable[[], None]) -> bool:
@@ -79,11 +119,10 @@ class Scorer:
 
     def newest_checkpoint(self) -> None:
         """Scores what a run left unscored that was stopped between its checkpoint and its score."""
-        folder = self.piece.folder / 'checkpoints'
-        if not any(path.name.isdecimal() for path in folder.glob('*')):
+        if not checkpoint.any_in(self.piece.folder):
             return
         try:
-            step, saved = checkpoint.restore_numpy(folder, only='ema')
+            step, saved = checkpoint.restore_numpy(self.piece.folder / 'checkpoints', only='ema')
         except UserError:  # none can be read: training sets them aside and begins anew
             return
         if step != self.piece.last:  # the end is scored after training

@@ -55,6 +55,11 @@ class Piece:
     points: Mapping[int, Amount]
     flops: float
 
+    @property
+    def stages(self) -> list[Path]:
+        """Folders of the runs that it starts from."""
+        return [Path(each) for each in self.config.initialise_from.split(',') if each]
+
     def score_file(self, step: int) -> Path:
         return self.folder / 'scores' / f'{step:08d}.json'
 

@@ -168,6 +168,11 @@ class Checkpoints:
         )
 
 
+def any_in(workdir: str | os.PathLike) -> bool:
+    """Whether the folder of a run holds a checkpoint, whole or not."""
+    return any(path.name.isdecimal() for path in epath.Path(workdir).glob('checkpoints/*'))
+
+
 def restore_numpy(
     directory: str | os.PathLike, step: int | None = None, only: str | None = None
 ) -> tuple[int, dict]:

@@ -1,8 +1,10 @@
 """The folder of a run: small files beside the checkpoints, each whole or not at all."""
 
+import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import jax
 
@@ -22,6 +24,23 @@ def write_run_files(workdir: str | os.PathLike, files: Mapping[str, str | bytes]
             temporary.replace(workdir / name)
     except OSError as error:
         raise UserError(_refused(workdir, error)) from None
+
+
+def claim(folder: str | os.PathLike) -> BinaryIO | None:
+    """The folder for this process alone until what is returned is closed, or the process ends in
+    whatever way; None while another process has it. Raises UserError if it cannot be written.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = open(Path(folder) / '.claim', 'ab')  # noqa: SIM115 (the caller closes it)
+    except OSError as error:
+        raise UserError(_refused(folder, error)) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def check_writable(folder: str | os.PathLike, flag: str = 'workdir') -> None:
