@@ -32,7 +32,6 @@ NEW = (r'^(representation_|patch_)', r'^codebook$')
 def first(config):
     """Understanding alone: captions and questions, and text."""
     config.steps = 1500
-    config.data.rows = 24
     understanding(config)
     config.data.capacity.update(text=72, vision=27, vision_pictures=3)
     config.optimizer.learning_rate = 2e-3
@@ -178,7 +177,7 @@ def get_config(variant: str = 'pixel_rf'):
     config.steps = 3000
     data = config.data
     data.sources = 'scenes:aligned/48'
-    data.rows = 32
+    data.rows = 24
     data.patch = 8
     data.sizes = ((48, 1.0),)
     data.max_text = 44
