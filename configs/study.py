@@ -10,8 +10,22 @@ from ml_collections import ConfigDict
 
 from rf_jax.runtime.errors import choose
 
+# A rung of the ladder: two arms, one seed, and what differs from the study. See configs/ladder.py.
+RUNG = {'arms': 'pixel_rf,pixel', 'seeds': 1}
+
+
+def _scenes(option: str) -> dict:
+    return RUNG | {'overrides': (f'data.sources=scenes:aligned/48/{option}',)}
+
+
 VARIANTS = {
     '': {},
+    'fine': RUNG | {'runs': 'configs/scenes_fine.py'},
+    'textures': _scenes('textures'),
+    'clutter': _scenes('clutter'),
+    'six': _scenes('objects=6'),
+    'weak': RUNG | {'first_steps': 300},
+    'long': RUNG | {'first_steps': 2400},
     'quick': {
         'arms': 'pixel_rf,pixel',
         'seeds': 1,

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import scenes
+from configs import scenes, scenes_fine
 from rf_jax.data import captions, pipeline, sources
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.learning import checks, optimizer, state, step
@@ -53,6 +53,16 @@ def test_an_arm_changes_what_it_is_named_for(name):
     changed = {field for field in right if right[field] != found[field]}
     assert changed <= set(MAY[name]), changed - set(MAY[name])
     assert bool(changed) or name == 'pixel_rf'
+
+
+@pytest.mark.parametrize('name', ('first', 'pixel', 'pixel_rf', 'pool_1'))
+def test_finer_patches_fill_their_rows(name, tokenizer):
+    config = scenes_fine.get_config(name)
+    checks.check(config)
+    found = sources.build(f'{config.data.sources}/count=300', config.data.max_pixels)
+    batches = pipeline.Batches(config, found, tokenizer)
+    assert (batches.batch(0)['segment'] > 0).mean() > 0.75
+    assert not batches.counts, 'nothing is cut'
 
 
 @pytest.mark.parametrize('name', BOTH)

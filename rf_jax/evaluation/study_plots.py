@@ -52,7 +52,8 @@ def draw(study, pieces: Sequence[Piece], scores) -> dict[str, bytes]:
     return {name: data for name, data in found.items() if data}
 
 
-def _png(figure) -> bytes:
+def png(figure) -> bytes:
+    """The figure as a PNG file."""
     out = io.BytesIO()
     figure.savefig(out, format='png', dpi=110, bbox_inches='tight')
     return out.getvalue()
@@ -109,7 +110,7 @@ def _finished(figure, panels) -> bytes | None:
     if not any(axes.get_legend_handles_labels()[1] for axes in panels):
         return None
     panels[0].legend()
-    return _png(figure)
+    return png(figure)
 
 
 def _bars(arms, scores) -> bytes | None:

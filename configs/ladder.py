@@ -1,0 +1,46 @@
+"""Where the effect lives: representation forcing against plain pixels, rung by rung.
+
+for rung in fine textures clutter six weak long; do
+  python -m rf_jax.study --config=configs/study.py:$rung --workdir=runs/study_$rung; done
+python -m rf_jax.ladder --config=configs/ladder.py --folder=runs --workdir=runs/ladder
+
+A rung is a study's folder, an arm and its reference there, and steps (0: where the study compares
+its arms). What is not scored yet is left out and named.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    ladder = ConfigDict()
+    # Heading -> its rungs: (name, folder of the study, arm, reference, steps).
+    ladder.rungs = {
+        # The paper: 4, and hundreds of pixel tokens.
+        'pixel tokens for a representation token': (
+            ('1', 'study', 'pool_1', 'pixel', 0),
+            ('4', 'study', 'pixel_rf', 'pixel', 0),
+            ('16', 'study_fine', 'pixel_rf', 'pixel', 0),
+        ),
+        'texture and clutter': (
+            ('plain', 'study', 'pixel_rf', 'pixel', 0),
+            ('textures', 'study_textures', 'pixel_rf', 'pixel', 0),
+            ('clutter', 'study_clutter', 'pixel_rf', 'pixel', 0),
+        ),
+        'most objects in a scene': (
+            ('4', 'study', 'pixel_rf', 'pixel', 0),
+            ('6', 'study_six', 'pixel_rf', 'pixel', 0),
+        ),
+        'steps of the first stage': (
+            ('0', 'study', 'scratch_pixel_rf', 'scratch_pixel', 0),
+            ('300', 'study_weak', 'pixel_rf', 'pixel', 0),
+            ('1200', 'study', 'pixel_rf', 'pixel', 0),
+            ('2400', 'study_long', 'pixel_rf', 'pixel', 0),
+        ),
+        # Fewer prompts than elsewhere: the points of the curve.
+        'budget in steps': (
+            ('1000', 'study', 'pixel_rf', 'pixel', 1000),
+            ('2000', 'study', 'pixel_rf', 'pixel', 2000),
+            ('3000', 'study', 'pixel_rf', 'pixel', 3000),
+        ),
+    }
+    return ladder

@@ -1,0 +1,167 @@
+"""The study's effect along the ladder: an arm against its reference, on rung after rung."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from rf_jax.evaluation import study_plots
+from rf_jax.evaluation.rates import Estimate, difference, estimate, gather
+from rf_jax.evaluation.study_report import table
+from rf_jax.runtime import workdir
+from rf_jax.runtime.errors import UserError
+
+FORM = "('name', 'folder', 'arm', 'reference', steps)"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """An arm and its reference of the study in `folder`; `steps` 0: where it compares its arms."""
+
+    heading: str
+    name: str
+    folder: Path
+    arm: str
+    reference: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rates over the seeds that both arms have, on seen prompts and of the questions."""
+
+    rung: Rung
+    steps: int
+    arm: Estimate
+    reference: Estimate
+    ahead: Estimate
+    understanding: Estimate | None
+
+
+def rungs(config, folder: Path) -> list[Rung]:
+    """Of a config such as configs/ladder.py; raises UserError for what is not such a list."""
+    found = []
+    for heading, lines in config.rungs.items():
+        for line in lines:
+            if not (len(line) == 5 and isinstance(line[4], int)):
+                raise UserError(f'rungs: {heading!r} has {tuple(line)!r}; expected {FORM}')
+            name, study, arm, reference, steps = line
+            found.append(Rung(heading, name, folder / study, arm, reference, steps))
+    return found
+
+
+def measure(rung: Rung) -> Measured | None:
+    """None if the study has no seed with both scores yet. Raises UserError for no study."""
+    path = rung.folder / 'study.json'
+    try:
+        study = json.loads(path.read_text(encoding='utf-8'))['config']
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f'{path} cannot be read: {error}') from None
+    steps = rung.steps or study['steps']
+    pairs = []
+    for seed in range(study['seeds']):
+        pair = [_score(rung.folder, name, seed, steps) for name in (rung.arm, rung.reference)]
+        if all(pair):
+            pairs.append(pair)
+    if not pairs:
+        return None
+
+    def outcomes(which: int, side: str):
+        return gather([(SimpleNamespace(), pair[which]) for pair in pairs], side)
+
+    seen, asked = ([outcomes(i, side) for i in (0, 1)] for side in ('seen', 'understanding'))
+    return Measured(
+        rung, steps, *(estimate(each) for each in seen), difference(*seen),
+        difference(*asked) if all(asked) else None,
+    )  # fmt: skip
+
+
+def _score(folder: Path, name: str, seed: int, steps: int) -> dict | None:
+    path = folder / f'{name}-s{seed}' / 'scores' / f'{steps:08d}.json'
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} cannot be read: {error}') from None
+    return found if found['generation'] else None
+
+
+def write(found: Iterable[Rung], folder: Path) -> str:
+    """ladder.md and ladder.png into the folder; the text of the first. Raises UserError if no rung
+    is scored.
+    """
+    found = list(found)
+    measured = [each for rung in found if (each := measure(rung))]
+    if not measured:
+        folders = ', '.join(dict.fromkeys(str(rung.folder) for rung in found))
+        raise UserError(f'no rung is scored yet; looked into {folders}')
+    left = [rung for rung in found if rung not in {each.rung for each in measured}]
+    text = report(measured, left)
+    workdir.check_writable(folder)
+    workdir.write_run_files(folder, {'ladder.md': text, 'ladder.png': draw(measured)})
+    return text
+
+
+def report(measured: Sequence[Measured], left: Sequence[Rung]) -> str:
+    """Markdown: a table for each heading, and what is not scored yet."""
+    parts = ['# Ladder', 'Overall score on seen prompts, at equal steps; 95 % intervals.']
+    head = [
+        'rung',
+        'arm',
+        'score',
+        'reference',
+        'score',
+        'ahead',
+        'understanding',
+        'steps',
+        'seeds',
+    ]
+    for heading, group in _by_heading(measured).items():
+        rows = [
+            [m.rung.name, m.rung.arm, m.arm, m.rung.reference, m.reference, m.ahead,
+             m.understanding or '', m.steps, len(m.ahead.seeds)]
+            for m in group
+        ]  # fmt: skip
+        parts += [f'## {heading}', table(head, rows)]
+    if left:
+        names = ', '.join(f'{rung.heading} {rung.name} ({rung.folder.name})' for rung in left)
+        parts.append(f'Not scored yet: {names}.')
+    return '\n\n'.join(parts) + '\n'
+
+
+def draw(measured: Sequence[Measured]) -> bytes:
+    """PNG: a panel for each heading, both scores against its rungs."""
+    from matplotlib.figure import Figure  # slow to import, and only studies need it
+
+    groups = _by_heading(measured)
+    figure = Figure(figsize=(3.2 * len(groups), 3.4))
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, (heading, group) in zip(panels, groups.items()):
+        at = np.arange(len(group))
+        for label, each, shift in (
+            ('representation forcing', [m.arm for m in group], -0.06),
+            ('plain pixels', [m.reference for m in group], 0.06),
+        ):
+            values = np.array([e.value for e in each])
+            reach = [values - [e.low for e in each], [e.high for e in each] - values]
+            axes.errorbar(
+                at + shift, values, np.maximum(reach, 0), marker='o', capsize=3, label=label
+            )
+        axes.set(xlabel=heading, ylim=(0, 1), xlim=(-0.5, len(group) - 0.5))
+        axes.set_xticks(at, [m.rung.name for m in group])
+    panels[0].set_ylabel('overall, seen prompts')
+    panels[0].legend(fontsize='small')
+    return study_plots.png(figure)
+
+
+def _by_heading(measured: Sequence[Measured]) -> Mapping[str, list[Measured]]:
+    found: dict[str, list[Measured]] = {}
+    for each in measured:
+        found.setdefault(each.rung.heading, []).append(each)
+    return found

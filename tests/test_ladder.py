@@ -1,0 +1,94 @@
+"""The ladder tells what the studies scored, and names what they did not."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import ladder as ladder_config
+from configs import study as study_config
+from rf_jax.evaluation import ladder, study_plan
+from rf_jax.runtime.errors import UserError
+
+
+def score(folder, name, seed, right, step=30):
+    """A score of one category, where `right` of 10 prompts hold, and of 10 questions the others."""
+    entry = {
+        'prompts': [f'prompt {i}' for i in range(10)],
+        'correct': [[i < right] for i in range(10)],
+    }
+    asked = {'exists': {'correct': [i >= right for i in range(10)]}}
+    path = folder / f'{name}-s{seed}' / 'scores' / f'{step:08d}.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({'generation': {'seen': {'colors': entry}}, 'understanding': asked}))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two studies: `near` with two seeds, of which the reference has one more; `far`, unscored."""
+    for name in ('near', 'far'):
+        (tmp_path / name).mkdir()
+        study = {'config': {'steps': 30, 'seeds': 3}}
+        (tmp_path / name / 'study.json').write_text(json.dumps(study))
+    for seed, (arm, reference) in enumerate(((9, 4), (7, 4))):
+        score(tmp_path / 'near', 'a', seed, arm)
+        score(tmp_path / 'near', 'b', seed, reference)
+    score(tmp_path / 'near', 'b', 2, 10)
+    score(tmp_path / 'near', 'a', 0, 2, step=10)
+    score(tmp_path / 'near', 'b', 0, 1, step=10)
+    return tmp_path
+
+
+def config(*rungs):
+    return ConfigDict({'rungs': {'heading': rungs}})
+
+
+def test_a_rung_is_the_paired_difference_of_its_arms(folder):
+    (rung,) = ladder.rungs(config(('x', 'near', 'a', 'b', 0)), folder)
+    found = ladder.measure(rung)
+    assert (found.arm.value, found.reference.value) == pytest.approx((0.8, 0.4))
+    assert found.ahead.seeds == pytest.approx((0.5, 0.3)), 'seeds that both have'
+    assert found.ahead.value == pytest.approx(0.4)
+    assert found.ahead.low <= 0.4 <= found.ahead.high
+    assert found.understanding.value == pytest.approx(-0.4)
+    (early,) = ladder.rungs(config(('x', 'near', 'a', 'b', 10)), folder)
+    assert ladder.measure(early).ahead.value == pytest.approx(0.1)
+
+
+def test_tables_and_plot_tell_what_there_is_and_name_what_is_not(folder):
+    rungs = ladder.rungs(
+        config(
+            ('x', 'near', 'a', 'b', 0), ('y', 'far', 'a', 'b', 0), ('z', 'nowhere', 'a', 'b', 0)
+        ),
+        folder,
+    )  # fmt: skip
+    text = ladder.write(rungs, folder / 'ladder')
+    assert (folder / 'ladder' / 'ladder.md').read_text() == text
+    assert (folder / 'ladder' / 'ladder.png').read_bytes().startswith(b'\x89PNG')
+    (row,) = (line for line in text.splitlines() if line.startswith('| x |'))
+    numbers = [cell.split()[0] for cell in row.strip('| ').split(' | ')]
+    assert numbers == ['x', 'a', '0.800', 'b', '0.400', '0.400', '-0.400', '30', '2']
+    assert 'Not scored yet: heading y (far), heading z (nowhere).' in text
+
+
+def test_mistakes_are_told(folder):
+    with pytest.raises(UserError, match=r"'heading' has .*expected \('name', 'folder'"):
+        ladder.rungs(config(('x', 'near', 'a')), folder)
+    rungs = ladder.rungs(config(('y', 'far', 'a', 'b', 0)), folder)
+    with pytest.raises(UserError, match=r'no rung is scored yet; looked into .*far'):
+        ladder.write(rungs, folder / 'ladder')
+    assert not (folder / 'ladder').exists()
+    (folder / 'far' / 'study.json').write_text('{')
+    with pytest.raises(UserError, match=r'study.json cannot be read'):
+        ladder.write(rungs, folder / 'ladder')
+
+
+def test_every_rung_of_the_config_is_one_that_a_study_can_score(tmp_path):
+    for rung in ladder.rungs(ladder_config.get_config(), tmp_path):
+        _, _, variant = rung.folder.name.partition('_')
+        study = study_config.get_config(variant)
+        arms = study_plan.load_arms(study.runs)
+        study_plan.check(study, arms)
+        assert {rung.arm, rung.reference} <= arms.needs.keys()
+        every = study.steps // study.curve.points
+        assert (rung.steps or study.steps) in range(every, study.steps + 1, every)
