@@ -1,5 +1,7 @@
 """plan.py: the plan follows from (sizes, mixture, step) alone, in windows, for any hosts."""
 
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -214,3 +216,21 @@ def test_made_up_pictures_are_fitted_as_real_ones_are():
         for h, w, size in zip(height, width, longest)
     ]
     np.testing.assert_array_equal(fitted_patches(height, width, config.data, chance), wanted)
+
+
+def test_a_program_may_end_while_the_next_window_is_planned():
+    """Ended inside the tokenizer's C++, that thread would abort the process."""
+    code = """
+from configs import scenes
+from rf_jax.data import captions, pipeline, sources
+from rf_jax.data.tokenizer import Tokenizer
+config = scenes.get_config()
+config.data.sources += '/count=4000'
+found = sources.build(config.data.sources, config.data.max_pixels)
+batches = pipeline.Batches(config, found, Tokenizer.train(captions.corpus(found), 512))
+batches.batch(0)
+print('done')
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, 'done\n'), done.stderr
+    assert 'terminate' not in done.stderr

@@ -23,6 +23,7 @@ from rf_jax.data.keys import generator
 
 WINDOW = 2**16  # most draws from which a window's size is found: what a plan holds in memory
 LEAST = 2**11  # the same, at least: few samples still meet in ever new rows
+_PART = 2**9  # draws that are sized at a time: an ending program waits no longer
 _DEVIATIONS = 2  # windows differ: rows to spare take a demand so many deviations above the mean
 
 SizesOf = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
@@ -108,7 +109,8 @@ class Plan:
         """Plans a window in the background, so that its first batch does not wait."""
         future, mine = self._claim(number)
         if mine:
-            threading.Thread(target=self._fulfil, args=(number, future), daemon=True).start()
+            # No daemon: one that Python ends inside the tokenizer's C++ takes the process with it.
+            threading.Thread(target=self._fulfil, args=(number, future)).start()
 
     def _claim(self, number: int) -> tuple[Future, bool]:
         """(the window to come, whether the caller must make it)."""
@@ -159,12 +161,15 @@ class Plan:
         return _Dealt(draws, sizes, row, room)
 
     def sizes(self, draws: Draws) -> np.ndarray:
-        """int64[S, d]."""
+        """int64[S, d]. Raises RuntimeError if the program ends, which waits for its threads."""
         sizes = np.zeros((len(draws), len(self.capacity)), np.int64)
         for number, task in enumerate(draws.tasks):
-            which = draws.task == number
-            if which.any():
-                sizes[which] = self.sizes_of(task, draws.index[which], draws.turn[which])
+            which = np.flatnonzero(draws.task == number)
+            for at in range(0, len(which), _PART):
+                part = which[at : at + _PART]
+                if not threading.main_thread().is_alive():
+                    raise RuntimeError('the program has ended while its next draws were planned')
+                sizes[part] = self.sizes_of(task, draws.index[part], draws.turn[part])
         return sizes
 
     def _window_size(self) -> tuple[int, dict[str, int]]:
