@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
             ('1000', 'study', 'pixel_rf', 'pixel', 1000),
             ('2000', 'study', 'pixel_rf', 'pixel', 2000),
             ('3000', 'study', 'pixel_rf', 'pixel', 3000),
+            ('3500', 'study', 'pixel_rf', 'pixel', 3500),
         ),
     }
     return ladder

@@ -50,7 +50,7 @@ def get_config(variant: str = '') -> ConfigDict:
         'pixel_rf,pixel,vae_rf,vae'  # comma-separated; the first is what others are compared with
     )
     study.seeds = 3  # every arm is trained from seeds 0, 1, ..., seeds - 1
-    study.steps = 3000  # at which arms are compared; cheaper arms go on to the first's FLOPs
+    study.steps = 3500  # at which arms are compared; cheaper arms go on to the first's FLOPs
     study.first_steps = 1200  # of the understanding stage that arms start from, once a seed
     study.autoencoder_steps = 1000  # of the autoencoder of vae and vae_rf, once a seed
     study.prompts = 50  # per category, seen and held out each; GenEval has about 90
@@ -58,7 +58,7 @@ def get_config(variant: str = '') -> ConfigDict:
     study.captions = 200  # new scenes whose captions are drawn, for KID and FD; 0: none
     study.questions = 50  # per kind of question, on new scenes
     curve = study.curve = ConfigDict()  # the score against steps, from some of the prompts
-    curve.points = 3  # up to `steps`, which is a multiple of it; checkpoints are written there
+    curve.points = 7  # up to `steps`, which is a multiple of it; checkpoints are written there
     curve.prompts = 10  # per category, one picture each, and questions per kind
     # Fields of configs/base.py for all runs: ('data.rows=32', 'flow.shift=2.0').
     study.overrides = ()

@@ -29,6 +29,7 @@ from rf_jax.evaluation import (
     study,
     study_plan,
     study_plots,
+    study_report,
     understanding,
 )
 from rf_jax.generation.sampler import Sampler
@@ -528,6 +529,28 @@ def test_the_estimate_of_time_counts_training_and_scoring(finished, tmp_path):
     assert '3 of 9 runs' in study.progress(pieces)
     nothing = study_plan.plan(config, tmp_path, study_plan.load_arms(config.runs))
     assert 'ETA unknown' in study.progress(nothing)
+
+
+def test_the_estimate_of_time_is_shared_by_processes(finished, tmp_path, monkeypatch):
+    config, workdir = finished
+    folder = tmp_path / 'study'
+    shutil.copytree(workdir, folder)
+    more = config.copy_and_resolve_references()
+    more.seeds = 3
+    pieces = study_plan.plan(more, folder, study_plan.load_arms(more.runs))
+    took = {True: study_report.Spent(STEPS, 7200.0), False: study_report.Spent(0, 0.0)}
+    monkeypatch.setattr(study_report, 'spent', lambda piece: took[piece.finished])
+
+    def hours():
+        found = re.search(r'ETA (\d+):(\d+) h', study.progress(pieces))
+        return int(found[1]) + int(found[2]) / 60
+
+    alone = hours()
+    with claim(folder / 'whole-s1'):
+        assert hours() == alone, 'one process'
+        with claim(folder / 'half-s1'):
+            assert hours() == pytest.approx(alone / 2, abs=0.03)
+    assert hours() == alone > 1
 
 
 def test_the_study_of_the_repository_is_of_known_fields():

@@ -159,7 +159,9 @@ class Scorer:
 
 
 def progress(pieces: Sequence[Piece]) -> str:
-    """One line: what is done of the study and when it will be, from what it took so far."""
+    """One line: what is done of the study and when it will be, from what it took so far, if as many
+    processes go on with it as do now.
+    """
     done = trained = train_seconds = scored = score_seconds = 0.0
     train_left = score_left = 0.0
     for piece in pieces:
@@ -179,4 +181,5 @@ def progress(pieces: Sequence[Piece]) -> str:
     if not trained or not scored:
         return f'{line} | ETA unknown yet'
     left = train_left * train_seconds / trained + score_left * score_seconds / scored
+    left /= max(1, sum(workdir.claimed(piece.folder) for piece in pieces))
     return f'{line} | ETA {int(left // 3600)}:{int(left // 60) % 60:02d} h'

@@ -162,6 +162,7 @@ def _grid(arms, side: str) -> bytes | None:
     cells, captions, columns = [], [], 0
     for name, runs in arms.items():
         files = [p.score_file(p.last).with_suffix('.npz') for p in runs if p.finished]
+        files = [path for path in files if path.exists()]  # scores may be kept without them
         if not files:
             continue
         with np.load(files[0]) as held:

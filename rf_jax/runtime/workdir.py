@@ -43,6 +43,18 @@ def claim(folder: str | os.PathLike) -> BinaryIO | None:
     return file
 
 
+def claimed(folder: str | os.PathLike) -> bool:
+    """Whether a process, perhaps this one, has the folder for itself."""
+    try:
+        with open(Path(folder) / '.claim', 'rb') as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # never claimed
+        return False
+    return False
+
+
 def check_writable(folder: str | os.PathLike, flag: str = 'workdir') -> None:
     """Makes the folder; raises UserError naming the flag if files cannot be written there."""
     probe = Path(folder) / f'.probe.{jax.process_index()}.{os.getpid()}'
