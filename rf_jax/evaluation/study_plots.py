@@ -107,9 +107,15 @@ def _curves(study, arms, scores) -> bytes | None:
 
 def _finished(figure, panels) -> bytes | None:
     """The figure as PNG; None if nothing was drawn into it."""
-    if not any(axes.get_legend_handles_labels()[1] for axes in panels):
+    shown = {
+        label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels())
+    }
+    if not shown:
         return None
-    panels[0].legend()
+    # Above the panels, where it hides no bar.
+    figure.legend(
+        shown.values(), shown, loc='lower center', bbox_to_anchor=(0.5, 0.95), ncols=len(shown)
+    )
     return png(figure)
 
 
