@@ -404,6 +404,20 @@ def test_an_override_that_no_config_has_is_refused(tmp_path, change, match):
         study_plan.plan(config, tmp_path, study_plan.load_arms(config.runs))
 
 
+@pytest.mark.parametrize(
+    'change, match',
+    [
+        ('data.capacity.pixels=4', r'whole: data.capacity.pixels=4 cannot hold one sample'),
+        ("model.backbone.split='halves'", r"first: .*'halves' is not known"),
+    ],
+)
+def test_what_a_run_would_raise_at_its_turn_is_raised_at_once(tmp_path, change, match):
+    config = small(tmp_path, overrides=(change,))
+    with pytest.raises(UserError, match=match):
+        study.run(config, tmp_path / 'study', fingerprint)
+    assert not list(tmp_path.glob('study/*-s*'))
+
+
 def test_plots_are_asked_for_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     refused(small(tmp_path), tmp_path / 'study', r'pip install .*study')

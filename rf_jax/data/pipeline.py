@@ -39,7 +39,9 @@ class Batches:
         self.channels = self.data.patch**2 * 3
         self.pool = spans.pool_of(config)
         self._pictures = _PictureCache(megabytes=256)
-        self._check()
+        check(config)
+        if self.data.rows % part[1]:
+            raise UserError(f'data.rows={self.data.rows} does not divide over {part[1]} hosts')
         weights = {task: float(self.data.tasks.get(task, 0.0)) for task in TASKS}
         empty = [t for t in TASKS if weights[t] > 0 and not self.samples[t]]
         if empty or not any(weights.values()):
@@ -55,61 +57,6 @@ class Batches:
             self.data.rows,
             self.counts,
         )
-
-    def _check(self) -> None:
-        data, capacity = self.data, self.data.capacity
-        unit = cells.unit(self.pool) * data.patch
-        unknown = set(data.tasks) - set(TASKS)
-        if unknown:
-            raise UserError(f'data.tasks has {sorted(unknown)}; known: {", ".join(TASKS)}')
-        if not data.sizes:
-            raise UserError('data.sizes is empty; the default is ((64, 1.0),)')
-        for entry in data.sizes:
-            if not isinstance(entry, tuple | list) or len(entry) != 2 or not entry[1] > 0:
-                raise UserError(
-                    f'data.sizes={data.sizes!r}: expected pairs (pixels, weight above 0) as in '
-                    "--config.data.sizes='((64, 0.7), (32, 0.3))'"
-                )
-            longest = entry[0]
-            if longest < unit or longest % unit:
-                near = max(unit, longest // unit * unit)
-                raise UserError(
-                    f'data.sizes has {longest} px, which is no multiple of {unit} '
-                    f'({unit // data.patch} x data.patch = {unit}); take {near}'
-                )
-        largest = max(longest for longest, _ in data.sizes)
-        frame, pool = self.config.model.representation.frame, self.pool
-        side = largest // data.patch // max(pool, 1)
-        if pool and side > frame:
-            raise UserError(
-                f'data.sizes has {largest} px, {side} representation tokens a side; '
-                f'model.representation.frame={frame} must be at least that'
-            )
-        patches = (largest // data.patch) ** 2
-        wanted = {}
-        if data.tasks.get('text_to_image', 0) > 0:
-            wanted |= {'pixels': patches, 'pixel_pictures': 1}
-            wanted |= {'representation': patches // pool**2 + 1} if pool else {}
-        if data.tasks.get('image_to_text', 0) > 0:
-            wanted |= {'vision': patches // 4, 'vision_pictures': 1}
-        if data.max_text < 8:
-            raise UserError(
-                f'data.max_text={data.max_text} leaves no room for a question, its answer and the '
-                'marks around them: take at least 8'
-            )
-        wanted['text'] = data.max_text
-        for name, need in wanted.items():
-            if capacity[name] < need:
-                raise UserError(
-                    f'data.capacity.{name}={capacity[name]} cannot hold one sample, which may '
-                    f'need {need}: raise it, or lower '
-                    f'{"data.max_text" if name == "text" else "data.sizes"}'
-                )
-        group = cells.unit(pool) ** 2
-        if capacity['pixels'] % group:
-            raise UserError(f'data.capacity.pixels={capacity["pixels"]} is no multiple of {group}')
-        if data.rows % self.part[1]:
-            raise UserError(f'data.rows={data.rows} does not divide over {self.part[1]} hosts')
 
     def sizes(self, task: str, index: np.ndarray, turn: np.ndarray) -> np.ndarray:
         """int64[S, 6] as `layout.SIZES`, for sample numbers and passes int64[S]; no decoding."""
@@ -189,6 +136,61 @@ class Batches:
             num_threads=self.data.threads, prefetch_buffer_size=self.data.prefetch
         )
         return iter(dataset.to_iter_dataset(options))
+
+
+def check(config) -> None:
+    """Raises UserError for rows, pictures and words that do not go together."""
+    data, capacity, pool = config.data, config.data.capacity, spans.pool_of(config)
+    unit = cells.unit(pool) * data.patch
+    unknown = set(data.tasks) - set(TASKS)
+    if unknown:
+        raise UserError(f'data.tasks has {sorted(unknown)}; known: {", ".join(TASKS)}')
+    if not data.sizes:
+        raise UserError('data.sizes is empty; the default is ((64, 1.0),)')
+    for entry in data.sizes:
+        if not isinstance(entry, tuple | list) or len(entry) != 2 or not entry[1] > 0:
+            raise UserError(
+                f'data.sizes={data.sizes!r}: expected pairs (pixels, weight above 0) as in '
+                "--config.data.sizes='((64, 0.7), (32, 0.3))'"
+            )
+        longest = entry[0]
+        if longest < unit or longest % unit:
+            near = max(unit, longest // unit * unit)
+            raise UserError(
+                f'data.sizes has {longest} px, which is no multiple of {unit} '
+                f'({unit // data.patch} x data.patch = {unit}); take {near}'
+            )
+    largest = max(longest for longest, _ in data.sizes)
+    frame = config.model.representation.frame
+    side = largest // data.patch // max(pool, 1)
+    if pool and side > frame:
+        raise UserError(
+            f'data.sizes has {largest} px, {side} representation tokens a side; '
+            f'model.representation.frame={frame} must be at least that'
+        )
+    patches = (largest // data.patch) ** 2
+    wanted = {}
+    if data.tasks.get('text_to_image', 0) > 0:
+        wanted |= {'pixels': patches, 'pixel_pictures': 1}
+        wanted |= {'representation': patches // pool**2 + 1} if pool else {}
+    if data.tasks.get('image_to_text', 0) > 0:
+        wanted |= {'vision': patches // 4, 'vision_pictures': 1}
+    if data.max_text < 8:
+        raise UserError(
+            f'data.max_text={data.max_text} leaves no room for a question, its answer and the '
+            'marks around them: take at least 8'
+        )
+    wanted['text'] = data.max_text
+    for name, need in wanted.items():
+        if capacity[name] < need:
+            raise UserError(
+                f'data.capacity.{name}={capacity[name]} cannot hold one sample, which may '
+                f'need {need}: raise it, or lower '
+                f'{"data.max_text" if name == "text" else "data.sizes"}'
+            )
+    group = cells.unit(pool) ** 2
+    if capacity['pixels'] % group:
+        raise UserError(f'data.capacity.pixels={capacity["pixels"]} is no multiple of {group}')
 
 
 def fitted(height: int, width: int, config, longest: int | None = None) -> tuple[int, int]:

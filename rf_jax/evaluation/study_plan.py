@@ -12,10 +12,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rf_jax.data import sources
+from rf_jax.data import pipeline, sources
 from rf_jax.evaluation.scoring import Amount
 from rf_jax.learning import checks, loop
-from rf_jax.models import flops
+from rf_jax.models import flops, unified
 from rf_jax.runtime import workdir
 from rf_jax.runtime.errors import UserError, choose, require
 
@@ -182,6 +182,8 @@ def plan(study, folder: Path, arms: Arms) -> list[Piece]:
     found = sources.build(first.data.sources, first.data.max_pixels)
     tokenizer = loop.find_tokenizer(first, folder, found)
     workdir.write_run_files(folder, {'tokenizer.model': tokenizer.model_bytes})
+    for name, config in configs.items():
+        _check_builds(name, config, tokenizer.size)
     cost = {name: flops.train_step(config, tokenizer.size) for name, config in configs.items()}
     reference = cost[chosen[0]]  # not the dearest: a new arm must not move the ends of old ones
     pieces: dict[tuple[str, int], Piece] = {}
@@ -213,6 +215,15 @@ def plan(study, folder: Path, arms: Arms) -> list[Piece]:
                 flops=cost[name],
             )
     return list(pieces.values())
+
+
+def _check_builds(name: str, config: ConfigDict, vocabulary: int) -> None:
+    """Raises UserError now for what the run would raise at its turn, perhaps hours from now."""
+    try:
+        pipeline.check(config)
+        unified.build(config, vocabulary)
+    except UserError as error:
+        raise UserError(f'{name}: {error}') from None
 
 
 def equal_flops_steps(steps: int, own: float, reference: float) -> int:
