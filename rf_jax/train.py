@@ -3,8 +3,8 @@
 The same command resumes what the workdir holds. Any field of the config can be overridden:
 `--config.optimizer.learning_rate=1e-3`. On several hosts run it on each (launch/README.md).
 
-RF_JAX_UNFINISHED is the exit code of a run that a signal stopped before its last step, 0 if it is
-not set: launchers that start again what has not ended well set it.
+RF_JAX_UNFINISHED is the exit code of a run that a signal stopped before its end, 0 if it is not
+set: launchers that start again what has not ended well set it.
 """
 
 import os
@@ -26,7 +26,7 @@ def main(argv):
     traced = profile.parse(_PROFILE.value)
     run = loop.build(_CONFIG.value, _WORKDIR.value)
     state = loop.train(run, report.while_training(run), traced)
-    if int(state.step) == run.config.steps and run.config.evaluation.samples:
+    if not run.stopped and run.config.evaluation.samples:
         with run.goodput.phase('evaluation'):
             table = report.at_end(run, state)
         if hosts.first():
@@ -34,8 +34,7 @@ def main(argv):
     run.goodput.save(int(state.step), hosts.first())
     logging.info('%s', run.goodput.table())
     logging.info('Peak memory %.1f GB', metrics.peak_memory_gb())
-    done = int(state.step) >= run.config.steps
-    return 0 if done else int(os.environ.get('RF_JAX_UNFINISHED', '0'))
+    return 0 if not run.stopped else int(os.environ.get('RF_JAX_UNFINISHED', '0'))
 
 
 if __name__ == '__main__':

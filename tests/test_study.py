@@ -225,6 +225,23 @@ def test_a_study_that_is_stopped_anywhere_ends_the_same(finished, built, tmp_pat
     assert (workdir / 'results.csv').read_text() == (undisturbed / 'results.csv').read_text()
 
 
+def test_a_signal_in_a_runs_last_step_stops_the_study(built, tmp_path, monkeypatch):
+    config, workdir = small(tmp_path), tmp_path / 'study'
+    original, put = loop.Run.put, []
+
+    def signalled(self, *given):
+        put.append(self.workdir.name)
+        if put == ['first-s0'] * 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *given)
+
+    monkeypatch.setattr(loop.Run, 'put', signalled)
+    built.clear()
+    assert not study.run(config, workdir, fingerprint)
+    assert built == ['first-s0'] and not scores(workdir)
+    assert checkpoint.restore_numpy(workdir / 'first-s0' / 'checkpoints')[0] == 2, 'all is kept'
+
+
 def test_processes_share_a_study(finished, built, tmp_path, monkeypatch):
     """What another process has claimed is left to it, and what grows from that waits."""
     _, undisturbed = finished

@@ -100,7 +100,7 @@ def finish(piece: Piece, score: Score, tell: Callable[[], None]) -> bool:
     scorer = Scorer(piece, run_, score, tell)
     scorer.newest_checkpoint()
     state = loop.train(run_, scorer.while_training)
-    if int(state.step) < piece.last:
+    if run_.stopped:
         return False
     if piece.score(piece.last) is None:
         with run_.goodput.phase('evaluation'):

@@ -31,12 +31,16 @@ from rf_jax.runtime import (
 
 @dataclass(kw_only=True)
 class Run(programs.Programs):
-    """A training run: its programs and what they are fed with."""
+    """A training run: its programs and what they are fed with.
+
+    `stopped`: whether a signal ended the last `train`, be it in the very last step.
+    """
 
     workdir: Path
     tokenizer: Tokenizer
     batches: pipeline.Batches
     goodput: goodput.Goodput
+    stopped: bool = False
 
     def put(self, batch: Mapping[str, np.ndarray], stop: bool = False) -> dict[str, jax.Array]:
         """A batch onto the devices, rows over the data axes.
@@ -171,6 +175,7 @@ def train(
                 with spent.phase('evaluation'):
                     on_samples(number, current.ema, writer)
             if stopping:
+                run.stopped = True
                 with spent.phase('checkpoint'):
                     saved = 'saved' if checkpoints.wait() else 'but it could not be saved'
                 logging.warning('Stopped by a signal at step %d, %s; run it again', number, saved)
