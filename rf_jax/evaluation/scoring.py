@@ -15,6 +15,7 @@ from rf_jax.evaluation import (
     prompts,
     reconstruction,
     understanding,
+    variety,
 )
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError, require
@@ -55,8 +56,8 @@ class Score:
 
     values['generation'][side][category]: 'prompts' and 'correct', a list of 1 or 0 for each;
     values['understanding'][kind]: see understanding.evaluate; values['distances'],
-    values['codebook'] and values['autoencoder']: numbers; values['shown'][side]: prompts. What a
-    run does not train is empty.
+    values['variety'], values['codebook'] and values['autoencoder']: numbers;
+    values['shown'][side]: prompts. What a run does not train is empty.
     """
 
     values: dict
@@ -98,7 +99,7 @@ def score(
     config = sampler.config
     source = new_scenes(config)
     values: dict = {'generation': {}, 'understanding': {}, 'distances': {}, 'codebook': {}}
-    values['autoencoder'] = {}
+    values['autoencoder'], values['variety'] = {}, {}
     values['shown'] = shown = {}
     pictures: dict[str, np.ndarray] = {}
     if config.data.tasks.get('text_to_image', 0) > 0 and config.losses.flow:
@@ -108,6 +109,13 @@ def score(
             drawn = compositional.draw(sampler, asked, amount.pictures, seed)
             correct = compositional.judge(asked, drawn)
             values['generation'][side] = _by_category(asked, correct)
+            if side == SIDES[0]:
+                values['variety'] = variety.measure(
+                    picture
+                    for prompt, row in zip(asked, drawn)
+                    if prompt.category == variety.CATEGORY
+                    for picture in row
+                )
             chosen = _first_of_each([prompt.category for prompt in asked])
             shown[side] = [asked[i].text for i in chosen]
             pictures[side] = np.stack([drawn[i][0] for i in chosen])
@@ -155,10 +163,8 @@ def use_of_codebook(sampler: Sampler, codebook: np.ndarray, pictures, scenes) ->
     ]
     content = code_content.measure(codes, looks)
     counts = np.bincount(np.concatenate([each.ravel() for each in codes]), minlength=len(codebook))
-    share = counts[counts > 0] / counts.sum()
-    perplexity = float(np.exp(-(share * np.log(share)).sum()))
     told = {name: getattr(content, name) for name in ('shared', 'place', 'unexplained')}
-    return {'used': float((counts > 0).mean()), 'perplexity': perplexity} | told
+    return {'used': float((counts > 0).mean()), 'perplexity': variety.perplexity(counts)} | told
 
 
 def _first_of_each(categories: Sequence[str]) -> list[int]:
@@ -194,7 +200,9 @@ def table(values: Mapping) -> str:
         parts += [compositional.table(compositional.summary(asked, correct))]
     if values['understanding']:
         parts.append(understanding.table(values['understanding']))
-    numbers = values['distances'] | {f'codebook {k}': v for k, v in values['codebook'].items()}
+    numbers = dict(values['distances'])
+    for part in ('variety', 'codebook'):
+        numbers |= {f'{part} {name}': value for name, value in values[part].items()}
     numbers |= {f'reconstruction {k}': v for k, v in values['autoencoder'].items()}
     parts += [f'{name:28s} {value:.4g}' for name, value in numbers.items()]
     return '\n'.join(parts)
@@ -206,6 +214,6 @@ def line(values: Mapping) -> str:
     answers = [each for kind in values['understanding'].values() for each in kind['correct']]
     parts += [f'understanding {np.mean(answers):.3f}'] if answers else []
     parts += [f'{name} {value:.3g}' for name, value in values['distances'].items()]
-    for part in ('codebook', 'autoencoder'):
+    for part in ('variety', 'codebook', 'autoencoder'):
         parts += [f'{part} {name} {value:.3g}' for name, value in values[part].items()]
     return ' | '.join(parts) or 'nothing to score'

@@ -149,10 +149,10 @@ class Scorer:
         }
         path = self.piece.score_file(step)
         packed = io.BytesIO()
-        np.savez(packed, **found.shown)
+        np.savez_compressed(packed, **found.shown)
         workdir.write_run_files(path.parent, {path.with_suffix('.npz').name: packed.getvalue()})
         # Last, as a score that can be read says that all is there.
-        text = json.dumps(values | found.values, indent=1)
+        text = json.dumps(values | found.values)
         workdir.write_run_files(path.parent, {path.name: text})
         logging.info('%s at step %d: %s', self.piece.folder.name, step, scoring.line(found.values))
         self.tell()

@@ -84,7 +84,10 @@ def report(study, pieces: Sequence[Piece], scores, pictures: Sequence[str]) -> s
             parts.append(f'{told}\n\n{_categories(groups, side)}')
     parts += ['## Understanding at equal steps', _understanding(equal_steps)]
     parts += ['## Understanding at equal FLOPs', _understanding(equal_flops)]
-    parts += ['## Distances, codebook and autoencoder at equal FLOPs', _numbers(equal_flops)]
+    parts += [
+        '## Distances, variety, codebook and autoencoder at equal FLOPs',
+        _numbers(equal_flops),
+    ]
     parts += ['## Budget', _budget(order, pieces, scores)]
     for name in pictures:
         parts += [f'![{name}]({name})', _legend(name, equal_flops)]
@@ -186,13 +189,13 @@ def _understanding(groups) -> str:
 
 
 def _numbers(groups) -> str:
-    """Distances, codebook and autoencoder: mean over seeds, each seed in brackets."""
+    """Distances, variety, codebook and autoencoder: mean over seeds, each seed in brackets."""
     columns: dict[str, None] = {}
     found: dict[str, dict[str, list[float]]] = {}
     for name, group in groups.items():
         for _, score in group:
-            for part in ('distances', 'codebook', 'autoencoder'):
-                for key, value in score[part].items():
+            for part in ('distances', 'variety', 'codebook', 'autoencoder'):
+                for key, value in score.get(part, {}).items():  # older ones lack some
                     column = key if part == 'distances' else f'{part} {key}'
                     columns[column] = None
                     found.setdefault(name, {}).setdefault(column, []).append(value)
