@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from shrink import quick_compilation
 
 from configs import debug
 from rf_jax.evaluation import report
@@ -155,6 +156,7 @@ def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp
         assert expected in command(module, *arguments, code=1)
 
 
+@quick_compilation()
 def test_a_run_with_parts_in_the_memory_of_the_host_saves_resumes_and_draws(tmp_path):
     config = debug.get_config()
     config.steps, config.log.samples_every, config.offload = 2, 1, ('ema', 'opt_state')

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shrink import quick_compilation
 
 from configs import base
 from rf_jax.models import attention, exchange, experts, grouped, routing, transformer
@@ -14,6 +15,12 @@ from rf_jax.runtime.mesh import make_mesh
 
 B, L, D, E, K, F = 8, 16, 16, 8, 2, 12
 LENGTHS = (8, 4, 4)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick():
+    with quick_compilation():
+        yield
 
 
 def config_of(**changes):

@@ -69,7 +69,9 @@ def start(count, workdir, folder, **flags):
     flags = {'config.steps': STEPS, **{f'config.{k}': v for k, v in CHANGES.items()}, **flags}
     environment = {
         **os.environ,
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES // count}',
+        'XLA_FLAGS': re.sub(
+            r'(device_count)=\d+', rf'\1={DEVICES // count}', os.environ['XLA_FLAGS']
+        ),
         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
         'RF_JAX_UNFINISHED': '75',
     }

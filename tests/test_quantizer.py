@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from shrink import shrink
+from shrink import quick_compilation, shrink
 
 from configs import base, emoji
 from rf_jax.evaluation import usage
@@ -192,6 +192,7 @@ def test_eight_devices_give_what_one_gives(features):
 
 
 @pytest.mark.parametrize('mode', ['printed', 'sinkhorn'])  # nearest balances nothing
+@quick_compilation()
 def test_an_epoch_of_emoji_uses_most_prototypes(mode, tmp_path):
     config = shrink(emoji.get_config())
     config.model.representation.codes = 128

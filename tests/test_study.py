@@ -595,3 +595,13 @@ def test_the_study_of_the_repository_is_of_known_fields():
 def test_curves_ask_the_same_of_every_point():
     right = [[1, 0], [0, 0], [1, 1], [1, 1]]
     assert study_plots.same_prompts(of_rates(right), 'seen', 2) == 0.5
+
+
+def test_a_run_on_its_way_does_not_cut_the_curves_of_finished_ones():
+    done, begun, new = (
+        SimpleNamespace(name='half', seed=seed, finished=seed == 0) for seed in range(3)
+    )
+    scores = {('half', 0): {2: {}, 4: {}}, ('half', 1): {2: {}}, ('half', 2): {}}
+    assert study_plots.shown('half', [done, begun, new], scores) == [done]
+    assert study_plots.shown('half', [begun, new], scores) == [begun]
+    assert study_plots.shown('half', [new], scores) == []

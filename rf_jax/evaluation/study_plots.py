@@ -38,11 +38,7 @@ def _words(side: str) -> str:
 
 def draw(study, pieces: Sequence[Piece], scores) -> dict[str, bytes]:
     """{file name: PNG} of what there is to be shown. `scores`: {(arm, seed): {step: score}}."""
-    arms = {
-        name: runs
-        for name in names(study)
-        if (runs := [p for p in pieces if p.name == name and scores[p.name, p.seed]])
-    }
+    arms = {name: runs for name in names(study) if (runs := shown(name, pieces, scores))}
     found = {
         'score_against_steps.png': _curves(study, arms, scores),
         'score_by_category.png': _bars(arms, scores),
@@ -50,6 +46,14 @@ def draw(study, pieces: Sequence[Piece], scores) -> dict[str, bytes]:
     }
     found |= {grid_name(side): _grid(arms, side) for side in scoring.SIDES}
     return {name: data for name, data in found.items() if data}
+
+
+def shown(name: str, pieces: Sequence[Piece], scores) -> list[Piece]:
+    """An arm's runs that have a score. Those on their way, which would cut the curves of the
+    others at the point that they have reached, only if there are no others.
+    """
+    runs = [p for p in pieces if p.name == name and scores[p.name, p.seed]]
+    return [p for p in runs if p.finished] or runs
 
 
 def png(figure) -> bytes:
@@ -107,14 +111,14 @@ def _curves(study, arms, scores) -> bytes | None:
 
 def _finished(figure, panels) -> bytes | None:
     """The figure as PNG; None if nothing was drawn into it."""
-    shown = {
+    labels = {
         label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels())
     }
-    if not shown:
+    if not labels:
         return None
     # Above the panels, where it hides no bar.
     figure.legend(
-        shown.values(), shown, loc='lower center', bbox_to_anchor=(0.5, 0.95), ncols=len(shown)
+        labels.values(), labels, loc='lower center', bbox_to_anchor=(0.5, 0.95), ncols=len(labels)
     )
     return png(figure)
 
