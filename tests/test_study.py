@@ -102,6 +102,7 @@ def fingerprint(sampler, amount, codebook):
         'understanding': kinds,
         'distances': {'kid': float(rng.random())} if draws else {},
         'codebook': {} if codebook is None or not draws else {'used': float(rng.random())},
+        'variety': {'places': float(rng.random())} if draws else {},
         'autoencoder': {},
         'shown': {name: ['a red circle', 'two rings'] for name in scoring.SIDES} if draws else {},
     }

@@ -124,7 +124,7 @@ def _seeds(found: Estimate) -> str:
     if len(set(found.seeds)) == 1:  # one, or all the same: their spread tells nothing
         return each
     mean = compositional.across_seeds(found.seeds)
-    return f'{each} [{mean.low:.3f}, {mean.high:.3f}]'
+    return f'{each} [{max(mean.low, 0):.3f}, {min(mean.high, 1):.3f}]'  # of rates
 
 
 def _overall(groups) -> str:
