@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from rf_jax.runtime import environment
 
 
@@ -60,3 +62,46 @@ def test_command_starts_again_as_it_was(tmp_path):
     first, second, last = done.stdout.splitlines()
     assert first == second, 'the same process, started once again'
     assert last == "['a b', '--c=1'] glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+
+
+@pytest.mark.parametrize(
+    'asked, plugins, expected',
+    [('cpu', ['cuda'], True), ('cuda,cpu', [], False), ('', [], True), ('', ['cuda'], False)],
+)
+def test_computing_on_cpus_is_told_before_jax_starts(asked, plugins, expected, monkeypatch):
+    monkeypatch.setattr(environment, 'entry_points', lambda group: plugins)
+    monkeypatch.setattr(environment.importlib.util, 'find_spec', lambda name: None)
+    assert environment.on_cpu({'JAX_PLATFORMS': asked}) == expected
+
+
+_STEPS = """
+import resource
+from rf_jax.runtime import environment
+import jax, jax.numpy as jnp
+{prepare}
+step = jax.jit(lambda x: jnp.tanh(x @ x.T) @ x)  # 64 MB between the products
+x = jnp.ones((4096, 128))
+for number in range(40):
+    if number == 30:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
+"""
+
+
+@pytest.mark.skipif(environment.platform.libc_ver()[0] != 'glibc', reason="mallopt is glibc's")
+def test_a_step_takes_no_new_pages_from_the_kernel():
+    def faults(prepare):
+        done = subprocess.run(
+            [sys.executable, '-c', _STEPS.format(prepare=prepare)],
+            env={name: v for name, v in os.environ.items() if name != 'XLA_FLAGS'},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        )
+        return float(done.stdout)
+
+    as_it_comes, kept = faults(''), faults('environment.keep_memory()')
+    assert as_it_comes > 1000, 'this jaxlib keeps its memory itself: keep_memory can go'
+    assert kept < as_it_comes / 50
