@@ -79,10 +79,10 @@ import resource
 from rf_jax.runtime import environment
 import jax, jax.numpy as jnp
 {prepare}
-step = jax.jit(lambda x: jnp.tanh(x @ x.T) @ x)  # 64 MB between the products
-x = jnp.ones((4096, 128))
-for number in range(40):
-    if number == 30:
+step = jax.jit(lambda x: jnp.abs(x @ x.T) @ x)  # 64 MB between the products
+x = jnp.ones((4096, 8))
+for number in range(25):
+    if number == 15:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
