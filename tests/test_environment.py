@@ -26,27 +26,34 @@ def test_other_processes_stay_as_they_are():
     assert found == {'XLA_FLAGS': '--xla_dump_to=x'}
 
 
-def test_huge_pages_are_asked_for_once(tmp_path, monkeypatch):
+def test_huge_pages_and_kept_memory_are_asked_for_once(tmp_path, monkeypatch):
     setting = tmp_path / 'enabled'
     monkeypatch.setattr(environment, '_HUGE_PAGES', setting)
     monkeypatch.setattr(environment.platform, 'libc_ver', lambda: ('glibc', '2.36'))
-    assert not environment.wants_huge_pages({})
+    pod, laptop = {'JAX_PLATFORMS': 'tpu'}, {'JAX_PLATFORMS': 'cpu'}
+    keep = (
+        'glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776'
+    )
+    assert environment.tunables(pod) == '', 'no file: not Linux, or without huge pages'
+    assert environment.tunables(laptop) == keep
+    for text in ('[always] madvise never\n', 'always madvise [never]\n'):
+        setting.write_text(text)
+        assert environment.tunables(pod) == ''
     setting.write_text('always [madvise] never\n')
-    assert environment.wants_huge_pages({})
-    assert not environment.wants_huge_pages({'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=2'})
-    for other in ('[always] madvise never\n', 'always madvise [never]\n'):
-        setting.write_text(other)
-        assert not environment.wants_huge_pages({})
+    assert environment.tunables(pod) == 'glibc.malloc.hugetlb=1'
+    assert environment.tunables(laptop) == keep + ':glibc.malloc.hugetlb=1'
+    assert not environment.tunables(laptop | {'GLIBC_TUNABLES': environment.tunables(laptop)})
+    own = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=2'}
+    assert environment.tunables(pod | own) == ''
+    assert environment.tunables(laptop | own) == 'glibc.malloc.hugetlb=2:' + keep
+    monkeypatch.setattr(environment.platform, 'libc_ver', lambda: ('', ''))
+    assert environment.tunables(laptop) == ''
 
 
 def test_command_starts_again_as_it_was(tmp_path):
-    setting = tmp_path / 'enabled'
-    setting.write_text('always [madvise] never\n')
     program = (
         'import os, sys\n'
-        'from pathlib import Path\n'
         'from rf_jax.runtime import environment\n'
-        f'environment._HUGE_PAGES = Path({str(setting)!r})\n'
         'environment.platform.libc_ver = lambda: ("glibc", "2.36")\n'
         'print(os.getpid())\n'
         'environment.prepare()\n'
@@ -61,7 +68,7 @@ def test_command_starts_again_as_it_was(tmp_path):
     )
     first, second, last = done.stdout.splitlines()
     assert first == second, 'the same process, started once again'
-    assert last == "['a b', '--c=1'] glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+    assert last.startswith("['a b', '--c=1'] glibc.malloc.check=0:glibc.malloc.arena_max=1:")
 
 
 @pytest.mark.parametrize(
@@ -76,9 +83,7 @@ def test_computing_on_cpus_is_told_before_jax_starts(asked, plugins, expected, m
 
 _STEPS = """
 import resource, statistics
-from rf_jax.runtime import environment
 import jax, jax.numpy as jnp
-{prepare}
 step = jax.jit(lambda x: jnp.abs(x @ x.T) @ x)  # 64 MB between the products
 x = jnp.ones((4096, 8))
 counts = []
@@ -91,10 +96,10 @@ print(statistics.median(b - a for a, b in zip(counts, counts[1:])))
 
 @pytest.mark.skipif(environment.platform.libc_ver()[0] != 'glibc', reason="mallopt is glibc's")
 def test_a_step_takes_no_new_pages_from_the_kernel():
-    def faults(prepare):
+    def faults(tunables):
         done = subprocess.run(
-            [sys.executable, '-c', _STEPS.format(prepare=prepare)],
-            env={name: v for name, v in os.environ.items() if name != 'XLA_FLAGS'},
+            [sys.executable, '-c', _STEPS],
+            env=plain | {'GLIBC_TUNABLES': tunables},
             capture_output=True,
             text=True,
             timeout=300,
@@ -102,6 +107,8 @@ def test_a_step_takes_no_new_pages_from_the_kernel():
         )
         return float(done.stdout)
 
-    as_it_comes, kept = faults(''), faults('environment.keep_memory()')
-    assert as_it_comes > 1000, 'this jaxlib keeps its memory itself: keep_memory can go'
-    assert kept < as_it_comes / 50
+    plain = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    plain.pop('GLIBC_TUNABLES', None)
+    as_it_comes, kept = faults(''), faults(environment.tunables(plain))
+    assert as_it_comes > 0, 'this jaxlib keeps its memory itself: tunables can go'
+    assert kept == 0

@@ -1,6 +1,5 @@
 """What a process that computes on CPUs needs in its environment before it begins."""
 
-import ctypes
 import importlib.util
 import os
 import platform
@@ -11,10 +10,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 _HUGE_PAGES = Path('/sys/kernel/mm/transparent_hugepage/enabled')
-_TUNABLE = 'glibc.malloc.hugetlb'
-# Of mallopt(3). How much may lie free at the end of the heap, how many blocks may be mapped apart
-# from it, how many heaps there may be.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+# One heap from which large blocks come too, and which gives nothing back.
+_KEEP = {'arena_max': 1, 'mmap_max': 0, 'trim_threshold': 2**40}
 _PRETENDED = re.compile(r'--xla_force_host_platform_device_count=(\d+)')
 
 
@@ -36,16 +33,6 @@ def give_threads(environment: MutableMapping[str, str]) -> None:
     environment['XLA_FLAGS'] = flags
 
 
-def wants_huge_pages(environment: MutableMapping[str, str]) -> bool:
-    """True where large allocations get huge pages only if the C library asks, and it does not."""
-    return (
-        _TUNABLE not in environment.get('GLIBC_TUNABLES', '')
-        and platform.libc_ver()[0] == 'glibc'
-        and _HUGE_PAGES.exists()
-        and '[madvise]' in _HUGE_PAGES.read_text()
-    )
-
-
 def on_cpu(environment: Mapping[str, str]) -> bool:
     """Whether JAX will compute on CPUs, told without starting it."""
     asked = environment.get('JAX_PLATFORMS', '')
@@ -54,15 +41,22 @@ def on_cpu(environment: Mapping[str, str]) -> bool:
     return not entry_points(group='jax_plugins') and importlib.util.find_spec('libtpu') is None
 
 
-def keep_memory() -> None:
-    """Lets glibc keep what is freed for the next step; call before JAX starts its threads.
+def tunables(environment: Mapping[str, str]) -> str:
+    """GLIBC_TUNABLES with what they lack, '' where the C library is another or they lack nothing.
 
     XLA allocates its temporary buffers anew at each step, and blocks of their size are by default
     given back to the kernel, which clears every page of the next ones.
     """
-    if platform.libc_ver()[0] == 'glibc':
-        for parameter, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1)):
-            ctypes.CDLL(None).mallopt(parameter, value)
+    if platform.libc_ver()[0] != 'glibc':
+        return ''
+    wanted = dict(_KEEP) if on_cpu(environment) else {}
+    if _HUGE_PAGES.exists() and '[madvise]' in _HUGE_PAGES.read_text():
+        wanted['hugetlb'] = 1  # only those who ask are given huge pages
+    given = environment.get('GLIBC_TUNABLES', '')
+    names = {name: f'glibc.malloc.{name}' for name in wanted}
+    lacking = [f'{names[name]}={value}' for name, value in wanted.items()
+               if names[name] not in given]  # fmt: skip
+    return ':'.join([*([given] if given else []), *lacking]) if lacking else ''
 
 
 def prepare() -> None:
@@ -72,11 +66,7 @@ def prepare() -> None:
     330 to 380, with memory kept as well 300 to 330 (68,759 page faults, 286, none).
     """
     give_threads(os.environ)
-    if wants_huge_pages(os.environ):
-        others = os.environ.get('GLIBC_TUNABLES')
-        tunables = [others] if others else []
-        os.environ['GLIBC_TUNABLES'] = ':'.join([*tunables, f'{_TUNABLE}=1'])
+    if wanted := tunables(os.environ):
+        os.environ['GLIBC_TUNABLES'] = wanted
         sys.stdout.flush()
         os.execv(sys.executable, sys.orig_argv)
-    if on_cpu(os.environ):
-        keep_memory()
