@@ -506,6 +506,25 @@ def test_differences_are_paired_by_text():
     assert rates.difference(a, a).low == rates.difference(a, a).high == 0
 
 
+def test_every_pair_of_arms_is_compared_over_the_seeds_that_both_have():
+    def group(*rates_of_seeds):
+        runs = enumerate(rates_of_seeds)
+        return [
+            (SimpleNamespace(seed=seed), of_rates([[1] * n + [0] * (4 - n)] * 5))
+            for seed, n in runs
+        ]
+
+    groups = {'rf': group(4, 3), 'pixel': group(1, 2), 'repa': group(2)}
+    text = study_report._differences(['rf', 'pixel', 'late', 'repa'], groups)
+    lines = [line.split('|')[1:-1] for line in text.splitlines() if line.startswith('|')]
+    cells = {line[0].strip(): [cell.split('[')[0].strip() for cell in line[1:]] for line in lines}
+    assert cells['repa minus rf'][0] == '-0.500', 'seed 0 alone'
+    assert cells['pixel'] == ['-0.500', '']
+    assert cells['repa'] == ['-0.500', '0.250']
+    two = study_report._differences(['rf', 'pixel'], {k: groups[k] for k in ('rf', 'pixel')})
+    assert 'Row minus column' not in two
+
+
 def test_all_right_is_not_certain():
     found = rates.estimate(rates.gather([(None, of_rates([[1, 1]] * 10))], 'seen'))
     assert found.value == found.high == 1 and 0.6 < found.low < 0.8

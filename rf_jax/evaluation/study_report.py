@@ -139,23 +139,34 @@ def _overall(groups) -> str:
 
 
 def _differences(order: Sequence[str], groups) -> str:
-    """Each arm minus the first, over the seeds that both have."""
-    rows = []
-    for name in order[1:]:
-        row = []
-        for side in (*scoring.SIDES, 'understanding'):
-            own, first = (
-                {p.seed: (p, score) for p, score in groups.get(each, ())}
-                for each in (name, order[0])
-            )
-            both = sorted(own.keys() & first.keys())
-            pair = [gather([x[seed] for seed in both], side) for x in (own, first)]
-            alike = all(pair) and _shapes(pair[0]) == _shapes(pair[1])
-            row.append(difference(*pair) if alike else '')
-        if any(row):
-            rows.append([f'{name} minus {order[0]}', *row])
+    """Each arm minus the first; with more arms than two, seen prompts of each pair as well."""
+    asked = (*scoring.SIDES, 'understanding')
+    rows = [[f'{name} minus {order[0]}', *(_minus(groups, name, order[0], side) for side in asked)]
+            for name in order[1:]]  # fmt: skip
+    rows = [row for row in rows if any(row[1:])]
+    if not rows:
+        return ''
     head = ['difference', 'seen', 'held out', 'understanding']
-    return f'Differences, paired by seed and prompt:\n\n{table(head, rows)}' if rows else ''
+    parts = [f'Differences, paired by seed and prompt:\n\n{table(head, rows)}']
+    there = [name for name in order if name in groups]
+    if len(there) > 2:
+        rows = [[row, *(_minus(groups, row, column, 'seen') if there.index(column) < i else ''
+                        for column in there[:-1])]
+                for i, row in enumerate(there)][1:]  # fmt: skip
+        told = 'Row minus column, seen prompts, over the seeds that both have:'
+        parts.append(f'{told}\n\n{table(["arm", *there[:-1]], rows)}')
+    return '\n\n'.join(parts)
+
+
+def _minus(groups, name: str, reference: str, side: str) -> Estimate | str:
+    """Over the seeds that both have; '' if there is none, or they were not asked the same."""
+    own, other = (
+        {p.seed: (p, score) for p, score in groups.get(each, ())} for each in (name, reference)
+    )
+    both = sorted(own.keys() & other.keys())
+    pair = [gather([x[seed] for seed in both], side) for x in (own, other)]
+    alike = all(pair) and _shapes(pair[0]) == _shapes(pair[1])
+    return difference(*pair) if alike else ''
 
 
 def _shapes(outcomes: Outcomes) -> dict:
