@@ -65,10 +65,12 @@ def run(study, folder: str | Path, score: Score = scoring.score) -> bool:
 
 
 def unfinished(pieces: Sequence[Piece]) -> list[Piece]:
-    """What is not scored to its end, and stages that it needs whose checkpoint was removed."""
+    """What is not scored to its end, and stages that it needs whose last checkpoint was removed:
+    one of fewer steps, of a training that goes on again, is not what other arms started from.
+    """
     left = [piece for piece in pieces if not piece.finished]
     needed = {stage for piece in left for stage in piece.stages}
-    gone = [p for p in pieces if p.folder in needed and not checkpoint.any_in(p.folder)]
+    gone = [p for p in pieces if p.folder in needed and not checkpoint.holds(p.folder, p.last)]
     return [piece for piece in pieces if piece in left or piece in gone]
 
 

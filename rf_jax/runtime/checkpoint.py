@@ -173,6 +173,13 @@ def any_in(workdir: str | os.PathLike) -> bool:
     return any(path.name.isdecimal() for path in epath.Path(workdir).glob('checkpoints/*'))
 
 
+def holds(workdir: str | os.PathLike, step: int) -> bool:
+    """Whether the folder of a run holds the checkpoint of a step; a folder of that name is whole,
+    as it is renamed when all is written.
+    """
+    return (epath.Path(workdir) / 'checkpoints' / str(step)).is_dir()
+
+
 def restore_numpy(
     directory: str | os.PathLike, step: int | None = None, only: str | None = None
 ) -> tuple[int, dict]:
