@@ -1,6 +1,6 @@
 """The controlled study: arms that differ in one thing, under equal budgets (paper, section 4).
 
-python -m rf_jax.study --config=configs/study.py --workdir=runs/study           (12 runs)
+python -m rf_jax.study --config=configs/study.py --workdir=runs/study           (18 runs)
 python -m rf_jax.study --config=configs/study.py:quick --workdir=runs/quick     (a look)
 
 The same command goes on with what the workdir holds; more arms and more seeds may be asked of it.

@@ -312,6 +312,51 @@ def test_a_stage_whose_checkpoint_is_gone_is_trained_again_for_what_needs_it(
     assert scores(folder) == scores(undisturbed)
 
 
+def test_no_arm_starts_from_a_stage_that_is_being_trained_again(
+    finished, built, tmp_path, monkeypatch
+):
+    """Stopped in the middle it has a score and a checkpoint, but of fewer steps."""
+    config, undisturbed = finished
+    folder = tmp_path / 'study'
+    shutil.copytree(undisturbed, folder, ignore=shutil.ignore_patterns('checkpoints', 'half-s0'))
+    original = loop.Run.put
+
+    def signalled(self, *given):
+        monkeypatch.setattr(loop.Run, 'put', original)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *given)
+
+    monkeypatch.setattr(loop.Run, 'put', signalled)
+    built.clear()
+    assert not study.run(config, folder, fingerprint)
+    assert checkpoint.restore_numpy(folder / 'first-s0' / 'checkpoints')[0] == 1
+    assert study.run(config, folder, fingerprint)
+    assert built == ['first-s0', 'first-s0', 'half-s0']
+    assert scores(folder) == scores(undisturbed)
+
+
+def test_a_run_that_cannot_go_on_does_not_hold_up_the_others(
+    finished, built, tmp_path, monkeypatch
+):
+    _, undisturbed = finished
+    config, folder = small(tmp_path), tmp_path / 'study'
+    train = loop.train
+
+    def diverging(run, *rest):
+        if run.workdir.name == 'whole-s0':
+            raise UserError('the loss is not finite')
+        return train(run, *rest)
+
+    monkeypatch.setattr(loop, 'train', diverging)
+    built.clear()
+    with pytest.raises(UserError, match=r'1 run\(s\) could not go on.*whole-s0: the loss is not'):
+        study.run(config, folder, fingerprint)
+    assert built == ['first-s0', 'whole-s0', 'half-s0']
+    assert '2 of 3 runs are finished' in (folder / 'report.md').read_text()
+    monkeypatch.undo()
+    assert scores(folder).keys() == {n for n in scores(undisturbed) if 'whole' not in n}
+
+
 def test_report_and_results_tell_the_scores(finished):
     _, workdir = finished
     kept = scores(workdir)
@@ -349,10 +394,10 @@ def test_report_and_results_tell_the_scores(finished):
 
 
 def refused(config, workdir, match):
-    before = contents(workdir) if workdir.exists() else None
+    before = contents(workdir)
     with pytest.raises(UserError, match=match):
         study.run(config, workdir, fingerprint)
-    assert before == (contents(workdir) if workdir.exists() else None), 'nothing is overwritten'
+    assert before == contents(workdir), 'nothing is written'
 
 
 def test_another_study_is_refused_by_its_fields(finished):
@@ -387,12 +432,11 @@ def test_arms_and_seeds_may_be_added(finished):
 
 
 def test_a_changed_arm_is_refused(finished, tmp_path):
-    config, workdir = finished
+    _, workdir = finished
     other = small(tmp_path, overrides=('optimizer.learning_rate=0.5',))
     pieces = study_plan.plan(other, workdir, study_plan.load_arms(other.runs))
     with pytest.raises(UserError, match=r'first-s0.*optimizer.learning_rate is 0.5 and was'):
         study_plan.check_run(pieces[0])
-    assert config.overrides == ()
 
 
 @pytest.mark.parametrize(
@@ -405,6 +449,8 @@ def test_a_changed_arm_is_refused(finished, tmp_path):
         ({'steps': 5}, 'steps=5 must be a multiple of curve.points=2'),
         ({'curve.prompts': 4}, 'curve.prompts=4 cannot be more than prompts=3'),
         ({'seeds': 0}, 'seeds=0 must be at least 1'),
+        ({'captions': 1}, 'captions=1 must be 0 or at least 2'),
+        ({'overrides': ('steps=9',)}, "'steps=9': the study itself sets steps"),
         ({'runs': 'no.py'}, "runs='no.py'"),
     ],
 )
@@ -427,13 +473,13 @@ def test_an_override_that_no_config_has_is_refused(tmp_path, change, match):
     [
         ('data.capacity.pixels=4', r'whole: data.capacity.pixels=4 cannot hold one sample'),
         ("model.backbone.split='halves'", r"first: .*'halves' is not known"),
+        ('data.sources=scenes:aligned/32/objects=1', 'whole: prompts ask for two objects'),
+        ('data.sources=emoji', 'first: .* has no scenes'),
+        ('data.max_text=8', 'whole: the tokenizer of the run makes .* data.max_text=8'),
     ],
 )
 def test_what_a_run_would_raise_at_its_turn_is_raised_at_once(tmp_path, change, match):
-    config = small(tmp_path, overrides=(change,))
-    with pytest.raises(UserError, match=match):
-        study.run(config, tmp_path / 'study', fingerprint)
-    assert not list(tmp_path.glob('study/*-s*'))
+    refused(small(tmp_path, overrides=(change,)), tmp_path / 'study', match)
 
 
 def test_plots_are_asked_for_before_anything_is_trained(tmp_path, monkeypatch):
@@ -483,15 +529,16 @@ def of_rates(right):
     return {'generation': {'seen': {'colors': entry}}, 'understanding': {}}
 
 
-def test_intervals_hold_the_rate_as_often_as_they_say():
+@pytest.mark.parametrize('seeds, least', [(16, 0.88), (3, 0.75)])
+def test_intervals_hold_the_rate_as_often_as_they_say(seeds, least):
     """Seeds and texts each move the chance of a right picture, as they do in a study."""
     rng, inside = np.random.default_rng(0), 0
-    for _ in range(100):
-        chance = 0.5 + rng.uniform(-0.25, 0.25, (16, 1, 1)) + rng.uniform(-0.25, 0.25, (1, 16, 1))
-        group = [(None, of_rates(r.tolist())) for r in (rng.random((16, 16, 4)) < chance) * 1]
+    for _ in range(200):
+        chance = 0.5 + rng.uniform(-0.25, 0.25, (seeds, 1, 1)) + rng.uniform(-0.25, 0.25, (16, 1))
+        group = [(None, of_rates(r.tolist())) for r in (rng.random((seeds, 16, 4)) < chance) * 1]
         found = rates.estimate(rates.gather(group, 'seen'))
         inside += found.low <= 0.5 <= found.high
-    assert 0.86 <= inside / 100 <= 1
+    assert least <= inside / 200 <= 1
 
 
 def test_differences_are_paired_by_text():
@@ -503,7 +550,8 @@ def test_differences_are_paired_by_text():
     found, alone = rates.difference(a, b), rates.estimate(a)
     assert found.value == pytest.approx(alone.value - rates.estimate(b).value)
     assert found.high - found.low < 0.5 * (alone.high - alone.low)
-    assert rates.difference(a, a).low == rates.difference(a, a).high == 0
+    same = rates.difference(a, a)
+    assert -0.1 < same.low < 0 < same.high < 0.1, 'fifty texts do not make it certain'
 
 
 def test_every_pair_of_arms_is_compared_over_the_seeds_that_both_have():
@@ -518,7 +566,8 @@ def test_every_pair_of_arms_is_compared_over_the_seeds_that_both_have():
     text = study_report._differences(['rf', 'pixel', 'late', 'repa'], groups)
     lines = [line.split('|')[1:-1] for line in text.splitlines() if line.startswith('|')]
     cells = {line[0].strip(): [cell.split('[')[0].strip() for cell in line[1:]] for line in lines}
-    assert cells['repa minus rf'][0] == '-0.500', 'seed 0 alone'
+    assert cells['repa minus rf'][:2] == ['-0.500', '-0.500'], 'seed 0 alone'
+    assert cells['pixel minus rf'][1] == '-0.750 -0.250'
     assert cells['pixel'] == ['-0.500', '']
     assert cells['repa'] == ['-0.500', '0.250']
     two = study_report._differences(['rf', 'pixel'], {k: groups[k] for k in ('rf', 'pixel')})

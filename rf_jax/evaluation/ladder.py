@@ -110,7 +110,11 @@ def write(found: Iterable[Rung], folder: Path) -> str:
 
 def report(measured: Sequence[Measured], left: Sequence[Rung]) -> str:
     """Markdown: a table for each heading, and what is not scored yet."""
-    parts = ['# Ladder', 'Overall score on seen prompts, at equal steps; 95 % intervals.']
+    parts = [
+        '# Ladder',
+        'Overall score on seen prompts, at equal steps; 95 % intervals, which tell of prompts only '
+        'where there is one seed.',
+    ]
     head = [
         'rung',
         'arm',

@@ -2,8 +2,10 @@
 
 Prompts are the same for all seeds and arms, so both are drawn anew, crossed: a replicate takes as
 many seeds, and as many texts of each category, with replacement. The same draws serve every arm,
-which pairs their differences. Of few seeds the bootstrap is somewhat narrow: a report should show
-each seed's rate beside it (`compositional.across_seeds` is the other extreme).
+which pairs their differences. Drawing n seeds of n anew shows (n - 1) / n of their variance, so
+deviations of seeds are widened by the root of n / (n - 1); of few seeds the interval is narrow all
+the same, as it knows no Student's t, and of one it tells of prompts only: a report should show each
+seed's rate beside it (`compositional.across_seeds` is the other extreme).
 """
 
 from collections.abc import Iterable, Mapping
@@ -85,7 +87,11 @@ def estimate(outcomes: Outcomes) -> Estimate:
 
 def difference(outcomes: Outcomes, reference: Outcomes) -> Estimate:
     """`outcomes` minus `reference`, for the same seeds and texts."""
-    low, high = np.percentile(replicates(outcomes) - replicates(reference), (2.5, 97.5))
+    drawn = replicates(outcomes) - replicates(reference)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    if np.ptp(drawn) < 1e-9:  # as two arms that never are right: what so few texts could hide
+        hidden = wilson(0.0, sum(len(trials.asked) for trials in outcomes.values()))[1]
+        low, high = low - hidden, high + hidden
     each = per_seed(outcomes) - per_seed(reference)
     return Estimate(float(each.mean()), float(low), float(high), tuple(each.tolist()))
 
@@ -100,6 +106,7 @@ def replicates(outcomes: Outcomes) -> np.ndarray:
     rng = generator('bootstrap')
     seeds = len(next(iter(outcomes.values())).right)
     of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
+    of_seeds = 1 / seeds + (of_seeds - 1 / seeds) * (seeds / max(seeds - 1, 1)) ** 0.5
     total = np.zeros(DRAWS)
     for _, trials in sorted(outcomes.items()):
         count = len(trials.asked)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from rf_jax.data import images, pipeline, sources
+from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.evaluation import (
     code_content,
     compositional,
@@ -22,7 +23,7 @@ from rf_jax.runtime.errors import UserError, require
 
 SIDES = ('seen', 'held_out')  # of prompts.prompt_set
 _SHOWN = 2  # prompts of a category whose first picture is kept to look at
-_NEW = 1_000_003  # added to the seed of the scenes: others than any training has
+_NEW = 1_000_003  # added to the seed of the scenes; simple ones occur under any seed
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def applies(config) -> bool:
 
 
 def new_scenes(config):
-    """The first source of scenes of a run, but scenes that it was not trained on.
+    """The first source of scenes of a run, but of another seed than it was trained on. There are
+    few scenes of a single object, and training has seen most of them.
 
     Raises UserError for a run that has none.
     """
@@ -102,10 +104,10 @@ def score(
     values['autoencoder'], values['variety'] = {}, {}
     values['shown'] = shown = {}
     pictures: dict[str, np.ndarray] = {}
-    if config.data.tasks.get('text_to_image', 0) > 0 and config.losses.flow:
+    if draws(config):
         for side in SIDES if amount.prompts else ():
             asked = prompts.prompt_set(side, source.rung, amount.prompts)
-            check_tokenizer(sampler, [prompt.text for prompt in asked])
+            check_tokenizer(config, sampler.tokenizer, [prompt.text for prompt in asked])
             drawn = compositional.draw(sampler, asked, amount.pictures, seed)
             correct = compositional.judge(asked, drawn)
             values['generation'][side] = _by_category(asked, correct)
@@ -135,10 +137,25 @@ def score(
     return Score(values, pictures)
 
 
-def check_tokenizer(sampler: Sampler, texts: list[str]) -> None:
+def draws(config) -> bool:
+    """Whether a run learns to draw."""
+    return config.data.tasks.get('text_to_image', 0) > 0 and config.losses.flow > 0
+
+
+def check(config, tokenizer: Tokenizer, count: int) -> None:
+    """Raises UserError for a run that cannot be asked `count` prompts of a category, or draws and
+    has no scenes at all.
+    """
+    source = new_scenes(config)
+    for side in SIDES if draws(config) else ():
+        asked = prompts.prompt_set(side, source.rung, count)
+        check_tokenizer(config, tokenizer, [prompt.text for prompt in asked])
+
+
+def check_tokenizer(config, tokenizer: Tokenizer, texts: list[str]) -> None:
     """Raises UserError if a prompt is too long for the run: its tokenizer knows no scenes."""
-    longest = max(texts, key=lambda text: len(sampler.tokenizer.encode(text)))
-    need, most = len(sampler.tokenizer.encode(longest)) + 2, sampler.config.data.max_text
+    longest = max(texts, key=lambda text: len(tokenizer.encode(text)))
+    need, most = len(tokenizer.encode(longest)) + 2, config.data.max_text
     require(
         need <= most,
         f'the tokenizer of the run makes {need} tokens of {longest!r}, data.max_text={most}: it '

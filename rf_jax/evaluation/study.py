@@ -30,6 +30,9 @@ Score = Callable[..., scoring.Score]
 def run(study, folder: str | Path, score: Score = scoring.score) -> bool:
     """Trains and scores what is not finished yet; False if a signal stopped it.
 
+    A run that cannot go on, as one whose values are not finite, ends neither the study nor what
+    does not grow from it; UserError is raised for it when all others are done.
+
     `report.md`, `results.csv` and pictures are written anew after each arm. Runs of other processes
     that work on the same folder are waited for. Raises UserError for an unknown arm, or a folder of
     another study; then nothing is written.
@@ -46,7 +49,8 @@ def run(study, folder: str | Path, score: Score = scoring.score) -> bool:
     kept = {'config': json.loads(study.to_json()), 'rf_jax': rf_jax.__version__,
             'jax': jax.__version__}  # fmt: skip
     workdir.write_run_files(folder, {'study.json': json.dumps(kept, indent=1)})
-    while left := unfinished(pieces):
+    failed: dict[Path, UserError] = {}
+    while left := [p for p in unfinished(pieces) if not failed.keys() & {p.folder, *p.stages}]:
         piece, held = claim_next(left)
         if piece is None:
             time.sleep(WAIT)
@@ -54,13 +58,24 @@ def run(study, folder: str | Path, score: Score = scoring.score) -> bool:
         with held:
             number = pieces.index(piece) + 1
             logging.info('Run %d of %d: %s to %d', number, len(pieces), piece.folder, piece.last)
-            if not finish(piece, score, lambda: logging.info('%s', progress(pieces))):
+            try:
+                done = finish(piece, score, lambda: logging.info('%s', progress(pieces)))
+            except UserError as error:
+                logging.error('%s cannot go on: %s', piece.folder, error)
+                failed[piece.folder], done = error, True
+            if not done:
                 logging.warning('The study was stopped; run the same command again to go on')
                 return False
         jax.clear_caches()  # programs of this run; the next has its own
         if not piece.is_stage:
             study_report.write(study, pieces, folder)
     study_report.write(study, pieces, folder)
+    if failed:
+        told = '; '.join(f'{path.name}: {error}' for path, error in failed.items())
+        raise UserError(
+            f'{len(failed)} run(s) could not go on, nor what grows from them; all others are done. '
+            f'{told}. Another config needs another --workdir'
+        )
     return True
 
 
@@ -78,22 +93,16 @@ def claim_next(left: Sequence[Piece]) -> tuple[Piece | None, contextlib.Abstract
     """The first run that is not finished, can start and is no other process's, held until the
     context is left; None if all are waiting for others.
     """
-    folders, held = {piece.folder for piece in left}, contextlib.ExitStack()
-
-    def find() -> bytes:
-        for number, piece in enumerate(left):
-            if folders.intersection(piece.stages):
-                continue
-            file = workdir.claim(piece.folder)
-            if file and piece in unfinished(left):  # else another process has just finished it
-                held.enter_context(file)
-                return str(number).encode()
-            if file:
-                file.close()
-        return b''
-
-    found = hosts.from_first(find)
-    return (left[int(found)] if found else None), held
+    folders = {piece.folder for piece in left}
+    for piece in left:
+        if folders.intersection(piece.stages):
+            continue
+        file = workdir.claim(piece.folder)
+        if file and piece in unfinished(left):  # else another process has just finished it
+            return piece, file
+        if file:
+            file.close()
+    return None, contextlib.nullcontext()
 
 
 def finish(piece: Piece, score: Score, tell: Callable[[], None]) -> bool:

@@ -13,6 +13,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rf_jax.data import pipeline, sources
+from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.evaluation import scoring
 from rf_jax.evaluation.scoring import Amount
 from rf_jax.learning import checks, loop
 from rf_jax.models import flops, unified
@@ -21,6 +23,9 @@ from rf_jax.runtime.errors import UserError, choose, require
 
 GROWS = ('arms', 'seeds')  # what a study may be given more of
 COUNTS = ('seeds', 'steps', 'prompts', 'pictures', 'questions', 'curve.points', 'curve.prompts')
+# What a study sets for its runs, so that no override can.
+_OWN = ('seed', 'steps', 'initialise_from', 'tokenizer.path', 'log.samples_every',
+        'checkpoint.keep_period')  # fmt: skip
 # What may differ from what a run was begun with: where things lie, and how often they are told.
 _FREE = ('steps', 'initialise_from', 'tokenizer.path', 'compilation_cache', 'checkpoint.', 'log.')
 
@@ -114,6 +119,10 @@ def check(study, arms: Arms) -> None:
         study.curve.prompts <= study.prompts,
         f'curve.prompts={study.curve.prompts} cannot be more than prompts={study.prompts}',
     )
+    require(
+        study.captions == 0 or study.captions >= 2,
+        f'captions={study.captions} must be 0 or at least 2: distances are between two sets',
+    )
     known = {name: None for name in arms.needs if name not in arms.stages}
     chosen = names(study)
     require(bool(chosen), f'arms is empty; known: {", ".join(known)}')
@@ -181,9 +190,9 @@ def plan(study, folder: Path, arms: Arms) -> list[Piece]:
     first = configs[chosen[0]]
     found = sources.build(first.data.sources, first.data.max_pixels)
     tokenizer = loop.find_tokenizer(first, folder, found)
-    workdir.write_run_files(folder, {'tokenizer.model': tokenizer.model_bytes})
     for name, config in configs.items():
-        _check_builds(name, config, tokenizer.size)
+        _check_builds(name, config, tokenizer, study.prompts)
+    workdir.write_run_files(folder, {'tokenizer.model': tokenizer.model_bytes})
     cost = {name: flops.train_step(config, tokenizer.size) for name, config in configs.items()}
     reference = cost[chosen[0]]  # not the dearest: a new arm must not move the ends of old ones
     pieces: dict[tuple[str, int], Piece] = {}
@@ -201,7 +210,7 @@ def plan(study, folder: Path, arms: Arms) -> list[Piece]:
             points = _points(study, last, is_stage)
             every = study.steps // study.curve.points
             config.log.samples_every = 0 if is_stage else every
-            config.checkpoint.every = min(config.checkpoint.every, steps) if is_stage else every
+            config.checkpoint.every = min(config.checkpoint.every, steps if is_stage else every)
             config.checkpoint.keep_period = steps
             pieces[name, seed] = Piece(
                 name=name,
@@ -217,11 +226,12 @@ def plan(study, folder: Path, arms: Arms) -> list[Piece]:
     return list(pieces.values())
 
 
-def _check_builds(name: str, config: ConfigDict, vocabulary: int) -> None:
+def _check_builds(name: str, config: ConfigDict, tokenizer: Tokenizer, asked: int) -> None:
     """Raises UserError now for what the run would raise at its turn, perhaps hours from now."""
     try:
         pipeline.check(config)
-        unified.build(config, vocabulary)
+        unified.build(config, tokenizer.size)
+        scoring.check(config, tokenizer, asked)
     except UserError as error:
         raise UserError(f'{name}: {error}') from None
 
@@ -262,6 +272,7 @@ def _config(study, arms: Arms, name: str) -> ConfigDict:
     for change in study.overrides:
         field, _, value = change.partition('=')
         choose('overrides', field, fields)
+        require(field not in _OWN, f'overrides: {change!r}: the study itself sets {field}')
         with contextlib.suppress(SyntaxError, ValueError):  # else a word
             value = ast.literal_eval(value)
         try:

@@ -16,6 +16,7 @@ from rf_jax.evaluation.rates import Estimate, Outcomes, difference, estimate, ga
 from rf_jax.evaluation.study_plan import Piece, names
 from rf_jax.runtime import workdir
 
+UNTRAINED = ('idle', 'evaluation', 'again')  # parts of goodput that are no training of new steps
 HEAD = ('arm', 'seed', 'step', 'side', 'category', 'correct', 'count', 'rate')
 
 
@@ -32,7 +33,7 @@ def spent(piece: Piece) -> Spent:
     try:
         found = json.loads((piece.folder / 'goodput.json').read_text(encoding='utf-8'))
         steps = found['attempts'][-1]['last_step']
-        seconds = sum(v for k, v in found['seconds'].items() if k not in ('idle', 'evaluation'))
+        seconds = sum(v for k, v in found['seconds'].items() if k not in UNTRAINED)
     except (OSError, ValueError, KeyError, IndexError):
         return Spent(0, 0.0)
     return Spent(steps, seconds)
@@ -104,10 +105,13 @@ def _opening(study, pieces: Sequence[Piece]) -> str:
         f'Arms {", ".join(names(study))}; {study.seeds} seed(s); compared at {study.steps} steps, '
         'and where each arm has spent the FLOPs of the first; dearer arms end with more. '
         f'{study.prompts} prompts a category, {study.pictures} pictures each, judged from pixels; '
-        f'{study.questions} questions a kind on new scenes. {machine}.',
+        f'{study.questions} questions a kind on scenes of another seed, of which those of a single '
+        'object mostly occur in training too. '
+        f'Written on {machine}.',
         'Rates are means over seeds with 95 % intervals from a bootstrap over seeds and prompts, '
-        'which few seeds make somewhat narrow; the rate of each seed stands beside them, with '
-        "Student's interval of their mean, which few seeds make wide.",
+        'which few seeds make somewhat narrow, and which tell of prompts only where there is one '
+        'seed; the rate of each seed stands beside them in the tables of rates and differences, '
+        "with Student's interval of their mean, which few seeds make wide.",
     ]
     return '\n\n'.join(line for line in lines if line)
 
@@ -118,13 +122,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
     return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
 
-def _seeds(found: Estimate) -> str:
-    """The value of each seed, and Student's interval of their mean where there are several."""
+def _seeds(found: Estimate, least: float = 0.0) -> str:
+    """The value of each seed, and Student's interval of their mean where there are several.
+
+    `least`: that a rate, or a difference of rates, can be.
+    """
     each = ' '.join(f'{value:.3f}' for value in found.seeds)
     if len(set(found.seeds)) == 1:  # one, or all the same: their spread tells nothing
         return each
     mean = compositional.across_seeds(found.seeds)
-    return f'{each} [{max(mean.low, 0):.3f}, {min(mean.high, 1):.3f}]'  # of rates
+    return f'{each} [{max(mean.low, least):.3f}, {min(mean.high, 1):.3f}]'
 
 
 def _overall(groups) -> str:
@@ -141,12 +148,15 @@ def _overall(groups) -> str:
 def _differences(order: Sequence[str], groups) -> str:
     """Each arm minus the first; with more arms than two, seen prompts of each pair as well."""
     asked = (*scoring.SIDES, 'understanding')
-    rows = [[f'{name} minus {order[0]}', *(_minus(groups, name, order[0], side) for side in asked)]
-            for name in order[1:]]  # fmt: skip
-    rows = [row for row in rows if any(row[1:])]
+    rows = []
+    for name in order[1:]:
+        found = [_minus(groups, name, order[0], side) for side in asked]
+        cells = [cell for each in found for cell in (each, _seeds(each, -1.0) if each else '')]
+        rows += [[f'{name} minus {order[0]}', *cells]] if any(found) else []
     if not rows:
         return ''
-    head = ['difference', 'seen', 'held out', 'understanding']
+    sides_ = ('seen', 'held out', 'understanding')
+    head = ['difference', *(title for side in sides_ for title in (side, 'its seeds'))]
     parts = [f'Differences, paired by seed and prompt:\n\n{table(head, rows)}']
     there = [name for name in order if name in groups]
     if len(there) > 2:
