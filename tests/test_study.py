@@ -23,7 +23,6 @@ from rf_jax.data import sources
 from rf_jax.data.keys import generator
 from rf_jax.evaluation import (
     prompts,
-    rates,
     report,
     scoring,
     study,
@@ -529,31 +528,6 @@ def of_rates(right):
     return {'generation': {'seen': {'colors': entry}}, 'understanding': {}}
 
 
-@pytest.mark.parametrize('seeds, least', [(16, 0.88), (3, 0.75)])
-def test_intervals_hold_the_rate_as_often_as_they_say(seeds, least):
-    """Seeds and texts each move the chance of a right picture, as they do in a study."""
-    rng, inside = np.random.default_rng(0), 0
-    for _ in range(200):
-        chance = 0.5 + rng.uniform(-0.25, 0.25, (seeds, 1, 1)) + rng.uniform(-0.25, 0.25, (16, 1))
-        group = [(None, of_rates(r.tolist())) for r in (rng.random((seeds, 16, 4)) < chance) * 1]
-        found = rates.estimate(rates.gather(group, 'seen'))
-        inside += found.low <= 0.5 <= found.high
-    assert least <= inside / 200 <= 1
-
-
-def test_differences_are_paired_by_text():
-    rng = np.random.default_rng(0)
-    hard = rng.random((50, 1)) < 0.5
-    worse = [(None, of_rates((hard & (rng.random((50, 4)) < 0.9)).astype(int).tolist()))]
-    better = [(None, of_rates((hard & (rng.random((50, 4)) < 0.99)).astype(int).tolist()))]
-    a, b = (rates.gather(group, 'seen') for group in (better, worse))
-    found, alone = rates.difference(a, b), rates.estimate(a)
-    assert found.value == pytest.approx(alone.value - rates.estimate(b).value)
-    assert found.high - found.low < 0.5 * (alone.high - alone.low)
-    same = rates.difference(a, a)
-    assert -0.1 < same.low < 0 < same.high < 0.1, 'fifty texts do not make it certain'
-
-
 def test_every_pair_of_arms_is_compared_over_the_seeds_that_both_have():
     def group(*rates_of_seeds):
         runs = enumerate(rates_of_seeds)
@@ -572,11 +546,6 @@ def test_every_pair_of_arms_is_compared_over_the_seeds_that_both_have():
     assert cells['repa'] == ['-0.500', '0.250']
     two = study_report._differences(['rf', 'pixel'], {k: groups[k] for k in ('rf', 'pixel')})
     assert 'Row minus column' not in two
-
-
-def test_all_right_is_not_certain():
-    found = rates.estimate(rates.gather([(None, of_rates([[1, 1]] * 10))], 'seen'))
-    assert found.value == found.high == 1 and 0.6 < found.low < 0.8
 
 
 @pytest.fixture(scope='module')

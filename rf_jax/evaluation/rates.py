@@ -1,14 +1,20 @@
 """Rates over seeds and prompts, with 95 % intervals and paired differences by bootstrap.
 
+As GenEval (Ghosh et al. 2023): a category's score is the mean over its pictures, the overall score
+the mean over categories. Pictures of one text are not independent, so texts are drawn, not
+pictures; of categories that are all right or all wrong a bootstrap cannot see the error, and
+Wilson's interval, each text one trial, stands there.
+
 Prompts are the same for all seeds and arms, so both are drawn anew, crossed: a replicate takes as
 many seeds, and as many texts of each category, with replacement. The same draws serve every arm,
 which pairs their differences. Drawing n seeds of n anew shows (n - 1) / n of their variance, so
 deviations of seeds are widened by the root of n / (n - 1); of few seeds the interval is narrow all
 the same, as it knows no Student's t, and of one it tells of prompts only: a report should show each
-seed's rate beside it (`compositional.across_seeds` is the other extreme).
+seed's rate beside it (`student_interval` is the other extreme).
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +88,8 @@ def estimate(outcomes: Outcomes) -> Estimate:
         low, high = wilson(value, sum(len(trials.asked) for trials in outcomes.values()))
     else:
         low, high = np.percentile(replicates(outcomes), (2.5, 97.5))
-    return Estimate(value, max(0.0, float(low)), min(1.0, float(high)), tuple(each.tolist()))
+    low, high = max(0.0, min(value, float(low))), min(1.0, max(value, float(high)))
+    return Estimate(value, low, high, tuple(each.tolist()))
 
 
 def difference(outcomes: Outcomes, reference: Outcomes) -> Estimate:
@@ -114,3 +121,36 @@ def replicates(outcomes: Outcomes) -> np.ndarray:
         right = np.einsum('ds,st,dt->d', of_seeds, trials.right, of_texts, optimize=True)
         total += right / (of_texts @ trials.asked)
     return total / len(outcomes)
+
+
+def table(outcomes: Outcomes) -> str:
+    """As text: each category, and last the mean of these."""
+    parts = {name: {name: trials} for name, trials in outcomes.items()} | {'overall': outcomes}
+    lines = [f'{"category":16s} {"rate":>7s} {"95 % interval":>17s} {"texts":>6s} {"pictures":>9s}']
+    for name, part in parts.items():
+        each = estimate(part)
+        texts = sum(len(trials.asked) for trials in part.values())
+        pictures = sum(int(trials.asked.sum() * len(trials.right)) for trials in part.values())
+        lines.append(
+            f'{name:16s} {each.value:7.1%} {each.low:7.1%} .. {each.high:6.1%} '
+            f'{texts:6d} {pictures:9d}'
+        )
+    return '\n'.join(lines)
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of two values or more, one a seed."""
+    values = np.asarray(values, np.float64)
+    half = student(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def student(freedom: int, share: float = 0.95) -> float:
+    """The t of `freedom` degrees within which, on both sides of 0, this share lies.
+
+    With t = sqrt(freedom) tan(a) the density of a is proportional to cos(a)**(freedom - 1).
+    """
+    angle = np.linspace(0, np.pi / 2, 100_001)
+    density = np.cos(angle) ** (freedom - 1)
+    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(freedom) * math.tan(np.interp(share * mass[-1], mass, angle))

@@ -14,6 +14,7 @@ from rf_jax.evaluation import (
     distances,
     inspection,
     prompts,
+    rates,
     reconstruction,
     understanding,
     variety,
@@ -199,22 +200,16 @@ def _by_category(asked, correct: np.ndarray) -> dict[str, dict]:
 
 def overall(generation: Mapping[str, dict]) -> float:
     """Mean over categories of the share of pictures that are right; nan if nothing was drawn."""
-    rates = [float(np.mean(entry['correct'])) for entry in generation.values()]
-    return float(np.mean(rates)) if rates else math.nan
+    each = [float(np.mean(entry['correct'])) for entry in generation.values()]
+    return float(np.mean(each)) if each else math.nan
 
 
 def table(values: Mapping) -> str:
     """The score as text: by category and by kind of question, with 95 % intervals."""
     parts = []
-    for side, entries in values['generation'].items():
-        asked = [
-            prompts.Prompt(category, text, None)
-            for category, entry in entries.items()
-            for text in entry['prompts']
-        ]
-        correct = np.concatenate([entry['correct'] for entry in entries.values()])
+    for side in values['generation']:
         parts += [f'{side.replace("_", " ")} prompts']
-        parts += [compositional.table(compositional.summary(asked, correct))]
+        parts += [rates.table(rates.gather([(None, values)], side))]
     if values['understanding']:
         parts.append(understanding.table(values['understanding']))
     numbers = dict(values['distances'])

@@ -11,8 +11,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rf_jax.evaluation import compositional, scoring, study_plots
-from rf_jax.evaluation.rates import Estimate, Outcomes, difference, estimate, gather, sides
+from rf_jax.evaluation import scoring, study_plots
+from rf_jax.evaluation.rates import (
+    Estimate,
+    Outcomes,
+    difference,
+    estimate,
+    gather,
+    sides,
+    student_interval,
+)
 from rf_jax.evaluation.study_plan import Piece, names
 from rf_jax.runtime import workdir
 
@@ -130,8 +138,8 @@ def _seeds(found: Estimate, least: float = 0.0) -> str:
     each = ' '.join(f'{value:.3f}' for value in found.seeds)
     if len(set(found.seeds)) == 1:  # one, or all the same: their spread tells nothing
         return each
-    mean = compositional.across_seeds(found.seeds)
-    return f'{each} [{max(mean.low, least):.3f}, {min(mean.high, 1):.3f}]'
+    low, high = student_interval(found.seeds)
+    return f'{each} [{max(low, least):.3f}, {min(high, 1):.3f}]'
 
 
 def _overall(groups) -> str:

@@ -1,0 +1,98 @@
+"""rates.py: intervals are as wide as they say."""
+
+import numpy as np
+import pytest
+
+from rf_jax.evaluation import rates
+
+
+def of_rates(right):
+    """A score of one category: texts by pictures."""
+    return of_categories(colors=right)
+
+
+def of_categories(**right):
+    found = {
+        category: {'prompts': [f'text {i}' for i in range(len(each))], 'correct': each}
+        for category, each in right.items()
+    }
+    return {'generation': {'seen': found}, 'understanding': {}}
+
+
+def estimate(values):
+    return rates.estimate(rates.gather([(None, values)], 'seen'))
+
+
+def test_overall_is_the_mean_of_categories():
+    values = of_categories(a=[[1] * 4] * 6, b=[[1, 1, 0, 0], [0] * 4])
+    outcomes = rates.gather([(None, values)], 'seen')
+    found = {name: rates.estimate({name: each}) for name, each in outcomes.items()}
+    found['overall'] = rates.estimate(outcomes)
+    assert found['a'].value == 1
+    assert found['b'].value == 0.25
+    assert found['overall'].value == pytest.approx(0.625)  # not the 26 of 32 pictures
+    for each in found.values():
+        assert 0 <= each.low < each.value <= each.high <= 1
+    assert found['a'].low < 0.7  # six prompts, all right, do not prove 100 %
+    assert rates.table(outcomes).splitlines()[-1].split()[:2] == ['overall', '62.5%']
+    assert rates.table(outcomes).splitlines()[-1].split()[-2:] == ['8', '32']
+
+
+def test_intervals_count_prompts_not_pictures():
+    rng = np.random.default_rng(0)
+    alike = np.repeat(rng.random((50, 1)) < 0.5, 4, 1)
+    apart = rng.permuted(alike.ravel()).reshape(50, 4)
+    width = [e.high - e.low for e in (estimate(of_rates((c * 1).tolist())) for c in (alike, apart))]
+    assert 1.6 < width[0] / width[1] < 2.5  # the root of 4 pictures
+    again = of_rates((alike * 1).tolist())
+    again['generation']['seen']['colors']['prompts'] = [f'text {i % 25}' for i in range(50)]
+    assert len(rates.gather([(None, again)], 'seen')['colors'].asked) == 25
+
+
+def test_the_interval_of_one_seed_holds_the_truth_as_often_as_it_says():
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(200):
+        # Prompts differ in how hard they are: means 0.5 and 0.75.
+        hard = {'a': rng.beta(1, 1, (50, 1)), 'b': rng.beta(3, 1, (50, 1))}
+        right = {c: ((rng.random((50, 4)) < each) * 1).tolist() for c, each in hard.items()}
+        found = estimate(of_categories(**right))
+        held += found.low <= 0.625 <= found.high
+    assert 0.90 <= held / 200 <= 0.99
+
+
+@pytest.mark.parametrize('seeds, least', [(16, 0.88), (3, 0.75)])
+def test_intervals_hold_the_rate_as_often_as_they_say(seeds, least):
+    """Seeds and texts each move the chance of a right picture, as they do in a study."""
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(200):
+        chance = 0.5 + rng.uniform(-0.25, 0.25, (seeds, 1, 1)) + rng.uniform(-0.25, 0.25, (16, 1))
+        group = [(None, of_rates(r.tolist())) for r in (rng.random((seeds, 16, 4)) < chance) * 1]
+        found = rates.estimate(rates.gather(group, 'seen'))
+        inside += found.low <= 0.5 <= found.high
+    assert least <= inside / 200 <= 1
+
+
+def test_differences_are_paired_by_text():
+    rng = np.random.default_rng(0)
+    hard = rng.random((50, 1)) < 0.5
+    worse = [(None, of_rates((hard & (rng.random((50, 4)) < 0.9)).astype(int).tolist()))]
+    better = [(None, of_rates((hard & (rng.random((50, 4)) < 0.99)).astype(int).tolist()))]
+    a, b = (rates.gather(group, 'seen') for group in (better, worse))
+    found, alone = rates.difference(a, b), rates.estimate(a)
+    assert found.value == pytest.approx(alone.value - rates.estimate(b).value)
+    assert found.high - found.low < 0.5 * (alone.high - alone.low)
+    same = rates.difference(a, a)
+    assert -0.1 < same.low < 0 < same.high < 0.1, 'fifty texts do not make it certain'
+
+
+def test_all_right_is_not_certain():
+    found = rates.estimate(rates.gather([(None, of_rates([[1, 1]] * 10))], 'seen'))
+    assert found.value == found.high == 1 and 0.6 < found.low < 0.8
+
+
+def test_students_interval():
+    for freedom, value in ((1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042)):
+        assert rates.student(freedom) == pytest.approx(value, abs=1e-3)
+    low, high = rates.student_interval([0.7, 0.8, 0.75])
+    assert (high - low) / 2 == pytest.approx(4.303 * 0.05 / 3**0.5, abs=1e-4)
+    assert (low + high) / 2 == pytest.approx(0.75)
