@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -628,6 +629,24 @@ def test_the_study_of_the_repository_is_of_known_fields():
     assert math.gcd(full.steps, full.curve.points) == full.curve.points
     with pytest.raises(UserError, match='quick'):
         study_config.get_config('quik')
+
+
+def test_the_scores_that_are_kept_are_of_the_arms_as_they_are(tmp_path, monkeypatch):
+    """Who changes an arm must not go on with what is kept of the old one."""
+    monkeypatch.chdir(Path(__file__).parents[1])
+    folder = tmp_path / 'study'
+    shutil.copytree('.docs/study', folder)
+    config = ConfigDict(json.loads((folder / 'study.json').read_text())['config'])
+    arms = study_plan.load_arms(config.runs)
+    study_plan.check_recorded(config, folder)
+    for piece in study_plan.plan(config, folder, arms):
+        study_plan.check_run(piece)
+        if piece.scores():
+            assert (piece.folder / 'config.json').exists()
+    config.overrides = ('optimizer.learning_rate=1e-2',)
+    changed = study_plan.plan(config, folder, arms)
+    with pytest.raises(UserError, match=r'first-s0 .*optimizer.learning_rate'):
+        study_plan.check_run(changed[0])
 
 
 def test_curves_ask_the_same_of_every_point():
