@@ -27,9 +27,8 @@ def test_labels_are_the_objects_of_the_cells():
 def test_codes_that_are_the_content_have_nothing_unexplained():
     content = looks()
     found = code_content.measure((content + 1) * 7 % 101, content)
-    assert math.isclose(found.shared, found.content) and math.isclose(found.codes, found.content)
-    assert abs(found.unexplained) < 1e-9 and found.mixed == 0
-    assert found.used == len(np.unique(content)) and found.place < 0.1
+    assert math.isclose(found.shared, code_content.entropy(content.ravel()))
+    assert abs(found.unexplained) < 1e-9 and found.place < 0.1
 
 
 def test_codes_of_the_place_tell_nothing_of_the_content():
@@ -38,7 +37,6 @@ def test_codes_of_the_place_tell_nothing_of_the_content():
         np.broadcast_to(np.arange(9).reshape(3, 3), content.shape), content
     )
     assert math.isclose(found.place, math.log2(9)) and found.shared < 0.2
-    assert found.mixed > 0.7
 
 
 def test_spread_over_codes_by_chance_is_unexplained():
@@ -46,4 +44,4 @@ def test_spread_over_codes_by_chance_is_unexplained():
     coin = np.random.default_rng(0).integers(0, 2, content.shape)
     found = code_content.measure(2 * (content + 1) + coin, content)
     assert 0.9 < found.unexplained < 1.0
-    assert math.isclose(found.shared, found.content, rel_tol=1e-6)
+    assert math.isclose(found.shared, code_content.entropy(content.ravel()), rel_tol=1e-6)

@@ -15,18 +15,13 @@ from rf_jax.data.scenes import COLOURS, SHAPES, Scene
 
 @dataclass(frozen=True)
 class Content:
-    """Bits a token: entropy of the codes and of the content (a look, or ground); information of
-    each other; information of codes and places; entropy of codes that the content leaves. `used`:
-    number of codes that occur; `mixed`: share of looks whose commonest code is another look's too.
+    """Bits a token: information of codes and content (a look, or ground) and of codes and places;
+    entropy of the codes that the content leaves.
     """
 
-    codes: float
-    content: float
     shared: float
     place: float
     unexplained: float
-    used: int
-    mixed: float
 
 
 def labels(scene: Scene, size: int, side: int) -> np.ndarray:
@@ -50,16 +45,11 @@ def measure(codes: Sequence[np.ndarray], content: Sequence[np.ndarray]) -> Conte
         np.concatenate([c.ravel() for c in content]),
     )
     place = np.concatenate([np.arange(c.size) for c in codes])
-    of_codes, of_content, both = entropy(code), entropy(look), entropy(code, look)
-    favourite = [np.bincount(code[look == each]).argmax() for each in np.unique(look)]
+    both = entropy(code, look)
     return Content(
-        codes=of_codes,
-        content=of_content,
-        shared=of_codes + of_content - both,
-        place=of_codes + entropy(place) - entropy(code, place),
-        unexplained=both - of_content,
-        used=len(np.unique(code)),
-        mixed=1 - len(set(favourite)) / len(favourite),
+        shared=entropy(code) + entropy(look) - both,
+        place=entropy(code) + entropy(place) - entropy(code, place),
+        unexplained=both - entropy(look),
     )
 
 

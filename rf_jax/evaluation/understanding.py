@@ -33,8 +33,8 @@ def ask(source, count: int) -> list[tuple[int, Question]]:
 def evaluate(sampler: Sampler, source, count: int) -> dict[str, dict]:
     """{kind: {'correct': 1 or 0 of each question, 'commonest': share of its commonest answer}}.
 
-    Right is an answer that is the same but for case and white space. `source`: scenes that were
-    not trained on. Who always gives the commonest answer is right in its share.
+    Right is an answer that is the same but for case and white space. `source`: scenes of another
+    seed than those of training. Who always gives the commonest answer is right in its share.
     """
     asked = ask(source, count)
     pictures = {i: source.picture(i) for i in sorted({i for i, _ in asked})}
