@@ -1,13 +1,14 @@
 """The paper's three stages in a chain: each begins with the weights that the one before left."""
 
 import importlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from shrink import quick_compilation, shrink
 
-from rf_jax.learning import loop, optimizer
+from rf_jax.learning import checks, loop, optimizer
 from rf_jax.runtime import checkpoint
 from rf_jax.runtime.errors import UserError
 
@@ -78,3 +79,20 @@ def test_a_folder_without_weights_is_named(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='empty'):
         loop.train(build('joint', tmp_path / 'run', tmp_path / 'empty'))
+
+
+def test_a_stage_that_is_not_at_its_end_is_told(chain, tmp_path, caplog):
+    """A run that was stopped, or is still training, has a checkpoint too."""
+    alignment, early = chain['alignment'][0].workdir, tmp_path / 'early'
+    shutil.copytree(alignment, early)
+    text = (early / 'config.json').read_text()
+    (early / 'config.json').write_text(text.replace('"steps": 2,', '"steps": 5,'))
+    run = build('joint', tmp_path / 'joint', early)
+    checkpoints = checkpoint.Checkpoints(run.workdir / 'checkpoints', every=1, keep=1)
+    with caplog.at_level('INFO', logger='absl'):
+        loop.start_state(run, checkpoints)
+        checkpoints.close()
+        checks.warn_of_early_end(alignment, 2)
+    assert f'from {early} at step 2' in caplog.text
+    assert f'{early} has 2 of its 5 steps' in caplog.text
+    assert f'{alignment} has' not in caplog.text

@@ -67,6 +67,16 @@ def warn_of_changes(config, workdir: Path) -> None:
             logging.warning('%s is %r now and was %r in this workdir', field, value, was)
 
 
+def warn_of_early_end(other: Path, step: int) -> None:
+    """Tells where a run whose weights are taken was to be trained for more steps."""
+    try:
+        steps = json.loads((other / 'config.json').read_text(encoding='utf-8'))['steps']
+    except (OSError, ValueError, KeyError):
+        return
+    if step < steps:
+        logging.warning('%s has %d of its %d steps; train it to its end first?', other, step, steps)
+
+
 def changes(before: Mapping, now: Mapping) -> Iterator[tuple[str, str]]:
     """(name, what it is and was) of each field that differs between two flat configs, by name."""
     for field in sorted(before.keys() | now.keys()):

@@ -108,9 +108,11 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
     if not others:
         logging.info('Started %s from new weights, %d steps', run.workdir, total)
         return 0, current
-    saved = [checkpoint.restore_numpy(other / 'checkpoints')[1] for other in others]
+    steps, saved = zip(*(checkpoint.restore_numpy(other / 'checkpoints') for other in others))
     current = state.started_from(current, saved, run.config)
-    logging.info('Started %s from %s, %d steps', run.workdir, run.config.initialise_from, total)
+    for other, step in zip(others, steps):
+        logging.info('Started %s, %d steps, from %s at step %d', run.workdir, total, other, step)
+        checks.warn_of_early_end(other, step)
     return 0, current
 
 
