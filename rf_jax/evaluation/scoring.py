@@ -179,10 +179,9 @@ def use_of_codebook(sampler: Sampler, codebook: np.ndarray, pictures, scenes) ->
         code_content.labels(scene, len(picture), len(code))
         for scene, picture, code in zip(scenes, pictures, codes)
     ]
-    content = code_content.measure(codes, looks)
     counts = np.bincount(np.concatenate([each.ravel() for each in codes]), minlength=len(codebook))
-    told = {name: getattr(content, name) for name in ('shared', 'place', 'unexplained')}
-    return {'used': float((counts > 0).mean()), 'perplexity': variety.perplexity(counts)} | told
+    used = {'used': float((counts > 0).mean()), 'perplexity': variety.perplexity(counts)}
+    return used | asdict(code_content.measure(codes, looks))
 
 
 def _first_of_each(categories: Sequence[str]) -> list[int]:

@@ -24,7 +24,7 @@ from rf_jax.evaluation.rates import (
 from rf_jax.evaluation.study_plan import Piece, names
 from rf_jax.runtime import workdir
 
-UNTRAINED = ('idle', 'evaluation', 'again')  # parts of goodput that are no training of new steps
+_UNTRAINED = ('idle', 'evaluation', 'again')  # parts of goodput that are no training of new steps
 HEAD = ('arm', 'seed', 'step', 'side', 'category', 'correct', 'count', 'rate')
 
 
@@ -41,7 +41,7 @@ def spent(piece: Piece) -> Spent:
     try:
         found = json.loads((piece.folder / 'goodput.json').read_text(encoding='utf-8'))
         steps = found['attempts'][-1]['last_step']
-        seconds = sum(v for k, v in found['seconds'].items() if k not in UNTRAINED)
+        seconds = sum(v for k, v in found['seconds'].items() if k not in _UNTRAINED)
     except (OSError, ValueError, KeyError, IndexError):
         return Spent(0, 0.0)
     return Spent(steps, seconds)
@@ -163,9 +163,8 @@ def _differences(order: Sequence[str], groups) -> str:
         rows += [[f'{name} minus {order[0]}', *cells]] if any(found) else []
     if not rows:
         return ''
-    sides_ = ('seen', 'held out', 'understanding')
-    head = ['difference', *(title for side in sides_ for title in (side, 'its seeds'))]
-    parts = [f'Differences, paired by seed and prompt:\n\n{table(head, rows)}']
+    titles = [title for side in asked for title in (side.replace('_', ' '), 'its seeds')]
+    parts = [f'Differences, paired by seed and prompt:\n\n{table(["difference", *titles], rows)}']
     there = [name for name in order if name in groups]
     if len(there) > 2:
         rows = [[row, *(_minus(groups, row, column, 'seen') if there.index(column) < i else ''

@@ -53,10 +53,9 @@ def tunables(environment: Mapping[str, str]) -> str:
     if _HUGE_PAGES.exists() and '[madvise]' in _HUGE_PAGES.read_text():
         wanted['hugetlb'] = 1  # only those who ask are given huge pages
     given = environment.get('GLIBC_TUNABLES', '')
-    names = {name: f'glibc.malloc.{name}' for name in wanted}
-    lacking = [f'{names[name]}={value}' for name, value in wanted.items()
-               if names[name] not in given]  # fmt: skip
-    return ':'.join([*([given] if given else []), *lacking]) if lacking else ''
+    full = {f'glibc.malloc.{name}': value for name, value in wanted.items()}
+    lacking = [f'{name}={value}' for name, value in full.items() if name not in given]
+    return ':'.join(filter(None, [given, *lacking])) if lacking else ''
 
 
 def prepare() -> None:
