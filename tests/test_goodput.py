@@ -49,6 +49,19 @@ def test_phases_of_one_attempt(tmp_path):
     assert held['seconds'] == pytest.approx(total)
 
 
+def test_scoring_before_steps_go_on_is_no_start(tmp_path):
+    clock = Clock()
+    spent = Goodput(tmp_path, clock)
+    clock.now += 2
+    with spent.phase('evaluation'):
+        clock.now += 60
+    clock.now += 3
+    spent.resumed(8)
+    total = spent.totals()
+    assert (total['start'], total['evaluation']) == (5, 60)
+    assert sum(total.values()) == clock.now - 1000
+
+
 def test_what_a_kill_costs_is_named(tmp_path):
     clock = Clock()
     attempt(tmp_path, clock, 0, 12, record=11)  # 10 of 11 recorded steps took 2 s each

@@ -109,7 +109,8 @@ def finish(piece: Piece, score: Score, tell: Callable[[], None]) -> bool:
     """Trains a run to its end and scores it at the points of the plan; False if stopped before."""
     run_ = loop.build(piece.config, piece.folder)
     scorer = Scorer(piece, run_, score, tell)
-    scorer.newest_checkpoint()
+    with run_.goodput.phase('evaluation'):
+        scorer.newest_checkpoint()
     state = loop.train(run_, scorer.while_training)
     if run_.stopped:
         return False

@@ -41,7 +41,7 @@ class Goodput:
 
     def resumed(self, step: int) -> None:
         """The start is over; `step` steps are done. Reads what earlier attempts recorded."""
-        self._seconds['start'] = self._clock() - self._began
+        self._seconds['start'] = self._clock() - self._began - sum(self._seconds.values())
         self._start = self._step = step
         try:
             self._attempts = json.loads(self._path.read_text(encoding='utf-8'))['attempts']
