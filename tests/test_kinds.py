@@ -186,6 +186,26 @@ def test_alignment_reaches_the_layers_up_to_its_own(tmp_path):
     np.testing.assert_allclose(norms[np.asarray(batch['pixel_weight']) > 0], 1.0, atol=1e-4)
 
 
+@pytest.mark.parametrize('kind', targets.KINDS)
+def test_every_kind_reads_rows_that_have_no_room_for_drawings(tmp_path, kind):
+    reading = {
+        'data.tasks.text_to_image': 0.0,
+        'data.capacity.representation': 0,
+        'data.capacity.pixels': 0,
+        'data.capacity.pixel_pictures': 0,
+        'losses.flow': 0.0,
+        'losses.representation': 0.0,
+    }
+    run = tiny_run(tmp_path, {KIND: kind} | reading)
+    with quick_compilation():
+        state = run.initialise()
+        found, codebook, _ = targets.build(run.config, run.model)(
+            state, run.put(run.batches.batch(0))
+        )
+    assert all(each.shape[1] == 0 for each in found.values())
+    np.testing.assert_array_equal(codebook, state.codebook)
+
+
 def test_continuous_targets_are_the_features_that_forcing_quantizes(tmp_path):
     run = tiny_run(tmp_path, VARIANTS['continuous'])
     with quick_compilation():

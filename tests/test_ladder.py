@@ -21,6 +21,7 @@ def score(folder, name, seed, right, step=30):
     path = folder / f'{name}-s{seed}' / 'scores' / f'{step:08d}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({'generation': {'seen': {'colors': entry}}, 'understanding': asked}))
+    return path
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def folder(tmp_path):
     """Two studies: `near` with two seeds, of which the reference has one more; `far`, unscored."""
     for name in ('near', 'far'):
         (tmp_path / name).mkdir()
-        study = {'config': {'steps': 30, 'seeds': 3}}
+        study = {'config': {'steps': 30, 'seeds': 3, 'curve': {'prompts': 10}}}
         (tmp_path / name / 'study.json').write_text(json.dumps(study))
     for seed, (arm, reference) in enumerate(((9, 4), (7, 4))):
         score(tmp_path / 'near', 'a', seed, arm)
@@ -92,3 +93,21 @@ def test_every_rung_of_the_config_is_one_that_a_study_can_score(tmp_path):
         assert {rung.arm, rung.reference} <= arms.needs.keys()
         every = study.steps // study.curve.points
         assert (rung.steps or study.steps) in range(every, study.steps + 1, every)
+
+
+def test_points_of_the_curve_are_cut_to_what_all_of_them_ask(folder):
+    """Of one seed all prompts were drawn where of the others only some were."""
+    study = {'config': {'steps': 30, 'seeds': 3, 'curve': {'prompts': 5}}}
+    (folder / 'near' / 'study.json').write_text(json.dumps(study))
+    score(folder / 'near', 'a', 1, 3, step=10)
+    path = score(folder / 'near', 'b', 1, 1, step=10)
+    few = json.loads(path.read_text())
+    entry = few['generation']['seen']['colors']
+    entry.update(prompts=entry['prompts'][:5], correct=entry['correct'][:5])
+    few['understanding']['exists']['correct'] = few['understanding']['exists']['correct'][:5]
+    path.write_text(json.dumps(few))
+    (rung,) = ladder.rungs(config(('x', 'near', 'a', 'b', 10)), folder)
+    found = ladder.measure(rung)
+    assert found.arm.seeds == pytest.approx((2 / 5, 3 / 5))
+    assert found.reference.seeds == pytest.approx((1 / 5, 1 / 5))
+    assert found.ahead.value == pytest.approx(0.3)

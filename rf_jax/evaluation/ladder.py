@@ -70,6 +70,9 @@ def measure(rung: Rung) -> Measured | None:
             pairs.append(pair)
     if not pairs:
         return None
+    if rung.steps:  # a point of the curve, where little is drawn: every point is cut to that
+        few = study['curve']['prompts']
+        pairs = [[_cut(score, few) for score in pair] for pair in pairs]
 
     def outcomes(which: int, side: str):
         return gather([(SimpleNamespace(), pair[which]) for pair in pairs], side)
@@ -90,6 +93,26 @@ def _score(folder: Path, name: str, seed: int, steps: int) -> dict | None:
     except (OSError, ValueError) as error:
         raise UserError(f'{path} cannot be read: {error}') from None
     return found if found['generation'] else None
+
+
+def _cut(score: Mapping, count: int) -> dict:
+    """The first `count` prompts a category, their first picture, and `count` questions a kind."""
+    drawn = {
+        side: {
+            name: entry
+            | {
+                'prompts': entry['prompts'][:count],
+                'correct': [each[:1] for each in entry['correct'][:count]],
+            }
+            for name, entry in categories.items()
+        }
+        for side, categories in score['generation'].items()
+    }
+    asked = {
+        kind: entry | {'correct': entry['correct'][:count]}
+        for kind, entry in score['understanding'].items()
+    }
+    return {**score, 'generation': drawn, 'understanding': asked}
 
 
 def write(found: Iterable[Rung], folder: Path) -> str:

@@ -70,7 +70,8 @@ def gather(group: Iterable[tuple[object, Mapping]], side: str) -> Outcomes:
                 right[text] = right.get(text, 0) + np.sum(each)
                 count[text] = count.get(text, 0) + np.size(each)
             rows.setdefault(category, []).append(right)
-            asked[category] = count
+            if asked.setdefault(category, count) != count:
+                raise ValueError(f'{side} {category}: seeds were asked different texts')
     return {
         category: Trials(
             np.array([[right[text] for text in asked[category]] for right in each], float),

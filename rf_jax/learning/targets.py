@@ -103,7 +103,10 @@ def _alignment(config, model) -> Callable:
     del config
 
     def prepare(state: State, batch: Batch):
-        z = model.apply({'params': state.ema}, batch, method='features')
+        rows, patches, _ = batch['pixels'].shape
+        z = jnp.zeros((rows, patches, state.codebook.shape[1]))
+        if patches:
+            z = model.apply({'params': state.ema}, batch, method='features')
         found = {'tokens': batch['input_group'], 'patch_features': quantizer.normalise(z)}
         return found, state.codebook, {}
 
