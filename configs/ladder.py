@@ -1,11 +1,12 @@
 """Where the effect lives: representation forcing against plain pixels, rung by rung.
 
-for rung in fine textures clutter six weak long; do
+for rung in fine textures clutter weak long; do
   python -m rf_jax.study --config=configs/study.py:$rung --workdir=runs/study_$rung; done
 python -m rf_jax.ladder --config=configs/ladder.py --folder=runs --workdir=runs/ladder
 
-A rung is a study's folder, an arm and its reference there, and steps (0: where the study compares
-its arms). What is not scored yet is left out and named.
+A rung is a study's folder, an arm and its reference there, steps (0: where the study compares its
+arms), and which prompts (a regex of their whole text; none: all). What is not scored yet is left
+out and named.
 """
 
 from ml_collections import ConfigDict
@@ -26,9 +27,10 @@ def get_config() -> ConfigDict:
             ('textures', 'study_textures', 'pixel_rf', 'pixel', 0),
             ('clutter', 'study_clutter', 'pixel_rf', 'pixel', 0),
         ),
-        'most objects in a scene': (
-            ('4', 'study', 'pixel_rf', 'pixel', 0),
-            ('6', 'study_six', 'pixel_rf', 'pixel', 0),
+        # "a ring", "two rings", ...: nothing else is asked.
+        'objects that a prompt asks for': tuple(
+            (number, 'study', 'pixel_rf', 'pixel', 0, rf'{word} \w+')
+            for number, word in (('1', 'an?'), ('2', 'two'), ('3', 'three'), ('4', 'four'))
         ),
         'steps of the first stage': (
             ('0', 'study', 'scratch_pixel_rf', 'scratch_pixel', 0),

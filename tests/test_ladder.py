@@ -7,6 +7,8 @@ from ml_collections import ConfigDict
 
 from configs import ladder as ladder_config
 from configs import study as study_config
+from rf_jax.data import captions, sources
+from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.evaluation import ladder, study_plan
 from rf_jax.runtime.errors import UserError
 
@@ -75,6 +77,9 @@ def test_tables_and_plot_tell_what_there_is_and_name_what_is_not(folder):
 def test_mistakes_are_told(folder):
     with pytest.raises(UserError, match=r"'heading' has .*expected \('name', 'folder'"):
         ladder.rungs(config(('x', 'near', 'a')), folder)
+    (nobody,) = ladder.rungs(config(('x', 'near', 'a', 'b', 0, 'nothing')), folder)
+    with pytest.raises(UserError, match=r"'x': no prompt of .*json is 'nothing'"):
+        ladder.measure(nobody)
     rungs = ladder.rungs(config(('y', 'far', 'a', 'b', 0)), folder)
     with pytest.raises(UserError, match=r'no rung is scored yet; looked into .*far'):
         ladder.write(rungs, folder / 'ladder')
@@ -111,3 +116,25 @@ def test_points_of_the_curve_are_cut_to_what_all_of_them_ask(folder):
     assert found.arm.seeds == pytest.approx((2 / 5, 3 / 5))
     assert found.reference.seeds == pytest.approx((1 / 5, 1 / 5))
     assert found.ahead.value == pytest.approx(0.3)
+
+
+def test_a_rung_may_be_of_some_prompts(folder):
+    """Of ten, 9 and 7 hold for the arm, 4 for the reference: the first of these do."""
+    (rung,) = ladder.rungs(config(('x', 'near', 'a', 'b', 0, r'prompt [3-8]')), folder)
+    found = ladder.measure(rung)
+    assert found.arm.seeds == pytest.approx((6 / 6, 4 / 6))
+    assert found.reference.seeds == pytest.approx((1 / 6, 1 / 6))
+    assert found.understanding is None, 'questions are not of prompts'
+
+
+@pytest.mark.parametrize('variant', ('', 'textures', 'clutter'))
+def test_no_rung_cuts_what_its_captions_name(variant):
+    study = study_config.get_config(variant)
+    config = study_plan.load_arms(study.runs).config_of(study.arms.split(',')[0])
+    for field, _, value in (change.partition('=') for change in study.overrides):
+        config.update_from_flattened_dict({field: int(value) if value.isdecimal() else value})
+    (source,) = sources.build(f'{config.data.sources}/count=2000', config.data.max_pixels)
+    tokenizer = Tokenizer.train(captions.corpus([source]), config.tokenizer.vocabulary)
+    texts = [text for i in range(len(source)) for text in source.record(i).captions]
+    cut = [text for text in texts if len(tokenizer.encode(text)) + 2 > config.data.max_text]
+    assert len(cut) < 0.001 * len(texts), cut[:5]

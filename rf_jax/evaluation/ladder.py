@@ -1,6 +1,7 @@
 """The study's effect along the ladder: an arm against its reference, on rung after rung."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,15 @@ from rf_jax.evaluation.study_report import table
 from rf_jax.runtime import workdir
 from rf_jax.runtime.errors import UserError
 
-FORM = "('name', 'folder', 'arm', 'reference', steps)"
+FORM = "('name', 'folder', 'arm', 'reference', steps) and, if wanted, 'regex of prompts'"
 
 
 @dataclass(frozen=True)
 class Rung:
-    """An arm and its reference of the study in `folder`; `steps` 0: where it compares its arms."""
+    """An arm and its reference of the study in `folder`; `steps` 0: where it compares its arms.
+
+    If there is a regex `asked`, prompts that it does not match as a whole are left out.
+    """
 
     heading: str
     name: str
@@ -27,6 +31,7 @@ class Rung:
     arm: str
     reference: str
     steps: int
+    asked: str = ''
 
 
 @dataclass(frozen=True)
@@ -46,15 +51,18 @@ def rungs(config, folder: Path) -> list[Rung]:
     found = []
     for heading, lines in config.rungs.items():
         for line in lines:
-            if not (len(line) == 5 and isinstance(line[4], int)):
+            if not (len(line) in (5, 6) and isinstance(line[4], int)):
                 raise UserError(f'rungs: {heading!r} has {tuple(line)!r}; expected {FORM}')
-            name, study, arm, reference, steps = line
-            found.append(Rung(heading, name, folder / study, arm, reference, steps))
+            name, study, *rest = line
+            found.append(Rung(heading, name, folder / study, *rest))
     return found
 
 
 def measure(rung: Rung) -> Measured | None:
-    """None if the study has no seed with both scores yet. Raises UserError for no study."""
+    """None if the study has no seed with both scores yet.
+
+    Raises UserError for a study or score that cannot be read, and if no prompt is the rung's.
+    """
     path = rung.folder / 'study.json'
     try:
         study = json.loads(path.read_text(encoding='utf-8'))['config']
@@ -65,7 +73,7 @@ def measure(rung: Rung) -> Measured | None:
     steps = rung.steps or study['steps']
     pairs = []
     for seed in range(study['seeds']):
-        pair = [_score(rung.folder, name, seed, steps) for name in (rung.arm, rung.reference)]
+        pair = [_score(rung, name, seed, steps) for name in (rung.arm, rung.reference)]
         if all(pair):
             pairs.append(pair)
     if not pairs:
@@ -80,19 +88,37 @@ def measure(rung: Rung) -> Measured | None:
     seen, asked = ([outcomes(i, side) for i in (0, 1)] for side in ('seen', 'understanding'))
     return Measured(
         rung, steps, *(estimate(each) for each in seen), difference(*seen),
-        difference(*asked) if all(asked) else None,
+        difference(*asked) if all(asked) and not rung.asked else None,
     )  # fmt: skip
 
 
-def _score(folder: Path, name: str, seed: int, steps: int) -> dict | None:
-    path = folder / f'{name}-s{seed}' / 'scores' / f'{steps:08d}.json'
+def _score(rung: Rung, name: str, seed: int, steps: int) -> dict | None:
+    path = rung.folder / f'{name}-s{seed}' / 'scores' / f'{steps:08d}.json'
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f'{path} cannot be read: {error}') from None
-    return found if found['generation'] else None
+    if not found['generation']:
+        return None
+    if rung.asked:
+        seen = _only(found['generation']['seen'], rung.asked)
+        if not seen:
+            raise UserError(f'rungs: {rung.name!r}: no prompt of {path} is {rung.asked!r}')
+        found['generation'] = {'seen': seen}
+    return found
+
+
+def _only(categories: Mapping, asked: str) -> dict:
+    """The prompts of each category that the regex matches; a category without one is left out."""
+    found = {}
+    for category, entry in categories.items():
+        places = [i for i, text in enumerate(entry['prompts']) if re.fullmatch(asked, text)]
+        if places:
+            chosen = {key: [entry[key][i] for i in places] for key in ('prompts', 'correct')}
+            found[category] = entry | chosen
+    return found
 
 
 def _cut(score: Mapping, count: int) -> dict:
@@ -167,13 +193,15 @@ def draw(measured: Sequence[Measured]) -> bytes:
     from matplotlib.figure import Figure  # slow to import, and only studies need it
 
     groups = _by_heading(measured)
+    arms = _names(m.rung.arm for m in measured)
+    references = _names(m.rung.reference for m in measured)
     figure = Figure(figsize=(3.2 * len(groups), 3.4))
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, (heading, group) in zip(panels, groups.items()):
         at = np.arange(len(group))
         for label, each, shift in (
-            ('representation forcing', [m.arm for m in group], -0.06),
-            ('plain pixels', [m.reference for m in group], 0.06),
+            (arms, [m.arm for m in group], -0.06),
+            (references, [m.reference for m in group], 0.06),
         ):
             values = np.array([e.value for e in each])
             reach = [values - [e.low for e in each], [e.high for e in each] - values]
@@ -183,8 +211,12 @@ def draw(measured: Sequence[Measured]) -> bytes:
         axes.set(xlabel=heading, ylim=(0, 1), xlim=(-0.5, len(group) - 0.5))
         axes.set_xticks(at, [m.rung.name for m in group])
     panels[0].set_ylabel('overall, seen prompts')
-    panels[0].legend(fontsize='small')
+    panels[0].legend(fontsize='x-small')
     return study_plots.png(figure)
+
+
+def _names(arms: Iterable[str]) -> str:
+    return '\n'.join(dict.fromkeys(arms))
 
 
 def _by_heading(measured: Sequence[Measured]) -> Mapping[str, list[Measured]]:
