@@ -189,7 +189,8 @@ def get_config() -> ConfigDict:
 
     ema = config.ema = ConfigDict()
     ema.decay = 0.999  # paper: 0.9999
-    ema.warmup = True  # no more than (1 + step) / (10 + step) at first
+    # Decay of no more than (1 + step) / (10 + step) at first; False: of what is born new only.
+    ema.warmup = True
     ema.encoder_decay = 0.999  # of the copy that the quantizer reads; paper: silent
 
     mesh = config.mesh = ConfigDict()  # devices along each axis; -1 takes the rest

@@ -5,6 +5,7 @@ draws as it was trained, and differs in nothing else.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from shrink import quick_compilation, tiny_run
 
@@ -184,6 +185,21 @@ def test_alignment_reaches_the_layers_up_to_its_own(tmp_path):
     assert by_layer[0] > 0 and by_layer[1] == 0, by_layer
     norms = np.linalg.norm(np.asarray(batch['patch_features']), axis=-1)
     np.testing.assert_allclose(norms[np.asarray(batch['pixel_weight']) > 0], 1.0, atol=1e-4)
+
+
+@pytest.mark.parametrize('kind', ('forcing', 'continuous'))
+def test_a_deep_model_begins_with_sound_gradients_where_text_is_dropped(tmp_path, kind):
+    """All that a drawing reads then is its begin, which no normalisation may find to be zero."""
+    changes = {KIND: kind, 'model.backbone.layers': 12, 'data.drop_text': 1.0}
+    run = tiny_run(tmp_path, changes)
+    with quick_compilation():
+        state, batch = run.initialise(), run.put(run.batches.batch(0))
+        find, terms = targets.build(run.config, run.model), losses.build(run.config)
+        batch, *_ = step.prepare(run.config, run.model, find, state, batch)
+        found, _ = jax.jit(lambda p, b: step.gradients(run.config, run.model, terms, p, b))(
+            state.params, batch
+        )
+    assert float(optax.global_norm(found)) < 100
 
 
 @pytest.mark.parametrize('kind', targets.KINDS)

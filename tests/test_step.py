@@ -129,6 +129,19 @@ def test_ema_warms_up_and_the_encoder_has_its_own_decay(run, fresh):
     assert any(path.startswith('encoder/') for path in optimizer.paths(new))
 
 
+def test_ema_of_what_is_born_new_warms_up_in_any_case(run, fresh):
+    config = run.config.copy_and_resolve_references()
+    config.ema.warmup, config.initialise_new = False, (r'^representation_',)
+    new = jax.tree.map(lambda x: x + 1.0, fresh.params)
+    found = step.average(config, fresh.ema, new, jnp.int32(0))
+    for path, old, value in zip(
+        optimizer.paths(new), jax.tree.leaves(fresh.ema), jax.tree.leaves(found)
+    ):
+        decay = 0.05 if path.startswith('encoder/') else 0.95
+        decay = 0.1 if path.startswith('representation_') else decay
+        np.testing.assert_allclose(value, old + (1 - decay), atol=1e-5, err_msg=path)
+
+
 def test_step_updates_the_ema_from_the_new_parameters(run, fresh, batch):
     state, _ = run.train_step(copy(fresh), batch)
     right = step.average(run.config, fresh.ema, state.params, jnp.int32(0))

@@ -1,5 +1,6 @@
 """One optimizer step: quantize, noise, forward, three losses, update (paper, figure 2)."""
 
+import re
 from collections.abc import Callable, Mapping
 
 import jax
@@ -70,13 +71,18 @@ def gradients(config, model, terms, params, batch: Batch):
 
 
 def average(config, ema, params, step: jax.Array):
-    """EMA, with warm-up if asked; the encoder has a decay of its own."""
-    warm = (1.0 + step) / (10.0 + step) if config.ema.warmup else 1.0
+    """EMA, with warm-up if asked; the encoder has a decay of its own.
+
+    What is born new beside weights of other runs warms up in any case: its old average is noise.
+    """
+    warm = (1.0 + step) / (10.0 + step)
 
     def blend(path, old, new):
         c = config.ema
         decay = c.encoder_decay if path.startswith('encoder/') else c.decay
-        return old + (1 - jnp.minimum(decay, warm)) * (new - old)
+        if c.warmup or any(re.search(pattern, path) for pattern in config.initialise_new):
+            decay = jnp.minimum(decay, warm)
+        return old + (1 - decay) * (new - old)
 
     names = optimizer.paths(params)
     leaves = map(blend, names, jax.tree.leaves(ema), jax.tree.leaves(params))

@@ -54,15 +54,19 @@ class CodeHead(nn.Module):
 
 
 class FeatureEmbedding(nn.Module):
-    """A linear layer plus position."""
+    """A linear layer plus position; a row of its own is the begin."""
 
     config: object  # model
 
     @nn.compact
     def __call__(self, features: jax.Array, cells: jax.Array) -> jax.Array:
-        """features float32 [B, R, Denc] (0: begin), cells int32 [B, R, 2] -> [B, R, D]."""
-        x = Dense(self.config.backbone.width, True, name='features')(features)
-        return x + _place(self.config, cells)
+        """features float32 [B, R, Denc], cells int32 [B, R, 2] (-1: begin) -> [B, R, D]."""
+        width = self.config.backbone.width
+        x = Dense(width, True, name='features')(features)
+        # A begin of zeros, where text is dropped all there is to read, is a normalisation's pole:
+        # gradients grew a thousandfold a layer.
+        begin = Table(1, width, name='begin')(jnp.zeros_like(cells[..., 0]))
+        return jnp.where(cells[..., :1] < 0, begin, x + _place(self.config, cells))
 
 
 class FeatureHead(nn.Module):
