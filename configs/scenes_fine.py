@@ -3,8 +3,8 @@
 python -m rf_jax.study --config=configs/study.py:fine --workdir=runs/study_fine
 
 Patches are half as wide, so there are four times the pixel tokens and vision tokens; a
-representation token still stands for a cell of the scene. Half the rows make a step cost about
-as much.
+representation token still stands for a cell of the scene. With half the rows a step costs half as
+much again.
 """
 
 from configs import scenes

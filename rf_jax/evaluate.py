@@ -35,9 +35,9 @@ def main(argv):
     if not with_pictures:
         raise UserError(f'data.sources={data.sources!r} of the run has no pictures')
     amount = scoring.Amount(_PROMPTS.value, _PICTURES.value, samples, _QUESTIONS.value)
-    folder = Path(_WORKDIR.value)
-    print(report.evaluate(run.sampler, run.codebook, with_pictures[0], folder, samples, _SEED.value,
-                          amount))  # fmt: skip
+    print(
+        report.evaluate(run, with_pictures[0], Path(_WORKDIR.value), samples, _SEED.value, amount)
+    )
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from configs import study as study_config
 from rf_jax.data import sources
 from rf_jax.data.keys import generator
 from rf_jax.evaluation import (
+    inspection,
     prompts,
     report,
     scoring,
@@ -566,9 +567,13 @@ def test_an_arm_is_scored_by_what_it_trains(arm, tmp_path):
         found['distances'] and 0 < found['codebook']['used'] <= 1 <= found['codebook']['perplexity']
     )
     assert len(found['understanding']) == 7
-    told = report.evaluate(arm, codebook, None, tmp_path, 4, 0, amount)
+    run = inspection.Inspector(arm, codebook, 30)
+    told = report.evaluate(run, None, tmp_path, 4, 0, amount)
     assert 'overall' in told and 'understanding' in told, 'by the judge, as its source is scenes'
-    assert json.loads((tmp_path / 'score.json').read_text()) == found
+    asked = {'step': 30, 'seed': 0, 'amount': amount.to_dict()}
+    assert json.loads((tmp_path / 'score.json').read_text()) == asked | found
+    one = scoring.Amount(prompts=0, pictures=1, captions=1, questions=0)
+    assert not scoring.score(arm, one, codebook).values['distances']
 
 
 def test_new_scenes_are_not_those_of_training(arm):

@@ -59,6 +59,7 @@ def get_config(size: str = '30B-A3B') -> ConfigDict:
     model.backbone.rope_sections = (32, 16, 16)
     config.data.rows = 8  # one a chip of one host
     choose('configs/paper:size', size, MODELS)(config)
+    model.representation.layer = model.backbone.layers // 3  # of alignment
     model.representation.codes = 16_384
     model.representation.frame = 32  # 1,024 px
     model.representation.quantizer.momentum = 0.9999

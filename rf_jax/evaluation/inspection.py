@@ -23,9 +23,9 @@ class Inspector:
     Codes are those of the nearest prototype: without the balancing over a batch that training adds.
     """
 
-    def __init__(self, sampler: Sampler, codebook: np.ndarray):
-        """`codebook` float32 [K, Denc]."""
-        self.sampler, self.codebook = sampler, jnp.asarray(codebook)
+    def __init__(self, sampler: Sampler, codebook: np.ndarray, step: int | None = None):
+        """`codebook` float32 [K, Denc]; `step` of the checkpoint, if it is from one."""
+        self.sampler, self.codebook, self.step = sampler, jnp.asarray(codebook), step
         self.pool = sampler.config.model.representation.pool
         self._encode = jax.jit(self._codes_of_batch)
 
@@ -33,8 +33,8 @@ class Inspector:
     def load(cls, workdir: str | os.PathLike, step: int | None = None) -> 'Inspector':
         """From a run's folder alone. Raises UserError if it is no run."""
         sampler = Sampler.load(workdir, step)
-        _, saved = checkpoint.restore_numpy(Path(workdir) / 'checkpoints', step, only='codebook')
-        return cls(sampler, saved['codebook'])
+        step, saved = checkpoint.restore_numpy(Path(workdir) / 'checkpoints', step, only='codebook')
+        return cls(sampler, saved['codebook'], step)
 
     def codes(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """int32 [rows, columns] for each uint8 [h, w, 3], one code a group of patches."""

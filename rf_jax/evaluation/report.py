@@ -12,6 +12,7 @@ from PIL import Image
 
 from rf_jax.data import images, pipeline, sources
 from rf_jax.evaluation import identification, scoring, usage
+from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation.sampler import Sampler
 from rf_jax.learning.loop import Run
 from rf_jax.learning.state import State
@@ -72,8 +73,8 @@ def at_end(run: Run, state: State) -> str:
     if not len(numbers):
         return 'no pictures: nothing to evaluate'
     samples = min(run.config.evaluation.samples, len(numbers))
-    codebook = np.asarray(hosts.whole(state.codebook))
-    table = evaluate(sampler, codebook, source, run.workdir, samples, run.config.seed)
+    trained = Inspector(sampler, np.asarray(hosts.whole(state.codebook)), int(state.step))
+    table = evaluate(trained, source, run.workdir, samples, run.config.seed)
     drawn = run.config.data.tasks.get('text_to_image', 0) > 0
     if drawn and scoring.has_codes(run.config) and not scoring.applies(run.config):
         share = usage.codes_over_an_epoch(run, state.replace(ema=sharding.near(state.ema)))
@@ -81,20 +82,22 @@ def at_end(run: Run, state: State) -> str:
     return table
 
 
-def evaluate(sampler, codebook, source, workdir: Path, samples: int, seed: int, amount=None) -> str:
+def evaluate(run: Inspector, source, workdir: Path, samples: int, seed: int, amount=None) -> str:
     """Files and the table of a run by what it has learned.
 
     Scenes are put to the judge (`amount`: scoring.Amount, default: as fits `samples`); pictures of
     any other source have to be found again, `samples` of them.
     """
-    if scoring.applies(sampler.config):
+    if scoring.applies(run.sampler.config):
         amount = amount or scoring.Amount.of(samples)
-        return write_score(scoring.score(sampler, amount, codebook, seed), workdir)
-    return write(identification.evaluate(sampler, source, samples, seed), workdir)
+        score = scoring.score(run.sampler, amount, np.asarray(run.codebook), seed)
+        asked = {'step': run.step, 'seed': seed, 'amount': amount.to_dict()}
+        return write_score(score, asked, workdir)
+    return write(identification.evaluate(run.sampler, source, samples, seed), workdir)
 
 
-def write_score(score: scoring.Score, workdir: Path) -> str:
-    """`score.json` and a grid of each side, by the first host; gives the table."""
+def write_score(score: scoring.Score, asked: dict, workdir: Path) -> str:
+    """`score.json`, with what was asked, and a grid of each side, by the first host; the table."""
     lines = [scoring.table(score.values)]
     try:
         for side, pictures in score.shown.items() if hosts.first() else ():
@@ -103,7 +106,7 @@ def write_score(score: scoring.Score, workdir: Path) -> str:
             Image.fromarray(sheet).save(grid)
             lines.append(f'grid: {grid}')
         if hosts.first():
-            text = json.dumps(score.values, indent=1)
+            text = json.dumps(asked | score.values, indent=1)
             (workdir / 'score.json').write_text(text, encoding='utf-8')
     except OSError as error:
         logging.warning('The grids and score.json cannot be written: %s', error)

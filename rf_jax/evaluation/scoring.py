@@ -127,7 +127,8 @@ def score(
             real = [images.resize(source.picture(i), *side) for i in range(amount.captions)]
             captions = [source.record(i).captions[0] for i in range(amount.captions)]
             made = sampler.draw([sampler.request(text, seed) for text in captions])
-            values['distances'] = distances.distances(made, real)
+            if amount.captions > 1:  # of one picture there is no distribution
+                values['distances'] = distances.distances(made, real)
         if codebook is not None and amount.captions and has_codes(config):
             scenes = [source.scene(i) for i in range(amount.captions)]
             values['codebook'] = use_of_codebook(sampler, codebook, real, scenes)

@@ -22,11 +22,6 @@ def velocity(x: jax.Array, z: jax.Array, t: jax.Array, floor: float) -> jax.Arra
     return (x - z) / jnp.maximum(1 - t, floor)[..., None]
 
 
-def clean(v: jax.Array, z: jax.Array, t: jax.Array, floor: float) -> jax.Array:
-    """x = z + max(1 - t, floor) v, the inverse of `velocity`."""
-    return z + jnp.maximum(1 - t, floor)[..., None] * v
-
-
 def loss(predicted: jax.Array, x: jax.Array, t: jax.Array, floor: float) -> jax.Array:
     """Mean over C of |v_predicted - v|^2, both with the floor: [..., C] and t [...] -> [...].
 

@@ -90,7 +90,7 @@ def _continuous(config, model) -> Callable:
         z = jnp.zeros((rows * patches, state.codebook.shape[1]))
         if patches:
             z, _ = group_features(config, model, state.ema, batch)
-        # Values of unit variance, as the linear layers that read and predict them like best.
+        # Values of mean square 1, as the linear layers that read and predict them like best.
         z = z.reshape(rows, -1, z.shape[-1]) * z.shape[-1] ** 0.5
         found = {'tokens': take(z, batch['input_group'], 0.0)}
         found['feature_targets'] = take(z, batch['target_group'], 0.0)
