@@ -636,11 +636,16 @@ def test_the_study_of_the_repository_is_of_known_fields():
         study_config.get_config('quik')
 
 
-def test_the_scores_that_are_kept_are_of_the_arms_as_they_are(tmp_path, monkeypatch):
+ROOT = Path(__file__).parents[1]
+KEPT = [path.parent.name for path in sorted(ROOT.glob('.docs/*/study.json'))]
+
+
+@pytest.mark.parametrize('name', KEPT)
+def test_the_scores_that_are_kept_are_of_the_arms_as_they_are(name, tmp_path, monkeypatch):
     """Who changes an arm must not go on with what is kept of the old one."""
-    monkeypatch.chdir(Path(__file__).parents[1])
-    folder = tmp_path / 'study'
-    shutil.copytree('.docs/study', folder)
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / name
+    shutil.copytree(Path('.docs') / name, folder)
     config = ConfigDict(json.loads((folder / 'study.json').read_text())['config'])
     arms = study_plan.load_arms(config.runs)
     study_plan.check_recorded(config, folder)
@@ -648,7 +653,7 @@ def test_the_scores_that_are_kept_are_of_the_arms_as_they_are(tmp_path, monkeypa
         study_plan.check_run(piece)
         if piece.scores():
             assert (piece.folder / 'config.json').exists()
-    config.overrides = ('optimizer.learning_rate=1e-2',)
+    config.overrides = (*config.overrides, 'optimizer.learning_rate=1e-2')
     changed = study_plan.plan(config, folder, arms)
     with pytest.raises(UserError, match=r'first-s0 .*optimizer.learning_rate'):
         study_plan.check_run(changed[0])
