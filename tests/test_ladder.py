@@ -77,6 +77,8 @@ def test_tables_and_plot_tell_what_there_is_and_name_what_is_not(folder):
 def test_mistakes_are_told(folder):
     with pytest.raises(UserError, match=r"'heading' has .*expected \('name', 'folder'"):
         ladder.rungs(config(('x', 'near', 'a')), folder)
+    with pytest.raises(UserError, match=r"rungs: 'x': '\[' is no regex"):
+        ladder.rungs(config(('x', 'near', 'a', 'b', 0, '[')), folder)
     (nobody,) = ladder.rungs(config(('x', 'near', 'a', 'b', 0, 'nothing')), folder)
     with pytest.raises(UserError, match=r"'x': no prompt of .*json is 'nothing'"):
         ladder.measure(nobody)

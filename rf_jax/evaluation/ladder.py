@@ -54,7 +54,12 @@ def rungs(config, folder: Path) -> list[Rung]:
             if not (len(line) in (5, 6) and isinstance(line[4], int)):
                 raise UserError(f'rungs: {heading!r} has {tuple(line)!r}; expected {FORM}')
             name, study, *rest = line
-            found.append(Rung(heading, name, folder / study, *rest))
+            rung = Rung(heading, name, folder / study, *rest)
+            try:
+                re.compile(rung.asked)
+            except (re.error, TypeError) as error:
+                raise UserError(f'rungs: {name!r}: {rung.asked!r} is no regex: {error}') from None
+            found.append(rung)
     return found
 
 
