@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from rf_jax.evaluation import study_plots
-from rf_jax.evaluation.rates import Estimate, difference, estimate, gather
+from rf_jax.evaluation.rates import Estimate, difference, estimate, first, gather
 from rf_jax.evaluation.study_report import table
 from rf_jax.runtime import workdir
 from rf_jax.runtime.errors import UserError
@@ -85,7 +85,7 @@ def measure(rung: Rung) -> Measured | None:
         return None
     if rung.steps:  # a point of the curve, where little is drawn: every point is cut to that
         few = study['curve']['prompts']
-        pairs = [[_cut(score, few) for score in pair] for pair in pairs]
+        pairs = [[first(score, few) for score in pair] for pair in pairs]
 
     def outcomes(which: int, side: str):
         return gather([(SimpleNamespace(), pair[which]) for pair in pairs], side)
@@ -124,26 +124,6 @@ def _only(categories: Mapping, asked: str) -> dict:
             chosen = {key: [entry[key][i] for i in places] for key in ('prompts', 'correct')}
             found[category] = entry | chosen
     return found
-
-
-def _cut(score: Mapping, count: int) -> dict:
-    """The first `count` prompts a category, their first picture, and `count` questions a kind."""
-    drawn = {
-        side: {
-            name: entry
-            | {
-                'prompts': entry['prompts'][:count],
-                'correct': [each[:1] for each in entry['correct'][:count]],
-            }
-            for name, entry in categories.items()
-        }
-        for side, categories in score['generation'].items()
-    }
-    asked = {
-        kind: entry | {'correct': entry['correct'][:count]}
-        for kind, entry in score['understanding'].items()
-    }
-    return {**score, 'generation': drawn, 'understanding': asked}
 
 
 def write(found: Iterable[Rung], folder: Path) -> str:

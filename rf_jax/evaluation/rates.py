@@ -55,6 +55,26 @@ def sides(values: Mapping) -> dict[str, dict]:
     return values['generation'] | asked
 
 
+def first(values: Mapping, count: int) -> dict:
+    """The score as if less had been asked: `count` prompts of each category, one picture each, and
+    `count` questions of each kind.
+
+    That much is asked at every point of a study's curve, so that all points ask the same.
+    """
+    drawn = {
+        side: {
+            category: entry | {'correct': [each[:1] for each in entry['correct'][:count]]}
+            for category, entry in categories.items()
+        }
+        for side, categories in values['generation'].items()
+    }
+    asked = {
+        kind: entry | {'correct': entry['correct'][:count]}
+        for kind, entry in values['understanding'].items()
+    }
+    return {**values, 'generation': drawn, 'understanding': asked}
+
+
 def gather(group: Iterable[tuple[object, Mapping]], side: str) -> Outcomes:
     """Outcomes of (run, its score), one run a seed; empty if a side was not asked.
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from rf_jax.data import images
 from rf_jax.evaluation import scoring
-from rf_jax.evaluation.rates import estimate, gather
+from rf_jax.evaluation.rates import estimate, first, gather
 from rf_jax.evaluation.study_plan import Piece, names
 from rf_jax.runtime.errors import UserError
 
@@ -71,12 +71,8 @@ def _panels(count: int, **options):
 
 
 def same_prompts(values: Mapping, side: str, count: int) -> float:
-    """Overall score over the first `count` prompts a category and their first picture.
-
-    That much is drawn at every point of the curve, so that all points ask the same.
-    """
-    entries = values['generation'][side].values()
-    return float(np.mean([np.mean([each[0] for each in e['correct'][:count]]) for e in entries]))
+    """Overall score over what every point of the curve asks."""
+    return scoring.overall(first(values, count)['generation'][side])
 
 
 def _band(axes, label: str, lines: Sequence[Mapping[int, float]]) -> None:
