@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rf_jax.data import images, layout
+from rf_jax.data.cells import group_cells, patch_cells, stored_groups
 from rf_jax.data.layout import Pixels, Representation, Skip, Text, Vision
 from rf_jax.models import attention
 
@@ -317,3 +318,10 @@ def test_a_sample_beyond_any_capacity_is_refused(name):
 def test_a_representation_needs_its_pixels():
     with pytest.raises(ValueError, match='Pixels span of the same picture'):
         filled([[Representation(2, 2, picture=1), Pixels(2, 2, picture=0)]])
+
+
+def test_grids_that_are_kept_cannot_be_written_to():
+    """Samples of one size share them: a write would move the patches of all that follow."""
+    for kept in (patch_cells(4, 6), group_cells(4, 6, 2), stored_groups(4, 4, 1)):
+        with pytest.raises(ValueError, match='read-only'):
+            kept += 1
