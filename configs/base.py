@@ -141,7 +141,7 @@ def get_config() -> ConfigDict:
     quantizer.momentum = 0.99  # paper: 0.9999, for runs a hundred times longer
     quantizer.pool_first = True  # 2x2 pooling before the normalisation; paper: silent
     # Steps from which the codebook is drawn anew from the features of the batch, over as many
-    # steps as it takes to have a feature for each prototype; paper: silent.
+    # steps as it takes to have a feature for each prototype; skipped ones do not count. Paper: silent.
     quantizer.data_init_steps = (0,)
     # How it is drawn: random (each feature as often as the next) | spread (far from each other, so
     # that what is rare gets prototypes too)

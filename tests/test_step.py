@@ -71,6 +71,17 @@ def test_non_finite_step_is_skipped_and_counted(run, fresh, batch):
         assert differs(getattr(state, part), getattr(before, part)), part
 
 
+def test_the_step_after_a_skipped_one_draws_its_prototypes(run, fresh, batch):
+    bad = dict(batch) | {'position': batch['position'].at[0].set(jnp.nan)}
+    state, metrics = run.train_step(copy(fresh), bad)
+    assert int(metrics['skipped']) == 1
+    state, metrics = run.train_step(state, batch)
+    assert int(metrics['skipped']) == 1
+    # Momentum alone leaves prototypes within a few degrees of their random start.
+    kept = (np.asarray(state.codebook) * np.asarray(fresh.codebook)).sum(-1)
+    assert (kept < 0.9).all(), kept.max()
+
+
 def test_finite_loss_with_one_infinite_gradient_is_skipped(run, fresh, batch, monkeypatch):
     def one_infinite(config, model, terms, params, batch):
         gradient = jax.tree.map(jnp.ones_like, params)

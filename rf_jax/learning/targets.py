@@ -34,20 +34,21 @@ def take(groups: jax.Array, index: jax.Array, missing: float) -> jax.Array:
     return jnp.where(where < 0, missing, read)
 
 
-def redraw(config, at: int, step: jax.Array, codebook, z, valid):
+def redraw(config, at: int, taken: jax.Array, codebook, z, valid):
     """The codebook with the prototypes that are drawn from this step's features.
 
     A batch may hold fewer features than there are prototypes: M features fill M rows a step, from
     step `at` on, until all are filled. Copies of one feature would stay unused for ever.
+    `taken` counts the steps before this one without those that were skipped.
     """
     turn = jnp.arange(codebook.shape[0]) // z.shape[0]  # which step after `at` fills a row
-    key = random_key(config.seed, 'codebook', step)
+    key = random_key(config.seed, 'codebook', taken)
 
     def draw(old):
         fresh = quantizer.build_draw(config)(key, z, valid, old.shape[0])
-        return jnp.where((turn == step - at)[:, None] & valid.any(), fresh, old)
+        return jnp.where((turn == taken - at)[:, None] & valid.any(), fresh, old)
 
-    due = (step >= at) & (step <= at + turn[-1])
+    due = (taken >= at) & (taken <= at + turn[-1])
     return jax.lax.cond(due, draw, lambda old: old, codebook)
 
 
@@ -59,8 +60,9 @@ def quantize(config, assign, model, state: State, batch: Batch):
         return jnp.zeros((rows, 0), jnp.int32), state.codebook
     z, valid = group_features(config, model, state.ema, batch)
     codebook = state.codebook
+    taken = state.step - state.skipped  # what a skipped step drew is lost: the next draws again
     for at in c.data_init_steps:
-        codebook = redraw(config, at, state.step, codebook, z, valid)
+        codebook = redraw(config, at, taken, codebook, z, valid)
     codes = assign(z, codebook, valid)
     codebook = quantizer.update(codebook, z, codes, valid, c.momentum)
     return codes.reshape(rows, -1), codebook
