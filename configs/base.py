@@ -140,8 +140,8 @@ def get_config() -> ConfigDict:
     quantizer.iterations = 1  # of sinkhorn; paper: 1
     quantizer.momentum = 0.99  # paper: 0.9999, for runs a hundred times longer
     quantizer.pool_first = True  # 2x2 pooling before the normalisation; paper: silent
-    # Steps from which the codebook is drawn anew from the features of the batch, over as many
-    # steps as it takes to have a feature for each prototype; skipped ones do not count. Paper: silent.
+    # Steps, skipped ones not counted, from which the codebook is drawn anew from the features of
+    # the batch, over as many as it takes to have a feature for each prototype; paper: silent.
     quantizer.data_init_steps = (0,)
     # How it is drawn: random (each feature as often as the next) | spread (far from each other, so
     # that what is rare gets prototypes too)
