@@ -1,6 +1,6 @@
 """Where the effect lives: representation forcing against plain pixels, rung by rung.
 
-for rung in fine textures clutter weak long; do RF_JAX_UNFINISHED=1 \\
+for rung in arms fine textures clutter weak long; do RF_JAX_UNFINISHED=1 \\
   python -m rf_jax.study --config=configs/study.py:$rung --workdir=runs/study_$rung || break; done
 python -m rf_jax.ladder --config=configs/ladder.py --folder=runs --workdir=runs/ladder
 
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     ladder.rungs = {
         # The paper: 4, and hundreds of pixel tokens.
         'pixel tokens for a representation token': (
-            ('1', 'study', 'pool_1', 'pixel', 0),
+            ('1', 'study_arms', 'pool_1', 'pixel', 0),
             ('4', 'study', 'pixel_rf', 'pixel', 0),
             ('16', 'study_fine', 'pixel_rf', 'pixel', 0),
         ),
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
             for number, word in (('1', 'an?'), ('2', 'two'), ('3', 'three'), ('4', 'four'))
         ),
         'steps of the first stage': (
-            ('0', 'study', 'scratch_pixel_rf', 'scratch_pixel', 0),
+            ('0', 'study_arms', 'scratch_pixel_rf', 'scratch_pixel', 0),
             ('300', 'study_weak', 'pixel_rf', 'pixel', 0),
             ('1200', 'study', 'pixel_rf', 'pixel', 0),
             ('2400', 'study_long', 'pixel_rf', 'pixel', 0),

@@ -4,10 +4,10 @@ python -m rf_jax.train --config=configs/scenes.py:first --workdir=runs/first
 python -m rf_jax.train --config=configs/scenes.py:pixel_rf --workdir=runs/pixel_rf \
     --config.initialise_from=runs/first
 
-`first` is the stage that all arms grow from: it reads pictures and text, and draws nothing. `vae`
-learns the autoencoder of the arms that draw in latents, which name both:
-`--config.initialise_from=runs/first,runs/vae`. Arms differ in the lines of their function only.
-`python -m rf_jax.study` runs them all.
+`first` is the stage that all arms grow from: it reads pictures and text, and draws nothing.
+`autoencoder` is the stage that the arms in latents, `vae` and `vae_rf`, need as well:
+`--config.initialise_from=runs/first,runs/autoencoder`.
+Arms differ in the lines of their function only. `python -m rf_jax.study` runs them all.
 """
 
 from collections.abc import Callable

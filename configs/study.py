@@ -24,6 +24,12 @@ def _scenes(option: str, *more: str) -> dict:
 
 VARIANTS = {
     '': {},
+    # All other arms, of which one seed was trained.
+    'arms': {
+        'arms': 'pixel_rf,pixel,pool_1,codes_32,codes_128,quantizer_printed,quantizer_sinkhorn,'
+        'frozen,split_full,split_none,understanding,generation,scratch_pixel_rf,scratch_pixel',
+        'seeds': 1,
+    },
     'fine': RUNG | {'runs': 'configs/scenes_fine.py'},
     'textures': _scenes('textures', *ROOM),
     'clutter': _scenes('clutter'),

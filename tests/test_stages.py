@@ -63,6 +63,20 @@ def test_alignment_moves_only_the_connector(chain):
     assert moved and all(path.startswith('connector/') for path in moved)
 
 
+def test_what_is_frozen_is_the_average_of_the_stage_before_and_stays(chain, tmp_path):
+    """Targets are of the average: beside other weights it would move though nothing is trained."""
+    before, _, end = chain['joint']
+    run = build('continued', tmp_path, before.workdir, **{'optimizer.freeze': (r'^encoder/',)})
+    with quick_compilation():
+        after = loop.train(run)
+    frozen = [path for path in end['ema'] if path.startswith('encoder/')]
+    assert any((end['params'][path] != end['ema'][path]).any() for path in frozen)
+    for tree in map(leaves, (after.params, after.ema)):
+        for path in frozen:
+            assert tree[path].tobytes() == end['ema'][path].tobytes(), path
+        assert any((tree[path] != end['ema'][path]).any() for path in tree)
+
+
 def test_alignment_spends_nothing_on_drawings(chain):
     run, *_ = chain['alignment']
     batch = run.batches.batch(0)

@@ -124,8 +124,13 @@ def _third(at: float, number: int, margin: float) -> bool:
     return (number == 0 or at >= low) and (number == 2 or at <= high)
 
 
+def third(at: float) -> int:
+    """0, 1 or 2: the third of the picture's side that `at`, of which 1 is the whole, lies in."""
+    return max(0, min(2, int(at * 3)))
+
+
 def _clear_third(at: float) -> int | None:
-    number = max(0, min(2, int(at * 3)))
+    number = third(at)
     return number if _third(at, number, -_BORDER) else None
 
 

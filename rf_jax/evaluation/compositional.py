@@ -15,17 +15,22 @@ from rf_jax.evaluation.prompts import Prompt
 def draw(
     sampler, prompts: Sequence[Prompt], each: int = 4, seed: int = 0
 ) -> list[list[np.ndarray]]:
-    """`each` pictures, uint8 [s, s, 3], of every prompt, by a `Sampler`.
-
-    A prompt that comes again is drawn anew.
-    """
-    requests, before = [], Counter()
-    for prompt in prompts:
-        first = before[prompt.text]
-        before[prompt.text] += each
-        requests += [sampler.request(prompt.text, seed, first + i) for i in range(each)]
-    pictures = sampler.draw(requests)
+    """`each` pictures, uint8 [s, s, 3], of every prompt, by a `Sampler`."""
+    pictures = sampler.draw(requests(sampler, [prompt.text for prompt in prompts], each, seed))
     return [pictures[i : i + each] for i in range(0, len(pictures), each)]
+
+
+def requests(sampler, texts: Sequence[str], each: int = 1, seed: int = 0, size=None) -> list:
+    """`each` requests of every text, of pictures of `size` (height, width) in pixels.
+
+    A text that comes again is drawn anew.
+    """
+    found, before = [], Counter()
+    for text in texts:
+        first = before[text]
+        before[text] += each
+        found += [sampler.request(text, seed, first + i, size) for i in range(each)]
+    return found
 
 
 def judge(prompts: Sequence[Prompt], pictures: Sequence[Sequence[np.ndarray]]) -> np.ndarray:

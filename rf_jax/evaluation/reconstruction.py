@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from rf_jax.data import images, layout
+from rf_jax.data import images, layout, pipeline
 from rf_jax.evaluation import judge
 from rf_jax.generation.sampler import Sampler
 
@@ -14,9 +14,10 @@ def evaluate(sampler: Sampler, source, count: int) -> dict[str, float]:
     `latent_deviation`, standard deviation of the latents, which the flow's noise supposes to be
     about 1.
     """
-    model, patch, side = sampler.model, sampler.config.data.patch, source.size
-    grid = side // patch, side // patch
-    pictures = [source.picture(i) for i in range(count)]
+    model, patch = sampler.model, sampler.config.data.patch
+    side = pipeline.fitted(source.size, source.size, sampler.config)
+    grid = side[0] // patch, side[1] // patch
+    pictures = [images.resize(source.picture(i), *side) for i in range(count)]
     rows = [[[layout.Pixels(*grid, images.patchify(picture, patch))]] for picture in pictures]
     capacity = dict(zip(layout.SIZES, layout.size(rows[0][0]).tolist()))
     batch = layout.place(rows, capacity, model.channels)
@@ -25,7 +26,7 @@ def evaluate(sampler: Sampler, source, count: int) -> dict[str, float]:
     latents = encode(variables, batch)
     decode = jax.jit(lambda v, z, b: model.apply(v, z, b, method='pixels'))
     patches = np.asarray(decode(variables, latents, batch))
-    back = [images.unpatchify(each, side, side, patch) for each in patches]
+    back = [images.unpatchify(each, *side, patch) for each in patches]
     error = [np.mean((a - b / 127.5 + 1) ** 2) for a, b in zip(back, pictures)]
     shown = [np.clip((each + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8) for each in back]
     claims = [source.captions(i)[0].claim for i in range(count)]

@@ -126,7 +126,7 @@ def score(
             side = pipeline.fitted(source.size, source.size, config)
             real = [images.resize(source.picture(i), *side) for i in range(amount.captions)]
             captions = [source.record(i).captions[0] for i in range(amount.captions)]
-            made = sampler.draw([sampler.request(text, seed) for text in captions])
+            made = sampler.draw(compositional.requests(sampler, captions, 1, seed, side))
             if amount.captions > 1:  # of one picture there is no distribution
                 values['distances'] = distances.distances(made, real)
         if codebook is not None and amount.captions and has_codes(config):

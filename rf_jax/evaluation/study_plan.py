@@ -21,7 +21,6 @@ from rf_jax.models import flops, unified
 from rf_jax.runtime import workdir
 from rf_jax.runtime.errors import UserError, choose, require
 
-GROWS = ('arms', 'seeds')  # what a study may be given more of
 COUNTS = ('seeds', 'steps', 'prompts', 'pictures', 'questions', 'curve.points', 'curve.prompts')
 # What a study sets for its runs, so that no override can.
 _OWN = ('seed', 'steps', 'initialise_from', 'tokenizer.path', 'log.samples_every',
@@ -135,7 +134,11 @@ def check(study, arms: Arms) -> None:
 
 
 def check_recorded(study, folder: Path) -> None:
-    """Raises UserError if the folder holds another study, or a run; naming what differs."""
+    """Raises UserError if the folder holds another study, or a run; naming what differs.
+
+    Seeds may be more or fewer than before, and so may the arms after the first, which sets the
+    budget of all: what others were scored for stays, and is reported when it is asked for again.
+    """
     if (folder / 'config.json').exists():
         raise UserError(f'--workdir={folder} holds a run, not a study; give another folder')
     path = folder / 'study.json'
@@ -146,23 +149,19 @@ def check_recorded(study, folder: Path) -> None:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f'{path} cannot be read: {error}; give another --workdir') from None
     now = checks.flatten(json.loads(study.to_json()))
-    differ = [
-        told
-        for field, told in checks.changes(before, now)
-        if not (field in GROWS and _grown(field, before.get(field), now.get(field)))
-    ]
+    before, now = (_comparable(fields) for fields in (before, now))
+    differ = [told for _, told in checks.changes(before, now)]
     if differ:
         raise UserError(
             f'--workdir={folder} holds a study of another config: {"; ".join(differ)}. Nothing '
-            'was changed; give another folder (only seeds, and arms after the first, may be added)'
+            'was changed; give another folder (only seeds, and arms after the first, may differ)'
         )
 
 
-def _grown(field: str, before, now) -> bool:
-    if field == 'arms':
-        before, now = (names(ConfigDict({'arms': value})) for value in (before, now))
-        return set(before) <= set(now) and before[:1] == now[:1]  # the first is the reference
-    return before <= now
+def _comparable(fields: dict) -> dict:
+    """Fields of a study that must stay; of the arms only the first, the others' reference."""
+    first = names(ConfigDict({'arms': fields.get('arms', '')}))[:1]
+    return {k: v for k, v in fields.items() if k not in ('arms', 'seeds')} | {'arms': first}
 
 
 def check_run(piece: Piece) -> None:

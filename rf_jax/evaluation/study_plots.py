@@ -64,10 +64,14 @@ def png(figure) -> bytes:
 
 
 def _panels(count: int, **options):
-    from matplotlib.figure import Figure  # slow to import, and only studies need it
+    from matplotlib import colormaps  # slow to import, and only studies need it
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=_INCHES)
-    return figure, figure.subplots(1, count, squeeze=False, **options)[0]
+    panels = figure.subplots(1, count, squeeze=False, **options)[0]
+    for axes in panels:
+        axes.set_prop_cycle(color=colormaps['tab20'].colors[::2] + colormaps['tab20'].colors[1::2])
+    return figure, panels
 
 
 def same_prompts(values: Mapping, side: str, count: int) -> float:
@@ -113,8 +117,9 @@ def _finished(figure, panels) -> bytes | None:
     if not labels:
         return None
     # Above the panels, where it hides no bar.
+    columns = min(len(labels), 6)
     figure.legend(
-        labels.values(), labels, loc='lower center', bbox_to_anchor=(0.5, 0.95), ncols=len(labels)
+        labels.values(), labels, loc='lower center', bbox_to_anchor=(0.5, 0.95), ncols=columns
     )
     return png(figure)
 

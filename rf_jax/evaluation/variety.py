@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from rf_jax.data.claims import third
 from rf_jax.evaluation import judge
 
 CATEGORY = 'single_object'  # its seen prompts name a shape; place and colour are free
@@ -16,7 +17,7 @@ def measure(pictures: Iterable[np.ndarray]) -> dict[str, float]:
     """
     found = [each for picture in pictures for each in judge.find(picture)]
     return {
-        'places': perplexity(Counter((int(3 * o.y), int(3 * o.x)) for o in found).values()),
+        'places': perplexity(Counter((third(o.y), third(o.x)) for o in found).values()),
         'colours': perplexity(Counter(o.colour for o in found).values()),
     }
 

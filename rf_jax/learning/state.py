@@ -12,6 +12,7 @@ import optax
 
 from rf_jax.data import layout
 from rf_jax.data.keys import fold
+from rf_jax.learning import optimizer as optimizers
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.sharding import path_name
 
@@ -77,6 +78,8 @@ def other_runs(config) -> list[Path]:
 def started_from(current: State, saved: Sequence, config) -> State:
     """`current` with the weights, average and codebook of other runs' states, numpy trees.
 
+    What `optimizer.freeze` holds starts as its average, which is what was scored and what targets
+    are made of: weights of their own would draw the average after them, which shall not move.
     Raises UserError listing what none of them has.
     """
     found = {}
@@ -85,6 +88,14 @@ def started_from(current: State, saved: Sequence, config) -> State:
         whole = {name: getattr(current, name)} if name == 'codebook' else getattr(current, name)
         others = [{name: tree[name]} if name == 'codebook' else tree[name] for tree in saved]
         found[name] = replaced(whole, others, config, name)
+
+    def own_or_average(path, own, averaged):
+        still = optimizers.frozen(path_name(path), config.optimizer.freeze)
+        return jnp.copy(averaged) if still else own
+
+    found['params'] = jax.tree_util.tree_map_with_path(
+        own_or_average, found['params'], found['ema']
+    )
     return current.replace(**found | {'codebook': found['codebook']['codebook']})
 
 
