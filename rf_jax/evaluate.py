@@ -19,7 +19,7 @@ _SAMPLES = flags.DEFINE_integer(
 _PROMPTS = flags.DEFINE_integer('prompts', 50, 'Of scenes: prompts of each category and side.', 1)
 _PICTURES = flags.DEFINE_integer('pictures', 4, 'Of scenes: pictures of each prompt.', 1)
 _QUESTIONS = flags.DEFINE_integer('questions', 50, 'Of scenes: questions of each kind.', 1)
-_SEED = flags.DEFINE_integer('seed', 0, 'Which pictures, and the noise.')
+_SEED = flags.DEFINE_integer('seed', 0, 'The noise; but of scenes, also which pictures.')
 _STEP = flags.DEFINE_integer('checkpoint', None, 'Step of the checkpoint; the newest by default.')
 
 

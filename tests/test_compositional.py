@@ -22,7 +22,7 @@ def picture(colour, shape):
 class Painter:
     """Draws the look that a prompt names, but a red circle for number 1 of each."""
 
-    def request(self, prompt, seed, number=0):
+    def request(self, prompt, seed, number=0, size=None):
         return SimpleNamespace(prompt=prompt, seed=seed, number=number)
 
     def draw(self, requests):

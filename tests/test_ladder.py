@@ -127,6 +127,10 @@ def test_a_rung_may_be_of_some_prompts(folder):
     assert found.arm.seeds == pytest.approx((6 / 6, 4 / 6))
     assert found.reference.seeds == pytest.approx((1 / 6, 1 / 6))
     assert found.understanding is None, 'questions are not of prompts'
+    study = {'config': {'steps': 30, 'seeds': 2, 'curve': {'prompts': 5}}}
+    (folder / 'near' / 'study.json').write_text(json.dumps(study))
+    (early,) = ladder.rungs(config(('x', 'near', 'a', 'b', 30, r'prompt [3-8]')), folder)
+    assert ladder.measure(early).arm.seeds == pytest.approx((2 / 2, 2 / 2)), 'of the first five'
 
 
 @pytest.mark.parametrize('variant', ('', 'textures', 'clutter'))

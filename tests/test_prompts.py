@@ -25,7 +25,7 @@ def training():
 def test_as_many_of_each_category_and_as_few_repeats_as_can_be(side):
     found = prompt_set(side, RUNG)
     assert Counter(p.category for p in found) == dict.fromkeys(CATEGORIES, 50)
-    assert found == prompt_set(side, RUNG) != prompt_set(side, RUNG, seed=1)
+    assert found == prompt_set(side, RUNG)
     for category in CATEGORIES:
         texts = Counter(p.text for p in found if p.category == category)
         assert max(texts.values()) - min(texts.values()) <= 1

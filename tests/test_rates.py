@@ -90,6 +90,23 @@ def test_all_right_is_not_certain():
     assert found.value == found.high == 1 and 0.6 < found.low < 0.8
 
 
+def test_categories_that_are_all_right_or_all_wrong_widen_the_overall_interval():
+    found = estimate(of_categories(a=[[1]] * 8, b=[[0]] * 8))
+    assert found.low < 0.45 and found.value == 0.5 and found.high > 0.55
+    rare, rng, held = {'a': 0.01, 'b': 0.05, 'c': 0.97, 'd': 0.5}, np.random.default_rng(2), 0
+    for _ in range(200):
+        values = of_categories(**{c: (rng.random((8, 1)) < p).astype(int) for c, p in rare.items()})
+        found = estimate(values)
+        held += found.low <= np.mean(list(rare.values())) <= found.high
+    assert held / 200 >= 0.93
+
+
+def test_two_arms_that_never_are_right_may_differ():
+    never = rates.gather([(None, of_rates([[0, 0]] * 10))], 'seen')
+    found = rates.difference(never, never)
+    assert -0.35 < found.low < -0.1 and found.value == 0 and 0.1 < found.high < 0.35
+
+
 def test_students_interval():
     for freedom, value in ((1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042)):
         assert rates.student(freedom) == pytest.approx(value, abs=1e-3)

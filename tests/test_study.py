@@ -336,6 +336,63 @@ def test_no_arm_starts_from_a_stage_that_is_being_trained_again(
     assert scores(folder) == scores(undisturbed)
 
 
+def test_no_arm_starts_from_less_than_the_end_of_its_stage(finished, built, tmp_path):
+    """The last checkpoint is damaged, and one before it can be read."""
+    config, undisturbed = finished
+    folder = tmp_path / 'study'
+    shutil.copytree(undisturbed, folder, ignore=shutil.ignore_patterns('half-s0'))
+    kept = folder / 'first-s0' / 'checkpoints'
+    (kept / '2').rename(kept / '1')
+    (kept / '2').mkdir()
+    built.clear()
+    with pytest.raises(UserError, match=r'of .*first-s0 step 1 can be read, and not 2'):
+        study.run(config, folder, fingerprint)
+    assert not built and not (folder / 'half-s0' / 'checkpoints').exists()
+
+
+def test_a_stage_that_leaves_no_checkpoint_is_told_and_not_trained_for_ever(
+    built, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(checkpoint.Checkpoints, 'save', lambda *given, **named: None)
+    built.clear()
+    with pytest.raises(UserError, match=r'first-s0: the checkpoint of step 2.*disk'):
+        study.run(small(tmp_path), tmp_path / 'study', fingerprint)
+    assert built == ['first-s0']
+
+
+def test_a_run_that_another_process_began_with_another_config_is_left_alone(
+    finished, built, tmp_path, monkeypatch
+):
+    config, undisturbed = finished
+    folder = tmp_path / 'study'
+    shutil.copytree(undisturbed, folder, ignore=shutil.ignore_patterns('half-s0'))
+    claim_next = study.claim_next
+
+    def other_first(left):
+        (folder / 'half-s0').mkdir()
+        text = (undisturbed / 'half-s0' / 'config.json').read_text()
+        (folder / 'half-s0' / 'config.json').write_text(text.replace('"rows": 4', '"rows": 5'))
+        return claim_next(left)
+
+    monkeypatch.setattr(study, 'claim_next', other_first)
+    built.clear()
+    with pytest.raises(UserError, match=r'half-s0 was trained with another config: data.rows'):
+        study.run(config, folder, fingerprint)
+    assert not built
+
+
+@pytest.mark.parametrize('steps, points, every', [(3500, 7, 500), (3600, 6, 300), (300, 2, 150)])
+def test_there_is_a_checkpoint_at_every_point(tmp_path, steps, points, every):
+    config = small(tmp_path, steps=steps, **{'curve.points': points})
+    text = ARMS.replace(
+        'config.data.rows =', 'config.checkpoint.every = 500\n    config.data.rows ='
+    )
+    Path(config.runs).write_text(text)
+    arms = study_plan.load_arms(config.runs)
+    pieces = study_plan.plan(config, tmp_path, arms)
+    assert {p.config.checkpoint.every for p in pieces if not p.is_stage} == {every}
+
+
 def test_a_run_that_cannot_go_on_does_not_hold_up_the_others(
     finished, built, tmp_path, monkeypatch
 ):
@@ -450,6 +507,7 @@ def test_a_changed_arm_is_refused(finished, tmp_path):
         ({'steps': 5}, 'steps=5 must be a multiple of curve.points=2'),
         ({'curve.prompts': 4}, 'curve.prompts=4 cannot be more than prompts=3'),
         ({'seeds': 0}, 'seeds=0 must be at least 1'),
+        ({'captions': 30000}, r'captions=30000 .* there are 20000 new scenes'),
         ({'captions': 1}, 'captions=1 must be 0 or at least 2'),
         ({'overrides': ('steps=9',)}, "'steps=9': the study itself sets steps"),
         ({'runs': 'no.py'}, "runs='no.py'"),
@@ -588,7 +646,7 @@ def test_a_run_without_scenes_is_refused(arm):
     config = ConfigDict(arm.config.to_dict())
     config.data.sources = 'emoji'
     with pytest.raises(UserError, match=r"data.sources='emoji' of the run has no scenes"):
-        scoring.score(SimpleNamespace(config=config), scoring.Amount())
+        scoring.score(SimpleNamespace(config=config, tokenizer=None), scoring.Amount())
     letters = SimpleNamespace(encode=list)
     with pytest.raises(UserError, match='not made from scenes'):
         scoring.score(SimpleNamespace(config=arm.config, tokenizer=letters), scoring.Amount())

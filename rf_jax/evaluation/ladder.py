@@ -76,16 +76,15 @@ def measure(rung: Rung) -> Measured | None:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f'{path} cannot be read: {error}') from None
     steps = rung.steps or study['steps']
+    # Of a point of the curve, where little is drawn: every point is cut to that.
+    few = study['curve']['prompts'] if rung.steps else None
     pairs = []
     for seed in range(study['seeds']):
-        pair = [_score(rung, name, seed, steps) for name in (rung.arm, rung.reference)]
+        pair = [_score(rung, name, seed, steps, few) for name in (rung.arm, rung.reference)]
         if all(pair):
             pairs.append(pair)
     if not pairs:
         return None
-    if rung.steps:  # a point of the curve, where little is drawn: every point is cut to that
-        few = study['curve']['prompts']
-        pairs = [[first(score, few) for score in pair] for pair in pairs]
 
     def outcomes(which: int, side: str):
         return gather([(SimpleNamespace(), pair[which]) for pair in pairs], side)
@@ -97,7 +96,7 @@ def measure(rung: Rung) -> Measured | None:
     )  # fmt: skip
 
 
-def _score(rung: Rung, name: str, seed: int, steps: int) -> dict | None:
+def _score(rung: Rung, name: str, seed: int, steps: int, few: int | None) -> dict | None:
     path = rung.folder / f'{name}-s{seed}' / 'scores' / f'{steps:08d}.json'
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
@@ -107,6 +106,8 @@ def _score(rung: Rung, name: str, seed: int, steps: int) -> dict | None:
         raise UserError(f'{path} cannot be read: {error}') from None
     if not found['generation']:
         return None
+    if few:
+        found = first(found, few)
     if rung.asked:
         seen = _only(found['generation']['seen'], rung.asked)
         if not seen:

@@ -33,7 +33,7 @@ class Prompt:
     claim: Claim
 
 
-def prompt_set(side: str, rung: Rung, count: int = 50, seed: int = 0) -> list[Prompt]:
+def prompt_set(side: str, rung: Rung, count: int = 50) -> list[Prompt]:
     """`count` prompts of each category in turn; where fewer exist, they come again.
 
     `side` 'seen' uses looks and relations that training shows:
@@ -62,7 +62,7 @@ def prompt_set(side: str, rung: Rung, count: int = 50, seed: int = 0) -> list[Pr
     found = []
     for category, said in zip(CATEGORIES, claims(numbers)):
         distinct = [Prompt(category, say(claim), claim) for claim in said]
-        order = generator(seed, 'prompts', side, category).permutation(len(distinct)).tolist()
+        order = generator(0, 'prompts', side, category).permutation(len(distinct)).tolist()
         found += [distinct[order[i % len(order)]] for i in range(count)]
     return found
 

@@ -2,8 +2,8 @@
 
 As GenEval (Ghosh et al. 2023): a category's score is the mean over its pictures, the overall score
 the mean over categories. Pictures of one text are not independent, so texts are drawn, not
-pictures; of categories that are all right or all wrong a bootstrap cannot see the error, and
-Wilson's interval, each text one trial, stands there.
+pictures. Of a category that is all right or all wrong a bootstrap cannot see the error: its rate is
+drawn from Jeffreys' posterior there, each text one trial.
 
 Prompts are the same for all seeds and arms, so both are drawn anew, crossed: a replicate takes as
 many seeds, and as many texts of each category, with replacement. The same draws serve every arm,
@@ -21,6 +21,7 @@ import numpy as np
 
 from rf_jax.data.keys import generator
 from rf_jax.evaluation.identification import wilson
+from rf_jax.runtime.errors import UserError
 
 DRAWS = 2000
 
@@ -63,7 +64,10 @@ def first(values: Mapping, count: int) -> dict:
     """
     drawn = {
         side: {
-            category: entry | {'correct': [each[:1] for each in entry['correct'][:count]]}
+            category: {
+                'prompts': entry['prompts'][:count],
+                'correct': [each[:1] for each in entry['correct'][:count]],
+            }
             for category, entry in categories.items()
         }
         for side, categories in values['generation'].items()
@@ -78,7 +82,8 @@ def first(values: Mapping, count: int) -> dict:
 def gather(group: Iterable[tuple[object, Mapping]], side: str) -> Outcomes:
     """Outcomes of (run, its score), one run a seed; empty if a side was not asked.
 
-    A prompt that comes again is the same text; each question is a text of its own.
+    A prompt that comes again is the same text; each question is a text of its own. Raises UserError
+    if seeds were asked different texts.
     """
     rows: dict[str, list[dict]] = {}
     asked: dict[str, dict] = {}
@@ -91,7 +96,7 @@ def gather(group: Iterable[tuple[object, Mapping]], side: str) -> Outcomes:
                 count[text] = count.get(text, 0) + np.size(each)
             rows.setdefault(category, []).append(right)
             if asked.setdefault(category, count) != count:
-                raise ValueError(f'{side} {category}: seeds were asked different texts')
+                raise UserError(f'{side} {category}: the seeds of a run were asked different texts')
     return {
         category: Trials(
             np.array([[right[text] for text in asked[category]] for right in each], float),
@@ -105,19 +110,16 @@ def estimate(outcomes: Outcomes) -> Estimate:
     """Mean over categories of the share that is right."""
     each = per_seed(outcomes)
     value = float(each.mean())
-    if value in (0.0, 1.0):  # all replicates are alike: texts as trials of one rate
-        low, high = wilson(value, sum(len(trials.asked) for trials in outcomes.values()))
-    else:
-        low, high = np.percentile(replicates(outcomes), (2.5, 97.5))
+    low, high = np.percentile(replicates(outcomes), (2.5, 97.5))
     low, high = max(0.0, min(value, float(low))), min(1.0, max(value, float(high)))
     return Estimate(value, low, high, tuple(each.tolist()))
 
 
 def difference(outcomes: Outcomes, reference: Outcomes) -> Estimate:
     """`outcomes` minus `reference`, for the same seeds and texts."""
-    drawn = replicates(outcomes) - replicates(reference)
+    drawn = replicates(outcomes) - replicates(reference, 'reference')
     low, high = np.percentile(drawn, (2.5, 97.5))
-    if np.ptp(drawn) < 1e-9:  # as two arms that never are right: what so few texts could hide
+    if np.ptp(drawn) < 1e-9:  # right and wrong alike everywhere: what so few texts could hide
         hidden = wilson(0.0, sum(len(trials.asked) for trials in outcomes.values()))[1]
         low, high = low - hidden, high + hidden
     each = per_seed(outcomes) - per_seed(reference)
@@ -129,16 +131,24 @@ def per_seed(outcomes: Outcomes) -> np.ndarray:
     return np.mean([t.right.sum(1) / t.asked.sum() for t in outcomes.values()], 0)
 
 
-def replicates(outcomes: Outcomes) -> np.ndarray:
-    """float64 [DRAWS], of the mean over categories; the same draws for the same shapes."""
+def replicates(outcomes: Outcomes, hidden: str = 'own') -> np.ndarray:
+    """float64 [DRAWS], of the mean over categories. The same seeds and texts are drawn for the same
+    shapes, but what constant categories may hide is drawn by the name `hidden`.
+    """
     rng = generator('bootstrap')
     seeds = len(next(iter(outcomes.values())).right)
     of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
     of_seeds = 1 / seeds + (of_seeds - 1 / seeds) * (seeds / max(seeds - 1, 1)) ** 0.5
     total = np.zeros(DRAWS)
-    for _, trials in sorted(outcomes.items()):
+    for category, trials in sorted(outcomes.items()):
         count = len(trials.asked)
         of_texts = rng.multinomial(count, np.full(count, 1 / count), DRAWS)
+        rate = trials.right.sum() / trials.asked.sum() / seeds
+        if rate in (0.0, 1.0):
+            right = count * rate
+            unseen = generator('constant', hidden, category)
+            total += unseen.beta(right + 0.5, count - right + 0.5, DRAWS)
+            continue
         right = np.einsum('ds,st,dt->d', of_seeds, trials.right, of_texts, optimize=True)
         total += right / (of_texts @ trials.asked)
     return total / len(outcomes)

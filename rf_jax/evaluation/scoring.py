@@ -97,9 +97,10 @@ def score(
     """Draws the prompts, puts the questions; only what the run trains (data.tasks).
 
     `codebook` float32 [K, Denc] of the checkpoint, None leaves its use out. The prompts, questions
-    and noise depend on `seed` alone. Raises UserError for a run without scenes.
+    and scenes are always the same, `seed` is of the noise. Raises UserError as `check` does.
     """
     config = sampler.config
+    check(config, sampler.tokenizer, amount)
     source = new_scenes(config)
     values: dict = {'generation': {}, 'understanding': {}, 'distances': {}, 'codebook': {}}
     values['autoencoder'], values['variety'] = {}, {}
@@ -108,7 +109,6 @@ def score(
     if draws(config):
         for side in SIDES if amount.prompts else ():
             asked = prompts.prompt_set(side, source.rung, amount.prompts)
-            check_tokenizer(config, sampler.tokenizer, [prompt.text for prompt in asked])
             drawn = compositional.draw(sampler, asked, amount.pictures, seed)
             correct = compositional.judge(asked, drawn)
             values['generation'][side] = _by_category(asked, correct)
@@ -144,13 +144,15 @@ def draws(config) -> bool:
     return config.data.tasks.get('text_to_image', 0) > 0 and config.losses.flow > 0
 
 
-def check(config, tokenizer: Tokenizer, count: int) -> None:
-    """Raises UserError for a run that cannot be asked `count` prompts of a category, or draws and
-    has no scenes at all.
-    """
+def check(config, tokenizer: Tokenizer, amount: Amount) -> None:
+    """Raises UserError for a run that cannot be asked this much, or has no scenes at all."""
     source = new_scenes(config)
-    for side in SIDES if draws(config) else ():
-        asked = prompts.prompt_set(side, source.rung, count)
+    require(
+        amount.captions <= len(source),
+        f'captions={amount.captions} (--samples of evaluate): there are {len(source)} new scenes',
+    )
+    for side in SIDES if draws(config) and amount.prompts else ():
+        asked = prompts.prompt_set(side, source.rung, amount.prompts)
         check_tokenizer(config, tokenizer, [prompt.text for prompt in asked])
 
 

@@ -59,6 +59,8 @@ def run(study, folder: str | Path, score: Score = scoring.score) -> bool:
             number = pieces.index(piece) + 1
             logging.info('Run %d of %d: %s to %d', number, len(pieces), piece.folder, piece.last)
             try:
+                study_plan.check_run(piece)  # another process may have begun it
+                check_stages(piece, pieces)
                 done = finish(piece, score, lambda: logging.info('%s', progress(pieces)))
             except UserError as error:
                 logging.error('%s cannot go on: %s', piece.folder, error)
@@ -105,8 +107,26 @@ def claim_next(left: Sequence[Piece]) -> tuple[Piece | None, contextlib.Abstract
     return None, contextlib.nullcontext()
 
 
+def check_stages(piece: Piece, pieces: Sequence[Piece]) -> None:
+    """Raises UserError if a run that is to begin would start from less than the end of a stage:
+    who reads weights takes the newest that are whole.
+    """
+    if checkpoint.any_in(piece.folder):
+        return
+    for stage in (each for each in pieces if each.folder in piece.stages):
+        step, _ = checkpoint.restore_numpy(stage.folder / 'checkpoints')
+        if step != stage.last:
+            raise UserError(
+                f'of {stage.folder} step {step} can be read, and not {stage.last}, its end: remove '
+                f'{stage.folder} and it is trained again'
+            )
+
+
 def finish(piece: Piece, score: Score, tell: Callable[[], None]) -> bool:
-    """Trains a run to its end and scores it at the points of the plan; False if stopped before."""
+    """Trains a run to its end and scores it at the points of the plan; False if stopped before.
+
+    Raises UserError for a run that cannot go on, and for a stage that leaves no checkpoint.
+    """
     run_ = loop.build(piece.config, piece.folder)
     scorer = Scorer(piece, run_, score, tell)
     with run_.goodput.phase('evaluation'):
@@ -114,6 +134,11 @@ def finish(piece: Piece, score: Score, tell: Callable[[], None]) -> bool:
     state = loop.train(run_, scorer.while_training)
     if run_.stopped:
         return False
+    if piece.is_stage and not checkpoint.holds(piece.folder, piece.last):
+        raise UserError(
+            f'the checkpoint of step {piece.last}, which arms start from, is not in '
+            f'{piece.folder}/checkpoints: see the warnings above, and whether the disk is full'
+        )
     if piece.score(piece.last) is None:
         with run_.goodput.phase('evaluation'):
             scorer.at(piece.last, hosts.whole(state.ema), np.asarray(hosts.whole(state.codebook)))
@@ -181,13 +206,14 @@ def progress(pieces: Sequence[Piece]) -> str:
         done += piece.finished
         trained += spent.steps * piece.flops
         train_seconds += spent.seconds
-        train_left += max(piece.last - spent.steps, 0) * piece.flops
+        if not piece.finished:
+            train_left += max(piece.last - spent.steps, 0) * piece.flops
         for step, amount in piece.points.items():
             found = piece.score(step)
             if found:
                 scored += amount.size
                 score_seconds += found['seconds']
-            else:
+            elif not piece.finished:
                 score_left += amount.size
     line = f'study: {done:.0f} of {len(pieces)} runs done'
     if not trained or not scored:

@@ -139,6 +139,10 @@ def check_recorded(study, folder: Path) -> None:
     Seeds may be more or fewer than before, and so may the arms after the first, which sets the
     budget of all: what others were scored for stays, and is reported when it is asked for again.
     """
+    require(
+        ',' not in str(folder),
+        f'--workdir={folder} has a comma, which parts the folders of initialise_from',
+    )
     if (folder / 'config.json').exists():
         raise UserError(f'--workdir={folder} holds a run, not a study; give another folder')
     path = folder / 'study.json'
@@ -165,11 +169,18 @@ def _comparable(fields: dict) -> dict:
 
 
 def check_run(piece: Piece) -> None:
-    """Raises UserError if the folder holds the beginning of a run of another config."""
+    """Raises UserError if the folder holds the beginning of a run of another config, or one whose
+    config cannot be read.
+    """
     path = piece.folder / 'config.json'
     if not path.exists():
         return
-    before = checks.flatten(json.loads(path.read_text(encoding='utf-8')))
+    try:
+        before = checks.flatten(json.loads(path.read_text(encoding='utf-8')))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f'{path} cannot be read: {error}; remove that run to train it anew'
+        ) from None
     now = checks.flatten(json.loads(piece.config.to_json_best_effort()))
     differ = [told for field, told in checks.changes(before, now) if not field.startswith(_FREE)]
     if differ:
@@ -190,7 +201,7 @@ def plan(study, folder: Path, arms: Arms) -> list[Piece]:
     found = sources.build(first.data.sources, first.data.max_pixels)
     tokenizer = loop.find_tokenizer(first, folder, found)
     for name, config in configs.items():
-        _check_builds(name, config, tokenizer, study.prompts)
+        _check_builds(name, config, tokenizer, _full(study))
     workdir.write_run_files(folder, {'tokenizer.model': tokenizer.model_bytes})
     cost = {name: flops.train_step(config, tokenizer.size) for name, config in configs.items()}
     reference = cost[chosen[0]]  # not the dearest: a new arm must not move the ends of old ones
@@ -209,7 +220,9 @@ def plan(study, folder: Path, arms: Arms) -> list[Piece]:
             points = _points(study, last, is_stage)
             every = study.steps // study.curve.points
             config.log.samples_every = 0 if is_stage else every
-            config.checkpoint.every = min(config.checkpoint.every, steps if is_stage else every)
+            most = min(config.checkpoint.every, steps if is_stage else every)
+            # A divisor, so that there is a checkpoint at every point, and at the equal steps.
+            config.checkpoint.every = next(n for n in range(most, 0, -1) if every % n == 0)
             config.checkpoint.keep_period = steps
             pieces[name, seed] = Piece(
                 name=name,
@@ -225,7 +238,7 @@ def plan(study, folder: Path, arms: Arms) -> list[Piece]:
     return list(pieces.values())
 
 
-def _check_builds(name: str, config: ConfigDict, tokenizer: Tokenizer, asked: int) -> None:
+def _check_builds(name: str, config: ConfigDict, tokenizer: Tokenizer, asked: Amount) -> None:
     """Raises UserError now for what the run would raise at its turn, perhaps hours from now."""
     try:
         pipeline.check(config)
@@ -253,11 +266,15 @@ def _with_needs(chosen: Sequence[str], needs: Mapping[str, tuple[str, ...]]) -> 
     return list(dict.fromkeys(each for name in chosen for each in visit(name)))
 
 
+def _full(study) -> Amount:
+    return Amount(study.prompts, study.pictures, study.captions, study.questions)
+
+
 def _points(study, last: int, is_stage: bool) -> dict[int, Amount]:
     """{step: how much is scored there}: all at the equal steps and at the end, less between."""
     if is_stage:  # they do not draw; an autoencoder gives pictures back
         return {last: Amount(0, 0, study.captions, study.questions)}
-    full = Amount(study.prompts, study.pictures, study.captions, study.questions)
+    full = _full(study)
     few = Amount(study.curve.prompts, 1, 0, min(study.curve.prompts, study.questions))
     every = study.steps // study.curve.points
     points = dict.fromkeys(range(every, last + 1, every), few)

@@ -162,7 +162,10 @@ def used_while_training(folder: Path) -> dict[int, float]:
         return {}
     found = {}
     for line in text.splitlines():
-        values = json.loads(line)
+        try:
+            values = json.loads(line)
+        except ValueError:  # torn off, as by a full disk, or being written
+            continue
         if values.get('codes_used') is not None:
             found[values['step']] = values['codes_used']
     return found
