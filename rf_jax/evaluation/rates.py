@@ -3,7 +3,8 @@
 As GenEval (Ghosh et al. 2023): a category's score is the mean over its pictures, the overall score
 the mean over categories. Pictures of one text are not independent, so texts are drawn, not
 pictures. Of a category that is all right or all wrong a bootstrap cannot see the error: its rate is
-drawn from Jeffreys' posterior there, each text one trial.
+drawn from Jeffreys' posterior, each prompt one trial (a text comes again where the category has no
+more), with his half a success shared by all such categories, so that it does not add up.
 
 Prompts are the same for all seeds and arms, so both are drawn anew, crossed: a replicate takes as
 many seeds, and as many texts of each category, with replacement. The same draws serve every arm,
@@ -32,6 +33,12 @@ class Trials:
 
     right: np.ndarray
     asked: np.ndarray
+    prompts: int  # some may be of the same text
+
+    @property
+    def rate(self) -> float:
+        """Mean over seeds and pictures."""
+        return float(self.right.sum() / (len(self.right) * self.asked.sum()))
 
 
 Outcomes = Mapping[str, Trials]  # by category
@@ -86,10 +93,12 @@ def gather(group: Iterable[tuple[object, Mapping]], side: str) -> Outcomes:
     if seeds were asked different texts.
     """
     rows: dict[str, list[dict]] = {}
+    prompts: dict[str, int] = {}
     asked: dict[str, dict] = {}
     for _, values in group:
         for category, entry in sides(values).get(side, {}).items():
             right, count = {}, {}
+            prompts[category] = len(entry['correct'])
             for i, each in enumerate(entry['correct']):
                 text = entry['prompts'][i] if 'prompts' in entry else i
                 right[text] = right.get(text, 0) + np.sum(each)
@@ -101,6 +110,7 @@ def gather(group: Iterable[tuple[object, Mapping]], side: str) -> Outcomes:
         category: Trials(
             np.array([[right[text] for text in asked[category]] for right in each], float),
             np.array(list(asked[category].values()), float),
+            prompts[category],
         )
         for category, each in rows.items()
     }
@@ -140,14 +150,14 @@ def replicates(outcomes: Outcomes, hidden: str = 'own') -> np.ndarray:
     of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
     of_seeds = 1 / seeds + (of_seeds - 1 / seeds) * (seeds / max(seeds - 1, 1)) ** 0.5
     total = np.zeros(DRAWS)
+    prior = 0.5 / max(1, sum(trials.rate in (0.0, 1.0) for trials in outcomes.values()))
     for category, trials in sorted(outcomes.items()):
         count = len(trials.asked)
         of_texts = rng.multinomial(count, np.full(count, 1 / count), DRAWS)
-        rate = trials.right.sum() / trials.asked.sum() / seeds
-        if rate in (0.0, 1.0):
-            right = count * rate
+        if trials.rate in (0.0, 1.0):
+            right = trials.prompts * trials.rate
             unseen = generator('constant', hidden, category)
-            total += unseen.beta(right + 0.5, count - right + 0.5, DRAWS)
+            total += unseen.beta(right + prior, trials.prompts - right + prior, DRAWS)
             continue
         right = np.einsum('ds,st,dt->d', of_seeds, trials.right, of_texts, optimize=True)
         total += right / (of_texts @ trials.asked)
