@@ -1,6 +1,6 @@
 """Where the effect lives: representation forcing against plain pixels, rung by rung.
 
-for rung in arms fine textures clutter weak long; do RF_JAX_UNFINISHED=1 \\
+for rung in arms fine textures clutter weak long twice; do RF_JAX_UNFINISHED=1 \\
   python -m rf_jax.study --config=configs/study.py:$rung --workdir=runs/study_$rung || break; done
 python -m rf_jax.ladder --config=configs/ladder.py --folder=runs --workdir=runs/ladder
 
@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
             ('2000', 'study', 'pixel_rf', 'pixel', 2000),
             ('3000', 'study', 'pixel_rf', 'pixel', 3000),
             ('3500', 'study', 'pixel_rf', 'pixel', 3500),
+            ('7000', 'study_twice', 'pixel_rf', 'pixel', 7000),
         ),
     }
     return ladder

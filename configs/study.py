@@ -35,6 +35,7 @@ VARIANTS = {
     'clutter': _scenes('clutter'),
     'weak': RUNG | {'first_steps': 300},
     'long': RUNG | {'first_steps': 2400},
+    'twice': RUNG | {'steps': 7000, 'curve.points': 14},
     'quick': {
         'arms': 'pixel_rf,pixel',
         'seeds': 1,
