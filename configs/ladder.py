@@ -1,6 +1,6 @@
 """Where the effect lives: representation forcing against plain pixels, rung by rung.
 
-for rung in arms fine textures clutter weak long twice; do RF_JAX_UNFINISHED=1 \\
+for rung in arms fine textures clutter weak long theta twice; do RF_JAX_UNFINISHED=1 \\
   python -m rf_jax.study --config=configs/study.py:$rung --workdir=runs/study_$rung || break; done
 python -m rf_jax.ladder --config=configs/ladder.py --folder=runs --workdir=runs/ladder
 
@@ -37,6 +37,10 @@ def get_config() -> ConfigDict:
             ('300', 'study_weak', 'pixel_rf', 'pixel', 0),
             ('1200', 'study', 'pixel_rf', 'pixel', 0),
             ('2400', 'study_long', 'pixel_rf', 'pixel', 0),
+        ),
+        'theta of the rotary positions': (
+            ('10000', 'study', 'pixel_rf', 'pixel', 0),
+            ('100', 'study_theta', 'pixel_rf', 'pixel', 0),
         ),
         # Fewer prompts than elsewhere: the points of the curve.
         'budget in steps': (

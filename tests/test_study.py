@@ -446,7 +446,13 @@ def test_report_and_results_tell_the_scores(finished):
         kinds = [np.mean(entry['correct']) for entry in score['understanding'].values()]
         row = re.search(rf'^\| {name} \| (\S+)', asked, re.M)
         assert float(row[1]) == pytest.approx(np.mean(kinds), abs=6e-4)
-    for picture in ('score_against_steps', 'score_by_category', 'codebook_use', 'grid_seen'):
+    for picture in (
+        'score_against_steps',
+        'score_by_category',
+        'codebook_use',
+        'flow_loss',
+        'grid_seen',
+    ):
         assert f'![{picture}.png]' in text
         assert (workdir / f'{picture}.png').read_bytes().startswith(b'\x89PNG')
 

@@ -1,4 +1,4 @@
-"""A study's pictures: score against steps, score by category, codebook use, grids of drawings."""
+"""A study's pictures: score and loss against steps, score by category, codebook use, grids."""
 
 import io
 import json
@@ -42,6 +42,7 @@ def draw(study, pieces: Sequence[Piece], scores) -> dict[str, bytes]:
     found = {
         'score_against_steps.png': _curves(study, arms, scores),
         'score_by_category.png': _bars(arms, scores),
+        'flow_loss.png': _flow_loss(arms),
         'codebook_use.png': _codebook(arms),
     }
     found |= {grid_name(side): _grid(arms, side) for side in scoring.SIDES}
@@ -144,18 +145,34 @@ def _bars(arms, scores) -> bytes | None:
     return _finished(figure, panels)
 
 
+def _flow_loss(arms) -> bytes | None:
+    """Near pure noise, where the layout is decided: of each seed, as all of them fall at once, when
+    patches have found the tokens that tell of them, but each at another step.
+    """
+    figure, panels = _panels(1)
+    for name, runs in arms.items():
+        colour = None
+        for line in (logged(p.folder, 'loss/flow_t0') for p in runs):
+            if line:
+                label = name if colour is None else None
+                (drawn,) = panels[0].plot(*zip(*sorted(line.items())), label=label, color=colour)
+                colour = drawn.get_color()
+    panels[0].set(xlabel='steps', ylabel='flow loss at t < 1/4, each seed', yscale='log')
+    return _finished(figure, panels)
+
+
 def _codebook(arms) -> bytes | None:
     figure, panels = _panels(1)
     for name, runs in arms.items():
-        lines = [line for p in runs if any((line := used_while_training(p.folder)).values())]
+        lines = [line for p in runs if any((line := logged(p.folder, 'codes_used')).values())]
         if lines:
             _band(panels[0], name, lines)
     panels[0].set(xlabel='steps', ylabel='share of prototypes used in a batch', ylim=(0, 1))
     return _finished(figure, panels)
 
 
-def used_while_training(folder: Path) -> dict[int, float]:
-    """{step: share of the prototypes that are a target in a batch} from the run's log."""
+def logged(folder: Path, name: str) -> dict[int, float]:
+    """{step: value} of a metric from the log of a run, where it was logged."""
     try:
         text = (folder / 'metrics.jsonl').read_text(encoding='utf-8')
     except OSError:
@@ -166,8 +183,8 @@ def used_while_training(folder: Path) -> dict[int, float]:
             values = json.loads(line)
         except ValueError:  # torn off, as by a full disk, or being written
             continue
-        if values.get('codes_used') is not None:
-            found[values['step']] = values['codes_used']
+        if values.get(name) is not None:
+            found[values['step']] = values[name]
     return found
 
 
