@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from rf_jax.evaluation import compile_report
 from rf_jax.learning import checks
 from rf_jax.runtime import command, mesh, topology
+from rf_jax.runtime.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/paper/joint.py', 'What to compile.')
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5p:8x8x8', 'Chips of a slice, as in v5e:2x4.')
@@ -53,8 +54,21 @@ def check(config, devices, name: str) -> tuple[bool, list]:
     return all(checked.fits for checked in found), [checked.values for checked in found]
 
 
+def check_flags() -> None:
+    """Raises UserError for what would be lost after the compilation, or ignored."""
+    for name, path in (('json', _JSON.value), ('table', _TABLE.value)):
+        if path and not Path(path).parent.is_dir():
+            raise UserError(f'--{name}={path}: there is no folder {Path(path).parent}')
+        if path and Path(path).is_dir():
+            raise UserError(f'--{name}={path} is a folder; give a file')
+    for name in ('only', 'table'):
+        if _SWEEP.value and flags.FLAGS[name].present:
+            raise UserError(f'--{name} has no meaning with --sweep: leave one of them out')
+
+
 def main(argv):
     del argv
+    check_flags()
     jax.config.update('jax_platforms', 'cpu')  # nothing runs on the chips
     config = _CONFIG.value
     checks.check(config)

@@ -1,6 +1,6 @@
 """Describe: `python -m rf_jax.describe --workdir=runs/emoji --image=cat.png [--question=...]`."""
 
-from absl import flags
+from absl import flags, logging
 
 from rf_jax.data import images
 from rf_jax.generation.sampler import Sampler
@@ -18,6 +18,13 @@ def main(argv):
     if not _IMAGE.value:
         raise UserError('nothing to describe: give --image=FILE')
     sampler = Sampler.load(_WORKDIR.value, _STEP.value)
+    share = sampler.config.data.tasks.get('image_to_text', 0)
+    if not share:
+        logging.warning(
+            'This run did not learn to describe (data.tasks.image_to_text=%s): unless '
+            'initialise_from did, its answers mean nothing',
+            share,
+        )
     pictures = []
     for path in _IMAGE.value:
         try:

@@ -1,4 +1,4 @@
-"""Evaluate a run again: `python -m rf_jax.evaluate --workdir=runs/emoji [--samples=200]`.
+"""Evaluate a run again: `python -m rf_jax.evaluate --workdir=runs/emoji [--samples=100]`.
 
 A run on scenes is put to the judge: --prompts of each category, --pictures of each prompt.
 """
@@ -14,19 +14,29 @@ from rf_jax.runtime.errors import UserError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _SAMPLES = flags.DEFINE_integer(
-    'samples', 200, 'Captions drawn and pictures described; of scenes: captions drawn.', 1
+    'samples',
+    None,
+    'Captions drawn and pictures described; of scenes: captions drawn. evaluation.samples of the '
+    'run by default.',
+    1,
 )
 _PROMPTS = flags.DEFINE_integer('prompts', 50, 'Of scenes: prompts of each category and side.', 1)
 _PICTURES = flags.DEFINE_integer('pictures', 4, 'Of scenes: pictures of each prompt.', 1)
 _QUESTIONS = flags.DEFINE_integer('questions', 50, 'Of scenes: questions of each kind.', 1)
-_SEED = flags.DEFINE_integer('seed', 0, 'The noise; but of scenes, also which pictures.')
+_SEED = flags.DEFINE_integer(
+    'seed', None, "The noise; but of scenes, also which pictures. The run's own by default."
+)
 _STEP = flags.DEFINE_integer('checkpoint', None, 'Step of the checkpoint; the newest by default.')
 
 
 def main(argv):
     del argv
     run = inspection.Inspector.load(_WORKDIR.value, _STEP.value)
-    data, samples = run.sampler.config.data, _SAMPLES.value
+    config = run.sampler.config
+    data, samples = config.data, _SAMPLES.value or config.evaluation.samples
+    seed = config.seed if _SEED.value is None else _SEED.value
+    if not samples:
+        raise UserError('evaluation.samples=0 of the run: give --samples')
     with_pictures = [
         source
         for source in sources.build(data.sources, data.max_pixels)
@@ -35,9 +45,7 @@ def main(argv):
     if not with_pictures:
         raise UserError(f'data.sources={data.sources!r} of the run has no pictures')
     amount = scoring.Amount(_PROMPTS.value, _PICTURES.value, samples, _QUESTIONS.value)
-    print(
-        report.evaluate(run, with_pictures[0], Path(_WORKDIR.value), samples, _SEED.value, amount)
-    )
+    print(report.evaluate(run, with_pictures[0], Path(_WORKDIR.value), samples, seed, amount))
 
 
 if __name__ == '__main__':

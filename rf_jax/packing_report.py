@@ -41,7 +41,7 @@ def made_up_plan(config, kind: str) -> Plan:
     weights = {task: float(weight) for task, weight in config.data.tasks.items()}
     mixture = Mixture(dict.fromkeys(weights, 1_000_000), weights, config.seed)
     capacity = [config.data.capacity[name] for name in layout.SIZES]
-    sizes = made_up.MadeUp(kind, config.data, config.seed).sizes
+    sizes = made_up.MadeUp(kind, config).sizes
     return Plan(mixture, sizes, capacity, config.data.rows)
 
 

@@ -4,7 +4,7 @@ import re
 import time
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from PIL import Image
 
 from rf_jax.data import images
@@ -37,6 +37,14 @@ def main(argv):
     del argv
     prompts = _prompts()
     sampler = Sampler.load(_WORKDIR.value, _STEP.value)
+    share, weight = sampler.config.data.tasks.get('text_to_image', 0), sampler.config.losses.flow
+    if not share or not weight:
+        logging.warning(
+            'This run did not learn to draw (data.tasks.text_to_image=%s, losses.flow=%s): unless '
+            'initialise_from did, its pictures mean nothing',
+            share,
+            weight,
+        )
     options = sampler.options(
         steps=_STEPS.value,
         method=_METHOD.value,

@@ -304,19 +304,17 @@ def fields(**changes):
     return config
 
 
-def prepared_by(form, length):
-    row = {name: jax.ShapeDtypeStruct((1, length), jnp.int32) for name in visibility.FIELDS}
-    return jax.tree.structure(jax.eval_shape(form.prepare, row, row))
-
-
 def test_auto_follows_the_platform_and_the_length():
-    short, pallas, blockwise = (
-        prepared_by(form, 512) for form in (Reference(), Pallas(512, 512), Blockwise(512, 512))
-    )
-    for platform, long in (('tpu', 512), ('cpu', 4097), ('gpu', 8193)):
+    pallas, blockwise = Pallas(512, 512), Blockwise(512, 512)
+    for platform, long, shorter, longer in (
+        ('tpu', 512, Reference(), pallas),
+        ('cpu', 4097, Reference(), blockwise),
+        ('gpu', 128, Reference(), Cudnn()),
+        ('gpu', 8193, Cudnn(), blockwise),
+    ):
         form = attention.build(fields(), platform)
-        assert prepared_by(form, long - 1) == short
-        assert prepared_by(form, long) == (pallas if platform == 'tpu' else blockwise)
+        assert form._form(long - 1, long - 1) == shorter
+        assert form._form(long, long) == longer
     assert attention.build(fields(form='pallas'), 'tpu') == Pallas(512, 512)
     assert attention.build(fields(form='pallas'), 'cpu') == Pallas(512, 512, interpret=True)
 

@@ -21,7 +21,7 @@ from orbax.checkpoint._src.serialization import serialization
 from rf_jax.runtime.checkpoint import Checkpoints, restore_numpy
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
-from rf_jax.runtime.workdir import check_writable, write_run_files
+from rf_jax.runtime.workdir import check_writable, claim, write_run_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -195,6 +195,47 @@ def test_damaged_one_is_set_aside_for_the_one_before(opened, one, caplog, damage
     assert folders(checkpoints) == ['1', '2.corrupt', '2.corrupt+']
 
 
+@pytest.mark.parametrize('reason', ['memory', 'disk', 'description', 'array'])
+def test_what_cannot_be_read_just_now_is_not_damage(opened, one, monkeypatch, reason):
+    checkpoints = opened()
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step))
+    checkpoints.wait()
+    item = Path(checkpoints.directory / '2' / 'default')
+    fault = {'memory': MemoryError('full'), 'disk': OSError(errno.EIO, 'no answer')}.get(reason)
+    with monkeypatch.context() as patch:
+        if fault:
+
+            def fail(*_):
+                raise fault
+
+            patch.setattr('orbax.checkpoint.PyTreeCheckpointHandler.metadata', fail)
+        else:  # as root may read anything: a link that leads to itself
+            largest = max(item.rglob('d/*'), key=lambda path: path.stat().st_size)
+            file = item / '_METADATA' if reason == 'description' else largest
+            file.rename(item.parent / 'kept')
+            file.symlink_to(file)
+        with pytest.raises(UserError, match=r'checkpoint .*/2 cannot be read now \(\w+Error: '):
+            checkpoints.restore(abstract(make_state(0), one))
+    assert folders(checkpoints) == ['1', '2']
+    if not fault:
+        (item.parent / 'kept').replace(file)
+    step, state = checkpoints.restore(abstract(make_state(0), one))
+    assert step == 2 and bits(state) == bits(make_state(2))
+
+
+def test_nothing_begins_anew_where_all_are_damaged(opened, one):
+    checkpoints = opened()
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step))
+    checkpoints.wait()
+    for step in (1, 2):
+        (Path(checkpoints.directory) / str(step) / 'default' / 'manifest.ocdbt').unlink()
+    with pytest.raises(UserError, match=r'(?s)no checkpoint of .*move.*step 2: .*step 1: '):
+        checkpoints.restore(abstract(make_state(0), one))
+    assert folders(checkpoints) == ['1', '2']
+
+
 def test_another_config_is_an_error_not_damage(opened, one):
     checkpoints = opened()
     checkpoints.save(1, make_state(1))
@@ -245,6 +286,34 @@ def test_full_disk_at_once(opened, one, monkeypatch, caplog):
     assert checkpoints.latest_step() == 1
     assert checkpoints.due(3) and checkpoints.save(3, make_state(3)) and checkpoints.wait()
     assert bits(checkpoints.restore(abstract(make_state(0), one))[1]) == bits(make_state(3))
+
+
+@pytest.mark.parametrize('refusals', [0, 1, 2])
+def test_the_last_one_is_tried_once_more_and_told_if_it_fails(
+    opened, one, monkeypatch, caplog, refusals
+):
+    checkpoints, left = opened(), [1] * refusals
+    checkpoints.save(1, make_state(1))
+    checkpoints.wait()
+    save = checkpoints._manager._checkpointer.save
+
+    def full(*given, **named):
+        if left:
+            left.pop()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return save(*given, **named)
+
+    monkeypatch.setattr(checkpoints._manager._checkpointer, 'save', full)
+    assert checkpoints.save(2, make_state(2)) == (not refusals)
+    if refusals == 2:
+        with pytest.raises(UserError, match=r'step 2 could not be saved.*newest there: 1\. Free'):
+            checkpoints.ensure(2, make_state(2))
+    else:
+        checkpoints.ensure(2, make_state(2))
+    assert caplog.text.count('No space left') == refusals == checkpoints.failures
+    newest = 1 if refusals == 2 else 2
+    step, state = checkpoints.restore(abstract(make_state(0), one))
+    assert step == newest and bits(state) == bits(make_state(newest))
 
 
 WRITER = """
@@ -342,6 +411,17 @@ def test_unwritable_folder_is_a_user_error(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match=r'file/run cannot be written.*--workdir'):
         check_writable(tmp_path / 'file/run')
+
+
+def test_a_file_system_without_locks_is_a_user_error(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patch:
+        patch.setattr('fcntl.flock', refuse)
+        with pytest.raises(UserError, match=r'run cannot be locked.*No locks.*--workdir'):
+            claim(tmp_path / 'run')
+    claim(tmp_path / 'run').close()
 
 
 @pytest.mark.parametrize('field', ['every', 'keep'])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ from rf_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 DEBUG = '--config=configs/debug.py'
+
+
+LATENTS = {'model.space': 'vae', 'optimizer.freeze': ('^autoencoder/',)}
 
 
 def command(module: str, *arguments: object, code: int = 0) -> str:
@@ -48,7 +52,10 @@ def relative(path: Path) -> str:
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp('run')
-    output = command('train', DEBUG, f'--workdir={folder}', '--config.log.samples_every=8')
+    output = command(
+        *('train', DEBUG, f'--workdir={folder}'),
+        *('--config.log.samples_every=8', '--config.seed=1'),
+    )
     assert 'described: exact label' in output
     assert 'of the prototypes are used over an epoch' in output
     assert f'grid: {folder}/grid.png' in output
@@ -94,9 +101,22 @@ def test_describe_answers(workdir, tmp_path):
     assert f'{tmp_path}/dot.png: ' in output
 
 
+def test_a_run_that_never_learned_the_task_is_told(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / 'run')
+    config = json.loads((workdir / 'config.json').read_text())
+    config['data']['tasks'] = {'text_to_image': 0.0, 'image_to_text': 0.0, 'text_only': 1.0}
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
+    Image.new('RGB', (64, 64)).save(tmp_path / 'a.png')
+    arguments = '--prompt=x', '--number=1', '--steps=1'
+    output = command('sample', f'--workdir={tmp_path}/run', *arguments)
+    assert output.count('did not learn to draw (data.tasks.text_to_image=0.0') == 1
+    output = command('describe', f'--workdir={tmp_path}/run', f'--image={tmp_path}/a.png')
+    assert output.count('did not learn to describe (data.tasks.image_to_text=0.0)') == 1
+
+
 def test_evaluate_repeats_the_table(workdir):
     before = json.loads((workdir / 'result.json').read_text())
-    output = command('evaluate', f'--workdir={relative(workdir)}', '--samples=8')
+    output = command('evaluate', f'--workdir={relative(workdir)}')
     assert 'right picture among' in output
     assert json.loads((workdir / 'result.json').read_text()) == before
 
@@ -119,6 +139,20 @@ def test_evaluate_repeats_the_table(workdir):
         ({'optimizer.accumulate': 3}, 'optimizer.accumulate'),
         ({'optimizer.freeze': ('nothing',)}, 'matches no parameter'),
         ({'model.encoder.unroll': 9}, 'model.encoder.unroll=9'),
+        ({**LATENTS, 'model.autoencoder.heads': 3}, 'model.autoencoder.heads=3'),
+        ({**LATENTS, 'model.autoencoder.remat': 'x'}, 'model.autoencoder.remat'),
+        ({**LATENTS, 'optimizer.freeze': ('(x',)}, 'optimizer.freeze'),
+        ({'model.denoiser.time_features': 2}, 'model.denoiser.time_features=2'),
+        ({'model.denoiser.time_features': 5}, 'model.denoiser.time_features=5'),
+        (
+            {'model.denoiser.sinusoids': True, 'model.backbone.width': 30},
+            'model.denoiser.sinusoids',
+        ),
+        ({'losses.kl': 1e-3}, 'losses.kl=0.001 needs losses.reconstruction'),
+        ({'sampling.top_k': -1}, 'sampling.top_k=-1'),
+        ({'sampling.temperature': -0.5}, 'sampling.temperature=-0.5'),
+        ({'sampling.interval': (0.5,)}, 'sampling.interval=(0.5,)'),
+        ({'sampling.max_answer': 0}, 'sampling.max_answer=0'),
     ],
 )
 def test_a_config_that_cannot_run_names_its_field(changes, expected, tmp_path):
@@ -133,13 +167,28 @@ def test_a_config_that_cannot_run_names_its_field(changes, expected, tmp_path):
     [
         ('--config.data.sorces=x', 'did you mean --config.data.sources'),
         ('--config.lerning_rate=1', 'did you mean --config.optimizer.learning_rate'),
-        ('--config=configs/nope.py', 'no such file'),
     ],
 )
 def test_a_wrong_flag_names_the_nearest_field(argument, expected, monkeypatch):
     monkeypatch.chdir(ROOT)
-    argv = ['train', *([DEBUG] if argument != '--config=configs/nope.py' else []), argument]
-    assert expected in explain(argv, AttributeError('x'))
+    assert expected in explain(['train', DEBUG, argument], AttributeError('x'))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (['--config=configs/nope.py'], 'configs/nope.py: there is no such file'),
+        (['--config', 'configs/nope.py'], 'configs/nope.py: there is no such file'),
+        (['--config=configs/emoji.py:lng'], "did you mean 'long'"),
+        (['--config=configs/debug.py:x'], 'get_config() takes 0 positional arguments'),
+        ([DEBUG, '--config.steps=x'], '--config.steps=x: invalid literal for int() with base 10'),
+    ],
+)
+def test_a_wrong_config_gets_one_line_and_leaves_no_workdir(arguments, expected, tmp_path):
+    output = command('train', *arguments, f'--workdir={tmp_path}/run', code=1)
+    (line,) = [line for line in output.splitlines() if 'WARNING' not in line]
+    assert line.startswith('error: ') and expected in line
+    assert not (tmp_path / 'run').exists()
 
 
 def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp_path):
@@ -149,6 +198,8 @@ def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp
         ('train', [DEBUG, f'--workdir={tmp_path}/file'], 'workdir'),
         ('train', [DEBUG, f'--workdir={tmp_path}', '--config.data.sorces=x'], 'data.sources'),
         ('train', [DEBUG, f'--workdir={workdir}', '--config.model.backbone.width=64'], 'expected'),
+        ('compile_check', ['--topology=cpu:1', '--json=/nowhere/x'], 'no folder /nowhere'),
+        ('compile_check', ['--topology=cpu:1', '--sweep', '--only=sample'], '--only'),
         ('sample', [f'--workdir={tmp_path}', '--prompt=x'], 'config.json'),
         ('sample', [f'--workdir={workdir}', '--prompt=x', '--size=50x64'], 'multiples of 32'),
         ('describe', [f'--workdir={workdir}', f'--image={tmp_path}/broken.png'], 'broken.png'),

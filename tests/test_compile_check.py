@@ -44,6 +44,15 @@ def test_every_program_compiles_and_tells_its_cost(checked):
     assert moved & {'all-reduce', 'reduce-scatter'} and 'all-gather' in moved
 
 
+@quick_compilation()
+def test_drawing_compiles_where_training_cuts_its_rows():
+    """Devices along context draw rows of their own, more of them than a training batch has."""
+    config = tiny(**{'data.rows': 4, 'mesh.context': 2, 'data.capacity.vision': 8})
+    config.data.capacity.update(representation=6, vision_pictures=2, pixel_pictures=2)
+    mesh = make_mesh(config.mesh, topology.devices('cpu:8'))
+    assert compiling.sample(config, VOCABULARY, mesh).peak > 0
+
+
 def test_flops_of_the_program_are_those_of_the_model(checked):
     """Attention here computes every pair; the rest of the model is counted the same way."""
     config, found = checked
@@ -137,6 +146,8 @@ def test_a_sweep_tries_meshes_and_policies(monkeypatch):
         assert vocabulary == VOCABULARY and mesh.size == 8
         if config.mesh.expert == 8:
             raise compiling.DoesNotFit('train step', '120G of 95G')
+        if config.mesh.context == 2:
+            raise UserError('data.capacity.text=33 is no multiple of mesh.context=2')
         return cost(1.0 / mesh.shape['expert'], 1e9)
 
     monkeypatch.setattr(compiling, 'train_step', compile_)
@@ -145,8 +156,29 @@ def test_a_sweep_tries_meshes_and_policies(monkeypatch):
     assert {fields['mesh.expert'] for fields, *_ in tried} == {1, 4, 8}
     assert {fields['mesh.context'] for fields, *_ in tried} == {1, 2}
     assert {fit for fields, _, fit in tried if fields['mesh.expert'] == 8} == {False}
-    best = compile_report.ranked(tried).splitlines()[1]
+    cut = [each for each in tried if each[0]['mesh.context'] == 2]
+    assert {(cost, fit) for _, cost, fit in cut} == {
+        ('no: data.capacity.text=33 is no multiple of mesh.context=2', False)
+    }
+    assert compile_report.tried_as_json(*cut[0])['reason'].startswith('data.capacity.text=33')
+    _, best, *others = compile_report.ranked(tried).splitlines()
     assert 'expert=4' in best and best.split()[0] == 'yes'
+    assert sum('no: data.capacity.text=33' in line for line in others) == len(cut)
+
+
+def test_a_sweep_goes_on_after_a_mesh_that_cannot_be_made(monkeypatch):
+    monkeypatch.setattr(compiling, 'train_step', lambda *_: cost(1.0, 1e9))
+    config = tiny(**{'model.backbone.experts': 'routed', 'mesh.data': 2, 'mesh.fsdp': 4})
+    tried = list(compile_report.sweep(config, VOCABULARY, topology.devices('cpu:8')))
+    assert {fields['mesh.expert'] for fields, _, fit in tried if fit} == {1}
+    reasons = [what for fields, what, _ in tried if fields['mesh.expert'] == 4]
+    assert reasons and all(reason.startswith('no: ') for reason in reasons)
+
+
+def test_a_sweep_without_any_variant_says_so():
+    config = tiny(**{'data.rows': 9})
+    with pytest.raises(UserError, match=r'no mesh for 8 devices and data\.rows=9'):
+        list(compile_report.sweep(config, VOCABULARY, topology.devices('cpu:8')))
 
 
 def test_a_sweep_ranks_what_fits_by_time():

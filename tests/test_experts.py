@@ -128,6 +128,21 @@ def test_the_kernel_equals_the_ragged_product():
         np.testing.assert_allclose(found, right, atol=1e-3, rtol=1e-4)
 
 
+def test_the_kernel_takes_any_number_of_rows(monkeypatch):
+    monkeypatch.setattr(grouped.megablox, 'gmm', partial(grouped.megablox.gmm, interpret=True))
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(13, 128)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(3, 128, 128)), jnp.float32)
+    sizes = jnp.array([4, 0, 9], jnp.int32)
+
+    def all_of(product):
+        y, pull = jax.vjp(lambda x, w: product(x, w, sizes), x, w)
+        return y, *pull(jnp.cos(y))
+
+    for found, right in zip(all_of(grouped.kernel), all_of(grouped.ragged)):
+        np.testing.assert_allclose(found, right, atol=1e-3, rtol=1e-4)
+
+
 def test_dispatch_and_combine_are_transposes():
     slots = exchange.Slots(jnp.array([2, -1, 0, 2]), jnp.array([[2, -1], [-1, -1], [0, 3]]))
     x, rows = jax.random.normal(jax.random.key(0), (2, 4, 5))

@@ -14,6 +14,7 @@ from rf_jax.generation import cached, describing, drawing, guidance, representin
 from rf_jax.generation.sampler import Request, Sampler
 from rf_jax.learning.state import example_row
 from rf_jax.models import unified
+from rf_jax.runtime.errors import UserError
 
 WORDS = ['a red heart', 'two small dogs', 'grinning face with big eyes', 'flag', 'a blue square']
 BRANCHES = [(True, True), (True, False), (False, True), (False, False)]
@@ -253,6 +254,15 @@ def test_answers_end(sampler, described):
         stop = list(right).index(end) if end in right else 4
         np.testing.assert_array_equal(row[:stop], right[:stop])
         assert (row[stop:] == end).all()
+
+
+def test_a_question_that_is_cut_is_told(sampler, questions, caplog):
+    long = ' '.join(WORDS * 4)
+    with caplog.at_level('WARNING', logger='absl'):
+        sampler.describe([questions[0][0]], [long])
+    assert '1 questions are longer than half of data.max_text=40' in caplog.text
+    with pytest.raises(UserError, match='1 pictures and 2 questions'):
+        sampler.describe([questions[0][0]], [long, long])
 
 
 def test_answers_do_not_depend_on_the_batch(sampler, questions, described):

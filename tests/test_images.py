@@ -126,6 +126,21 @@ def test_broken_exif_does_not_spoil_a_picture():
     np.testing.assert_array_equal(images.read_rgb(data, MANY), NOISE)
 
 
+@pytest.mark.parametrize('number', [1, 2, 5, 7, 12])  # byte, ascii, ratio, undefined, double
+def test_an_orientation_of_a_wrong_type_is_none(number):
+    value = {5: struct.pack('<II', 6, 1), 12: struct.pack('<d', 6)}.get(number, b'6\0\0\0')
+    count = 2 if len(value) == 4 else 1
+    place = value if len(value) == 4 else struct.pack('<I', 26)  # else behind the directory
+    entry = struct.pack('<HHI', 0x0112, number, count) + place
+    directory = struct.pack('<H', 1) + entry + struct.pack('<I', 0)
+    exif = b'Exif\0\0II*\0' + struct.pack('<I', 8) + directory + value
+    data = encoded(Image.fromarray(NOISE), exif=exif)
+    stored = Image.open(io.BytesIO(data)).getexif()[0x0112]
+    assert not isinstance(stored, int) and stored
+    assert images.header_size(data) == (24, 40)
+    np.testing.assert_array_equal(images.read_rgb(data, MANY), NOISE)
+
+
 @pytest.mark.parametrize('format', ['PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF'])
 def test_truncated_pictures_are_bad(format):
     data = encoded(Image.fromarray(NOISE), format)

@@ -11,6 +11,7 @@ from shrink import quick_compilation, tiny_run
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.learning import loop, targets
 from rf_jax.models import quantizer
+from rf_jax.runtime import checkpoint
 
 NOTEBOOK = Path(__file__).parents[1] / 'notebooks' / 'inspect_run.ipynb'
 
@@ -45,6 +46,18 @@ def test_codes_are_those_that_training_uses(trained):
     found = Inspector.load(run.workdir).codes(pictures)
     assert len(found) > 4
     np.testing.assert_array_equal(found, expected)
+
+
+def test_weights_and_codebook_are_of_one_checkpoint(trained, monkeypatch):
+    asked, restore = [], checkpoint.restore_numpy
+
+    def note(folder, step=None, **options):
+        asked.append(step)
+        return restore(folder, step, **options)
+
+    monkeypatch.setattr(checkpoint, 'restore_numpy', note)
+    assert Inspector.load(trained[0].workdir).step == 2
+    assert asked == [None, 2]
 
 
 def test_meanings_show_pieces_by_token(trained):

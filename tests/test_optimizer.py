@@ -141,6 +141,13 @@ def test_rule_that_matches_nothing_stops_the_start(field):
         optimizer.build(config(**{field: rule}), nested(normals(0)))
 
 
+@pytest.mark.parametrize('field', ['rates', 'freeze'])
+def test_a_rule_that_is_no_regular_expression_is_named(field):
+    rule = {'rates': (('(up', 4.0),), 'freeze': ('(up',)}[field]
+    with pytest.raises(UserError, match=rf"optimizer\.{field} has '\(up', no regular expression"):
+        optimizer.build(config(**{field: rule}), nested(normals(0)))
+
+
 def test_no_gradient_is_computed_of_what_is_frozen():
     params = {'encoder': {'kernel': jnp.ones((4, 4))}, 'connector': {'kernel': jnp.ones((4, 4))}}
 

@@ -134,6 +134,20 @@ def test_an_undecodable_picture_is_left_out_and_counted(make, caplog):
         batches.spans(Draw('text_to_image', 7, 0))
 
 
+def test_pictures_that_vanish_stop_the_run(make, folder, monkeypatch):
+    monkeypatch.setattr(pipeline, '_LOST', 12)
+    batches = make(tasks={'text_only': 1.0})
+    for step in range(3 * batches.plan.steps_per_epoch):
+        batches.batch(step)  # one picture in forty is broken: that goes on
+    lost = make(tasks={'text_only': 1.0})
+    folder.rename(folder.parent / 'away')
+    try:
+        with pytest.raises(UserError, match=r'12 pictures .*folder:.*missing.*data\.sources'):
+            list(lost.iterate(0, 50))
+    finally:
+        (folder.parent / 'away').rename(folder)
+
+
 def test_condition_dropout_has_its_rates_and_is_independent(make):
     batches = make(drop_text=0.3, drop_representation=0.2)
     both = Counter()
@@ -239,7 +253,13 @@ def test_a_batch_of_endless_captions(tmp_path, tokenizer):
         ({'text': 20}, {}, 'data.capacity.text'),
         ({}, {'sizes': ((36, 1.0),)}, r'data.sizes has 36 px.*take 32'),
         ({}, {'sizes': ((4, 1.0),)}, r'data.sizes has 4 px.*take 8'),
+        ({}, {'sizes': ((32.0, 1.0),)}, r'data.sizes=.*expected pairs \(whole pixels'),
+        ({}, {'sizes': ((32, '1'),)}, r'data.sizes=.*expected pairs'),
+        ({}, {'sizes': (32, 16)}, r'data.sizes=.*expected pairs'),
         ({}, {'max_text': 5}, 'data.max_text'),
+        ({}, {'threads': -1}, 'data.threads=-1 must be at least 0'),
+        ({}, {'prefetch': -1}, 'data.prefetch=-1 must be at least 0'),
+        ({}, {'tasks': {'text_only': -1.0}}, r'data.tasks.text_only=-1.0 must be at least 0'),
         ({}, {'tasks': {'text_to_image': 0.0, 'image_to_text': 0.0}}, 'data.tasks'),
     ],
 )
@@ -258,6 +278,14 @@ def test_a_task_that_nothing_can_serve_is_refused(tmp_path, tokenizer):
     config = config_of('')
     config.data.sources = f'text:{tmp_path}'
     with pytest.raises(UserError, match=r'data\.tasks\.text_to_image=0'):
+        Batches(config, sources.build(config.data.sources, config.data.max_pixels), tokenizer)
+
+
+def test_settings_are_checked_before_any_text_is_cut(tmp_path, tokenizer):
+    (tmp_path / 'a.txt').write_text('some words')
+    config = config_of('', max_text=0)
+    config.data.sources = f'text:{tmp_path}'
+    with pytest.raises(UserError, match=r'data\.max_text=0'):
         Batches(config, sources.build(config.data.sources, config.data.max_pixels), tokenizer)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from configs import base
+from rf_jax.data import layout, plan_report, spans
 from rf_jax.data import plan as plans
-from rf_jax.data import plan_report
 from rf_jax.data.draws import Mixture, mixed
 from rf_jax.data.layout import SIZES
 from rf_jax.data.made_up import KINDS, MadeUp, fitted_patches
@@ -191,7 +191,7 @@ def test_a_million_samples_fill_long_rows(kind, monkeypatch):
     monkeypatch.setattr(plans, 'WINDOW', 30_000)
     config = base.get_config()
     config.data.update(sizes=((256, 1.0),), max_text=256)
-    made_up = MadeUp(kind, config.data, 0)
+    made_up = MadeUp(kind, config)
     weights = {'text_to_image': 1.0, 'image_to_text': 1.0}
     mixture = Mixture(dict.fromkeys(weights, 10**6), weights, 0)
     sample = np.concatenate([
@@ -204,8 +204,25 @@ def test_a_million_samples_fill_long_rows(kind, monkeypatch):
     assert found.left_out / found.draws < 0.01
 
 
-def test_made_up_pictures_are_fitted_as_real_ones_are():
+@pytest.mark.parametrize('pool', [0, 1, 2, 4])
+def test_made_up_drawings_take_what_real_ones_do(monkeypatch, pool):
     config = base.get_config()
+    config.model.representation.update(pool=pool or 2, kind='forcing' if pool else 'none')
+    config.data.update(sizes=((256, 1.0),), drop_text=0.0)
+    monkeypatch.setattr(KINDS['coco'], 'picture', lambda shape, *_: (300 + 0 * shape, 640))
+    grid = tuple(n // config.data.patch for n in fitted(300, 640, config))
+    rest = {'drop_text': False, 'drop_representation': False, 'keep_positions': False}
+    drawn = layout.size(spans.drawing([], grid, None, pool, **rest))
+    seen = layout.size([layout.Vision(*grid)])
+    for task, wanted in (('text_to_image', drawn), ('image_to_text', seen)):
+        found = MadeUp('coco', config).sizes(task, np.arange(2), np.zeros(2, int))
+        np.testing.assert_array_equal(found[:, 1:], [wanted[1:]] * 2)
+
+
+@pytest.mark.parametrize('pool', [0, 1, 2, 4])
+def test_made_up_pictures_are_fitted_as_real_ones_are(pool):
+    config = base.get_config()
+    config.model.representation.update(pool=pool or 2, kind='forcing' if pool else 'none')
     config.data.sizes = ((256, 0.5), (512, 0.3), (1024, 0.2))
     rng = np.random.default_rng(0)
     height, width = np.rint(np.exp(rng.uniform(np.log(20), np.log(5000), (2, 400))))
@@ -215,7 +232,7 @@ def test_made_up_pictures_are_fitted_as_real_ones_are():
         np.prod(fitted(int(h), int(w), config, int(size))) // 16**2
         for h, w, size in zip(height, width, longest)
     ]
-    np.testing.assert_array_equal(fitted_patches(height, width, config.data, chance), wanted)
+    np.testing.assert_array_equal(fitted_patches(height, width, config.data, pool, chance), wanted)
 
 
 def test_a_program_may_end_while_the_next_window_is_planned():

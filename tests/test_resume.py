@@ -1,6 +1,7 @@
 """Stopping costs nothing: a run that is stopped, killed or preempted ends bit for bit the same."""
 
 import json
+import logging
 import os
 import random
 import signal
@@ -13,8 +14,12 @@ import numpy as np
 import pytest
 from shrink import quick_compilation, tiny_run
 
+from configs import base
+from rf_jax.data import sources
 from rf_jax.learning import loop
 from rf_jax.runtime import checkpoint
+from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.workdir import write_run_files
 
 ROOT = Path(__file__).parent.parent
 STEPS = 60  # of the subprocess runs: enough to be hit in the middle
@@ -92,6 +97,41 @@ def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
     assert list(after) == [4, 5, 6]
     assert_same_state(state, whole)
     assert_same_state({n: after[n] for n in after}, {n: seen[n] for n in after})
+
+
+def test_a_first_try_without_a_checkpoint_does_not_settle_the_tokenizer(tmp_path, caplog):
+    config, folder = base.get_config(), tmp_path / 'run'
+
+    emoji = sources.build('emoji', 10**6)
+
+    def found(vocabulary, files):
+        config.tokenizer.vocabulary = vocabulary
+        tokenizer = loop.find_tokenizer(config, folder, emoji)
+        held = {'tokenizer.model': tokenizer.model_bytes, 'config.json': config.to_json()}
+        write_run_files(folder, {name: held[name] for name in files})
+        return tokenizer.size
+
+    assert found(400, ['tokenizer.model']) == 400
+    assert found(500, []) == 400, 'it may be given by hand'
+    assert found(400, ['tokenizer.model', 'config.json']) == 400
+    with caplog.at_level(logging.INFO, logger='absl'):
+        assert found(400, []) == 400 and f'Tokenizer: {folder}/tokenizer.model' in caplog.text
+    assert found(500, ['tokenizer.model', 'config.json']) == 500
+    config.tokenizer.path = str(tmp_path / 'none.model')
+    with pytest.raises(UserError, match=r'none\.model'):
+        found(500, [])
+    (folder / 'checkpoints' / '2').mkdir(parents=True)
+    assert found(400, []) == 500, 'its weights know this one'
+
+
+@pytest.mark.parametrize('stopped', [False, True])
+def test_a_last_checkpoint_that_is_lost_is_an_error(tmp_path, monkeypatch, caplog, stopped):
+    if stopped:
+        monkeypatch.setattr(loop.hosts, 'agreed', lambda asked, told: True)
+    monkeypatch.setattr(checkpoint.Checkpoints, 'save', lambda *_: False)
+    with pytest.raises(UserError, match=f'step {1 if stopped else 3} could not be saved'):
+        watched(tmp_path / 'run', steps=3)
+    assert 'saved; run it again' not in caplog.text
 
 
 @pytest.fixture(scope='module')

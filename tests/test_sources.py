@@ -69,6 +69,10 @@ def test_licences_stay_with_the_pictures():
         ('folder', r'captions\.jsonl'),
         ('text:', 'neither a text file nor a folder'),
         ('text:/no/such', 'neither a text file nor a folder'),
+        ('folder:~no_such_user/x', r'folder:~no_such_user/x cannot be read: '),
+        ('text:~no_such_user/x', r'text:~no_such_user/x cannot be read: '),
+        (f'folder:/tmp/{"x" * 300}', r'cannot be read: .*name too long'),
+        (f'text:/tmp/{"x" * 300}', r'cannot be read: .*name too long'),
     ],
 )
 def test_errors_name_the_field(text, message):
@@ -106,6 +110,18 @@ def test_folder_reads_every_field(tmp_path):
     ]
     assert source.picture(0).shape == (20, 30, 3) and (source.picture(1) == 1).all()
     assert not source.skipped
+
+
+def test_half_a_surrogate_pair_is_a_question_mark(tmp_path):
+    picture_file(tmp_path / 'a.png')
+    write_lines(
+        tmp_path,
+        r'{"file": "a.png", "caption": "a cat \ud83d", "tags": ["\ude00 b"]}',
+        r'{"file": "a.png", "caption": "whole \ud83d\ude00"}',
+    )
+    source = sources.build(f'folder:{tmp_path}', MANY)[0]
+    assert source.record(0) == Record(10, 12, ('a cat ?',), ('? b',))
+    assert source.record(1).captions == ('whole \N{GRINNING FACE}',)
 
 
 def test_folder_skips_and_counts_what_it_cannot_use(tmp_path, caplog):
@@ -152,6 +168,40 @@ def test_folder_skips_and_counts_what_it_cannot_use(tmp_path, caplog):
     assert 'missing.png: the file is missing' in caplog.text
 
 
+def test_null_is_absent_and_other_shapes_are_malformed(tmp_path):
+    picture_file(tmp_path / 'a.png')
+    asked = [('?', ''), ('', 'a'), (None, 'a'), ('q', 'a')]
+    good = {'file': 'a.png', 'caption': 'kept'}
+    write_lines(
+        tmp_path,
+        good | {'tags': None, 'kind': None, 'questions': None},
+        good | {'caption': None, 'text': 'kept'},
+        good | {'questions': [{'question': q, 'answer': a} for q, a in asked]},
+        good | {'caption': {'en': 'a cat', 'de': 'eine Katze'}},
+        good | {'tags': {'cat': 1}},
+        good | {'tags': [None]},
+        '[' * 100_000,
+    )
+    source = sources.build(f'folder:{tmp_path}', MANY)[0]
+    plain = Record(10, 12, ('kept',))
+    found = [source.record(i) for i in range(len(source))]
+    assert found == [plain, plain, Record(10, 12, ('kept',), questions=(('q', 'a'),))]
+    assert source.skipped == {'malformed line': 4}
+
+
+def test_what_may_not_be_read_is_told_as_such(tmp_path, monkeypatch):
+    (tmp_path / 'captions.jsonl').write_text('')
+
+    def refuse(*_):
+        raise PermissionError(13, 'Permission denied')  # root, who may run this, reads anything
+
+    monkeypatch.setattr('pathlib.Path.read_bytes', refuse)
+    monkeypatch.setattr('os.listdir', refuse)
+    for kind in ('folder', 'text'):
+        with pytest.raises(UserError, match=rf'{kind}:{tmp_path} cannot be read: .*Permission'):
+            sources.build(f'{kind}:{tmp_path}', MANY)
+
+
 def test_folder_without_anything_usable_shows_an_example(tmp_path):
     with pytest.raises(UserError, match=r'data\.sources.*captions\.jsonl.*"file": "cats/001'):
         sources.build(f'folder:{tmp_path}', MANY)
@@ -174,10 +224,11 @@ def test_text_has_a_record_for_every_paragraph(tmp_path):
     (tmp_path / 'a.txt').write_bytes('\ufefffirst\r\nline\r\n \r\n\r\nsecond  one\n'.encode())
     (tmp_path / 'latin.txt').write_bytes(b'caf\xe9')
     (tmp_path / 'other.md').write_text('not read')
+    (tmp_path / 'folder.txt').mkdir()
     source = sources.build(f'text:{tmp_path}', MANY)[0]
     found = [source.record(i) for i in range(len(source))]
     assert found == [Record(0, 0, (text,)) for text in ('first line', 'second one', 'last')]
-    assert source.skipped == {'not UTF-8 text': 1}
+    assert source.skipped == {'not UTF-8 text': 1, 'cannot be read': 1}
     with pytest.raises(BadPicture):
         source.picture(0)
     one = sources.build(f'text:{tmp_path / "b.txt"}', MANY)[0]

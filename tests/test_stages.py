@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from shrink import quick_compilation, shrink
 
+from configs import base, continued, scenes
 from rf_jax.learning import checks, loop, optimizer
 from rf_jax.runtime import checkpoint
 from rf_jax.runtime.errors import UserError
@@ -93,6 +94,19 @@ def test_a_folder_without_weights_is_named(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='empty'):
         loop.train(build('joint', tmp_path / 'run', tmp_path / 'empty'))
+
+
+def test_a_stage_without_the_one_before_is_told(caplog):
+    with caplog.at_level('WARNING', logger='absl'):
+        checks.warn_of_new_weights(base.get_config())
+        checks.warn_of_new_weights(scenes.get_config('autoencoder'))
+        assert not caplog.text
+        checks.warn_of_new_weights(scenes.get_config('vae'))
+        assert "model.space='vae'" in caplog.text and 'ema.warmup' in caplog.text
+        assert 'data_init_steps' not in caplog.text
+        checks.warn_of_new_weights(continued.get_config())
+    assert 'quantizer.data_init_steps=()' in caplog.text
+    assert caplog.text.count('initialise_from is empty') == 4
 
 
 def test_a_stage_that_is_not_at_its_end_is_told(chain, tmp_path, caplog):

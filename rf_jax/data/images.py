@@ -81,9 +81,10 @@ def _orientation(image: Image.Image) -> int:
         return 1  # Pillow turns these by itself, size included
     try:
         # The base class: PNG's own method decodes the whole picture to look behind the pixels.
-        return Image.Image.getexif(image).get(_ORIENTATION, 1)
+        found = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:  # a broken EXIF block does not make the picture unusable
         return 1
+    return found if isinstance(found, int) else 1  # stored as text, a fraction, ...
 
 
 def _reason(error: Exception) -> str:

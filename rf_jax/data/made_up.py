@@ -7,19 +7,24 @@ captions with a long tail. Every size is a function of (seed, task, index, turn)
 
 import numpy as np
 
+from rf_jax.data import cells
 from rf_jax.data.draws import mixed
 from rf_jax.data.keys import fold
 from rf_jax.data.layout import SIZES
+from rf_jax.data.spans import pool_of
 
 _QUESTION = (5.0, 0.25)  # tokens of a question: median, spread of its logarithm
 
 
 class MadeUp:
-    """`sizes(task, index, turn)` of a set that `kind` names, as `config.data` fits and drops it."""
+    """`sizes(task, index, turn)` of a set that `kind` names, as `config` fits and drops it.
 
-    def __init__(self, kind: str, data, seed: int):
+    Raises UserError at construction for an unknown pool or kind of representation.
+    """
+
+    def __init__(self, kind: str, config):
         self._kind = KINDS[kind]
-        self._data, self._seed = data, seed
+        self._data, self._seed, self._pool = config.data, config.seed, pool_of(config)
 
     def sizes(self, task: str, index: np.ndarray, turn: np.ndarray) -> np.ndarray:
         """int64[S, 6] as `layout.SIZES`, for sample numbers and passes int64[S]."""
@@ -32,7 +37,8 @@ class MadeUp:
             found['text'] = np.minimum(self._caption(draws) + 1, data.max_text)
             return np.stack([found[name] for name in SIZES], 1)
         height, width = self._kind.picture(*(_uniform(*samples, lane=i) for i in range(4)))
-        patches = fitted_patches(height, width, data, _uniform(*draws, lane=10))
+        chance = _uniform(*draws, lane=10)
+        patches = fitted_patches(height, width, data, self._pool, chance)
         if task == 'image_to_text':
             asked = _uniform(*draws, lane=11) < data.question
             question = np.where(asked, _tokens(*_QUESTION, *_normals(draws, 12)), 0)
@@ -45,7 +51,8 @@ class MadeUp:
             dropped = _uniform(*draws, lane=14) < data.drop_text
             dropped |= _uniform(*draws, lane=15) < data.drop_both
             found |= {'text': np.where(dropped, 0, prompt), 'pixels': patches}
-            found['representation'] = patches // 4 + 1
+            if self._pool:
+                found['representation'] = patches // self._pool**2 + 1
             found['pixel_pictures'] = np.ones_like(patches)
         return np.stack([found[name] for name in SIZES], 1)
 
@@ -79,17 +86,19 @@ class _Laion:
 KINDS = {'coco': _Coco, 'laion': _Laion}
 
 
-def fitted_patches(height, width, data, chance) -> np.ndarray:
+def fitted_patches(height, width, data, pool, chance) -> np.ndarray:
     """int64[S]: patches of `pipeline.fitted` pictures whose `data.sizes` entry `chance` picks."""
     sizes = np.array([size for size, _ in data.sizes])
     weights = np.cumsum([weight for _, weight in data.sizes], dtype=float)
     longest = sizes[np.searchsorted(weights / weights[-1], chance)]
     short, long = np.minimum(height, width), np.maximum(height, width)
-    units = np.minimum(longest, np.maximum(long, sizes.min())).astype(np.int64) // (2 * data.patch)
+    unit = cells.unit(pool)
+    most = np.minimum(longest, np.maximum(long, sizes.min())).astype(np.int64)
+    units = most // (unit * data.patch)
     exact = units * short / long
     below, above = np.maximum(np.floor(exact), 1), np.maximum(np.ceil(exact), 1)
     nearest = np.where(exact * exact <= below * above, below, above)
-    return 4 * units * nearest.astype(np.int64)
+    return unit**2 * units * nearest.astype(np.int64)
 
 
 def _uniform(key: int, *numbers: np.ndarray, lane: int) -> np.ndarray:

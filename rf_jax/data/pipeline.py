@@ -16,9 +16,10 @@ from rf_jax.data.draws import Draw, Mixture
 from rf_jax.data.keys import generator
 from rf_jax.data.plan import Plan
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import UserError, require
 
 TASKS = ('text_to_image', 'image_to_text', 'text_only')
+_LOST = 100  # pictures one after another that cannot be decoded, and the run stops
 
 
 class Batches:
@@ -28,18 +29,19 @@ class Batches:
     """
 
     def __init__(self, config, sources_: Sequence, tokenizer: Tokenizer, part=(0, 1)):
+        check(config)
         self.config = config
         self.data = config.data
         self.tokenizer = tokenizer
         self.part = part  # (index, count) of this host
         self.counts: Counter = Counter()  # what was cut or left out, for the log
+        self._lost = 0  # pictures that could not be decoded since the last that could
         self.samples = _samples(
             sources_, lambda text: spans.document(tokenizer, text, self.data.max_text)
         )
         self.channels = self.data.patch**2 * 3
         self.pool = spans.pool_of(config)
         self._pictures = _PictureCache(megabytes=256)
-        check(config)
         if self.data.rows % part[1]:
             raise UserError(f'data.rows={self.data.rows} does not divide over {part[1]} hosts')
         weights = {task: float(self.data.tasks.get(task, 0.0)) for task in TASKS}
@@ -109,7 +111,10 @@ class Batches:
         return images.patchify(picture, self.data.patch, pool)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """This host's rows of global batch `step`: the arrays of `layout.empty`, leading B."""
+        """This host's rows of global batch `step`: the arrays of `layout.empty`, leading B.
+
+        Raises UserError when no picture can be decoded any more.
+        """
         rows = self.plan.rows(step)
         share = len(rows) // self.part[1]
         rows = rows[self.part[0] * share : (self.part[0] + 1) * share]
@@ -122,10 +127,18 @@ class Batches:
         for draw in draws:
             try:
                 row.append(self.spans(draw))
+                if draw.task != 'text_only':
+                    self._lost = 0
             except images.BadPicture as error:
+                source, index, _ = self.samples[draw.task][draw.index]
                 self.counts['picture_not_decodable'] += 1
+                self._lost += 1
+                if self._lost >= _LOST:
+                    raise UserError(
+                        f'{self._lost} pictures one after another cannot be decoded, the last is '
+                        f'sample {index} of {source.name}: {error}. Is data.sources still there?'
+                    ) from error
                 if self.counts['picture_not_decodable'] <= 10:
-                    source, index, _ = self.samples[draw.task][draw.index]
                     logging.warning('left out: %s sample %d: %s', source.name, index, error)
         return row
 
@@ -145,15 +158,21 @@ def check(config) -> None:
     unknown = set(data.tasks) - set(TASKS)
     if unknown:
         raise UserError(f'data.tasks has {sorted(unknown)}; known: {", ".join(TASKS)}')
+    for name, weight in data.tasks.items():
+        require(weight >= 0, f'data.tasks.{name}={weight} must be at least 0')
+    for name in ('threads', 'prefetch'):
+        require(data[name] >= 0, f'data.{name}={data[name]} must be at least 0')
     if not data.sizes:
         raise UserError('data.sizes is empty; the default is ((64, 1.0),)')
     for entry in data.sizes:
-        if not isinstance(entry, tuple | list) or len(entry) != 2 or not entry[1] > 0:
-            raise UserError(
-                f'data.sizes={data.sizes!r}: expected pairs (pixels, weight above 0) as in '
-                "--config.data.sizes='((64, 0.7), (32, 0.3))'"
-            )
-        longest = entry[0]
+        match entry:
+            case [int(longest), int(weight) | float(weight)] if weight > 0:
+                pass
+            case _:
+                raise UserError(
+                    f'data.sizes={data.sizes!r}: expected pairs (whole pixels, weight above 0) as '
+                    "in --config.data.sizes='((64, 0.7), (32, 0.3))'"
+                )
         if longest < unit or longest % unit:
             near = max(unit, longest // unit * unit)
             raise UserError(

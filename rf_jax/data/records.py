@@ -46,5 +46,7 @@ class Skips:
 
 
 def clean(text: str) -> str:
-    """Strips, and collapses every run of white space to one space."""
-    return ' '.join(text.split())
+    """Strips, and collapses every run of white space to one space; half a surrogate pair, which
+    is no text, becomes '?'.
+    """
+    return ' '.join(text.encode('utf-8', 'replace').decode('utf-8').split())

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,24 +24,28 @@ class FolderSource:
         {"file": ..., "caption": one or a list, "tags": [...], "kind": ...,
          "questions": [{"question": ..., "answer": ...}]}
 
-    `file` is relative to the folder; all but file and caption may be left out. Lines that cannot
-    be used are skipped, counted in `.skipped` and named in the log. Raises UserError.
+    `file` is relative to the folder; all but file and caption may be left out, or null. Lines that
+    cannot be used are skipped, counted in `.skipped` and named in the log. Raises UserError.
     """
 
     def __init__(self, path: str, max_pixels: int):
         self.name = f'folder:{path}'
-        self._root = Path(path).expanduser()
         self._max_pixels = max_pixels
         self._skips = Skips()
-        listing = self._root / 'captions.jsonl'
-        if not path or not listing.is_file():
+        try:
+            self._root = Path(path).expanduser()
+            listing = self._root / 'captions.jsonl'
+            lines = listing.read_bytes().splitlines() if path and listing.is_file() else None
+        except (OSError, RuntimeError) as error:
+            raise UserError(f'data.sources: {self.name} cannot be read: {error}') from error
+        if lines is None:
             raise UserError(
                 f'data.sources: {self.name} needs a file captions.jsonl in that folder, one line a '
                 f'picture, such as {_EXAMPLE}'
             )
         parsed = [
             self._parse(line, f'line {number}')
-            for number, line in enumerate(listing.read_bytes().splitlines(), 1)
+            for number, line in enumerate(lines, 1)
             if line.strip()
         ]
         self._files: list[Path] = []
@@ -68,6 +73,7 @@ class FolderSource:
         """(file, fields of its Record), or None and a skip counted."""
         try:
             entry = json.loads(line.decode('utf-8-sig'))
+            entry = {key: value for key, value in entry.items() if value is not None}
             file = entry['file']
             # Lexical on purpose: a link inside the folder is the user's own doing.
             inside = os.path.normpath(os.path.join('root', file)).split(os.sep)[0] == 'root'
@@ -75,12 +81,9 @@ class FolderSource:
                 'captions': _strings(next((entry[k] for k in _CAPTION_FIELDS if k in entry), ())),
                 'tags': _strings(entry.get('tags', ())),
                 'kind': clean(entry.get('kind', '')),
-                'questions': tuple(
-                    (clean(pair['question']), clean(pair['answer']))
-                    for pair in entry.get('questions', ())
-                ),
+                'questions': _pairs(entry.get('questions', ())),
             }
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self._skips.add('malformed line', where)
             return None
         if not inside:
@@ -115,23 +118,32 @@ class FolderSource:
 class TextSource:
     """A text file, or every .txt below a folder: one document a paragraph, no pictures.
 
-    Paragraphs are parted by blank lines. Files that are not UTF-8 are skipped and counted.
-    Raises UserError.
+    Paragraphs are parted by blank lines. Files that cannot be read or are not UTF-8 are skipped and
+    counted. Raises UserError.
     """
 
     def __init__(self, path: str, max_pixels: int):
         del max_pixels  # no pictures here
         self.name = f'text:{path}'
-        root = Path(path).expanduser()
-        if not path or not root.exists():
-            raise UserError(f'data.sources: {self.name} is neither a text file nor a folder')
-        files = sorted(root.rglob('*.txt')) if root.is_dir() else [root]
+        try:
+            root = Path(path).expanduser()
+            if not path or not root.exists():
+                raise UserError(f'data.sources: {self.name} is neither a text file nor a folder')
+            files = [root]
+            if root.is_dir():
+                os.listdir(root)  # raises where rglob just finds nothing
+                files = sorted(root.rglob('*.txt'))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f'data.sources: {self.name} cannot be read: {error}') from error
         skips = Skips()
         self._paragraphs: list[str] = []
         for file in files:
             try:
                 text = file.read_text(encoding='utf-8-sig')
-            except (OSError, UnicodeDecodeError):
+            except OSError as error:
+                skips.add('cannot be read', str(error))
+                continue
+            except UnicodeDecodeError:
                 skips.add('not UTF-8 text', str(file))
                 continue
             paragraphs = (clean(part) for part in re.split(r'\n\s*\n', text))
@@ -154,7 +166,15 @@ class TextSource:
         raise BadPicture(f'{self.name} has no pictures')
 
 
-def _strings(value: str | list[str]) -> tuple[str, ...]:
-    """One string or several, cleaned, without the empty ones."""
+def _strings(value: str | Sequence[str]) -> tuple[str, ...]:
+    """One string or several, cleaned, without the empty ones; raises TypeError for the rest."""
     values = (value,) if isinstance(value, str) else value
+    if not isinstance(values, list | tuple):
+        raise TypeError
     return tuple(text for text in map(clean, values) if text)
+
+
+def _pairs(questions: Sequence[dict]) -> tuple[tuple[str, str], ...]:
+    """(question, answer) of each, without those where one is empty."""
+    pairs = ((clean(each['question'] or ''), clean(each['answer'] or '')) for each in questions)
+    return tuple(pair for pair in pairs if all(pair))

@@ -12,12 +12,13 @@ from rf_jax.evaluation import compiling
 from rf_jax.evaluation.compiling import ROOM, Cost
 from rf_jax.learning import programs
 from rf_jax.runtime import hardware
-from rf_jax.runtime.errors import choose
+from rf_jax.runtime.errors import UserError, choose
 from rf_jax.runtime.mesh import make_mesh
 from rf_jax.runtime.sharding import readable
 
 SHOWN = 8  # collectives of a table
-Tried = tuple[dict, Cost | str, bool]  # fields changed, cost or bytes needed, whether it fits
+# Fields changed; cost, bytes needed or 'no: reason'; whether it fits.
+Tried = tuple[dict, Cost | str, bool]
 
 
 ASSUMED = """Assumed: bfloat16 products at the chip's peak; each collective over the torus axes that
@@ -192,7 +193,8 @@ def ranked(found: Sequence[Tried]) -> str:
         shown = ' '.join(f'{name.split(".")[-1]}={value}' for name, value in fields.items()
                          if name.startswith('model') or value not in (1, -1))  # fmt: skip
         if isinstance(cost, str):
-            lines.append(f'{"no":>5} {cost:>7} {"":>8} {"":>6} {"":>11}  {shown}')
+            needs, reason = ('', f' {cost}') if cost.startswith('no: ') else (cost, '')
+            lines.append(f'{"no":>5} {needs:>7} {"":>8} {"":>6} {"":>11}  {shown}{reason}')
             continue
         step = f'{cost.times.step * 1e3:.0f}' if cost.times else '-'
         mfu = f'{cost.mfu:.0%}' if cost.mfu else '-'
@@ -205,19 +207,33 @@ def ranked(found: Sequence[Tried]) -> str:
 
 
 def sweep(config, vocabulary: int, devices: Sequence) -> Iterator[Tried]:
-    """(fields, cost or what the compiler says it needs, fits) of each of `variants`."""
-    for fields in variants(config, len(devices)):
+    """(fields, cost or what the compiler says it needs, fits) of each of `variants`.
+
+    A variant that cannot be built has 'no: reason' for its cost. Raises UserError if there is none.
+    """
+    to_try = list(variants(config, len(devices)))
+    if not to_try:
+        raise UserError(
+            f'--sweep finds no mesh for {len(devices)} devices and data.rows={config.data.rows}: '
+            'give rows that are a multiple of the devices, or of half of them'
+        )
+    for fields in to_try:
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(fields)
-        mesh = make_mesh(changed.mesh, devices)
         try:
+            mesh = make_mesh(changed.mesh, devices)
             cost = compiling.train_step(changed, vocabulary, mesh)
             yield fields, cost, fits(cost, mesh)
         except compiling.DoesNotFit as error:
             yield fields, error.used.split(' ')[0], False
+        except UserError as error:
+            yield fields, f'no: {error}', False
 
 
 def tried_as_json(fields: dict, cost: Cost | str, fit: bool) -> dict:
     """A variant of a sweep, as plain values."""
-    figures = {'needs': cost} if isinstance(cost, str) else as_json(cost)
+    if isinstance(cost, str):
+        figures = {'reason' if cost.startswith('no: ') else 'needs': cost.removeprefix('no: ')}
+    else:
+        figures = as_json(cost)
     return {'fields': fields, 'fits': fit} | figures

@@ -9,7 +9,7 @@ from functools import partial
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from rf_jax.data import layout, spans, typical
 from rf_jax.evaluation import roofline
@@ -201,12 +201,12 @@ def sample(config, vocabulary: int, mesh_: Mesh) -> Cost:
     A row is not cut: devices along `context` take rows of their own.
     """
     sizes = dict(mesh_.shape)
-    sizes['fsdp'], sizes['context'] = sizes['fsdp'] * sizes['context'], 1
-    whole = Mesh(
-        mesh_.devices.reshape(tuple(sizes.values())), mesh_.axis_names, axis_types=mesh_.axis_types
-    )
+    sizes['data'], sizes['context'] = sizes['data'] * sizes['context'], 1
+    at = mesh_.axis_names.index('data'), mesh_.axis_names.index('context')
+    devices = np.moveaxis(mesh_.devices, at[1], at[0] + 1).reshape(tuple(sizes.values()))
+    whole = Mesh(devices, mesh_.axis_names, axis_types=mesh_.axis_types)
     platform = mesh_.devices.flat[0].platform
-    built = programs.build(config, vocabulary, whole, platform)
+    built = programs.build(config, vocabulary, mesh_, platform)
     model = unified.build(config, vocabulary, whole, platform)
     count = math.prod(whole.shape[axis] for axis in mesh.BATCH_AXES)
     side = max(size for size, _ in config.data.sizes) // config.data.patch
@@ -225,8 +225,8 @@ def sample(config, vocabulary: int, mesh_: Mesh) -> Cost:
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=where)
     options = drawing.options(config)
     program = jax.jit(partial(drawing.draw, model, config, options))
-    # Where the average lies in the memory of the host, it is fetched before.
+    # As training cuts it. Where the average lies in the memory of the host, it is fetched before.
     params = jax.tree.map(
-        lambda a: a.update(sharding=a.sharding.with_memory_kind('device')), built.abstract.ema
+        lambda a: a.update(sharding=NamedSharding(whole, a.sharding.spec)), built.abstract.ema
     )
     return cost('sample', program, (params, rows, keys), whole)

@@ -33,8 +33,10 @@ class Inspector:
     def load(cls, workdir: str | os.PathLike, step: int | None = None) -> 'Inspector':
         """From a run's folder alone. Raises UserError if it is no run."""
         sampler = Sampler.load(workdir, step)
-        step, saved = checkpoint.restore_numpy(Path(workdir) / 'checkpoints', step, only='codebook')
-        return cls(sampler, saved['codebook'], step)
+        # Of the same step: a run that trains may have saved another one meanwhile.
+        folder = Path(workdir) / 'checkpoints'
+        _, saved = checkpoint.restore_numpy(folder, sampler.step, only='codebook')
+        return cls(sampler, saved['codebook'], sampler.step)
 
     def codes(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """int32 [rows, columns] for each uint8 [h, w, 3], one code a group of patches."""

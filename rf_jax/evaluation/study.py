@@ -158,10 +158,7 @@ class Scorer:
         """Scores what a run left unscored that was stopped between its checkpoint and its score."""
         if not checkpoint.any_in(self.piece.folder):
             return
-        try:
-            step, saved = checkpoint.restore_numpy(self.piece.folder / 'checkpoints', only='ema')
-        except UserError:  # none can be read: training sets them aside and begins anew
-            return
+        step, saved = checkpoint.restore_numpy(self.piece.folder / 'checkpoints', only='ema')
         if step != self.piece.last:  # the end is scored after training
             self.while_training(step, jax.tree.map(jnp.asarray, saved['ema']), None)
 

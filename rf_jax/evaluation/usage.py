@@ -21,8 +21,9 @@ def codes_over_an_epoch(run: Run, state: State) -> float:
     hit = np.zeros(count, bool)
 
     def used(state, batch):
-        codes = targets.quantize(run.config, assign, run.model, state, batch)[0]
-        real = batch['pixel_weight'][:, :: run.config.model.representation.pool**2] > 0
+        # Not targets.quantize, which draws the codebook anew at a step of data_init_steps.
+        z, real = targets.group_features(run.config, run.model, state.ema, batch)
+        codes = assign(z, state.codebook, real)
         return jnp.zeros(count + 1, bool).at[jnp.where(real, codes, count)].set(True)[:count]
 
     # Whole on every host: each has some of the rows only.

@@ -43,6 +43,7 @@ class Sampler:
 
     def __init__(self, config, model: unified.Unified, params: Any, tokenizer: Tokenizer):
         self.config, self.model, self.params, self.tokenizer = config, model, params, tokenizer
+        self.step: int | None = None  # of the checkpoint, if the weights are from one
         self.pool = spans.pool_of(config)  # 0: no representation tokens
         self._programs: dict = {}
 
@@ -59,15 +60,17 @@ class Sampler:
             raise UserError(f'{path} cannot be read: {error}') from None
         compilation.use_cache(config.compilation_cache)
         tokenizer = Tokenizer.load(workdir / 'tokenizer.model')
-        _, saved = checkpoint.restore_numpy(workdir / 'checkpoints', step, only='ema')
+        step, saved = checkpoint.restore_numpy(workdir / 'checkpoints', step, only='ema')
         params = jax.tree.map(jnp.asarray, saved['ema'])
         try:
-            return cls(config, unified.build(config, tokenizer.size), params, tokenizer)
+            sampler = cls(config, unified.build(config, tokenizer.size), params, tokenizer)
         except (AttributeError, KeyError) as error:
             raise UserError(
                 f'{path} was written by another version of rf_jax: {error}. Add the field as '
                 'configs/base.py has it'
             ) from None
+        sampler.step = step
+        return sampler
 
     def options(self, **changes) -> drawing.Options:
         """`config.sampling` with changes; None changes nothing."""
@@ -175,8 +178,16 @@ class Sampler:
         return {(c, r): place(c, r) for c in (True, False) for r in (True, False)}
 
     def describe(self, pictures: Sequence[np.ndarray], questions: Sequence[str] = ()) -> list[str]:
-        """Answers for uint8 [h, w, 3] pictures; without questions they are described."""
+        """Answers for uint8 [h, w, 3] pictures; without questions they are described.
+
+        Raises UserError for questions that are not as many as the pictures.
+        """
         questions = list(questions) or [''] * len(pictures)
+        if len(questions) != len(pictures):
+            raise UserError(
+                f'describe got {len(pictures)} pictures and {len(questions)} questions: give one '
+                'question a picture, or none'
+            )
         answers = []
         for chunk, full in _chunks(list(zip(pictures, questions))):
             tokens = self._describe(full)[: len(chunk)]
@@ -195,6 +206,12 @@ class Sampler:
             open_text = layout.Text([*head.tokens, *[self.tokenizer.pad] * length])
             vision = layout.Vision(height // data.patch, width // data.patch, pixels)
             rows.append([[vision, open_text]])
+        if counts:
+            logging.warning(
+                '%d questions are longer than half of data.max_text=%d tokens and were cut',
+                counts['text_cut'],
+                data.max_text,
+            )
         sizes = np.max([layout.size(row[0]) for row in rows], axis=0)
         capacity = dict(zip(layout.SIZES, sizes.tolist()))
         capacity['text'] = _round(capacity['text'])

@@ -27,8 +27,16 @@ def check(config) -> None:
         *('steps', 'data.rows', 'data.patch', 'model.backbone.kv_heads'),
         *('model.encoder.heads', 'model.representation.codes', 'optimizer.accumulate'),
         *('sampling.steps', 'log.every', 'checkpoint.every', 'flow.base_pixels'),
+        'sampling.max_answer',
     ):
         require(flat[field] >= 1, f'{field}={flat[field]} must be at least 1')
+    for field in ('sampling.top_k', 'sampling.temperature'):
+        require(flat[field] >= 0, f'{field}={flat[field]} must be at least 0')
+    interval = config.sampling.interval
+    require(
+        len(interval) == 2 and all(isinstance(t, (int, float)) for t in interval),
+        f'sampling.interval={interval!r}: expected two times t, the first and the last',
+    )
     require(any(config.losses.values()), 'all weights of losses are 0: nothing would be learned')
     spans.pool_of(config)
     choose('model.space', config.model.space, autoencoder.SPACES)
@@ -48,6 +56,11 @@ def check(config) -> None:
         'losses.reconstruction and losses.flow are both above 0: the flow would draw latents that '
         'move; let one run learn the autoencoder, and another draw with it (initialise_from)',
     )
+    require(
+        learned or not config.losses.kl,
+        f'losses.kl={config.losses.kl} needs losses.reconstruction above 0: it is of the '
+        'autoencoder that is being learned',
+    )
     for name in ('balance', 'router_z'):
         require(
             not config.losses[name] or config.model.backbone.experts == 'routed',
@@ -65,6 +78,30 @@ def warn_of_changes(config, workdir: Path) -> None:
         if before.get(field) != value:
             was = before.get(field)
             logging.warning('%s is %r now and was %r in this workdir', field, value, was)
+
+
+def warn_of_new_weights(config) -> None:
+    """Tells which fields of a config suppose weights of another run; to be called without any."""
+    representation, losses = config.model.representation, config.losses
+    for supposes, field, effect in (
+        (
+            config.model.space == 'vae' and not losses.reconstruction,
+            "model.space='vae' without losses.reconstruction",
+            'draws in the latents of an autoencoder that has learned nothing',
+        ),
+        (not config.ema.warmup, 'ema.warmup=False', 'keeps random weights long in the average'),
+        (
+            representation.kind == 'forcing' and not representation.quantizer.data_init_steps,
+            'model.representation.quantizer.data_init_steps=()',
+            'leaves the codebook at random prototypes',
+        ),
+    ):
+        if supposes:
+            logging.warning(
+                '%s %s: it supposes weights of another run, and initialise_from is empty',
+                field,
+                effect,
+            )
 
 
 def warn_of_early_end(other: Path, step: int) -> None:

@@ -58,16 +58,33 @@ class Run(programs.Programs):
 
 
 def find_tokenizer(config, folder: Path, found) -> Tokenizer:
-    """The run's own, else `tokenizer.path`, else that of `initialise_from`, else a new one."""
+    """The run's own, else `tokenizer.path`, else that of `initialise_from`, else a new one.
+
+    The own one counts once there is a checkpoint, or while the config asks for what it asked for
+    then. Raises UserError.
+    """
+    others = [str(other / 'tokenizer.model') for other in state.other_runs(config)[:1]]
+    asked = [config.tokenizer.path] if config.tokenizer.path else others
     own = folder / 'tokenizer.model'
-    if own.exists():
-        return Tokenizer.load(own)
-    if config.tokenizer.path:
-        return Tokenizer.load(config.tokenizer.path)
-    for other in state.other_runs(config)[:1]:
-        return Tokenizer.load(other / 'tokenizer.model')
+    if own.exists() and (checkpoint.any_in(folder) or not _asks_for_another(config, folder)):
+        asked = [own]
+    if asked:
+        logging.info('Tokenizer: %s', asked[0])
+        return Tokenizer.load(asked[0])
     logging.info('Training a SentencePiece tokenizer on the captions of %s', config.data.sources)
     return Tokenizer.train(captions.corpus(found), config.tokenizer.vocabulary)
+
+
+def _asks_for_another(config, folder: Path) -> bool:
+    """Whether what a tokenizer follows from differs from the config in the folder, if any."""
+    try:
+        before = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return False
+    now = json.loads(config.to_json_best_effort())
+    return any(before.get(field) != now[field] for field in ('tokenizer', 'initialise_from')) or (
+        before.get('data', {}).get('sources') != now['data']['sources']
+    )
 
 
 def build(config, folder: str | os.PathLike, devices=None) -> Run:
@@ -106,6 +123,8 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
     current = run.initialise()
     others = state.other_runs(run.config)
     if not others:
+        if hosts.first():
+            checks.warn_of_new_weights(run.config)
         logging.info('Started %s from new weights, %d steps', run.workdir, total)
         return 0, current
     steps, saved = zip(*(checkpoint.restore_numpy(other / 'checkpoints') for other in others))
@@ -138,7 +157,8 @@ def train(
 
     `on_samples(step, ema, writer)` draws while training. `traced`: first and last step of a
     profile. Ctrl-C and SIGTERM, of any process, save and return the state as it is (its step
-    tells). Raises UserError for a state that is not finite, which is never saved.
+    tells). Raises UserError for a state that is not finite, which is never saved, and for a last
+    checkpoint that does not reach the disk.
     """
     config, spent = run.config, run.goodput
     c = config.checkpoint
@@ -179,11 +199,11 @@ def train(
             if stopping:
                 run.stopped = True
                 with spent.phase('checkpoint'):
-                    saved = 'saved' if checkpoints.wait() else 'but it could not be saved'
-                logging.warning('Stopped by a signal at step %d, %s; run it again', number, saved)
+                    checkpoints.ensure(number, current)
+                logging.warning('Stopped by a signal at step %d, saved; run it again', number)
                 break
         report.flush()
         with spent.phase('checkpoint'):
-            checkpoints.wait()
+            checkpoints.ensure(int(current.step), current)
         spent.save(int(current.step), hosts.first())
     return current

@@ -26,13 +26,14 @@ def _by_path(tree, value_of):
 def rates(params, rate_rules: Sequence[tuple[str, float]], freeze: Sequence[str]):
     """Tree of learning-rate factors: 0 where frozen, else the first rule that matches, else 1.
 
-    Raises UserError for a rule that matches no parameter: it would silently do nothing.
+    Raises UserError for a rule that matches no parameter, since it would silently do nothing, and
+    for one that is no regular expression.
     """
     names = paths(params)
     rules = [('optimizer.freeze', pattern, 0.0) for pattern in freeze]
     rules += [('optimizer.rates', pattern, float(factor)) for pattern, factor in rate_rules]
     for field, pattern, _ in rules:
-        if not any(re.search(pattern, name) for name in names):
+        if not any(_found(field, pattern, name) for name in names):
             raise UserError(
                 f'{field} has {pattern!r}, which matches no parameter; paths look like '
                 f'{names[0]!r} (all of them: parameters.txt in the workdir)'
@@ -55,8 +56,15 @@ def held(params, freeze: Sequence[str]):
 
 
 def frozen(path: str, freeze: Sequence[str]) -> bool:
-    """Whether any of the patterns is found in the path."""
-    return any(re.search(pattern, path) for pattern in freeze)
+    """Whether any of the patterns is found in the path. Raises UserError for a wrong pattern."""
+    return any(_found('optimizer.freeze', pattern, path) for pattern in freeze)
+
+
+def _found(field: str, pattern: str, path: str) -> bool:
+    try:
+        return bool(re.search(pattern, path))
+    except re.error as error:
+        raise UserError(f'{field} has {pattern!r}, no regular expression: {error}') from None
 
 
 def schedule(config) -> optax.Schedule:

@@ -79,7 +79,7 @@ class Vae(nn.Module):
     def outputs(self, patches: jax.Array, where, noise: jax.Array | None) -> dict[str, jax.Array]:
         """Of a latent drawn with unit noise [B, P, Z]: the squared error and KL a token [B, P].
 
-        Nothing without noise: where the VAE is not to learn.
+        Nothing without noise. A train step always gives it; what no loss reads XLA leaves out.
         """
         if noise is None:
             return {}

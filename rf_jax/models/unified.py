@@ -150,6 +150,32 @@ class Unified(nn.Module):
         return self.patch_out(x)
 
 
+def _check(config) -> None:
+    """Raises UserError for values of `config.model` that its modules do not check themselves."""
+    for name in ('encoder', 'autoencoder') if config.space == 'vae' else ('encoder',):
+        tower, field = config[name], f'model.{name}'
+        require(
+            tower.heads > 0 and tower.width % (4 * tower.heads) == 0,
+            f'{field}.width={tower.width} is no multiple of 4 x {field}.heads={tower.heads}, '
+            'as its rotary positions need',
+        )
+        require(
+            1 <= tower.unroll <= tower.layers,
+            f'{field}.layers={tower.layers} and {field}.unroll={tower.unroll}: '
+            'need 1 <= unroll <= layers',
+        )
+        choose(f'{field}.remat', tower.remat, REMAT)
+    features, width = config.denoiser.time_features, config.backbone.width
+    require(
+        features >= 4 and features % 2 == 0,
+        f'model.denoiser.time_features={features} must be an even number of at least 4',
+    )
+    require(
+        not config.denoiser.sinusoids or width % 4 == 0,
+        f'model.backbone.width={width} is no multiple of 4, as model.denoiser.sinusoids need',
+    )
+
+
 def build(
     config, vocabulary: int, mesh: Mesh | None = None, platform: str | None = None
 ) -> Unified:
@@ -158,18 +184,7 @@ def build(
     `mesh`: the devices it is to be cut over, None for one. `platform`: cpu, gpu or tpu when
     programs are compiled for another than this process runs on.
     """
-    encoder = config.model.encoder
-    require(
-        encoder.width % (4 * encoder.heads) == 0,
-        f'model.encoder.width={encoder.width} is no multiple of 4 x model.encoder.heads='
-        f'{encoder.heads}, as its rotary positions need',
-    )
-    require(
-        1 <= encoder.unroll <= encoder.layers,
-        f'model.encoder.layers={encoder.layers} and model.encoder.unroll={encoder.unroll}: '
-        'need 1 <= unroll <= layers',
-    )
-    choose('model.encoder.remat', encoder.remat, REMAT)
+    _check(config.model)
     platform = platform or jax.default_backend()
     form, cut = attention.build(config, platform), Cut(mesh)
     if mesh is not None and mesh.size > 1:

@@ -6,8 +6,6 @@ last file is written; until then it is a temporary folder that nobody reads.
 
 import contextlib
 import os
-import re
-from json import JSONDecodeError
 from logging import INFO
 from typing import Any
 
@@ -19,12 +17,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from rf_jax.runtime import checkpoint_files
 from rf_jax.runtime.errors import UserError
-from rf_jax.runtime.sharding import path_name
 from rf_jax.runtime.workdir import check_writable
-
-ITEM = 'default'  # Orbax's name for the only tree of a checkpoint
-SHOWN = 10  # most differing paths of an error message
 
 # Orbax tells some twenty lines a save; our own log has to stay readable.
 logging.get_absl_logger().addFilter(
@@ -107,6 +102,24 @@ class Checkpoints:
             return False
         return True
 
+    def ensure(self, step: int, state: Any) -> None:
+        """Waits until the checkpoint of `step` is on disk; one that failed is tried once more.
+
+        Raises UserError if it fails again. All processes must call it.
+        """
+        for again in (True, False):
+            self.wait()
+            saved = np.asarray(step in self._manager.all_steps())
+            if np.all(multihost_utils.process_allgather(saved)):
+                return
+            if again:
+                self.save(step, state)
+        raise UserError(
+            f'the checkpoint of step {step} could not be saved in {self.directory}, see the '
+            f'warnings above; newest there: {self._manager.latest_step()}. Free space on that disk '
+            'and give the same command again: it goes on from there'
+        )
+
     def close(self) -> None:
         """Waits for the save under way and ends the background threads."""
         self.wait()
@@ -123,13 +136,13 @@ class Checkpoints:
         logging.warning(
             'Checkpoint of step %d was NOT saved in %s: %s. Newest on disk: %s. Training goes on '
             'and tries again at the next checkpoint; is the disk full?',
-            *(step, self.directory, _reason(error), self._manager.latest_step()),
+            *(step, self.directory, checkpoint_files.reason(error), self._manager.latest_step()),
         )
 
     def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
         """Reads the newest checkpoint that can be read.
 
-        A damaged one is reported, renamed to `<step>.corrupt`, and the one before it is tried.
+        Damaged ones are reported and renamed to `<step>.corrupt`, if one before them can be read.
 
         Args:
           abstract_state: tree of ShapeDtypeStruct; each array is read into the sharding that
@@ -139,7 +152,8 @@ class Checkpoints:
           (steps done, state), or None if there is no checkpoint.
 
         Raises:
-          UserError: the checkpoint holds other arrays than `abstract_state`.
+          UserError: the checkpoint holds other arrays than `abstract_state`; its files cannot be
+            read just now; all are damaged. The folder stays as it is.
         """
         self.wait()
         first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -147,11 +161,20 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or first),
             abstract_state,
         )
+        damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            state, reason = _restore(self.directory / str(step), abstract_state)
+            state, reason = checkpoint_files.read(self.directory / str(step), abstract_state)
             if np.all(multihost_utils.process_allgather(np.asarray(reason is None))):
+                for worse in damaged.items():
+                    self._set_aside(*worse)
                 return step, state
-            self._set_aside(step, reason or 'another host could not read it')
+            damaged[step] = reason or 'another host could not read it'
+        if damaged:
+            told = ''.join(f'\n  step {step}: {reason}' for step, reason in damaged.items())
+            raise UserError(
+                f'no checkpoint of {self.directory} can be read; move this folder away to begin '
+                f'anew, or give another --workdir:{told}'
+            )
         return None
 
     def _set_aside(self, step: int, reason: str) -> None:
@@ -163,7 +186,7 @@ class Checkpoints:
         multihost_utils.sync_global_devices(f'set aside {step}')
         self._manager.reload()
         logging.warning(
-            'Checkpoint %s cannot be read (%s). It now stands in %s; trying the one before.',
+            'Checkpoint %s cannot be read (%s). It now stands in %s; going on from one before.',
             *(folder, reason, aside.name),
         )
 
@@ -204,89 +227,14 @@ def restore_numpy(
     for number in [step] if step is not None else reversed(steps):
         folder = directory / str(number)
         try:
-            held = _held(folder)
+            held = checkpoint_files.described(folder)
             if only not in (None, *held):
                 raise UserError(f'{folder} has no {only!r}; its parts are {", ".join(held)}.')
-            return number, _read_numpy(folder, held if only is None else {only: held[only]})
+            wanted = held if only is None else {only: held[only]}
+            return number, checkpoint_files.read_numpy(folder, wanted)
         except UserError:
             raise
         except Exception as error:  # the reader has many names for a damaged file
-            logging.warning('Checkpoint %s cannot be read (%s).', folder, _reason(error))
+            reason = checkpoint_files.reason(error)
+            logging.warning('Checkpoint %s cannot be read (%s).', folder, reason)
     raise UserError(f'No checkpoint of {directory} can be read; the log above says why.')
-
-
-def _restore(folder: epath.Path, abstract_state: Any) -> tuple[Any, str | None]:
-    """(state, None), or (None, why the folder is damaged); raises what is not damage."""
-    try:
-        held = _held(folder)
-    except Exception as error:  # whatever a damaged description makes of its reader
-        return None, _reason(error)
-    _check_same(folder, held, abstract_state)
-    arguments = ocp.args.Composite(**{ITEM: ocp.args.StandardRestore(abstract_state)})
-    try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            return reader.restore(folder, args=arguments)[ITEM], None
-    except Exception as error:
-        damage = _reason(error) if isinstance(error, JSONDecodeError) else _damage(folder, held)
-        if damage is None:  # the files are whole: no memory, a mesh that does not fit, ...
-            raise
-        return None, damage
-
-
-def _held(folder: epath.Path) -> Any:
-    """What a checkpoint says it holds: nested dictionaries and lists of shape and type."""
-    handler = ocp.PyTreeCheckpointHandler()
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**{ITEM: handler})) as reader:
-        described = reader.metadata(folder).item_metadata[ITEM]
-    if described is None:  # the reader has logged why
-        raise ValueError('its description is missing or damaged')
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), described.tree)
-
-
-def _read_numpy(folder: epath.Path, wanted: Any) -> Any:
-    arguments = ocp.args.PyTreeRestore(
-        item=wanted,
-        restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
-        partial_restore=True,
-    )
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        return reader.restore(folder, args=ocp.args.Composite(**{ITEM: arguments}))[ITEM]
-
-
-def _damage(folder: epath.Path, held: Any) -> str | None:
-    """Why the files of a checkpoint cannot be read, None if all can; one top-level part a time."""
-    for name, part in held.items():
-        try:
-            _read_numpy(folder, {name: part})
-        except Exception as error:  # the reader has many names for a damaged file
-            return _reason(error)
-    return None
-
-
-def _check_same(folder: epath.Path, held: Any, abstract_state: Any) -> None:
-    """Raises UserError if the checkpoint holds other paths, shapes or types than expected."""
-
-    def described(tree: Any) -> dict[str, str]:
-        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-        return {path_name(p): f'{np.dtype(x.dtype).name}{list(x.shape)}' for p, x in leaves}
-
-    there, expected = described(held), described(abstract_state)
-    differ = sorted(k for k in there.keys() | expected.keys() if there.get(k) != expected.get(k))
-    if differ:
-        told = '\n  {}: {} in the checkpoint, {} expected'
-        lines = [
-            told.format(key, there.get(key, 'absent'), expected.get(key, 'absent'))
-            for key in differ[:SHOWN]
-        ]
-        lines += [f'\n  and {len(differ) - SHOWN} more'] if len(differ) > SHOWN else []
-        raise UserError(
-            f'{folder} was written with another config; give the config of that run, or another '
-            f'--workdir:{"".join(lines)}'
-        )
-
-
-def _reason(error: BaseException) -> str:
-    """First line of an error; of a long one its beginning and its end, where the cause stands."""
-    line = re.split(r' \[(?:source|os_error|tensorstore)|\n', str(error).strip())[0]
-    line = line if len(line) < 240 else f'{line[:80]} ... {line[-150:]}'
-    return f'{type(error).__name__}: {line}'

@@ -48,9 +48,15 @@ def run(main: Callable, required: Sequence[str] = (), several: bool = False) -> 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
     try:
-        return app.parse_flags_with_usage(list(argv))
+        rest = flags.FLAGS(list(argv))
+        if 'config' in flags.FLAGS:
+            flags.FLAGS.config.keys()  # a file that is not there raises at the first use only
+        return rest
     except (AttributeError, KeyError, TypeError, OSError) as error:
         _fail(explain(argv, error))
+    except flags.Error as error:
+        in_the_file = 'Error whilst parsing config file' in str(error)  # config_flags' traceback
+        _fail(explain(argv, error) if in_the_file else f'{error} (--helpshort lists all flags)')
 
 
 def _fail(message: str) -> None:
@@ -61,9 +67,11 @@ def _fail(message: str) -> None:
 def explain(argv: Sequence[str], error: Exception) -> str:
     """What is wrong with `--config...`: no such file, or no such field and the nearest ones."""
     path = flags.FLAGS['config'].default if 'config' in flags.FLAGS else ''
-    for argument in argv:
+    for argument, after in zip(argv, [*argv[1:], '']):
         if argument.startswith(('--config=', '-config=')):
             path = argument.split('=', 1)[1]
+        elif argument in ('--config', '-config'):
+            path = after
     path, _, variant = str(path).partition(':')
     if not os.path.exists(path):
         return f'--config={path}: there is no such file (looked from {os.getcwd()})'

@@ -28,7 +28,8 @@ def write_run_files(workdir: str | os.PathLike, files: Mapping[str, str | bytes]
 
 def claim(folder: str | os.PathLike) -> BinaryIO | None:
     """The folder for this process alone until what is returned is closed, or the process ends in
-    whatever way; None while another process has it. Raises UserError if it cannot be written.
+    whatever way; None while another process has it. Raises UserError if it cannot be written or
+    its file system has no locks.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -40,6 +41,12 @@ def claim(folder: str | os.PathLike) -> BinaryIO | None:
     except BlockingIOError:
         file.close()
         return None
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f'{folder} cannot be locked: {type(error).__name__}: {error}. Its file system seems to '
+            'have no locks (flock); choose a folder on another with --workdir'
+        ) from None
     return file
 
 
