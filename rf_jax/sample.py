@@ -8,6 +8,7 @@ from absl import flags, logging
 from PIL import Image
 
 from rf_jax.data import images
+from rf_jax.evaluation import scoring
 from rf_jax.generation.sampler import Sampler
 from rf_jax.learning import flow
 from rf_jax.runtime import command, workdir
@@ -37,13 +38,13 @@ def main(argv):
     del argv
     prompts = _prompts()
     sampler = Sampler.load(_WORKDIR.value, _STEP.value)
-    share, weight = sampler.config.data.tasks.get('text_to_image', 0), sampler.config.losses.flow
-    if not share or not weight:
+    config = sampler.config
+    if not scoring.draws(config):
         logging.warning(
             'This run did not learn to draw (data.tasks.text_to_image=%s, losses.flow=%s): unless '
             'initialise_from did, its pictures mean nothing',
-            share,
-            weight,
+            config.data.tasks.get('text_to_image', 0),
+            config.losses.flow,
         )
     options = sampler.options(
         steps=_STEPS.value,

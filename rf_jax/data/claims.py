@@ -116,10 +116,10 @@ def place_of(each: Seen) -> str:
 
 def _within(place: str, each: Seen) -> bool:
     row, column = PLACES[place]
-    return _third(each.y, row, _BORDER) and _third(each.x, column, _BORDER)
+    return _within_third(each.y, row, _BORDER) and _within_third(each.x, column, _BORDER)
 
 
-def _third(at: float, number: int, margin: float) -> bool:
+def _within_third(at: float, number: int, margin: float) -> bool:
     low, high = number / 3 - margin, (number + 1) / 3 + margin
     return (number == 0 or at >= low) and (number == 2 or at <= high)
 
@@ -131,7 +131,7 @@ def third(at: float) -> int:
 
 def _clear_third(at: float) -> int | None:
     number = third(at)
-    return number if _third(at, number, -_BORDER) else None
+    return number if _within_third(at, number, -_BORDER) else None
 
 
 def _assigned(claim: Claim, owners: list[list[int]]) -> bool:

@@ -62,6 +62,7 @@ def prompt_set(side: str, rung: Rung, count: int = 50) -> list[Prompt]:
     found = []
     for category, said in zip(CATEGORIES, claims(numbers)):
         distinct = [Prompt(category, say(claim), claim) for claim in said]
+        # Always the same: whatever is scored is asked the same.
         order = generator(0, 'prompts', side, category).permutation(len(distinct)).tolist()
         found += [distinct[order[i % len(order)]] for i in range(count)]
     return found
