@@ -39,8 +39,8 @@ def get_config() -> ConfigDict:
             ('2400', 'study_long', 'pixel_rf', 'pixel', 0),
         ),
         'theta of the rotary positions': (
-            ('10000', 'study', 'pixel_rf', 'pixel', 0),
-            ('100', 'study_theta', 'pixel_rf', 'pixel', 0),
+            ('100', 'study', 'pixel_rf', 'pixel', 0),
+            ('10000', 'study_theta', 'pixel_rf', 'pixel', 0),
         ),
         # Fewer prompts than elsewhere: the points of the curve.
         'budget in steps': (

@@ -35,8 +35,8 @@ VARIANTS = {
     'clutter': _scenes('clutter'),
     'weak': RUNG | {'first_steps': 300},
     'long': RUNG | {'first_steps': 2400},
-    # Faster turns of the rotary positions tell neighbouring patches better apart.
-    'theta': RUNG | {'overrides': ('model.backbone.rope_theta=100.0',)},
+    # Rotary positions that turn as in models of long texts; see configs/scenes.py.
+    'theta': RUNG | {'overrides': ('model.backbone.rope_theta=10000.0',)},
     'twice': RUNG | {'steps': 7000, 'curve.points': 14},
     'quick': {
         'arms': 'pixel_rf,pixel',

@@ -12,7 +12,7 @@ from rf_jax.learning import checks
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     path.relative_to(ROOT)
-    for pattern in ('*.md', '.docs/*.md', '.docs/ladder/*.md', 'launch/*.md')
+    for pattern in ('*.md', '.docs/**/*.md', 'launch/*.md')
     for path in ROOT.glob(pattern)
 )
 

@@ -701,15 +701,15 @@ def test_the_study_of_the_repository_is_of_known_fields():
 
 
 ROOT = Path(__file__).parents[1]
-KEPT = [path.parent.name for path in sorted(ROOT.glob('.docs/*/study.json'))]
+KEPT = [str(path.parent.relative_to(ROOT)) for path in sorted(ROOT.glob('.docs/**/study.json'))]
 
 
 @pytest.mark.parametrize('name', KEPT)
 def test_the_scores_that_are_kept_are_of_the_arms_as_they_are(name, tmp_path, monkeypatch):
     """Who changes an arm must not go on with what is kept of the old one."""
     monkeypatch.chdir(ROOT)
-    folder = tmp_path / name
-    shutil.copytree(Path('.docs') / name, folder)
+    folder = tmp_path / 'kept'
+    shutil.copytree(name, folder)
     config = ConfigDict(json.loads((folder / 'study.json').read_text())['config'])
     arms = study_plan.load_arms(config.runs)
     study_plan.check_recorded(config, folder)
