@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from rf_jax.evaluation import report
 from rf_jax.learning import loop
-from rf_jax.runtime import command, hosts, metrics, profile
+from rf_jax.runtime import command, hosts, metrics, profile, workdir
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/emoji.py', 'What to train.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; resumes what it holds.')
@@ -24,6 +24,11 @@ _PROFILE = flags.DEFINE_string('profile', '', 'Steps to trace, first:last, as in
 def main(argv):
     del argv
     traced = profile.parse(_PROFILE.value)
+    with workdir.alone(_WORKDIR.value):
+        return _train(traced)
+
+
+def _train(traced: tuple[int, int] | None) -> int:
     run = loop.build(_CONFIG.value, _WORKDIR.value)
     state = loop.train(run, report.while_training(run), traced)
     if not run.stopped and run.config.evaluation.samples:

@@ -21,7 +21,7 @@ from orbax.checkpoint._src.serialization import serialization
 from rf_jax.runtime.checkpoint import Checkpoints, restore_numpy
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
-from rf_jax.runtime.workdir import check_writable, claim, write_run_files
+from rf_jax.runtime.workdir import alone, check_writable, claim, write_run_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -421,7 +421,17 @@ def test_a_file_system_without_locks_is_a_user_error(tmp_path, monkeypatch):
         patch.setattr('fcntl.flock', refuse)
         with pytest.raises(UserError, match=r'run cannot be locked.*No locks.*--workdir'):
             claim(tmp_path / 'run')
+        with alone(tmp_path / 'run'):  # a training goes on without
+            pass
     claim(tmp_path / 'run').close()
+
+
+def test_a_second_training_is_kept_out_of_a_folder(tmp_path):
+    for hold in (claim, alone):
+        with hold(tmp_path), pytest.raises(UserError, match=rf'trains in {tmp_path}.*--workdir'):
+            alone(tmp_path)
+    with alone(tmp_path):
+        assert claim(tmp_path) is None
 
 
 @pytest.mark.parametrize('field', ['every', 'keep'])

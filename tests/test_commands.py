@@ -18,6 +18,7 @@ from rf_jax.evaluation import report
 from rf_jax.learning import loop
 from rf_jax.runtime.command import explain
 from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.workdir import claim
 
 ROOT = Path(__file__).parents[1]
 DEBUG = '--config=configs/debug.py'
@@ -205,6 +206,9 @@ def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp
         ('describe', [f'--workdir={workdir}', f'--image={tmp_path}/broken.png'], 'broken.png'),
     ]:
         assert expected in command(module, *arguments, code=1)
+    with claim(workdir):
+        output = command('train', DEBUG, f'--workdir={workdir}', code=1)
+    assert 'Another process trains' in output
 
 
 @quick_compilation()

@@ -1,5 +1,6 @@
 """The folder of a run: small files beside the checkpoints, each whole or not at all."""
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Mapping
@@ -32,21 +33,46 @@ def claim(folder: str | os.PathLike) -> BinaryIO | None:
     its file system has no locks.
     """
     try:
+        return _lock(folder)
+    except OSError as error:
+        raise UserError(
+            f'{folder} cannot be locked: {type(error).__name__}: {error}. Its file system seems to '
+            'have no locks (flock); choose a folder on another with --workdir'
+        ) from None
+
+
+def alone(folder: str | os.PathLike) -> contextlib.AbstractContextManager:
+    """Keeps a second training out of a run's folder; the first host does, where the file system
+    has locks. Raises UserError while another process trains there.
+    """
+    if jax.process_index() != 0:
+        return contextlib.nullcontext()
+    try:
+        file = _lock(folder)
+    except OSError:
+        return contextlib.nullcontext()
+    if file is None:
+        raise UserError(
+            f'Another process trains in {folder}: wait for its end, stop it, or choose another '
+            'folder with --workdir'
+        )
+    return file
+
+
+def _lock(folder: str | os.PathLike) -> BinaryIO | None:
+    """As `claim`; OSError of the lock itself passes."""
+    try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         file = open(Path(folder) / '.claim', 'ab')  # noqa: SIM115 (the caller closes it)
     except OSError as error:
         raise UserError(_refused(folder, error)) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
     except OSError as error:
         file.close()
-        raise UserError(
-            f'{folder} cannot be locked: {type(error).__name__}: {error}. Its file system seems to '
-            'have no locks (flock); choose a folder on another with --workdir'
-        ) from None
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
     return file
 
 
