@@ -141,6 +141,12 @@ def test_rule_that_matches_nothing_stops_the_start(field):
         optimizer.build(config(**{field: rule}), nested(normals(0)))
 
 
+@pytest.mark.parametrize('rules', [('x',), (('up', 'fast'),), (('up', 1.0, 2.0),), (3,)])
+def test_rates_that_are_no_pairs_are_told(rules):
+    with pytest.raises(UserError, match=r'optimizer\.rates=.* are not pairs \(regex, factor\)'):
+        optimizer.build(config(rates=rules), nested(normals(0)))
+
+
 @pytest.mark.parametrize('field', ['rates', 'freeze'])
 def test_a_rule_that_is_no_regular_expression_is_named(field):
     rule = {'rates': (('(up', 4.0),), 'freeze': ('(up',)}[field]

@@ -27,11 +27,17 @@ def rates(params, rate_rules: Sequence[tuple[str, float]], freeze: Sequence[str]
     """Tree of learning-rate factors: 0 where frozen, else the first rule that matches, else 1.
 
     Raises UserError for a rule that matches no parameter, since it would silently do nothing, and
-    for one that is no regular expression.
+    for one that is no pair or no regular expression.
     """
     names = paths(params)
     rules = [('optimizer.freeze', pattern, 0.0) for pattern in freeze]
-    rules += [('optimizer.rates', pattern, float(factor)) for pattern, factor in rate_rules]
+    try:
+        rules += [('optimizer.rates', pattern, float(factor)) for pattern, factor in rate_rules]
+    except (TypeError, ValueError):
+        raise UserError(
+            f'optimizer.rates={rate_rules!r} are not pairs (regex, factor); as a flag: '
+            '--config.optimizer.rates="((\'^backbone/\', 4.0),)"'
+        ) from None
     for field, pattern, _ in rules:
         if not any(_found(field, pattern, name) for name in names):
             raise UserError(
