@@ -9,6 +9,7 @@ from shrink import quick_compilation, shrink
 
 from configs import base
 from rf_jax.evaluation import compile_report, compiling, roofline
+from rf_jax.learning.report import Report
 from rf_jax.models import flops
 from rf_jax.runtime import hardware, topology
 from rf_jax.runtime.errors import UserError
@@ -60,6 +61,9 @@ def test_flops_of_the_program_are_those_of_the_model(checked):
     whole = flops.train_step(config, VOCABULARY) / 8
     assert 0.95 < values['flops'] / whole < 1.35  # one kv head: attention on both tensor devices
     assert values['model_flops'] < whole, 'pairs that see nothing are no need of the model'
+    batches = SimpleNamespace(counts={}, part=(0, 1))
+    logged = Report(config, VOCABULARY, batches, None, 0, None).flops
+    assert logged == pytest.approx(8 * values['model_flops']), 'a run tells the MFU of the same'
 
 
 class Torus:

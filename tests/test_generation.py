@@ -209,15 +209,16 @@ def described(sampler, questions):
     """(tokens [3, 4], batch, heads) of greedy answers."""
     seen = {}
     sampler._describe(questions)
-    program = sampler._programs['describe']
+    key = 'describe', sampler.config.sampling.max_answer
+    program = sampler._programs[key]
 
     def spy(params, batch, heads):
         seen.update(batch=batch, heads=heads)
         return program(params, batch, heads)
 
-    sampler._programs['describe'] = spy
+    sampler._programs[key] = spy
     tokens = sampler._describe(questions)
-    sampler._programs['describe'] = program
+    sampler._programs[key] = program
     return tokens, seen['batch'], seen['heads']
 
 
@@ -242,12 +243,21 @@ def test_greedy_answers_equal_the_full_forward(sampler, described):
     assert len(np.unique(tokens)) > 3, 'the answers should not be all the same'
 
 
+def test_longer_answers_may_be_asked_for_later(sampler, questions, described):
+    short, *_ = described
+    sampler.config.sampling.max_answer += 3
+    longer = sampler._describe(questions)
+    sampler.config.sampling.max_answer -= 3
+    assert longer.shape == (3, short.shape[1] + 3)
+    np.testing.assert_array_equal(longer[:, : short.shape[1]], short)
+
+
 def test_answers_end(sampler, described):
     tokens, batch, heads = described
     end = int(tokens[0, 1])  # pretend that the second token ends the answer
     found = jax.jit(
         lambda params, batch, heads: describing.describe(
-            sampler.model, params, batch, heads, 4, end, sampler.tokenizer.size
+            sampler.model, params, batch, heads, 4, end
         )
     )(sampler.params, batch, heads)
     for row, right in zip(np.asarray(found), tokens):

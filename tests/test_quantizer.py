@@ -33,8 +33,8 @@ def features():
     return z, codebook, valid
 
 
-def slow_printed(z, codebook):
-    p = np.exp(z @ codebook.T / TEMPERATURE)
+def slow_printed(z, codebook, temperature=TEMPERATURE):
+    p = np.exp(z @ codebook.T / temperature)
     p /= p.sum(1, keepdims=True)
     q = np.exp(p) / np.exp(p).sum(0, keepdims=True)  # the paper's second softmax, over samples
     return q.argmax(1)
@@ -72,6 +72,17 @@ def test_codes_are_those_of_the_valid_features_alone(mode, features):
     assert codes.dtype == jnp.int32 and codes.shape == (M,)
     assert codes.min() >= 0 and codes.max() < K
     np.testing.assert_array_equal(codes[valid], MODES[mode](z[valid], codebook))
+
+
+def test_printed_keeps_the_digits_that_decide_at_the_papers_size():
+    """Values of p are near 1 / K, a sum over the samples hundreds: float32 must not add them."""
+    rng = np.random.default_rng(3)
+    z, codebook = (
+        unit(rng.normal(size=(count, 64)) + 1).astype(np.float32) for count in (300, 16_384)
+    )
+    codes = quantizer.Printed(0.5)(z, codebook, np.ones(len(z), bool))
+    right = slow_printed(z.astype(np.float64), codebook.astype(np.float64), 0.5)
+    assert (codes != right).mean() < 0.005  # with the logarithm of a sum 6 % are wrong
 
 
 def test_the_modes_differ_here(features):
@@ -208,8 +219,10 @@ def test_an_epoch_of_emoji_uses_most_prototypes(mode, tmp_path):
     assert usage.codes_over_an_epoch(run, state) >= 0.6
 
 
-def test_a_codebook_larger_than_the_batch_is_drawn_over_several_steps():
+@pytest.mark.parametrize('how', ['random', 'spread'])
+def test_a_codebook_larger_than_the_batch_is_drawn_over_several_steps(how):
     config = base.get_config()
+    config.model.representation.quantizer.data_init = how
     rng = np.random.default_rng(0)
     old = codebook = jnp.asarray(unit(rng.normal(size=(20, D))), jnp.float32)
     valid = jnp.ones(8, bool)
@@ -224,5 +237,9 @@ def test_a_codebook_larger_than_the_batch_is_drawn_over_several_steps():
         nearest = np.argmax(codebook[drawn] @ z.T, axis=1)
         assert len(set(nearest.tolist())) == drawn.stop - drawn.start  # each from its own feature
     assert (np.abs(codebook - old).max(1) > 1e-3).all()
+    if how == 'spread':  # what the step before drew is the last to be drawn again
+        half = jnp.concatenate([codebook[:4], z[:4]])
+        again = np.asarray(targets.redraw(config, 4, jnp.int32(5), codebook, half, valid))
+        assert set((again[8:12] @ half.T).argmax(1).tolist()) == {4, 5, 6, 7}
     empty = targets.redraw(config, 4, jnp.int32(4), old, z, jnp.zeros(8, bool))
     np.testing.assert_array_equal(empty, old)  # nothing to draw from

@@ -64,10 +64,12 @@ def test_alignment_moves_only_the_connector(chain):
     assert moved and all(path.startswith('connector/') for path in moved)
 
 
-def test_what_is_frozen_is_the_average_of_the_stage_before_and_stays(chain, tmp_path):
+@pytest.mark.parametrize('offload', [(), ('ema',)])
+def test_what_is_frozen_is_the_average_of_the_stage_before_and_stays(chain, tmp_path, offload):
     """Targets are of the average: beside other weights it would move though nothing is trained."""
     before, _, end = chain['joint']
-    run = build('continued', tmp_path, before.workdir, **{'optimizer.freeze': (r'^encoder/',)})
+    changes = {'optimizer.freeze': (r'^encoder/',), 'offload': offload}
+    run = build('continued', tmp_path, before.workdir, **changes)
     with quick_compilation():
         after = loop.train(run)
     frozen = [path for path in end['ema'] if path.startswith('encoder/')]
@@ -120,7 +122,20 @@ def test_a_stage_that_is_not_at_its_end_is_told(chain, tmp_path, caplog):
     with caplog.at_level('INFO', logger='absl'):
         loop.start_state(run, checkpoints)
         checkpoints.close()
-        checks.warn_of_early_end(alignment, 2)
+        checks.warn_of_weights_of_another(run.config, alignment, 2)
     assert f'from {early} at step 2' in caplog.text
     assert f'{early} has 2 of its 5 steps' in caplog.text
     assert f'{alignment} has' not in caplog.text
+    assert 'drawn anew' not in caplog.text, 'alignment draws nothing'
+
+
+def test_a_codebook_that_is_drawn_anew_over_a_learned_one_is_told(chain, caplog):
+    before = chain['joint'][0].workdir
+    with caplog.at_level('WARNING', logger='absl'):
+        checks.warn_of_weights_of_another(continued.get_config(), before, 2)
+        config = base.get_config()
+        config.initialise_new = ('^codebook$',)
+        checks.warn_of_weights_of_another(config, before, 2)
+        assert not caplog.text
+        checks.warn_of_weights_of_another(base.get_config(), before, 2)
+    assert f'codebook of {before} is drawn anew at steps 0' in caplog.text

@@ -118,16 +118,6 @@ def cost(
     )
 
 
-def pairs(config, row: Mapping[str, np.ndarray]) -> flops.Pairs:
-    """Visible pairs of a typical row."""
-    extra = 1 + config.model.encoder.registers
-    return flops.Pairs(
-        typical.visible_pairs(row),
-        typical.picture_pairs(row['vision_counts'], extra),
-        typical.picture_pairs(row['pixel_counts'], extra),
-    )
-
-
 # FLOPs of the attention kernels a pair, head and channel: two products forward; backward three
 # for the queries and four for the keys, the logits computed anew.
 KERNELS = {'attention': 4.0, 'attention_dq': 6.0, 'attention_dkv': 8.0}
@@ -184,7 +174,7 @@ def train_step(config, vocabulary: int, mesh_: Mesh) -> Cost:
         built.train_step,
         (built.abstract, built.batch()),
         mesh_,
-        model_flops=flops.train_step(config, vocabulary, pairs(config, row)),
+        model_flops=flops.train_step(config, vocabulary, flops.visible_pairs(config, row)),
         kernel_flops=kernel_flops(config, row, mesh_.size),
     )
 

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rf_jax.learning import targets
 from rf_jax.learning.loop import Run
 from rf_jax.learning.state import State
-from rf_jax.models import quantizer
+from rf_jax.models import quantizer, unified
 
 
 def codes_over_an_epoch(run: Run, state: State) -> float:
@@ -17,12 +17,13 @@ def codes_over_an_epoch(run: Run, state: State) -> float:
     Of a set larger than a window of the plan, the first window.
     """
     assign = quantizer.build(run.config)
+    model = unified.build(run.config, run.tokenizer.size, run.mesh)  # cut as the state is
     count = run.config.model.representation.codes
     hit = np.zeros(count, bool)
 
     def used(state, batch):
         # Not targets.quantize, which draws the codebook anew at a step of data_init_steps.
-        z, real = targets.group_features(run.config, run.model, state.ema, batch)
+        z, real = targets.group_features(run.config, model, state.ema, batch)
         codes = assign(z, state.codebook, real)
         return jnp.zeros(count + 1, bool).at[jnp.where(real, codes, count)].set(True)[:count]
 

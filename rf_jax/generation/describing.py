@@ -11,12 +11,11 @@ from rf_jax.models.unified import Unified
 Arrays = Mapping[str, jax.Array]
 
 
-def describe(model: Unified, params, batch: Arrays, heads, length: int, eos: int, size: int):
+def describe(model: Unified, params, batch: Arrays, heads, length: int, eos: int):
     """Greedy answers.
 
     batch: rows of a Vision span and a Text span whose last `length` tokens are to be written;
-    heads int32 [B]: tokens before them. `size`: entries of the tokenizer. Gives int32 [B, length],
-    `eos` from where an answer ends.
+    heads int32 [B]: tokens before them. Gives int32 [B, length], `eos` from where an answer ends.
     """
     text = batch['text_tokens'].shape[1]
     vision = model.apply({'params': params}, batch, method='embed_vision')
@@ -28,7 +27,7 @@ def describe(model: Unified, params, batch: Arrays, heads, length: int, eos: int
 
     def choose(x):
         logits = model.apply({'params': params}, x, method='text_logits')
-        return jnp.argmax(logits[..., :size], -1).astype(jnp.int32)
+        return jnp.argmax(logits, -1).astype(jnp.int32)
 
     def write(carry, i):
         cache, token, ended = carry

@@ -64,6 +64,7 @@ class Sampler:
         params = jax.tree.map(jnp.asarray, saved['ema'])
         try:
             sampler = cls(config, unified.build(config, tokenizer.size), params, tokenizer)
+            sampler.options()
         except (AttributeError, KeyError) as error:
             raise UserError(
                 f'{path} was written by another version of rf_jax: {error}. Add the field as '
@@ -216,12 +217,12 @@ class Sampler:
         capacity = dict(zip(layout.SIZES, sizes.tolist()))
         capacity['text'] = _round(capacity['text'])
         batch = layout.place(rows, capacity, self.model.channels)
-        if 'describe' not in self._programs:
-            self._programs['describe'] = jax.jit(
-                partial(describing.describe, self.model, length=length,
-                        eos=self.tokenizer.eos, size=self.tokenizer.size)
-            )  # fmt: skip
-        return np.asarray(self._programs['describe'](self.params, batch, np.array(heads, np.int32)))
+        if ('describe', length) not in self._programs:
+            self._programs['describe', length] = jax.jit(
+                partial(describing.describe, self.model, length=length, eos=self.tokenizer.eos)
+            )
+        program = self._programs['describe', length]
+        return np.asarray(program(self.params, batch, np.array(heads, np.int32)))
 
 
 def _round(count: int) -> int:

@@ -1,6 +1,7 @@
 """What stops or warns a run: values that cannot work, changed configs, non-finite numbers."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rf_jax.models import autoencoder
 from rf_jax.runtime import sharding
 from rf_jax.runtime.errors import UserError, choose, require
 
-DTYPES = dict.fromkeys(('float32', 'bfloat16', 'float16'))
+DTYPES = dict.fromkeys(('float32', 'bfloat16'))
 
 
 def check(config) -> None:
@@ -104,14 +105,28 @@ def warn_of_new_weights(config) -> None:
             )
 
 
-def warn_of_early_end(other: Path, step: int) -> None:
-    """Tells where a run whose weights are taken was to be trained for more steps."""
+def warn_of_weights_of_another(config, other: Path, step: int) -> None:
+    """Tells where a run whose weights are taken was to be trained for more steps, and where what
+    its codebook has learned is thrown away.
+    """
     try:
-        steps = json.loads((other / 'config.json').read_text(encoding='utf-8'))['steps']
-    except (OSError, ValueError, KeyError):
+        was = flatten(json.loads((other / 'config.json').read_text(encoding='utf-8')))
+        steps, kind = was['steps'], was['model.representation.kind']
+    except (OSError, ValueError, KeyError, AttributeError):
         return
     if step < steps:
         logging.warning('%s has %d of its %d steps; train it to its end first?', other, step, steps)
+    mine = config.model.representation
+    learned = kind == 'forcing' and was.get('data.tasks.text_to_image', 0) > 0
+    born_new = any(re.search(pattern, 'codebook') for pattern in config.initialise_new)
+    if learned and mine.kind == 'forcing' and mine.quantizer.data_init_steps and not born_new:
+        logging.warning(
+            'the codebook of %s is drawn anew at steps %s, and what representation tokens have '
+            'learned of it is lost; to keep it set '
+            'model.representation.quantizer.data_init_steps=()',
+            other,
+            ', '.join(map(str, mine.quantizer.data_init_steps)),
+        )
 
 
 def changes(before: Mapping, now: Mapping) -> Iterator[tuple[str, str]]:

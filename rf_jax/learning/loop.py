@@ -131,7 +131,7 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
     current = state.started_from(current, saved, run.config)
     for other, step in zip(others, steps):
         logging.info('Started %s, %d steps, from %s at step %d', run.workdir, total, other, step)
-        checks.warn_of_early_end(other, step)
+        checks.warn_of_weights_of_another(run.config, other, step)
     return 0, current
 
 

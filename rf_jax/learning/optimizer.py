@@ -74,7 +74,7 @@ def _found(field: str, pattern: str, path: str) -> bool:
 
 
 def schedule(config) -> optax.Schedule:
-    """Linear warm-up from 0 to the learning rate, then constant."""
+    """Linear warm-up, 1 / warmup of the learning rate in the first step, then constant."""
     peak, warmup = config.learning_rate, config.warmup
     return lambda count: peak * jax.numpy.minimum(1.0, (count + 1) / max(warmup, 1))
 

@@ -49,7 +49,7 @@ class Report:
         self.seen = 0
         self.waited = 0.0
         self.stop = False  # whether any process asked to stop, in the last step that was read
-        self.flops = flops.train_step(config, vocabulary)
+        self.flops = flops.train_step(config, vocabulary, flops.visible_pairs(config))
         peak = hardware.peak_flops(jax.devices()[0])
         self.peak = peak and peak * jax.device_count()
 

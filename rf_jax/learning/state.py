@@ -91,7 +91,8 @@ def started_from(current: State, saved: Sequence, config) -> State:
 
     def own_or_average(path, own, averaged):
         still = optimizers.frozen(path_name(path), config.optimizer.freeze)
-        return jnp.copy(averaged) if still else own
+        # A copy, as the state is donated, and where `own` lies: the average may be offloaded.
+        return jnp.copy(jax.device_put(averaged, own.sharding)) if still else own
 
     found['params'] = jax.tree_util.tree_map_with_path(
         own_or_average, found['params'], found['ema']

@@ -38,14 +38,19 @@ def redraw(config, at: int, taken: jax.Array, codebook, z, valid):
     """The codebook with the prototypes that are drawn from this step's features.
 
     A batch may hold fewer features than there are prototypes: M features fill M rows a step, from
-    step `at` on, until all are filled. Copies of one feature would stay unused for ever.
+    step `at` on, until all are filled. Copies of one feature would stay unused for ever; where
+    some of the M are padding, as many rows are copies, and where all are, rows stay as they were.
     `taken` counts the steps before this one without those that were skipped.
     """
-    turn = jnp.arange(codebook.shape[0]) // z.shape[0]  # which step after `at` fills a row
+    many = min(len(z), len(codebook))  # rows of a step
+    row = jnp.arange(len(codebook))
+    turn = row // many  # which step after `at` fills a row
     key = random_key(config.seed, 'codebook', taken)
 
     def draw(old):
-        fresh = quantizer.build_draw(config)(key, z, valid, old.shape[0])
+        filled = turn < taken - at
+        known = jnp.where(filled, quantizer.similarity(z, old), -1.0).max(1)
+        fresh = quantizer.build_draw(config)(key, z, valid, many, known)[row % many]
         return jnp.where((turn == taken - at)[:, None] & valid.any(), fresh, old)
 
     due = (taken >= at) & (taken <= at + turn[-1])

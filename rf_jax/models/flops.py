@@ -1,7 +1,12 @@
 """Model FLOPs by arithmetic: what the products need, without recomputation or padding of masks."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
+
+from rf_jax.data import typical
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,17 @@ def all_pairs(config) -> Pairs:
     vision = 4 * capacity.vision + capacity.vision_pictures * extra if capacity.vision else 0
     pixels = capacity.pixels + capacity.pixel_pictures * extra if capacity.pixels else 0
     return Pairs(row**2, vision**2, pixels**2)
+
+
+def visible_pairs(config, row: Mapping[str, np.ndarray] | None = None) -> Pairs:
+    """Those that see each other in a row as `data.typical` fills it, or in the arrays of one."""
+    row = typical.row(config) if row is None else row
+    extra = 1 + config.model.encoder.registers
+    return Pairs(
+        typical.visible_pairs(row),
+        typical.picture_pairs(row['vision_counts'], extra),
+        typical.picture_pairs(row['pixel_counts'], extra),
+    )
 
 
 def backbone_token(config) -> float:

@@ -1,7 +1,7 @@
 """Online vector quantization of encoder features (paper, section 3.1 and appendix B).
 
-All of it is float32: the differences that decide are of order 1 / K. Under jit the batch is global,
-so the statistics cover every device.
+All of it is float32: the differences that decide are of order 1 / K, so nothing greater may be
+added to them. Under jit the batch is global, so the statistics cover every device.
 
 Features z [M, D] and prototypes [K, D] have unit norm; `valid` bool [M] marks real features.
 """
@@ -34,8 +34,10 @@ class Printed:
     def __call__(self, z: jax.Array, codebook: jax.Array, valid: jax.Array) -> jax.Array:
         """Codes int32 [M]."""
         p = jax.nn.softmax(similarity(z, codebook) / self.temperature, axis=1)
-        # The second softmax divides by a sum over samples; its logarithm has the same argmax.
-        shares = jax.nn.logsumexp(jnp.where(valid[:, None], p, -jnp.inf), axis=0)
+        # The second softmax divides by a sum over samples; the logarithm has the same argmax. Of
+        # their mean it is of the size of p, where that of the sum would cost p its last digits.
+        excess = jnp.where(valid[:, None], jnp.expm1(p), 0.0).sum(0) / jnp.maximum(valid.sum(), 1)
+        shares = jnp.log1p(excess)
         return jnp.argmax(p - shares, axis=1).astype(jnp.int32)
 
 
@@ -81,20 +83,24 @@ def update(codebook, z, codes, valid, momentum: float) -> jax.Array:
     return jnp.where(used[:, None], moved, codebook)
 
 
-def from_data(key: jax.Array, z: jax.Array, valid: jax.Array, codes: int) -> jax.Array:
+def from_data(key: jax.Array, z: jax.Array, valid: jax.Array, codes: int, known=-1.0) -> jax.Array:
     """K prototypes drawn from the features, each valid one as often as the next.
 
-    With fewer features than prototypes the repeats are set apart by a little noise.
+    With fewer features than prototypes the repeats are set apart by a little noise. `known`: as in
+    `spread`, of no use here.
     """
+    del known
     order_key, noise_key = jax.random.split(key)
     order = jnp.argsort(jnp.where(valid, jax.random.uniform(order_key, valid.shape), 2.0))
     index = order[jnp.arange(codes) % jnp.maximum(valid.sum(), 1)]
     return _apart(noise_key, z[index])
 
 
-def spread(key: jax.Array, z: jax.Array, valid: jax.Array, codes: int) -> jax.Array:
+def spread(key: jax.Array, z: jax.Array, valid: jax.Array, codes: int, known=-1.0) -> jax.Array:
     """K prototypes, each the feature farthest from those before it (Gonzalez 1985); the first by
     chance. What is rare gets prototypes of its own, however common a ground is.
+
+    `known` float32 [M]: greatest cosine to prototypes that are there already; -1: there are none.
     """
     first_key, noise_key = jax.random.split(key)
     first = jnp.argmax(jnp.where(valid, jax.random.uniform(first_key, valid.shape), -1.0))
@@ -103,7 +109,9 @@ def spread(key: jax.Array, z: jax.Array, valid: jax.Array, codes: int) -> jax.Ar
         at = jnp.argmin(jnp.where(valid, near, jnp.inf))
         return jnp.maximum(near, similarity(z, z[at][None])[:, 0]), at
 
-    near = jnp.where(jnp.arange(len(z)) == first, -2.0, -1.0)
+    known = jnp.broadcast_to(known, len(z))
+    chosen = (jnp.arange(len(z)) == first) & (known.max() <= -1)
+    near = jnp.where(chosen, -2.0, known)
     near, index = jax.lax.scan(take, near, length=codes)
     return _apart(noise_key, z[index])
 
@@ -125,7 +133,7 @@ MODES = {
 
 
 def build_draw(config):
-    """`draw(key, z, valid, K) -> codebook` of `config.model.representation.quantizer`."""
+    """`draw(key, z, valid, K, known) -> codebook` of `config.model.representation.quantizer`."""
     name = config.model.representation.quantizer.data_init
     return choose('model.representation.quantizer.data_init', name, DRAWS)
 

@@ -256,7 +256,8 @@ def whole(tree: Any) -> Any:
     Raises:
       UserError: it does not fit there.
     """
-    if jax.process_count() == 1:
+    alone = jax.process_count() == 1
+    if alone and jax.local_device_count() == 1:
         return sharding.near(tree)
     size = sum(x.nbytes for x in jax.tree.leaves(tree))
     memory = jax.local_devices()[0].memory_stats() or {}
@@ -266,7 +267,8 @@ def whole(tree: Any) -> Any:
             f'drawing needs the averaged weights whole on one device: {size / 1e9:.1f} GB, and '
             f'{free / 1e9:.1f} GB are free. Set log.samples_every=0 and evaluation.samples=0'
         )
-    gathered = multihost_utils.process_allgather(tree, tiled=True)  # numpy: one leaf a time
+    # Numpy, one leaf a time.
+    gathered = tree if alone else multihost_utils.process_allgather(tree, tiled=True)
     return jax.tree.map(lambda x: jax.device_put(x, jax.local_devices()[0]), gathered)
 
 
