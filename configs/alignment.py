@@ -1,8 +1,8 @@
 """Stage 1 of the paper: only the connector learns to speak for pictures.
 
-The stages go one after another on one workdir's weights: give each its own `--workdir` and start
-the next from the last with `--config.initialise_from=runs/alignment`. Paper: 10K steps from
-pretrained backbone and encoder; from scratch this stage has little to align.
+The stages go one after another: give each its own `--workdir` and start the next from the last
+with `--config.initialise_from=runs/alignment`. Paper: 10K steps from pretrained backbone and
+encoder; from scratch this stage has little to align.
 """
 
 from configs import base

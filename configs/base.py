@@ -35,8 +35,8 @@ def get_config() -> ConfigDict:
     data.capacity.pixel_pictures = 1  # pictures drawn in a row
     data.patch = 16  # side of a patch in pixels; paper: 16
     # Longest side in pixels and its weight: each draw of a picture is fitted into one of these,
-    # to the nearest aspect ratio whose sides are multiples of 2 x patch. Small pictures are not
-    # enlarged beyond the smallest entry.
+    # to the nearest aspect ratio whose sides are multiples of 2 x patch (of 4 x patch with a pool
+    # of 4). Small pictures are not enlarged beyond the smallest entry.
     data.sizes = ((64, 1.0),)
     data.max_text = 24  # tokens of one text span; longer text is cut and counted
     data.caption_label = 0.5  # chance that a prompt is the bare label, else a paraphrase with tags
@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
     # GPU (to 8,192 tokens, then blockwise), blockwise on CPU (from 4,097 tokens on).
     # reference: a mask and logits of L x L in memory | blockwise: XLA, memory linear in L | pallas:
     # TPU kernel, linear, only tiles that see something (elsewhere interpreted, for tests) |
-    # cudnn: GPU, bfloat16 or float16; no logits, but its mask is L x L: some thousand tokens.
+    # cudnn: GPU, bfloat16; no logits, but its mask is L x L: some thousand tokens.
     attention.form = 'auto'
     attention.block_q = 512  # queries of a tile of blockwise and pallas; multiples of 128
     attention.block_k = 512  # keys of a tile

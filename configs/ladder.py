@@ -1,7 +1,9 @@
 """Where the effect lives: representation forcing against plain pixels, rung by rung.
 
-for rung in arms fine textures clutter weak long theta twice; do RF_JAX_UNFINISHED=1 \\
-  python -m rf_jax.study --config=configs/study.py:$rung --workdir=runs/study_$rung || break; done
+export RF_JAX_UNFINISHED=1  # what a signal stops ends the loop
+python -m rf_jax.study --config=configs/study.py --workdir=runs/study
+for rung in arms fine textures clutter weak long theta twice; do
+python -m rf_jax.study --config=configs/study.py:$rung --workdir=runs/study_$rung || break; done
 python -m rf_jax.ladder --config=configs/ladder.py --folder=runs --workdir=runs/ladder
 
 A rung is a study's folder, an arm and its reference there, steps (0: where the study compares its

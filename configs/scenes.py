@@ -31,7 +31,7 @@ NEW = (r'^(representation_|patch_)', r'^codebook$')
 
 def first(config):
     """Understanding alone: captions and questions, and text."""
-    config.steps = 1500
+    config.steps = 1200
     understanding(config)
     config.data.capacity.update(text=72, vision=27, vision_pictures=3)
     config.optimizer.learning_rate = 2e-3
@@ -40,7 +40,7 @@ def first(config):
 
 def autoencoder(config):
     """The VAE alone."""
-    config.steps = 1500
+    config.steps = 1000
     config.data.tasks.update(text_to_image=1.0, image_to_text=0.0)
     config.data.drop_text = 1.0
     config.data.capacity.update(vision=0, vision_pictures=0, representation=0)
@@ -174,7 +174,7 @@ ARMS = {
 def get_config(variant: str = 'pixel_rf'):
     arm = choose('configs/scenes.py:variant', variant, STAGES | ARMS)
     config = base.get_config()
-    config.steps = 3000
+    config.steps = 3500
     data = config.data
     data.sources = 'scenes:aligned/48'
     data.rows = 24
@@ -189,8 +189,8 @@ def get_config(variant: str = 'pixel_rf'):
     config.tokenizer.vocabulary = 512
     backbone, encoder = config.model.backbone, config.model.encoder
     backbone.layers, backbone.width, backbone.feedforward = 4, 128, 384
-    # With 10,000, made for long texts, a patch and its neighbour differ by little, and when (of
-    # 3,500 steps: after 1,000 or 2,550) patches found the token over them was luck.
+    # With 10,000, made for long texts, neighbouring patches get nearly equal positions, and the
+    # step at which patches found their token (1,000 or 2,550 of 3,500) was luck.
     backbone.rope_theta = 100.0
     # With a layer scale of 1 and one register the first stage kept the whole scene in patches of
     # bare ground: 3.0 bits of a token were explained by nothing under it (64 codes), here 1.5.

@@ -1,6 +1,7 @@
 """The controlled study: arms that differ in one thing, under equal budgets (paper, section 4).
 
 python -m rf_jax.study --config=configs/study.py --workdir=runs/study           (18 runs)
+python -m rf_jax.study --config=configs/study.py:six --workdir=runs/study       (6 more)
 python -m rf_jax.study --config=configs/study.py:quick --workdir=runs/quick     (a look)
 
 The same command goes on with what the workdir holds; more arms and more seeds may be asked of it.
@@ -24,7 +25,9 @@ def _scenes(option: str, *more: str) -> dict:
 
 VARIANTS = {
     '': {},
-    # All other arms, of which one seed was trained.
+    # With REPA and continuous features: the paper's six (the same folder goes on).
+    'six': {'arms': 'pixel_rf,pixel,vae_rf,vae,repa,continuous'},
+    # All other arms, of which one seed was trained, and their references.
     'arms': {
         'arms': 'pixel_rf,pixel,pool_1,codes_32,codes_128,quantizer_printed,quantizer_sinkhorn,'
         'frozen,split_full,split_none,understanding,generation,scratch_pixel_rf,scratch_pixel',

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A run on a TPU pod slice of Google Cloud, through queued resources; begins again after preemption.
 #   launch/tpu.sh NAME v5litepod-64 europe-west4-b --config=configs/emoji.py --workdir=/runs/emoji
-# Run it from the root of the repository; it copies this folder to all hosts. --workdir must be on a
-# file system that all hosts share: SETUP mounts it, by default nothing, for example
-#   SETUP='sudo mkdir -p /runs && sudo mount -o nolock 10.0.0.2:/share /runs' launch/tpu.sh ...
+# Run it from the root of the repository; it copies what is committed to all hosts. --workdir must be on a
+# file system that all hosts share: SETUP, run before each attempt, mounts it; for example
+#   SETUP='mountpoint -q /runs || { sudo mkdir -p /runs && sudo mount 10.0.0.2:/share /runs; }'
 # RUNTIME is the TPU software version of the kind of chip, SPOT=0 asks for on-demand capacity.
 # When it has ended: gcloud compute tpus queued-resources delete NAME --zone=ZONE --force
 set -euo pipefail
@@ -41,6 +41,7 @@ active() { # creates what is not there, deletes what was taken back, waits for t
 }
 
 install() {
+  git diff --quiet HEAD || echo 'tpu.sh: what is not committed stays here' >&2
   git archive --format=tar.gz --output=/tmp/rf_jax.tar.gz HEAD
   gcloud compute tpus tpu-vm scp /tmp/rf_jax.tar.gz "$name":~/ --zone="$zone" --worker=all
   everywhere "${SETUP:-true} && mkdir -p rf_jax && tar xzf rf_jax.tar.gz -C rf_jax \
