@@ -206,6 +206,12 @@ def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp
         ('describe', [f'--workdir={workdir}', f'--image={tmp_path}/broken.png'], 'broken.png'),
     ]:
         assert expected in command(module, *arguments, code=1)
+    old = tmp_path / 'old'
+    shutil.copytree(workdir, old, ignore=shutil.ignore_patterns('.claim'))
+    config = json.loads((old / 'config.json').read_text())
+    del config['sampling']['guidance_text']
+    (old / 'config.json').write_text(json.dumps(config))
+    assert 'another version' in command('sample', f'--workdir={old}', '--prompt=x', code=1)
     with claim(workdir):
         output = command('train', DEBUG, f'--workdir={workdir}', code=1)
     assert 'Another process trains' in output
