@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
 
     data = config.data = ConfigDict()
     # Comma-separated: emoji | scenes:rung/size[/option...] | folder:/path |
-    # tfds:name[/config][:split] | text:/path.
+    # tfds:name[/config][:split] | text:/path. Each is drawn as often as it has samples.
     data.sources = 'emoji'
     data.rows = 32  # B, rows of the global batch
     # Draws per kind of sample; a task that no source can serve stops the start.
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     data.prompt_loss = False  # language-model loss on prompts of text_to_image as well
     data.max_pixels = 64_000_000  # larger pictures are skipped and counted
     data.prefetch = 4  # batches made ahead
-    data.threads = 1  # reader threads
+    data.threads = 1  # reader threads; each makes a whole batch, so at most `prefetch` are of use
 
     tokenizer = config.tokenizer = ConfigDict()
     tokenizer.vocabulary = 2048  # V; SentencePiece lowers it by itself on a tiny corpus

@@ -10,7 +10,7 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
-from rf_jax.data import captions, layout, made_up, plan_report, sources
+from rf_jax.data import captions, cells, layout, made_up, plan_report, sources, spans
 from rf_jax.data.draws import Mixture
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.plan import Plan
@@ -45,6 +45,11 @@ def made_up_plan(config, kind: str) -> Plan:
     return Plan(mixture, sizes, capacity, config.data.rows)
 
 
+def group_of(config) -> int:
+    """Patches that are stored together."""
+    return cells.unit(spans.pool_of(config)) ** 2
+
+
 def planned(config, kind: str, row_tokens: int) -> Plan:
     """Raises UserError when a sample does not fit into a row."""
     if row_tokens:  # for a first look at the sizes, a row takes so many of each
@@ -53,7 +58,7 @@ def planned(config, kind: str, row_tokens: int) -> Plan:
         plan = made_up_plan(config, kind) if kind else plan_of_sources(config)
         if not row_tokens:
             return plan
-        capacity, _ = plan_report.recommended(plan, row_tokens)
+        capacity, _ = plan_report.recommended(plan, row_tokens, group_of(config))
         print('\n'.join(['capacities', *plan_report.flags(capacity)]))
         return Plan(plan.mixture, plan.sizes_of, capacity, plan.batch_rows)
     except ValueError as error:
@@ -65,7 +70,8 @@ def main(argv):
     began = time.process_time()
     plan = planned(_CONFIG.value, _DISTRIBUTION.value, _ROW_TOKENS.value)
     print(f'seconds, to start      {time.process_time() - began:12.1f}')
-    print('\n'.join(plan_report.lines(plan, _SAMPLES.value or round(plan.mixture.epoch()))))
+    draws = _SAMPLES.value or round(plan.mixture.epoch())
+    print('\n'.join(plan_report.lines(plan, draws, group_of(_CONFIG.value))))
     print(f'peak memory            {metrics.peak_process_gb():12.2f} GB')
 
 

@@ -87,6 +87,8 @@ def test_long_rows_are_full_in_every_stream(kind, sizes):
     rows = fewest_rows(samples, capacity)
     fill = samples.sum(0)[:4] / (rows * capacity[:4])
     assert fill.min() >= 0.97, fill
+    for tokens in (4100, 9000):  # a pool of 4 stores groups of 16
+        assert recommended(samples, tokens, group=16)[3] % 16 == 0
 
 
 def test_short_rows_are_as_full_as_first_fit_makes_them():

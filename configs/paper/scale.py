@@ -52,6 +52,8 @@ def get_config(size: str = '30B-A3B') -> ConfigDict:
     config = base.get_config()
     config.compute_dtype = 'bfloat16'
     config.data.sources = 'folder:/path/to/pictures'
+    # A picture takes some milliseconds to read, and a host of a pod draws hundreds a step.
+    config.data.update(threads=16, prefetch=16)
     config.tokenizer.vocabulary = 151_936  # Qwen3's
     model = config.model
     model.attention.update(block_q=256, block_k=128)  # less of a tile is unseen than at 512

@@ -6,6 +6,8 @@ which for small rows are all, go one by one to the row that they fill best. All 
 integers: the same on every machine.
 """
 
+import math
+
 import numpy as np
 
 _UNIT = 2**20  # an empty row's room, in each dimension
@@ -131,14 +133,15 @@ def _suffices(sizes: np.ndarray, capacity: np.ndarray, rows: int) -> bool:
     return int((deal(sizes, capacity, rows)[0] < 0).sum()) <= min(3, len(sizes) // 1000)
 
 
-def recommended(sizes: np.ndarray, tokens: int, lean=(100, 100, 100, 100)) -> np.ndarray:
+def recommended(sizes: np.ndarray, tokens: int, lean=(100, 100, 100, 100), group=4) -> np.ndarray:
     """Capacities int64[6] (`layout.SIZES`) of a row of `tokens` tokens that suit the samples.
 
     Streams in the ratio of the mean demand, each taken as `lean` percent of it, so that all fill at
-    once, and never below the largest sample; pictures, whose places cost next to nothing, a quarter
-    above their mean number.
+    once, pixels in whole groups of `group` patches, and never below the largest sample; pictures,
+    whose places cost next to nothing, a quarter above their mean number.
     """
     unit = 8 if tokens >= 8192 else 4
+    unit = np.array([unit, unit, math.lcm(unit, group)])  # of vision, representation, pixels
     streams = sizes[:, :4].sum(0) * np.array(lean) // 100
     total = int(streams.sum())
     found = np.zeros(6, np.int64)

@@ -74,7 +74,11 @@ class Batches:
         longest = _pick(rng, self.data.sizes)
         if draw.task == 'text_only':
             caption = record.captions[0]
-            return [piece or spans.document(self.tokenizer, caption, self.data.max_text)[0]]
+            if piece:
+                return [piece]
+            first, *rest = spans.document(self.tokenizer, caption, self.data.max_text)
+            counts['text_cut'] += bool(rest)
+            return [first]
         height, width = fitted(record.height, record.width, self.config, longest)
         grid = (height // self.data.patch, width // self.data.patch)
         seen = draw.task == 'image_to_text'
@@ -162,6 +166,13 @@ def check(config) -> None:
         require(weight >= 0, f'data.tasks.{name}={weight} must be at least 0')
     for name in ('threads', 'prefetch'):
         require(data[name] >= 0, f'data.{name}={data[name]} must be at least 0')
+    require(
+        data.threads <= max(data.prefetch, 1),
+        f'data.threads={data.threads} cannot all work on data.prefetch={data.prefetch} batches: '
+        'raise prefetch to at least threads',
+    )
+    for name in ('caption_label', 'question', 'drop_text', 'drop_representation', 'drop_both'):
+        require(0 <= data[name] <= 1, f'data.{name}={data[name]} is a chance, of 0 to 1')
     if not data.sizes:
         raise UserError('data.sizes is empty; the default is ((64, 1.0),)')
     for entry in data.sizes:

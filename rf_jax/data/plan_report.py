@@ -52,22 +52,25 @@ def measure(plan: Plan, draws: int) -> Measured:
 _LEANS = tuple(itertools.product((100, 103, 106), (100, 101, 103), (100,), (100,)))
 
 
-def recommended(plan: Plan, tokens: int) -> tuple[np.ndarray, float]:
-    """(capacities that suit a window's samples at so many tokens a row, row fill with them)."""
+def recommended(plan: Plan, tokens: int, group: int = 4) -> tuple[np.ndarray, float]:
+    """(capacities that suit a window's samples at so many tokens a row, row fill with them).
+
+    `group`: patches that are stored together, of which a row's pixels are a multiple.
+    """
     sizes = plan.sizes(plan.mixture.window(0, plan.shares))
 
     def fill(capacity) -> float:
         rows = packing.fewest_rows(sizes, capacity)
         return float(sizes[:, :4].sum() / (rows * capacity[:4].sum()))
 
-    tried = [packing.recommended(sizes, tokens, lean) for lean in _LEANS]
+    tried = [packing.recommended(sizes, tokens, lean, group) for lean in _LEANS]
     filled = [fill(capacity) for capacity in tried]
     best = int(np.argmax(filled))
     return tried[best], filled[best]
 
 
-def lines(plan: Plan, draws: int) -> list[str]:
-    """What a person wants to know of a plan."""
+def lines(plan: Plan, draws: int, group: int = 4) -> list[str]:
+    """What a person wants to know of a plan; `group` as in `recommended`."""
     found = measure(plan, draws)
     told = [
         f'draws planned          {found.draws:12,d}',
@@ -82,7 +85,7 @@ def lines(plan: Plan, draws: int) -> list[str]:
         f'in the next window     {found.carried / found.draws:12.3%}',
         f'left out               {found.left_out / found.draws:12.3%}',
     ]
-    capacity, fill = recommended(plan, int(plan.capacity[:4].sum()))
+    capacity, fill = recommended(plan, int(plan.capacity[:4].sum()), group)
     if fill < found.row_fill + 0.01:
         return told
     return [*told, f'rows would be {fill:.1%} full with', *flags(capacity)]

@@ -25,10 +25,12 @@ def pool_of(config) -> int:
 def text_span(tokenizer, text, max_text, loss_from, counts: Counter) -> layout.Text:
     """`<bos> text <eos>`; loss on what follows position `loss_from`, None for no loss.
 
-    Longer text is cut to `max_text` tokens and counted.
+    Longer text is cut to `max_text` tokens and counted; its end is not learned then.
     """
-    ids = [tokenizer.bos, *_cut(tokenizer.encode(text), max_text - 2, counts), tokenizer.eos]
-    targets = [*ids[1:], -1]
+    whole = tokenizer.encode(text)
+    ids = [tokenizer.bos, *_cut(whole, max_text - 2, counts), tokenizer.eos]
+    end = tokenizer.eos if len(ids) == len(whole) + 2 else -1
+    targets = [*ids[1:-1], end, -1]
     if loss_from is None:
         return layout.Text(ids)
     return layout.Text(ids, [t if i >= loss_from else -1 for i, t in enumerate(targets)])
@@ -47,15 +49,18 @@ def document(tokenizer, text: str, max_text: int) -> list[layout.Text]:
 def dialogue_span(tokenizer, question, answer, max_text, counts: Counter) -> layout.Text:
     """`<bos> question <answer> answer <eos>` with loss on the answer and its end.
 
-    A long question is cut to half of the span, the answer to the rest.
+    A long question is cut to half of the span, the answer to the rest; the end of a cut answer is
+    not learned, or answers would learn to stop in the middle.
     `answer` None leaves the span open after the answer mark, to be continued by generation.
     """
     head = tokenizer.encode(question) if question else []
     head = [tokenizer.bos, *_cut(head, max_text // 2, counts), tokenizer.answer]
     if answer is None:
         return layout.Text(head)
-    tail = [*_cut(tokenizer.encode(answer), max_text - len(head) - 1, counts), tokenizer.eos]
-    targets = [-1] * (len(head) - 1) + tail + [-1]
+    whole = tokenizer.encode(answer)
+    tail = [*_cut(whole, max_text - len(head) - 1, counts), tokenizer.eos]
+    end = tokenizer.eos if len(tail) > len(whole) else -1
+    targets = [-1] * (len(head) - 1) + [*tail[:-1], end] + [-1]
     return layout.Text(head + tail, targets)
 
 
