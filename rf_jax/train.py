@@ -30,6 +30,7 @@ def main(argv):
 
 def _train(traced: tuple[int, int] | None) -> int:
     run = loop.build(_CONFIG.value, _WORKDIR.value)
+    report.check(run)
     state = loop.train(run, report.while_training(run), traced)
     if not run.stopped and run.config.evaluation.samples:
         with run.goodput.phase('evaluation'):

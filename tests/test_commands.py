@@ -198,6 +198,15 @@ def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp
     for module, arguments, expected in [
         ('train', [DEBUG, f'--workdir={tmp_path}/file'], 'workdir'),
         ('train', [DEBUG, f'--workdir={tmp_path}', '--config.data.sorces=x'], 'data.sources'),
+        (
+            'train',
+            [
+                '--config=configs/scenes.py:pixel',
+                f'--workdir={tmp_path}/few',
+                '--config.data.sources=scenes:aligned/48/objects=1/count=500',
+            ],
+            'two objects',
+        ),
         ('train', [DEBUG, f'--workdir={workdir}', '--config.model.backbone.width=64'], 'expected'),
         ('compile_check', ['--topology=cpu:1', '--json=/nowhere/x'], 'no folder /nowhere'),
         ('compile_check', ['--topology=cpu:1', '--sweep', '--only=sample'], '--only'),

@@ -112,6 +112,18 @@ def test_progress_leaves_out_the_compilation():
     assert 'GFLOP' not in progress.line(1011, {'mfu': 0.412, 'flops_per_second': 1.0})
 
 
+def test_what_is_no_training_counts_in_no_rate():
+    clock = Clock()
+    progress = Progress(0, 10, clock)
+    progress.done(1)
+    progress.rates()
+    clock.now += 2
+    with progress.pause():
+        clock.now += 100
+    progress.done(2, tokens=10)
+    assert progress.rates() == {'tokens_per_second': 5.0}
+
+
 def test_rates_are_those_since_the_last_call():
     clock = Clock()
     progress = Progress(0, 10, clock)

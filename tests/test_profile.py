@@ -30,6 +30,17 @@ def test_a_run_that_ends_within_still_leaves_its_trace(tmp_path):
     assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
 
+def test_a_trace_waits_for_what_its_last_step_gives(tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(profile.jax, 'block_until_ready', waited.append)
+    with profile.Profile(tmp_path / 'profile', (1, 1)) as trace:
+        for number in (1, 2):
+            with trace.step(number):
+                pass
+            trace.gives(number)
+    assert waited == [1]
+
+
 def test_nothing_is_traced_unasked(tmp_path):
     with profile.Profile(tmp_path / 'profile', profile.parse('')) as trace, trace.step(1):
         pass

@@ -1,9 +1,12 @@
 """A lost process is named, and all others end: with a store and a clock of our own."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from rf_jax.runtime import watch
-from rf_jax.runtime.watch import BEAT, LINGER, PATIENCE, SILENCE, Judge, Watch
+from rf_jax.runtime.watch import BEAT, LINGER, PATIENCE, SILENCE, SLOW, Judge, Watch
 
 
 class Store:
@@ -111,6 +114,34 @@ def test_without_its_coordinator_each_leaves_by_itself(processes):
     turn([1, 2])
     assert left == {1: 1, 2: 1}
     assert all('process 0 of 3' in told and 'was lost' in told for told in said)
+
+
+@pytest.mark.parametrize(
+    ('answer', 'seconds'),
+    [(ConnectionRefusedError, SLOW), (TimeoutError, SILENCE), (None, np.inf)],
+)
+def test_a_beat_without_answer_ends_a_process_when_its_coordinator_is_surely_gone(
+    processes, monkeypatch, answer, seconds
+):
+    """A network may be silent for some seconds."""
+    watches, store, _, left, _, now = processes
+
+    def connect(*_, **__):
+        if answer:
+            raise answer()
+        return SimpleNamespace(close=lambda: None)
+
+    def look_meanwhile(*_):
+        for waited in range(1, int(min(seconds, 60)) + 2):
+            now.append(100.0 + waited)
+            watches[1].guard()
+            assert (1 in left) == (waited > seconds)
+        return []
+
+    monkeypatch.setattr(watch.socket, 'create_connection', connect)
+    monkeypatch.setattr(store, 'key_value_dir_get', look_meanwhile)
+    watches[1].beat()
+    assert left == ({1: 1} if answer else {})
 
 
 def test_nobody_is_missed_after_the_end(processes):

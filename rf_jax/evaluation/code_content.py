@@ -1,6 +1,10 @@
 """What representation tokens of scenes tell: of the content under them, of the place they stand at.
 
-Bits by counting. A good target has much information of its content, and little entropy that
+Bits by counting, which some thousand tokens make too many of `shared` and `place`, the more the
+more codes there are: of pure noise, 0.6 and 0.2 of 48 codes, 0.9 and 0.5 of 128 (200 pictures of 9
+tokens). Compare what has as many codes and tokens.
+
+A good target has much information of its content, and little entropy that
 neither content nor place explains: that part no prompt can predict.
 """
 

@@ -66,6 +66,13 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
     return show
 
 
+def check(run: Run) -> None:
+    """Raises UserError before a training whose end could not be evaluated."""
+    samples = run.config.evaluation.samples
+    if samples and scoring.applies(run.config):
+        scoring.check(run.config, run.tokenizer, scoring.Amount.of(samples))
+
+
 def at_end(run: Run, state: State) -> str:
     """Evaluates, writes the result and grids into the workdir; the table to print."""
     sampler = Sampler(run.config, run.model, hosts.whole(state.ema), run.tokenizer)

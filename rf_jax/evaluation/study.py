@@ -82,11 +82,12 @@ def run(study, folder: str | Path, score: Score = scoring.score) -> bool:
 
 
 def unfinished(pieces: Sequence[Piece]) -> list[Piece]:
-    """What is not scored to its end, and stages that it needs whose last checkpoint was removed:
-    one of fewer steps, of a training that goes on again, is not what other arms started from.
+    """What is not scored to its end, and stages that a run which is to begin needs and whose last
+    checkpoint was removed: one of fewer steps, of a training that goes on again, is not what other
+    arms started from.
     """
     left = [piece for piece in pieces if not piece.finished]
-    needed = {stage for piece in left for stage in piece.stages}
+    needed = {s for piece in left if not checkpoint.any_in(piece.folder) for s in piece.stages}
     gone = [p for p in pieces if p.folder in needed and not checkpoint.holds(p.folder, p.last)]
     return [piece for piece in pieces if piece in left or piece in gone]
 

@@ -182,6 +182,7 @@ def train(
                 batch = next(batches)
             with trace.step(number), spent.phase('compile' if number == start + 1 else 'steps'):
                 current, values = run.train_step(current, run.put(batch, stop.requested))
+            trace.gives(values)
             report.later(number, values, batch)  # reads the step before, while this one runs
             stopping = hosts.agreed(stop.requested, report.stop)  # read once: signals may come
             last = number == config.steps or stopping
@@ -194,7 +195,7 @@ def train(
             every = config.log.samples_every
             if on_samples and every and number % every == 0 and not last:
                 report.flush()
-                with spent.phase('evaluation'):
+                with spent.phase('evaluation'), report.progress.pause():
                     on_samples(number, current.ema, writer)
             if stopping:
                 run.stopped = True

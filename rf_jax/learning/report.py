@@ -113,7 +113,7 @@ class Report:
         shown |= {f'loss/{name}': bands[name] for name in bands} if 'flow' in terms else {}
         shown |= {name: mean[name] for name in ('codes_used', 'gradient_norm') if name in mean}
         shown |= {name: values[name] for name in ('skipped', 'parameter_norm')}
-        shown['input_wait_seconds'] = self.waited / self.config.log.every
+        shown['input_wait_seconds'] = self.waited / seen
         self.spent.save(number, hosts.first())
         shown['goodput'] = self.spent.share()
         shown |= {f'seconds/{name}': value for name, value in self.spent.totals().items()}

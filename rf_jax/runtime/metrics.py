@@ -1,5 +1,6 @@
 """What a run tells about itself: JSON lines, TensorBoard, one progress line, and when to stop."""
 
+import contextlib
 import json
 import math
 import os
@@ -8,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,13 @@ class Progress:
             return
         for name, count in counts.items():
             self._counts[name] = self._counts.get(name, 0) + count
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Around what is no training: it counts in no rate."""
+        began = self._clock()
+        yield
+        self._since += self._clock() - began
 
     def rates(self) -> dict[str, float]:
         """{name_per_second} of the counts since the last call; empty if there was no step."""

@@ -32,6 +32,7 @@ class Profile:
         # One process is enough to read, and two on one machine would write the same files.
         self._folder, self._steps = folder, steps if jax.process_index() == 0 else None
         self._running = self._seen = False
+        self._last: Any = None  # what the newest step gives
 
     def __enter__(self) -> 'Profile':
         return self
@@ -57,11 +58,15 @@ class Profile:
         with jax.profiler.StepTraceAnnotation('train', step_num=number):
             yield
 
+    def gives(self, values: Any) -> None:
+        """Takes what the step just dispatched will give: a trace ends when it is there."""
+        self._last = values
+
     def _stop(self) -> None:
         if not self._running:
             return
         self._running = False
-        jax.effects_barrier()
+        jax.block_until_ready(self._last)
         jax.profiler.stop_trace()
         logging.info(
             'Profile in %s: `tensorboard --logdir=%s` or `xprof %s`; its perfetto_trace.json.gz '

@@ -101,16 +101,24 @@ class Watch(threading.Thread):
     def _guard(self) -> None:
         """The client itself may be stuck when the coordinator is gone."""
         while not self._stop.wait(BEAT):
-            asked = self._asked
-            if asked is not None and self._clock() - asked > SLOW and not self._reachable():
-                self._end(self._no_coordinator())
+            self.guard()
 
-    def _reachable(self) -> bool:
+    def guard(self) -> None:
+        """One look at the beat on its way."""
+        asked = self._asked
+        waited = 0.0 if asked is None else self._clock() - asked
+        error = self._trouble() if waited > SLOW else None
+        # Who refuses is gone; a network may be silent for a while.
+        if isinstance(error, ConnectionRefusedError) or (error and waited > SILENCE):
+            self._end(self._no_coordinator())
+
+    def _trouble(self) -> OSError | None:
+        """What a connection to the coordinator meets."""
         try:
             socket.create_connection(self._coordinator, timeout=SLOW).close()
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            return error
+        return None
 
     def _no_coordinator(self) -> str:
         return f'process 0 of {self._count}, which coordinates the others, was lost. {AGAIN}'

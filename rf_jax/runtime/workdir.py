@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +21,8 @@ def write_run_files(workdir: str | os.PathLike, files: Mapping[str, str | bytes]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            temporary = workdir / f'.{name}.{os.getpid()}.tmp'
+            # Processes of two hosts may have one number.
+            temporary = workdir / f'.{name}.{secrets.token_hex(6)}.tmp'
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
             temporary.replace(workdir / name)
     except OSError as error:
@@ -90,7 +92,7 @@ def claimed(folder: str | os.PathLike) -> bool:
 
 def check_writable(folder: str | os.PathLike, flag: str = 'workdir') -> None:
     """Makes the folder; raises UserError naming the flag if files cannot be written there."""
-    probe = Path(folder) / f'.probe.{jax.process_index()}.{os.getpid()}'
+    probe = Path(folder) / f'.probe.{secrets.token_hex(6)}'
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b'rf_jax')
