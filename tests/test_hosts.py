@@ -176,6 +176,16 @@ def test_one_killed_ends_all_with_a_clear_word(tmp_path, victim):
     assert 4 in saved(workdir)
 
 
+def test_other_data_on_one_host_is_refused(monkeypatch):
+    hosts.check_same('3 samples', 'data.sources')
+    monkeypatch.setattr(hosts.jax, 'process_count', lambda: 3)
+    monkeypatch.setattr(hosts, 'gather', lambda text: [text, text, '2 samples'])
+    with pytest.raises(UserError, match=r'data\.sources .* 0 has 3 samples; process 2 has 2 samp'):
+        hosts.check_same('3 samples', 'data.sources')
+    monkeypatch.setattr(hosts, 'gather', lambda text: [text] * 3)
+    hosts.check_same('3 samples', 'data.sources')
+
+
 def test_a_workdir_of_ones_own_is_refused(tmp_path):
     """Each process is given a folder of its own, as on hosts without a shared file system."""
     folder = tmp_path / 'logs'

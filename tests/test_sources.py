@@ -86,6 +86,28 @@ def test_several_sources_keep_their_order(tmp_path):
     assert [source.name for source in built] == [f'text:{tmp_path}/a.txt', 'emoji']
 
 
+def test_the_summary_tells_what_a_plan_follows_from(tmp_path):
+    lines = [{'file': f'{i}.png', 'caption': f'picture {i}'} for i in range(3)]
+    for line in lines:
+        picture_file(tmp_path / line['file'])
+
+    def summary():
+        return sources.summary(sources.build(f'folder:{tmp_path}', MANY))
+
+    write_lines(tmp_path, *lines)
+    whole = summary()
+    assert whole == summary() and whole.startswith('3 samples (0 left out')
+    write_lines(tmp_path, *lines[::-1])
+    assert summary() != whole, 'another order'
+    write_lines(tmp_path, *lines[:2], lines[2] | {'caption': 'another'})
+    assert summary() != whole
+    write_lines(tmp_path, *lines)
+    (tmp_path / '1.png').unlink()
+    assert summary().startswith('2 samples (1 left out')
+    procedural = sources.build('scenes:aligned/48/count=2000000000', MANY)
+    assert sources.summary(procedural).startswith('2000000000 samples'), 'nobody reads all of them'
+
+
 def test_folder_reads_every_field(tmp_path):
     picture_file(tmp_path / 'b.png', value=1)
     picture_file(tmp_path / 'sub' / 'a.jpg', 20, 30, value=200)

@@ -129,6 +129,16 @@ def test_a_stage_that_is_not_at_its_end_is_told(chain, tmp_path, caplog):
     assert 'drawn anew' not in caplog.text, 'alignment draws nothing'
 
 
+def test_other_data_in_a_workdir_is_told(chain, tmp_path, caplog):
+    run = chain['joint'][0]
+    with caplog.at_level('WARNING', logger='absl'):
+        checks.warn_of_other_data(run.data, run.workdir)
+        checks.warn_of_other_data(run.data, tmp_path)
+        assert not caplog.text
+        checks.warn_of_other_data('3 samples', run.workdir)
+    assert f'the data is 3 samples and was {run.data}' in caplog.text
+
+
 def test_a_codebook_that_is_drawn_anew_over_a_learned_one_is_told(chain, caplog):
     before = chain['joint'][0].workdir
     with caplog.at_level('WARNING', logger='absl'):

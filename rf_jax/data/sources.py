@@ -7,6 +7,7 @@ show all its words, so nobody reads all of them at the start.
 """
 
 import difflib
+import hashlib
 import io
 import json
 import zipfile
@@ -123,3 +124,17 @@ def pictured(source: Source) -> Sequence[int]:
     if getattr(source, 'procedural', False):
         return range(len(source))
     return [i for i in range(len(source)) if source.record(i).height]
+
+
+def summary(sources: Sequence[Source]) -> str:
+    """What the plan of a run follows from: of each source how many samples it has and leaves out,
+    and a digest of all it says about them (but for procedural ones, which their name tells).
+    """
+    told = []
+    for source in sources:
+        digest = hashlib.blake2b(digest_size=8)
+        for i in range(0 if getattr(source, 'procedural', False) else len(source)):
+            digest.update(repr(source.record(i)).encode())
+        left_out = sum(source.skipped.values())
+        told.append(f'{len(source)} samples ({left_out} left out, digest {digest.hexdigest()})')
+    return '; '.join(told)

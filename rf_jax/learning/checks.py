@@ -81,6 +81,21 @@ def warn_of_changes(config, workdir: Path) -> None:
             logging.warning('%s is %r now and was %r in this workdir', field, value, was)
 
 
+def warn_of_other_data(data: str, workdir: Path) -> None:
+    """Tells where sources no longer hold what this workdir was trained with so far."""
+    try:
+        before = json.loads((workdir / 'version.json').read_text(encoding='utf-8'))['data']
+    except (OSError, ValueError, KeyError):
+        return
+    if before != data:
+        logging.warning(
+            'the data is %s and was %s: samples come in another order than before, some twice in a '
+            'pass',
+            data,
+            before,
+        )
+
+
 def warn_of_new_weights(config) -> None:
     """Tells which fields of a config suppose weights of another run; to be called without any."""
     representation, losses = config.model.representation, config.losses

@@ -40,6 +40,7 @@ class Run(programs.Programs):
     tokenizer: Tokenizer
     batches: pipeline.Batches
     goodput: goodput.Goodput
+    data: str  # sources.summary
     stopped: bool = False
 
     def put(self, batch: Mapping[str, np.ndarray], stop: bool = False) -> dict[str, jax.Array]:
@@ -96,6 +97,8 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     checks.check(config)
     compilation.use_cache(config.compilation_cache)
     found = sources.build(config.data.sources, config.data.max_pixels)
+    data = sources.summary(found)
+    hosts.check_same(data, 'data.sources')
     tokenizer = Tokenizer(
         hosts.from_first(lambda: find_tokenizer(config, folder, found).model_bytes)
     )
@@ -104,6 +107,7 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     batches = pipeline.Batches(config, found, tokenizer, mesh.share_of_rows(mesh_))
     built = programs.build(config, tokenizer.size, mesh_)
     own = {'workdir': folder, 'tokenizer': tokenizer, 'batches': batches, 'goodput': spent}
+    own['data'] = data
     return Run(**vars(built), **own)
 
 
@@ -116,6 +120,7 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
     if restored:
         if hosts.first():
             checks.warn_of_changes(run.config, run.workdir)
+            checks.warn_of_other_data(run.data, run.workdir)
         logging.info('Resumed %s at step %d of %d', run.workdir, restored[0], total)
         if restored[0] >= total:
             logging.info('Nothing to train; raise steps (--config.steps) to go on')
@@ -138,7 +143,7 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
 def write_start(run: Run) -> None:
     """What a notebook needs to reopen the run: config, tokenizer, versions, parameters."""
     versions = {'rf_jax': rf_jax.__version__, 'jax': jax.__version__,
-                'tokenizer_sha256': run.tokenizer.checksum}  # fmt: skip
+                'tokenizer_sha256': run.tokenizer.checksum, 'data': run.data}  # fmt: skip
     workdir.write_run_files(
         run.workdir,
         {

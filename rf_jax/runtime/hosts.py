@@ -250,6 +250,19 @@ def check_shared(folder: Path) -> None:
         )
 
 
+def check_same(text: str, field: str) -> None:
+    """Raises UserError, naming the field, unless all processes say the same. All must call it."""
+    if jax.process_count() == 1:
+        return
+    told = gather(text)
+    for i, other in enumerate(told):
+        if other != told[0]:
+            raise UserError(
+                f'{field} is not the same on all hosts. Process 0 has {told[0]}; process {i} has '
+                f'{other}. Is something missing or not readable there?'
+            )
+
+
 def whole(tree: Any) -> Any:
     """The tree on the first device of every process, not cut. All must call it.
 
