@@ -175,10 +175,11 @@ def report(measured: Sequence[Measured], left: Sequence[Rung]) -> str:
 
 
 def draw(measured: Sequence[Measured]) -> bytes:
-    """PNG: a panel for each heading, both scores against its rungs."""
+    """PNG: a panel for each heading of several rungs, both scores against them."""
     from matplotlib.figure import Figure  # slow to import, and only studies need it
 
     groups = _by_heading(measured)
+    groups = {name: group for name, group in groups.items() if len(group) > 1} or groups
     arms = _names(m.rung.arm for m in measured)
     references = _names(m.rung.reference for m in measured)
     figure = Figure(figsize=(3.2 * len(groups), 3.4))
