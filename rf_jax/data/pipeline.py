@@ -70,16 +70,13 @@ class Batches:
         source, index, piece = self.samples[draw.task][draw.index]
         record = source.record(index)
         rng = generator(self.config.seed, 'draw', draw.task, draw.index, draw.turn)
-        counts = self.counts if decode else Counter()  # planning counts nothing
-        longest = _pick(rng, self.data.sizes)
+        data, counts = self.data, self.counts if decode else Counter()  # planning counts nothing
         if draw.task == 'text_only':
             caption = record.captions[0]
-            if piece:
-                return [piece]
-            first, *rest = spans.document(self.tokenizer, caption, self.data.max_text)
-            counts['text_cut'] += bool(rest)
-            return [first]
-        height, width = fitted(record.height, record.width, self.config, longest)
+            pieces = [piece] if piece else spans.document(self.tokenizer, caption, data.max_text)
+            counts.update(['text_cut'][: len(pieces) - 1])
+            return pieces[:1]
+        height, width = fitted(record.height, record.width, self.config, _pick(rng, data.sizes))
         grid = (height // self.data.patch, width // self.data.patch)
         seen = draw.task == 'image_to_text'
         pool = 2 if seen else cells.unit(self.pool)  # in which order patches are stored
@@ -166,11 +163,8 @@ def check(config) -> None:
         require(weight >= 0, f'data.tasks.{name}={weight} must be at least 0')
     for name in ('threads', 'prefetch'):
         require(data[name] >= 0, f'data.{name}={data[name]} must be at least 0')
-    require(
-        data.threads <= max(data.prefetch, 1),
-        f'data.threads={data.threads} cannot all work on data.prefetch={data.prefetch} batches: '
-        'raise prefetch to at least threads',
-    )
+    told = f'data.threads={data.threads} are more than the data.prefetch={data.prefetch} batches'
+    require(data.threads <= max(data.prefetch, 1), told)
     for name in ('caption_label', 'question', 'drop_text', 'drop_representation', 'drop_both'):
         require(0 <= data[name] <= 1, f'data.{name}={data[name]} is a chance, of 0 to 1')
     if not data.sizes:
