@@ -203,6 +203,7 @@ def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp
             [
                 '--config=configs/scenes.py:pixel',
                 f'--workdir={tmp_path}/few',
+                '--config.steps=1',
                 '--config.data.sources=scenes:aligned/48/objects=1/count=500',
             ],
             'two objects',
@@ -215,6 +216,7 @@ def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp
         ('describe', [f'--workdir={workdir}', f'--image={tmp_path}/broken.png'], 'broken.png'),
     ]:
         assert expected in command(module, *arguments, code=1)
+    assert not (tmp_path / 'few/checkpoints').exists(), 'told after the training, not before'
     old = tmp_path / 'old'
     shutil.copytree(workdir, old, ignore=shutil.ignore_patterns('.claim'))
     config = json.loads((old / 'config.json').read_text())

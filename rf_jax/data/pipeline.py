@@ -70,13 +70,12 @@ class Batches:
         source, index, piece = self.samples[draw.task][draw.index]
         record = source.record(index)
         rng = generator(self.config.seed, 'draw', draw.task, draw.index, draw.turn)
-        data, counts = self.data, self.counts if decode else Counter()  # planning counts nothing
+        counts = self.counts if decode else Counter()  # planning counts nothing
+        longest = _pick(rng, self.data.sizes)
         if draw.task == 'text_only':
             caption = record.captions[0]
-            pieces = [piece] if piece else spans.document(self.tokenizer, caption, data.max_text)
-            counts.update(['text_cut'][: len(pieces) - 1])
-            return pieces[:1]
-        height, width = fitted(record.height, record.width, self.config, _pick(rng, data.sizes))
+            return [piece or spans.opening(self.tokenizer, caption, self.data.max_text, counts)]
+        height, width = fitted(record.height, record.width, self.config, longest)
         grid = (height // self.data.patch, width // self.data.patch)
         seen = draw.task == 'image_to_text'
         pool = 2 if seen else cells.unit(self.pool)  # in which order patches are stored
@@ -163,8 +162,8 @@ def check(config) -> None:
         require(weight >= 0, f'data.tasks.{name}={weight} must be at least 0')
     for name in ('threads', 'prefetch'):
         require(data[name] >= 0, f'data.{name}={data[name]} must be at least 0')
-    told = f'data.threads={data.threads} are more than the data.prefetch={data.prefetch} batches'
-    require(data.threads <= max(data.prefetch, 1), told)
+    busy = data.threads <= max(data.prefetch, 1)  # a thread makes a whole batch
+    require(busy, f'data.threads={data.threads} is more than data.prefetch={data.prefetch}')
     for name in ('caption_label', 'question', 'drop_text', 'drop_representation', 'drop_both'):
         require(0 <= data[name] <= 1, f'data.{name}={data[name]} is a chance, of 0 to 1')
     if not data.sizes:

@@ -46,6 +46,14 @@ def document(tokenizer, text: str, max_text: int) -> list[layout.Text]:
     ]
 
 
+def opening(tokenizer, text: str, max_text: int, counts: Counter) -> layout.Text:
+    """The first piece of `document`; text that has more is counted as cut."""
+    first, *rest = document(tokenizer, text, max_text)
+    if rest:
+        counts['text_cut'] += 1
+    return first
+
+
 def dialogue_span(tokenizer, question, answer, max_text, counts: Counter) -> layout.Text:
     """`<bos> question <answer> answer <eos>` with loss on the answer and its end.
 

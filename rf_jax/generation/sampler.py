@@ -64,7 +64,7 @@ class Sampler:
         params = jax.tree.map(jnp.asarray, saved['ema'])
         try:
             sampler = cls(config, unified.build(config, tokenizer.size), params, tokenizer)
-            sampler.options()
+            sampler.options()  # its fields are read now, not at the first drawing
         except (AttributeError, KeyError) as error:
             raise UserError(
                 f'{path} was written by another version of rf_jax: {error}. Add the field as '

@@ -107,8 +107,7 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     batches = pipeline.Batches(config, found, tokenizer, mesh.share_of_rows(mesh_))
     built = programs.build(config, tokenizer.size, mesh_)
     own = {'workdir': folder, 'tokenizer': tokenizer, 'batches': batches, 'goodput': spent}
-    own['data'] = data
-    return Run(**vars(built), **own)
+    return Run(**vars(built), **own, data=data)
 
 
 def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, state.State]:

@@ -282,7 +282,8 @@ def whole(tree: Any) -> Any:
         )
     # Numpy, one leaf a time.
     gathered = tree if alone else multihost_utils.process_allgather(tree, tiled=True)
-    return jax.tree.map(lambda x: jax.device_put(x, jax.local_devices()[0]), gathered)
+    device = jax.local_devices()[0]  # what lies there already may lie in the memory of the host
+    return jax.tree.map(lambda x: jax.device_put(sharding.near(x), device), gathered)
 
 
 def agreed(asked: bool, told: bool) -> bool:
