@@ -186,6 +186,16 @@ def test_other_data_on_one_host_is_refused(monkeypatch):
     hosts.check_same('3 samples', 'data.sources')
 
 
+def test_the_first_reads_the_data_before_the_others(monkeypatch):
+    told = []
+    monkeypatch.setattr(hosts, 'from_first', lambda make: told.append('the first is done'))
+    for first in (True, False):
+        told.clear()
+        monkeypatch.setattr(hosts, 'first', lambda first=first: first)
+        assert hosts.first_alone(lambda: told.append('read') or 'data') == 'data'
+        assert told == (['read', 'the first is done'] if first else ['the first is done', 'read'])
+
+
 def test_a_workdir_of_ones_own_is_refused(tmp_path):
     """Each process is given a folder of its own, as on hosts without a shared file system."""
     folder = tmp_path / 'logs'

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rf_jax.data import sources
+from rf_jax.data import source_tfds, sources, survey
 from rf_jax.data.records import Record
 from rf_jax.runtime.errors import UserError
 
@@ -120,6 +120,48 @@ def test_tfds_errors_list_the_features():
         sources.build('tfds:labelled:nosplit', MANY)
     with pytest.raises(UserError, match=r'data\.sources: tfds:no_such_set did not open'):
         sources.build('tfds:no_such_set', MANY)
+
+
+@pytest.mark.usefixtures('tfds_dir')
+def test_a_large_set_is_read_once(monkeypatch):
+    """The second start finds sizes, captions and what was skipped beside the set."""
+    monkeypatch.setattr(survey, '_SHORT', 0)
+    for most, kept in ((MANY, 4), (23 * 30, 3)):
+        first = sources.build('tfds:labelled', most)[0]
+        with monkeypatch.context() as blind:
+            blind.setattr(source_tfds, 'header_size', lambda _: pytest.fail('read again'))
+            again = sources.build('tfds:labelled', most)[0]
+        assert len(again) == len(first) == kept and again.skipped == first.skipped
+        assert [again.record(i) for i in range(kept)] == [first.record(i) for i in range(kept)]
+        assert [int(again.picture(i)[0, 0, 0]) for i in range(3)] == [20, 21, 22]
+    part = sources.build('tfds:labelled:train[1:3]', MANY)[0]  # has a survey of its own
+    assert [part.record(i).height for i in range(len(part))] == [21, 22]
+
+
+def test_a_survey_is_of_one_set_and_needs_no_disk(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(survey, '_SHORT', 0)
+    counted = []
+
+    def read(i):
+        counted.append(i)
+        return (f'caption {i}',), (i, 2 * i) if i % 2 else 'no picture'
+
+    def asked(of='a set', count=4, folder=tmp_path):
+        counted.clear()
+        found = survey.survey('tfds:set', of, str(folder), count, read)
+        assert found == [read(i) for i in range(count)]
+        return len(counted) - count
+
+    assert [asked(), asked()] == [4, 0]
+    assert asked(of='another set') == 4 and asked(count=3) == 3
+    assert asked() == 0  # others have files of their own
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:-9])  # torn
+    assert [asked(), asked()] == [4, 0] and 'is read again' in caplog.text
+    nowhere = tmp_path / 'not there'
+    assert [asked(folder=nowhere), asked(folder=nowhere)] == [4, 4]
+    assert 'each start reads the whole set' in caplog.text
+    assert all(file.suffix == '.gz' for file in tmp_path.iterdir())
 
 
 def test_tfds_is_an_extra(monkeypatch):

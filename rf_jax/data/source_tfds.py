@@ -2,26 +2,26 @@
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from rf_jax.data.images import BadPicture, header_size, read_rgb
 from rf_jax.data.records import Record, Skips, clean
+from rf_jax.data.survey import survey
 from rf_jax.runtime.errors import UserError
 
 # Names of the feature that tells what a picture shows, the most telling first.
 _WORDS = ('captions', 'caption', 'text', 'sentences', 'sentence', 'description', 'title', 'label')
-_SCAN_THREADS = 16
 
 
 class TfdsSource:
     """`tfds:name[/config][:split]`, split 'train' if left out; TFDS_DATA_DIR is honoured.
 
     The set needs a features.Image of uint8 and a caption: text, several texts, or a ClassLabel,
-    whose names become captions. Sizes and captions are read once at the start; examples without
-    a caption or a sound picture are skipped and counted in `.skipped`. Raises UserError.
+    whose names become captions. Sizes and captions are read once and kept beside a large set;
+    examples without a caption or a sound picture are skipped and counted in `.skipped`. Raises
+    UserError.
     """
 
     def __init__(self, spec: str, max_pixels: int):
@@ -34,9 +34,10 @@ class TfdsSource:
                 f"data.sources: {self.name} needs tensorflow_datasets: pip install 'rf_jax[tfds]'"
             ) from error
         # A stored set lists its features in no fixed order.
-        features = dict(sorted(self._load(tfds, spec).dataset_info.features.items()))
+        info = self._load(tfds, spec).dataset_info
+        features = dict(sorted(info.features.items()))
         self._image = _image_feature(tfds, features)
-        words = _word_reader(tfds, features)
+        key, words = _word_reader(tfds, features)
         if self._image is None or words is None:
             lacking = 'picture' if self._image is None else 'caption, text or label'
             raise UserError(
@@ -45,7 +46,8 @@ class TfdsSource:
             )
         # Encoded bytes: their header gives the size, and decoding is left to images.py.
         self._data = self._load(tfds, spec, decoders={self._image: tfds.decode.SkipDecoding()})
-        self._scan(words)
+        of = f'{info.full_name} ({info.dataset_size} bytes), {spec}: {self._image}, {key}'
+        self._scan(words, of, info.data_dir)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -69,7 +71,7 @@ class TfdsSource:
                 'Expected tfds:name[/config][:split]; TFDS_DATA_DIR says where sets lie'
             ) from error
 
-    def _scan(self, words: Callable[[dict], Iterable[str]]) -> None:
+    def _scan(self, words: Callable[[dict], Iterable[str]], of: str, folder: str) -> None:
         def read(i):
             example = self._data[i]
             captions = tuple(text for text in map(clean, words(example)) if text)
@@ -78,8 +80,7 @@ class TfdsSource:
             except BadPicture as error:
                 return captions, str(error)
 
-        with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-            found = list(pool.map(read, range(len(self._data))))
+        found = survey(self.name, of, folder, len(self._data), read)
         skips = Skips()
         self._index: list[int] = []
         self._records: list[Record] = []
@@ -110,17 +111,16 @@ def _image_feature(tfds, features) -> str | None:
     return 'image' if 'image' in names else next(iter(names), None)
 
 
-def _word_reader(tfds, features) -> Callable[[dict], Iterable[str]] | None:
-    """Function from an example to its captions, for the most telling feature; None without one."""
+def _word_reader(tfds, features) -> tuple[str, Callable[[dict], Iterable[str]] | None]:
+    """The most telling feature and a function from an example to its captions; '', None if none."""
     readers = {key: _reader(tfds, key, feature) for key, feature in features.items()}
-    named = [readers[key] for key in _WORDS if readers.get(key)]
+    named = [key for key in _WORDS if readers.get(key)]
     # A class is always about the picture; other text may be a file name or an address.
     labels = [
-        readers[key]
-        for key, feature in features.items()
-        if isinstance(feature, tfds.features.ClassLabel)
+        key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)
     ]
-    return next(iter(named + labels), None)
+    key = next(iter(named + labels), '')
+    return key, readers.get(key)
 
 
 def _reader(tfds, key: str, feature: Any) -> Callable[[dict], Iterable[str]] | None:

@@ -96,7 +96,7 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     hosts.check_shared(folder)
     checks.check(config)
     compilation.use_cache(config.compilation_cache)
-    found = sources.build(config.data.sources, config.data.max_pixels)
+    found = hosts.first_alone(lambda: sources.build(config.data.sources, config.data.max_pixels))
     data = sources.summary(found)
     hosts.check_same(data, 'data.sources')
     tokenizer = Tokenizer(

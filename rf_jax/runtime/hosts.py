@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from logging import WARNING, Formatter, getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -39,6 +39,7 @@ HEARTBEAT = 45  # seconds until JAX itself gives a process up, should our watch 
 WAIT = 24 * 3600  # seconds for one process's work that the others wait for; a loss ends it earlier
 SHARED = 10.0  # seconds for a file to be seen from another host
 
+Made = TypeVar('Made')
 _watch: Watch | None = None
 _shared = 0  # how many values have been shared
 
@@ -192,6 +193,13 @@ def from_first(make: Callable[[], bytes]) -> bytes:
     value = make()
     client.key_value_set_bytes(key, value)
     return value
+
+
+def first_alone(make: Callable[[], Made]) -> Made:
+    """`make()` in process 0, and then in the others, which find what it left on a shared disk."""
+    made = make() if first() else None
+    from_first(bytes)  # nothing to say but that it is done
+    return made if first() else make()
 
 
 def gather(text: str) -> list[str]:

@@ -1,0 +1,87 @@
+"""What reading a whole data set told of its examples, kept beside it for the next start.
+
+A set of many pictures takes hours to be read through, and without this every process of every
+start would.
+"""
+
+import gzip
+import hashlib
+import json
+import secrets
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from absl import logging
+from etils import epath
+
+FORMAT = 1  # raise it where captions are cleaned or sizes are read otherwise
+_THREADS = 16  # they wait for the disk
+_EVERY = 10.0  # seconds between lines of progress
+_SHORT = 2**12  # examples that are read anew each time: sooner done than written
+
+Found = tuple[tuple[str, ...], tuple[int, int] | str]  # captions; (height, width), or what is wrong
+
+
+def survey(
+    name: str, of: str, folder: str, count: int, read: Callable[[int], Found]
+) -> list[Found]:
+    """`read(i)` for i in 0 .. count, or what an earlier survey in `folder` kept `of` the same.
+
+    `of` says all that the answer follows from; `name` is for the log. A folder that cannot be
+    written is told, and surveyed again at the next start.
+    """
+    if count < _SHORT:
+        return _read_all(name, count, read)
+    of = f'format {FORMAT} of {count} examples of {of}'
+    digest = hashlib.blake2b(of.encode(), digest_size=8).hexdigest()
+    path = epath.Path(folder) / f'rf_jax.{digest}.json.gz'
+    kept = _load(path, of)
+    if kept is not None:
+        return kept
+    found = _read_all(name, count, read)
+    _keep(path, of, found)
+    return found
+
+
+def _load(path: epath.Path, of: str) -> list[Found] | None:
+    try:
+        kept = json.loads(gzip.decompress(path.read_bytes()))
+        if kept['of'] != of:
+            return None
+        return [
+            (tuple(captions), size if isinstance(size, str) else tuple(size))
+            for captions, size in kept['found']
+        ]
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        logging.warning('%s cannot be read (%s); the set is read again', path, error)
+        return None
+
+
+def _keep(path: epath.Path, of: str, found: list[Found]) -> None:
+    content = gzip.compress(json.dumps({'of': of, 'found': found}).encode(), 5)
+    # Whole or not at all, whoever else writes the same.
+    temporary = path.with_name(f'{path.name}.{secrets.token_hex(6)}.tmp')
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        logging.warning('%s cannot be kept (%s): each start reads the whole set', path, error)
+
+
+def _read_all(name: str, count: int, read: Callable[[int], Found]) -> list[Found]:
+    found: list[Found] = []
+    began = told = time.monotonic()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for each in pool.map(read, range(count)):
+            found.append(each)
+            now = time.monotonic()
+            if now - told > _EVERY:
+                told, left = now, (now - began) / len(found) * (count - len(found))
+                logging.info(
+                    '%s: read %d of %d examples, ETA %.0f s', name, len(found), count, left
+                )
+    return found
