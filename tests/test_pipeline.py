@@ -278,6 +278,23 @@ def test_rows_that_do_not_divide_over_the_hosts_are_refused(make):
         make(part=(0, 3))
 
 
+def test_a_source_named_several_times_is_drawn_as_often(make, folder, tmp_path):
+    (tmp_path / 'words.txt').write_text('one\n\ntwo')
+    both = f'text:{tmp_path},folder:{folder}'
+    tasks = {'text_to_image': 0.0, 'image_to_text': 0.0, 'text_only': 1.0}
+    once = make(sources=both, tasks=tasks)
+    thrice = make(sources=f'{both},text:{tmp_path},text:{tmp_path}', tasks=tasks)
+
+    def shown(batches):
+        mixture = batches.plan.mixture
+        draws = mixture.window(0, {'text_only': mixture.counts['text_only']})  # a pass
+        samples = [batches.samples['text_only'][i] for i in draws.index]
+        return Counter(source.record(index).captions for source, index, _ in samples)
+
+    assert shown(once) == {('one',): 1, ('two',): 1}
+    assert shown(thrice) == {('one',): 3, ('two',): 3}
+
+
 def test_a_task_that_nothing_can_serve_is_refused(tmp_path, tokenizer):
     (tmp_path / 'a.txt').write_text('some words')
     config = config_of('')

@@ -84,6 +84,8 @@ def test_several_sources_keep_their_order(tmp_path):
     (tmp_path / 'a.txt').write_text('words')
     built = sources.build(f' text:{tmp_path}/a.txt, emoji ', MANY)
     assert [source.name for source in built] == [f'text:{tmp_path}/a.txt', 'emoji']
+    twice = sources.build('emoji,emoji', MANY)
+    assert len(twice) == 2 and twice[0] is twice[1]
 
 
 def test_the_summary_tells_what_a_plan_follows_from(tmp_path):

@@ -106,8 +106,8 @@ def build(text: str, max_pixels: int) -> list[Source]:
     )
     if not parts:
         raise UserError(f'data.sources is empty; expected a comma-separated list of {known}')
-    sources = []
-    for part in parts:
+    sources: dict[str, Source] = {}
+    for part in dict.fromkeys(parts):
         kind, _, argument = part.partition(':')
         if kind not in SOURCES:
             near = difflib.get_close_matches(kind, SOURCES, n=1)
@@ -115,8 +115,8 @@ def build(text: str, max_pixels: int) -> list[Source]:
             raise UserError(
                 f'data.sources: unknown kind {kind!r} in {part!r}.{hint} Known: {known}'
             )
-        sources.append(SOURCES[kind](argument, max_pixels))
-    return sources
+        sources[part] = SOURCES[kind](argument, max_pixels)
+    return [sources[part] for part in parts]
 
 
 def pictured(source: Source) -> Sequence[int]:
