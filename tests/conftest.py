@@ -3,7 +3,7 @@
 import os
 from importlib.metadata import version
 
-from rf_jax.runtime.environment import give_threads
+from rf_jax.runtime.environment import give_threads, one_blas_thread
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
@@ -13,3 +13,4 @@ if version('jaxlib').startswith('0.10.'):  # XLA ends a process that gives a fla
     # Programs of `shrink.quick_compilation` are compiled in 4 s in place of 10 s.
     os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 give_threads(os.environ)
+one_blas_thread(os.environ)

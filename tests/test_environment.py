@@ -58,15 +58,18 @@ def test_command_starts_again_as_it_was(tmp_path):
         'print(os.getpid())\n'
         'environment.prepare()\n'
         'print(sys.argv[1:], os.environ["GLIBC_TUNABLES"])\n'
+        'print(os.environ["OPENBLAS_NUM_THREADS"])\n'
     )
+    plain = {k: v for k, v in os.environ.items() if k != 'OPENBLAS_NUM_THREADS'}
     done = subprocess.run(
         [sys.executable, '-c', program, 'a b', '--c=1'],
-        env=os.environ | {'GLIBC_TUNABLES': 'glibc.malloc.check=0'},
+        env=plain | {'GLIBC_TUNABLES': 'glibc.malloc.check=0'},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    first, second, last = done.stdout.splitlines()
+    first, second, last, threads = done.stdout.splitlines()
+    assert threads == '1'
     assert first == second, 'the same process, started once again'
     assert last.startswith("['a b', '--c=1'] glibc.malloc.check=0:glibc.malloc.arena_max=1:")
 
