@@ -1,6 +1,7 @@
 """source_tfds.py: a prepared TFDS set gives records and pictures without TensorFlow."""
 
 import io
+import pathlib
 import sys
 
 import numpy as np
@@ -138,7 +139,19 @@ def test_a_large_set_is_read_once(monkeypatch):
     assert [part.record(i).height for i in range(len(part))] == [21, 22]
 
 
-def test_a_survey_is_of_one_set_and_needs_no_disk(tmp_path, monkeypatch, caplog):
+@pytest.mark.usefixtures('tfds_dir')
+def test_new_names_of_classes_are_read(monkeypatch, tfds_sets):
+    monkeypatch.setattr(survey, '_SHORT', 0)
+    assert sources.build('tfds:labelled', MANY)[0].record(1).captions == ('dog',)
+    (names,) = tfds_sets.glob('labelled/1.0.0/label.labels.txt')
+    before = names.read_text()
+    names.write_text(before.replace('dog', 'puppy'))
+    renamed = sources.build('tfds:labelled', MANY)[0].record(1).captions
+    names.write_text(before)
+    assert renamed == ('puppy',)
+
+
+def test_a_survey_is_of_one_set(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(survey, '_SHORT', 0)
     counted = []
 
@@ -158,10 +171,20 @@ def test_a_survey_is_of_one_set_and_needs_no_disk(tmp_path, monkeypatch, caplog)
     for file in tmp_path.iterdir():
         file.write_bytes(file.read_bytes()[:-9])  # torn
     assert [asked(), asked()] == [4, 0] and 'is read again' in caplog.text
-    nowhere = tmp_path / 'not there'
-    assert [asked(folder=nowhere), asked(folder=nowhere)] == [4, 4]
-    assert 'each start reads the whole set' in caplog.text
     assert all(file.suffix == '.gz' for file in tmp_path.iterdir())
+
+
+def test_a_survey_that_cannot_be_kept_leaves_nothing_behind(tmp_path, monkeypatch, caplog):
+    def full(path, content):
+        pathlib.Path(path).write_bytes(content[:9])
+        raise OSError('No space left on device')
+
+    monkeypatch.setattr(survey, '_SHORT', 0)
+    monkeypatch.setattr(type(survey.epath.Path(tmp_path)), 'write_bytes', full)
+    for _ in range(2):
+        found = survey.survey('tfds:set', 'a set', str(tmp_path), 1, lambda i: ((), 'bad'))
+        assert found == [((), 'bad')] and not list(tmp_path.iterdir())
+    assert 'No space left on device): each start reads the whole set' in caplog.text
 
 
 def test_tfds_is_an_extra(monkeypatch):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import PIL
 
 from rf_jax.data.images import BadPicture, header_size, read_rgb
 from rf_jax.data.records import Record, Skips, clean
@@ -46,8 +47,7 @@ class TfdsSource:
             )
         # Encoded bytes: their header gives the size, and decoding is left to images.py.
         self._data = self._load(tfds, spec, decoders={self._image: tfds.decode.SkipDecoding()})
-        of = f'{info.full_name} ({info.dataset_size} bytes), {spec}: {self._image}, {key}'
-        self._scan(words, of, info.data_dir)
+        self._scan(words, self._identity(info, key), info.data_dir)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -70,6 +70,13 @@ class TfdsSource:
                 f'data.sources: {self.name} did not open: {type(error).__name__}: {reason}. '
                 'Expected tfds:name[/config][:split]; TFDS_DATA_DIR says where sets lie'
             ) from error
+
+    def _identity(self, info: Any, key: str) -> str:
+        """All that sizes and captions follow from, but for the examples themselves."""
+        splits = [(s.name, int(s.num_bytes), s.shard_lengths) for s in info.splits.values()]
+        labels = getattr(info.features[key], 'names', ())  # of a ClassLabel, in a file of their own
+        asked = f'{self.name}, features {self._image} and {key}, {splits}, {labels}'
+        return f'{info.full_name}, {asked}, Pillow {PIL.__version__}'
 
     def _scan(self, words: Callable[[dict], Iterable[str]], of: str, folder: str) -> None:
         def read(i):

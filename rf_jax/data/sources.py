@@ -119,6 +119,11 @@ def build(text: str, max_pixels: int) -> list[Source]:
     return [sources[part] for part in parts]
 
 
+def surveyed(text: str) -> bool:
+    """Whether one of these sources keeps on disk what it found, for other processes to read."""
+    return any(part.strip().startswith('tfds:') for part in text.split(','))
+
+
 def pictured(source: Source) -> Sequence[int]:
     """Numbers of the samples that have a picture, decodable or not."""
     if getattr(source, 'procedural', False):

@@ -4,6 +4,7 @@ A set of many pictures takes hours to be read through, and without this every pr
 start would.
 """
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -20,6 +21,7 @@ FORMAT = 1  # raise it where captions are cleaned or sizes are read otherwise
 _THREADS = 16  # they wait for the disk
 _EVERY = 10.0  # seconds between lines of progress
 _SHORT = 2**12  # examples that are read anew each time: sooner done than written
+_BLOCK = 2**14  # examples that wait for their turn at a time
 
 Found = tuple[tuple[str, ...], tuple[int, int] | str]  # captions; (height, width), or what is wrong
 
@@ -27,7 +29,7 @@ Found = tuple[tuple[str, ...], tuple[int, int] | str]  # captions; (height, widt
 def survey(
     name: str, of: str, folder: str, count: int, read: Callable[[int], Found]
 ) -> list[Found]:
-    """`read(i)` for i in 0 .. count, or what an earlier survey in `folder` kept `of` the same.
+    """`read(i)` for i in 0 .. count - 1, or what an earlier survey in `folder` kept `of` the same.
 
     `of` says all that the answer follows from; `name` is for the log. A folder that cannot be
     written is told, and surveyed again at the next start.
@@ -39,6 +41,7 @@ def survey(
     path = epath.Path(folder) / f'rf_jax.{digest}.json.gz'
     kept = _load(path, of)
     if kept is not None:
+        logging.info('%s: sizes and captions are taken from %s', name, path)
         return kept
     found = _read_all(name, count, read)
     _keep(path, of, found)
@@ -68,7 +71,9 @@ def _keep(path: epath.Path, of: str, found: list[Found]) -> None:
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
-    except OSError as error:
+    except Exception as error:  # a bucket's own kinds too
+        with contextlib.suppress(Exception):
+            temporary.unlink(missing_ok=True)
         logging.warning('%s cannot be kept (%s): each start reads the whole set', path, error)
 
 
@@ -76,12 +81,12 @@ def _read_all(name: str, count: int, read: Callable[[int], Found]) -> list[Found
     found: list[Found] = []
     began = told = time.monotonic()
     with ThreadPoolExecutor(_THREADS) as pool:
-        for each in pool.map(read, range(count)):
-            found.append(each)
-            now = time.monotonic()
-            if now - told > _EVERY:
-                told, left = now, (now - began) / len(found) * (count - len(found))
-                logging.info(
-                    '%s: read %d of %d examples, ETA %.0f s', name, len(found), count, left
-                )
+        for start in range(0, count, _BLOCK):
+            for each in pool.map(read, range(start, min(start + _BLOCK, count))):
+                found.append(each)
+                now = time.monotonic()
+                if now - told > _EVERY:
+                    told, left = now, (now - began) / len(found) * (count - len(found))
+                    done = len(found), count, left
+                    logging.info('%s: read %d of %d examples, ETA %.0f s', name, *done)
     return found

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -96,7 +97,9 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     hosts.check_shared(folder)
     checks.check(config)
     compilation.use_cache(config.compilation_cache)
-    found = hosts.first_alone(lambda: sources.build(config.data.sources, config.data.max_pixels))
+    open_sources = partial(sources.build, config.data.sources, config.data.max_pixels)
+    one_first = sources.surveyed(config.data.sources)
+    found = hosts.first_alone(open_sources) if one_first else open_sources()
     data = sources.summary(found)
     hosts.check_same(data, 'data.sources')
     tokenizer = Tokenizer(

@@ -74,8 +74,11 @@ def prepare() -> None:
     330 to 380, with memory kept as well 300 to 330 (68,759 page faults, 286, none).
     """
     give_threads(os.environ)
-    one_blas_thread(os.environ)  # numpy is there already, but not in what starts below
-    if wanted := tunables(os.environ):
+    too_late = 'OPENBLAS_NUM_THREADS' not in os.environ  # for numpy, which this process has read
+    one_blas_thread(os.environ)
+    wanted = tunables(os.environ)
+    if wanted:
         os.environ['GLIBC_TUNABLES'] = wanted
+    if wanted or too_late:
         sys.stdout.flush()
         os.execv(sys.executable, sys.orig_argv)
