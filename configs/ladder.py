@@ -2,7 +2,7 @@
 
 export RF_JAX_UNFINISHED=1  # what a signal stops ends the loop
 python -m rf_jax.study --config=configs/study.py --workdir=runs/study
-for rung in arms fine textures clutter weak long theta twice; do
+for rung in twice arms fine textures clutter weak long theta; do
 python -m rf_jax.study --config=configs/study.py:$rung --workdir=runs/study_$rung || break; done
 python -m rf_jax.ladder --config=configs/ladder.py --folder=runs --workdir=runs/ladder
 
@@ -48,8 +48,8 @@ def get_config() -> ConfigDict:
         'budget in steps': (
             ('1000', 'study', 'pixel_rf', 'pixel', 1000),
             ('2000', 'study', 'pixel_rf', 'pixel', 2000),
-            ('3000', 'study', 'pixel_rf', 'pixel', 3000),
             ('3500', 'study', 'pixel_rf', 'pixel', 3500),
+            ('5000', 'study_twice', 'pixel_rf', 'pixel', 5000),
             ('7000', 'study_twice', 'pixel_rf', 'pixel', 7000),
         ),
     }
