@@ -2,7 +2,10 @@
 
 export RF_JAX_UNFINISHED=1  # what a signal stops ends the loop
 python -m rf_jax.study --config=configs/study.py --workdir=runs/study
-for rung in twice arms fine textures clutter weak long theta; do
+cp -r runs/study runs/study_twice && rm runs/study_twice/study.json  # the same runs go on
+python -m rf_jax.study --config=configs/study.py:twice --config.arms=pixel_rf,pixel \
+    --workdir=runs/study_twice
+for rung in arms fine textures clutter weak long theta; do
 python -m rf_jax.study --config=configs/study.py:$rung --workdir=runs/study_$rung || break; done
 python -m rf_jax.ladder --config=configs/ladder.py --folder=runs --workdir=runs/ladder
 

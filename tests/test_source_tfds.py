@@ -159,11 +159,11 @@ def test_a_survey_is_of_one_set(tmp_path, monkeypatch, caplog):
         counted.append(i)
         return (f'caption {i}',), (i, 2 * i) if i % 2 else 'no picture'
 
-    def asked(of='a set', count=4, folder=tmp_path):
+    def asked(of='a set', count=4):
         counted.clear()
-        found = survey.survey('tfds:set', of, str(folder), count, read)
+        found = survey.survey('tfds:set', of, str(tmp_path), count, read)
         assert found == [read(i) for i in range(count)]
-        return len(counted) - count
+        return len(counted) - count  # without those of the line above
 
     assert [asked(), asked()] == [4, 0]
     assert asked(of='another set') == 4 and asked(count=3) == 3
