@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,8 @@ from configs import base
 from configs import emoji as emoji_config
 from rf_jax.data import captions, layout, pipeline, sources, spans
 from rf_jax.data.draws import Draw
+from rf_jax.data.keys import generator, passing_generator
+from rf_jax.data.picture_cache import PictureCache
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.runtime.errors import UserError
@@ -106,6 +109,24 @@ def test_shapes_are_those_of_the_capacities(make):
     empty = layout.empty(dict(make().data.capacity), 4 * 4 * 3)
     for name, array in empty.items():
         assert batch[name].shape == (4, *array.shape) and batch[name].dtype == array.dtype
+
+
+def test_a_passing_generator_gives_the_stream_of_a_new_one():
+    def stream(rng):
+        # An odd number of 32-bit draws leaves half a word behind.
+        return [*rng.integers(9, size=5, dtype=np.uint32), *rng.random(4), *rng.permutation(7)]
+
+    names = [('draw', i, turn) for i in range(20) for turn in (0, 2**70)]
+    expected = [stream(generator(*each)) for each in names]
+    assert [stream(passing_generator(*each)) for each in names] == expected
+    assert len(set(map(tuple, expected))) == len(names)
+    other = {}
+    mine = passing_generator('mine')
+    thread = threading.Thread(target=lambda: other.update(got=passing_generator('other')))
+    thread.start()
+    thread.join()
+    assert stream(mine) == stream(generator('mine'))
+    assert stream(other['got']) == stream(generator('other'))
 
 
 def test_planned_sizes_are_those_of_the_decoded_samples(make):
@@ -328,7 +349,7 @@ def test_the_default_data_fills_its_rows():
 
 
 def test_the_picture_cache_keeps_to_its_limit_and_the_last_used():
-    cache, made = pipeline._PictureCache(megabytes=1), []
+    cache, made = PictureCache(megabytes=1), []
 
     def get(key):
         def make():

@@ -3,9 +3,10 @@
 `Batches.batch(step)` is a pure function of (seed, step). A host makes only its slice of the rows.
 """
 
-import threading
-from collections import Counter, OrderedDict
+import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 
 import grain
 import numpy as np
@@ -13,7 +14,8 @@ from absl import logging
 
 from rf_jax.data import captions, cells, images, layout, spans
 from rf_jax.data.draws import Draw, Mixture
-from rf_jax.data.keys import generator
+from rf_jax.data.keys import passing_generator
+from rf_jax.data.picture_cache import PictureCache
 from rf_jax.data.plan import Plan
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.runtime.errors import UserError, require
@@ -30,8 +32,9 @@ class Batches:
 
     def __init__(self, config, sources_: Sequence, tokenizer: Tokenizer, part=(0, 1)):
         check(config)
-        self.config = config
-        self.data = config.data
+        self.seed = config.seed
+        self.data = SimpleNamespace(**config.data)  # a ConfigDict takes 2 us to find a field
+        self.fitted = functools.lru_cache(2**16)(functools.partial(fitted, config=config))
         self.tokenizer = tokenizer
         self.part = part  # (index, count) of this host
         self.counts: Counter = Counter()  # what was cut or left out, for the log
@@ -41,7 +44,7 @@ class Batches:
         )
         self.channels = self.data.patch**2 * 3
         self.pool = spans.pool_of(config)
-        self._pictures = _PictureCache(megabytes=256)
+        self._pictures = PictureCache(megabytes=256)
         if self.data.rows % part[1]:
             raise UserError(f'data.rows={self.data.rows} does not divide over {part[1]} hosts')
         weights = {task: float(self.data.tasks.get(task, 0.0)) for task in TASKS}
@@ -69,13 +72,13 @@ class Batches:
         """The sample's spans. Raises images.BadPicture when its picture cannot be decoded."""
         source, index, piece = self.samples[draw.task][draw.index]
         record = source.record(index)
-        rng = generator(self.config.seed, 'draw', draw.task, draw.index, draw.turn)
+        rng = passing_generator(self.seed, 'draw', draw.task, draw.index, draw.turn)
         counts = self.counts if decode else Counter()  # planning counts nothing
         longest = _pick(rng, self.data.sizes)
         if draw.task == 'text_only':
             caption = record.captions[0]
             return [piece or spans.opening(self.tokenizer, caption, self.data.max_text, counts)]
-        height, width = fitted(record.height, record.width, self.config, longest)
+        height, width = self.fitted(record.height, record.width, longest=longest)
         grid = (height // self.data.patch, width // self.data.patch)
         seen = draw.task == 'image_to_text'
         pool = 2 if seen else cells.unit(self.pool)  # in which order patches are stored
@@ -273,27 +276,3 @@ class _Steps:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return self.batches.batch(self.start + int(index))
-
-
-class _PictureCache:
-    """Decoded patches, least recently used leave first. Safe to share between reader threads."""
-
-    def __init__(self, megabytes: int):
-        self.limit = megabytes * 2**20
-        self.held = 0
-        self.lock = threading.Lock()
-        self.entries: OrderedDict = OrderedDict()
-
-    def get(self, key, make) -> np.ndarray:
-        with self.lock:
-            if key in self.entries:
-                self.entries.move_to_end(key)
-                return self.entries[key]
-        value = make()
-        with self.lock:
-            if key not in self.entries:
-                self.entries[key] = value
-                self.held += value.nbytes
-            while self.held > self.limit and len(self.entries) > 1:
-                self.held -= self.entries.popitem(last=False)[1].nbytes
-        return value
