@@ -2,10 +2,7 @@
 
 export RF_JAX_UNFINISHED=1  # what a signal stops ends the loop
 python -m rf_jax.study --config=configs/study.py --workdir=runs/study
-cp -r runs/study runs/study_twice && rm runs/study_twice/study.json  # the same runs go on
-python -m rf_jax.study --config=configs/study.py:twice --config.arms=pixel_rf,pixel \
-    --workdir=runs/study_twice
-for rung in arms fine textures clutter weak long theta; do
+for rung in short arms fine textures clutter weak long theta; do
 python -m rf_jax.study --config=configs/study.py:$rung --workdir=runs/study_$rung || break; done
 python -m rf_jax.ladder --config=configs/ladder.py --folder=runs --workdir=runs/ladder
 
@@ -24,11 +21,11 @@ def get_config() -> ConfigDict:
         # The paper: 4, and hundreds of pixel tokens.
         'pixel tokens for a representation token': (
             ('1', 'study_arms', 'pool_1', 'pixel', 0),
-            ('4', 'study', 'pixel_rf', 'pixel', 0),
+            ('4', 'study_short', 'pixel_rf', 'pixel', 0),
             ('16', 'study_fine', 'pixel_rf', 'pixel', 0),
         ),
         'texture and clutter': (
-            ('plain', 'study', 'pixel_rf', 'pixel', 0),
+            ('plain', 'study_short', 'pixel_rf', 'pixel', 0),
             ('textures', 'study_textures', 'pixel_rf', 'pixel', 0),
             ('clutter', 'study_clutter', 'pixel_rf', 'pixel', 0),
         ),
@@ -40,11 +37,11 @@ def get_config() -> ConfigDict:
         'steps of the first stage': (
             ('0', 'study_arms', 'scratch_pixel_rf', 'scratch_pixel', 0),
             ('300', 'study_weak', 'pixel_rf', 'pixel', 0),
-            ('1200', 'study', 'pixel_rf', 'pixel', 0),
+            ('1200', 'study_short', 'pixel_rf', 'pixel', 0),
             ('2400', 'study_long', 'pixel_rf', 'pixel', 0),
         ),
         'theta of the rotary positions': (
-            ('100', 'study', 'pixel_rf', 'pixel', 0),
+            ('100', 'study_short', 'pixel_rf', 'pixel', 0),
             ('10000', 'study_theta', 'pixel_rf', 'pixel', 0),
         ),
         # Fewer prompts than elsewhere: the points of the curve.
@@ -52,8 +49,8 @@ def get_config() -> ConfigDict:
             ('1000', 'study', 'pixel_rf', 'pixel', 1000),
             ('2000', 'study', 'pixel_rf', 'pixel', 2000),
             ('3500', 'study', 'pixel_rf', 'pixel', 3500),
-            ('5000', 'study_twice', 'pixel_rf', 'pixel', 5000),
-            ('7000', 'study_twice', 'pixel_rf', 'pixel', 7000),
+            ('5000', 'study', 'pixel_rf', 'pixel', 5000),
+            ('6000', 'study', 'pixel_rf', 'pixel', 6000),
         ),
     }
     return ladder

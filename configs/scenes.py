@@ -174,7 +174,7 @@ ARMS = {
 def get_config(variant: str = 'pixel_rf'):
     arm = choose('configs/scenes.py:variant', variant, STAGES | ARMS)
     config = base.get_config()
-    config.steps = 3500
+    config.steps = 6000
     data = config.data
     data.sources = 'scenes:aligned/48'
     data.rows = 24
@@ -190,7 +190,7 @@ def get_config(variant: str = 'pixel_rf'):
     backbone, encoder = config.model.backbone, config.model.encoder
     backbone.layers, backbone.width, backbone.feedforward = 4, 128, 384
     # With 10,000, made for long texts, neighbouring patches get nearly equal positions, and the
-    # step at which patches found their token (1,000 or 2,550 of 3,500) was luck.
+    # step at which patches found their token (1,000 or 2,550) was luck.
     backbone.rope_theta = 100.0
     # With a layer scale of 1 and one register the first stage kept the whole scene in patches of
     # bare ground: 3.0 bits of a token were explained by nothing under it (64 codes), here 1.5.

@@ -2,7 +2,6 @@
 
 python -m rf_jax.study --config=configs/study.py --workdir=runs/study           (18 runs)
 python -m rf_jax.study --config=configs/study.py:six --workdir=runs/study       (6 more)
-python -m rf_jax.study --config=configs/study.py:twice --workdir=runs/twice     (twice the steps)
 python -m rf_jax.study --config=configs/study.py:quick --workdir=runs/quick     (a look)
 
 The same command goes on with what the workdir holds; more arms and more seeds may be asked of it.
@@ -13,8 +12,10 @@ from ml_collections import ConfigDict
 from rf_jax.runtime.errors import choose
 
 SIX = {'arms': 'pixel_rf,pixel,vae_rf,vae,repa,continuous'}
+# Enough to tell tokens from plain pixels, not yet to tell the other arms apart.
+SHORT = {'steps': 3500, 'curve.points': 7}
 # A rung of the ladder: two arms, one seed, and what differs from the study. See configs/ladder.py.
-RUNG = {'arms': 'pixel_rf,pixel', 'seeds': 1}
+RUNG = SHORT | {'arms': 'pixel_rf,pixel', 'seeds': 1}
 
 
 # Textures are named too: captions of 65 tokens, where 44 are most without them.
@@ -29,10 +30,11 @@ VARIANTS = {
     '': {},
     # With REPA and continuous features: the paper's six (the same folder goes on).
     'six': SIX,
-    # Where REPA and continuous features come apart, which they have not after 3,500 steps.
-    'twice': SIX | {'steps': 7000, 'curve.points': 14},
+    # The six with the steps of the rungs.
+    'short': SHORT | SIX,
     # All other arms, of which one seed was trained, and their references.
-    'arms': {
+    'arms': SHORT
+    | {
         'arms': 'pixel_rf,pixel,pool_1,codes_32,codes_128,quantizer_printed,quantizer_sinkhorn,'
         'frozen,split_full,split_none,understanding,generation,scratch_pixel_rf,scratch_pixel',
         'seeds': 1,
@@ -68,7 +70,7 @@ def get_config(variant: str = '') -> ConfigDict:
         'pixel_rf,pixel,vae_rf,vae'  # comma-separated; the first is what others are compared with
     )
     study.seeds = 3  # every arm is trained from seeds 0, 1, ..., seeds - 1
-    study.steps = 3500  # at which arms are compared; cheaper arms go on to the first's FLOPs
+    study.steps = 6000  # at which arms are compared; cheaper arms go on to the first's FLOPs
     study.first_steps = 1200  # of the understanding stage that arms start from, once a seed
     study.autoencoder_steps = 1000  # of the autoencoder of vae and vae_rf, once a seed
     study.prompts = 50  # per category, seen and held out each; GenEval has about 90
@@ -76,7 +78,7 @@ def get_config(variant: str = '') -> ConfigDict:
     study.captions = 200  # new scenes whose captions are drawn, for KID and FD; 0: none
     study.questions = 50  # per kind of question, on new scenes
     curve = study.curve = ConfigDict()  # the score against steps, from some of the prompts
-    curve.points = 7  # up to `steps`, which is a multiple of it; checkpoints are written there
+    curve.points = 12  # up to `steps`, which is a multiple of it; checkpoints are written there
     curve.prompts = 10  # per category, one picture each, and questions per kind
     # Fields of configs/base.py for all runs: ('data.rows=32', 'flow.shift=2.0').
     study.overrides = ()
