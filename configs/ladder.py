@@ -1,8 +1,10 @@
 """Where the effect lives: representation forcing against plain pixels, rung by rung.
 
 export RF_JAX_UNFINISHED=1  # what a signal stops ends the loop
-python -m rf_jax.study --config=configs/study.py --workdir=runs/study
-for rung in short arms fine textures clutter weak long theta; do
+python -m rf_jax.study --config=configs/study.py:short --workdir=runs/study_short
+cp -r runs/study_short runs/study && rm runs/study/study.json  # the same runs go on
+python -m rf_jax.study --config=configs/study.py:six --workdir=runs/study
+for rung in arms fine textures clutter weak long theta; do
 python -m rf_jax.study --config=configs/study.py:$rung --workdir=runs/study_$rung || break; done
 python -m rf_jax.ladder --config=configs/ladder.py --folder=runs --workdir=runs/ladder
 
