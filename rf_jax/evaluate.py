@@ -9,7 +9,7 @@ from absl import flags
 
 from rf_jax.data import sources
 from rf_jax.evaluation import inspection, report, scoring
-from rf_jax.runtime import command
+from rf_jax.runtime import command, workdir
 from rf_jax.runtime.errors import UserError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
@@ -23,6 +23,7 @@ _SAMPLES = flags.DEFINE_integer(
 _PROMPTS = flags.DEFINE_integer('prompts', 50, 'Of scenes: prompts of each category and side.', 1)
 _PICTURES = flags.DEFINE_integer('pictures', 4, 'Of scenes: pictures of each prompt.', 1)
 _QUESTIONS = flags.DEFINE_integer('questions', 50, 'Of scenes: questions of each kind.', 1)
+_OUT = flags.DEFINE_string('out', None, 'Folder of the table and the grid; the workdir by default.')
 _SEED = flags.DEFINE_integer(
     'seed', None, "The noise; but of scenes, also which pictures. The run's own by default."
 )
@@ -45,7 +46,10 @@ def main(argv):
     if not with_pictures:
         raise UserError(f'data.sources={data.sources!r} of the run has no pictures')
     amount = scoring.Amount(_PROMPTS.value, _PICTURES.value, samples, _QUESTIONS.value)
-    print(report.evaluate(run, with_pictures[0], Path(_WORKDIR.value), samples, seed, amount))
+    out = Path(_OUT.value or _WORKDIR.value)
+    if _OUT.value:
+        workdir.check_writable(out, flag='out')
+    print(report.evaluate(run, with_pictures[0], out, samples, seed, amount))
 
 
 if __name__ == '__main__':

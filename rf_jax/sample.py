@@ -1,15 +1,21 @@
-"""Draw: `python -m rf_jax.sample --workdir=runs/emoji --prompt='red apple'`."""
+"""Draw: `python -m rf_jax.sample --workdir=runs/emoji --prompt='red apple'`.
 
+Each PNG holds its prompt, seed, checkpoint and options as text fields; files that are already in
+the folder stay.
+"""
+
+import dataclasses
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags, logging
-from PIL import Image
 
-from rf_jax.data import images
+from rf_jax.data import images, png, text_files
 from rf_jax.evaluation import scoring
-from rf_jax.generation.sampler import Sampler
+from rf_jax.generation import drawing
+from rf_jax.generation.sampler import Request, Sampler
 from rf_jax.learning import flow
 from rf_jax.runtime import command, workdir
 from rf_jax.runtime.errors import UserError
@@ -63,22 +69,39 @@ def main(argv):
     workdir.check_writable(out, flag='out')
     began = time.monotonic()
     drawn = sampler.draw(requests, options)
-    for i, (request, picture) in enumerate(zip(requests, drawn)):
-        Image.fromarray(picture).save(out / _file_name(request.prompt, *divmod(i, _NUMBER.value)))
-    columns = _NUMBER.value if _NUMBER.value > 1 else min(8, len(prompts))
-    grid = images.grid(drawn, columns, [request.prompt for request in requests])
-    Image.fromarray(grid).save(out / 'grid.png')
-    print(f'{len(drawn)} pictures in {time.monotonic() - began:.1f} s: {out}/grid.png')
+    grid = _save(out, requests, drawn, _provenance(sampler, options))
+    print(f'{len(drawn)} pictures in {time.monotonic() - began:.1f} s: {grid}')
+
+
+def _provenance(sampler: Sampler, options: drawing.Options) -> dict[str, object]:
+    """What the pictures of this command follow from, beside prompt, number and size."""
+    return {
+        'seed': _SEED.value,
+        'workdir': Path(_WORKDIR.value).resolve(),
+        'checkpoint': sampler.step,
+        **dataclasses.asdict(options),
+    }
+
+
+def _save(out: Path, requests: Sequence[Request], pictures, made_by: dict) -> Path:
+    """Writes every picture and a grid of all into `out`, beside what is there; the grid's path."""
+    for i, (request, picture) in enumerate(zip(requests, pictures)):
+        index, number = divmod(i, _NUMBER.value)
+        text = {'prompt': request.prompt, 'number': number, **made_by}
+        png.write_new(out, _stem(request.prompt, index, number), picture, text)
+    columns = _NUMBER.value if _NUMBER.value > 1 else min(8, len(requests))
+    prompts = [request.prompt for request in requests]
+    sheet = images.grid(pictures, columns, prompts)
+    return png.write_new(out, 'grid', sheet, {'prompts': '\n'.join(prompts), **made_by})
 
 
 def _prompts() -> list[str]:
     prompts = list(_PROMPT.value)
     if _PROMPTS.value:
         try:
-            lines = Path(_PROMPTS.value).read_text(encoding='utf-8').splitlines()
+            prompts += text_files.lines(_PROMPTS.value)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f'--prompts={_PROMPTS.value}: {error}') from None
-        prompts += [line for line in lines if line.strip()]
     if not prompts:
         raise UserError("nothing to draw: give --prompt='red apple' or --prompts=file")
     return prompts
@@ -93,9 +116,10 @@ def _size() -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def _file_name(prompt: str, index: int, number: int) -> str:
+def _stem(prompt: str, index: int, number: int) -> str:
+    """File name of a picture, without its ending."""
     slug = re.sub(r'[^\w]+', '-', prompt.lower()).strip('-')[:60] or 'empty'
-    return f'{index:03d}-{slug}-{number}.png'
+    return f'{index:03d}-{slug}-seed{_SEED.value}-{number}'
 
 
 if __name__ == '__main__':

@@ -6,15 +6,20 @@ import re
 import shutil
 import subprocess
 import sys
+from ast import literal_eval
 from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from PIL import Image
 from shrink import quick_compilation
 
 from configs import debug
+from rf_jax import sample
 from rf_jax.evaluation import report
+from rf_jax.generation.sampler import Sampler
 from rf_jax.learning import loop
 from rf_jax.runtime.command import explain
 from rf_jax.runtime.errors import UserError
@@ -84,8 +89,57 @@ def test_sample_draws_every_prompt(workdir, tmp_path):
     )  # fmt: skip
     pictures = sorted(path.name for path in (tmp_path / 'out').glob('*.png'))
     assert len(pictures) == 7
-    assert '000-red-apple-0.png' in pictures
-    assert Image.open(tmp_path / 'out' / '000-red-apple-1.png').size == (64, 32)
+    assert '000-red-apple-seed0-0.png' in pictures
+    assert Image.open(tmp_path / 'out' / '000-red-apple-seed0-1.png').size == (64, 32)
+
+
+def test_every_png_is_drawn_again_from_its_own_text_and_none_is_overwritten(workdir, tmp_path):
+    out = tmp_path / 'out'
+    ask = ['--prompt=Piñata 🪅', '--number=1', '--steps=2', '--temperature=0.5', f'--out={out}']
+    command('sample', f'--workdir={workdir}', *ask, '--seed=1')
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    printed = [
+        command('sample', f'--workdir={workdir}', *ask, '--seed=2'),
+        command('sample', f'--workdir={workdir}', *ask, '--seed=2', '--guidance_pixels=1'),
+    ]
+    assert all(path.read_bytes() == data for path, data in before.items())
+    assert [f'{out}/grid-{i}.png' in text for i, text in zip((2, 3), printed)] == [True] * 2
+    pictures = sorted(path for path in out.iterdir() if 'grid' not in path.name)
+    assert [path.name for path in pictures] == [
+        '000-piñata-seed1-0.png', '000-piñata-seed2-0-2.png', '000-piñata-seed2-0.png'
+    ]  # fmt: skip
+    sampler = Sampler.load(workdir)
+    for path in pictures:
+        with Image.open(path) as picture:
+            text, size, shown = picture.text, picture.size[::-1], np.asarray(picture)
+        assert text['prompt'] == 'Piñata 🪅' and int(text['checkpoint']) == sampler.step == 12
+        fields = {name: text[name] for name in sampler.options().__dataclass_fields__}
+        options = sampler.options(**{k: v if k == 'method' else literal_eval(v)
+                                     for k, v in fields.items()})  # fmt: skip
+        request = sampler.request(text['prompt'], int(text['seed']), int(text['number']), size)
+        np.testing.assert_array_equal(sampler.draw([request], options)[0], shown)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+def test_prompts_of_any_editor_are_those_of_the_plain_file(encoding, end, tmp_path):
+    prompts = ['a cat\u2028on a mat', 'red apple', 'sail\x85boat']
+    file = tmp_path / 'prompts.txt'
+    file.write_bytes(end.join([*prompts, '', '']).encode(encoding))
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(prompts=str(file)):
+        assert sample._prompts() == prompts
+
+
+def test_evaluate_names_no_grid_that_it_could_not_write(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / 'run', ignore=shutil.ignore_patterns('.claim', 'grid.png'))
+    (tmp_path / 'run/grid.png').mkdir()  # what cannot be written, also by root
+    output = command('evaluate', f'--workdir={tmp_path}/run', '--samples=4')
+    assert 'described: exact label' in output and 'cannot be written' in output
+    assert 'grid: ' not in output
+    output = command('evaluate', f'--workdir={tmp_path}/run', '--samples=4', f'--out={tmp_path}/o')
+    assert f'grid: {tmp_path}/o/grid.png' in output
+    assert Image.open(tmp_path / 'o/grid.png').text['step'] == '12'
 
 
 def test_describe_answers(workdir, tmp_path):

@@ -270,7 +270,9 @@ def test_a_question_that_is_cut_is_told(sampler, questions, caplog):
     long = ' '.join(WORDS * 4)
     with caplog.at_level('WARNING', logger='absl'):
         sampler.describe([questions[0][0]], [long])
-    assert '1 questions are longer than half of data.max_text=40' in caplog.text
+        sampler.describe([questions[0][0]] * 5, [long] + ['what?'] * 4)  # one call of 32 rows
+    told = '1 of {} question(s) were truncated to 20 tokens (data.max_text=40)'
+    assert [told.format(n) in caplog.text for n in (1, 2)] == [True, True]
     with pytest.raises(UserError, match='1 pictures and 2 questions'):
         sampler.describe([questions[0][0]], [long, long])
 
@@ -280,6 +282,15 @@ def test_answers_do_not_depend_on_the_batch(sampler, questions, described):
     np.testing.assert_array_equal(sampler._describe(questions[1:2])[0], tokens[1])
     assert heads[1] > heads[0]
     assert sampler.describe([questions[0][0]]) == [sampler.tokenizer.decode(tokens[0])]
+
+
+def test_truncated_prompts_are_counted_once_whatever_the_rows_of_a_call(sampler, caplog):
+    prompts = [' '.join(WORDS * 9), *WORDS[:4]]  # a call of 32 rows is filled up by the first
+    requests = [sampler.request(prompt, 0, number) for prompt in prompts for number in range(2)]
+    with caplog.at_level('WARNING', logger='absl'):
+        sampler.draw(requests, sampler.options(steps=1))
+    (said,) = [r.getMessage() for r in caplog.records if 'truncated' in r.getMessage()]
+    assert said.startswith('1 of 5 prompt(s) were truncated to 38 tokens (data.max_text=40): ')
 
 
 # Guidance

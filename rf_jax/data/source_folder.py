@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rf_jax.data import text_files
 from rf_jax.data.images import BadPicture, header_size, read_rgb
 from rf_jax.data.records import Record, Skips, clean
 from rf_jax.runtime.errors import UserError
@@ -118,8 +119,8 @@ class FolderSource:
 class TextSource:
     """A text file, or every .txt below a folder: one document a paragraph, no pictures.
 
-    Paragraphs are parted by blank lines. Files that cannot be read or are not UTF-8 are skipped and
-    counted. Raises UserError.
+    Blank lines separate paragraphs. Files that cannot be read or decoded (UTF-8, or UTF-16 with a
+    byte-order mark) are skipped and counted. Raises UserError.
     """
 
     def __init__(self, path: str, max_pixels: int):
@@ -139,7 +140,7 @@ class TextSource:
         self._paragraphs: list[str] = []
         for file in files:
             try:
-                text = file.read_text(encoding='utf-8-sig')
+                text = text_files.read(file)
             except OSError as error:
                 skips.add('cannot be read', str(error))
                 continue

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from PIL import Image
 
-from rf_jax.data import images, pipeline, sources
+from rf_jax.data import images, pipeline, png, sources
 from rf_jax.evaluation import identification, scoring, usage
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation.sampler import Sampler
@@ -58,7 +57,8 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
         folder = run.workdir / 'samples'
         try:
             folder.mkdir(exist_ok=True)
-            Image.fromarray(sheet).save(folder / f'{step:08d}.png')
+            made_by = {'step': step, 'seed': run.config.seed, 'prompts': '\n'.join(prompts)}
+            png.write(folder / f'{step:08d}.png', sheet, made_by)
             (folder / f'{step:08d}.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
         except OSError as error:
             logging.warning('Samples of step %d cannot be written: %s', step, error)
@@ -100,7 +100,8 @@ def evaluate(run: Inspector, source, workdir: Path, samples: int, seed: int, amo
         score = scoring.score(run.sampler, amount, np.asarray(run.codebook), seed)
         asked = {'step': run.step, 'seed': seed, 'amount': amount.to_dict()}
         return write_score(score, asked, workdir)
-    return write(identification.evaluate(run.sampler, source, samples, seed), workdir)
+    result = identification.evaluate(run.sampler, source, samples, seed)
+    return write(result, {'step': run.step, 'seed': seed}, workdir)
 
 
 def write_score(score: scoring.Score, asked: dict, workdir: Path) -> str:
@@ -109,8 +110,10 @@ def write_score(score: scoring.Score, asked: dict, workdir: Path) -> str:
     try:
         for side, pictures in score.shown.items() if hosts.first() else ():
             grid = workdir / f'grid_{side}.png'
-            sheet = images.grid(pictures, COLUMNS, score.values['shown'][side])
-            Image.fromarray(sheet).save(grid)
+            prompts = score.values['shown'][side]
+            sheet = images.grid(pictures, COLUMNS, prompts)
+            made_by = {'step': asked['step'], 'seed': asked['seed'], 'prompts': '\n'.join(prompts)}
+            png.write(grid, sheet, made_by)
             lines.append(f'grid: {grid}')
         if hosts.first():
             text = json.dumps(asked | score.values, indent=1)
@@ -120,8 +123,11 @@ def write_score(score: scoring.Score, asked: dict, workdir: Path) -> str:
     return '\n'.join(lines)
 
 
-def write(result: identification.Result, workdir: Path) -> str:
-    """Files of a result, by the first host; gives the table with the grid's path."""
+def write(result: identification.Result, asked: dict, workdir: Path) -> str:
+    """`grid.png` and `result.json`, by the first host; the table, with the grid's path if written.
+
+    `asked`: step and seed, kept in the grid.
+    """
     drawn = result.drawn or [np.zeros_like(truth) for truth in result.truth]  # not trained: black
     answers = result.answers or [''] * result.count
     pictures, captions = [], []
@@ -132,12 +138,12 @@ def write(result: identification.Result, workdir: Path) -> str:
     kept = asdict(result)
     for name in ('drawn', 'truth'):
         del kept[name]
+    table = result.table()
     try:
         if hosts.first():
-            Image.fromarray(images.grid(pictures, COLUMNS, captions)).save(grid)
+            png.write(grid, images.grid(pictures, COLUMNS, captions), asked)
+            table += f'\ngrid: {grid} (pairs: picture with its label, drawing with "> answer")'
             (workdir / 'result.json').write_text(json.dumps(kept, indent=1), encoding='utf-8')
     except OSError as error:
-        logging.warning('The grid and result.json cannot be written: %s', error)
-    return (
-        f'{result.table()}\ngrid: {grid} (pairs: picture with its label, drawing with "> answer")'
-    )
+        logging.warning('grid.png or result.json cannot be written: %s', error)
+    return table

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,6 +112,8 @@ class Sampler:
         float32 [rows, columns, Denc] where they are continuous; without tokens [0, 0].
         """
         pictures, tokens, patch = [], [], self.config.data.patch
+        limit = self.config.data.max_text
+        self._warn_of_truncated('prompt', [r.prompt for r in requests], limit - 2)
         for chunk, full in _chunks(requests):
             patches, codes = self._draw(full, options or self.options())
             for request, values, row in zip(chunk, patches, codes):
@@ -138,16 +140,10 @@ class Sampler:
     def rows(self, requests: Sequence[Request]) -> dict[tuple[bool, bool], dict]:
         """{(text kept, representation kept): layout arrays}, one sample a row."""
         data = self.config.data
-        counts: Counter = Counter()
         prompts = [
-            spans.text_span(self.tokenizer, r.prompt, data.max_text, None, counts) for r in requests
+            spans.text_span(self.tokenizer, r.prompt, data.max_text, None, Counter())
+            for r in requests
         ]
-        if counts:
-            logging.warning(
-                '%d prompts are longer than data.max_text=%d tokens and were cut',
-                counts['text_cut'],
-                data.max_text,
-            )
         grids = [(r.height // data.patch, r.width // data.patch) for r in requests]
         patches = max(h * w for h, w in grids)
         capacity = {
@@ -189,6 +185,7 @@ class Sampler:
                 f'describe got {len(pictures)} pictures and {len(questions)} questions: give one '
                 'question a picture, or none'
             )
+        self._warn_of_truncated('question', map(clean, questions), self.config.data.max_text // 2)
         answers = []
         for chunk, full in _chunks(list(zip(pictures, questions))):
             tokens = self._describe(full)[: len(chunk)]
@@ -197,22 +194,17 @@ class Sampler:
 
     def _describe(self, pairs) -> np.ndarray:
         data, length = self.config.data, self.config.sampling.max_answer
-        counts: Counter = Counter()
         rows, heads = [], []
         for picture, question in pairs:
             height, width = pipeline.fitted(*picture.shape[:2], self.config)
             pixels = images.patchify(images.resize(picture, height, width), data.patch)
-            head = spans.dialogue_span(self.tokenizer, clean(question), None, data.max_text, counts)
+            head = spans.dialogue_span(
+                self.tokenizer, clean(question), None, data.max_text, Counter()
+            )
             heads.append(len(head.tokens))
             open_text = layout.Text([*head.tokens, *[self.tokenizer.pad] * length])
             vision = layout.Vision(height // data.patch, width // data.patch, pixels)
             rows.append([[vision, open_text]])
-        if counts:
-            logging.warning(
-                '%d questions are longer than half of data.max_text=%d tokens and were cut',
-                counts['text_cut'],
-                data.max_text,
-            )
         sizes = np.max([layout.size(row[0]) for row in rows], axis=0)
         capacity = dict(zip(layout.SIZES, sizes.tolist()))
         capacity['text'] = _round(capacity['text'])
@@ -223,6 +215,17 @@ class Sampler:
             )
         program = self._programs['describe', length]
         return np.asarray(program(self.params, batch, np.array(heads, np.int32)))
+
+    def _warn_of_truncated(self, what: str, texts: Iterable[str], most: int) -> None:
+        """Logs how many different texts have more tokens than `most`; the rest of each is lost."""
+        distinct = dict.fromkeys(texts)
+        long = [text for text in distinct if text and len(self.tokenizer.encode(text)) > most]
+        if long:
+            logging.warning(
+                '%d of %d %s(s) were truncated to %d tokens (data.max_text=%d): %r',
+                *(len(long), len(distinct), what, most, self.config.data.max_text),
+                long[0] if len(long[0]) <= 60 else f'{long[0][:57]}...',
+            )
 
 
 def _round(count: int) -> int:
