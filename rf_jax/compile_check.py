@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from rf_jax.evaluation import compile_report
 from rf_jax.learning import checks
-from rf_jax.runtime import command, mesh, topology
+from rf_jax.runtime import command, topology
 from rf_jax.runtime.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/paper/joint.py', 'What to compile.')
@@ -42,7 +42,10 @@ def sweep(config, devices) -> tuple[bool, list]:
 
 def check(config, devices, name: str) -> tuple[bool, list]:
     """(whether all programs fit, their figures); prints each as it comes."""
-    mesh_, found = mesh.make_mesh(config.mesh, devices), []
+    mesh_, rows = checks.start(config, devices)
+    each = sorted({len(held) for held in rows.values()})
+    print(f'{len(rows)} processes, each makes {" or ".join(map(str, each))} rows', flush=True)
+    found = []
     for checked in compile_report.each(config, config.tokenizer.vocabulary, mesh_, _ONLY.value):
         print(checked.text, flush=True)
         found.append(checked)
@@ -71,7 +74,6 @@ def main(argv):
     check_flags()
     jax.config.update('jax_platforms', 'cpu')  # nothing runs on the chips
     config = _CONFIG.value
-    checks.check(config)
     devices = topology.devices(_TOPOLOGY.value, _SLICES.value)
     name = f'{_SLICES.value} x {_TOPOLOGY.value}'
     print(f'{name}: {len(devices)} chips, {config.data.rows} rows', flush=True)

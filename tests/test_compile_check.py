@@ -8,7 +8,9 @@ import pytest
 from shrink import quick_compilation, shrink
 
 from configs import base
+from rf_jax import compile_check
 from rf_jax.evaluation import compile_report, compiling, roofline
+from rf_jax.learning import loop
 from rf_jax.learning.report import Report
 from rf_jax.models import flops
 from rf_jax.runtime import hardware, topology
@@ -61,9 +63,28 @@ def test_flops_of_the_program_are_those_of_the_model(checked):
     whole = flops.train_step(config, VOCABULARY) / 8
     assert 0.95 < values['flops'] / whole < 1.35  # one kv head: attention on both tensor devices
     assert values['model_flops'] < whole, 'pairs that see nothing are no need of the model'
-    batches = SimpleNamespace(counts={}, part=(0, 1))
+    batches = SimpleNamespace(counts={}, rows=range(config.data.rows))
     logged = Report(config, VOCABULARY, batches, None, 0, None).flops
     assert logged == pytest.approx(8 * values['model_flops']), 'a run tells the MFU of the same'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'data.capacity.text': 4}, r'data\.capacity\.text=4 cannot hold one sample'),
+        ({'data.sizes': ((50, 1.0),)}, r'data\.sizes has 50 px'),
+        ({'data.tasks.text_only': -1.0}, r'data\.tasks\.text_only=-1\.0'),
+        ({'data.rows': 9}, r'data\.rows is 9'),
+        ({'mesh.tensor': 3}, r'mesh\.tensor=3'),
+    ],
+)
+def test_what_training_refuses_at_its_start_is_not_compiled(changes, words, tmp_path, monkeypatch):
+    config = tiny(**changes)
+    with pytest.raises(UserError, match=words):
+        loop.build(config, tmp_path)
+    monkeypatch.setattr(compiling, 'compiled', lambda *_: pytest.fail('it was compiled'))
+    with pytest.raises(UserError, match=words):
+        compile_check.check(config, topology.devices('cpu:8'), 'cpu:8')
 
 
 class Torus:

@@ -102,9 +102,9 @@ def logged(workdir):
     return {line['step']: line for line in lines if 'loss' in line}
 
 
-def assert_same_losses(workdir, other):
+def assert_same_losses(workdir, other, steps=STEPS):
     a, b = logged(workdir), logged(other)
-    assert list(a) == list(b) == list(range(1, STEPS + 1))
+    assert list(a) == list(b)[:steps] == list(range(1, steps + 1))
     for step in a:
         for name in a[step]:
             if name.startswith('loss') or name in ('gradient_norm', 'codes_used', 'skipped'):
@@ -153,6 +153,49 @@ def test_all_stop_at_one_step_and_one_process_goes_on(tmp_path, undisturbed, cou
     if steps.pop() < STEPS:
         alone(workdir)
         assert_same_losses(workdir, undisturbed)
+
+
+APART = """
+import signal, sys
+import jax
+from configs import debug
+from rf_jax.learning import loop
+from rf_jax.runtime import hosts
+
+hosts.start()
+config = debug.get_config()
+config.update_from_flattened_dict(eval(sys.argv[2]))
+config.mesh.update(fsdp=4, tensor=2)
+own = [[d for d in jax.devices() if d.process_index == i] for i in range(2)]
+# Two devices a place of rows: the first and the last place lie on both processes.
+run = loop.build(config, sys.argv[1], [own[i].pop(0) for i in (0, 1, 1, 1, 0, 0, 0, 1)])
+
+def on_samples(number, ema, writer):
+    if number == 1 and jax.process_index() == 1:
+        signal.raise_signal(signal.SIGTERM)
+
+state = loop.train(run, on_samples)
+print('rows', run.batches.rows.tolist(), 'stopped', run.stopped, 'at', int(state.step))
+hosts.finish()
+"""
+
+
+def test_processes_whose_rows_lie_apart_and_overlap_train_what_one_does(tmp_path, undisturbed):
+    """And stop at one step, though only one of those that hold the same rows was asked to."""
+    changes = CHANGES | {'steps': STEPS, 'log.samples_every': 1}
+    workdir, folder = tmp_path / 'run', tmp_path / 'logs'
+    environment = {
+        **os.environ,
+        'XLA_FLAGS': re.sub(r'(device_count)=\d+', r'\1=4', os.environ['XLA_FLAGS']),
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    }
+    command = [sys.executable, '-c', APART, str(workdir), repr(changes)]
+    assert local.Processes(2, command, folder, environment, False, ROOT).wait() == [0, 0], told(
+        folder
+    )
+    assert 'rows [0, 1, 4, 5, 6, 7] stopped True at 3' in told(folder, 0)
+    assert 'rows [0, 1, 2, 3, 6, 7] stopped True at 3' in told(folder, 1)
+    assert_same_losses(workdir, undisturbed, 3)
 
 
 def until(condition, processes):

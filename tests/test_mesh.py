@@ -5,6 +5,7 @@ import types
 import jax
 import numpy as np
 import pytest
+import topologies
 
 from rf_jax.runtime import mesh as mesh_lib
 from rf_jax.runtime.errors import UserError
@@ -68,36 +69,50 @@ def pretended_slices(count, each):
     ]
 
 
-def test_only_data_crosses_slices():
-    devices = pretended_slices(2, 4)
-    arranged = mesh_lib._arrange((4, 2, 1, 1, 1), devices)
-    for part, slice_index in ((arranged[:2], 0), (arranged[2:], 1)):
-        assert {device.slice_index for device in part.flat} == {slice_index}
-    with pytest.raises(UserError, match=r'mesh\.data is 1.*2 slices'):
-        mesh_lib._arrange((1, 8, 1, 1, 1), devices)
+def test_slices_go_along_data_and_what_is_left_along_fsdp():
+    devices = pretended_slices(4, 2)
+    by_slice = np.vectorize(lambda device: device.slice_index)
+    for shape, wanted in [
+        ((4, 2, 1, 1, 1), [[0, 0], [1, 1], [2, 2], [3, 3]]),
+        ((2, 4, 1, 1, 1), [[0, 0, 1, 1], [2, 2, 3, 3]]),
+        ((1, 8, 1, 1, 1), [[0, 0, 1, 1, 2, 2, 3, 3]]),
+    ]:
+        np.testing.assert_array_equal(
+            by_slice(mesh_lib._arrange(shape, devices))[..., 0, 0, 0], wanted
+        )
 
 
 @pytest.mark.parametrize(
-    ('shape', 'each', 'share'),
+    ('shape', 'devices', 'words'),
     [
-        ({'fsdp': 8}, 2, (0, 4)),
-        ({'fsdp': 2, 'context': 4}, 2, (0, 2)),  # two processes feed the same rows
-        ({'fsdp': 4, 'tensor': 2}, 4, (0, 2)),
-        ({'fsdp': 8}, 8, (0, 1)),
+        (
+            (1, 1, 8, 1, 1),
+            pretended_slices(2, 4),
+            r'mesh\.data=1 x mesh\.fsdp=1 .* between 2 slices',
+        ),
+        ((1, 7, 1, 1, 1), pretended_slices(2, 4)[1:], 'slices of unequal size, {0: 3, 1: 4}'),
+        (
+            (3, 1, 1, 1, 1),
+            topologies.recorded('v5p:2x2x1', 1)[1:],
+            r'lay out mesh\.data=3 over 3 devi',
+        ),
     ],
 )
-def test_processes_feed_the_rows_that_their_devices_hold(shape, each, share):
-    devices = [types.SimpleNamespace(process_index=i // each) for i in range(8)]
-    mesh = types.SimpleNamespace(
-        shape=sizes(**shape), devices=np.array(devices).reshape([*sizes(**shape).values()])
-    )
-    assert mesh_lib.share_of_rows(mesh) == share
+def test_devices_that_cannot_be_laid_out_are_one_line(shape, devices, words):
+    with pytest.raises(UserError, match=words) as caught:
+        mesh_lib._arrange(shape, devices)
+    assert '\n' not in str(caught.value)
 
 
-def test_rows_that_do_not_stand_together_are_refused():
-    devices = [types.SimpleNamespace(process_index=i % 2) for i in range(8)]
-    mesh = types.SimpleNamespace(
-        shape=sizes(fsdp=8), devices=np.array(devices).reshape(1, 8, 1, 1, 1)
-    )
-    with pytest.raises(UserError, match='do not stand together'):
-        mesh_lib.share_of_rows(mesh)
+def test_rows_go_to_the_devices_that_hold_them():
+    """Devices in an order of which no row of places is contiguous, and replicas of each row."""
+    order = [0, 5, 2, 7, 4, 1, 6, 3]
+    mesh = mesh_lib.make_mesh(sizes(data=2, fsdp=2, tensor=2), [jax.devices()[i] for i in order])
+    whole = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    (rows,) = mesh_lib.rows_by_process(mesh, 8).values()
+    put = mesh_lib.put_rows(mesh, whole, rows, 8)
+    right = jax.device_put(whole, mesh_lib.batch_sharding(mesh))
+    assert put.sharding == right.sharding
+    for one, two in zip(put.addressable_shards, right.addressable_shards):
+        assert one.device == two.device
+        np.testing.assert_array_equal(one.data, two.data)

@@ -1,6 +1,7 @@
 """Draws to batches: captions, sizes, condition dropout, decoding, prefetch.
 
-`Batches.batch(step)` is a pure function of (seed, step). A host makes only its slice of the rows.
+`Batches.batch(step)` is a pure function of (seed, step). A process makes only the rows that its
+devices hold.
 """
 
 import functools
@@ -27,16 +28,23 @@ _LOST = 100  # pictures one after another that cannot be decoded, and the run st
 class Batches:
     """Everything between the sources and the train step.
 
+    `rows`: which rows of every global batch to make, ascending; default: all.
     Raises UserError at construction for impossible capacities or an empty mixture.
     """
 
-    def __init__(self, config, sources_: Sequence, tokenizer: Tokenizer, part=(0, 1)):
+    def __init__(
+        self,
+        config,
+        sources_: Sequence,
+        tokenizer: Tokenizer,
+        rows: Sequence[int] | np.ndarray | None = None,
+    ):
         check(config)
         self.seed = config.seed
         self.data = SimpleNamespace(**config.data)  # a ConfigDict takes 2 us to find a field
         self.fitted = functools.lru_cache(2**16)(functools.partial(fitted, config=config))
         self.tokenizer = tokenizer
-        self.part = part  # (index, count) of this host
+        self.rows = np.arange(config.data.rows) if rows is None else np.asarray(rows)
         self.counts: Counter = Counter()  # what was cut or left out, for the log
         self._lost = 0  # pictures that could not be decoded since the last that could
         self.samples = _samples(
@@ -45,8 +53,6 @@ class Batches:
         self.channels = self.data.patch**2 * 3
         self.pool = spans.pool_of(config)
         self._pictures = PictureCache(megabytes=256)
-        if self.data.rows % part[1]:
-            raise UserError(f'data.rows={self.data.rows} does not divide over {part[1]} hosts')
         weights = {task: float(self.data.tasks.get(task, 0.0)) for task in TASKS}
         empty = [t for t in TASKS if weights[t] > 0 and not self.samples[t]]
         if empty or not any(weights.values()):
@@ -114,16 +120,12 @@ class Batches:
         return images.patchify(picture, self.data.patch, pool)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """This host's rows of global batch `step`: the arrays of `layout.empty`, leading B.
+        """`self.rows` of global batch `step`: the arrays of `layout.empty`, leading len(rows).
 
         Raises UserError when no picture can be decoded any more.
         """
-        rows = self.plan.rows(step)
-        share = len(rows) // self.part[1]
-        rows = rows[self.part[0] * share : (self.part[0] + 1) * share]
-        return layout.place(
-            [self._row(row) for row in rows], dict(self.data.capacity), self.channels
-        )
+        rows = [self._row(draws) for draws in self.plan.rows(step, self.rows)]
+        return layout.place(rows, dict(self.data.capacity), self.channels)
 
     def _row(self, draws) -> list[list[layout.Span]]:
         row = []

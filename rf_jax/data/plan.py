@@ -10,7 +10,7 @@ so that a run may go on with any number of them, and never holds more than a few
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -91,12 +91,13 @@ class Plan:
         """Steps in which the smallest task, relative to its weight, is passed once."""
         return math.ceil(self.mixture.epoch() / self.draws_per_window * self.steps_per_window)
 
-    def rows(self, step: int) -> list[list[Draw]]:
-        """The draws of every row of global batch `step`."""
+    def rows(self, step: int, which: Iterable[int] | None = None) -> list[list[Draw]]:
+        """The draws of rows `which` of global batch `step`; default: of all."""
         number, at = divmod(step, self.steps_per_window)
         window = self.window(number)
         self._prepare(number + 1)
-        return [window.row(at * self.batch_rows + i) for i in range(self.batch_rows)]
+        which = range(self.batch_rows) if which is None else which
+        return [window.row(at * self.batch_rows + i) for i in which]
 
     def window(self, number: int) -> Window:
         """Planned once, whichever thread asks first; the others wait for it."""

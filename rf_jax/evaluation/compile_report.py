@@ -10,10 +10,9 @@ from jax.sharding import Mesh
 
 from rf_jax.evaluation import compiling
 from rf_jax.evaluation.compiling import ROOM, Cost
-from rf_jax.learning import programs
+from rf_jax.learning import checks, programs
 from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import UserError, choose
-from rf_jax.runtime.mesh import make_mesh
 from rf_jax.runtime.sharding import readable
 
 SHOWN = 8  # collectives of a table
@@ -221,7 +220,7 @@ def sweep(config, vocabulary: int, devices: Sequence) -> Iterator[Tried]:
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(fields)
         try:
-            mesh = make_mesh(changed.mesh, devices)
+            mesh, _ = checks.start(changed, devices)
             cost = compiling.train_step(changed, vocabulary, mesh)
             yield fields, cost, fits(cost, mesh)
         except compiling.DoesNotFit as error:

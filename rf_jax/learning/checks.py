@@ -2,21 +2,38 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
-from rf_jax.data import spans
-from rf_jax.learning import flow, optimizer
+from rf_jax.data import pipeline, spans
+from rf_jax.learning import flow, optimizer, programs
 from rf_jax.models import autoencoder
-from rf_jax.runtime import sharding
+from rf_jax.runtime import mesh, sharding
 from rf_jax.runtime.errors import UserError, choose, require
 
 DTYPES = dict.fromkeys(('float32', 'bfloat16'))
+
+
+def start(
+    config, devices: Sequence[jax.Device] | None = None
+) -> tuple[Mesh, dict[int, np.ndarray]]:
+    """(mesh of a run, {process: its rows of a batch}), after every check that needs no data.
+
+    Training and the compile check both start here. `devices`: default: all; they may be those of
+    a topology. Raises UserError for what would stop any process of the run.
+    """
+    check(config)
+    pipeline.check(config)
+    mesh_ = mesh.make_mesh(config.mesh, devices)
+    programs.check(config, mesh_)
+    return mesh_, mesh.rows_by_process(mesh_, config.data.rows)
 
 
 def check(config) -> None:

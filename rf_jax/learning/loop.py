@@ -28,6 +28,7 @@ from rf_jax.runtime import (
     sharding,
     workdir,
 )
+from rf_jax.runtime.errors import require
 
 
 @dataclass(kw_only=True)
@@ -50,13 +51,13 @@ class Run(programs.Programs):
         `stop`: whether this process was asked to stop; with several it goes to all of them with the
         batch, and comes back in the metrics of the step.
         """
-        where = mesh.batch_sharding(self.mesh)
-        if jax.process_count() > 1:
-            batch = {**batch, 'stop': np.full(len(batch['segment']), stop)}
-        return {
-            name: jax.make_array_from_process_local_data(where, array)
-            for name, array in batch.items()
+        rows, count = self.batches.rows, self.config.data.rows
+        found = {
+            name: mesh.put_rows(self.mesh, array, rows, count) for name, array in batch.items()
         }
+        if jax.process_count() > 1:
+            found['stop'] = mesh.put_flag(self.mesh, stop)
+        return found
 
 
 def find_tokenizer(config, folder: Path, found) -> Tokenizer:
@@ -95,7 +96,7 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     spent = goodput.Goodput(folder)
     workdir.check_writable(folder)
     hosts.check_shared(folder)
-    checks.check(config)
+    mesh_, rows = checks.start(config, devices)
     compilation.use_cache(config.compilation_cache)
     open_sources = partial(sources.build, config.data.sources, config.data.max_pixels)
     one_first = sources.surveyed(config.data.sources)
@@ -105,9 +106,10 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     tokenizer = Tokenizer(
         hosts.from_first(lambda: find_tokenizer(config, folder, found).model_bytes)
     )
-    mesh_ = mesh.make_mesh(config.mesh, devices)
     hosts.connect(mesh_)
-    batches = pipeline.Batches(config, found, tokenizer, mesh.share_of_rows(mesh_))
+    process = jax.process_index()
+    require(process in rows, f'process {process} has none of the devices that the run was given')
+    batches = pipeline.Batches(config, found, tokenizer, rows[process])
     built = programs.build(config, tokenizer.size, mesh_)
     own = {'workdir': folder, 'tokenizer': tokenizer, 'batches': batches, 'goodput': spent}
     return Run(**vars(built), **own, data=data)

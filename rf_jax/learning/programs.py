@@ -51,7 +51,7 @@ def from_host(train_step: Callable, names: Sequence[str]) -> Callable:
 
 
 def with_stop(train_step: Callable) -> Callable:
-    """The step with `stop` of the metrics true if any row of the batch carries it (Run.put)."""
+    """The step with `stop` of the metrics true if any device was given it (Run.put)."""
 
     def step_and_stop(state, batch):
         batch = dict(batch)
@@ -62,10 +62,8 @@ def with_stop(train_step: Callable) -> Callable:
     return step_and_stop
 
 
-def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> Programs:
-    """Programs of a config on a mesh. `vocabulary`: entries of the tokenizer; `platform`: cpu, gpu
-    or tpu when they are compiled for another than this process runs on. Raises UserError.
-    """
+def check(config, mesh_: Mesh) -> None:
+    """Raises UserError for rows that the mesh cannot split, or state that cannot be offloaded."""
     parts, capacity = config.optimizer.accumulate, config.data.capacity
     for name in config.offload:
         choose('offload', name, dict.fromkeys(('ema', 'opt_state')))
@@ -80,6 +78,13 @@ def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> 
                 f'data.capacity.{name}={capacity[name]} is no multiple of mesh.context='
                 f'{mesh_.shape["context"]}: every device of a row holds an equal part of it'
             )
+
+
+def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> Programs:
+    """Programs of a config on a mesh. `vocabulary`: entries of the tokenizer; `platform`: cpu, gpu
+    or tpu when they are compiled for another than this process runs on. Raises UserError.
+    """
+    check(config, mesh_)
     model = unified.build(config, vocabulary, platform=platform)
 
     def optimizer_of(params):

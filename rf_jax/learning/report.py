@@ -42,7 +42,7 @@ class Report:
         """`start`: steps done."""
         self.config, self.writer, self.spent = config, writer, spent
         self.data_counts = batches.counts  # what was cut or left out so far
-        self.shares = batches.part[1]  # a batch has so many times the rows of this host
+        self.scale = config.data.rows / len(batches.rows)  # rows of a batch for each made here
         self.progress = metrics.Progress(start, config.steps)
         self.pending: tuple | None = None
         self.sums: dict[str, float] = {}
@@ -77,7 +77,8 @@ class Report:
         self._check(number, values)
         samples = int((batch['pixel_counts'] > 0).sum() + (batch['vision_counts'] > 0).sum())
         tokens = int((batch['segment'] > 0).sum())
-        samples, tokens = samples * self.shares, tokens * self.shares  # alike but for chance
+        # The rows of other processes hold about as many.
+        samples, tokens = round(samples * self.scale), round(tokens * self.scale)
         self.progress.done(number, samples=samples, tokens=tokens, flops=self.flops)
         if values['streak'] == 0:  # a skipped step has no finite loss to average
             self.seen += 1

@@ -1,10 +1,12 @@
 """The device mesh: how many devices stand along each named axis, and where batch rows go."""
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -57,7 +59,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
       devices: default: all devices of all hosts.
 
     Raises:
-      UserError: see axis_sizes; several slices of a pod that mesh.data cannot be cut into.
+      UserError: see axis_sizes; several slices that neither mesh.data nor mesh.fsdp can be split
+        into, or devices that do not fill a block of the torus.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = axis_sizes(sizes, len(devices))
@@ -65,18 +68,39 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
-    """Devices in `shape`; between slices of a pod, where the network is slow, only `data`."""
-    slices = len({getattr(device, 'slice_index', 0) for device in devices})
-    if slices == 1:
-        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    if shape[0] % slices:
+    """Devices in `shape`. Slices, joined by a slow network, go along `data`, then along `fsdp`."""
+    slices = Counter(getattr(device, 'slice_index', 0) for device in devices)
+    if len(set(slices.values())) > 1:
+        raise UserError(f'slices of unequal size, {dict(slices)} devices: leave the odd one out.')
+    data, fsdp = shape[:2]
+    across_data = math.gcd(data, len(slices))
+    across_fsdp = len(slices) // across_data
+    if fsdp % across_fsdp:
         raise UserError(
-            f'mesh.data is {shape[0]}, but the devices stand in {slices} slices: give a multiple '
-            f'of {slices}, so that only gradients cross the network between slices.'
+            f'mesh.data={data} x mesh.fsdp={fsdp} cannot be split between {len(slices)} slices: '
+            f'make mesh.data a multiple of {len(slices)}; the other axes stay within a slice.'
         )
-    return mesh_utils.create_hybrid_device_mesh(
-        (shape[0] // slices, *shape[1:]), (slices,) + (1,) * (len(shape) - 1), devices
-    )
+    if across_fsdp > 1:
+        logging.log_first_n(
+            logging.WARNING,
+            'mesh.fsdp=%d spans %d slices: parameters cross the slow network between them in every '
+            'step; with mesh.data=%d only gradients do',
+            *(1, fsdp, across_fsdp, len(slices)),
+        )
+    across = (across_data, across_fsdp, *(1 for _ in shape[2:]))
+    within = tuple(size // outer for size, outer in zip(shape, across))
+    try:
+        if len(slices) == 1:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, allow_split_physical_axes=True
+        )
+    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
+        shown = ', '.join(f'mesh.{axis}={size}' for axis, size in zip(AXES, shape) if size > 1)
+        raise UserError(
+            f'JAX cannot lay out {shown or "one device"} over {len(devices)} devices in '
+            f'{len(slices)} slice(s), change one of them: {str(error).splitlines()[0][:200]}'
+        ) from error
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -84,22 +108,40 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def share_of_rows(mesh: Mesh) -> tuple[int, int]:
-    """(number, count) of the equal shares of a batch's rows: which of them this process feeds.
+def rows_by_process(mesh: Mesh, rows: int) -> dict[int, np.ndarray]:
+    """{process: the rows of a batch that its devices hold}, int64, ascending.
 
-    Processes that hold parts of the same rows, by the tensor or context axis, feed the same share.
-    Raises UserError if its devices' rows do not stand together.
+    A host's devices are a block of the torus, so its rows need not be contiguous. Processes that
+    hold the same rows, by the tensor or context axis, each have them.
     """
-    places = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    own = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
-    held = np.flatnonzero(own.reshape(places, -1).any(1))
-    if not held.size or held[-1] - held[0] + 1 != held.size or held[0] % held.size:
-        raise UserError(
-            f'mesh gives process {jax.process_index()} the row places {held.tolist()} of {places}, '
-            'which do not stand together; let mesh.tensor x mesh.context divide or be a multiple '
-            'of the devices of a process'
-        )
-    return int(held[0] // held.size), places // held.size
+    held = defaultdict(set)
+    for device, (index, *_) in batch_sharding(mesh).devices_indices_map((rows,)).items():
+        held[device.process_index].update(range(*index.indices(rows)))
+    return {process: np.array(sorted(found)) for process, found in sorted(held.items())}
+
+
+def put_rows(mesh: Mesh, array: np.ndarray, rows: np.ndarray, count: int) -> jax.Array:
+    """An array [count, ...] sharded as `batch_sharding`.
+
+    `array`: [len(rows), ...], rows `rows` of it, those of this process in `rows_by_process`.
+    """
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(count)
+        first = np.searchsorted(rows, start)
+        return array[first : first + stop - start]
+
+    shape = (count, *array.shape[1:])
+    return jax.make_array_from_callback(shape, batch_sharding(mesh), shard)
+
+
+def put_flag(mesh: Mesh, flag: bool) -> jax.Array:
+    """bool[devices]: each device holds the flag of its process.
+
+    Unlike a row, no element is on two processes, which might disagree about it.
+    """
+    each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return jax.make_array_from_callback((mesh.size,), each, lambda _: np.full(1, flag))
 
 
 def check_rows(rows: int, mesh: Mesh) -> None:

@@ -25,10 +25,13 @@ def known() -> str:
 def devices(name: str, slices: int = 1) -> Sequence[jax.Device]:
     """Devices of a topology such as 'v5p:8x8x8', `slices` times; 'cpu:8': the first CPU devices.
 
-    Raises UserError: an unknown name (lists the known), too few CPU devices, no libtpu.
+    Raises UserError: an unknown name (lists the known), too few CPU devices or several slices of
+    them, no libtpu.
     """
     kind, _, size = name.partition(':')
     if kind == 'cpu' and size.isdigit():
+        if slices > 1:
+            raise UserError(f'--topology={name} is one slice: leave --slices={slices} out')
         here = jax.devices('cpu')
         if len(here) < int(size):
             raise UserError(
@@ -49,6 +52,8 @@ def devices(name: str, slices: int = 1) -> Sequence[jax.Device]:
     }.items():
         os.environ.setdefault(variable, value)
     more = {'num_slices': slices} if slices > 1 else {}
+    if set(size.split('x')) == {'1'}:  # libtpu expects four chips a host unless told
+        more['chips_per_host_bounds'] = (1, 1, 1)
     try:
         return topologies.get_topology_desc(name, 'tpu', **more).devices
     except Exception as error:
