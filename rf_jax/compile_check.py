@@ -44,7 +44,7 @@ def check(config, devices, name: str) -> tuple[bool, list]:
     """(whether all programs fit, their figures); prints each as it comes."""
     mesh_, rows = checks.start(config, devices)
     each = sorted({len(held) for held in rows.values()})
-    print(f'{len(rows)} processes, each makes {" or ".join(map(str, each))} rows', flush=True)
+    print(f'{len(rows)} processes, rows of each: {" or ".join(map(str, each))}', flush=True)
     found = []
     for checked in compile_report.each(config, config.tokenizer.vocabulary, mesh_, _ONLY.value):
         print(checked.text, flush=True)
