@@ -83,6 +83,7 @@ def test_what_training_refuses_at_its_start_is_not_compiled(changes, words, tmp_
     with pytest.raises(UserError, match=words):
         loop.build(config, tmp_path)
     monkeypatch.setattr(compiling, 'compiled', lambda *_: pytest.fail('it was compiled'))
+    monkeypatch.setattr(compile_check, '_ONLY', SimpleNamespace(value=['initialise']))
     with pytest.raises(UserError, match=words):
         compile_check.check(config, topology.devices('cpu:8'), 'cpu:8')
 
