@@ -1,5 +1,6 @@
 """Pictures: reading any file into RGB, resizing, cutting into patches, contact sheets."""
 
+import contextlib
 import io
 import math
 from collections.abc import Sequence
@@ -8,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from rf_jax.data import cells
+from rf_jax.data import cells, colour, file_kinds
+from rf_jax.data.records import BadPicture
 
 # EXIF tag 0x0112 -> what turns the stored pixels upright.
 _ORIENTATION = 0x0112
@@ -23,12 +25,10 @@ _UPRIGHT = {
 }
 _VECTOR_FORMATS = ('EPS', 'WMF')  # Pillow hands these to other programs to draw
 _MIN_CELL = 96  # pixels; a contact sheet enlarges smaller pictures
+_SCREEN = 1600  # pixels; a contact sheet is not larger, unless its cells would be below the minimum
 _GAP = 4  # white pixels around a cell
-_FONT_SIZE = 11
-
-
-class BadPicture(Exception):
-    """A picture that cannot be used: missing, broken, not a picture, or too large."""
+_FONT_SIZE = 12
+_LINES = 2  # of a caption
 
 
 def header_size(file: str | Path | bytes) -> tuple[int, int]:
@@ -43,23 +43,32 @@ def header_size(file: str | Path | bytes) -> tuple[int, int]:
 
 
 def read_rgb(file: str | Path | bytes, max_pixels: int) -> np.ndarray:
-    """Decodes the first frame, upright and on white: uint8 [h, w, 3].
+    """Decodes the first frame, upright, in sRGB and on white: uint8 [h, w, 3].
 
     `file` is a path or the encoded bytes. Raises BadPicture; a picture of more than `max_pixels`
     pixels is refused before it is decoded.
     """
     with _open(file) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise BadPicture(f'{height} x {width} is more than {max_pixels} pixels')
-        orientation = _orientation(image)
-        try:
-            image.load()
-            rgb = _to_rgb(image)
-        except BadPicture:
-            raise
-        except Exception as error:  # decoders raise whatever a broken file leads them to
-            raise BadPicture(_reason(error)) from error
+        return upright_rgb(image, max_pixels)
+
+
+def upright_rgb(image: Image.Image, max_pixels: int) -> np.ndarray:
+    """As read_rgb, of a Pillow image, which may not have been loaded yet."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadPicture(f'{height} x {width} is more than {max_pixels} pixels')
+    orientation = _orientation(image)
+    try:
+        rgb = colour.rgb_on_white(image)
+    except BadPicture:
+        raise
+    except MemoryError as error:
+        raise BadPicture(f'{height} x {width} does not fit into memory') from error
+    except Exception as error:  # decoders raise whatever a broken file leads them to
+        reason = f'{type(error).__name__}: {error}'
+        raise BadPicture(
+            f'the file is damaged or truncated ({reason}): copy or download it again'
+        ) from error
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     return np.array(rgb)
@@ -67,13 +76,26 @@ def read_rgb(file: str | Path | bytes, max_pixels: int) -> np.ndarray:
 
 def _open(file: str | Path | bytes) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+        image = _first_open(file)
     except Exception as error:  # as above; DecompressionBombError is among them
-        raise BadPicture(_reason(error)) from error
+        raise BadPicture(_reason(file, error)) from error
     if image.format in _VECTOR_FORMATS:
         image.close()
-        raise BadPicture(f'{image.format} is not a raster picture')
+        raise BadPicture(f'{image.format} is not a raster picture: save it as PNG')
     return image
+
+
+def _first_open(file: str | Path | bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    except (OSError, ValueError, SyntaxError):
+        # Pillow refuses a PNG for its profile alone, if that is broken or very large.
+        data = file if isinstance(file, bytes) else Path(file).read_bytes()
+        at = data.find(b'iCCP', 8, 2**16)
+        if not data.startswith(b'\x89PNG') or at < 0:
+            raise
+        length = int.from_bytes(data[at - 4 : at])
+        return Image.open(io.BytesIO(data[: at - 4] + data[at + 8 + length :]))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -87,26 +109,25 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) else 1  # stored as text, a fraction, ...
 
 
-def _reason(error: Exception) -> str:
+def _reason(file: str | Path | bytes, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
+        with contextlib.suppress(OSError):
+            return f'the file is missing: a link to {Path(file).readlink()}, which is not there'
         return 'the file is missing'
-    if isinstance(error, Image.UnidentifiedImageError):
-        return 'not a picture, or its header is broken'
-    return f'{type(error).__name__}: {error}'
+    if isinstance(error, Image.DecompressionBombError | OSError) and not isinstance(
+        error, Image.UnidentifiedImageError
+    ):
+        return f'{type(error).__name__}: {error}'
+    try:
+        head = file if isinstance(file, bytes) else _head(file)
+    except (OSError, ValueError):
+        return f'{type(error).__name__}: {error}'
+    return file_kinds.explain(head[: file_kinds.HEAD])
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == 'F':
-        raise BadPicture('floating-point pixels have no known range')
-    if image.mode.startswith('I'):
-        # Pillow's convert() clips 16-bit grey at 255 instead of scaling it.
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert('RGB')
-    if image.has_transparency_data:
-        image = image.convert('RGBA')
-        white = Image.new('RGBA', image.size, 'white')
-        return Image.alpha_composite(white, image).convert('RGB')
-    return image.convert('RGB')
+def _head(file: str | Path) -> bytes:
+    with open(file, 'rb') as opened:
+        return opened.read(file_kinds.HEAD)
 
 
 def fit(height: int, width: int, longest: int, unit: int) -> tuple[int, int]:
@@ -174,36 +195,63 @@ def grid(
 ) -> np.ndarray:
     """Contact sheet of uint8 [h, w, 3] pictures of any sizes on white: uint8 [H, W, 3].
 
-    Small pictures are enlarged by one whole factor for the sheet; a caption is cut to its cell.
+    All have cells of one size, between 96 pixels and what lets the sheet fit a screen; smaller
+    pictures are enlarged by a whole factor, larger ones reduced. A caption has two lines.
     """
     if len(images) == 0:
         raise ValueError('a contact sheet needs at least one picture')
     if captions is not None and len(captions) != len(images):
         raise ValueError(f'{len(captions)} captions for {len(images)} pictures')
-    height = max(image.shape[0] for image in images)
-    width = max(image.shape[1] for image in images)
-    factor = max(1, math.ceil(_MIN_CELL / max(height, width)))
-    cell_width = max(factor * width, _MIN_CELL)
-    font = ImageFont.load_default(_FONT_SIZE)
-    line = math.ceil(1.4 * _FONT_SIZE) if captions is not None else 0
-    step_y, step_x = factor * height + line + _GAP, cell_width + _GAP
     columns = max(1, min(columns, len(images)))
     rows = math.ceil(len(images) / columns)
+    line = math.ceil(1.3 * _FONT_SIZE)
+    text_height = _LINES * line + _GAP if captions is not None else 0
+    room = (_SCREEN - _GAP) // columns - _GAP, (_SCREEN - _GAP) // rows - text_height - _GAP
+    shown = _scaled(images, max(_MIN_CELL, min(room)))
+    height = max(image.shape[0] for image in shown)
+    width = max(_MIN_CELL, *(image.shape[1] for image in shown))
+    step_y, step_x = height + text_height + _GAP, width + _GAP
     sheet = Image.new('RGB', (columns * step_x + _GAP, rows * step_y + _GAP), 'white')
     draw = ImageDraw.Draw(sheet)
-    for i, image in enumerate(images):
+    font = ImageFont.load_default(_FONT_SIZE)
+    for i, image in enumerate(shown):
         y, x = (i // columns) * step_y + _GAP, (i % columns) * step_x + _GAP
-        enlarged = image.repeat(factor, axis=0).repeat(factor, axis=1)
-        left = (cell_width - enlarged.shape[1]) // 2
-        sheet.paste(Image.fromarray(enlarged), (x + left, y))
-        if captions is not None:
-            text = _clip(captions[i], font, cell_width)
-            draw.text((x, y + factor * height), text, fill='black', font=font)
+        left, top = (width - image.shape[1]) // 2, height - image.shape[0]
+        sheet.paste(Image.fromarray(image), (x + left, y + top))
+        for n, text in enumerate(_wrapped(captions[i], font, width) if captions else ()):
+            draw.text((x, y + height + n * line), text, fill='black', font=font)
     return np.array(sheet)
 
 
+def _scaled(pictures: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
+    """Each within the room, and as near to the size of the largest as whole factors allow."""
+    longest = max(max(image.shape[:2]) for image in pictures)
+    target = min(math.ceil(_MIN_CELL / longest) * longest, room)
+    scaled = []
+    for image in pictures:
+        height, width = image.shape[:2]
+        factor = target / max(height, width)
+        if factor < 1:
+            scaled.append(resize(image, *(max(1, round(factor * n)) for n in (height, width))))
+        else:
+            scaled.append(image.repeat(int(factor), axis=0).repeat(int(factor), axis=1))
+    return scaled
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines within the width, the last of them clipped."""
+    words = text[:500].split()  # no cell shows more
+    lines = []
+    while words and len(lines) < _LINES - 1:
+        fitting = len(words)
+        while fitting > 1 and font.getlength(' '.join(words[:fitting])) > width:
+            fitting -= 1
+        lines.append(_clip(' '.join(words[:fitting]), font, width))
+        words = words[fitting:]
+    return [*lines, _clip(' '.join(words), font, width)]
+
+
 def _clip(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    text = ' '.join(text[:500].split())  # no cell shows more
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + '…') > width:

@@ -8,6 +8,10 @@ from absl import logging
 _NAMED = 3  # examples that the log names for each reason
 
 
+class BadPicture(Exception):
+    """A picture that cannot be used: missing, broken, not a picture, or too large."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One sample without its pixels."""

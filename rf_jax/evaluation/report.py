@@ -126,13 +126,13 @@ def write_score(score: scoring.Score, asked: dict, workdir: Path) -> str:
 def write(result: identification.Result, asked: dict, workdir: Path) -> str:
     """`grid.png` and `result.json`, by the first host; the table, with the grid's path if written.
 
-    `asked`: step and seed, kept in the grid.
+    `asked`: step and seed, kept in the grid, where each picture has the size of its drawing.
     """
     drawn = result.drawn or [np.zeros_like(truth) for truth in result.truth]  # not trained: black
     answers = result.answers or [''] * result.count
     pictures, captions = [], []
     for i in range(min(SHOWN, result.count)):
-        pictures += [result.truth[i], drawn[i]]
+        pictures += [images.resize(result.truth[i], *drawn[i].shape[:2]), drawn[i]]
         captions += [result.labels[i], f'> {answers[i]}']
     grid = workdir / 'grid.png'
     kept = asdict(result)

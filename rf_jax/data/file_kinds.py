@@ -1,0 +1,76 @@
+"""What a file is that cannot be read as a picture, and what its owner can do about it."""
+
+_AGAIN = 'copy or download it again'
+HEAD = 1024  # bytes that are looked at
+
+# Bytes at the start -> what to say.
+_STARTS = (
+    (b'version https://git-lfs.github.com/spec/', 'a Git LFS pointer: run `git lfs pull` for the '
+     'picture itself'),
+    (b'/annex/objects/', 'a git-annex pointer: run `git annex get` for the picture itself'),
+    (b'\xff\x0a', 'JPEG XL: convert it, as by `djxl IN.jxl OUT.png`'),
+    (b'\0\0\0\x0cJXL ', 'JPEG XL: convert it, as by `djxl IN.jxl OUT.png`'),
+    (b'%PDF', 'a PDF document: save its pages as PNG'),
+    (b'PK\x03\x04', 'a zip archive: unpack it'),
+    (b'\x1f\x8b', 'a gzip archive: unpack it'),
+    (b'\x1aE\xdf\xa3', 'a video (Matroska or WebM): save its frames as pictures'),
+)  # fmt: skip
+# Pictures that Pillow reads, if they are whole.
+_PICTURES = (
+    (b'\xff\xd8\xff', 'JPEG'),
+    (b'\x89PNG', 'PNG'),
+    (b'GIF8', 'GIF'),
+    (b'RIFF', 'WebP'),
+    (b'II*\0', 'TIFF'),
+    (b'MM\0*', 'TIFF'),
+    (b'BM', 'BMP'),
+)
+# The brand of an ISO media file (`ftyp`) -> what to say.
+_HEIC = 'HEIC: convert it to JPEG or PNG, as by `heif-convert IN.heic OUT.jpg`'
+_BRANDS = {
+    **dict.fromkeys((b'avif', b'avis'), 'AVIF, which this build of Pillow does not read: install '
+                    'pillow>=11.3, or convert it to PNG or WebP'),
+    **dict.fromkeys((b'heic', b'heix', b'hevc', b'hevx', b'heim', b'heis', b'mif1', b'msf1'), _HEIC),
+}  # fmt: skip
+_VIDEO = 'a video (MP4 or QuickTime): save its frames as pictures'
+
+
+def explain(head: bytes) -> str:
+    """One line for the first bytes of a file that did not open as a picture."""
+    if not head:
+        return f'the file is empty: {_AGAIN}'
+    if not head.strip(b'\0'):
+        return f'the file starts with {len(head)} bytes of zeros: {_AGAIN}'
+    if head[4:8] == b'ftyp':
+        # mif1 only says "some image"; the compatible brands behind it say which.
+        brands = [head[8:12], *(head[i : i + 4] for i in range(16, head[3], 4))]
+        avif = next((b for b in brands if b in (b'avif', b'avis')), brands[0])
+        return _BRANDS.get(avif, _VIDEO)
+    for start, what in _STARTS:
+        if head.startswith(start):
+            return what
+    for start, format in _PICTURES:
+        if head.startswith(start):
+            return (
+                f'{format} whose header is broken, truncated or of a kind that Pillow does not '
+                f'read: {_AGAIN}, or save it as PNG'
+            )
+    return _text(head) or 'not a picture, or its header is broken'
+
+
+def _text(head: bytes) -> str | None:
+    start = head.removeprefix(b'\xef\xbb\xbf').lstrip().lower()
+    if b'<svg' in start:
+        return 'SVG, which is not a raster picture: save it as PNG'
+    if start.startswith((b'<!doctype html', b'<html', b'<head')):
+        return (
+            'an HTML page, not a picture (often the answer of a server that wanted a login, or no '
+            'more requests): download it again'
+        )
+    try:
+        shown = head[:40].decode('utf-8', 'strict' if len(head) <= 40 else 'ignore')
+    except UnicodeDecodeError:
+        return None
+    if not shown.isprintable() and not set(shown) <= set(map(chr, [*range(32, 127), 9, 10, 13])):
+        return None
+    return f'not a picture but text: {" ".join(shown.split())!r}'
