@@ -1,0 +1,131 @@
+"""What a folder says about its pictures: captions.jsonl, or the metadata of Hugging Face's
+imagefolder.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rf_jax.data.records import clean
+from rf_jax.runtime.errors import UserError
+
+NAMES = ('captions.jsonl', 'metadata.jsonl', 'metadata.csv')  # the first one found is read
+EXAMPLE = '{"file": "cats/001.jpg", "caption": "a cat on a mat", "tags": ["cat", "mat"]}'
+_FILE_FIELDS = ('file', 'file_name', 'filename', 'image', 'path')
+_CAPTION_FIELDS = ('caption', 'captions', 'text', 'label')
+# A string, or a comma with nothing but a closing bracket behind it.
+_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
+
+
+def decode(data: bytes) -> str:
+    """Text of UTF-8 or UTF-16, with a byte order mark or without. Raises UnicodeDecodeError."""
+    wide = data.startswith((b'\xff\xfe', b'\xfe\xff'))
+    if not wide and b'\0' in data[:2]:  # the first character is Latin
+        return data.decode('utf-16-be' if data[0] == 0 else 'utf-16-le')
+    return data.decode('utf-16' if wide else 'utf-8-sig')
+
+
+def entries(path: Path, data: bytes) -> Iterator[tuple[str, dict | str]]:
+    """(place, entry without its nulls), or (place, what is wrong with it), of the file `path`.
+
+    Raises UserError where the whole file cannot be read.
+    """
+    # Lines are decoded one by one, so that a bad one spoils no other.
+    if data[:2] in (b'\xff\xfe', b'\xfe\xff') or b'\0' in data[:2]:
+        try:
+            data = decode(data).encode('utf-8', 'surrogatepass')
+        except UnicodeDecodeError as error:
+            raise UserError(f'{path} is neither UTF-8 nor whole UTF-16: {error}') from None
+    data = data.removeprefix(b'\xef\xbb\xbf')
+    if path.suffix == '.csv':
+        found = _csv(path, data)
+    elif data.lstrip()[:1] == b'[':
+        found = _array(path, data)
+    else:
+        found = _lines(data)
+    for place, entry in found:
+        if isinstance(entry, dict):
+            entry = {key: value for key, value in entry.items() if value is not None}
+        elif not isinstance(entry, str):
+            entry = f'expected {{...}}, not {type(entry).__name__}'
+        yield place, entry
+
+
+def fields(entry: dict) -> tuple[str, dict]:
+    """(file, fields of a Record) of an entry. Raises ValueError saying what is wrong."""
+    name = next((key for key in _FILE_FIELDS if key in entry), None)
+    if name is None:
+        raise ValueError(f'no "file" (there is {", ".join(map(str, entry)) or "nothing"})')
+    if not isinstance(entry[name], str):
+        raise ValueError(f'"{name}" is no string')
+    caption = next((key for key in _CAPTION_FIELDS if key in entry), 'caption')
+    return entry[name], {
+        'captions': _strings(caption, entry.get(caption, ())),
+        'tags': _strings('tags', entry.get('tags', ())),
+        'kind': ' '.join(_strings('kind', entry.get('kind', ''))),
+        'questions': _pairs(entry.get('questions', ())),
+    }
+
+
+def _lines(data: bytes) -> Iterator[tuple[str, object]]:
+    for number, line in enumerate(data.splitlines(), 1):
+        if line.strip() not in (b'', b'[', b']'):
+            yield f'line {number}', _line(line)
+
+
+def _line(line: bytes) -> object:
+    try:
+        return _json(line.decode('utf-8-sig').strip().rstrip(','))
+    except (ValueError, RecursionError) as error:
+        return f'{error}'
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        tidy = _TRAILING_COMMA.sub(lambda match: match[1] or '', text)
+        if tidy == text:
+            raise
+    return json.loads(tidy)
+
+
+def _array(path: Path, data: bytes) -> Iterator[tuple[str, object]]:
+    try:
+        return [(f'entry {n}', entry) for n, entry in enumerate(_json(data.decode()), 1)]
+    except (ValueError, RecursionError) as error:
+        lines = [line.strip(b' \t\r\n,') for line in data.splitlines()]
+        lines = [line for line in lines if line not in (b'', b'[', b']')]
+        if lines and all(line.startswith(b'{') and line.endswith(b'}') for line in lines):
+            return _lines(data)  # so that a bad one spoils no other
+        raise UserError(f'{path} begins as a JSON array and does not parse: {error}') from None
+
+
+def _csv(path: Path, data: bytes) -> Iterator[tuple[str, object]]:
+    try:
+        rows = csv.DictReader(io.StringIO(data.decode(), newline=''), strict=True)
+        return [(f'row {n}', {k: v or None for k, v in row.items()}) for n, row in enumerate(rows, 2)]
+    except (ValueError, csv.Error) as error:
+        raise UserError(f'{path} cannot be read as CSV in UTF-8 or UTF-16: {error}') from None
+
+
+def _strings(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
+    """One string or several, cleaned, without the empty ones."""
+    values = (value,) if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(each, str) for each in values):
+        raise ValueError(f'"{name}" is neither a string nor a list of strings')
+    return tuple(text for text in map(clean, values) if text)
+
+
+def _pairs(questions: Sequence[dict]) -> tuple[tuple[str, str], ...]:
+    """(question, answer) of each, without those where one is empty."""
+    try:
+        pairs = [(clean(each['question'] or ''), clean(each['answer'] or '')) for each in questions]
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(
+            '"questions" is not as in [{"question": "what colour?", "answer": "red"}]'
+        ) from None
+    return tuple(pair for pair in pairs if all(pair))
