@@ -25,15 +25,18 @@ def main(argv):
             'initialise_from did, its answers mean nothing',
             share,
         )
-    pictures = []
+    readable, pictures, unreadable = [], [], []
     for path in _IMAGE.value:
         try:
             pictures.append(images.read_rgb(path, sampler.config.data.max_pixels))
+            readable.append(path)
         except images.BadPicture as error:
-            raise UserError(f'--image={path}: {error}') from None
+            unreadable.append(f'--image={path}: {error}')
     answers = sampler.describe(pictures, [_QUESTION.value] * len(pictures))
-    for path, answer in zip(_IMAGE.value, answers):
+    for path, answer in zip(readable, answers):
         print(f'{path}: {answer}')
+    if unreadable:
+        raise UserError('; '.join(unreadable))
 
 
 if __name__ == '__main__':

@@ -156,6 +156,16 @@ def test_describe_answers(workdir, tmp_path):
     assert f'{tmp_path}/dot.png: ' in output
 
 
+def test_one_bad_picture_of_three_leaves_the_answers_for_the_others(workdir, tmp_path):
+    for name in ('a.png', 'c.png'):
+        Image.new('RGB', (64, 64), 'red').save(tmp_path / name)
+    (tmp_path / 'b.png').write_text('<html>not found</html>')
+    pictures = [f'--image={tmp_path}/{name}.png' for name in 'abc']
+    output = command('describe', f'--workdir={workdir}', *pictures, code=1)
+    assert f'{tmp_path}/a.png: ' in output and f'{tmp_path}/c.png: ' in output
+    assert output.count('b.png') == 1 and f'error: --image={tmp_path}/b.png: an HTML page' in output
+
+
 def test_a_run_that_never_learned_the_task_is_told(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / 'run')
     config = json.loads((workdir / 'config.json').read_text())

@@ -153,7 +153,7 @@ def test_missing_and_foreign_files_are_bad(tmp_path):
     (tmp_path / 'text.png').write_text('not a picture')
     (tmp_path / 'empty.png').write_bytes(b'')
     postscript = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n%%EOF\n'
-    floats = encoded(Image.fromarray(np.ones((2, 2), np.float32)), 'TIFF')
+    floats = encoded(Image.fromarray(np.full((2, 2), 300, np.float32)), 'TIFF')
     with pytest.raises(BadPicture, match='missing'):
         images.header_size(tmp_path / 'none.png')
     with pytest.raises(BadPicture, match='not a picture'):
@@ -256,7 +256,38 @@ def test_grid_holds_every_picture_and_caption():
     captioned = images.grid([red, blue, red], 2, ['a', 'M' * 500, 'two\nlines'])
     assert captioned.shape[0] > sheet.shape[0] and captioned.shape[1] == sheet.shape[1]
     assert (captioned == 0).all(-1).any()
-    # Long captions are cut: the last column stays white beyond its cell.
+    # Long captions are clipped: the last column stays white beyond its cell.
     assert (captioned[:, -images._GAP :] == 255).all()
     with pytest.raises(ValueError, match='1 captions for 3'):
         images.grid([red, blue, red], 2, ['a'])
+
+
+def test_a_contact_sheet_of_large_pictures_fits_a_screen():
+    for count, side in ((48, 500), (8, 1024), (1, 4000), (4, 1600)):
+        pictures = [np.full((side, side * 3 // 4, 3), 9, np.uint8)] * count
+        sheet = images.grid(pictures, 8, ['a caption of some words'] * count)
+        assert max(sheet.shape) <= 1600
+        assert (sheet == 9).all(-1).mean() > 0.5 or count == 1
+    # Where that would leave specks, the sheet is larger.
+    tall = images.grid([np.zeros((64, 64, 3), np.uint8)] * 400, 4)
+    assert tall.shape[1] < 600 and tall.shape[0] == 100 * (128 + 4) + 4
+
+
+def test_pictures_of_all_sizes_look_alike_on_a_contact_sheet():
+    sizes = [(500, 500), (64, 64), (32, 32), (300, 400)]
+    pictures = [np.full((*size, 3), 10 * i, np.uint8) for i, size in enumerate(sizes)]
+    sheet = images.grid(pictures * 12, 8)
+    areas = [(sheet == 10 * i).all(-1).sum() / 12 for i in range(len(sizes))]
+    assert min(areas) > 0.7 * max(areas)
+
+
+def test_a_long_caption_has_two_lines():
+    picture = [np.full((64, 64, 3), 255, np.uint8)]
+    one, two = (images.grid(picture, 1, [text]) for text in ('word', 'word ' * 9))
+    assert one.shape == two.shape
+
+    def lines(sheet):
+        dark = (sheet < 128).any((1, 2))
+        return int((dark[1:] & ~dark[:-1]).sum())
+
+    assert (lines(one), lines(two)) == (1, 2)

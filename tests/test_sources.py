@@ -188,7 +188,7 @@ def test_folder_skips_and_counts_what_it_cannot_use(tmp_path, caplog):
         'bad picture': 3,
         'more than data.max_pixels': 1,
     }
-    assert 'line 1, line 2, line 3, ...' in caplog.text
+    assert 'line 3: no "file" (there is caption), ...' in caplog.text
     assert 'missing.png: the file is missing' in caplog.text
 
 

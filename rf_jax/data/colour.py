@@ -81,7 +81,10 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         return None if same else transform
     except Exception as error:  # a broken profile leads to any error
         logging.log_first_n(
-            logging.WARNING, 'a colour profile is broken (%s): its pictures are read as sRGB', 3, error
+            logging.WARNING,
+            'a colour profile is broken (%s): its pictures are read as sRGB',
+            3,
+            error,
         )
         return None
 

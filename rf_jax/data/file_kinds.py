@@ -1,5 +1,7 @@
 """What a file is that cannot be read as a picture, and what its owner can do about it."""
 
+import codecs
+
 _AGAIN = 'copy or download it again'
 HEAD = 1024  # bytes that are looked at
 
@@ -25,14 +27,9 @@ _PICTURES = (
     (b'MM\0*', 'TIFF'),
     (b'BM', 'BMP'),
 )
-# The brand of an ISO media file (`ftyp`) -> what to say.
-_HEIC = 'HEIC: convert it to JPEG or PNG, as by `heif-convert IN.heic OUT.jpg`'
-_BRANDS = {
-    **dict.fromkeys((b'avif', b'avis'), 'AVIF, which this build of Pillow does not read: install '
-                    'pillow>=11.3, or convert it to PNG or WebP'),
-    **dict.fromkeys((b'heic', b'heix', b'hevc', b'hevx', b'heim', b'heis', b'mif1', b'msf1'), _HEIC),
-}  # fmt: skip
-_VIDEO = 'a video (MP4 or QuickTime): save its frames as pictures'
+# Brands of an ISO media file (`ftyp`).
+_AVIF = (b'avif', b'avis')
+_HEIC = (b'heic', b'heix', b'hevc', b'hevx', b'heim', b'heis', b'mif1', b'msf1')
 
 
 def explain(head: bytes) -> str:
@@ -42,10 +39,7 @@ def explain(head: bytes) -> str:
     if not head.strip(b'\0'):
         return f'the file starts with {len(head)} bytes of zeros: {_AGAIN}'
     if head[4:8] == b'ftyp':
-        # mif1 only says "some image"; the compatible brands behind it say which.
-        brands = [head[8:12], *(head[i : i + 4] for i in range(16, head[3], 4))]
-        avif = next((b for b in brands if b in (b'avif', b'avis')), brands[0])
-        return _BRANDS.get(avif, _VIDEO)
+        return _iso_media(head)
     for start, what in _STARTS:
         if head.startswith(start):
             return what
@@ -58,6 +52,16 @@ def explain(head: bytes) -> str:
     return _text(head) or 'not a picture, or its header is broken'
 
 
+def _iso_media(head: bytes) -> str:
+    # The first brand may only say "some image" (mif1); the compatible ones behind it say which.
+    brands = [head[8:12], *(head[i : i + 4] for i in range(16, head[3], 4))]
+    if any(brand in _AVIF for brand in brands):
+        return 'AVIF, broken or not read by this Pillow: install pillow>=11.3, or convert it to PNG'
+    if any(brand in _HEIC for brand in brands):
+        return 'HEIC: convert it to JPEG or PNG, as by `heif-convert IN.heic OUT.jpg`'
+    return 'a video (MP4 or QuickTime): save its frames as pictures'
+
+
 def _text(head: bytes) -> str | None:
     start = head.removeprefix(b'\xef\xbb\xbf').lstrip().lower()
     if b'<svg' in start:
@@ -68,9 +72,8 @@ def _text(head: bytes) -> str | None:
             'more requests): download it again'
         )
     try:
-        shown = head[:40].decode('utf-8', 'strict' if len(head) <= 40 else 'ignore')
+        text = codecs.getincrementaldecoder('utf-8')().decode(head)  # which may end in a letter
     except UnicodeDecodeError:
         return None
-    if not shown.isprintable() and not set(shown) <= set(map(chr, [*range(32, 127), 9, 10, 13])):
-        return None
-    return f'not a picture but text: {" ".join(shown.split())!r}'
+    words = ' '.join(text.split())
+    return f'not a picture but text: {words[:40]!r}' if words.isprintable() else None

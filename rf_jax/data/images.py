@@ -90,12 +90,13 @@ def _first_open(file: str | Path | bytes) -> Image.Image:
         return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
     except (OSError, ValueError, SyntaxError):
         # Pillow refuses a PNG for its profile alone, if that is broken or very large.
-        data = file if isinstance(file, bytes) else Path(file).read_bytes()
-        at = data.find(b'iCCP', 8, 2**16)
-        if not data.startswith(b'\x89PNG') or at < 0:
+        head = _head(file)
+        at = head.find(b'iCCP')
+        if not head.startswith(b'\x89PNG') or at < 0:
             raise
-        length = int.from_bytes(data[at - 4 : at])
-        return Image.open(io.BytesIO(data[: at - 4] + data[at + 8 + length :]))
+        data = file if isinstance(file, bytes) else Path(file).read_bytes()
+        behind = at + 8 + int.from_bytes(data[at - 4 : at])
+        return Image.open(io.BytesIO(data[: at - 4] + data[behind:]))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -114,18 +115,18 @@ def _reason(file: str | Path | bytes, error: Exception) -> str:
         with contextlib.suppress(OSError):
             return f'the file is missing: a link to {Path(file).readlink()}, which is not there'
         return 'the file is missing'
-    if isinstance(error, Image.DecompressionBombError | OSError) and not isinstance(
-        error, Image.UnidentifiedImageError
-    ):
+    of_the_system = isinstance(error, OSError) and error.errno is not None
+    if of_the_system or isinstance(error, Image.DecompressionBombError):
         return f'{type(error).__name__}: {error}'
     try:
-        head = file if isinstance(file, bytes) else _head(file)
+        return file_kinds.explain(_head(file))
     except (OSError, ValueError):
         return f'{type(error).__name__}: {error}'
-    return file_kinds.explain(head[: file_kinds.HEAD])
 
 
-def _head(file: str | Path) -> bytes:
+def _head(file: str | Path | bytes) -> bytes:
+    if isinstance(file, bytes):
+        return file[: file_kinds.HEAD]
     with open(file, 'rb') as opened:
         return opened.read(file_kinds.HEAD)
 
@@ -226,7 +227,8 @@ def grid(
 def _scaled(pictures: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
     """Each within the room, and as near to the size of the largest as whole factors allow."""
     longest = max(max(image.shape[:2]) for image in pictures)
-    target = min(math.ceil(_MIN_CELL / longest) * longest, room)
+    small = longest < _MIN_CELL
+    target = math.ceil(_MIN_CELL / longest) * longest if small else min(longest, room)
     scaled = []
     for image in pictures:
         height, width = image.shape[:2]

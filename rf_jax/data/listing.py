@@ -2,6 +2,7 @@
 imagefolder.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -9,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from rf_jax.data import text_files
 from rf_jax.data.records import clean
 from rf_jax.runtime.errors import UserError
 
@@ -20,26 +22,18 @@ _CAPTION_FIELDS = ('caption', 'captions', 'text', 'label')
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
 
 
-def decode(data: bytes) -> str:
-    """Text of UTF-8 or UTF-16, with a byte order mark or without. Raises UnicodeDecodeError."""
-    wide = data.startswith((b'\xff\xfe', b'\xfe\xff'))
-    if not wide and b'\0' in data[:2]:  # the first character is Latin
-        return data.decode('utf-16-be' if data[0] == 0 else 'utf-16-le')
-    return data.decode('utf-16' if wide else 'utf-8-sig')
-
-
 def entries(path: Path, data: bytes) -> Iterator[tuple[str, dict | str]]:
     """(place, entry without its nulls), or (place, what is wrong with it), of the file `path`.
 
     Raises UserError where the whole file cannot be read.
     """
     # Lines are decoded one by one, so that a bad one spoils no other.
-    if data[:2] in (b'\xff\xfe', b'\xfe\xff') or b'\0' in data[:2]:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:
-            data = decode(data).encode('utf-8', 'surrogatepass')
-        except UnicodeDecodeError as error:
-            raise UserError(f'{path} is neither UTF-8 nor whole UTF-16: {error}') from None
-    data = data.removeprefix(b'\xef\xbb\xbf')
+            data = text_files.decode(data).encode()
+        except UnicodeError as error:
+            raise UserError(f'{path} begins as UTF-16 and is not: {error}') from None
+    data = data.removeprefix(codecs.BOM_UTF8)
     if path.suffix == '.csv':
         found = _csv(path, data)
     elif data.lstrip()[:1] == b'[':
@@ -107,7 +101,9 @@ def _array(path: Path, data: bytes) -> Iterator[tuple[str, object]]:
 def _csv(path: Path, data: bytes) -> Iterator[tuple[str, object]]:
     try:
         rows = csv.DictReader(io.StringIO(data.decode(), newline=''), strict=True)
-        return [(f'row {n}', {k: v or None for k, v in row.items()}) for n, row in enumerate(rows, 2)]
+        return [
+            (f'row {n}', {k: v or None for k, v in row.items()}) for n, row in enumerate(rows, 2)
+        ]
     except (ValueError, csv.Error) as error:
         raise UserError(f'{path} cannot be read as CSV in UTF-8 or UTF-16: {error}') from None
 

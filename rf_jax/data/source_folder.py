@@ -1,21 +1,19 @@
 """Data from the user's disk: a folder of captioned pictures, and plain text."""
 
-import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from rf_jax.data import text_files
+from rf_jax.data import listing, text_files
 from rf_jax.data.images import BadPicture, header_size, read_rgb
+from rf_jax.data.inside import LINKS, Outside, inside
 from rf_jax.data.records import Record, Skips, clean
 from rf_jax.runtime.errors import UserError
 
-_CAPTION_FIELDS = ('caption', 'captions', 'text', 'label')
-_EXAMPLE = '{"file": "cats/001.jpg", "caption": "a cat on a mat", "tags": ["cat", "mat"]}'
 _SCAN_THREADS = 16  # headers wait for the disk, not for the processor
 
 
@@ -25,38 +23,40 @@ class FolderSource:
         {"file": ..., "caption": one or a list, "tags": [...], "kind": ...,
          "questions": [{"question": ..., "answer": ...}]}
 
-    `file` is relative to the folder; all but file and caption may be left out, or null. Lines that
-    cannot be used are skipped, counted in `.skipped` and named in the log. Raises UserError.
+    `file` is a path in the folder; all but file and caption may be left out, or null. A JSON array
+    of such objects will do, and so will `metadata.jsonl` or `metadata.csv` (`file_name`, `text`)
+    of Hugging Face's imagefolder. Entries that cannot be used are skipped, counted in `.skipped`
+    and named in the log. Pictures outside the folder are not read: neither by `..` nor, unless
+    `follow_links` (`folder+links:/path`), by symbolic links. Raises UserError.
     """
 
-    def __init__(self, path: str, max_pixels: int):
-        self.name = f'folder:{path}'
+    def __init__(self, path: str, max_pixels: int, follow_links: bool = False):
+        self.name = f'folder{LINKS if follow_links else ""}:{path}'
         self._max_pixels = max_pixels
+        self._follow_links = follow_links
         self._skips = Skips()
         try:
             self._root = Path(path).expanduser()
-            listing = self._root / 'captions.jsonl'
-            lines = listing.read_bytes().splitlines() if path and listing.is_file() else None
-        except (OSError, RuntimeError) as error:
+            found = [self._root / name for name in listing.NAMES]
+            found = next((file for file in found if path and file.is_file()), None)
+            if found is not None:
+                inside(self._root, found.name, follow_links)
+            data = found.read_bytes() if found else b''
+        except (OSError, RuntimeError, BadPicture) as error:
             raise UserError(f'data.sources: {self.name} cannot be read: {error}') from error
-        if lines is None:
+        if found is None:
             raise UserError(
                 f'data.sources: {self.name} needs a file captions.jsonl in that folder, one line a '
-                f'picture, such as {_EXAMPLE}'
+                f'picture, such as {listing.EXAMPLE}'
             )
-        parsed = [
-            self._parse(line, f'line {number}')
-            for number, line in enumerate(lines, 1)
-            if line.strip()
-        ]
         self._files: list[Path] = []
         self._records: list[Record] = []
-        self._scan([entry for entry in parsed if entry is not None])
+        self._scan(list(self._entries(found, data)))
         self.skipped = self._skips.counts
         if not self._records:
             raise UserError(
                 f'data.sources: {self.name} has no usable picture; skipped: '
-                f'{self._skips or "none"}. A line of captions.jsonl looks like {_EXAMPLE}'
+                f'{self._skips or "none"}. A line of captions.jsonl looks like {listing.EXAMPLE}'
             )
         self._skips.log(self.name, len(self))
 
@@ -70,62 +70,56 @@ class FolderSource:
         """uint8 [h, w, 3]; raises BadPicture."""
         return read_rgb(self._files[i], self._max_pixels)
 
-    def _parse(self, line: bytes, where: str) -> tuple[str, dict] | None:
-        """(file, fields of its Record), or None and a skip counted."""
-        try:
-            entry = json.loads(line.decode('utf-8-sig'))
-            entry = {key: value for key, value in entry.items() if value is not None}
-            file = entry['file']
-            # Lexical on purpose: a link inside the folder is the user's own doing.
-            inside = os.path.normpath(os.path.join('root', file)).split(os.sep)[0] == 'root'
-            fields = {
-                'captions': _strings(next((entry[k] for k in _CAPTION_FIELDS if k in entry), ())),
-                'tags': _strings(entry.get('tags', ())),
-                'kind': clean(entry.get('kind', '')),
-                'questions': _pairs(entry.get('questions', ())),
-            }
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            self._skips.add('malformed line', where)
-            return None
-        if not inside:
-            self._skips.add('file outside the folder', where)
-        elif not fields['captions']:
-            self._skips.add('empty caption', where)
-        else:
-            return file, fields
-        return None
+    def _entries(self, path: Path, data: bytes) -> Iterator[tuple[str, dict]]:
+        """(file, fields of its Record) of each usable entry; the others are counted."""
+        for place, entry in listing.entries(path, data):
+            try:
+                if isinstance(entry, str):
+                    raise ValueError(entry)
+                file, fields = listing.fields(entry)
+            except ValueError as error:
+                self._skips.add('malformed line', f'{place}: {error}')
+                continue
+            if fields['captions']:
+                yield file, fields
+            else:
+                self._skips.add('empty caption', place)
 
     def _scan(self, entries: list[tuple[str, dict]]) -> None:
         """Keeps the entries whose picture has a sound header and is not enormous."""
 
-        def size(entry):
+        def look(entry):
             try:
-                return header_size(self._root / entry[0])
+                path = inside(self._root, entry[0], self._follow_links)
+                return path, header_size(path)
             except BadPicture as error:
-                return str(error)
+                return error, None
 
         with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-            sizes = list(pool.map(size, entries))
-        for (file, fields), found in zip(entries, sizes):
-            if isinstance(found, str):
-                self._skips.add('bad picture', f'{file}: {found}')
-            elif found[0] * found[1] > self._max_pixels:
+            looked = list(pool.map(look, entries))
+        for (file, fields), (path, size) in zip(entries, looked):
+            if isinstance(path, Outside):
+                self._skips.add('file outside the folder', f'{file}: {path}')
+            elif size is None:
+                self._skips.add('bad picture', f'{file}: {path}')
+            elif size[0] * size[1] > self._max_pixels:
                 self._skips.add('more than data.max_pixels', file)
             else:
-                self._files.append(self._root / file)
-                self._records.append(Record(*found, **fields))
+                self._files.append(path)
+                self._records.append(Record(*size, **fields))
 
 
 class TextSource:
     """A text file, or every .txt below a folder: one document a paragraph, no pictures.
 
     Blank lines separate paragraphs. Files that cannot be read or decoded (UTF-8, or UTF-16 with a
-    byte-order mark) are skipped and counted. Raises UserError.
+    byte-order mark) are skipped and counted, and so are symbolic links that leave the folder unless
+    `follow_links` (`text+links:/path`). Raises UserError.
     """
 
-    def __init__(self, path: str, max_pixels: int):
+    def __init__(self, path: str, max_pixels: int, follow_links: bool = False):
         del max_pixels  # no pictures here
-        self.name = f'text:{path}'
+        self.name = f'text{LINKS if follow_links else ""}:{path}'
         try:
             root = Path(path).expanduser()
             if not path or not root.exists():
@@ -140,7 +134,12 @@ class TextSource:
         self._paragraphs: list[str] = []
         for file in files:
             try:
+                if file is not root:
+                    inside(root, str(file.relative_to(root)), follow_links)
                 text = text_files.read(file)
+            except Outside:
+                skips.add('file outside the folder', str(file))
+                continue
             except OSError as error:
                 skips.add('cannot be read', str(error))
                 continue
@@ -165,17 +164,3 @@ class TextSource:
 
     def picture(self, i: int) -> np.ndarray:
         raise BadPicture(f'{self.name} has no pictures')
-
-
-def _strings(value: str | Sequence[str]) -> tuple[str, ...]:
-    """One string or several, cleaned, without the empty ones; raises TypeError for the rest."""
-    values = (value,) if isinstance(value, str) else value
-    if not isinstance(values, list | tuple):
-        raise TypeError
-    return tuple(text for text in map(clean, values) if text)
-
-
-def _pairs(questions: Sequence[dict]) -> tuple[tuple[str, str], ...]:
-    """(question, answer) of each, without those where one is empty."""
-    pairs = ((clean(each['question'] or ''), clean(each['answer'] or '')) for each in questions)
-    return tuple(pair for pair in pairs if all(pair))

@@ -7,9 +7,11 @@ show all its words, so nobody reads all of them at the start.
 """
 
 import difflib
+import functools
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from rf_jax.data.images import header_size, read_rgb
+from rf_jax.data.inside import LINKS
 from rf_jax.data.records import Record, clean
 from rf_jax.data.source_folder import FolderSource, TextSource
 from rf_jax.data.source_scenes import ScenesSource
@@ -90,38 +93,51 @@ SOURCES = {
     'folder': FolderSource,
     'tfds': TfdsSource,
     'text': TextSource,
+    f'folder{LINKS}': functools.partial(FolderSource, follow_links=True),
+    f'text{LINKS}': functools.partial(TextSource, follow_links=True),
 }
+
+
+def parts(text: str) -> list[str]:
+    r"""The sources that data.sources names; `\,` is a comma that belongs to a name."""
+    found = (part.replace('\\,', ',').strip() for part in re.split(r'(?<!\\),', text))
+    return [part for part in found if part]
 
 
 def build(text: str, max_pixels: int) -> list[Source]:
     """Sources of a comma-separated list: emoji | scenes:rung/size[/option...] | folder:/path |
     tfds:name[/config][:split] | text:/path.
 
-    Pictures of more than `max_pixels` pixels are left out. Raises UserError.
+    `folder+links` and `text+links` follow symbolic links out of their folder. Pictures of more than
+    `max_pixels` pixels are left out. Raises UserError.
     """
-    parts = [part.strip() for part in text.split(',') if part.strip()]
+    named = parts(text)
     known = (
         'emoji | scenes:rung/size[/option...] | folder:/path | tfds:name[/config][:split] | '
         'text:/path'
     )
-    if not parts:
+    if not named:
         raise UserError(f'data.sources is empty; expected a comma-separated list of {known}')
-    sources: dict[str, Source] = {}
-    for part in dict.fromkeys(parts):
-        kind, _, argument = part.partition(':')
+    for before, part in zip(['', *named], named):
+        kind = part.partition(':')[0]
         if kind not in SOURCES:
             near = difflib.get_close_matches(kind, SOURCES, n=1)
             hint = f' Did you mean {near[0]!r}?' if near else ''
+            if before.startswith(('folder', 'text')):
+                hint += r' A comma that belongs to a name is written \, (backslash, comma).'
             raise UserError(
                 f'data.sources: unknown kind {kind!r} in {part!r}.{hint} Known: {known}'
             )
+    sources: dict[str, Source] = {}
+    for part in dict.fromkeys(named):
+        kind, _, argument = part.partition(':')
         sources[part] = SOURCES[kind](argument, max_pixels)
-    return [sources[part] for part in parts]
+    return [sources[part] for part in named]
 
 
 def surveyed(text: str) -> bool:
     """Whether one of these sources keeps on disk what it found, for other processes to read."""
-    return any(part.strip().startswith('tfds:') for part in text.split(','))
+    return any(part.startswith('tfds:') for part in parts(text))
 
 
 def pictured(source: Source) -> Sequence[int]:

@@ -16,7 +16,11 @@ def read(path: str | os.PathLike) -> str:
 
     The mark is left out, and every line ends with \n. Raises OSError and UnicodeDecodeError.
     """
-    data = Path(path).read_bytes()
+    return decode(Path(path).read_bytes())
+
+
+def decode(data: bytes) -> str:
+    """As `read`, of the bytes of a file."""
     mark = next((mark for mark in _MARKS if data.startswith(mark)), b'')
     text = data[len(mark) :].decode(_MARKS.get(mark, 'utf-8'))
     return text.replace('\r\n', '\n').replace('\r', '\n')

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rf_jax.data import cells, images, layout, pipeline, spans
+from rf_jax.data import arrays, cells, images, layout, pipeline, spans
 from rf_jax.generation.sampler import Sampler
 from rf_jax.learning.targets import group_features
 from rf_jax.models import quantizer
@@ -39,7 +39,11 @@ class Inspector:
         return cls(sampler, saved['codebook'], sampler.step)
 
     def codes(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """int32 [rows, columns] for each uint8 [h, w, 3], one code a group of patches."""
+        """int32 [rows, columns] for each picture, one code a group of patches.
+
+        `pictures`: as `Sampler.describe` takes them. Raises UserError.
+        """
+        pictures = arrays.as_rgb(pictures, self.sampler.config.data.max_pixels)
         found = []
         for start in range(0, len(pictures), BATCH):
             found += self._codes(pictures[start : start + BATCH])
@@ -79,7 +83,9 @@ class Inspector:
         """A sheet of what the most used tokens stand for, uint8 [height, width, 3].
 
         One row a token, from the most used one on: `examples` pieces of the pictures that have it.
+        `pictures`: as `Sampler.describe` takes them. Raises UserError.
         """
+        pictures = arrays.as_rgb(pictures, self.sampler.config.data.max_pixels)
         side = self.pool * self.sampler.config.data.patch
         pieces: dict[int, list[np.ndarray]] = {}
         for picture, codes in zip(pictures, self.codes(pictures)):

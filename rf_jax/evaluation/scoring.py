@@ -68,7 +68,7 @@ class Score:
 
 def applies(config) -> bool:
     """Whether a run is scored here: it has learned scenes."""
-    return any(part.strip().startswith('scenes:') for part in config.data.sources.split(','))
+    return any(part.startswith('scenes:') for part in sources.parts(config.data.sources))
 
 
 def new_scenes(config):
@@ -77,8 +77,8 @@ def new_scenes(config):
 
     Raises UserError for a run that has none.
     """
-    for part in config.data.sources.split(','):
-        kind, _, argument = part.strip().partition(':')
+    for part in sources.parts(config.data.sources):
+        kind, _, argument = part.partition(':')
         if kind == 'scenes':
             options = argument.split('/')
             seeds = [int(each.removeprefix('seed=')) for each in options if 'seed=' in each]

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from rf_jax.data import cells, images, layout, pipeline, spans
+from rf_jax.data import arrays, cells, images, layout, pipeline, spans
 from rf_jax.data.keys import fold
 from rf_jax.data.records import clean
 from rf_jax.data.tokenizer import Tokenizer
@@ -175,10 +175,13 @@ class Sampler:
         return {(c, r): place(c, r) for c in (True, False) for r in (True, False)}
 
     def describe(self, pictures: Sequence[np.ndarray], questions: Sequence[str] = ()) -> list[str]:
-        """Answers for uint8 [h, w, 3] pictures; without questions they are described.
+        """Answers; without questions the pictures are described.
 
-        Raises UserError for questions that are not as many as the pictures.
+        `pictures`: uint8 [h, w, 3] or whatever else `arrays.as_rgb` takes (other arrays, Pillow
+        images, paths). Raises UserError for what is no picture, and for questions that are not as
+        many as the pictures.
         """
+        pictures = arrays.as_rgb(pictures, self.config.data.max_pixels)
         questions = list(questions) or [''] * len(pictures)
         if len(questions) != len(pictures):
             raise UserError(
