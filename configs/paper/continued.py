@@ -20,5 +20,5 @@ def get_config(size: str = '30B-A3B'):
               vision_pictures=16, pixel_pictures=32)  # fmt: skip
     config.optimizer.learning_rate /= 2
     config.model.representation.quantizer.data_init_steps = ()
-    config.ema.warmup = False
+    config.initialise_new = config.initialise_as = ()  # nothing is new: all goes on from `joint`
     return config
