@@ -128,7 +128,8 @@ def get_config() -> ConfigDict:
 
     representation = model.representation = ConfigDict()
     # What stands before the pixels: forcing (the paper's: discrete tokens) | continuous (features,
-    # by regression) | alignment (no tokens; pixel tokens are drawn to the features: REPA) | none
+    # by squared-error regression; the paper names a diffusion head) | alignment (no tokens; pixel
+    # tokens are drawn to the features: REPA) | none
     representation.kind = 'forcing'
     representation.pool = 2  # side of the group of patches of one token: 1 | 2 (paper) | 4
     # Of alignment: layer whose tokens are drawn to the features (REPA: about a third of them).
