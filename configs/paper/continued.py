@@ -1,6 +1,7 @@
 """Stage 3 of the paper at its size: pictures to 1,024 px, half the rate, 20K steps.
 
-Sizes: configs/paper/continued.py (30B-A3B), ...:1.7B, ...:0.6B (rows of a quarter: to 512 px).
+Sizes: configs/paper/continued.py (30B-A3B), ...:1.7B, ...:0.6B, ...:0.3B (rows of a quarter: to
+512 px).
 """
 
 from configs.paper import joint, scale

@@ -1,6 +1,6 @@
 """Stage 2 of the paper at its size: everything learns, pictures to 256 px, 50K steps.
 
-Sizes: configs/paper/joint.py (30B-A3B), ...:1.7B, ...:0.6B.
+Sizes: configs/paper/joint.py (30B-A3B), ...:1.7B, ...:0.6B, ...:0.3B.
 """
 
 from configs.joint import GENERATION

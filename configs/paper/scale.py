@@ -40,6 +40,15 @@ def dense_0b6(config: ConfigDict) -> None:
     encoder(model, layers=12, width=768, heads=12, feedforward=3072)
 
 
+def dense_0b3(config: ConfigDict) -> None:
+    """For one GPU: a narrower model of the same kind, and DINOv3 ViT-S/16: 0.3 B parameters."""
+    model = config.model
+    model.backbone.update(layers=12, width=768, heads=8, kv_heads=4, feedforward=2048)
+    model.backbone.remat = 'projections'
+    encoder(model, layers=12, width=384, heads=6, feedforward=1536)
+    config.tokenizer.vocabulary = 32_768  # Qwen3's alone would be 0.23 B parameters
+
+
 def encoder(model: ConfigDict, **changes) -> None:
     """A DINOv3 encoder."""
     model.encoder.update(registers=4, layer_scale=1e-5, remat='attention', **changes)
@@ -113,7 +122,7 @@ KEPT = {
 }
 
 
-MODELS = {'30B-A3B': sparse_30b, '1.7B': dense_1b7, '0.6B': dense_0b6}
+MODELS = {'30B-A3B': sparse_30b, '1.7B': dense_1b7, '0.6B': dense_0b6, '0.3B': dense_0b3}
 
 
 def get_config(size: str = '30B-A3B') -> ConfigDict:
