@@ -128,7 +128,8 @@ def get_config() -> ConfigDict:
 
     representation = model.representation = ConfigDict()
     # What stands before the pixels: forcing (the paper's: discrete tokens) | continuous (features,
-    # by regression) | alignment (no tokens; pixel tokens are drawn to the features: REPA) | none
+    # by squared-error regression; the paper names a diffusion head) | alignment (no tokens; pixel
+    # tokens are drawn to the features: REPA) | none
     representation.kind = 'forcing'
     representation.pool = 2  # side of the group of patches of one token: 1 | 2 (paper) | 4
     # Of alignment: layer whose tokens are drawn to the features (REPA: about a third of them).
@@ -168,7 +169,7 @@ def get_config() -> ConfigDict:
     losses.text = 1.0
     losses.representation = 1.0
     losses.flow = 1.0
-    losses.balance = 0.0  # of routed experts, 1 when even; Qwen3: 1e-3
+    losses.balance = 0.0  # of routed experts, top_k when even; Qwen3: 1e-3
     losses.router_z = 0.0  # logsumexp(router logits)^2
     losses.reconstruction = 0.0  # of model.autoencoder: squared error of pixels in [-1, 1]
     losses.kl = 0.0  # of its posterior to N(0, 1), nats a latent value
@@ -190,8 +191,12 @@ def get_config() -> ConfigDict:
 
     ema = config.ema = ConfigDict()
     ema.decay = 0.999  # paper: 0.9999
-    # Decay of no more than (1 + step) / (10 + step) at first; False: of what is born new only.
+    # Decay of at most (1 + step) / (warmup_offset + step); False: only for `initialise_new`, while
+    # the rest continues the average of `initialise_from`.
     ema.warmup = True
+    # 10 forgets random weights fast but covers a ninth of the steps so far: 0.9999 is reached at
+    # step 89,990. 2 averages all steps so far alike and reaches it at step 9,998.
+    ema.warmup_offset = 10.0
     ema.encoder_decay = 0.999  # of the copy that the quantizer reads; paper: silent
 
     mesh = config.mesh = ConfigDict()  # devices along each axis; -1 takes the rest

@@ -63,7 +63,7 @@ def pixel_rf(config):
 
 
 def vae(config):
-    """Latents of the frozen autoencoder."""
+    """Latents of the frozen autoencoder; the paper's are of the pretrained Wan 2.1 VAE."""
     pixel(config)
     _latents(config)
 
@@ -74,13 +74,19 @@ def vae_rf(config):
 
 
 def repa(config):
-    """Pixels whose hidden states are drawn to the encoder's features."""
+    """Pixels whose hidden states are drawn to the encoder's features. The paper's teacher is
+    pretrained, this one learns from the same scenes.
+    """
     config.model.representation.kind = 'alignment'
     config.data.capacity.representation = 0
 
 
 def continuous(config):
-    """Features in place of discrete tokens, by regression."""
+    """Features in place of discrete tokens, by plain squared-error regression.
+
+    It predicts the mean of what a prompt allows, so that variety collapses. The paper's continuous
+    arm has, as its example, a diffusion head at each position, which draws features.
+    """
     config.model.representation.kind = 'continuous'
 
 

@@ -161,11 +161,50 @@ def test_losses_are_of_live_tokens_of_a_row():
     assert (routes.experts[1, 4:] == E).all() and (routes.experts[1, :4] < E).all()
     for row, count in enumerate((6, 4)):
         p = np.asarray(jax.nn.softmax(logits[row, :count]))
-        share = np.bincount(np.argsort(-p)[:, :K].ravel(), minlength=E) / (K * count)
-        np.testing.assert_allclose(routes.balance[row], E * share @ p.mean(0), rtol=1e-5)
+        per_token = np.bincount(np.argsort(-p)[:, :K].ravel(), minlength=E) / count
+        np.testing.assert_allclose(routes.balance[row], E * per_token @ p.mean(0), rtol=1e-5)
     even = routing.top_k(jnp.zeros((1, 4, E)), jnp.ones((1, 4), bool), K)
-    np.testing.assert_allclose(even.balance, 1, rtol=1e-6)
+    np.testing.assert_allclose(even.balance, K, rtol=1e-6)
     np.testing.assert_allclose(even.z, np.log(E) ** 2, rtol=1e-6)
+
+
+# Logits of four experts, in eighths plus (0, 1/64, 2/64, 3/64), for two layers of two rows, the
+# second with two tokens of padding; and what transformers 5.24.0 (torch 2.13.0) returns for each
+# layer and row: qwen3_moe's load_balancing_loss_func((logits,), 4, top_k=2, attention_mask).
+OTHERS_LOGITS = [
+    [
+        [[16, 2, 7, -13], [3, -13, -12, 6], [12, 14, 4, 10], [8, 11, 3, 1], [11, 5, 16, 5]],
+        [[-14, -2, -8, -2], [7, 7, 15, 16], [-7, -7, 6, -1], [-8, -13, 15, -16], [9, -8, 7, 9]],
+    ],
+    [
+        [[-8, 5, 15, -9], [15, 13, -6, -12], [-8, -6, 9, 13], [-8, -6, 13, 4], [-2, 0, 16, -8]],
+        [
+            [0, -6, -13, -13],
+            [-6, -2, -6, -12],
+            [-14, 3, -11, 16],
+            [-13, 12, -7, -14],
+            [5, -12, -12, 16],
+        ],
+    ],
+]
+OTHERS_BALANCE = [[2.3134145736694336, 2.5746665000915527], [2.432131052017212, 2.0494251251220703]]
+
+
+def test_balance_loss_equals_that_of_hugging_face():
+    live = jnp.arange(5)[None] < jnp.array([[5], [3]])
+    for layer, right in zip(OTHERS_LOGITS, OTHERS_BALANCE):
+        logits = jnp.array(layer, jnp.float32) / 8 + jnp.arange(4) / 64
+        found = routing.top_k(logits, live, 2).balance
+        np.testing.assert_allclose(found, np.repeat(right, 5).reshape(2, 5), rtol=1e-6)
+
+
+def test_balance_loss_is_of_each_layer():
+    """Two layers that use half of the experts each: together they look even (transformers: 2.0)."""
+    low, high = jnp.array([9.1, 9.0, 0.1, 0.0]), jnp.array([0.0, 0.0, 9.0, 9.0])
+    live = jnp.ones((1, 6), bool)
+    for logits in (low, high):  # transformers, one layer at a time: 3.9995
+        found = routing.top_k(jnp.broadcast_to(logits, (1, 6, 4)), live, 2).balance
+        np.testing.assert_allclose(found, 3.9995064, rtol=1e-6)
 
 
 def test_balance_loss_moves_usage():
@@ -182,7 +221,7 @@ def test_balance_loss_moves_usage():
     step = jax.jit(lambda router: router - 0.3 * jax.grad(balance)(router))
     for _ in range(100):
         router = step(router)
-    assert balance(router) < 1.1 < 1.3 < balance(w['router'])
+    assert balance(router) < 1.1 * K < 1.3 * K < balance(w['router'])
     assert used(router) < 0.6 * used(w['router'])
 
 

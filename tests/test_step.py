@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from shrink import quick_compilation, tiny_run
 
-from rf_jax.learning import losses, optimizer, step, targets
+from rf_jax.learning import averaging, losses, optimizer, step, targets
 from rf_jax.models import quantizer
 
 CHANGES = {
@@ -131,7 +131,7 @@ def test_accumulation_changes_no_gradient(run, fresh, batch):
 def test_ema_warms_up_and_the_encoder_has_its_own_decay(run, fresh):
     new = jax.tree.map(lambda x: x + 1.0, fresh.params)
     for at, warm in ((0, 1 / 10), (5, 6 / 15), (10_000, 10_001 / 10_010)):
-        found = step.average(run.config, fresh.ema, new, jnp.int32(at))
+        found = averaging.average(run.config, fresh.ema, new, jnp.int32(at))
         for path, old, value in zip(
             optimizer.paths(new), jax.tree.leaves(fresh.ema), jax.tree.leaves(found)
         ):
@@ -144,7 +144,7 @@ def test_ema_of_what_is_born_new_warms_up_in_any_case(run, fresh):
     config = run.config.copy_and_resolve_references()
     config.ema.warmup, config.initialise_new = False, (r'^representation_',)
     new = jax.tree.map(lambda x: x + 1.0, fresh.params)
-    found = step.average(config, fresh.ema, new, jnp.int32(0))
+    found = averaging.average(config, fresh.ema, new, jnp.int32(0))
     for path, old, value in zip(
         optimizer.paths(new), jax.tree.leaves(fresh.ema), jax.tree.leaves(found)
     ):
@@ -155,7 +155,7 @@ def test_ema_of_what_is_born_new_warms_up_in_any_case(run, fresh):
 
 def test_step_updates_the_ema_from_the_new_parameters(run, fresh, batch):
     state, _ = run.train_step(copy(fresh), batch)
-    right = step.average(run.config, fresh.ema, state.params, jnp.int32(0))
+    right = averaging.average(run.config, fresh.ema, state.params, jnp.int32(0))
     for name, a, b in zip(
         optimizer.paths(right), jax.tree.leaves(state.ema), jax.tree.leaves(right)
     ):

@@ -28,6 +28,7 @@ from rf_jax.evaluation import (
     report,
     scoring,
     study,
+    study_notes,
     study_plan,
     study_plots,
     study_report,
@@ -736,3 +737,16 @@ def test_a_run_on_its_way_does_not_cut_the_curves_of_finished_ones():
     assert study_plots.shown('half', [done, begun, new], scores) == [done]
     assert study_plots.shown('half', [begun, new], scores) == [begun]
     assert study_plots.shown('half', [new], scores) == []
+
+
+@pytest.mark.parametrize('name', KEPT)
+def test_a_kept_report_says_what_differs_from_the_arms_of_the_paper(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = ConfigDict(json.loads(Path(name, 'study.json').read_text())['config'])
+    arms = study_plan.load_arms(config.runs)
+    of_arms = [(arm, study_plan._config(config, arms, arm)) for arm in study_plan.names(config)]
+    text = Path(name, 'report.md').read_text()
+    assert study_notes.beside_the_paper(of_arms) in text
+    if 'continuous' in dict(of_arms):
+        assert '- continuous: features are predicted by plain squared-error regression' in text
+        assert 'collapse of variety' in text and 'diffusion head' in text

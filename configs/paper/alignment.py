@@ -1,6 +1,6 @@
 """Stage 1 of the paper at its size: the connector alone, 10K steps. See `configs/alignment.py`.
 
-Sizes: configs/paper/alignment.py (30B-A3B), ...:1.7B, ...:0.6B.
+Sizes: configs/paper/alignment.py (30B-A3B), ...:1.7B, ...:0.6B, ...:0.3B.
 """
 
 from configs.paper import scale

@@ -1,6 +1,7 @@
 """Stage 3 of the paper at its size: pictures to 1,024 px, half the rate, 20K steps.
 
-Sizes: configs/paper/continued.py (30B-A3B), ...:1.7B, ...:0.6B (rows of a quarter: to 512 px).
+Sizes: configs/paper/continued.py (30B-A3B), ...:1.7B, ...:0.6B, ...:0.3B (rows of a quarter: to
+512 px).
 """
 
 from configs.paper import joint, scale
@@ -20,5 +21,5 @@ def get_config(size: str = '30B-A3B'):
               vision_pictures=16, pixel_pictures=32)  # fmt: skip
     config.optimizer.learning_rate /= 2
     config.model.representation.quantizer.data_init_steps = ()
-    config.ema.warmup = False
+    config.initialise_new = config.initialise_as = ()  # nothing is new: all goes on from `joint`
     return config

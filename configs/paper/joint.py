@@ -1,10 +1,11 @@
 """Stage 2 of the paper at its size: everything learns, pictures to 256 px, 50K steps.
 
-Sizes: configs/paper/joint.py (30B-A3B), ...:1.7B, ...:0.6B.
+Sizes: configs/paper/joint.py (30B-A3B), ...:1.7B, ...:0.6B, ...:0.3B.
 """
 
 from configs.joint import GENERATION
 from configs.paper import scale
+from configs.scenes import GROUPS, NEW
 
 
 def get_config(size: str = '30B-A3B'):
@@ -18,4 +19,8 @@ def get_config(size: str = '30B-A3B'):
     scale.row(config, text=3328, vision=2688, representation=5440, pixels=21_312,
               vision_pictures=76, pixel_pictures=148)  # fmt: skip
     config.optimizer.rates = ((GENERATION, 4.0),)
+    # The language model is in all three groups; what is new averages its own steps only, and the
+    # rest continues the average of the stage before.
+    config.initialise_new, config.initialise_as = NEW, GROUPS
+    config.ema.warmup = False
     return config

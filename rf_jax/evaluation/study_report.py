@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rf_jax.evaluation import scoring, study_plots
+from rf_jax.evaluation import scoring, study_notes, study_plots
 from rf_jax.evaluation.rates import (
     Estimate,
     Outcomes,
@@ -85,7 +85,8 @@ def report(study, pieces: Sequence[Piece], scores, pictures: Sequence[str]) -> s
         return {name: group for name, group in found.items() if group}
 
     equal_steps, equal_flops = at(lambda p: p.steps), at(lambda p: p.last)
-    parts = [_opening(study, pieces)]
+    arms = {p.name: p.config for p in pieces if not p.is_stage}
+    parts = [_opening(study, pieces), study_notes.beside_the_paper(arms.items())]
     for title, groups in (('equal steps', equal_steps), ('equal FLOPs', equal_flops)):
         parts += [f'## Generation at {title}', _overall(groups), _differences(names(study), groups)]
         for side in scoring.SIDES:

@@ -50,6 +50,10 @@ def check(config) -> None:
         require(flat[field] >= 1, f'{field}={flat[field]} must be at least 1')
     for field in ('sampling.top_k', 'sampling.temperature'):
         require(flat[field] >= 0, f'{field}={flat[field]} must be at least 0')
+    for field in ('ema.decay', 'ema.encoder_decay'):
+        require(0 <= flat[field] < 1, f'{field}={flat[field]} must be at least 0 and below 1')
+    offset = config.ema.warmup_offset
+    require(offset > 1, f'ema.warmup_offset={offset} must be above 1: the average would not move')
     interval = config.sampling.interval
     require(
         len(interval) == 2 and all(isinstance(t, (int, float)) for t in interval),

@@ -15,7 +15,7 @@ from absl import logging
 import rf_jax
 from rf_jax.data import captions, pipeline, sources
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.learning import checks, programs, state
+from rf_jax.learning import averaging, checks, programs, state
 from rf_jax.learning.report import Report
 from rf_jax.runtime import (
     checkpoint,
@@ -177,6 +177,10 @@ def train(
     start, current = start_state(run, checkpoints)
     write_start(run)
     logging.info('%s', sharding.overview(current.params))
+    covered = averaging.window_at_end(config)
+    logging.info(
+        'Average of the weights: covers %.0f of %d steps at the end', covered, config.steps
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         writer = metrics.MetricWriter(run.workdir, start)

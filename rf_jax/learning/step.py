@@ -1,13 +1,12 @@
 """One optimizer step: quantize, noise, forward, three losses, update (paper, figure 2)."""
 
-import re
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rf_jax.learning import flow, losses, optimizer, targets
+from rf_jax.learning import averaging, flow, losses, optimizer, targets
 from rf_jax.learning.state import State, random_key
 from rf_jax.models.unified import Unified
 
@@ -70,25 +69,6 @@ def gradients(config, model, terms, params, batch: Batch):
     return jax.lax.scan(add, zero, split)[0]
 
 
-def average(config, ema, params, step: jax.Array):
-    """EMA, with warm-up if asked; the encoder has a decay of its own.
-
-    What is born new beside weights of other runs warms up in any case: its old average is noise.
-    """
-    warm = (1.0 + step) / (10.0 + step)
-
-    def blend(path, old, new):
-        c = config.ema
-        decay = c.encoder_decay if path.startswith('encoder/') else c.decay
-        if c.warmup or any(re.search(pattern, path) for pattern in config.initialise_new):
-            decay = jnp.minimum(decay, warm)
-        return old + (1 - decay) * (new - old)
-
-    names = optimizer.paths(params)
-    leaves = map(blend, names, jax.tree.leaves(ema), jax.tree.leaves(params))
-    return jax.tree.unflatten(jax.tree.structure(params), list(leaves))
-
-
 def build(config, model: Unified, optimizer_of) -> Callable:
     """`step(state, batch) -> (state, metrics)`, pure; jit it with the state donated."""
     find_targets = targets.build(config, model)
@@ -102,7 +82,7 @@ def build(config, model: Unified, optimizer_of) -> Callable:
         params = optax.apply_updates(state.params, updates)
         moved = state.replace(
             params=params,
-            ema=average(config, state.ema, params, state.step),
+            ema=averaging.average(config, state.ema, params, state.step),
             opt_state=opt_state,
             codebook=codebook,
             streak=jnp.zeros_like(state.streak),

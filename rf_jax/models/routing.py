@@ -11,17 +11,19 @@ class Routes(NamedTuple):
 
     experts: jax.Array  # int32 [B, n, k]; E where the token is padding
     weights: jax.Array  # float32 [B, n, k], sum 1
-    balance: jax.Array  # float32 [B, n]: the balance of the token's row, 1 when even
+    balance: jax.Array  # float32 [B, n]: the balance loss of the token's row, k when even
     z: jax.Array  # float32 [B, n]: logsumexp(logits)^2
 
 
 def top_k(logits: jax.Array, live: jax.Array, k: int) -> Routes:
     """Softmax over E, the k greatest, normalised to sum 1 (Qwen3).
 
-    logits float32 [B, n, E], live bool [B, n]: tokens that are no padding. The balance is Switch's
-    E sum_e f_e P_e, f_e the share of the assignments and P_e the mean probability of expert e, over
-    the live tokens of a row: unlike that of a batch it does not depend on accumulation, hosts or
-    mesh.
+    logits float32 [B, n, E], live bool [B, n]: tokens that are no padding. The balance loss is
+    E sum_e f_e P_e, f_e the assignments to expert e per token (they sum to k) and P_e its mean
+    probability, as in Hugging Face's `load_balancing_loss_func`: a coefficient means the same.
+    It is taken over the live tokens of a row and of one layer: unlike that of a batch it does not
+    depend on accumulation, hosts or mesh, and unlike Hugging Face's over all layers' tokens
+    together it does not let one layer's imbalance make up for another's.
     """
     experts = logits.shape[-1]
     probabilities = jax.nn.softmax(logits, -1)
@@ -30,8 +32,8 @@ def top_k(logits: jax.Array, live: jax.Array, k: int) -> Routes:
     alive = live[..., None].astype(jnp.float32)
     count = jnp.maximum(alive.sum(1), 1.0)
     assigned = jax.nn.one_hot(chosen, experts).sum(2) * alive
-    share = jax.lax.stop_gradient(assigned.sum(1)) / (k * count)
-    balance = experts * jnp.sum(share * (probabilities * alive).sum(1) / count, -1)
+    per_token = jax.lax.stop_gradient(assigned.sum(1)) / count
+    balance = experts * jnp.sum(per_token * (probabilities * alive).sum(1) / count, -1)
     return Routes(
         jnp.where(live[..., None], chosen, experts),
         weights,

@@ -1,0 +1,111 @@
+"""Attention both ways on one GPU, timed and compared with the reference (items of gpu_items.py)."""
+
+from functools import partial
+
+import gpu_kernels
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gpu_measure import counted_memory, seconds, share, tell, words_of
+
+from rf_jax.data import typical
+from rf_jax.models import attention, visibility
+
+LENGTHS = (4096, 8192, 16_384)  # tokens of a row
+TPU_ONLY = ('pallas',)
+
+
+def arrays(length: int, heads: int, kv_heads: int, width: int, dtype):
+    """q, k, v and the gradient of the output."""
+    rng = np.random.default_rng(0)
+    shapes = heads, kv_heads, kv_heads, heads
+    return [jnp.asarray(rng.normal(size=(1, length, n, width)), dtype) for n in shapes]
+
+
+def both_ways(product, q, k, v, g):
+    """(output, gradients of q, k and v)."""
+    out, pull = jax.vjp(product, q, k, v)
+    return out, *pull(g)
+
+
+def compare(what: str, tokens, product, dtype, tiny: bool) -> None:
+    """Times `product(q, k, v)` both ways, and compares some of its heads with the reference."""
+    length = tokens['segment'].shape[1]
+    heads, kv_heads, width = (2, 1, 32) if tiny else (16, 8, 128)  # as Qwen3-0.6B
+    inputs = arrays(length, heads, kv_heads, width, dtype)
+    sees = visibility.visible(tokens, tokens).any(-1)[..., None, None]  # no padding
+    inputs[3] = jnp.where(sees, inputs[3], 0)
+    some = [x[:, :, : max(1, x.shape[2] // kv_heads)].astype(jnp.float32) for x in inputs]
+    settings = f'row of {length:,}, {jnp.dtype(dtype).name}'
+    try:
+        compiled = jax.jit(partial(both_ways, product)).lower(*inputs).compile()
+        took = seconds(lambda: compiled(*inputs), 1 if tiny else 10)
+        found = compiled(*inputs)
+    except Exception as error:  # any library's: its line tells it, the next goes on
+        tell(what, settings, failed=words_of(error))
+        return
+    reference = partial(_reference, visibility.visible(tokens, tokens))
+    with jax.default_matmul_precision('highest'):
+        right = jax.jit(partial(both_ways, reference))(*some)
+    errors = []
+    for a, b in zip(found, right):
+        a = jnp.where(sees, a[:, :, : b.shape[2]], 0).astype(jnp.float32)
+        errors.append(float(jnp.abs(a - jnp.where(sees, b, 0)).max() / jnp.abs(b).max()))
+    row = {name: np.asarray(x[0]) for name, x in tokens.items()}
+    done = 3.5 * 4 * typical.visible_pairs(row) * heads * width
+    tell(
+        what,
+        settings,
+        time=f'{took * 1e3:.2f} ms',
+        rate=f'{done / took / 1e12:.1f} TFLOP/s',
+        **{'share of peak': share(done, took), 'largest error': f'{max(errors):.1e}'},
+        **counted_memory(compiled),
+    )
+
+
+def _reference(mask, q, k, v):
+    return attention.attend(q, k, v, mask)
+
+
+def form(tiny: bool, name: str, config_of) -> None:
+    """A form of attention on rows with pictures, packed as training packs them.
+
+    `config_of(size, tiny, tokens)` gives the config whose rows they are.
+    """
+    if name in TPU_ONLY:
+        tell(f'attention {name}', 'TPU only', failed='left out: a kernel for another platform')
+        return
+    for length in (1024,) if tiny else LENGTHS:
+        config = config_of('0.6B', tiny, length)
+        row = typical.row(config)
+        tokens = {field: jnp.asarray(row[field][None]) for field in visibility.FIELDS}
+        for dtype in (jnp.bfloat16, jnp.float32):
+            made = attention.FORMS[name](config.model.attention, jax.default_backend())
+            product = partial(_through, made, tokens)
+            compare(f'attention {name}', tokens, product, dtype, tiny)
+
+
+def _through(made, tokens, q, k, v):
+    return made(q, k, v, made.prepare(tokens, tokens))
+
+
+def packed(tiny: bool, name: str) -> None:
+    """A kernel on rows of text: documents of 64 to 1,024 tokens."""
+    kernel = gpu_kernels.KERNELS[name]
+    for length in (256,) if tiny else LENGTHS:
+        segment = segments(length)
+        for dtype in (jnp.bfloat16, jnp.float32):
+            product = partial(_on, kernel, segment)
+            compare(f'packed {name}', gpu_kernels.text_integers(segment), product, dtype, tiny)
+
+
+def _on(kernel, segment, q, k, v):
+    return kernel(q, k, v, segment)
+
+
+def segments(length: int) -> jax.Array:
+    """int32 [1, L], counting up from 1."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(min(64, length // 16), min(1024, length // 4) + 1, length)
+    starts = np.searchsorted(np.cumsum(sizes), np.arange(length), side='right')
+    return jnp.asarray(starts[None] + 1, jnp.int32)

@@ -1,0 +1,188 @@
+"""One item of the trial of a GPU: `python launch/gpu_items.py 'train 0.6B' [--tiny]`.
+
+Prints one JSON line a result; see COLUMNS of gpu_trial.py for its keys. Items:
+machine · train SIZE [tokens=of a row] [form=of attention] · sample SIZE · attention FORM (rows with
+pictures) · packed KERNEL of gpu_kernels.py (rows of text).
+"""
+
+import json
+import sys
+from functools import partial
+
+import gpu_attention
+import jax
+import numpy as np
+from gpu_measure import counted_memory, gigabytes, seconds, share, tell, words_of
+
+from configs.paper import joint
+from rf_jax.data import layout, spans, typical
+from rf_jax.generation import describing, drawing
+from rf_jax.learning import programs
+from rf_jax.models import flops, unified
+from rf_jax.runtime import mesh
+
+ROW = 8192  # of training
+ROWS = {'0.3B': 4, '0.6B': 4, '1.7B': 2}  # of a step
+ROOM = 0.9  # share of the card's memory that state and gradients may take, of what is there
+ANSWER = 128  # tokens of a description
+BATCHES = (1, 8)  # pictures drawn together
+
+
+def machine(tiny: bool) -> None:
+    device = jax.devices()[0]
+    backend = ' '.join(device.client.platform_version.split())
+    limit = gigabytes((device.memory_stats() or {}).get('bytes_limit')) or 'memory not known'
+    about = f'{device.device_kind}, {limit}, jax {jax.__version__}, jaxlib {jax.lib.__version__}'
+    about += f', {backend}' + (', **tiny shapes: no figure of a card**' if tiny else '')
+    print(json.dumps({'card': device.device_kind, 'about': about}), flush=True)
+
+
+def config_of(size: str, tiny: bool, tokens: int = ROW):
+    """The joint stage of `configs/paper` with rows of `tokens`, on one device."""
+    config = joint.get_config(size)
+    config.offload = ()
+    tokens = min(tokens, 1024) if tiny else tokens
+    capacity = joint.get_config('30B-A3B').data.capacity  # of a row of 32,768
+    config.data.capacity.update({name: n * tokens // 32_768 for name, n in capacity.items()})
+    config.data.capacity.pixels -= config.data.capacity.pixels % 4  # whole groups
+    config.data.rows = ROWS[size] * ROW // tokens or 1
+    if tiny:
+        config.data.update(rows=1, sizes=((32, 1.0),), max_text=32)
+        config.tokenizer.vocabulary, config.sampling.steps = 512, 2
+        model = config.model
+        for tower in (model.backbone, model.encoder):
+            tower.update(layers=2, width=64, heads=2, feedforward=128)
+        model.backbone.update(kv_heads=1, head_dim=32)
+        model.backbone.rope_sections, model.representation.layer = (8, 4, 4), 1
+        model.representation.codes = 64
+    return config
+
+
+def built_of(config):
+    """(programs, label of what was left out so that the state fits into the card)."""
+    limit = (jax.devices()[0].memory_stats() or {}).get('bytes_limit')
+    whole = config.model.backbone.layers
+    while True:
+        devices = mesh.make_mesh(config.mesh, jax.devices()[:1])
+        built = programs.build(config, config.tokenizer.vocabulary, devices)
+        needed = programs.nbytes_per_device(built.abstract)
+        needed += programs.nbytes_per_device(built.abstract.params)  # gradients
+        layers = config.model.backbone.layers
+        if limit is None or needed < ROOM * limit or layers == 1:
+            return built, '' if layers == whole else f', {layers} of {whole} layers'
+        config.model.backbone.layers = layers // 2
+        config.model.representation.layer = max(1, layers // 6)
+
+
+def batch_of(built, row) -> dict[str, jax.Array]:
+    """The row in each place of the batch, with pictures of noise and tokens drawn at random."""
+    rng, batch = np.random.default_rng(0), {}
+    for name, shape in built.batch().items():
+        array = np.broadcast_to(row[name], shape.shape)
+        if name == 'pixels':
+            array = rng.integers(0, 256, shape.shape)
+        elif name == 'text_tokens':
+            array = rng.integers(8, built.config.tokenizer.vocabulary, shape.shape)
+        batch[name] = jax.device_put(array.astype(shape.dtype), shape.sharding)
+    return batch
+
+
+def train(tiny: bool, size: str, tokens: str = str(ROW), form: str = 'auto') -> None:
+    config = config_of(size, tiny, int(tokens))
+    config.model.attention.form = form
+    built, less = built_of(config)
+    row = typical.row(config)
+    batch, state = batch_of(built, row), built.initialise()
+    compiled = built.train_step.lower(state, batch).compile()
+
+    def step():
+        nonlocal state
+        state, values = compiled(state, batch)
+        return values
+
+    took = seconds(step, 2 if tiny else 10)
+    peak = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+    pairs = flops.visible_pairs(config, row)
+    done = flops.train_step(config, config.tokenizer.vocabulary, pairs)
+    length = row['segment'].shape[0]
+    tell(
+        f'train {size}{less}',
+        f'{config.data.rows} rows of {length:,}, attention {form}, '
+        f'remat {config.model.backbone.remat}',
+        time=f'{took * 1e3:,.1f} ms a step',
+        rate=f'{config.data.rows * length / took:,.0f} tokens/s',
+        **{'share of peak': share(done, took)},
+        **{'peak memory, measured': gigabytes(peak)},
+        **counted_memory(compiled),
+    )
+
+
+def sample(tiny: bool, size: str) -> None:
+    config = config_of(size, tiny)
+    built, less = built_of(config)
+    params, pool = built.initialise().params, spans.pool_of(config)
+    model = unified.build(config, config.tokenizer.vocabulary)
+    side = config.data.sizes[0][0] // config.data.patch
+    what = f'sample {size}{less}'
+    capacity = {'text': 64, 'vision': 0, 'representation': side**2 // pool**2 + 1,
+                'pixels': side**2, 'vision_pictures': 0, 'pixel_pictures': 1}  # fmt: skip
+
+    def place(count: int, text: bool, code: bool):
+        drawn = spans.drawing(
+            [layout.Text([9] * 24)],
+            (side, side),
+            None,
+            pool,
+            drop_text=not text,
+            drop_representation=not code,
+            keep_positions=config.data.drop_keeps_positions,
+        )
+        return layout.place([[drawn]] * count, capacity, model.channels)
+
+    for count in BATCHES[:1] if tiny else BATCHES:
+        rows = {(c, r): place(count, c, r) for c in (True, False) for r in (True, False)}
+        keys = jax.random.split(jax.random.key(0), count)
+        draw = partial(drawing.draw, model, config, drawing.options(config))
+        compiled = jax.jit(draw).lower(params, rows, keys).compile()
+        took = seconds(lambda: compiled(params, rows, keys), 2) / count  # noqa: B023
+        settings = f'pictures of {side * config.data.patch} px, {count} together'
+        tell(what, settings, time=f'{took:.3f} s a picture', **counted_memory(compiled))
+
+    count, length = (1, 4) if tiny else (8, ANSWER)
+    pixels = np.zeros((side**2, model.channels), np.uint8)
+    rows = [[[layout.Vision(side, side, pixels), layout.Text([9] * (8 + length))]]] * count
+    capacity = dict(zip(layout.SIZES, layout.size(rows[0][0]).tolist()))
+    describe = partial(describing.describe, model, length=length, eos=-1)
+    arguments = params, layout.place(rows, capacity, model.channels), np.full(count, 8, np.int32)
+    compiled = jax.jit(describe).lower(*arguments).compile()
+    took = seconds(lambda: compiled(*arguments), 2)
+    tell(
+        what,
+        f'{count} descriptions of {length} tokens together',
+        time=f'{took:.3f} s',
+        rate=f'{count * length / took:,.0f} tokens/s of text',
+        **counted_memory(compiled),
+    )
+
+
+def main(item: str, tiny: bool) -> None:
+    kind, _, rest = item.partition(' ')
+    if kind == 'machine':
+        machine(tiny)
+    elif kind == 'train':
+        size, *how = rest.split()
+        train(tiny, size, **dict(word.split('=') for word in how))
+    elif kind == 'attention':
+        gpu_attention.form(tiny, rest, config_of)
+    else:
+        {'sample': sample, 'packed': gpu_attention.packed}[kind](tiny, rest)
+
+
+if __name__ == '__main__':
+    if '--tiny' in sys.argv[2:]:
+        jax.config.update('jax_disable_most_optimizations', True)  # compiles in half the time
+    try:
+        main(sys.argv[1], '--tiny' in sys.argv[2:])
+    except Exception as error:  # told as a line of the table
+        tell(sys.argv[1], '', failed=words_of(error))
+        sys.exit(1)
