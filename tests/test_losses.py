@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from configs import base
-from rf_jax.learning import losses
+from rf_jax.learning import cross_entropy, losses
+from rf_jax.models.layers import Logits
 
 ROWS, T, R, P = 4, 6, 5, 8
 
@@ -35,7 +36,10 @@ def case():
         'representation_logits': rng.normal(size=(ROWS, R, 7)).astype(np.float32) * 4,
         'x': rng.normal(size=(ROWS, P, 3)).astype(np.float32),
     }
-    return jax.tree.map(jnp.asarray, (outputs, batch))
+    outputs, batch = jax.tree.map(jnp.asarray, (outputs, batch))
+    for name in ('text_logits', 'representation_logits'):  # as of a head that changes nothing
+        outputs[name] = Logits(outputs[name], jnp.eye(outputs[name].shape[-1]))
+    return outputs, batch
 
 
 def reference(logits, targets, weight):
@@ -57,24 +61,26 @@ def total(config, outputs, batch, counts=None):
 def test_cross_entropy_is_numpys():
     rng = np.random.default_rng(1)
     logits, targets = rng.normal(size=(3, 4, 9)) * 5, rng.integers(0, 9, (3, 4))
-    found = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(targets))
+    found = cross_entropy.of_logits(jnp.asarray(logits), jnp.asarray(targets))
     for index in np.ndindex(3, 4):
         right = np.log(np.exp(logits[index]).sum()) - logits[index][targets[index]]
         np.testing.assert_allclose(found[index], right, rtol=1e-5)
 
 
 def test_cross_entropy_of_large_logits_is_finite():
-    found = losses.cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([1]))
+    found = cross_entropy.of_logits(jnp.array([[1e4, -1e4]]), jnp.array([1]))
     np.testing.assert_allclose(found, 2e4)
-    assert np.isfinite(losses.cross_entropy(jnp.zeros((1, 3)), jnp.array([-1]))).all()
+    assert np.isfinite(cross_entropy.of_logits(jnp.zeros((1, 3)), jnp.array([-1]))).all()
 
 
 def test_terms_are_means_over_counted_tokens(config, case):
     outputs, batch = case
     loss, means = total(config, outputs, batch)
-    text = reference(outputs['text_logits'], batch['text_targets'], batch['text_weight'])
+    text = reference(outputs['text_logits'].whole(), batch['text_targets'], batch['text_weight'])
     codes = reference(
-        outputs['representation_logits'], batch['code_targets'], batch['representation_weight']
+        outputs['representation_logits'].whole(),
+        batch['code_targets'],
+        batch['representation_weight'],
     )
     error = ((outputs['x'] - batch['x']) ** 2).mean(-1)
     error = error / np.maximum(1 - batch['t'], config.flow.floor) ** 2
@@ -112,7 +118,9 @@ def test_uncounted_tokens_change_nothing(config, case):
     off = batch['pixel_weight'] == 0
     outputs['x'] = jnp.where(off[..., None], 100.0, outputs['x'])
     off = batch['text_weight'] == 0
-    outputs['text_logits'] = jnp.where(off[..., None], 3.0, outputs['text_logits'])
+    logits = outputs['text_logits']
+    hidden = jnp.where(off[..., None], 3.0, logits.hidden)
+    outputs['text_logits'] = logits._replace(hidden=hidden)
     np.testing.assert_allclose(total(config, outputs, batch)[0], loss, rtol=1e-6)
 
 

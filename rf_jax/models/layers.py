@@ -1,5 +1,7 @@
 """Small parts shared by the towers: dense products on flat tokens, norms, tables, feed-forwards."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,36 @@ class Dense(nn.Module):
         if self.use_bias:
             y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(x.dtype)
         return y
+
+
+class Logits(NamedTuple):
+    """Logits [B, n, V] before the product: hidden states [B, n, D] and a head's kernel [D, V].
+
+    Those of a large vocabulary are never computed for all tokens at once in training.
+    """
+
+    hidden: jax.Array
+    kernel: jax.Array
+
+    def whole(self) -> jax.Array:
+        """float32 [B, n, V]."""
+        flat = self.hidden.reshape(-1, self.hidden.shape[-1])
+        return product(flat, self.kernel).reshape(*self.hidden.shape[:-1], -1)
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[N, D] x [D, V] -> float32 [N, V], multiplied in the type of x."""
+    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+class Head(nn.Module):
+    """Predicts one of V entries: [B, n, D] -> Logits; float32 `kernel` [D, V]."""
+
+    entries: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Logits:
+        return Logits(x, self.param('kernel', linear_init, (x.shape[-1], self.entries)))
 
 
 class RMSNorm(nn.Module):
