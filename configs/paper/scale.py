@@ -15,10 +15,11 @@ def sparse_30b(config: ConfigDict) -> None:
     encoder(model, layers=32, width=1280, heads=20, feedforward=5120, gated=True)
     config.losses.update(balance=1e-3, router_z=1e-4)
     config.data.rows = 512  # one a chip of v5p:8x8x8
-    # Experts are cut one from the other, 128 over 128 chips, four times over: the rows of a matrix
-    # over 512 chips would be less than a tile of memory each, and be padded to one.
+    # Each of 128 chips holds one of the 128 experts, and four such groups of chips (`data`) a
+    # quarter of its rows each: those of one matrix over 512 chips would be less than a tile of
+    # memory, and be padded to one.
     config.mesh.update(data=-1, fsdp=128)
-    config.sharding = ((r'(gate|up|down)$', (('expert', 'fsdp'), None, None)), *config.sharding)
+    config.sharding = ((r'(gate|up|down)$', (('expert', 'fsdp'), 'data', None)), *config.sharding)
 
 
 def dense_1b7(config: ConfigDict) -> None:

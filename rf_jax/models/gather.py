@@ -22,7 +22,7 @@ def axes_of(path: str, shape: Sequence[int], kept: Sequence[str], mesh: Mesh, ta
     for own, stays in zip(axes, kept):
         require(
             stays not in own or own[0] == stays,
-            f'sharding: {path} is sharded over {own}; name {stays!r} first, so that what a device '
+            f'sharding: {path} is cut over {own}; name {stays!r} first, so that what a device '
             'keeps is contiguous',
         )
     return axes
