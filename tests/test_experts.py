@@ -9,7 +9,7 @@ import pytest
 from shrink import quick_compilation
 
 from configs import base
-from rf_jax.models import attention, exchange, experts, grouped, routing, transformer
+from rf_jax.models import attention, exchange, experts, grouped, layers, routing, transformer
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
 
@@ -240,3 +240,21 @@ def test_a_table_that_scatters_the_experts_of_a_device_is_refused():
     config.sharding = ((r'(gate|up|down)$', (('fsdp', 'expert'), None, None)), *config.sharding)
     with pytest.raises(UserError, match=r"pixels/gate is cut over .*; name 'expert' first"):
         routed(config, mesh_of(expert=2, fsdp=2, data=2), weights_of(), *tokens())
+
+
+@pytest.mark.parametrize(
+    'remat, recomputed', [('full', 2), ('projections', 2), ('gate', 1), ('feedforward', 0)]
+)
+def test_the_backward_recomputes_no_product_that_it_does_not_need(remat, recomputed):
+    """Of gate, up and down: `down` never, since its output has no part in any gradient."""
+    w, (x, live) = weights_of(), tokens()
+
+    def loss(w, x):
+        run = jax.checkpoint(
+            lambda w, x: routed(config_of(), None, w, x, live)[0],
+            policy=layers.REMAT[remat],
+        )
+        return jnp.sum(run(w, x) ** 2)
+
+    text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(w, x))
+    assert text.count('= ragged_dot') == 3 + recomputed + 6  # forward, recomputed, gradients

@@ -36,10 +36,7 @@ def case():
         'representation_logits': rng.normal(size=(ROWS, R, 7)).astype(np.float32) * 4,
         'x': rng.normal(size=(ROWS, P, 3)).astype(np.float32),
     }
-    outputs, batch = jax.tree.map(jnp.asarray, (outputs, batch))
-    for name in ('text_logits', 'representation_logits'):  # as of a head that changes nothing
-        outputs[name] = Logits(outputs[name], jnp.eye(outputs[name].shape[-1]))
-    return outputs, batch
+    return jax.tree.map(jnp.asarray, (outputs, batch))
 
 
 def reference(logits, targets, weight):
@@ -55,6 +52,9 @@ def reference(logits, targets, weight):
 def total(config, outputs, batch, counts=None):
     terms = losses.build(config)
     counts = counts or losses.counts(terms, batch)
+    outputs = dict(outputs)
+    for name in ('text_logits', 'representation_logits'):  # as of a head that changes nothing
+        outputs[name] = Logits(outputs[name], jnp.eye(outputs[name].shape[-1]))
     return losses.total(terms, config.losses, counts, outputs, batch)
 
 
@@ -76,11 +76,9 @@ def test_cross_entropy_of_large_logits_is_finite():
 def test_terms_are_means_over_counted_tokens(config, case):
     outputs, batch = case
     loss, means = total(config, outputs, batch)
-    text = reference(outputs['text_logits'].whole(), batch['text_targets'], batch['text_weight'])
+    text = reference(outputs['text_logits'], batch['text_targets'], batch['text_weight'])
     codes = reference(
-        outputs['representation_logits'].whole(),
-        batch['code_targets'],
-        batch['representation_weight'],
+        outputs['representation_logits'], batch['code_targets'], batch['representation_weight']
     )
     error = ((outputs['x'] - batch['x']) ** 2).mean(-1)
     error = error / np.maximum(1 - batch['t'], config.flow.floor) ** 2
@@ -118,9 +116,7 @@ def test_uncounted_tokens_change_nothing(config, case):
     off = batch['pixel_weight'] == 0
     outputs['x'] = jnp.where(off[..., None], 100.0, outputs['x'])
     off = batch['text_weight'] == 0
-    logits = outputs['text_logits']
-    hidden = jnp.where(off[..., None], 3.0, logits.hidden)
-    outputs['text_logits'] = logits._replace(hidden=hidden)
+    outputs['text_logits'] = jnp.where(off[..., None], 3.0, outputs['text_logits'])
     np.testing.assert_allclose(total(config, outputs, batch)[0], loss, rtol=1e-6)
 
 

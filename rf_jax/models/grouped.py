@@ -6,6 +6,7 @@ next sizes[1] rows w[1], and so on. Rows beyond the sum of `sizes` are undefined
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.megablox import ops as megablox
 
 from rf_jax.runtime.errors import choose
@@ -51,4 +52,5 @@ def swiglu(product, gate, up, down, x: jax.Array, mix: jax.Array, sizes: jax.Arr
     def of(x, w):  # an undefined row may hold NaN, which must reach neither side
         return jnp.where(inside, product(jnp.where(inside, x, 0), w, sizes), 0)
 
-    return of(jax.nn.silu(of(x, gate)) * of(x, up) * mix[:, None].astype(x.dtype), down)
+    gated = jax.nn.silu(checkpoint_name(of(x, gate), 'gate'))
+    return of(gated * checkpoint_name(of(x, up), 'up') * mix[:, None].astype(x.dtype), down)

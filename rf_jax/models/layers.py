@@ -5,17 +5,21 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 linear_init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
 
 
-# What the backward of a layer finds kept; the rest it computes anew.
+_keep = jax.checkpoint_policies.save_only_these_names
+# What the backward of a layer finds saved; the rest it recomputes.
 REMAT = {
     'none': None,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'feedforward': _keep('attended', 'projected', 'gate', 'up'),
+    'gate': _keep('attended', 'projected', 'gate'),
+    'projections': _keep('attended', 'projected'),
+    'attention': _keep('attended'),
     'full': jax.checkpoint_policies.nothing_saveable,
-    'attention': jax.checkpoint_policies.save_only_these_names('attended'),
-    'projections': jax.checkpoint_policies.save_only_these_names('attended', 'projected'),
 }
 
 
@@ -122,8 +126,8 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = Dense(self.feedforward, self.use_bias, name='gate')(x)
-        up = Dense(self.feedforward, self.use_bias, name='up')(x)
+        gate = checkpoint_name(Dense(self.feedforward, self.use_bias, name='gate')(x), 'gate')
+        up = checkpoint_name(Dense(self.feedforward, self.use_bias, name='up')(x), 'up')
         return Dense(x.shape[-1], self.use_bias, name='down')(nn.silu(gate) * up)
 
 
@@ -134,5 +138,5 @@ class GELU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        up = Dense(self.feedforward, True, name='up')(x)
+        up = checkpoint_name(Dense(self.feedforward, True, name='up')(x), 'up')
         return Dense(x.shape[-1], True, name='down')(nn.gelu(up, approximate=False))
