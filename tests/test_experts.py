@@ -60,10 +60,10 @@ def reference(w, x, live):
     return y * live[..., None]
 
 
-def routed(config, mesh, w, x, live):
+def routed(config, mesh, w, x, live, product=grouped.ragged):
     """One pool of experts."""
     module = experts.Routed(
-        config.model.backbone, normed=True, product=grouped.build('ragged', 'cpu'), mesh=mesh,
+        config.model.backbone, normed=True, product=product, mesh=mesh,
         table=config.sharding, name='pixels',
     )  # fmt: skip
     return module.apply({'params': w}, x, live)
@@ -111,6 +111,36 @@ def test_equals_every_expert_for_every_token(name, lean, factor):
     y, gradients = outputs_and_gradients(lambda *a: routed(config, mesh, *a)[0], w, x, live)
     jax.tree.map(assert_close, (y, gradients), (wanted, wanted_gradients))
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+
+
+@jax.custom_vjp
+def undefined_is_nan(x, w, sizes):
+    """`grouped.ragged`, forward and backward, with NaN in rows of no group, as kernels may leave."""
+    return jnp.where(
+        jnp.arange(len(x))[:, None] < sizes.sum(), grouped.ragged(x, w, sizes), jnp.nan
+    )
+
+
+def _backward(kept, gradient):
+    x, w, sizes = kept
+    inside = jnp.arange(len(x))[:, None] < sizes.sum()
+    run = jax.vjp(lambda x, w: grouped.ragged(x, w, sizes), jnp.where(inside, x, 0), w)[1]
+    of_x, of_w = run(jnp.where(inside, gradient, 0))
+    return jnp.where(inside, of_x, jnp.nan), of_w, None
+
+
+undefined_is_nan.defvjp(lambda *a: (undefined_is_nan(*a), a), _backward)
+
+
+@pytest.mark.parametrize('name', ['one', 'expert'])
+def test_what_a_product_leaves_undefined_reaches_nothing(name):
+    mesh = MESHES[name] and mesh_of(**MESHES[name])
+    w, (x, live) = weights_of(), tokens()
+    found, right = (
+        outputs_and_gradients(lambda *a, p=p: routed(config_of(), mesh, *a, p)[0], w, x, live)
+        for p in (undefined_is_nan, grouped.ragged)
+    )
+    jax.tree.map(assert_close, found, right)
 
 
 def test_the_kernel_equals_the_ragged_product():

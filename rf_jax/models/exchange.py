@@ -24,7 +24,8 @@ class Slots(NamedTuple):
 @jax.custom_vjp
 def dispatch(x: jax.Array, slots: Slots) -> jax.Array:
     """Tokens [S, D] to slots [M, D], zero where empty. The transpose of `combine`."""
-    return jnp.where((slots.token >= 0)[:, None], x[jnp.maximum(slots.token, 0)], 0)
+    x = jnp.pad(x, ((0, 1), (0, 0)))  # a row of zeros: to mask M rows would cost a pass over them
+    return x[jnp.where(slots.token >= 0, slots.token, x.shape[0] - 1)]
 
 
 @jax.custom_vjp
@@ -65,8 +66,12 @@ def local(feed_forward, weights, x, experts, mix, count: int) -> jax.Array:
     """All `count` experts on this device: x [S, D], experts int32 [S, k], mix [S, k] -> [S, D]."""
     k = experts.shape[1]
     pairs = sort(experts, 1, count)
-    slots = Slots(pairs.order // k, pairs.rank.reshape(-1, k))
     sizes = jnp.bincount(experts.reshape(-1), length=count).astype(jnp.int32)
+    filled = jnp.arange(experts.size) < sizes.sum()  # padding comes last and has no slot
+    slots = Slots(
+        jnp.where(filled, pairs.order // k, -1),
+        jnp.where(experts < count, pairs.rank.reshape(-1, k), -1),
+    )
     return combine(
         feed_forward(*weights, dispatch(x, slots), mix.reshape(-1)[pairs.order], sizes), slots
     )

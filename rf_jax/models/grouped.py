@@ -41,16 +41,14 @@ def build(name: str, platform: str):
 
 
 def swiglu(product, gate, up, down, x: jax.Array, mix: jax.Array, sizes: jax.Array) -> jax.Array:
-    """mix * down(silu(gate x) * up x) of each row's expert; [M, D], zero beyond the sum of `sizes`.
+    """mix * down(silu(gate x) * up x) of each row's expert: [M, D].
 
-    gate and up [E, D, F], down [E, F, D], mix [M]. The row's weight multiplies before `down`: the
-    F values are fewer than D, and its gradient needs no output of `down`, so that the backward of a
-    recomputed layer has one product of three less to compute.
+    gate and up [E, D, F], down [E, F, D], mix [M]. Rows beyond the sum of `sizes` are undefined, as
+    is their gradient of x; they count in no other gradient. A row's weight multiplies before
+    `down`: F is less than D, and the weight's gradient needs no output of `down`, so the backward of
+    a recomputed layer has one product of three less to compute.
     """
-    inside = (jnp.arange(x.shape[0]) < sizes.sum())[:, None]
-
-    def of(x, w):  # an undefined row may hold NaN, which must reach neither side
-        return jnp.where(inside, product(jnp.where(inside, x, 0), w, sizes), 0)
-
-    gated = jax.nn.silu(checkpoint_name(of(x, gate), 'gate'))
-    return of(gated * checkpoint_name(of(x, up), 'up') * mix[:, None].astype(x.dtype), down)
+    mix = jnp.where(jnp.arange(x.shape[0]) < sizes.sum(), mix, 0)
+    gated = jax.nn.silu(checkpoint_name(product(x, gate, sizes), 'gate'))
+    up = checkpoint_name(product(x, up, sizes), 'up')
+    return product(gated * up * mix[:, None].astype(x.dtype), down, sizes)
