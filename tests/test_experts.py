@@ -115,7 +115,7 @@ def test_equals_every_expert_for_every_token(name, lean, factor):
 
 @jax.custom_vjp
 def undefined_is_nan(x, w, sizes):
-    """`grouped.ragged`, forward and backward, with NaN in rows of no group, as kernels may leave."""
+    """`grouped.ragged`, with NaN in rows of no group forward and backward, as kernels may leave."""
     return jnp.where(
         jnp.arange(len(x))[:, None] < sizes.sum(), grouped.ragged(x, w, sizes), jnp.nan
     )

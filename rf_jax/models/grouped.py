@@ -45,8 +45,8 @@ def swiglu(product, gate, up, down, x: jax.Array, mix: jax.Array, sizes: jax.Arr
 
     gate and up [E, D, F], down [E, F, D], mix [M]. Rows beyond the sum of `sizes` are undefined, as
     is their gradient of x; they count in no other gradient. A row's weight multiplies before
-    `down`: F is less than D, and the weight's gradient needs no output of `down`, so the backward of
-    a recomputed layer has one product of three less to compute.
+    `down`: F is less than D, and the weight's gradient needs no output of `down`, so the backward
+    of a recomputed layer has one product of three less to compute.
     """
     mix = jnp.where(jnp.arange(x.shape[0]) < sizes.sum(), mix, 0)
     gated = jax.nn.silu(checkpoint_name(product(x, gate, sizes), 'gate'))
