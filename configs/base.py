@@ -81,9 +81,10 @@ def get_config() -> ConfigDict:
     # Shares of the rotary frequencies for (order, row, column); they sum to head_dim / 2.
     backbone.rope_sections = (16, 8, 8)
     backbone.norm_eps = 1e-6
-    # What the backward computes anew, from little to much: none | dots (keep products) |
-    # projections (keep layer inputs, queries, keys, values and what they attended) | attention
-    # (keep layer inputs and what the TPU kernel attended) | full (keep layer inputs only)
+    # What the backward recomputes, from little to much: none | dots (all but products) |
+    # full (all but the input of a layer), and between them, by what is kept of a layer beside its
+    # input: attention (what the TPU kernel attended) | projections (that, queries, keys, values
+    # and the output) | gate (that and the gates of the feed-forward) | feedforward (that and `up`)
     backbone.remat = 'none'
     backbone.unroll = 1  # layers per scan iteration; layers = no loop, the same tree
 

@@ -61,8 +61,8 @@ def forward(split, params, row, codes, z, t):
     batch = {name: value[None] for name, value in row.items()}
     model, _ = model_and_params(split)
     out = model.apply({'params': params}, batch, codes[None], z[None], t[None])
-    names = ('text_logits', 'representation_logits', 'x')
-    return {stream: out[name][0] for stream, name in zip(OUTPUTS, names)}
+    found = out['text_logits'].whole(), out['representation_logits'].whole(), out['x']
+    return {stream: output[0] for stream, output in zip(OUTPUTS, found)}
 
 
 @cache

@@ -9,7 +9,7 @@ import pytest
 from shrink import quick_compilation
 
 from configs import base
-from rf_jax.models import attention, exchange, experts, grouped, routing, transformer
+from rf_jax.models import attention, exchange, experts, grouped, layers, routing, transformer
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
 
@@ -60,10 +60,10 @@ def reference(w, x, live):
     return y * live[..., None]
 
 
-def routed(config, mesh, w, x, live):
+def routed(config, mesh, w, x, live, product=grouped.ragged):
     """One pool of experts."""
     module = experts.Routed(
-        config.model.backbone, normed=True, product=grouped.build('ragged', 'cpu'), mesh=mesh,
+        config.model.backbone, normed=True, product=product, mesh=mesh,
         table=config.sharding, name='pixels',
     )  # fmt: skip
     return module.apply({'params': w}, x, live)
@@ -90,6 +90,10 @@ MESHES = {
     'expert and tensor': {'expert': 2, 'tensor': 2, 'fsdp': 2},
     'tensor': {'tensor': 4, 'fsdp': 2},
     'context': {'context': 2, 'expert': 2, 'fsdp': 2},
+    'rows of an expert over data': {'data': 2, 'fsdp': 4},
+}
+TABLES = {
+    'rows of an expert over data': ((r'(gate|up|down)$', (('expert', 'fsdp'), 'data', None)),)
 }
 
 
@@ -103,9 +107,40 @@ def test_equals_every_expert_for_every_token(name, lean, factor):
     w, (x, live) = weights_of(), tokens(lean=lean)
     wanted, wanted_gradients = outputs_and_gradients(reference, w, x, live)
     config = config_of(capacity_factor=factor)
+    config.sharding = (*TABLES.get(name, ()), *config.sharding)
     y, gradients = outputs_and_gradients(lambda *a: routed(config, mesh, *a)[0], w, x, live)
     jax.tree.map(assert_close, (y, gradients), (wanted, wanted_gradients))
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+
+
+@jax.custom_vjp
+def undefined_is_nan(x, w, sizes):
+    """`grouped.ragged`, with NaN in rows of no group forward and backward, as kernels may leave."""
+    return jnp.where(
+        jnp.arange(len(x))[:, None] < sizes.sum(), grouped.ragged(x, w, sizes), jnp.nan
+    )
+
+
+def _backward(kept, gradient):
+    x, w, sizes = kept
+    inside = jnp.arange(len(x))[:, None] < sizes.sum()
+    run = jax.vjp(lambda x, w: grouped.ragged(x, w, sizes), jnp.where(inside, x, 0), w)[1]
+    of_x, of_w = run(jnp.where(inside, gradient, 0))
+    return jnp.where(inside, of_x, jnp.nan), of_w, None
+
+
+undefined_is_nan.defvjp(lambda *a: (undefined_is_nan(*a), a), _backward)
+
+
+@pytest.mark.parametrize('name', ['one', 'expert'])
+def test_what_a_product_leaves_undefined_reaches_nothing(name):
+    mesh = MESHES[name] and mesh_of(**MESHES[name])
+    w, (x, live) = weights_of(), tokens()
+    found, right = (
+        outputs_and_gradients(lambda *a, p=p: routed(config_of(), mesh, *a, p)[0], w, x, live)
+        for p in (undefined_is_nan, grouped.ragged)
+    )
+    jax.tree.map(assert_close, found, right)
 
 
 def test_the_kernel_equals_the_ragged_product():
@@ -274,3 +309,21 @@ def test_a_table_that_scatters_the_experts_of_a_device_is_refused():
     config.sharding = ((r'(gate|up|down)$', (('fsdp', 'expert'), None, None)), *config.sharding)
     with pytest.raises(UserError, match=r"pixels/gate is cut over .*; name 'expert' first"):
         routed(config, mesh_of(expert=2, fsdp=2, data=2), weights_of(), *tokens())
+
+
+@pytest.mark.parametrize(
+    'remat, recomputed', [('full', 2), ('projections', 2), ('gate', 1), ('feedforward', 0)]
+)
+def test_the_backward_recomputes_no_product_that_it_does_not_need(remat, recomputed):
+    """Of gate, up and down: `down` never, since its output has no part in any gradient."""
+    w, (x, live) = weights_of(), tokens()
+
+    def loss(w, x):
+        run = jax.checkpoint(
+            lambda w, x: routed(config_of(), None, w, x, live)[0],
+            policy=layers.REMAT[remat],
+        )
+        return jnp.sum(run(w, x) ** 2)
+
+    text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(w, x))
+    assert text.count('= ragged_dot') == 3 + recomputed + 6  # forward, recomputed, gradients

@@ -109,7 +109,7 @@ def test_cached_drawing_equals_the_full_forward(sampler, split):
             apart = jnp.abs(outputs[a]['x'] - outputs[b]['x'])
             assert float(apart.max(-1)[real].min()) > 1e-4, (a, b)
 
-    kept, dropped = (outputs[text, True]['representation_logits'] for text in contexts)
+    kept, dropped = (outputs[text, True]['representation_logits'].whole() for text in contexts)
     guided = jnp.argmax(dropped + 2.0 * (kept - dropped), -1)
     alone = jnp.argmax(kept, -1)
     for row, count in enumerate(counts_of(REQUESTS)):
@@ -137,7 +137,7 @@ def test_codes_follow_the_models_distribution(sampler):
     kept, dropped = (
         model.apply({'params': params}, rows[c, True], inputs(empty), z, t)[
             'representation_logits'
-        ][0, 0]
+        ].whole()[0, 0]
         for c in (True, False)
     )
     logits = np.asarray(dropped + 2.0 * (kept - dropped)) / temperature
@@ -228,9 +228,11 @@ def test_greedy_answers_equal_the_full_forward(sampler, described):
     assert len(set(heads.tolist())) == 3, 'questions of different lengths'
     codes, t = np.zeros((3, 0), np.int32), np.zeros((3, 0), np.float32)
     z = np.zeros((3, 0, model.channels), np.float32)
-    full = jax.jit(
-        lambda params, batch: model.apply({'params': params}, batch, codes, z, t)['text_logits']
-    )
+
+    @jax.jit
+    def full(params, batch):
+        return model.apply({'params': params}, batch, codes, z, t)['text_logits'].whole()
+
     text, rows = np.array(batch['text_tokens']), np.arange(3)
     ended = np.zeros(3, bool)
     for i in range(tokens.shape[1]):

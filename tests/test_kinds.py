@@ -121,7 +121,8 @@ def test_drawing_with_a_cache_equals_the_training_forward(variant):
     weights = guidance.token_weights(2.0)
     if 'representation_logits' in outputs[True, True]:
         guided = guidance.combine(
-            {text: outputs[text, True]['representation_logits'] for text in weights}, weights
+            {text: outputs[text, True]['representation_logits'].whole() for text in weights},
+            weights,
         )
         np.testing.assert_array_equal(tokens, jnp.argmax(guided, -1)[:, :-1])
     if 'predicted_features' in outputs[True, True]:

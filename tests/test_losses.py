@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from configs import base
-from rf_jax.learning import losses
+from rf_jax.learning import cross_entropy, losses
+from rf_jax.models.layers import Logits
 
 ROWS, T, R, P = 4, 6, 5, 8
 
@@ -51,22 +52,25 @@ def reference(logits, targets, weight):
 def total(config, outputs, batch, counts=None):
     terms = losses.build(config)
     counts = counts or losses.counts(terms, batch)
+    outputs = dict(outputs)
+    for name in ('text_logits', 'representation_logits'):  # as of a head that changes nothing
+        outputs[name] = Logits(outputs[name], jnp.eye(outputs[name].shape[-1]))
     return losses.total(terms, config.losses, counts, outputs, batch)
 
 
 def test_cross_entropy_is_numpys():
     rng = np.random.default_rng(1)
     logits, targets = rng.normal(size=(3, 4, 9)) * 5, rng.integers(0, 9, (3, 4))
-    found = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(targets))
+    found = cross_entropy.of_logits(jnp.asarray(logits), jnp.asarray(targets))
     for index in np.ndindex(3, 4):
         right = np.log(np.exp(logits[index]).sum()) - logits[index][targets[index]]
         np.testing.assert_allclose(found[index], right, rtol=1e-5)
 
 
 def test_cross_entropy_of_large_logits_is_finite():
-    found = losses.cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([1]))
+    found = cross_entropy.of_logits(jnp.array([[1e4, -1e4]]), jnp.array([1]))
     np.testing.assert_allclose(found, 2e4)
-    assert np.isfinite(losses.cross_entropy(jnp.zeros((1, 3)), jnp.array([-1]))).all()
+    assert np.isfinite(cross_entropy.of_logits(jnp.zeros((1, 3)), jnp.array([-1]))).all()
 
 
 def test_terms_are_means_over_counted_tokens(config, case):

@@ -1,13 +1,18 @@
 """The sharding table covers every parameter, and a mistake in it stops the start."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from configs.paper import joint
+from rf_jax.runtime import sharding
 from rf_jax.runtime.errors import UserError
-from rf_jax.runtime.mesh import make_mesh
+from rf_jax.runtime.mesh import AXES, make_mesh
 from rf_jax.runtime.sharding import overview, path_name, shardings
 
 RULES = (
@@ -138,3 +143,18 @@ def test_overview(mesh):
     assert '2,172' in rows['params/layers']
     assert '5,117' in rows['total'] and '20.5 kB' in rows['total']
     assert 'fsdp' not in overview(tree)
+
+
+def test_every_chip_of_a_pod_holds_another_part_of_the_papers_experts():
+    """128 experts over 512 chips: not four times over."""
+    config = joint.get_config()
+    pod = AbstractMesh((4, 128, 1, 1, 1), AXES)
+    model = config.model.backbone
+    into = model.layers, model.routed.count, model.width, model.routed.feedforward
+    for name, shape in {'gate': into, 'up': into, 'down': (*into[:2], *into[:1:-1])}.items():
+        for tree in ('params', 'ema', 'opt_state/2/mu', 'opt_state/2/nu'):
+            path = f'{tree}/backbone/layers/pixels/{name}'
+            spec = sharding.spec(path, shape, pod, config.sharding)
+            own = NamedSharding(pod, spec).shard_shape(shape)
+            assert math.prod(own) * 512 == math.prod(shape), f'{path}: {own} of {shape}'
+            assert own[-2] % 16 == 0 and own[-1] % 128 == 0, 'no padding to tiles of memory'

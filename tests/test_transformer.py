@@ -127,7 +127,7 @@ def outputs_and_gradients(split, **changes):
 
 @pytest.mark.parametrize(
     ('split', 'unroll', 'remat'),
-    [('ffn', 2, 'none'), ('ffn', 1, 'dots'), ('full', 1, 'full')],
+    [('ffn', 2, 'none'), ('ffn', 1, 'dots'), ('ffn', 1, 'gate'), ('full', 1, 'full')],
 )
 def test_ways_of_running_give_the_same_outputs_and_gradients(split, unroll, remat):
     out, gradients = outputs_and_gradients(split)

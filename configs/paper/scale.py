@@ -16,10 +16,11 @@ def sparse_30b(config: ConfigDict) -> None:
     # Qwen3's router_aux_loss_coef; it has no z-loss, ST-MoE 1e-3: a little keeps logits small.
     config.losses.update(balance=1e-3, router_z=1e-4)
     config.data.rows = 512  # one a chip of v5p:8x8x8
-    # Experts are cut one from the other, 128 over 128 chips, four times over: the rows of a matrix
-    # over 512 chips would be less than a tile of memory each, and be padded to one.
+    # Each of 128 chips holds one of the 128 experts, and four such groups of chips (`data`) a
+    # quarter of its rows each: those of one matrix over 512 chips would be less than a tile of
+    # memory, and be padded to one.
     config.mesh.update(data=-1, fsdp=128)
-    config.sharding = ((r'(gate|up|down)$', (('expert', 'fsdp'), None, None)), *config.sharding)
+    config.sharding = ((r'(gate|up|down)$', (('expert', 'fsdp'), 'data', None)), *config.sharding)
 
 
 def dense_1b7(config: ConfigDict) -> None:

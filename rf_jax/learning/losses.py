@@ -1,8 +1,8 @@
 """The objective: named, weighted, pure terms (design rule 6). Paper, section 3.2: all weights 1.
 
-A term gives a value per token; `Term.weight` names the batch array that says which tokens count.
-The loss is the sum over terms of weight * sum(values) / count, counts over the global batch, so
-neither packing, accumulation nor the number of hosts changes it.
+A term has a value per token; `weight` names the batch array that says which tokens count. The loss
+is the sum over terms of weight * sum(values) / count, counts over the global batch, so neither
+packing, accumulation nor the number of hosts changes it.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from rf_jax.learning import flow
+from rf_jax.learning.cross_entropy import CrossEntropy
+from rf_jax.models.cut import UNCUT, Cut
 
 Arrays = Mapping[str, jax.Array]
 TIME_BANDS = 4  # the flow loss is logged for t in [0, 1/4), [1/4, 1/2), ...
@@ -23,21 +25,39 @@ class Term(NamedTuple):
     weight: str
     value: Callable[[Arrays, Arrays], jax.Array]
 
-
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """float32 [..., V] and int32 [...] -> [...] in nats; targets below 0 read entry 0."""
-    picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
-    return jax.nn.logsumexp(logits, -1) - picked
+    def summed(self, outputs: Arrays, batch: Arrays) -> jax.Array:
+        """Sum of the counted values."""
+        return jnp.sum(self.value(outputs, batch) * batch[self.weight])
 
 
-def text(outputs: Arrays, batch: Arrays) -> jax.Array:
+class Prediction(NamedTuple):
+    """Cross-entropy of `outputs[logits]` for `batch[targets]`, by the head's kernel at `path`.
+
+    It has no value per token: the sum alone can do without the logits of all tokens.
+    """
+
+    weight: str
+    logits: str
+    targets: str
+    path: str
+    cross_entropy: CrossEntropy
+
+    def summed(self, outputs: Mapping, batch: Arrays) -> jax.Array:
+        """Sum of the counted tokens' nats."""
+        logits, targets = outputs[self.logits], batch[self.targets]
+        return self.cross_entropy(self.path, logits, targets, batch[self.weight])
+
+
+def text(sharded: CrossEntropy) -> dict[str, Prediction]:
     """L_LM: next-token prediction of text."""
-    return cross_entropy(outputs['text_logits'], batch['text_targets'])
+    own = 'text_weight', 'text_logits', 'text_targets', 'text_head/kernel'
+    return {'text': Prediction(*own, sharded)}
 
 
-def representation(outputs: Arrays, batch: Arrays) -> jax.Array:
+def representation(sharded: CrossEntropy) -> dict[str, Prediction]:
     """L_Rep: next-token prediction of the quantizer's codes."""
-    return cross_entropy(outputs['representation_logits'], batch['code_targets'])
+    own = 'representation_weight', 'representation_logits', 'code_targets'
+    return {'representation': Prediction(*own, 'representation_head/logits/kernel', sharded)}
 
 
 def regression(outputs: Arrays, batch: Arrays) -> jax.Array:
@@ -57,10 +77,10 @@ def alignment(outputs: Arrays, batch: Arrays) -> jax.Array:
 
 # The term of model.representation.kind.
 REPRESENTATION = {
-    'forcing': {'representation': Term('representation_weight', representation)},
-    'continuous': {'representation': Term('representation_weight', regression)},
-    'alignment': {'representation': Term('pixel_weight', alignment)},
-    'none': {},
+    'forcing': representation,
+    'continuous': lambda _: {'representation': Term('representation_weight', regression)},
+    'alignment': lambda _: {'representation': Term('pixel_weight', alignment)},
+    'none': lambda _: {},
 }
 
 
@@ -69,11 +89,14 @@ def flow_matching(floor: float) -> Callable[[Arrays, Arrays], jax.Array]:
     return lambda outputs, batch: flow.loss(outputs['x'], batch['x'], batch['t'], floor)
 
 
-def build(config) -> dict[str, Term]:
-    """The terms of `config.losses`; one of weight 0 is left out."""
+def build(config, cut: Cut = UNCUT) -> dict[str, Term | Prediction]:
+    """The terms of `config.losses`, of a model that is sharded by `cut`; one of weight 0 is left
+    out.
+    """
+    sharded = CrossEntropy(cut, tuple(config.sharding))
     terms = {
-        'text': Term('text_weight', text),
-        **REPRESENTATION[config.model.representation.kind],
+        **text(sharded),
+        **REPRESENTATION[config.model.representation.kind](sharded),
         'flow': Term('pixel_weight', flow_matching(config.flow.floor)),
         'balance': Term('live', lambda outputs, _: outputs['balance']),
         'router_z': Term('live', lambda outputs, _: outputs['router_z']),
@@ -88,15 +111,13 @@ def counts(terms: Mapping[str, Term], batch: Arrays) -> dict[str, jax.Array]:
     return {name: jnp.maximum(batch[term.weight].sum(), 1.0) for name, term in terms.items()}
 
 
-def total(terms: Mapping[str, Term], weights, counts_, outputs: Arrays, batch: Arrays):
+def total(terms: Mapping[str, Term], weights, counts_, outputs: Mapping, batch: Arrays):
     """(weighted loss, {name: mean}) of a batch, or of its part with the whole batch's counts."""
-    means, values = {}, {}
-    for name, term in terms.items():
-        values[name] = term.value(outputs, batch)
-        means[name] = jnp.sum(values[name] * batch[term.weight]) / counts_[name]
+    means = {name: term.summed(outputs, batch) / counts_[name] for name, term in terms.items()}
     loss = sum(weights[name] * mean for name, mean in means.items())
-    if 'flow' in values:
-        means |= time_bands(values['flow'], batch['t'], batch['pixel_weight'])
+    if 'flow' in terms:
+        values = terms['flow'].value(outputs, batch)
+        means |= time_bands(values, batch['t'], batch['pixel_weight'])
     return loss, means
 
 

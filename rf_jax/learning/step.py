@@ -72,7 +72,7 @@ def gradients(config, model, terms, params, batch: Batch):
 def build(config, model: Unified, optimizer_of) -> Callable:
     """`step(state, batch) -> (state, metrics)`, pure; jit it with the state donated."""
     find_targets = targets.build(config, model)
-    terms = losses.build(config)
+    terms = losses.build(config, model.cut)
 
     def train_step(state: State, batch: Batch):
         batch, codebook, seen = prepare(config, model, find_targets, state, batch)

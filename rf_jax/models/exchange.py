@@ -24,7 +24,8 @@ class Slots(NamedTuple):
 @jax.custom_vjp
 def dispatch(x: jax.Array, slots: Slots) -> jax.Array:
     """Tokens [S, D] to slots [M, D], zero where empty. The transpose of `combine`."""
-    return jnp.where((slots.token >= 0)[:, None], x[jnp.maximum(slots.token, 0)], 0)
+    x = jnp.pad(x, ((0, 1), (0, 0)))  # a row of zeros: to mask M rows would cost a pass over them
+    return x[jnp.where(slots.token >= 0, slots.token, x.shape[0] - 1)]
 
 
 @jax.custom_vjp
@@ -65,10 +66,15 @@ def local(feed_forward, weights, x, experts, mix, count: int) -> jax.Array:
     """All `count` experts on this device: x [S, D], experts int32 [S, k], mix [S, k] -> [S, D]."""
     k = experts.shape[1]
     pairs = sort(experts, 1, count)
-    slots = Slots(pairs.order // k, pairs.rank.reshape(-1, k))
     sizes = jnp.bincount(experts.reshape(-1), length=count).astype(jnp.int32)
-    y = feed_forward(*weights, dispatch(x, slots), sizes)
-    return combine(y * mix.reshape(-1)[pairs.order][:, None].astype(y.dtype), slots)
+    filled = jnp.arange(experts.size) < sizes.sum()  # padding comes last and has no slot
+    slots = Slots(
+        jnp.where(filled, pairs.order // k, -1),
+        jnp.where(experts < count, pairs.rank.reshape(-1, k), -1),
+    )
+    return combine(
+        feed_forward(*weights, dispatch(x, slots), mix.reshape(-1)[pairs.order], sizes), slots
+    )
 
 
 def all_to_all(
@@ -116,19 +122,20 @@ class Round:
             jnp.where(kept, device * self.capacity + at, -1).reshape(-1, k),
         )
         label = jnp.where(there, flat[pair] % self.each, self.each)  # the last: empty
-        y = self._visit(weights, dispatch(x, slots), label.reshape(-1))
-        return combine(y * mix.reshape(-1)[pair].reshape(-1, 1).astype(y.dtype), slots)
+        mix = mix.reshape(-1)[pair].reshape(-1)
+        return combine(self._visit(weights, dispatch(x, slots), mix, label.reshape(-1)), slots)
 
-    def _visit(self, weights, rows: jax.Array, label: jax.Array) -> jax.Array:
+    def _visit(self, weights, rows: jax.Array, mix: jax.Array, label: jax.Array) -> jax.Array:
         """Sends slots [ways * capacity, D] to the devices of their experts, and back."""
         send = partial(
             jax.lax.all_to_all, axis_name=self.axis, split_axis=0, concat_axis=0, tiled=True
         )
-        rows, label = send(rows), send(label)
+        rows, mix, label = send(rows), send(mix), send(label)
         order = jnp.argsort(label).astype(jnp.int32)
         back = inverse(order)
         sizes = jnp.bincount(label, length=self.each).astype(jnp.int32)
-        y = self.feed_forward(*weights, dispatch(rows, Slots(order, back[:, None])), sizes)
+        rows = dispatch(rows, Slots(order, back[:, None]))
+        y = self.feed_forward(*weights, rows, mix[order], sizes)
         return send(dispatch(y, Slots(back, order[:, None])))
 
 

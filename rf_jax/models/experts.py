@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from rf_jax.models import exchange, grouped, routing
+from rf_jax.models import exchange, gather, grouped, routing
 from rf_jax.models.cut import Cut
 from rf_jax.models.layers import RMSNorm, SwiGLU, linear_init
-from rf_jax.runtime import sharding
 from rf_jax.runtime.errors import choose, require
 from rf_jax.runtime.mesh import BATCH_AXES
 
@@ -97,10 +96,13 @@ class Routed(nn.Module):
                 capacity_factor=self.config.routed.capacity_factor,
             )
         rows = PartitionSpec(BATCH_AXES, 'context')
-        cut = self._cut_of(weights)
+        cut = [
+            gather.axes_of(f'backbone/layers/{self.name}/{name}', w.shape, kept, mesh, self.table)
+            for name, w, kept in zip(('gate', 'up', 'down'), weights, KEPT)
+        ]
 
         def spread(weights, *tokens):
-            weights = tuple(_gathered(w, spec, kept) for w, spec, kept in zip(weights, cut, KEPT))
+            weights = tuple(map(gather.gathered, weights, cut, KEPT))
             y = flat(run, weights, *tokens)
             return jax.lax.psum(y, 'tensor') if 'tensor' in cut[2][1] else y
 
@@ -112,39 +114,9 @@ class Routed(nn.Module):
             check_vma=False,  # the kernels do not say how their outputs vary
         )(*arguments)
 
-    def _cut_of(self, weights) -> list[tuple[tuple[str, ...], ...]]:
-        """Mesh axes of each dimension of gate, up and down, by the table of the config."""
-        cut = []
-        for name, w, kept in zip(('gate', 'up', 'down'), weights, KEPT):
-            path = f'backbone/layers/{self.name}/{name}'
-            spec = sharding.spec(path, w.shape, self.mesh, self.table)
-            axes = [
-                (e,) if isinstance(e, str) else tuple(e or ()) for e in (*spec, None, None, None)
-            ]
-            cut.append(tuple(axes[:3]))
-            for own, stays in zip(axes, kept):
-                require(
-                    stays not in own or own[0] == stays,
-                    f'sharding: {path} is cut over {own}; name {stays!r} first, so that what a '
-                    'device keeps stands together',
-                )
-        return cut
-
 
 # What stays apart of gate, up [E, D, F] and down [E, F, D] when they are used, by dimension.
 KEPT = (('expert', '', 'tensor'), ('expert', '', 'tensor'), ('expert', 'tensor', ''))
-
-
-def _gathered(w: jax.Array, cut, kept) -> jax.Array:
-    """The matrices of this device's experts within shard_map, whole but for the axes `kept`.
-
-    Its transpose scatters the sum of the gradients: each device receives the part that it keeps.
-    """
-    for dimension, (axes, stays) in enumerate(zip(cut, kept)):
-        others = tuple(axis for axis in axes if axis != stays)
-        if others:
-            w = jax.lax.all_gather(w, others, axis=dimension, tiled=True)
-    return w
 
 
 # Whose pool of experts a group uses: its own, or one for all.

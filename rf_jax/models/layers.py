@@ -1,19 +1,25 @@
 """Small parts shared by the towers: dense products on flat tokens, norms, tables, feed-forwards."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 linear_init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
 
 
-# What the backward of a layer finds kept; the rest it computes anew.
+_keep = jax.checkpoint_policies.save_only_these_names
+# What the backward of a layer finds saved; the rest it recomputes.
 REMAT = {
     'none': None,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'feedforward': _keep('attended', 'projected', 'gate', 'up'),
+    'gate': _keep('attended', 'projected', 'gate'),
+    'projections': _keep('attended', 'projected'),
+    'attention': _keep('attended'),
     'full': jax.checkpoint_policies.nothing_saveable,
-    'attention': jax.checkpoint_policies.save_only_these_names('attended'),
-    'projections': jax.checkpoint_policies.save_only_these_names('attended', 'projected'),
 }
 
 
@@ -40,6 +46,36 @@ class Dense(nn.Module):
         if self.use_bias:
             y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(x.dtype)
         return y
+
+
+class Logits(NamedTuple):
+    """Logits [B, n, V] before the product: hidden states [B, n, D] and a head's kernel [D, V].
+
+    Those of a large vocabulary are never computed for all tokens at once in training.
+    """
+
+    hidden: jax.Array
+    kernel: jax.Array
+
+    def whole(self) -> jax.Array:
+        """float32 [B, n, V]."""
+        flat = self.hidden.reshape(-1, self.hidden.shape[-1])
+        return product(flat, self.kernel).reshape(*self.hidden.shape[:-1], -1)
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[N, D] x [D, V] -> float32 [N, V], multiplied in the type of x."""
+    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+class Head(nn.Module):
+    """Predicts one of V entries: [B, n, D] -> Logits; float32 `kernel` [D, V]."""
+
+    entries: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Logits:
+        return Logits(x, self.param('kernel', linear_init, (x.shape[-1], self.entries)))
 
 
 class RMSNorm(nn.Module):
@@ -90,8 +126,8 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = Dense(self.feedforward, self.use_bias, name='gate')(x)
-        up = Dense(self.feedforward, self.use_bias, name='up')(x)
+        gate = checkpoint_name(Dense(self.feedforward, self.use_bias, name='gate')(x), 'gate')
+        up = checkpoint_name(Dense(self.feedforward, self.use_bias, name='up')(x), 'up')
         return Dense(x.shape[-1], self.use_bias, name='down')(nn.silu(gate) * up)
 
 
@@ -102,5 +138,5 @@ class GELU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        up = Dense(self.feedforward, True, name='up')(x)
+        up = checkpoint_name(Dense(self.feedforward, True, name='up')(x), 'up')
         return Dense(x.shape[-1], True, name='down')(nn.gelu(up, approximate=False))

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rf_jax.models.layers import Dense, Table
+from rf_jax.models.layers import Dense, Head, Logits, Table
 from rf_jax.runtime.errors import choose, require
 
 
@@ -47,10 +47,9 @@ class CodeHead(nn.Module):
     config: object  # model
 
     @nn.compact
-    def __call__(self, x: jax.Array, tapped: None = None) -> dict[str, jax.Array]:
-        """x [B, R, D] -> representation_logits float32 [B, R, K]."""
-        head = Dense(self.config.representation.codes, name='logits')
-        return {'representation_logits': head(x.astype(jnp.float32))}
+    def __call__(self, x: jax.Array, tapped: None = None) -> dict[str, Logits]:
+        """x [B, R, D] -> representation_logits [B, R, K]."""
+        return {'representation_logits': Head(self.config.representation.codes, name='logits')(x)}
 
 
 class FeatureEmbedding(nn.Module):

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from rf_jax.models import attention, autoencoder, representation, transformer
 from rf_jax.models.cut import Cut
 from rf_jax.models.denoiser import PatchIn, PatchOut
-from rf_jax.models.layers import REMAT, Dense, Table
+from rf_jax.models.layers import REMAT, Head, Logits, Table
 from rf_jax.models.spread import Spread
 from rf_jax.models.visibility import FIELDS
 from rf_jax.models.vision_encoder import Connector, VisionEncoder
@@ -52,17 +52,17 @@ class Unified(nn.Module):
         self.autoencoder = self.autoencoder_of()
         self.patch_in = PatchIn(c.denoiser, width)
         self.backbone = self.backbone_of()
-        self.text_head = Dense(self.vocabulary)
+        self.text_head = Head(self.vocabulary)
         self.representation_head = self.representation_of.head()
         self.patch_out = PatchOut(self.drawn)
 
-    def __call__(self, batch: Batch, tokens, z, t, posterior_noise=None) -> dict[str, jax.Array]:
+    def __call__(self, batch: Batch, tokens, z, t, posterior_noise=None) -> dict:
         """The training forward.
 
         tokens: inputs of the representation stream [B, R, ...] as its kind embeds them,
         z float32 [B, P, Z] noisy patches or latents, t float32 [B, P] their times,
-        posterior_noise [B, P, Z] for the autoencoder that is being learned. Gives float32
-        `text_logits` [B, T, V], `x` [B, P, Z], the outputs of `models.representation` and
+        posterior_noise [B, P, Z] for the autoencoder that is being learned. Gives `text_logits`,
+        Logits [B, T, V], float32 `x` [B, P, Z], the outputs of `models.representation` and
         `models.autoencoder`, and of routed experts `balance` and `router_z` [B, L].
         """
         streams = (
@@ -80,10 +80,9 @@ class Unified(nn.Module):
         x = self.cut.split(x, sizes)
         tapped = None if tapped is None else self.cut.split(tapped, sizes)[3]
         found = self.representation_head(x[2], tapped)
-        found = {name: self.cut.lay(a, 'tensor') for name, a in found.items()}
         found |= self.autoencoder.outputs(*self._drawn(batch), posterior_noise)
         return {name: self.cut.restore(a, sizes) for name, a in losses.items()} | {
-            'text_logits': self.cut.lay(self.text_logits(x[0]), 'tensor'),
+            'text_logits': self.text_head(x[0]),
             'x': self.patch_out(x[3]),
             **found,
         }
@@ -138,12 +137,12 @@ class Unified(nn.Module):
 
     def text_logits(self, x) -> jax.Array:
         """[B, T, D] -> float32 [B, T, V]."""
-        return self.text_head(x.astype(jnp.float32))
+        return self.text_head(x).whole()
 
     def predict_representation(self, x) -> jax.Array:
         """[B, R, D] -> logits float32 [B, R, K], or the next features [B, R, Denc]."""
         (found,) = self.representation_head(x).values()
-        return found
+        return found.whole() if isinstance(found, Logits) else found
 
     def predict(self, x) -> jax.Array:
         """[B, P, D] -> clean patches or latents float32 [B, P, Z]."""
