@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from rf_jax.runtime import checkpoint_files
+from rf_jax.runtime import checkpoint_files, exits
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import check_writable
 
@@ -100,6 +100,7 @@ class Checkpoints:
         except Exception as error:  # the writer wraps a full disk in errors of its own
             self._failed(step, error)
             return False
+        exits.made_progress()
         return True
 
     def ensure(self, step: int, state: Any) -> None:

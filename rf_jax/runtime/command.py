@@ -5,20 +5,24 @@ import os
 import runpy
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import app, flags, logging
 
-from rf_jax.runtime import environment, hosts
+from rf_jax.runtime import environment, exits, hosts, streams
 from rf_jax.runtime.errors import UserError
 
 
 def run(main: Callable, required: Sequence[str] = (), several: bool = False) -> None:
-    """`absl.app.run(main)`; UserError and unknown config fields end with one line and code 1.
+    """`absl.app.run(main)`; UserError and unknown config fields end with one line.
 
-    `several`: this command may be one of several processes (runtime/hosts.py).
+    The exit codes are those of runtime/exits.py. `several`: this command may be one of several
+    processes (runtime/hosts.py).
     """
+    streams.prepare()
     environment.prepare()
+    signal.signal(signal.SIGTERM, _interrupt)
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(None)
@@ -33,15 +37,16 @@ def run(main: Callable, required: Sequence[str] = (), several: bool = False) -> 
             hosts.finish()
             return result
         except UserError as error:
-            hosts.abandon(error)
-            _fail(str(error))
+            hosts.abandon(error, error.code)
+            _fail(str(error), error.code)
         except KeyboardInterrupt as error:
-            hosts.abandon(error)
+            hosts.abandon(error, exits.INTERRUPTED)
             print('stopped', file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
+            sys.exit(exits.INTERRUPTED)
         except Exception as error:
-            hosts.abandon(error)
-            raise
+            hosts.abandon(error, exits.fault())
+            traceback.print_exc()
+            sys.exit(exits.fault())
 
     app.run(guarded, flags_parser=_parse)
 
@@ -59,9 +64,16 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
         _fail(explain(argv, error) if in_the_file else f'{error} (--helpshort lists all flags)')
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = exits.MISTAKE) -> None:
     print(f'error: {message}', file=sys.stderr)
-    sys.exit(1)
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM as Ctrl-C; a second one ends the process even within compiled code."""
+    del frame
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def explain(argv: Sequence[str], error: Exception) -> str:
