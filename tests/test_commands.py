@@ -21,6 +21,7 @@ from rf_jax import sample
 from rf_jax.evaluation import report
 from rf_jax.generation.sampler import Sampler
 from rf_jax.learning import loop
+from rf_jax.runtime import exits
 from rf_jax.runtime.command import explain
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import claim
@@ -240,7 +241,7 @@ def test_a_wrong_flag_names_the_nearest_field(argument, expected, monkeypatch):
     ],
 )
 def test_a_wrong_config_gets_one_line_and_leaves_no_workdir(arguments, expected, tmp_path):
-    output = command('train', *arguments, f'--workdir={tmp_path}/run', code=1)
+    output = command('train', *arguments, f'--workdir={tmp_path}/run', code=exits.MISTAKE)
     (line,) = [line for line in output.splitlines() if 'WARNING' not in line]
     assert line.startswith('error: ') and expected in line
     assert not (tmp_path / 'run').exists()
@@ -269,16 +270,18 @@ def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp
         ('sample', [f'--workdir={workdir}', '--prompt=x', '--size=50x64'], 'multiples of 32'),
         ('describe', [f'--workdir={workdir}', f'--image={tmp_path}/broken.png'], 'broken.png'),
     ]:
-        assert expected in command(module, *arguments, code=1)
+        assert expected in command(module, *arguments, code=exits.MISTAKE)
     assert not (tmp_path / 'few/checkpoints').exists(), 'told after the training, not before'
     old = tmp_path / 'old'
     shutil.copytree(workdir, old, ignore=shutil.ignore_patterns('.claim'))
     config = json.loads((old / 'config.json').read_text())
     del config['sampling']['guidance_text']
     (old / 'config.json').write_text(json.dumps(config))
-    assert 'another version' in command('sample', f'--workdir={old}', '--prompt=x', code=1)
+    assert 'another version' in command(
+        'sample', f'--workdir={old}', '--prompt=x', code=exits.MISTAKE
+    )
     with claim(workdir):
-        output = command('train', DEBUG, f'--workdir={workdir}', code=1)
+        output = command('train', DEBUG, f'--workdir={workdir}', code=exits.FAULT)
     assert 'Another process trains' in output
 
 

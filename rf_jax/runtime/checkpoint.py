@@ -6,7 +6,6 @@ last file is written; until then it is a temporary folder that nobody reads.
 
 import contextlib
 import os
-from logging import INFO
 from typing import Any
 
 import jax
@@ -17,14 +16,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from rf_jax.runtime import checkpoint_files, exits
+from rf_jax.runtime import checkpoint_files, exits, orbax_log
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import check_writable
 
-# Orbax tells some twenty lines a save; our own log has to stay readable.
-logging.get_absl_logger().addFilter(
-    lambda record: record.levelno > INFO or f'{os.sep}orbax{os.sep}' not in record.pathname
-)
+orbax_log.condense()
 
 
 class Checkpoints:

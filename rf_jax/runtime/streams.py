@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import sys
+from logging import StreamHandler, getLogger
 
 from absl import logging
 
@@ -44,8 +45,11 @@ def prepare() -> None:
             os.fstat(number)
         except OSError:
             open_null(number)
+    before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _tolerant(sys.stdout, 1), _tolerant(sys.stderr, 2)
-    logging.get_absl_handler().python_handler.setStream(sys.stderr)
+    for handler in (*getLogger().handlers, logging.get_absl_handler().python_handler):
+        if isinstance(handler, StreamHandler) and handler.stream in before:
+            handler.setStream(sys.stderr)
 
 
 def _tolerant(stream: io.TextIOWrapper | None, number: int) -> io.TextIOBase:
