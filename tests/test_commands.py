@@ -157,6 +157,26 @@ def test_describe_answers(workdir, tmp_path):
     assert f'{tmp_path}/dot.png: ' in output
 
 
+@pytest.mark.parametrize('stdout', ['ascii', 'closed', 'without a reader'])
+def test_answers_end_quietly_whatever_standard_output_is(workdir, tmp_path, stdout):
+    Image.new('RGB', (64, 64)).save(tmp_path / 'piñata.png')
+    shown = ' >&-' if stdout == 'closed' else ''
+    coding = {'PYTHONIOENCODING': 'ascii'} if stdout == 'ascii' else {}
+    process = subprocess.Popen(
+        ['bash', '-c', f'exec "$@"{shown}', 'bash', sys.executable, '-m', 'rf_jax.describe',
+         f'--workdir={workdir}', f'--image={tmp_path}/piñata.png'],
+        cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''} | coding,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if stdout == 'without a reader':
+        process.stdout.close()
+    else:
+        answer = process.stdout.read()
+        assert stdout == 'closed' or answer.startswith(f'{tmp_path}/pi\\xf1ata.png: ')
+    errors = process.stderr.read()
+    assert process.wait() == 0 and 'Error' not in errors and 'Traceback' not in errors, errors
+
+
 def test_a_run_that_never_learned_the_task_is_told(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / 'run')
     config = json.loads((workdir / 'config.json').read_text())

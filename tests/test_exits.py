@@ -87,3 +87,18 @@ def test_a_signal_before_the_first_step_is_an_interruption(tmp_path, number):
 def test_what_may_pass_is_no_mistake():
     assert UserError.code == exits.MISTAKE
     assert Unavailable('locked').code == exits.FAULT
+
+
+def test_a_full_disk_is_said_in_a_line_each_time_without_tracebacks(tmp_path):
+    """Files may not grow beyond 500 kB, which meets real writes as a full disk does."""
+    script = 'ulimit -f 500; exec "$@"'
+    done = subprocess.run(
+        ['bash', '-c', script, 'bash', sys.executable, '-m', 'rf_jax.train',
+         *command(tmp_path / 'run', compilation_cache='')],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == exits.MISTAKE, 'it would fail again'
+    lines = done.stderr.splitlines()
+    assert 'Traceback' not in done.stderr and len(lines) < 100
+    assert sum('was NOT saved' in line and 'File too large' in line for line in lines) == 3
+    assert lines[-1].startswith('error: the checkpoint of step 4 could not be saved')
