@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Prints on both, as commands do, works on, and leaves a file that says so.
-SCRIPT = """
+SCRIPT = r"""
 import sys
 from pathlib import Path
 from absl import logging
