@@ -45,6 +45,7 @@ class Checkpoints:
                 raise UserError(f'checkpoint.{field} is {value}, but must be at least 1.')
         self.directory = epath.Path(directory).resolve()
         check_writable(self.directory)
+        exits.saves_in(self.directory)
         self.failures = 0
         self._pending: int | None = None  # step of the save under way
         kept = [policies.LatestN(keep)]
@@ -96,7 +97,6 @@ class Checkpoints:
         except Exception as error:  # the writer wraps a full disk in errors of its own
             self._failed(step, error)
             return False
-        exits.made_progress()
         return True
 
     def ensure(self, step: int, state: Any) -> None:
