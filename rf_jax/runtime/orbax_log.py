@@ -6,8 +6,9 @@ written when Orbax had given up: thousands of lines for a full disk. `runtime.ch
 one.
 """
 
+import os
 import sys
-from logging import ERROR, INFO, LogRecord
+from logging import ERROR, INFO, LogRecord, getLogger
 
 from absl import logging
 
@@ -15,6 +16,8 @@ from absl import logging
 def condense() -> None:
     """For the whole process."""
     logging.get_absl_logger().addFilter(_keep)
+    # `Task exception was never retrieved`, of tasks that Orbax left behind after the first error.
+    getLogger('asyncio').addFilter(lambda record: not _of_orbax(record.getMessage()))
     usual = sys.unraisablehook
 
     def hook(unraisable):
@@ -28,10 +31,14 @@ def condense() -> None:
 
 def _keep(record: LogRecord) -> bool:
     """Of Orbax only warnings, without their tracebacks; its errors are raised as well."""
-    if '/orbax/' not in record.pathname.replace('\\', '/'):
+    if not _of_orbax(record.pathname):
         return True
     if not INFO < record.levelno < ERROR:
         return False
     record.exc_info = None
     record.msg, record.args = record.getMessage().strip().partition('\n')[0], ()
     return True
+
+
+def _of_orbax(text: str) -> bool:
+    return f'{os.sep}orbax{os.sep}' in text
