@@ -1,5 +1,6 @@
 """N processes of one command on this machine; see local.sh. Needs nothing but Python."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 # Seconds that the others get to end by themselves once one has failed. They need 5 to 30, but wait
 # for minutes for one that died before all had found each other, as they cannot know that it came.
 GRACE = 45.0
+MISTAKE, INTERRUPTED, AFTER_PROGRESS = 64, 75, 76  # rf_jax/runtime/exits.py
 
 
 def free_port() -> int:
@@ -60,12 +62,13 @@ class Processes:
             self._readers.append(reader)
 
     def _read(self, index: int, pipe, show: bool) -> None:
+        # Read to the end, whoever still listens: a process whose pipe is full stands still.
         with (self.folder / f'{index}.log').open('ab', buffering=0) as log:
             for line in pipe:
-                log.write(line)
+                with contextlib.suppress(OSError):  # the disk is full
+                    log.write(line)
                 if show:
-                    sys.stdout.buffer.write(b'[%d] %b' % (index, line))
-                    sys.stdout.buffer.flush()
+                    show = _show(b'[%d] %b' % (index, line))
 
     def send(self, number: int) -> None:
         """A signal to all that still run."""
@@ -94,7 +97,31 @@ class Processes:
         return codes
 
     def _tell(self, message: str) -> None:
-        print(f'local.sh: {message}', file=sys.stderr, flush=True)
+        tell(message)
+
+
+def _show(line: bytes) -> bool:
+    """Whether standard output took the line: it may be closed, or have no reader any more."""
+    try:
+        os.write(1, line)
+    except OSError:
+        return False
+    return True
+
+
+def tell(message: str) -> None:
+    """A line on standard error, if there is one."""
+    with contextlib.suppress(OSError):
+        os.write(2, f'local.sh: {message}\n'.encode(errors='backslashreplace'))
+
+
+def worst(codes: Sequence[int]) -> int:
+    """The exit code of all, as a shell gives it: a mistake, progress, an interruption, else the
+    first that is not 0.
+    """
+    shell = [code if code >= 0 else 128 - code for code in codes]
+    known = [code for code in (MISTAKE, AFTER_PROGRESS, INTERRUPTED) if code in shell]
+    return next(iter(known + [code for code in shell if code]), 0)
 
 
 def how(code: int) -> str:
@@ -106,10 +133,10 @@ def how(code: int) -> str:
 
 def main() -> int:
     if len(sys.argv) < 3 or not sys.argv[1].isdecimal() or int(sys.argv[1]) < 1:
-        print('usage: launch/local.sh N command ...', file=sys.stderr)
+        tell('usage: launch/local.sh N command ...')
         return 2
     folder = os.environ.get('RF_JAX_LOGS') or tempfile.mkdtemp(prefix='rf_jax_logs_')
-    print(f'local.sh: logs in {folder}', file=sys.stderr, flush=True)
+    tell(f'logs in {folder}')
     started: list[Processes] = []
     early: list[int] = []  # signals that came while they were being started
 
@@ -128,9 +155,8 @@ def main() -> int:
     codes = started[0].wait()
     for index, code in enumerate(codes):
         if code:
-            print(f'local.sh: process {index} {how(code)}', file=sys.stderr)
-    first = next((code for code in codes if code), 0)
-    return first if first >= 0 else 128 - first
+            tell(f'process {index} {how(code)}')
+    return worst(codes)
 
 
 if __name__ == '__main__':

@@ -16,21 +16,44 @@
 # Not --gpus-per-task: JAX takes the GPU with the number of the task, so all have to be visible.
 set -uo pipefail
 
-RESTARTS=50  # after failures, such as a lost node, and stops before the time limit
+
+: "${ATTEMPTS:=3}"  # in a row that may fail without a newer checkpoint
+: "${RESTARTS:=50}" # times that the job may queue itself again
 stopped=''
 trap 'stopped=1; kill -TERM "$step" 2>/dev/null' TERM
+export RF_JAX_COORDINATOR=auto
 
-export RF_JAX_COORDINATOR=auto RF_JAX_UNFINISHED=75
-srun --label --kill-on-bad-exit=0 --wait=45 python -m rf_jax.train "$@" &
-step=$!
-wait "$step"
-code=$?
-if [ -n "$stopped" ]; then  # the signal ended the first wait; the run is saving
+requeue() { # not if somebody cancels the job, which sends the same signal
+  state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+  if [ "$state" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$RESTARTS" ]; then
+    echo "slurm.sh: code $code, queued again; the run resumes from its newest checkpoint"
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  exit "$code"
+}
+
+fruitless=0 # attempts in a row that saved no checkpoint
+while :; do
+  srun --label --kill-on-bad-exit=0 --wait=45 python -m rf_jax.train "$@" &
+  step=$!
   wait "$step"
-  code=$?
-fi
-if [ "$code" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$RESTARTS" ]; then
-  echo "slurm.sh: code $code, queued again; the run resumes from its last checkpoint"
-  scontrol requeue "$SLURM_JOB_ID"
-fi
-exit "$code"
+  code=$? # the greatest of all tasks
+  if [ -n "$stopped" ]; then # the signal ended the first wait; the run is saving
+    wait "$step"
+    code=$?
+  fi
+  case $code in # README.md
+    0 | 64) exit "$code" ;;
+    75) requeue ;;
+    76) fruitless=0 ;;
+    *) fruitless=$((fruitless + 1)) ;;
+  esac
+  [ -n "$stopped" ] && requeue
+  if [ "$fruitless" -ge "$ATTEMPTS" ]; then
+    echo "slurm.sh: $fruitless attempts in a row without a newer checkpoint, the last with code $code"
+    exit "$code"
+  fi
+  echo "slurm.sh: code $code, starting again; the run resumes from its newest checkpoint"
+  sleep 30
+  [ -n "$stopped" ] && requeue
+done

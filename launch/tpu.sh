@@ -4,11 +4,12 @@
 # Run it from the root of the repository; it copies what is committed to all hosts. --workdir must
 # be on a file system that all hosts share: SETUP, run before each attempt, mounts it; for example
 #   SETUP='mountpoint -q /runs || { sudo mkdir -p /runs && sudo mount 10.0.0.2:/share /runs; }'
-# RUNTIME is the TPU software version of the kind of chip, SPOT=0 asks for on-demand capacity.
+# RUNTIME is the TPU software version of the kind of chip, SPOT=0 asks for on-demand capacity. Which
+# exit codes start the run again stands in README.md; ATTEMPTS in a row may fail without progress.
 # When it has ended: gcloud compute tpus queued-resources delete NAME --zone=ZONE --force
 set -euo pipefail
 if [ $# -lt 4 ]; then
-  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 name=$1 accelerator=$2 zone=$3
@@ -48,15 +49,51 @@ install() {
     && python3 -m venv --system-site-packages env && env/bin/pip install --quiet -e 'rf_jax[tpu]'"
 }
 
-arguments=$(printf ' %q' "$@")
-train="cd rf_jax && RF_JAX_COORDINATOR=auto RF_JAX_UNFINISHED=75 ../env/bin/python -m rf_jax.train$arguments"
-for attempt in $(seq "${ATTEMPTS:-50}"); do
-  active
-  if install && everywhere "$train"; then
-    echo 'tpu.sh: done'
-    exit 0
+
+verdict() { # of the exit codes of the workers, one a line (README.md)
+  if grep -qx 64 "$1"; then
+    echo mistake
+  elif grep -qxE '75|76' "$1"; then
+    echo again
+  elif [ "$2" = 0 ] && ! grep -qvx 0 "$1"; then
+    echo done
+  else
+    echo fault
   fi
-  echo "tpu.sh: attempt $attempt ended before its time; the next one resumes" >&2
+}
+
+arguments=$(printf ' %q' "$@")
+# gcloud ends with the code of the first worker, by number, that failed; each one's own says more.
+train="cd rf_jax && RF_JAX_COORDINATOR=auto ../env/bin/python -m rf_jax.train$arguments
+code=\$?; echo \"tpu.sh: exit code \$code\"; exit \$code"
+codes=$(mktemp)
+trap 'rm -f "$codes"' EXIT
+fruitless=0 # attempts in a row that saved no checkpoint, and were not stopped by a signal either
+while :; do
+  active
+  : >"$codes"
+  ended=1
+  if install; then
+    everywhere "$train" | awk -v codes="$codes" \
+      '{ print; fflush() } /^tpu\.sh: exit code [0-9]+$/ { print $NF >codes; fflush(codes) }' &&
+      ended=0
+  fi
+  case $(verdict "$codes" "$ended") in
+    done)
+      echo 'tpu.sh: done'
+      exit 0
+      ;;
+    mistake)
+      echo 'tpu.sh: the same command would fail again: see the error above' >&2
+      exit 64
+      ;;
+    again) fruitless=0 ;;
+    fault) fruitless=$((fruitless + 1)) ;;
+  esac
+  if [ "$fruitless" -ge "${ATTEMPTS:-3}" ]; then
+    echo "tpu.sh: $fruitless attempts in a row without a newer checkpoint: see the errors above" >&2
+    exit 1
+  fi
+  echo 'tpu.sh: starting again; the run resumes from its newest checkpoint' >&2
   sleep 30
 done
-exit 1

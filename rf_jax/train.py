@@ -2,19 +2,16 @@
 
 The same command resumes what the workdir holds. Any field of the config can be overridden:
 `--config.optimizer.learning_rate=1e-3`. On several hosts run it on each (launch/README.md).
-
-RF_JAX_UNFINISHED is the exit code of a run that a signal stopped before its end, 0 if it is not
-set: launchers that start again what has not ended well set it.
+Its exit code tells a launcher whether to give the command again (runtime/exits.py).
 """
-
-import os
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 from rf_jax.evaluation import report
 from rf_jax.learning import loop
-from rf_jax.runtime import command, hosts, metrics, profile, workdir
+from rf_jax.learning.state import State
+from rf_jax.runtime import command, exits, hosts, metrics, profile, workdir
 
 _CONFIG = config_flags.DEFINE_config_file('config', 'configs/emoji.py', 'What to train.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; resumes what it holds.')
@@ -32,15 +29,30 @@ def _train(traced: tuple[int, int] | None) -> int:
     run = loop.build(_CONFIG.value, _WORKDIR.value)
     report.check(run)
     state = loop.train(run, report.while_training(run), traced)
+    step = int(state.step)
     if not run.stopped and run.config.evaluation.samples:
+        state = state.replace(params=None, opt_state=None)  # only the average is evaluated
         with run.goodput.phase('evaluation'):
-            table = report.at_end(run, state)
-        if hosts.first():
-            print(table)
-    run.goodput.save(int(state.step), hosts.first())
+            _evaluate(run, state)
+    run.goodput.save(step, hosts.first())
     logging.info('%s', run.goodput.table())
     logging.info('Peak memory %.1f GB', metrics.peak_memory_gb())
-    return 0 if not run.stopped else int(os.environ.get('RF_JAX_UNFINISHED', '0'))
+    return exits.INTERRUPTED if run.stopped else exits.DONE
+
+
+def _evaluate(run: loop.Run, state: State) -> None:
+    """Whatever happens here, the training is done and saved."""
+    try:
+        table = report.at_end(run, state)
+        if hosts.first():
+            print(table)
+    except Exception as error:
+        hosts.abandon(error, exits.DONE)  # others may wait in a collective for this process
+        logging.exception(
+            'The evaluation failed; the training is complete and saved. Once the cause is mended, '
+            'python -m rf_jax.evaluate --workdir=%s evaluates it',
+            run.workdir,
+        )
 
 
 if __name__ == '__main__':

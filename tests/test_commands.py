@@ -21,6 +21,7 @@ from rf_jax import sample
 from rf_jax.evaluation import report
 from rf_jax.generation.sampler import Sampler
 from rf_jax.learning import loop
+from rf_jax.runtime import exits
 from rf_jax.runtime.command import explain
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import claim
@@ -161,9 +162,29 @@ def test_one_bad_picture_of_three_leaves_the_answers_for_the_others(workdir, tmp
         Image.new('RGB', (64, 64), 'red').save(tmp_path / name)
     (tmp_path / 'b.png').write_text('<html>not found</html>')
     pictures = [f'--image={tmp_path}/{name}.png' for name in 'abc']
-    output = command('describe', f'--workdir={workdir}', *pictures, code=1)
+    output = command('describe', f'--workdir={workdir}', *pictures, code=exits.MISTAKE)
     assert f'{tmp_path}/a.png: ' in output and f'{tmp_path}/c.png: ' in output
     assert output.count('b.png') == 1 and f'error: --image={tmp_path}/b.png: an HTML page' in output
+
+
+@pytest.mark.parametrize('stdout', ['ascii', 'closed', 'without a reader'])
+def test_answers_end_quietly_whatever_standard_output_is(workdir, tmp_path, stdout):
+    Image.new('RGB', (64, 64)).save(tmp_path / 'piñata.png')
+    shown = ' >&-' if stdout == 'closed' else ''
+    coding = {'PYTHONIOENCODING': 'ascii'} if stdout == 'ascii' else {}
+    process = subprocess.Popen(
+        ['bash', '-c', f'exec "$@"{shown}', 'bash', sys.executable, '-m', 'rf_jax.describe',
+         f'--workdir={workdir}', f'--image={tmp_path}/piñata.png'],
+        cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''} | coding,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if stdout == 'without a reader':
+        process.stdout.close()
+    else:
+        answer = process.stdout.read()
+        assert stdout == 'closed' or answer.startswith(f'{tmp_path}/pi\\xf1ata.png: ')
+    errors = process.stderr.read()
+    assert process.wait() == 0 and 'Error' not in errors and 'Traceback' not in errors, errors
 
 
 def test_a_run_that_never_learned_the_task_is_told(workdir, tmp_path):
@@ -250,7 +271,7 @@ def test_a_wrong_flag_names_the_nearest_field(argument, expected, monkeypatch):
     ],
 )
 def test_a_wrong_config_gets_one_line_and_leaves_no_workdir(arguments, expected, tmp_path):
-    output = command('train', *arguments, f'--workdir={tmp_path}/run', code=1)
+    output = command('train', *arguments, f'--workdir={tmp_path}/run', code=exits.MISTAKE)
     (line,) = [line for line in output.splitlines() if 'WARNING' not in line]
     assert line.startswith('error: ') and expected in line
     assert not (tmp_path / 'run').exists()
@@ -280,16 +301,18 @@ def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp
         ('sample', [f'--workdir={workdir}', '--prompt=x', '--size=50x64'], 'multiples of 32'),
         ('describe', [f'--workdir={workdir}', f'--image={tmp_path}/broken.png'], 'broken.png'),
     ]:
-        assert expected in command(module, *arguments, code=1)
+        assert expected in command(module, *arguments, code=exits.MISTAKE)
     assert not (tmp_path / 'few/checkpoints').exists(), 'told after the training, not before'
     old = tmp_path / 'old'
     shutil.copytree(workdir, old, ignore=shutil.ignore_patterns('.claim'))
     config = json.loads((old / 'config.json').read_text())
     del config['sampling']['guidance_text']
     (old / 'config.json').write_text(json.dumps(config))
-    assert 'another version' in command('sample', f'--workdir={old}', '--prompt=x', code=1)
+    assert 'another version' in command(
+        'sample', f'--workdir={old}', '--prompt=x', code=exits.MISTAKE
+    )
     with claim(workdir):
-        output = command('train', DEBUG, f'--workdir={workdir}', code=1)
+        output = command('train', DEBUG, f'--workdir={workdir}', code=exits.FAULT)
     assert 'Another process trains' in output
 
 

@@ -16,7 +16,7 @@ from shrink import CACHE, quick_compilation
 
 from configs import debug
 from rf_jax.learning import loop
-from rf_jax.runtime import hosts
+from rf_jax.runtime import exits, hosts
 from rf_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +73,6 @@ def start(count, workdir, folder, **flags):
             r'(device_count)=\d+', rf'\1={DEVICES // count}', os.environ['XLA_FLAGS']
         ),
         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-        'RF_JAX_UNFINISHED': '75',
     }
     arguments = [f'--{name}={value}' for name, value in flags.items()]
     command = [sys.executable, '-m', 'rf_jax.train', '--config=configs/debug.py']
@@ -146,7 +145,7 @@ def test_all_stop_at_one_step_and_one_process_goes_on(tmp_path, undisturbed, cou
     processes = start(count, workdir, folder, **{'config.steps': 100_000})
     until(lambda: len(logged(workdir)) >= 2, processes)
     processes.processes[1].send_signal(signal.SIGTERM)
-    assert processes.wait() == [75] * count, told(folder)
+    assert processes.wait() == [exits.INTERRUPTED] * count, told(folder)
     logs = [told(folder, index) for index in range(count)]
     steps = {int(re.search(r'Stopped by a signal at step (\d+), saved', log)[1]) for log in logs}
     assert steps == {saved(workdir)[-1]}
@@ -212,7 +211,8 @@ def test_one_killed_ends_all_with_a_clear_word(tmp_path, victim):
     processes.processes[victim].send_signal(signal.SIGKILL)
     codes = processes.wait(grace=60.0)
     assert codes[victim] == -signal.SIGKILL
-    assert codes[1 - victim] == 1, 'not killed by the launcher, not ended well'
+    # Not killed by the launcher, not ended well, and step 4 is on disk.
+    assert codes[1 - victim] == exits.FAULT_AFTER_PROGRESS
     last = told(folder, 1 - victim).strip().splitlines()[-1]
     assert last.startswith(f'error: process {victim} of 2') and 'was lost' in last
     assert 'same command' in last
@@ -248,7 +248,7 @@ def test_a_workdir_of_ones_own_is_refused(tmp_path):
         2, ['bash', '-c', script, str(tmp_path), *command], folder,
         {**os.environ, 'XLA_FLAGS': ''}, False, ROOT,
     )  # fmt: skip
-    assert processes.wait() == [1, 1]
+    assert processes.wait() == [exits.MISTAKE] * 2
     for index in range(2):
         assert 'is not shared between the hosts: process 1 cannot see' in told(folder, index)
         assert 'Traceback' not in told(folder, index)

@@ -79,6 +79,19 @@ def test_signals_reach_every_process(tmp_path, number):
     assert sorted(rest.splitlines()) == ['[0] got it', '[1] got it']
 
 
+def test_processes_go_on_when_nobody_reads_their_output(tmp_path):
+    """`launch/local.sh ... | head -1`: a process whose pipe is full would wait for ever."""
+    script = 'head -c 1000000 /dev/zero | tr "\\0" "\\n"; echo ended'
+    done = subprocess.run(
+        ['bash', '-c', '"$@" | head -1; exit ${PIPESTATUS[0]}', 'bash', LAUNCH / 'local.sh', '2',
+         'sh', '-c', script],
+        env=os.environ | {'RF_JAX_LOGS': str(tmp_path)}, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0
+    for index in range(2):
+        assert (tmp_path / f'{index}.log').read_text().endswith('ended\n')
+
+
 @pytest.mark.parametrize('arguments', [(), ('2',), ('x', 'true'), ('0', 'true')])
 def test_wrong_usage(arguments):
     done = launch(*arguments)

@@ -4,6 +4,8 @@ import re
 
 from test_commands import command
 
+from rf_jax.runtime import exits
+
 
 def share(output, name):
     return float(re.search(rf'^ *{name} +([\d.]+)%$', output, re.M)[1])
@@ -20,7 +22,10 @@ def test_capacities_are_found_for_a_row_of_so_many_tokens():
     assert share(output, 'row fill') > 95
     assert share(output, 'left out') < 1
     output = command(
-        'packing_report', '--distribution=coco', '--config.data.sizes=((256, 1.0),)', code=1
+        'packing_report',
+        '--distribution=coco',
+        '--config.data.sizes=((256, 1.0),)',
+        code=exits.MISTAKE,
     )
     assert 'data.capacity' in output
 

@@ -17,7 +17,7 @@ from shrink import quick_compilation, tiny_run
 from configs import base
 from rf_jax.data import sources
 from rf_jax.learning import loop
-from rf_jax.runtime import checkpoint
+from rf_jax.runtime import checkpoint, exits
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import write_run_files
 
@@ -228,7 +228,7 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, cache, undisturbed):
     training = Training(workdir, cache)
     training.until_saved_beyond(0)
     training.process.send_signal(signal.SIGTERM)
-    assert training.wait() == 0, training.told()
+    assert training.wait() == exits.INTERRUPTED, training.told()
     stopped = training.saved()[-1]
     assert stopped < STEPS, 'ended before it was stopped: raise STEPS'
     assert f'Stopped by a signal at step {stopped}, saved' in training.told()

@@ -10,6 +10,7 @@ import sentencepiece
 
 from rf_jax.data import captions, sources
 from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.runtime import exits
 from rf_jax.runtime.errors import UserError
 
 TEXTS = ['a cat on a mat', 'A dog, 12 years', 'What is this?', 'it is a </s> cat <answer>'] * 5
@@ -123,5 +124,5 @@ def test_command(tmp_path):
     assert done.returncode == 0, done.stderr
     assert Tokenizer.load(tmp_path / 't.model').checksum in done.stdout
     failed = run('emojis')
-    assert failed.returncode == 1
+    assert failed.returncode == exits.MISTAKE
     assert failed.stderr.startswith('error: data.sources') and failed.stderr.count('\n') == 1

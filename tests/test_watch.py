@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rf_jax.runtime import watch
+from rf_jax.runtime import exits, watch
 from rf_jax.runtime.watch import BEAT, LINGER, PATIENCE, SILENCE, SLOW, Judge, Watch
 
 
@@ -59,6 +59,16 @@ def test_a_healthy_run_is_left_alone(processes):
     assert not left and not said
 
 
+def test_a_loss_after_a_checkpoint_counts_as_progress(processes, monkeypatch):
+    _, _, turn, left, _, now = processes
+    monkeypatch.setattr(exits, '_progress', True)
+    turn([0, 1, 2])
+    began = now[-1]
+    while len(left) < 2 and now[-1] < began + 60:
+        turn([0, 1])
+    assert left == dict.fromkeys([0, 1], exits.FAULT_AFTER_PROGRESS)
+
+
 @pytest.mark.parametrize('victim', [1, 2])
 def test_a_silent_process_is_named_and_all_others_leave(processes, victim):
     _, _, turn, left, said, now = processes
@@ -77,7 +87,9 @@ def test_a_silent_process_is_named_and_all_others_leave(processes, victim):
 def test_the_lost_one_is_named_not_the_one_that_noticed(processes):
     watches, _, turn, left, said, now = processes
     turn([0, 1, 2])
-    watches[1].report('Gloo all-reduce failed: connection closed', sure=False, trace='Traceback')
+    watches[1].report(
+        'Gloo all-reduce failed: connection closed', sure=False, code=1, trace='Traceback'
+    )
     began = now[-1]
     while len(left) < 2 and now[-1] < began + 60:
         turn([0, 1])
@@ -89,10 +101,15 @@ def test_the_lost_one_is_named_not_the_one_that_noticed(processes):
 def test_an_error_of_ones_own_is_told_to_all_with_its_trace(processes):
     watches, _, turn, left, said, _ = processes
     turn([0, 1, 2])
-    watches[2].report('ZeroDivisionError: division', sure=False, trace='Traceback ...')
+    watches[2].report(
+        'ZeroDivisionError: division',
+        sure=False,
+        code=exits.FAULT_AFTER_PROGRESS,
+        trace='Traceback ...',
+    )
     for _ in range(20):
         turn([0, 1, 2])
-    assert left == {0: 1, 1: 1, 2: 1}
+    assert left == dict.fromkeys(range(3), exits.FAULT_AFTER_PROGRESS)
     assert all('process 2 of 3 on host2 failed: ZeroDivisionError' in told for told in said)
     assert sum('Traceback' in told for told in said) == 1
 
@@ -100,10 +117,12 @@ def test_an_error_of_ones_own_is_told_to_all_with_its_trace(processes):
 def test_a_mistake_of_the_user_ends_all_at_once(processes):
     watches, _, turn, left, said, _ = processes
     turn([0, 1, 2])
-    watches[1].report('the disk is full', sure=True)
+    watches[0].report('stopped', sure=True, code=exits.INTERRUPTED)
+    watches[1].report('the disk is full', sure=True, code=exits.MISTAKE)
+    watches[2].report('connection closed', sure=False, code=exits.FAULT)
     turn([0, 1, 2])
     turn([1, 2])
-    assert len(left) == 3
+    assert left == dict.fromkeys(range(3), exits.MISTAKE), 'nothing hides it'
     assert all('process 1 of 3 on host1 stopped: the disk is full' in told for told in said)
 
 
@@ -157,4 +176,5 @@ def test_nobody_is_missed_after_the_end(processes):
 def test_a_process_that_never_gave_a_sign_is_missed_too():
     judge = Judge(2, 0.0)
     assert judge.look({0: '1 a'}, {}, SILENCE) is None
-    assert 'process 1 of 2 was lost' in judge.look({0: '2 a'}, {}, SILENCE + 1)
+    code, told = judge.look({0: '2 a'}, {}, SILENCE + 1)
+    assert code == exits.FAULT and 'process 1 of 2 was lost' in told

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from rf_jax.data import layout, spans, typical
 from rf_jax.evaluation import roofline
 from rf_jax.generation import drawing
+from rf_jax.generation.placement import without_context
 from rf_jax.learning import programs
 from rf_jax.models import flops, unified, visibility, vision_encoder
 from rf_jax.models.flash import Pallas
@@ -190,11 +191,7 @@ def sample(config, vocabulary: int, mesh_: Mesh) -> Cost:
 
     A row is not cut: devices along `context` take rows of their own.
     """
-    sizes = dict(mesh_.shape)
-    sizes['data'], sizes['context'] = sizes['data'] * sizes['context'], 1
-    at = mesh_.axis_names.index('data'), mesh_.axis_names.index('context')
-    devices = np.moveaxis(mesh_.devices, at[1], at[0] + 1).reshape(tuple(sizes.values()))
-    whole = Mesh(devices, mesh_.axis_names, axis_types=mesh_.axis_types)
+    whole = without_context(mesh_)
     platform = mesh_.devices.flat[0].platform
     built = programs.build(config, vocabulary, mesh_, platform)
     model = unified.build(config, vocabulary, whole, platform)

@@ -4,8 +4,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rf_jax.data import arrays, cells, images, layout, pipeline, spans
@@ -25,9 +23,9 @@ class Inspector:
 
     def __init__(self, sampler: Sampler, codebook: np.ndarray, step: int | None = None):
         """`codebook` float32 [K, Denc]; `step` of the checkpoint, if it is from one."""
-        self.sampler, self.codebook, self.step = sampler, jnp.asarray(codebook), step
+        self.sampler, self.codebook, self.step = sampler, np.asarray(codebook), step
         self.pool = sampler.config.model.representation.pool
-        self._encode = jax.jit(self._codes_of_batch)
+        self._encode = sampler.placement.jit(self._codes_of_batch)
 
     @classmethod
     def load(cls, workdir: str | os.PathLike, step: int | None = None) -> 'Inspector':
@@ -66,9 +64,12 @@ class Inspector:
             rows.append([drawn])
             grids.append(grid)
         sizes = np.max([layout.size(row[0]) for row in rows], axis=0)
-        rows += [[]] * (BATCH - len(rows) if len(rows) > 1 else 0)  # few compiled programs
+        placement = self.sampler.placement
+        rows_of_batch = placement.full(BATCH if len(rows) > 1 else 1)  # few compiled programs
+        rows += [[]] * (rows_of_batch - len(rows))
         capacity = dict(zip(layout.SIZES, sizes.tolist()))
         batch = layout.place(rows, capacity, self.sampler.model.channels)
+        batch = placement.inputs(batch)
         codes = np.asarray(self._encode(self.sampler.params, self.codebook, batch))
         return [
             row[cells.stored_groups(h, w, self.pool)].reshape(h // self.pool, w // self.pool)

@@ -1,6 +1,5 @@
 """What the autoencoder lets through: true scenes encoded, decoded and put to the judge."""
 
-import jax
 import numpy as np
 
 from rf_jax.data import images, layout, pipeline
@@ -18,14 +17,16 @@ def evaluate(sampler: Sampler, source, count: int) -> dict[str, float]:
     side = pipeline.fitted(source.size, source.size, sampler.config)
     grid = side[0] // patch, side[1] // patch
     pictures = [images.resize(source.picture(i), *side) for i in range(count)]
+    placement = sampler.placement
     rows = [[[layout.Pixels(*grid, images.patchify(picture, patch))]] for picture in pictures]
+    rows += [[]] * (placement.full(count) - count)
     capacity = dict(zip(layout.SIZES, layout.size(rows[0][0]).tolist()))
-    batch = layout.place(rows, capacity, model.channels)
+    batch = placement.inputs(layout.place(rows, capacity, model.channels))
     variables = {'params': sampler.params}
-    encode = jax.jit(lambda v, b: model.apply(v, b, method='clean'))
+    encode = placement.jit(lambda v, b: model.apply(v, b, method='clean'))
     latents = encode(variables, batch)
-    decode = jax.jit(lambda v, z, b: model.apply(v, z, b, method='pixels'))
-    patches = np.asarray(decode(variables, latents, batch))
+    decode = placement.jit(lambda v, z, b: model.apply(v, z, b, method='pixels'))
+    patches = np.asarray(decode(variables, latents, batch))[:count]
     back = [images.unpatchify(each, *side, patch) for each in patches]
     error = [np.mean((a - b / 127.5 + 1) ** 2) for a, b in zip(back, pictures)]
     shown = [np.clip((each + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8) for each in back]
@@ -33,5 +34,5 @@ def evaluate(sampler: Sampler, source, count: int) -> dict[str, float]:
     return {
         'accepted': float(np.mean([judge.accepts(c, p) for c, p in zip(claims, shown)])),
         'error': float(np.mean(error)),
-        'latent_deviation': float(np.asarray(latents).std()),
+        'latent_deviation': float(np.asarray(latents)[:count].std()),
     }

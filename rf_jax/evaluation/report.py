@@ -3,19 +3,25 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 
 from rf_jax.data import images, pipeline, png, sources
 from rf_jax.evaluation import identification, scoring, usage
 from rf_jax.evaluation.inspection import Inspector
-from rf_jax.generation.sampler import Sampler
+from rf_jax.generation import representing
+from rf_jax.generation.placement import Placement
+from rf_jax.generation.sampler import ROWS, Sampler
+from rf_jax.learning import programs
 from rf_jax.learning.loop import Run
 from rf_jax.learning.state import State
 from rf_jax.runtime import hosts, metrics, sharding
+from rf_jax.runtime.errors import UserError
 
 COLUMNS = 8
 SHOWN = 24  # pairs in the grid of the end
@@ -28,23 +34,30 @@ def first_pictures(run: Run) -> tuple[object, Sequence[int]]:
     return None, []
 
 
+def sampler_of(run: Run) -> Sampler:
+    """The run's model as training shards it, for parameters that `placement.params` gives."""
+    placement = Placement.of(run.mesh)
+    model = placement.model(run.config, run.tokenizer.size)
+    return Sampler(run.config, model, None, run.tokenizer, placement)
+
+
 def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]:
     """A hook `(step, ema, writer)`: drawings and descriptions into WORKDIR/samples.
 
-    Every host draws the same, so that none waits for another; the first one writes.
+    All hosts draw together, with the averaged weights sharded as in training; the first one writes.
     """
     source, numbers = first_pictures(run)
     rng = np.random.default_rng(run.config.seed)
     chosen = identification.readable(source, rng.permutation(numbers), run.config.log.samples)
     prompts = [source.record(i).captions[0] for i in chosen]
-    sampler = Sampler(run.config, run.model, None, run.tokenizer)  # compiled once, weights change
+    sampler = sampler_of(run)  # compiled once, weights change
     sizes = [pipeline.fitted(*picture.shape[:2], run.config) for picture in chosen.values()]
     requests = [sampler.request(p, run.config.seed, size=s) for p, s in zip(prompts, sizes)]
 
     def show(step: int, ema: Any, writer: metrics.MetricWriter) -> None:
         if not chosen:
             return
-        sampler.params = hosts.whole(ema)
+        sampler.params = sampler.placement.params(ema)
         drawn = sampler.draw(requests)
         answers = sampler.describe(list(chosen.values()))
         sampler.params = None  # the step that follows reuses the state's memory
@@ -66,21 +79,64 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
     return show
 
 
-def check(run: Run) -> None:
-    """Raises UserError before a training whose end could not be evaluated."""
-    samples = run.config.evaluation.samples
-    if samples and scoring.applies(run.config):
-        scoring.check(run.config, run.tokenizer, scoring.Amount.of(samples))
+def check(run: Run, memory: float | None = None) -> None:
+    """Raises UserError before a training that could not draw on its way or be evaluated at its end.
+
+    `memory`: bytes of a device; None asks the device, and a CPU has no answer.
+    """
+    config, samples = run.config, run.config.evaluation.samples
+    if samples and scoring.applies(config):
+        scoring.check(config, run.tokenizer, scoring.Amount.of(samples))
+    stats = jax.local_devices()[0].memory_stats() or {}
+    memory = memory or stats.get('bytes_limit')
+    draws = scoring.draws(config) and first_pictures(run)[0] is not None
+    if not memory or not draws:
+        return
+    average = programs.nbytes_per_device(run.abstract.ema)
+    state = programs.nbytes_per_device(run.abstract)
+    state -= sum(programs.nbytes_per_device(getattr(run.abstract, name)) for name in config.offload)
+    while_training = state + (average if 'ema' in config.offload else 0.0)
+    for field, asked, held in (
+        ('evaluation.samples', samples, average),  # the rest of the state is gone by then
+        ('log.samples_every', config.log.samples_every, while_training),
+    ):
+        needed = held + cache_bytes(run) if asked else 0.0
+        if needed > memory:
+            raise UserError(
+                f'{field}={asked}: drawing needs at least {needed / 1e9:.1f} GB of a device, and '
+                f'it has {memory / 1e9:.1f}. Shard the model over more devices (mesh.fsdp, '
+                f'mesh.tensor), or set {field}=0'
+            )
+
+
+def cache_bytes(run: Run) -> float:
+    """Bytes on a device of the keys and values of the pictures that are drawn together."""
+    sampler = sampler_of(run)
+    request = sampler.request('', 0)
+    options = sampler.options()
+    contexts = options.contexts()
+    row = sampler.rows([request])[True, True]
+    batch = {name: np.concatenate([array] * len(contexts)) for name, array in row.items()}
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    write = partial(representing.build(run.config), run.model, options)
+    _, cache = jax.eval_shape(
+        lambda params, batch, keys: write(params, batch, contexts, keys),
+        *(run.abstract.ema, batch, keys),
+    )
+    rows = sampler.placement.full(ROWS) / sampler.placement.multiple
+    return rows * sum(a.size * a.dtype.itemsize for a in cache)
 
 
 def at_end(run: Run, state: State) -> str:
     """Evaluates, writes the result and grids into the workdir; the table to print."""
-    sampler = Sampler(run.config, run.model, hosts.whole(state.ema), run.tokenizer)
+    sampler = sampler_of(run)
+    sampler.params = sampler.placement.params(state.ema)
     source, numbers = first_pictures(run)
     if not len(numbers):
         return 'no pictures: nothing to evaluate'
     samples = min(run.config.evaluation.samples, len(numbers))
-    trained = Inspector(sampler, np.asarray(hosts.whole(state.codebook)), int(state.step))
+    codebook = sampler.placement.gather(state.codebook)
+    trained = Inspector(sampler, codebook, int(state.step))
     table = evaluate(trained, source, run.workdir, samples, run.config.seed)
     drawn = run.config.data.tasks.get('text_to_image', 0) > 0
     if drawn and scoring.has_codes(run.config) and not scoring.applies(run.config):

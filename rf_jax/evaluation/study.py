@@ -11,17 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 import rf_jax
-from rf_jax.evaluation import scoring, study_plan, study_plots, study_report
+from rf_jax.evaluation import report, scoring, study_plan, study_plots, study_report
 from rf_jax.evaluation.study_plan import Piece
-from rf_jax.generation.sampler import Sampler
 from rf_jax.learning import loop
-from rf_jax.runtime import checkpoint, hosts, workdir
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime import checkpoint, exits, hosts, workdir
+from rf_jax.runtime.errors import Unavailable, UserError
 
 WAIT = 5  # seconds between looks at the runs of other processes
 Score = Callable[..., scoring.Score]
@@ -74,7 +72,8 @@ def run(study, folder: str | Path, score: Score = scoring.score) -> bool:
     study_report.write(study, pieces, folder)
     if failed:
         told = '; '.join(f'{path.name}: {error}' for path, error in failed.items())
-        raise UserError(
+        passing = all(isinstance(error, Unavailable) for error in failed.values())
+        raise (Unavailable if passing else UserError)(
             f'{len(failed)} run(s) could not go on, nor what grows from them; all others are done. '
             f'{told}. Another config needs another --workdir'
         )
@@ -142,7 +141,7 @@ def finish(piece: Piece, score: Score, tell: Callable[[], None]) -> bool:
         )
     if piece.score(piece.last) is None:
         with run_.goodput.phase('evaluation'):
-            scorer.at(piece.last, hosts.whole(state.ema), np.asarray(hosts.whole(state.codebook)))
+            scorer.at(piece.last, state.ema, scorer.sampler.placement.gather(state.codebook))
     run_.goodput.save(piece.last, hosts.first())
     return True
 
@@ -152,7 +151,8 @@ class Scorer:
 
     def __init__(self, piece: Piece, run_: loop.Run, score: Score, tell: Callable[[], None]):
         self.piece, self.score, self.tell = piece, score, tell
-        self.sampler = Sampler(run_.config, run_.model, None, run_.tokenizer)
+        self.sampler = report.sampler_of(run_)
+        self.shardings = jax.tree.map(lambda a: a.sharding, run_.abstract.ema)
         self.parameters = sum(x.size for x in jax.tree.leaves(run_.abstract.params))
 
     def newest_checkpoint(self) -> None:
@@ -161,18 +161,18 @@ class Scorer:
             return
         step, saved = checkpoint.restore_numpy(self.piece.folder / 'checkpoints', only='ema')
         if step != self.piece.last:  # the end is scored after training
-            self.while_training(step, jax.tree.map(jnp.asarray, saved['ema']), None)
+            self.while_training(step, jax.device_put(saved['ema'], self.shardings), None)
 
     def while_training(self, step: int, ema, writer) -> None:
         """The hook of the training loop."""
         del writer
         if step in self.piece.points and self.piece.score(step) is None:
-            self.at(step, hosts.whole(ema))
+            self.at(step, ema)
 
-    def at(self, step: int, params, codebook: np.ndarray | None = None) -> None:
-        """Scores parameters and writes the score beside the run."""
+    def at(self, step: int, ema, codebook: np.ndarray | None = None) -> None:
+        """Scores averaged parameters and writes the score beside the run."""
         began, amount = time.monotonic(), self.piece.points[step]
-        self.sampler.params = params
+        self.sampler.params = self.sampler.placement.params(ema)
         found = self.score(self.sampler, amount, codebook)
         self.sampler.params = None  # the steps that follow reuse the memory
         values = {
@@ -189,6 +189,7 @@ class Scorer:
         # Last, as a score that can be read says that all is there.
         text = json.dumps(values | found.values)
         workdir.write_run_files(path.parent, {path.name: text})
+        exits.made_progress()
         logging.info('%s at step %d: %s', self.piece.folder.name, step, scoring.line(found.values))
         self.tell()
 

@@ -20,6 +20,7 @@ from rf_jax.data.keys import fold
 from rf_jax.data.records import clean
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.generation import describing, drawing
+from rf_jax.generation.placement import ONE_DEVICE, Placement
 from rf_jax.models import unified
 from rf_jax.runtime import checkpoint, compilation
 from rf_jax.runtime.errors import UserError
@@ -41,8 +42,19 @@ class Request:
 class Sampler:
     """Holds what drawing needs: `draw(requests)` and `describe(pictures)`."""
 
-    def __init__(self, config, model: unified.Unified, params: Any, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        config,
+        model: unified.Unified,
+        params: Any,
+        tokenizer: Tokenizer,
+        placement: Placement = ONE_DEVICE,
+    ):
+        """`model` and `params` as `placement` gives them. On several processes all must make the
+        same calls.
+        """
         self.config, self.model, self.params, self.tokenizer = config, model, params, tokenizer
+        self.placement = placement
         self.step: int | None = None  # of the checkpoint, if the weights are from one
         self.pool = spans.pool_of(config)  # 0: no representation tokens
         self._programs: dict = {}
@@ -114,7 +126,7 @@ class Sampler:
         pictures, tokens, patch = [], [], self.config.data.patch
         limit = self.config.data.max_text
         self._warn_of_truncated('prompt', [r.prompt for r in requests], limit - 2)
-        for chunk, full in _chunks(requests):
+        for chunk, full in _chunks(requests, self.placement):
             patches, codes = self._draw(full, options or self.options())
             for request, values, row in zip(chunk, patches, codes):
                 height, width = request.height // patch, request.width // patch
@@ -128,13 +140,16 @@ class Sampler:
 
     def _draw(self, requests: Sequence[Request], options: drawing.Options):
         """(patches float32 [B, P, C], codes int32 [B, R - 1]) of one compiled call."""
-        rows = self.rows(requests)
-        keys = jax.vmap(jax.random.key)(np.array([r.seed for r in requests], np.uint32))
+        seeds = np.array([r.seed for r in requests], np.uint32)
         if options not in self._programs:
-            self._programs[options] = jax.jit(
-                partial(drawing.draw, self.model, self.config, options)
-            )
-        patches, codes = self._programs[options](self.params, rows, keys)
+
+            def draw(params, rows, seeds):
+                keys = jax.vmap(jax.random.key)(seeds)
+                return drawing.draw(self.model, self.config, options, params, rows, keys)
+
+            self._programs[options] = self.placement.jit(draw)
+        inputs = self.placement.inputs((self.rows(requests), seeds))
+        patches, codes = self._programs[options](self.params, *inputs)
         return np.asarray(patches), np.asarray(codes)
 
     def rows(self, requests: Sequence[Request]) -> dict[tuple[bool, bool], dict]:
@@ -190,7 +205,7 @@ class Sampler:
             )
         self._warn_of_truncated('question', map(clean, questions), self.config.data.max_text // 2)
         answers = []
-        for chunk, full in _chunks(list(zip(pictures, questions))):
+        for chunk, full in _chunks(list(zip(pictures, questions)), self.placement):
             tokens = self._describe(full)[: len(chunk)]
             answers += [self.tokenizer.decode(row.tolist()) for row in tokens]
         return answers
@@ -213,11 +228,11 @@ class Sampler:
         capacity['text'] = _round(capacity['text'])
         batch = layout.place(rows, capacity, self.model.channels)
         if ('describe', length) not in self._programs:
-            self._programs['describe', length] = jax.jit(
+            self._programs['describe', length] = self.placement.jit(
                 partial(describing.describe, self.model, length=length, eos=self.tokenizer.eos)
             )
-        program = self._programs['describe', length]
-        return np.asarray(program(self.params, batch, np.array(heads, np.int32)))
+        inputs = self.placement.inputs((batch, np.array(heads, np.int32)))
+        return np.asarray(self._programs['describe', length](self.params, *inputs))
 
     def _warn_of_truncated(self, what: str, texts: Iterable[str], most: int) -> None:
         """Logs how many different texts have more tokens than `most`; the rest of each is lost."""
@@ -235,9 +250,12 @@ def _round(count: int) -> int:
     return -(-count // ROUND) * ROUND
 
 
-def _chunks(items: Sequence):
-    """(chunk, chunk filled up to ROWS by its first item); a few items are not filled up."""
-    for start in range(0, len(items), ROWS):
-        chunk = list(items[start : start + ROWS])
-        few = len(items) <= 4
-        yield chunk, chunk if few else chunk + [chunk[0]] * (ROWS - len(chunk))
+def _chunks(items: Sequence, placement: Placement):
+    """(chunk, chunk filled up to ROWS by its first item); a few items are filled up to as many as
+    the devices need.
+    """
+    most = placement.full(ROWS)
+    for start in range(0, len(items), most):
+        chunk = list(items[start : start + most])
+        rows = placement.full(len(items)) if len(items) <= 4 else most
+        yield chunk, chunk + [chunk[0]] * (rows - len(chunk))

@@ -6,7 +6,6 @@ last file is written; until then it is a temporary folder that nobody reads.
 
 import contextlib
 import os
-from logging import INFO
 from typing import Any
 
 import jax
@@ -17,14 +16,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from rf_jax.runtime import checkpoint_files
+from rf_jax.runtime import checkpoint_files, exits, orbax_log
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import check_writable
 
-# Orbax tells some twenty lines a save; our own log has to stay readable.
-logging.get_absl_logger().addFilter(
-    lambda record: record.levelno > INFO or f'{os.sep}orbax{os.sep}' not in record.pathname
-)
+orbax_log.condense()
 
 
 class Checkpoints:
@@ -49,6 +45,7 @@ class Checkpoints:
                 raise UserError(f'checkpoint.{field} is {value}, but must be at least 1.')
         self.directory = epath.Path(directory).resolve()
         check_writable(self.directory)
+        exits.saves_in(self.directory)
         self.failures = 0
         self._pending: int | None = None  # step of the save under way
         kept = [policies.LatestN(keep)]

@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import Unavailable, UserError
 from rf_jax.runtime.sharding import path_name
 
 ITEM = 'default'  # Orbax's name for the only tree of a checkpoint
@@ -79,7 +79,7 @@ def _raise_if_out_of_reach(folder: epath.Path, error: Exception) -> None:
 
     def refuse(cause: Exception) -> None:
         if isinstance(cause, MemoryError | OSError) and not isinstance(cause, FileNotFoundError):
-            raise UserError(
+            raise Unavailable(
                 f'checkpoint {folder} cannot be read now ({reason(cause)}); nothing was changed. '
                 'Give the same command again when it can, or move the folder away if it never will'
             ) from error

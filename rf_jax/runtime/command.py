@@ -1,24 +1,35 @@
 """Command lines that speak to people: one line for a mistake of theirs, a traceback for ours."""
 
 import difflib
+import errno
 import os
 import runpy
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 
-from rf_jax.runtime import environment, hosts
+from rf_jax.runtime import environment, exits, hosts, streams
 from rf_jax.runtime.errors import UserError
+
+_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_signals: list[int] = []  # that were not left to `metrics.StopSignal`
 
 
 def run(main: Callable, required: Sequence[str] = (), several: bool = False) -> None:
-    """`absl.app.run(main)`; UserError and unknown config fields end with one line and code 1.
+    """`absl.app.run(main)`; UserError and unknown config fields end with one line.
 
-    `several`: this command may be one of several processes (runtime/hosts.py).
+    The exit codes are those of runtime/exits.py. `several`: this command may be one of several
+    processes (runtime/hosts.py).
     """
+    streams.prepare()
     environment.prepare()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell does for its background
+            signal.signal(number, _interrupt)
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(None)
@@ -32,16 +43,8 @@ def run(main: Callable, required: Sequence[str] = (), several: bool = False) -> 
             result = main(argv)
             hosts.finish()
             return result
-        except UserError as error:
-            hosts.abandon(error)
-            _fail(str(error))
-        except KeyboardInterrupt as error:
-            hosts.abandon(error)
-            print('stopped', file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
-        except Exception as error:
-            hosts.abandon(error)
-            raise
+        except (Exception, KeyboardInterrupt) as error:
+            _end(error)
 
     app.run(guarded, flags_parser=_parse)
 
@@ -59,9 +62,34 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
         _fail(explain(argv, error) if in_the_file else f'{error} (--helpshort lists all flags)')
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = exits.MISTAKE) -> NoReturn:
     print(f'error: {message}', file=sys.stderr)
-    sys.exit(1)
+    sys.exit(code)
+
+
+def _end(error: BaseException) -> NoReturn:
+    """Ends this process and all others with the exit code of an error."""
+    if _signals:  # libraries turn a KeyboardInterrupt in their callbacks into errors of their own
+        error = KeyboardInterrupt(signal.Signals(_signals[0]).name)
+    if isinstance(error, KeyboardInterrupt):
+        hosts.abandon(error, exits.INTERRUPTED)
+        _fail(f'stopped by a signal ({error or "SIGINT"})', exits.INTERRUPTED)
+    if isinstance(error, OSError) and error.errno in _DISK_REFUSES:
+        error = UserError(f'{error}: free space there, or choose another folder')
+    if isinstance(error, UserError):
+        hosts.abandon(error, error.code)
+        _fail(str(error), error.code)
+    hosts.abandon(error, exits.fault())
+    traceback.print_exception(error)
+    sys.exit(exits.fault())
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """A second signal ends the process even within compiled code."""
+    del frame
+    _signals.append(number)
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def explain(argv: Sequence[str], error: Exception) -> str:

@@ -74,11 +74,14 @@ def prepare() -> None:
     330 to 380, with memory kept as well 300 to 330 (68,759 page faults, 286, none).
     """
     give_threads(os.environ)
+    ascii_only = sys.getfilesystemencoding() == 'ascii'  # no name of a file could have an umlaut
+    if ascii_only:
+        os.environ['PYTHONUTF8'] = '1'
     too_late = 'OPENBLAS_NUM_THREADS' not in os.environ  # for numpy, which this process has read
     one_blas_thread(os.environ)
     wanted = tunables(os.environ)
     if wanted:
         os.environ['GLIBC_TUNABLES'] = wanted
-    if wanted or too_late:
+    if wanted or too_late or ascii_only:
         sys.stdout.flush()
         os.execv(sys.executable, sys.orig_argv)

@@ -4,9 +4,19 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from rf_jax.runtime import exits
+
 
 class UserError(ValueError):
     """Says what was given, what was expected and which field to change; shown without traceback."""
+
+    code = exits.MISTAKE
+
+
+class Unavailable(UserError):
+    """The same command may succeed later: a lock, a server or another process is in the way."""
+
+    code = exits.FAULT
 
 
 def choose(field: str, name: str, table: Mapping[str, Any]) -> Any:

@@ -26,11 +26,10 @@ import jax
 import numpy as np
 from absl import logging
 from jax._src import distributed  # the client of the coordinator has no public name
-from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 
-from rf_jax.runtime import sharding
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime import exits
+from rf_jax.runtime.errors import Unavailable, UserError
 from rf_jax.runtime.watch import Watch
 
 VARIABLES = ('RF_JAX_COORDINATOR', 'RF_JAX_PROCESS', 'RF_JAX_PROCESSES')
@@ -85,7 +84,8 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
     """Joins the other processes, if there are any; before anything else is asked of JAX.
 
     Raises:
-      UserError: wrong variables, or the others cannot be found.
+      UserError: wrong variables.
+      Unavailable: the others cannot be found.
     """
     found = arguments(environment)
     if found is None:
@@ -108,7 +108,7 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
             **found, heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=FIND + 10
         )
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(
+        raise Unavailable(
             f'the processes cannot be joined (coordinator {where}): {str(error).splitlines()[0]}'
         ) from None
     late.cancel()
@@ -132,8 +132,7 @@ def _delay_abort() -> None:
 
 def _too_late(where: str) -> None:
     told = f'not all processes came within {FIND} s (coordinator {where}). Are all of them started'
-    os.write(2, f'\nerror: {told}, and is its port open between the hosts?\n'.encode())
-    os._exit(1)
+    exits.leave(exits.FAULT, f'error: {told}, and is its port open between the hosts?')
 
 
 def _begin_watch() -> None:
@@ -158,17 +157,16 @@ def finish() -> None:
         _watch.stop()
 
 
-def abandon(error: BaseException) -> None:
-    """Ends this process and all others because of an error; returns if there are no others."""
+def abandon(error: BaseException, code: int) -> None:
+    """Ends all processes with this code because of an error; returns if there are no others."""
     if not _watch:
         return
     sure = isinstance(error, UserError | KeyboardInterrupt)
     told = str(error).strip().split('\n')[0] if isinstance(error, UserError) else _first(error)
     trace = '' if sure else ''.join(traceback.format_exception(error))
-    _watch.report(told, sure, trace)
+    _watch.report(told, sure, code, trace)
     time.sleep(40)  # the watch ends this process as soon as it is known which one is to blame
-    os.write(2, f'\n{trace}error: {told}\n'.encode())
-    os._exit(1)
+    exits.leave(code, f'{trace}error: {told}')
 
 
 def _first(error: BaseException) -> str:
@@ -269,29 +267,6 @@ def check_same(text: str, field: str) -> None:
                 f'{field} is not the same on all hosts. Process 0 has {told[0]}; process {i} has '
                 f'{other}. Is something missing or not readable there?'
             )
-
-
-def whole(tree: Any) -> Any:
-    """The tree on the first device of every process, not cut. All must call it.
-
-    Raises:
-      UserError: it does not fit there.
-    """
-    alone = jax.process_count() == 1
-    if alone and jax.local_device_count() == 1:
-        return sharding.near(tree)
-    size = sum(x.nbytes for x in jax.tree.leaves(tree))
-    memory = jax.local_devices()[0].memory_stats() or {}
-    free = memory.get('bytes_limit', size) - memory.get('bytes_in_use', 0)
-    if size > free:
-        raise UserError(
-            f'drawing needs the averaged weights whole on one device: {size / 1e9:.1f} GB, and '
-            f'{free / 1e9:.1f} GB are free. Set log.samples_every=0 and evaluation.samples=0'
-        )
-    # Numpy, one leaf a time.
-    gathered = tree if alone else multihost_utils.process_allgather(tree, tiled=True)
-    device = jax.local_devices()[0]  # what lies there already may lie in the memory of the host
-    return jax.tree.map(lambda x: jax.device_put(sharding.near(x), device), gathered)
 
 
 def agreed(asked: bool, told: bool) -> bool:

@@ -233,8 +233,10 @@ class StopSignal:
         self.requested = True
         self._restore()  # the next signal finds its usual handler
         name = signal.Signals(number).name
-        # os.write: a handler may run in the middle of a print.
-        os.write(2, f'\n{name}: stopping after this step; once more to stop at once.\n'.encode())
+        with contextlib.suppress(OSError):  # no stderr, or nobody who reads it
+            # os.write: a handler may run in the middle of a print.
+            told = f'\n{name}: stopping after this step; once more to stop at once.\n'
+            os.write(2, told.encode())
 
     def _restore(self) -> None:
         while self._old:

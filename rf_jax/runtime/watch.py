@@ -3,6 +3,7 @@
 JAX itself notices a lost process too, but later, and ends the others with a C++ trace.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from absl import logging
+
+from rf_jax.runtime import exits
 
 BEAT = 1.0  # seconds between two signs of life
 SILENCE = 20.0  # seconds without one after which a process counts as lost
@@ -32,36 +35,49 @@ class Judge:
         self._seen = dict.fromkeys(range(count), ('', now))
         self._failed_at: float | None = None
 
-    def look(self, signs: dict[int, str], failed: dict[int, str], now: float) -> str | None:
-        """Which process ended the run and how, or None while nothing is known to be wrong.
+    def look(
+        self, signs: dict[int, str], failed: dict[int, str], now: float
+    ) -> tuple[int, str] | None:
+        """(exit code of all, which process ended the run and how); None while all is well.
 
         Args:
           signs: process -> its last sign of life, new each beat, ending in its host's name.
-          failed: process -> 'sure' or 'unsure', a space, its own account of what went wrong; unsure
-            if another process's loss can have caused it.
+          failed: process -> 'sure' or 'unsure', its exit code and its own account of what went
+            wrong, with spaces between; unsure if another process's loss can have caused it.
           now: seconds of any clock.
         """
         for i, sign in signs.items():
             if self._seen[i][0] != sign:
                 self._seen[i] = sign, now
-        for i, told in sorted(failed.items()):
-            if told.startswith(_SURE):
-                return f'{self._name(i)} stopped: {told.partition(" ")[2]}'
+        reports = {i: _report(told) for i, told in sorted(failed.items())}
+        # A mistake of the user outweighs an interruption: it would be met again.
+        sure = [(code, i, told) for i, (is_sure, code, told) in reports.items() if is_sure]
+        if sure:
+            code, i, told = min(sure, key=lambda each: (each[0] != exits.MISTAKE, each[1]))
+            return code, f'{self._name(i)} stopped: {told}'
         if failed and self._failed_at is None:
             self._failed_at = now
         limit = PATIENCE if failed else SILENCE
         silent = [i for i, (_, at) in self._seen.items() if i not in failed and now - at > limit]
         if silent:
             names = ', '.join(map(self._name, silent))
-            return f'{names} was lost: no sign of life for {limit:.0f} s (killed?). {AGAIN}'
+            lost = f'{names} was lost: no sign of life for {limit:.0f} s (killed?). {AGAIN}'
+            return exits.fault(), lost
         if failed and now - self._failed_at > 2 * PATIENCE:
             first = min(failed)
-            return f'{self._name(first)} failed: {failed[first].partition(" ")[2]}. {AGAIN}'
+            _, code, told = reports[first]
+            return code, f'{self._name(first)} failed: {told}. {AGAIN}'
         return None
 
     def _name(self, i: int) -> str:
         host = self._seen[i][0].partition(' ')[2]
         return f'process {i} of {len(self._seen)}' + (f' on {host}' if host else '')
+
+
+def _report(text: str) -> tuple[bool, int, str]:
+    """(sure, exit code, account) of what `Watch.report` wrote."""
+    kind, code, told = text.split(' ', 2)
+    return kind == _SURE, int(code), told
 
 
 class Watch(threading.Thread):
@@ -110,7 +126,7 @@ class Watch(threading.Thread):
         error = self._trouble() if waited > SLOW else None
         # Who refuses is gone; a network may be silent for a while.
         if isinstance(error, ConnectionRefusedError) or (error and waited > SILENCE):
-            self._end(self._no_coordinator())
+            self._end(exits.fault(), self._no_coordinator())
 
     def _trouble(self) -> OSError | None:
         """What a connection to the coordinator meets."""
@@ -132,43 +148,48 @@ class Watch(threading.Thread):
             if self._stop.is_set():
                 return
             logging.debug('coordinator: %s', error)
-            verdict = self._no_coordinator()
+            verdict = exits.fault(), self._no_coordinator()
         self._asked = None
         if verdict and not self._stop.is_set():
-            self._end(verdict)
+            self._end(*verdict)
 
-    def _exchange(self) -> str | None:
+    def _exchange(self) -> tuple[int, str] | None:
         self._beats += 1
         self._client.key_value_set(
             f'{_ALIVE}/{self._index}', f'{self._beats} {self._host}', allow_overwrite=True
         )
         if self._judge is None:
             found = dict(self._client.key_value_dir_get(_VERDICT))
-            return next(iter(found.values()), None)
+            for text in found.values():
+                code, _, told = text.partition(' ')
+                return int(code), told
+            return None
         verdict = self._judge.look(self._table(_ALIVE), self._table(_FAILED), self._clock())
         if verdict:
-            self._client.key_value_set(f'{_VERDICT}/0', verdict, allow_overwrite=True)
+            text = '{} {}'.format(*verdict)
+            self._client.key_value_set(f'{_VERDICT}/0', text, allow_overwrite=True)
         return verdict
 
     def _table(self, folder: str) -> dict[int, str]:
         found = self._client.key_value_dir_get(folder)
         return {int(key.rpartition('/')[2]): value for key, value in found}
 
-    def _end(self, verdict: str) -> None:
+    def _end(self, code: int, verdict: str) -> None:
         """Whatever the other threads are stuck in."""
         self._stop.set()  # the guard and the watch say it once
         own = verdict.startswith(f'process {self._index} ')
         lines = self._trace + '\n' if own and self._trace else ''
-        sys.stdout.flush()
+        with contextlib.suppress(Exception):  # no stdout, or nobody who reads it
+            sys.stdout.flush()
         _say(f'{lines}error: {verdict}')
         if self._judge is not None:
             time.sleep(LINGER)  # the store is in this process
-        self._leave(1)
+        self._leave(code)
 
-    def report(self, reason: str, sure: bool, trace: str = '') -> None:
-        """Tells the others that this process cannot go on."""
+    def report(self, reason: str, sure: bool, code: int, trace: str = '') -> None:
+        """Tells the others that this process cannot go on; all end with its exit code."""
         self._trace = trace
-        told = f'{_SURE if sure else _UNSURE} {reason}'
+        told = f'{_SURE if sure else _UNSURE} {code} {reason}'
         try:
             self._client.key_value_set(f'{_FAILED}/{self._index}', told, allow_overwrite=True)
         except Exception as error:  # no coordinator: the next beat says so
@@ -180,4 +201,5 @@ class Watch(threading.Thread):
 
 
 def _say(message: str) -> None:
-    os.write(2, f'\n{message}\n'.encode())  # no lock that a stuck thread might hold
+    with contextlib.suppress(OSError):  # no stderr, or nobody who reads it
+        os.write(2, f'\n{message}\n'.encode())  # no lock that a stuck thread might hold

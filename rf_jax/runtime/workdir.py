@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import jax
 
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import Unavailable, UserError
 
 
 def write_run_files(workdir: str | os.PathLike, files: Mapping[str, str | bytes]) -> None:
@@ -45,7 +45,7 @@ def claim(folder: str | os.PathLike) -> BinaryIO | None:
 
 def alone(folder: str | os.PathLike) -> contextlib.AbstractContextManager:
     """Keeps a second training out of a run's folder; the first host does, where the file system
-    has locks. Raises UserError while another process trains there.
+    has locks. Raises Unavailable while another process trains there.
     """
     if jax.process_index() != 0:
         return contextlib.nullcontext()
@@ -54,7 +54,7 @@ def alone(folder: str | os.PathLike) -> contextlib.AbstractContextManager:
     except OSError:
         return contextlib.nullcontext()
     if file is None:
-        raise UserError(
+        raise Unavailable(
             f'Another process trains in {folder}: wait for its end, stop it, or choose another '
             'folder with --workdir'
         )

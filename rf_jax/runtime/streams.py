@@ -1,0 +1,65 @@
+"""Standard output and error that cannot end a program: closed, without a reader, ASCII only."""
+
+import contextlib
+import errno
+import io
+import os
+import sys
+from logging import StreamHandler, getLogger
+
+from absl import logging
+
+GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # `| head -1` has read enough; a terminal was closed
+
+
+class _Pipe(io.FileIO):
+    """A file descriptor that becomes /dev/null once nobody reads it any more."""
+
+    def write(self, data) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            open_null(self.fileno())
+            return len(data)
+
+
+def open_null(number: int) -> None:
+    """Makes a file descriptor /dev/null."""
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != number:
+        os.dup2(null, number)
+        os.close(null)
+    os.set_inheritable(number, True)
+
+
+def prepare() -> None:
+    """Replaces sys.stdout and sys.stderr; call before anything is printed.
+
+    A descriptor that the shell closed (`>&-`) is opened on /dev/null: otherwise the next file that
+    is opened would get its number, and be printed into.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            open_null(number)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _tolerant(sys.stdout, 1), _tolerant(sys.stderr, 2)
+    for handler in (*getLogger().handlers, logging.get_absl_handler().python_handler):
+        if isinstance(handler, StreamHandler) and handler.stream in before:
+            handler.setStream(sys.stderr)
+
+
+def _tolerant(stream: io.TextIOWrapper | None, number: int) -> io.TextIOBase:
+    if stream is None:  # it was closed
+        return open(os.devnull, 'w', encoding='utf-8')
+    with contextlib.suppress(OSError):
+        stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Pipe(number, 'w', closefd=False)),
+        encoding=stream.encoding,
+        errors='backslashreplace',  # what an ASCII terminal cannot show comes as \xf1
+        line_buffering=stream.line_buffering,
+    )
