@@ -121,6 +121,13 @@ def reads():
         yield asked
 
 
+def bytes_read():
+    """Of files, by TensorStore's own count."""
+    name = '/tensorstore/kvstore/file/bytes_read'
+    found = tensorstore.experimental_collect_matching_metrics(name)
+    return sum(value['value'] for metric in found for value in metric['values'])
+
+
 class Lines(logging.Handler):
     """Messages of the log."""
 
@@ -134,21 +141,25 @@ class Lines(logging.Handler):
 
 @pytest.fixture(scope='module')
 def joint(source, reads, tmp_path_factory):
-    """(run, its state at the start, what was read, what was logged)"""
+    """(run, its state at the start, arrays read, what was logged, bytes read)"""
     changes = {'initialise_new': NEW, 'initialise_as': AS, 'optimizer.freeze': (r'^encoder/',)}
     lines, logger = Lines(), logging.getLogger('absl')
     before = logger.level
     logger.addHandler(lines)
     logger.setLevel('INFO')
     reads.clear()
+    amount = bytes_read()
     run, state = started(tmp_path_factory.mktemp('joint'), [source[0]], **changes)
     logger.setLevel(before)
     logger.removeHandler(lines)
-    return run, state, list(reads), lines.text
+    return run, state, list(reads), lines.text, bytes_read() - amount
 
 
 def test_every_array_is_read_once_and_straight_into_its_shards(source, joint):
-    run, state, reads, _ = joint
+    run, state, reads, _, amount = joint
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    print(f'state {whole:,} bytes, read {amount:,}')
+    assert amount < 0.5 * whole
     paths = [path for path, _ in reads]
     assert len(set(paths)) == len(paths)
     assert not [p for p in paths if not p.startswith(('params/', 'ema/'))]
@@ -180,7 +191,7 @@ def test_every_array_is_read_once_and_straight_into_its_shards(source, joint):
 
 
 def test_where_each_group_of_parameters_comes_from_is_logged(source, joint):
-    run, _, _, text = joint
+    run, _, _, text, _ = joint
     lines = [line.split(maxsplit=2) for line in text.splitlines()]
     lines = {line[0]: line[1:] for line in lines if len(line) == 3}
     size = sum(x.size for x in jax.tree.leaves(run.abstract.params['encoder']))
