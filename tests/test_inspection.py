@@ -49,15 +49,19 @@ def test_codes_are_those_that_training_uses(trained):
 
 
 def test_weights_and_codebook_are_of_one_checkpoint(trained, monkeypatch):
-    asked, restore = [], checkpoint.restore_numpy
+    asked = []
 
-    def note(folder, step=None, **options):
-        asked.append(step)
-        return restore(folder, step, **options)
+    def noted(restore):
+        def note(folder, step=None, **options):
+            asked.append((options['only'], step))
+            return restore(folder, step, **options)
 
-    monkeypatch.setattr(checkpoint, 'restore_numpy', note)
+        return note
+
+    for name in ('restore_numpy', 'restore_to_device'):
+        monkeypatch.setattr(checkpoint, name, noted(getattr(checkpoint, name)))
     assert Inspector.load(trained[0].workdir).step == 2
-    assert asked == [None, 2]
+    assert asked == [('ema', None), ('codebook', 2)]
 
 
 def test_meanings_show_pieces_by_token(trained):

@@ -169,18 +169,26 @@ def test_each_token_stands_for_its_own_patches(pool):
                                (at - 0)[1 : len(at) // 2])  # fmt: skip
 
 
+def gradients(run, terms, params, batch):
+    """(gradients, metrics) of a batch that is complete."""
+
+    def of(params, batch):
+        return step.gradients(run.config, run.model, terms, params, batch, lambda rows, part: rows)
+
+    return jax.jit(of)(params, batch)
+
+
 def test_alignment_reaches_the_layers_up_to_its_own(tmp_path):
     run = tiny_run(tmp_path, VARIANTS['alignment'] | {'losses.text': 0.0, 'losses.flow': 0.0})
     with quick_compilation():
         state = run.initialise()
         find = targets.build(run.config, run.model)
         batch = run.put(run.batches.batch(0))
-        batch, *_ = step.prepare(run.config, run.model, find, state, batch)
+        batch, *_ = step.prepare(find, state, batch)
+        batch = step.complete(run.config, run.model, find, state, batch)
         terms = losses.build(run.config)
         assert set(terms) == {'representation'}
-        found, means = jax.jit(lambda p, b: step.gradients(run.config, run.model, terms, p, b))(
-            state.params, batch
-        )
+        found, means = gradients(run, terms, state.params, batch)
     assert -1 <= float(means['representation']) <= 1
     by_layer = np.asarray(jnp.abs(found['backbone']['layers']['output']['kernel']).max((1, 2)))
     assert by_layer[0] > 0 and by_layer[1] == 0, by_layer
@@ -196,10 +204,9 @@ def test_a_deep_model_begins_with_sound_gradients_where_text_is_dropped(tmp_path
     with quick_compilation():
         state, batch = run.initialise(), run.put(run.batches.batch(0))
         find, terms = targets.build(run.config, run.model), losses.build(run.config)
-        batch, *_ = step.prepare(run.config, run.model, find, state, batch)
-        found, _ = jax.jit(lambda p, b: step.gradients(run.config, run.model, terms, p, b))(
-            state.params, batch
-        )
+        batch, *_ = step.prepare(find, state, batch)
+        batch = step.complete(run.config, run.model, find, state, batch)
+        found, _ = gradients(run, terms, state.params, batch)
     assert float(optax.global_norm(found)) < 100
 
 

@@ -1,5 +1,7 @@
 """A step counts, skips, averages and learns as it says."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +85,7 @@ def test_the_step_after_a_skipped_one_draws_its_prototypes(run, fresh, batch):
 
 
 def test_finite_loss_with_one_infinite_gradient_is_skipped(run, fresh, batch, monkeypatch):
-    def one_infinite(config, model, terms, params, batch):
+    def one_infinite(config, model, terms, params, batch, finish):
         gradient = jax.tree.map(jnp.ones_like, params)
         gradient['text_head']['kernel'] = gradient['text_head']['kernel'].at[0, 0].set(jnp.inf)
         return gradient, {'loss': jnp.float32(1.0)}
@@ -109,17 +111,20 @@ def test_accumulation_changes_no_gradient(run, fresh, batch):
     find = targets.build(config, run.model)
     # Uneven rows: the first has hardly any counted text, so a mean of means would differ.
     uneven = dict(batch) | {'text_weight': batch['text_weight'].at[0, 3:].set(0)}
-    prepared, *_ = jax.jit(
-        lambda state, batch: step.prepare(config, run.model, find, state, batch)
-    )(fresh, uneven)
 
     def gradients(parts):
         config.optimizer.accumulate = parts
-        return jax.jit(
-            lambda params, batch: step.gradients(config, run.model, terms, params, batch)
-        )(params, prepared)
 
-    (whole, told), (parts, told_parts) = gradients(1), gradients(2)
+        def of(state, params, batch):
+            batch, codebook, _ = step.prepare(find, state, batch)
+            finish = partial(step.complete, config, run.model, find, state)
+            found = step.gradients(config, run.model, terms, params, batch, finish)
+            return found, codebook
+
+        return jax.jit(of)(fresh, params, uneven)
+
+    ((whole, told), codebook), ((parts, told_parts), codebook_parts) = gradients(1), gradients(4)
+    np.testing.assert_allclose(codebook, codebook_parts, atol=1e-6)
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole))
     for name, a, b in zip(optimizer.paths(whole), jax.tree.leaves(whole), jax.tree.leaves(parts)):
         assert float(jnp.abs(a).max()) > 0, f'{name} has no gradient'
@@ -184,7 +189,7 @@ def test_codebook_is_drawn_from_data_at_the_configured_steps(run, fresh, batch):
 
 def test_dropped_codes_and_targets_come_from_the_same_groups(run, fresh, batch):
     find = targets.build(run.config, run.model)
-    prepared, *_ = jax.jit(lambda s: step.prepare(run.config, run.model, find, s, batch))(fresh)
+    prepared, *_ = jax.jit(lambda s: step.prepare(find, s, batch))(fresh)
     codes, sought = np.asarray(prepared['tokens']), np.asarray(prepared['code_targets'])
     weight = np.asarray(batch['representation_weight']) > 0
     assert (sought[weight] >= 0).all() and (sought[~weight] == -1).all()

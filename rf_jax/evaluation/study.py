@@ -108,13 +108,13 @@ def claim_next(left: Sequence[Piece]) -> tuple[Piece | None, contextlib.Abstract
 
 
 def check_stages(piece: Piece, pieces: Sequence[Piece]) -> None:
-    """Raises UserError if a run that is to begin would start from less than the end of a stage:
-    who reads weights takes the newest that are whole.
+    """Raises UserError if a run that is to begin would start from less than the end of a stage: it
+    takes the newest checkpoint that has a description, and stops if the arrays are damaged.
     """
     if checkpoint.any_in(piece.folder):
         return
     for stage in (each for each in pieces if each.folder in piece.stages):
-        step, _ = checkpoint.restore_numpy(stage.folder / 'checkpoints')
+        step, _ = checkpoint.newest(stage.folder / 'checkpoints')
         if step != stage.last:
             raise UserError(
                 f'of {stage.folder} step {step} can be read, and not {stage.last}, its end: remove '
@@ -159,15 +159,21 @@ class Scorer:
         """Scores what a run left unscored that was stopped between its checkpoint and its score."""
         if not checkpoint.any_in(self.piece.folder):
             return
-        step, saved = checkpoint.restore_numpy(self.piece.folder / 'checkpoints', only='ema')
-        if step != self.piece.last:  # the end is scored after training
+        folder = self.piece.folder / 'checkpoints'
+        step, _ = checkpoint.newest(folder)
+        if step != self.piece.last and self.due(step):  # the end is scored after training
+            step, saved = checkpoint.restore_to_device(folder, None, only='ema')
             self.while_training(step, jax.device_put(saved['ema'], self.shardings), None)
 
     def while_training(self, step: int, ema, writer) -> None:
         """The hook of the training loop."""
         del writer
-        if step in self.piece.points and self.piece.score(step) is None:
+        if self.due(step):
             self.at(step, ema)
+
+    def due(self, step: int) -> bool:
+        """Whether the plan wants a score of this step that is not there."""
+        return step in self.piece.points and self.piece.score(step) is None
 
     def at(self, step: int, ema, codebook: np.ndarray | None = None) -> None:
         """Scores averaged parameters and writes the score beside the run."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -72,10 +71,9 @@ class Sampler:
             raise UserError(f'{path} cannot be read: {error}') from None
         compilation.use_cache(config.compilation_cache)
         tokenizer = Tokenizer.load(workdir / 'tokenizer.model')
-        step, saved = checkpoint.restore_numpy(workdir / 'checkpoints', step, only='ema')
-        params = jax.tree.map(jnp.asarray, saved['ema'])
+        step, saved = checkpoint.restore_to_device(workdir / 'checkpoints', step, only='ema')
         try:
-            sampler = cls(config, unified.build(config, tokenizer.size), params, tokenizer)
+            sampler = cls(config, unified.build(config, tokenizer.size), saved['ema'], tokenizer)
             sampler.options()  # its fields are read now, not at the first drawing
         except (AttributeError, KeyError) as error:
             raise UserError(

@@ -15,7 +15,7 @@ from absl import logging
 import rf_jax
 from rf_jax.data import captions, pipeline, sources
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.learning import averaging, checks, programs, state
+from rf_jax.learning import averaging, checks, origins, programs, state
 from rf_jax.learning.report import Report
 from rf_jax.runtime import (
     checkpoint,
@@ -66,7 +66,7 @@ def find_tokenizer(config, folder: Path, found) -> Tokenizer:
     The own one counts once there is a checkpoint, or while the config asks for what it asked for
     then. Raises UserError.
     """
-    others = [str(other / 'tokenizer.model') for other in state.other_runs(config)[:1]]
+    others = [str(other / 'tokenizer.model') for other in origins.other_runs(config)[:1]]
     asked = [config.tokenizer.path] if config.tokenizer.path else others
     own = folder / 'tokenizer.model'
     if own.exists() and (checkpoint.any_in(folder) or not _asks_for_another(config, folder)):
@@ -97,6 +97,8 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     workdir.check_writable(folder)
     hosts.check_shared(folder)
     mesh_, rows = checks.start(config, devices)
+    if not checkpoint.any_in(folder):  # else the run goes on from its own
+        origins.check(config)
     compilation.use_cache(config.compilation_cache)
     open_sources = partial(sources.build, config.data.sources, config.data.max_pixels)
     one_first = sources.surveyed(config.data.sources)
@@ -129,16 +131,13 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
         if restored[0] >= total:
             logging.info('Nothing to train; raise steps (--config.steps) to go on')
         return restored
-    current = run.initialise()
-    others = state.other_runs(run.config)
-    if not others:
+    if not origins.other_runs(run.config):
         if hosts.first():
             checks.warn_of_new_weights(run.config)
         logging.info('Started %s from new weights, %d steps', run.workdir, total)
-        return 0, current
-    steps, saved = zip(*(checkpoint.restore_numpy(other / 'checkpoints') for other in others))
-    current = state.started_from(current, saved, run.config)
-    for other, step in zip(others, steps):
+        return 0, run.initialise()
+    current, sources = origins.from_others(run)
+    for other, step, _ in sources:
         logging.info('Started %s, %d steps, from %s at step %d', run.workdir, total, other, step)
         checks.warn_of_weights_of_another(run.config, other, step)
     return 0, current

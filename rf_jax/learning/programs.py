@@ -1,6 +1,6 @@
 """The compiled programs of a run and the shapes they take, built without data or devices' work."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 from rf_jax.data import layout
 from rf_jax.learning import optimizer, state, step
 from rf_jax.models import unified
-from rf_jax.runtime import mesh, sharding
+from rf_jax.runtime import checkpoint_files, mesh, sharding
 from rf_jax.runtime.errors import UserError, choose
 
 
 @dataclass(kw_only=True)
 class Programs:
-    """`train_step(state, batch)` donates its state; `initialise()` makes one, born sharded.
+    """`train_step(state, batch)` donates its state; `initialise()` makes one, born sharded, and
+    `initialise_only(paths)` those arrays of it, by path, and no others.
 
     `model` works on one device or as XLA cuts it; the train step has its own, cut over the mesh.
     """
@@ -27,6 +28,7 @@ class Programs:
     model: unified.Unified
     abstract: state.State  # ShapeDtypeStruct with the sharding of each array
     initialise: Callable[[], state.State]
+    initialise_only: Callable[[Set[str]], dict[str, jax.Array]]
     train_step: Callable
 
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -111,13 +113,21 @@ def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> 
         donate_argnums=0,
         out_shardings=(where, None),
     )
-    initialise = jax.jit(new_state, out_shardings=where)
+    shardings = checkpoint_files.named(where)
+
+    def initialise_only(paths):
+        def new_arrays():
+            return {p: x for p, x in checkpoint_files.named(new_state()).items() if p in paths}
+
+        return jax.jit(new_arrays, out_shardings={p: shardings[p] for p in paths})()
+
     return Programs(
         config=config,
         mesh=mesh_,
         model=model,
         abstract=abstract,
-        initialise=initialise,
+        initialise=jax.jit(new_state, out_shardings=where),
+        initialise_only=initialise_only,
         train_step=train_step,
     )
 

@@ -1,6 +1,7 @@
 """One optimizer step: quantize, noise, forward, three losses, update (paper, figure 2)."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,40 +9,56 @@ import optax
 
 from rf_jax.learning import averaging, flow, losses, optimizer, targets
 from rf_jax.learning.state import State, random_key
+from rf_jax.models import parts
 from rf_jax.models.unified import Unified
 
 Batch = Mapping[str, jax.Array]
+WHOLE = parts.Part()  # a batch that is not cut
 
 
-def add_noise(config, model, params, key: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+def add_noise(
+    config, model, params, key: jax.Array, batch: Batch, part: parts.Part = WHOLE
+) -> dict[str, jax.Array]:
     """Clean patches or latents x, their times t (one a picture) and the noisy z_t, as batch
     entries, and the noise that an autoencoder in learning draws its latents with.
+
+    `batch` holds the rows of `part`, which get the values that they get in the whole batch.
     """
     c = config.flow
     time_key, noise_key = jax.random.split(key)
     posterior_key = jax.random.fold_in(key, 2)
     counts = batch['pixel_counts']
-    t = flow.sample_times(time_key, counts.shape, c.time_mean, c.time_std)
+    shape = counts.shape[0] * part.count, counts.shape[1]
+    t = part.of(flow.sample_times(time_key, shape, c.time_mean, c.time_std))
     t = flow.shift(t, flow.shift_of(counts * config.data.patch**2, c.shift, c.base_pixels))
     t = jnp.take_along_axis(t, jnp.maximum(batch['pixel_picture'], 0), axis=1)
     x = model.apply({'params': params}, batch, method='clean')
-    z = flow.path(x, c.noise_scale * jax.random.normal(noise_key, x.shape), t)
-    return {'x': x, 't': t, 'z': z, 'posterior_noise': jax.random.normal(posterior_key, x.shape)}
+    z = flow.path(x, c.noise_scale * part.normal(noise_key, x.shape), t)
+    return {'x': x, 't': t, 'z': z, 'posterior_noise': part.normal(posterior_key, x.shape)}
 
 
-def prepare(config, model, targets, state: State, batch: Batch):
-    """The batch with targets, times and noise, the new codebook, and metrics of the targets."""
-    found, codebook, metrics = targets(state, batch)
+def prepare(find_targets: targets.Targets, state: State, batch: Batch):
+    """The batch with what needs all its rows, the new codebook, and metrics of the targets."""
+    found, codebook, metrics = find_targets.of_batch(state, batch)
+    live = (batch['segment'] > 0).astype(jnp.float32)
+    return dict(batch) | found | {'live': live}, codebook, metrics
+
+
+def complete(
+    config, model, find_targets: targets.Targets, state: State, batch: Batch, part=WHOLE
+) -> Batch:
+    """The prepared rows of a part with their own targets, times and noise."""
     key = random_key(config.seed, 'noise', state.step)
-    batch = dict(batch) | found | add_noise(config, model, state.params, key, batch)
-    batch['live'] = (batch['segment'] > 0).astype(jnp.float32)
-    return batch, codebook, metrics
+    noise = add_noise(config, model, state.params, key, batch, part)
+    return dict(batch) | find_targets.of_part(state, batch) | noise
 
 
-def gradients(config, model, terms, params, batch: Batch):
+def gradients(config, model, terms, params, batch: Batch, finish: Callable):
     """(gradients, metrics), the batch cut into `optimizer.accumulate` parts along its rows.
 
-    Each part's loss is divided by the whole batch's counts, so the parts add up to it exactly.
+    `finish(rows, part)` completes a part's rows, so that features, noise and noisy patches are in
+    memory for one part only. Each part's loss is divided by the whole batch's counts, so the parts
+    add up to it exactly.
     """
     counts = losses.counts(terms, batch)
 
@@ -52,21 +69,22 @@ def gradients(config, model, terms, params, batch: Batch):
         loss, means = losses.total(terms, config.losses, counts, outputs, part)
         return loss, means | {'loss': loss}
 
-    gradient = jax.grad(part_loss, has_aux=True)
-    parts = config.optimizer.accumulate
-    if parts == 1:
-        return gradient(params, batch)
-    # Row r goes to part r mod parts, so that a part spreads over all devices as the batch does.
-    split = jax.tree.map(
-        lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1), batch
-    )
-    zero = jax.eval_shape(gradient, params, jax.tree.map(lambda a: a[0], split))
+    def gradient(params, rows, part):
+        return jax.grad(part_loss, has_aux=True)(params, finish(rows, part))
+
+    count = config.optimizer.accumulate
+    if count == 1:
+        return gradient(params, batch, WHOLE)
+    rows = parts.split(batch, count)
+    first = jax.tree.map(lambda a: a[0], rows)
+    zero = jax.eval_shape(lambda *given: gradient(*given, parts.Part(0, count)), params, first)
     zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), zero)
 
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+    def add(total, numbered):
+        rows, number = numbered
+        return jax.tree.map(jnp.add, total, gradient(params, rows, parts.Part(number, count))), None
 
-    return jax.lax.scan(add, zero, split)[0]
+    return jax.lax.scan(add, zero, (rows, jnp.arange(count)))[0]
 
 
 def build(config, model: Unified, optimizer_of) -> Callable:
@@ -75,8 +93,9 @@ def build(config, model: Unified, optimizer_of) -> Callable:
     terms = losses.build(config, model.cut)
 
     def train_step(state: State, batch: Batch):
-        batch, codebook, seen = prepare(config, model, find_targets, state, batch)
-        grads, metrics = gradients(config, model, terms, state.params, batch)
+        batch, codebook, seen = prepare(find_targets, state, batch)
+        finish = partial(complete, config, model, find_targets, state)
+        grads, metrics = gradients(config, model, terms, state.params, batch, finish)
         norm = optax.global_norm(grads)
         updates, opt_state = optimizer_of(state.params).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -1,19 +1,40 @@
 """What the encoder's features become for the step: inputs and targets of the representation
 (paper, section 3.1), by model.representation.kind. No gradient flows here.
+
+With `optimizer.accumulate` parts, features and similarities are made part by part: codes need
+statistics of all rows, features as targets do not.
 """
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rf_jax.learning.state import State, random_key
-from rf_jax.models import quantizer
+from rf_jax.models import parts, quantizer
 from rf_jax.models.unified import Unified
 from rf_jax.models.vision_encoder import pool
 from rf_jax.runtime.errors import choose
 
 Batch = Mapping[str, jax.Array]
+
+
+class Targets(NamedTuple):
+    """`of_batch(state, batch) -> (small batch entries, new codebook, metrics)` looks at all rows;
+    `of_part(state, part) -> entries` of some rows are made when these are learned from.
+
+    `tokens` [B, R, ...] are inputs of the representation stream, the other entries what the losses
+    compare with.
+    """
+
+    of_batch: Callable
+    of_part: Callable = lambda state, part: {}
+
+    def __call__(self, state: State, batch: Batch):
+        """(entries, new codebook, metrics) of a batch that is not cut into parts."""
+        found, codebook, metrics = self.of_batch(state, batch)
+        return found | self.of_part(state, batch), codebook, metrics
 
 
 def group_features(config, model: Unified, ema, batch: Batch):
@@ -34,6 +55,20 @@ def take(groups: jax.Array, index: jax.Array, missing: float) -> jax.Array:
     return jnp.where(where < 0, missing, read)
 
 
+def batch_features(config, model: Unified, ema, batch: Batch):
+    """As `group_features`, with the encoder on one part of the rows at a time."""
+    names = ('pixels', 'pixel_picture', 'pixel_coords', 'pixel_counts', 'pixel_weight')
+
+    def features(rows):
+        z, valid = group_features(config, model, ema, rows)
+        count = len(rows['pixels'])
+        return z.reshape(count, -1, z.shape[-1]), valid.reshape(count, -1)
+
+    read = {name: batch[name] for name in names}
+    z, valid = parts.join(parts.each(features, config.optimizer.accumulate, read))
+    return z.reshape(-1, z.shape[-1]), valid.reshape(-1)
+
+
 def redraw(config, at: int, taken: jax.Array, codebook, z, valid):
     """The codebook with the prototypes that are drawn from this step's features.
 
@@ -49,7 +84,7 @@ def redraw(config, at: int, taken: jax.Array, codebook, z, valid):
 
     def draw(old):
         filled = turn < taken - at
-        known = jnp.where(filled, quantizer.similarity(z, old), -1.0).max(1)
+        known = quantizer.nearest_similarity(z, old, filled, config.optimizer.accumulate)
         fresh = quantizer.build_draw(config)(key, z, valid, many, known)[row % many]
         return jnp.where((turn == taken - at)[:, None] & valid.any(), fresh, old)
 
@@ -63,12 +98,12 @@ def quantize(config, assign, model, state: State, batch: Batch):
     rows, patches, _ = batch['pixels'].shape
     if not patches:  # no room for drawings
         return jnp.zeros((rows, 0), jnp.int32), state.codebook
-    z, valid = group_features(config, model, state.ema, batch)
+    z, valid = batch_features(config, model, state.ema, batch)
     codebook = state.codebook
     taken = state.step - state.skipped  # what a skipped step drew is lost: the next draws again
     for at in c.data_init_steps:
         codebook = redraw(config, at, taken, codebook, z, valid)
-    codes = assign(z, codebook, valid)
+    codes = assign(z, codebook, valid, config.optimizer.accumulate)
     codebook = quantizer.update(codebook, z, codes, valid, c.momentum)
     return codes.reshape(rows, -1), codebook
 
@@ -79,20 +114,20 @@ def used_codes(targets: jax.Array, codes: int) -> jax.Array:
     return hit.set(1.0)[:-1].mean()
 
 
-def _forcing(config, model) -> Callable:
+def _forcing(config, model) -> Targets:
     assign = quantizer.build(config)
 
-    def prepare(state: State, batch: Batch):
+    def of_batch(state: State, batch: Batch):
         codes, codebook = quantize(config, assign, model, state, batch)
         targets = take(codes, batch['target_group'], -1)
         found = {'tokens': take(codes, batch['input_group'], -1), 'code_targets': targets}
         return found, codebook, {'codes_used': used_codes(targets, codebook.shape[0])}
 
-    return prepare
+    return Targets(of_batch)
 
 
-def _continuous(config, model) -> Callable:
-    def prepare(state: State, batch: Batch):
+def _continuous(config, model) -> Targets:
+    def of_part(state: State, batch: Batch):
         rows, patches, _ = batch['pixels'].shape
         z = jnp.zeros((rows * patches, state.codebook.shape[1]))
         if patches:
@@ -100,29 +135,31 @@ def _continuous(config, model) -> Callable:
         # Values of mean square 1, as the linear layers that read and predict them like best.
         z = z.reshape(rows, -1, z.shape[-1]) * z.shape[-1] ** 0.5
         found = {'tokens': take(z, batch['input_group'], 0.0)}
-        found['feature_targets'] = take(z, batch['target_group'], 0.0)
-        return found, state.codebook, {}
+        return found | {'feature_targets': take(z, batch['target_group'], 0.0)}
 
-    return prepare
+    return Targets(_nothing, of_part)
 
 
-def _alignment(config, model) -> Callable:
+def _alignment(config, model) -> Targets:
     del config
 
-    def prepare(state: State, batch: Batch):
+    def of_part(state: State, batch: Batch):
         rows, patches, _ = batch['pixels'].shape
         z = jnp.zeros((rows, patches, state.codebook.shape[1]))
         if patches:
             z = model.apply({'params': state.ema}, batch, method='features')
-        found = {'tokens': batch['input_group'], 'patch_features': quantizer.normalise(z)}
-        return found, state.codebook, {}
+        return {'tokens': batch['input_group'], 'patch_features': quantizer.normalise(z)}
 
-    return prepare
+    return Targets(_nothing, of_part)
 
 
-def _none(config, model) -> Callable:
+def _none(config, model) -> Targets:
     del config, model
-    return lambda state, batch: ({'tokens': batch['input_group']}, state.codebook, {})
+    return Targets(_nothing, lambda state, part: {'tokens': part['input_group']})
+
+
+def _nothing(state: State, batch: Batch):
+    return {}, state.codebook, {}
 
 
 KINDS = {
@@ -133,9 +170,7 @@ KINDS = {
 }
 
 
-def build(config, model: Unified) -> Callable:
-    """`prepare(state, batch) -> (batch entries, new codebook, metrics)`; `tokens` [B, R, ...] are
-    inputs of the representation stream, the other entries what the losses compare with.
-    """
+def build(config, model: Unified) -> Targets:
+    """Of `config.model.representation.kind`."""
     kind = config.model.representation.kind
     return choose('model.representation.kind', kind, KINDS)(config, model)

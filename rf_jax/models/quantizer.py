@@ -4,6 +4,8 @@ All of it is float32: the differences that decide are of order 1 / K, so nothing
 added to them. Under jit the batch is global, so the statistics cover every device.
 
 Features z [M, D] and prototypes [K, D] have unit norm; `valid` bool [M] marks real features.
+Similarities [M, K] are by far the largest arrays: of `count` parts of the features, those of one
+part are in memory, and the codes are the same.
 """
 
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from rf_jax.models import parts
 from rf_jax.runtime.errors import choose
 
 
@@ -31,14 +34,20 @@ class Printed:
 
     temperature: float
 
-    def __call__(self, z: jax.Array, codebook: jax.Array, valid: jax.Array) -> jax.Array:
+    def __call__(self, z: jax.Array, codebook: jax.Array, valid: jax.Array, count: int = 1):
         """Codes int32 [M]."""
-        p = jax.nn.softmax(similarity(z, codebook) / self.temperature, axis=1)
+
+        def soft(z):
+            return jax.nn.softmax(similarity(z, codebook) / self.temperature, axis=1)
+
         # The second softmax divides by a sum over samples; the logarithm has the same argmax. Of
         # their mean it is of the size of p, where that of the sum would cost p its last digits.
-        excess = jnp.where(valid[:, None], jnp.expm1(p), 0.0).sum(0) / jnp.maximum(valid.sum(), 1)
-        shares = jnp.log1p(excess)
-        return jnp.argmax(p - shares, axis=1).astype(jnp.int32)
+        def excess(z, valid):
+            return jnp.where(valid[:, None], jnp.expm1(soft(z)), 0.0).sum(0)
+
+        total = parts.each(excess, count, z, valid).sum(0)
+        shares = jnp.log1p(total / jnp.maximum(valid.sum(), 1))
+        return _largest(lambda z: soft(z) - shares, count, z)
 
 
 @dataclass(frozen=True)
@@ -48,23 +57,51 @@ class Sinkhorn:
     temperature: float
     iterations: int
 
-    def __call__(self, z: jax.Array, codebook: jax.Array, valid: jax.Array) -> jax.Array:
+    def __call__(self, z: jax.Array, codebook: jax.Array, valid: jax.Array, count: int = 1):
         """Codes int32 [M]."""
-        logits = jnp.where(valid[:, None], similarity(z, codebook) / self.temperature, -jnp.inf)
+        columns = []  # log of what each prototype was divided by, [K] an iteration
+
+        def scaled(z, valid):
+            logits = jnp.where(valid[:, None], similarity(z, codebook) / self.temperature, -jnp.inf)
+            for column in columns:
+                logits = rows(logits) - column
+            return logits
+
+        # In logarithms; a padded sample has only -inf and must not turn into NaN.
+        def rows(logits):
+            return logits - _finite(jax.nn.logsumexp(logits, axis=1, keepdims=True))
+
+        def column_sums(z, valid):
+            return jax.nn.logsumexp(rows(scaled(z, valid)), axis=0)
+
         for _ in range(self.iterations):
-            # In logarithms; a padded sample has only -inf and must not turn into NaN.
-            logits = logits - _finite(jax.nn.logsumexp(logits, axis=1, keepdims=True))
-            logits = logits - _finite(jax.nn.logsumexp(logits, axis=0, keepdims=True))
-        return jnp.argmax(logits, axis=1).astype(jnp.int32)
+            sums = parts.each(column_sums, count, z, valid)
+            columns.append(_finite(jax.nn.logsumexp(sums, axis=0)))
+        return _largest(scaled, count, z, valid)
 
 
 @dataclass(frozen=True)
 class Nearest:
     """The prototype of greatest cosine similarity, no balancing."""
 
-    def __call__(self, z: jax.Array, codebook: jax.Array, valid: jax.Array) -> jax.Array:
+    def __call__(self, z: jax.Array, codebook: jax.Array, valid: jax.Array, count: int = 1):
         """Codes int32 [M]."""
-        return jnp.argmax(similarity(z, codebook), axis=1).astype(jnp.int32)
+        return _largest(lambda z: similarity(z, codebook), count, z)
+
+
+def _largest(scores, count: int, *arrays: jax.Array) -> jax.Array:
+    """Argmax over prototypes of `scores(*arrays)` [m, K] of each part: int32 [M]."""
+    codes = parts.each(lambda *part: jnp.argmax(scores(*part), axis=1), count, *arrays)
+    return parts.join(codes).astype(jnp.int32)
+
+
+def nearest_similarity(z: jax.Array, codebook: jax.Array, known: jax.Array, count: int = 1):
+    """Greatest cosine [M] of each feature to the prototypes that are `known` bool [K]; -1: none."""
+
+    def nearest(z):
+        return jnp.where(known, similarity(z, codebook), -1.0).max(1)
+
+    return parts.join(parts.each(nearest, count, z))
 
 
 def _finite(x: jax.Array) -> jax.Array:
@@ -139,6 +176,6 @@ def build_draw(config):
 
 
 def build(config):
-    """Assignment (z, codebook, valid) -> codes of `config.model.representation.quantizer`."""
+    """`assign(z, codebook, valid, count) -> codes` of `config.model.representation.quantizer`."""
     quantizer = config.model.representation.quantizer
     return choose('model.representation.quantizer.mode', quantizer.mode, MODES)(quantizer)

@@ -6,6 +6,7 @@ last file is written; until then it is a temporary folder that nobody reads.
 
 import contextlib
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -194,16 +195,46 @@ def any_in(workdir: str | os.PathLike) -> bool:
 
 
 def holds(workdir: str | os.PathLike, step: int) -> bool:
-    """Whether the folder of a run holds the checkpoint of a step; a folder of that name is whole,
-    as it is renamed when all is written.
-    """
+    """Whether the folder of a run holds the checkpoint of a step, which is whole by its name."""
     return (epath.Path(workdir) / 'checkpoints' / str(step)).is_dir()
+
+
+def newest(directory: str | os.PathLike) -> tuple[int, dict]:
+    """(step, what it holds, see `checkpoint_files.described`) of the newest checkpoint of a folder
+    that has a description; reads no array. Raises UserError if there is none.
+    """
+    directory, steps = _steps(directory)
+    for step in reversed(steps):
+        try:
+            return step, checkpoint_files.described(directory / str(step))
+        except Exception as error:  # the reader has many names for a damaged file
+            _passed_over(directory / str(step), error)
+    raise UserError(f'No checkpoint of {directory} can be read; the log above says why.')
+
+
+def restore_parts(directory: str | os.PathLike, step: int, wanted: Mapping[str, Any]) -> Any:
+    """Some arrays of a checkpoint, each process reading its own shards. All must call it.
+
+    Args:
+      wanted: a part of the tree that `newest` gives, of ShapeDtypeStruct with shardings.
+
+    Raises:
+      UserError: it is damaged, or cannot be read just now.
+    """
+    folder = epath.Path(directory).resolve() / str(step)
+    found, reason = checkpoint_files.read_parts(folder, wanted)
+    if np.all(multihost_utils.process_allgather(np.asarray(reason is None))):
+        return found
+    raise UserError(
+        f'checkpoint {folder} is damaged ({reason or "another host could not read it"}); move it '
+        'away to start from the one before it'
+    )
 
 
 def restore_numpy(
     directory: str | os.PathLike, step: int | None = None, only: str | None = None
 ) -> tuple[int, dict]:
-    """Reads a checkpoint from its folder alone, onto one host; writes nothing.
+    """Reads a checkpoint from its folder alone, whole onto this host; writes nothing.
 
     Args:
       step: default: the newest that can be read.
@@ -215,23 +246,52 @@ def restore_numpy(
     Raises:
       UserError: there is no such checkpoint or no such part, or none can be read.
     """
-    directory = epath.Path(directory).resolve()  # orbax takes no other
-    names = [path.name for path in directory.iterdir()] if directory.exists() else []
-    steps = sorted(int(name) for name in names if name.isdecimal())
-    if not steps or step not in (None, *steps):
-        wanted = '' if step is None else f' of step {step}'
-        raise UserError(f'No checkpoint{wanted} in {directory}; steps there: {steps or "none"}.')
+    return _restore(directory, step, only, None)
+
+
+def restore_to_device(
+    directory: str | os.PathLike, step: int | None, only: str
+) -> tuple[int, dict]:
+    """As `restore_numpy`, each array straight onto this host's first device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return _restore(directory, step, only, device)
+
+
+def _restore(directory, step: int | None, only: str | None, sharding) -> tuple[int, dict]:
+    directory, steps = _steps(directory, step)
     for number in [step] if step is not None else reversed(steps):
         folder = directory / str(number)
         try:
             held = checkpoint_files.described(folder)
             if only not in (None, *held):
                 raise UserError(f'{folder} has no {only!r}; its parts are {", ".join(held)}.')
-            wanted = held if only is None else {only: held[only]}
-            return number, checkpoint_files.read_numpy(folder, wanted)
+            wanted = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                held if only is None else {only: held[only]},
+            )
+            return number, checkpoint_files.read_arrays(folder, wanted)
         except UserError:
             raise
         except Exception as error:  # the reader has many names for a damaged file
-            reason = checkpoint_files.reason(error)
-            logging.warning('Checkpoint %s cannot be read (%s).', folder, reason)
+            _passed_over(folder, error)
     raise UserError(f'No checkpoint of {directory} can be read; the log above says why.')
+
+
+def _steps(directory, step: int | None = None) -> tuple[epath.Path, list[int]]:
+    """(absolute folder, steps of its checkpoints); raises UserError if `step` or all are absent."""
+    directory = epath.Path(directory).resolve()  # orbax takes no other
+    names = [path.name for path in directory.iterdir()] if directory.exists() else []
+    steps = sorted(int(name) for name in names if name.isdecimal())
+    if not steps or step not in (None, *steps):
+        wanted = '' if step is None else f' of step {step}'
+        raise UserError(f'No checkpoint{wanted} in {directory}; steps there: {steps or "none"}.')
+    return directory, steps
+
+
+def _passed_over(folder: epath.Path, error: Exception) -> None:
+    """Reports a damaged checkpoint; raises UserError for one that only this host cannot read now,
+    as without memory for it: an older one would take its place unnoticed.
+    """
+    checkpoint_files.raise_if_out_of_reach(folder, error)
+    reason = checkpoint_files.reason(error)
+    logging.warning('Checkpoint %s cannot be read (%s).', folder, reason)

@@ -1,7 +1,9 @@
 """One checkpoint off the disk, and what is damage to it and what only keeps it from being read."""
 
+import contextlib
 import os
 import re
+from collections.abc import Mapping
 from json import JSONDecodeError
 from typing import Any
 
@@ -25,57 +27,87 @@ def read(folder: epath.Path, abstract_state: Any) -> tuple[Any, str | None]:
     try:
         held = described(folder)
     except Exception as error:  # whatever a damaged description makes of its reader
-        _raise_if_out_of_reach(folder, error)
+        raise_if_out_of_reach(folder, error)
         return None, reason(error)
     _check_same(folder, held, abstract_state)
-    arguments = ocp.args.Composite(**{ITEM: ocp.args.StandardRestore(abstract_state)})
+    # Not by ocp.Checkpointer: all processes meet at its end, and one that fails would not come.
+    arguments = ocp.args.StandardRestore(abstract_state)
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            return reader.restore(folder, args=arguments)[ITEM], None
+        with contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
+            return reader.restore(folder / ITEM, args=arguments), None
     except Exception as error:
-        _raise_if_out_of_reach(folder, error)
-        damage = reason(error) if isinstance(error, JSONDecodeError) else _damage(folder, held)
-        if damage is None:  # the files are whole: no memory, a mesh that does not fit, ...
-            raise
-        return None, damage
+        sharded = named(abstract_state)
+        wanted = jax.tree_util.tree_map_with_path(lambda path, _: sharded[path_name(path)], held)
+        return None, _damage(folder, wanted, error)
+
+
+def read_parts(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[Any, str | None]:
+    """As `read`, of some arrays of a checkpoint: see `read_arrays`."""
+    try:
+        return read_arrays(folder, wanted), None
+    except Exception as error:
+        return None, _damage(folder, wanted, error)
 
 
 def described(folder: epath.Path) -> Any:
     """What a checkpoint says it holds: nested dictionaries and lists of shape and type."""
-    handler = ocp.PyTreeCheckpointHandler()
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**{ITEM: handler})) as reader:
-        found = reader.metadata(folder).item_metadata[ITEM]
-    if found is None:  # the reader has logged why
-        raise ValueError('its description is missing or damaged')
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        found = reader.metadata(folder / ITEM)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found.tree)
 
 
-def read_numpy(folder: epath.Path, wanted: Any) -> Any:
-    """The arrays of a tree like that of `described`, or of a part of it."""
-    arguments = ocp.args.PyTreeRestore(
-        item=wanted,
-        restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
-        partial_restore=True,
-    )
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        return reader.restore(folder, args=ocp.args.Composite(**{ITEM: arguments}))[ITEM]
+def read_arrays(folder: epath.Path, wanted: Any) -> Any:
+    """The arrays of a tree of ShapeDtypeStruct like that of `described`, or of a part of it.
 
-
-def _damage(folder: epath.Path, held: Any) -> str | None:
-    """Why the files of a checkpoint cannot be read, None if all can; one top-level part a time."""
-    for name, part in held.items():
-        try:
-            read_numpy(folder, {name: part})
-        except Exception as error:  # the reader has many names for a damaged file
-            _raise_if_out_of_reach(folder, error)
-            return reason(error)
-    return None
-
-
-def _raise_if_out_of_reach(folder: epath.Path, error: Exception) -> None:
-    """Raises UserError where not the files are at fault for an error of their reader: no memory,
-    no permission, a server that does not answer, ...; what is missing or short is damage.
+    One with a sharding is read straight into its shards, of which a process reads its own; one
+    without becomes a whole numpy array.
     """
+
+    def how(leaf):
+        if leaf.sharding is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        return ocp.ArrayRestoreArgs(
+            sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
+        )
+
+    arguments = ocp.args.PyTreeRestore(
+        item=wanted, restore_args=jax.tree.map(how, wanted), partial_restore=True
+    )
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(folder / ITEM, args=arguments)
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """{'/'-joined path: leaf} of a tree, in its order."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _damage(folder: epath.Path, wanted: Mapping[str, Any], error: Exception) -> str:
+    """Why the files of a checkpoint cannot be read after an error of its reader; raises the error
+    if they can: no memory, a mesh that does not fit, ...
+
+    Reads one top-level part at a time and keeps none: as `wanted` is sharded, no process and no
+    device holds more than it would have held.
+    """
+    raise_if_out_of_reach(folder, error)
+    if isinstance(error, JSONDecodeError):
+        return reason(error)
+    for name, part in wanted.items():
+        try:
+            read_arrays(folder, {name: part})
+        except Exception as cause:  # the reader has many names for a damaged file
+            raise_if_out_of_reach(folder, cause)
+            return reason(cause)
+    raise error
+
+
+def raise_if_out_of_reach(folder: epath.Path, error: Exception) -> None:
+    """Raises UserError where not the files are at fault for an error of their reader: no memory,
+    no permission, a server that does not answer, ...; what is missing or short is damage. An error
+    of a device is raised as it is.
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        raise error
 
     def refuse(cause: Exception) -> None:
         if isinstance(cause, MemoryError | OSError) and not isinstance(cause, FileNotFoundError):
@@ -98,8 +130,8 @@ def _check_same(folder: epath.Path, held: Any, abstract_state: Any) -> None:
     """Raises UserError if the checkpoint holds other paths, shapes or types than expected."""
 
     def listed(tree: Any) -> dict[str, str]:
-        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-        return {path_name(p): f'{np.dtype(x.dtype).name}{list(x.shape)}' for p, x in leaves}
+        leaves = named(tree).items()
+        return {path: f'{np.dtype(x.dtype).name}{list(x.shape)}' for path, x in leaves}
 
     there, expected = listed(held), listed(abstract_state)
     differ = sorted(k for k in there.keys() | expected.keys() if there.get(k) != expected.get(k))

@@ -1,0 +1,83 @@
+"""A batch in parts, worked on one after another, so that memory holds the intermediates of one.
+
+Entry i of the first axis goes to part i mod count: a batch that is sharded along this axis leaves
+every part spread over all devices.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import random as prng
+
+
+def split(tree: Any, count: int) -> Any:
+    """Arrays [n, ...] -> [count, n / count, ...]."""
+    return jax.tree.map(
+        lambda a: a.reshape(a.shape[0] // count, count, *a.shape[1:]).swapaxes(0, 1), tree
+    )
+
+
+def join(tree: Any) -> Any:
+    """Arrays [count, n / count, ...] -> [n, ...]; the inverse of `split`."""
+    return jax.tree.map(
+        lambda a: a.swapaxes(0, 1).reshape(a.shape[0] * a.shape[1], *a.shape[2:]), tree
+    )
+
+
+def each(function: Callable, count: int, *arrays: Any) -> Any:
+    """`function(*arrays)` of each part of the arrays, results stacked: [count, ...]."""
+    if count == 1:
+        return jax.tree.map(lambda a: a[None], function(*arrays))
+    return jax.lax.map(lambda part: function(*part), split(arrays, count))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `number`, which may be traced, of `count`."""
+
+    number: int | jax.Array = 0
+    count: int = 1
+
+    def of(self, array: jax.Array) -> jax.Array:
+        """[n, ...] of the whole batch -> [n / count, ...] of this part."""
+        return split(array, self.count)[self.number]
+
+    def normal(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """This part, float32 of this shape, of the normal values that `key` gives the whole batch;
+        those of the other parts are never made. `key` is a threefry key.
+        """
+        if self.count == 1:
+            return jax.random.normal(key, shape)
+        place = jnp.stack([jnp.uint32(self.number), jnp.uint32(self.count)])
+        data = jnp.concatenate([jax.random.key_data(key), place])
+        return jax.random.normal(jax.random.wrap_key_data(data, impl=_STRIDED), shape)
+
+
+def _strided_bits(data: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
+    """What threefry gives entries number, number + count, ... of a larger array, whose bits are
+    hashes of flat 64-bit indices. `data` uint32 [4]: the key, number, count.
+    """
+    assert width == 32 and shape
+    row = jax.lax.broadcasted_iota(jnp.uint32, shape, 0) * data[3] + data[2]
+    inside = jnp.zeros(shape, jnp.uint32)
+    for axis in range(1, len(shape)):
+        stride = jnp.uint32(math.prod(shape[axis + 1 :]))
+        inside += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+    size = jnp.full(shape, math.prod(shape[1:]), jnp.uint32)
+    low = row * size + inside
+    high = jax.lax.mulhi(row, size) + (low < inside).astype(jnp.uint32)
+    first, second = prng.threefry2x32_p.bind(data[0], data[1], high, low)
+    return first ^ second
+
+
+def _no(*_: Any) -> Any:
+    raise AssertionError('a key of one use')
+
+
+_STRIDED = prng.define_prng_impl(
+    key_shape=(4,), seed=_no, split=_no, random_bits=_strided_bits, fold_in=_no, name='strided'
+)
