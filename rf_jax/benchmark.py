@@ -15,9 +15,11 @@ from ml_collections import config_flags
 
 from rf_jax.learning import loop, report
 from rf_jax.models import flops
-from rf_jax.runtime import command, metrics
+from rf_jax.runtime import command, metrics, paths
 
-_CONFIG = config_flags.DEFINE_config_file('config', 'configs/emoji.py', 'What to time.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', paths.config_file('configs/emoji.py'), 'What to time.'
+)
 _STEPS = flags.DEFINE_integer('steps', 30, 'Steps timed, after three to warm up.', lower_bound=1)
 
 

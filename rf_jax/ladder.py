@@ -10,11 +10,15 @@ from absl import flags
 from ml_collections import config_flags
 
 from rf_jax.evaluation import ladder, study_plots
-from rf_jax.runtime import command
+from rf_jax.runtime import command, paths
 
-_CONFIG = config_flags.DEFINE_config_file('config', 'configs/ladder.py', 'Which rungs.')
-_FOLDER = flags.DEFINE_string('folder', 'runs', 'Where the folders of the studies lie.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where ladder.md and ladder.png are written.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', paths.config_file('configs/ladder.py'), 'Which rungs.'
+)
+_FOLDER = flags.DEFINE(command.PATH, 'folder', 'runs', 'Where the folders of the studies lie.')
+_WORKDIR = flags.DEFINE(
+    command.PATH, 'workdir', None, 'Where ladder.md and ladder.png are written.'
+)
 
 
 def main(argv):

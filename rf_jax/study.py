@@ -14,10 +14,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from rf_jax.evaluation import study
-from rf_jax.runtime import command
+from rf_jax.runtime import command, paths
 
-_CONFIG = config_flags.DEFINE_config_file('config', 'configs/study.py', 'Which arms, how long.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the study; goes on with what it holds.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', paths.config_file('configs/study.py'), 'Which arms, how long.'
+)
+_WORKDIR = flags.DEFINE(
+    command.PATH, 'workdir', None, 'Folder of the study; goes on with what it holds.'
+)
 
 
 def main(argv):

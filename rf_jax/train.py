@@ -14,10 +14,12 @@ from ml_collections import config_flags
 
 from rf_jax.evaluation import report
 from rf_jax.learning import loop
-from rf_jax.runtime import command, hosts, metrics, profile, workdir
+from rf_jax.runtime import command, hosts, metrics, paths, profile, workdir
 
-_CONFIG = config_flags.DEFINE_config_file('config', 'configs/emoji.py', 'What to train.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; resumes what it holds.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', paths.config_file('configs/emoji.py'), 'What to train.'
+)
+_WORKDIR = flags.DEFINE(command.PATH, 'workdir', None, 'Folder of the run; resumes what it holds.')
 _PROFILE = flags.DEFINE_string('profile', '', 'Steps to trace, first:last, as in 10:15.')
 
 

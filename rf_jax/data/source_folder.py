@@ -1,9 +1,10 @@
 """Data from the user's disk: a folder of captioned pictures, and plain text."""
 
+import io
+import itertools
 import json
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,8 +42,8 @@ class FolderSource:
             raise UserError(f'data.sources: {self.name} cannot be read: {error}') from error
         if lines is None:
             raise UserError(
-                f'data.sources: {self.name} needs a file captions.jsonl in that folder, one line a '
-                f'picture, such as {_EXAMPLE}'
+                f'data.sources: {self.name} needs a file captions.jsonl in that folder (looked for '
+                f'{listing.absolute()}), one line a picture, such as {_EXAMPLE}'
             )
         parsed = [
             self._parse(line, f'line {number}')
@@ -129,7 +130,10 @@ class TextSource:
         try:
             root = Path(path).expanduser()
             if not path or not root.exists():
-                raise UserError(f'data.sources: {self.name} is neither a text file nor a folder')
+                raise UserError(
+                    f'data.sources: {self.name} is neither a text file nor a folder (looked for '
+                    f'{root.absolute()})'
+                )
             files = [root]
             if root.is_dir():
                 os.listdir(root)  # raises where rglob just finds nothing
@@ -140,15 +144,14 @@ class TextSource:
         self._paragraphs: list[str] = []
         for file in files:
             try:
-                text = text_files.read(file)
+                found = list(_paragraphs(io.StringIO(text_files.read(file))))
             except OSError as error:
                 skips.add('cannot be read', str(error))
                 continue
             except UnicodeDecodeError:
                 skips.add('not UTF-8 text', str(file))
                 continue
-            paragraphs = (clean(part) for part in re.split(r'\n\s*\n', text))
-            self._paragraphs.extend(part for part in paragraphs if part)
+            self._paragraphs.extend(found)
         self.skipped = skips.counts
         if not self._paragraphs:
             raise UserError(
@@ -165,6 +168,13 @@ class TextSource:
 
     def picture(self, i: int) -> np.ndarray:
         raise BadPicture(f'{self.name} has no pictures')
+
+
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Cleaned; line by line, as whole files may be larger than memory has room for twice."""
+    for blank, group in itertools.groupby(lines, key=str.isspace):
+        if not blank:
+            yield clean(''.join(group))
 
 
 def _strings(value: str | Sequence[str]) -> tuple[str, ...]:

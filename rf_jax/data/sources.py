@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import io
 import json
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from rf_jax.data.records import Record, clean
 from rf_jax.data.source_folder import FolderSource, TextSource
 from rf_jax.data.source_scenes import ScenesSource
 from rf_jax.data.source_tfds import TfdsSource
+from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError
 
 _EMOJI = Path(__file__).parent / 'assets' / 'emoji64.zip'
@@ -91,6 +93,7 @@ SOURCES = {
     'tfds': TfdsSource,
     'text': TextSource,
 }
+_ON_DISK = ('folder', 'text')  # their argument is a path
 
 
 def build(text: str, max_pixels: int) -> list[Source]:
@@ -99,15 +102,25 @@ def build(text: str, max_pixels: int) -> list[Source]:
 
     Pictures of more than `max_pixels` pixels are left out. Raises UserError.
     """
-    parts = [part.strip() for part in text.split(',') if part.strip()]
+    check(text)
+    parts = _split(text)
+    sources: dict[str, Source] = {}
+    for part in dict.fromkeys(parts):
+        kind, _, argument = part.partition(':')
+        sources[part] = SOURCES[kind](argument, max_pixels)
+    return [sources[part] for part in parts]
+
+
+def check(text: str) -> None:
+    """Raises UserError, before anything is read, for an unknown kind of source and for a URL."""
     known = (
         'emoji | scenes:rung/size[/option...] | folder:/path | tfds:name[/config][:split] | '
         'text:/path'
     )
+    parts = _split(text)
     if not parts:
         raise UserError(f'data.sources is empty; expected a comma-separated list of {known}')
-    sources: dict[str, Source] = {}
-    for part in dict.fromkeys(parts):
+    for part in parts:
         kind, _, argument = part.partition(':')
         if kind not in SOURCES:
             near = difflib.get_close_matches(kind, SOURCES, n=1)
@@ -115,8 +128,27 @@ def build(text: str, max_pixels: int) -> list[Source]:
             raise UserError(
                 f'data.sources: unknown kind {kind!r} in {part!r}.{hint} Known: {known}'
             )
-        sources[part] = SOURCES[kind](argument, max_pixels)
-    return [sources[part] for part in parts]
+        if kind in _ON_DISK and argument:
+            paths.local(argument, 'data.sources')
+
+
+def located(text: str) -> str:
+    """The same list with absolute paths: it names the same data from whatever folder it is read.
+
+    Raises UserError for a URL.
+    """
+    parts = []
+    for part in _split(text):
+        kind, colon, argument = part.partition(':')
+        if kind in _ON_DISK and argument:
+            path = paths.local(argument, 'data.sources')
+            part = f'{kind}{colon}{os.path.abspath(path)}'
+        parts.append(part)
+    return ','.join(parts)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(',') if part.strip()]
 
 
 def surveyed(text: str) -> bool:

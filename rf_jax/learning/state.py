@@ -13,6 +13,7 @@ import optax
 from rf_jax.data import layout
 from rf_jax.data.keys import fold
 from rf_jax.learning import optimizer as optimizers
+from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.sharding import path_name
 
@@ -71,8 +72,9 @@ def initialise(model, optimizer_of, codes: int, width: int, seed: int) -> State:
 
 
 def other_runs(config) -> list[Path]:
-    """Folders of `initialise_from`."""
-    return [Path(part.strip()) for part in config.initialise_from.split(',') if part.strip()]
+    """Folders of `initialise_from`. Raises UserError for a URL."""
+    parts = (part.strip() for part in config.initialise_from.split(','))
+    return [paths.local(part, 'initialise_from') for part in parts if part]
 
 
 def started_from(current: State, saved: Sequence, config) -> State:

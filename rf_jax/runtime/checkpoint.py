@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from rf_jax.runtime import checkpoint_files
+from rf_jax.runtime import checkpoint_files, paths
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import check_writable
 
@@ -47,7 +47,7 @@ class Checkpoints:
         for field, value in {'every': every, 'keep': keep}.items():
             if value < 1:
                 raise UserError(f'checkpoint.{field} is {value}, but must be at least 1.')
-        self.directory = epath.Path(directory).resolve()
+        self.directory = epath.Path(paths.local(directory, 'directory')).resolve()
         check_writable(self.directory)
         self.failures = 0
         self._pending: int | None = None  # step of the save under way
@@ -193,14 +193,15 @@ class Checkpoints:
 
 def any_in(workdir: str | os.PathLike) -> bool:
     """Whether the folder of a run holds a checkpoint, whole or not."""
-    return any(path.name.isdecimal() for path in epath.Path(workdir).glob('checkpoints/*'))
+    folder = paths.local(workdir, '--workdir')
+    return any(path.name.isdecimal() for path in folder.glob('checkpoints/*'))
 
 
 def holds(workdir: str | os.PathLike, step: int) -> bool:
     """Whether the folder of a run holds the checkpoint of a step; a folder of that name is whole,
     as it is renamed when all is written.
     """
-    return (epath.Path(workdir) / 'checkpoints' / str(step)).is_dir()
+    return (paths.local(workdir, '--workdir') / 'checkpoints' / str(step)).is_dir()
 
 
 def restore_numpy(
@@ -218,7 +219,8 @@ def restore_numpy(
     Raises:
       UserError: there is no such checkpoint or no such part, or none can be read.
     """
-    directory = epath.Path(directory).resolve()  # orbax takes no other
+    # Orbax takes no relative path.
+    directory = epath.Path(paths.local(directory, 'directory')).resolve()
     names = [path.name for path in directory.iterdir()] if directory.exists() else []
     steps = sorted(int(name) for name in names if name.isdecimal())
     if not steps or step not in (None, *steps):

@@ -1,16 +1,42 @@
 """Command lines that speak to people: one line for a mistake of theirs, a traceback for ours."""
 
 import difflib
+import math
 import os
 import runpy
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from absl import app, flags, logging
 
-from rf_jax.runtime import environment, hosts
+from rf_jax.runtime import environment, hosts, paths
 from rf_jax.runtime.errors import UserError
+
+# What word processors and chats make of a hyphen.
+_DASHES = tuple('\u2010\u2011\u2012\u2013\u2014\u2015\u2212')
+
+
+class _Path(flags.ArgumentParser):
+    """A local path, with `~` expanded; an empty one and URLs are refused."""
+
+    def parse(self, argument: str) -> str:
+        return str(paths.expanded(argument))
+
+    def flag_type(self) -> str:
+        return 'path'
+
+
+class Finite(flags.FloatParser):
+    """As FloatParser, but neither nan nor inf."""
+
+    def is_outside_bounds(self, val: float) -> bool:
+        return not math.isfinite(val) or super().is_outside_bounds(val)
+
+
+PATH = _Path()  # flags.DEFINE(command.PATH, name, ...)
 
 
 def run(main: Callable, required: Sequence[str] = (), several: bool = False) -> None:
@@ -22,8 +48,6 @@ def run(main: Callable, required: Sequence[str] = (), several: bool = False) -> 
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(None)
-    for name in required:
-        flags.mark_flag_as_required(name)
 
     def guarded(argv):
         try:
@@ -43,20 +67,61 @@ def run(main: Callable, required: Sequence[str] = (), several: bool = False) -> 
             hosts.abandon(error)
             raise
 
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=partial(_parse, required=required))
 
 
-def _parse(argv: Sequence[str]) -> Sequence[str]:
+def _parse(argv: Sequence[str], required: Sequence[str] = ()) -> Sequence[str]:
+    flags.FLAGS.set_gnu_getopt(True)  # flags after a stray word are flags, not further words
     try:
-        rest = flags.FLAGS(list(argv))
+        rest = flags.FLAGS(_with_config_file(argv))
+        if len(rest) > 1:
+            _fail(_stray(argv, rest[1]))
+        for name in required:
+            if flags.FLAGS[name].value is None:
+                _fail(f'--{name} is missing (--helpshort lists all flags)')
         if 'config' in flags.FLAGS:
             flags.FLAGS.config.keys()  # a file that is not there raises at the first use only
         return rest
+    except UserError as error:
+        _fail(str(error))
     except (AttributeError, KeyError, TypeError, OSError) as error:
         _fail(explain(argv, error))
     except flags.Error as error:
         in_the_file = 'Error whilst parsing config file' in str(error)  # config_flags' traceback
         _fail(explain(argv, error) if in_the_file else f'{error} (--helpshort lists all flags)')
+
+
+def _with_config_file(argv: Sequence[str]) -> list[str]:
+    """The command line with the file of --config as `paths.config_file` finds it."""
+    found = list(argv)
+    for i, argument in enumerate(argv[1:], 1):
+        name, equals, value = argument.partition('=')
+        if equals and name in ('--config', '-config'):
+            found[i] = f'{name}={paths.config_file(value)}'
+        elif argv[i - 1] in ('--config', '-config'):
+            found[i] = paths.config_file(argument)
+    return found
+
+
+def _stray(argv: Sequence[str], word: str) -> str:
+    """What to say of a word of the command line that is no flag and no value of one."""
+    if word.startswith(_DASHES):
+        return f'{word!r} begins with {word[0]!r}, not with two hyphens: write --' + word.lstrip(
+            '-' + ''.join(_DASHES)
+        )
+    place = argv.index(word) if word in argv else 0  # 0: it comes from a --flagfile
+    before = argv[place - 1]
+    if place and before.startswith('-') and '=' in before:
+        flag, _, value = before.partition('=')
+        after = argv[place + 1 :]
+        words = [value, word]
+        for each in after:
+            if each.startswith('-'):
+                break
+            words.append(each)
+        quoted = shlex.quote(' '.join(words))
+        return f'{word!r} belongs to no flag; a value with spaces needs quotes: {flag}={quoted}'
+    return f'{word!r} belongs to no flag; flags are written --name=value'
 
 
 def _fail(message: str) -> None:
@@ -66,7 +131,8 @@ def _fail(message: str) -> None:
 
 def explain(argv: Sequence[str], error: Exception) -> str:
     """What is wrong with `--config...`: no such file, or no such field and the nearest ones."""
-    path = flags.FLAGS['config'].default if 'config' in flags.FLAGS else ''
+    # Of a default that could not be read, `default` is an error object.
+    path = flags.FLAGS['config'].default_as_str.strip("'") if 'config' in flags.FLAGS else ''
     for argument, after in zip(argv, [*argv[1:], '']):
         if argument.startswith(('--config=', '-config=')):
             path = argument.split('=', 1)[1]
