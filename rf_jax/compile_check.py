@@ -17,11 +17,11 @@ from ml_collections import config_flags
 
 from rf_jax.evaluation import compile_report
 from rf_jax.learning import checks
-from rf_jax.runtime import command, paths, topology
+from rf_jax.runtime import command, topology
 from rf_jax.runtime.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', paths.config_file('configs/paper/joint.py'), 'What to compile.'
+    'config', None, 'What to compile; configs/paper/joint.py by default.'
 )
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5p:8x8x8', 'Chips of a slice, as in v5e:2x4.')
 _SLICES = flags.DEFINE_integer('slices', 1, 'Slices, joined by the network.', lower_bound=1)
@@ -88,4 +88,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    command.run(main)
+    command.run(main, config='configs/paper/joint.py')

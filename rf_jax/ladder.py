@@ -10,10 +10,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from rf_jax.evaluation import ladder, study_plots
-from rf_jax.runtime import command, paths
+from rf_jax.runtime import command
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', paths.config_file('configs/ladder.py'), 'Which rungs.'
+    'config', None, 'Which rungs; configs/ladder.py by default.'
 )
 _FOLDER = flags.DEFINE(command.PATH, 'folder', 'runs', 'Where the folders of the studies lie.')
 _WORKDIR = flags.DEFINE(
@@ -28,4 +28,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    command.run(main, required=['workdir'])
+    command.run(main, config='configs/ladder.py', required=['workdir'])

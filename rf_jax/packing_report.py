@@ -16,11 +16,11 @@ from rf_jax.data.pipeline import Batches
 from rf_jax.data.plan import Plan
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.learning import bounds, checks
-from rf_jax.runtime import command, metrics, paths
+from rf_jax.runtime import command, metrics
 from rf_jax.runtime.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', paths.config_file('configs/emoji.py'), 'Whose data to plan.'
+    'config', None, 'Whose data to plan; configs/emoji.py by default.'
 )
 _SAMPLES = flags.DEFINE_integer('samples', 0, 'Draws planned; 0: an epoch.', lower_bound=0)
 _ROW_TOKENS = flags.DEFINE_integer(
@@ -83,4 +83,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    command.run(main)
+    command.run(main, config='configs/emoji.py')

@@ -14,10 +14,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from rf_jax.evaluation import study
-from rf_jax.runtime import command, paths
+from rf_jax.runtime import command
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', paths.config_file('configs/study.py'), 'Which arms, how long.'
+    'config', None, 'Which arms, how long; configs/study.py by default.'
 )
 _WORKDIR = flags.DEFINE(
     command.PATH, 'workdir', None, 'Folder of the study; goes on with what it holds.'
@@ -35,4 +35,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    command.run(main, required=['workdir'])
+    command.run(main, config='configs/study.py', required=['workdir'])

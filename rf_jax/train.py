@@ -13,11 +13,11 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from rf_jax.evaluation import report
-from rf_jax.learning import loop
-from rf_jax.runtime import command, hosts, metrics, paths, profile, workdir
+from rf_jax.learning import checks, loop
+from rf_jax.runtime import command, hosts, metrics, profile, workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', paths.config_file('configs/emoji.py'), 'What to train.'
+    'config', None, 'What to train; configs/emoji.py by default.'
 )
 _WORKDIR = flags.DEFINE(command.PATH, 'workdir', None, 'Folder of the run; resumes what it holds.')
 _PROFILE = flags.DEFINE_string('profile', '', 'Steps to trace, first:last, as in 10:15.')
@@ -26,6 +26,7 @@ _PROFILE = flags.DEFINE_string('profile', '', 'Steps to trace, first:last, as in
 def main(argv):
     del argv
     traced = profile.parse(_PROFILE.value)
+    checks.check(_CONFIG.value)  # before the workdir is made
     with workdir.alone(_WORKDIR.value):
         return _train(traced)
 
@@ -46,4 +47,4 @@ def _train(traced: tuple[int, int] | None) -> int:
 
 
 if __name__ == '__main__':
-    command.run(main, required=['workdir'], several=True)
+    command.run(main, config='configs/emoji.py', required=['workdir'], several=True)

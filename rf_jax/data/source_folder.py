@@ -171,7 +171,9 @@ class TextSource:
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Cleaned; line by line, as whole files may be larger than memory has room for twice."""
+    """Cleaned. Line by line: a regular expression over gigabytes would hold the interpreter, and
+    with it the heartbeat of this process, for minutes.
+    """
     for blank, group in itertools.groupby(lines, key=str.isspace):
         if not blank:
             yield clean(''.join(group))

@@ -17,6 +17,7 @@ from rf_jax.runtime.errors import UserError
 
 # What word processors and chats make of a hyphen.
 _DASHES = tuple('\u2010\u2011\u2012\u2013\u2014\u2015\u2212')
+_CONFIG = ('--config', '-config')
 
 
 class _Path(flags.ArgumentParser):
@@ -39,9 +40,12 @@ class Finite(flags.FloatParser):
 PATH = _Path()  # flags.DEFINE(command.PATH, name, ...)
 
 
-def run(main: Callable, required: Sequence[str] = (), several: bool = False) -> None:
+def run(
+    main: Callable, required: Sequence[str] = (), several: bool = False, config: str = ''
+) -> None:
     """`absl.app.run(main)`; UserError and unknown config fields end with one line and code 1.
 
+    `required`: flags that must be given; `config`: the file of --config if it is not given.
     `several`: this command may be one of several processes (runtime/hosts.py).
     """
     environment.prepare()
@@ -67,13 +71,14 @@ def run(main: Callable, required: Sequence[str] = (), several: bool = False) -> 
             hosts.abandon(error)
             raise
 
-    app.run(guarded, flags_parser=partial(_parse, required=required))
+    app.run(guarded, flags_parser=partial(_parse, required=required, config=config))
 
 
-def _parse(argv: Sequence[str], required: Sequence[str] = ()) -> Sequence[str]:
+def _parse(argv: Sequence[str], required: Sequence[str], config: str) -> Sequence[str]:
     flags.FLAGS.set_gnu_getopt(True)  # flags after a stray word are flags, not further words
     try:
-        rest = flags.FLAGS(_with_config_file(argv))
+        argv = _with_config_file(argv, config)
+        rest = flags.FLAGS(argv)
         if len(rest) > 1:
             _fail(_stray(argv, rest[1]))
         for name in required:
@@ -91,15 +96,21 @@ def _parse(argv: Sequence[str], required: Sequence[str] = ()) -> Sequence[str]:
         _fail(explain(argv, error) if in_the_file else f'{error} (--helpshort lists all flags)')
 
 
-def _with_config_file(argv: Sequence[str]) -> list[str]:
-    """The command line with the file of --config as `paths.config_file` finds it."""
-    found = list(argv)
+def _with_config_file(argv: Sequence[str], default: str) -> list[str]:
+    """The command line with the file of --config, or the default, as `paths.config_file` finds it.
+
+    A default that the flag itself had would be read while the command is imported, where its errors
+    and those of its overrides can only be tracebacks.
+    """
+    found, given = list(argv), False
     for i, argument in enumerate(argv[1:], 1):
         name, equals, value = argument.partition('=')
-        if equals and name in ('--config', '-config'):
-            found[i] = f'{name}={paths.config_file(value)}'
-        elif argv[i - 1] in ('--config', '-config'):
-            found[i] = paths.config_file(argument)
+        if equals and name in _CONFIG:
+            found[i], given = f'{name}={paths.config_file(value)}', True
+        elif argv[i - 1] in _CONFIG:
+            found[i], given = paths.config_file(argument), True
+    if default and not given:
+        found.insert(1, f'--config={paths.config_file(default)}')
     return found
 
 
@@ -131,13 +142,10 @@ def _fail(message: str) -> None:
 
 def explain(argv: Sequence[str], error: Exception) -> str:
     """What is wrong with `--config...`: no such file, or no such field and the nearest ones."""
-    # Of a default that could not be read, `default` is an error object.
-    path = flags.FLAGS['config'].default_as_str.strip("'") if 'config' in flags.FLAGS else ''
+    path = ''
     for argument, after in zip(argv, [*argv[1:], '']):
-        if argument.startswith(('--config=', '-config=')):
-            path = argument.split('=', 1)[1]
-        elif argument in ('--config', '-config'):
-            path = after
+        if argument.partition('=')[0] in _CONFIG:
+            path = argument.partition('=')[2] or after
     path, _, variant = str(path).partition(':')
     if not os.path.exists(path):
         return f'--config={path}: there is no such file (looked from {os.getcwd()})'
