@@ -15,7 +15,7 @@ import json, os, runpy, sys, tempfile, traceback, warnings
 from rf_jax.runtime import environment
 environment.prepare()
 import rf_jax.evaluation.compile_report, rf_jax.evaluation.report, rf_jax.evaluation.study
-import rf_jax.evaluation.ladder, rf_jax.learning.bounds
+import rf_jax.evaluation.ladder
 warnings.simplefilter('ignore')
 for name, (module, *arguments) in json.loads(sys.argv[1]).items():
     with tempfile.TemporaryFile() as output:

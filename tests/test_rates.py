@@ -107,6 +107,12 @@ def test_two_arms_that_never_are_right_may_differ():
     assert -0.35 < found.low < -0.1 and found.value == 0 and 0.1 < found.high < 0.35
 
 
+def test_no_difference_is_larger_than_one():
+    right, wrong = (rates.gather([(None, of_rates([[x]]))], 'seen') for x in (1, 0))
+    found = rates.difference(right, wrong)
+    assert found.low <= found.value == found.high == 1
+
+
 def test_students_interval():
     for freedom, value in ((1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042)):
         assert rates.student(freedom) == pytest.approx(value, abs=1e-3)

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,7 +68,9 @@ def read_rgb(file: str | Path | bytes, max_pixels: int) -> np.ndarray:
 
 def _open(file: str | Path | bytes) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+        image = Image.open(
+            io.BytesIO(file) if isinstance(file, bytes) else os.path.expanduser(file)
+        )
     except Exception as error:  # as above; DecompressionBombError is among them
         raise BadPicture(_reason(error)) from error
     if image.format in _VECTOR_FORMATS:

@@ -73,8 +73,9 @@ class Tokenizer:
         advice = (
             "tokenizer.path names a model made by python -m rf_jax.data.tokenizer; '' trains one"
         )
+        path = paths.local(path, 'tokenizer.path')
         try:
-            return cls(paths.local(path, 'tokenizer.path').read_bytes())
+            return cls(path.read_bytes())
         except OSError as error:
             raise UserError(f'cannot read tokenizer {path}: {error.strerror}. {advice}') from error
         except ValueError as error:
