@@ -23,7 +23,9 @@ _SAMPLES = flags.DEFINE_integer(
 _PROMPTS = flags.DEFINE_integer('prompts', 50, 'Of scenes: prompts of each category and side.', 1)
 _PICTURES = flags.DEFINE_integer('pictures', 4, 'Of scenes: pictures of each prompt.', 1)
 _QUESTIONS = flags.DEFINE_integer('questions', 50, 'Of scenes: questions of each kind.', 1)
-_OUT = flags.DEFINE_string('out', None, 'Folder of the table and the grid; the workdir by default.')
+_OUT = flags.DEFINE(
+    command.PATH, 'out', None, 'Folder of the table and the grid; the workdir by default.'
+)
 _SEED = flags.DEFINE_integer(
     'seed', None, "The noise; but of scenes, also which pictures. The run's own by default.", 0
 )

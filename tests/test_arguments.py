@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ COMMANDS = {
     'compile_check': (('--topology=cpu:1',), ('json', 'table')),
     'data.tokenizer': ((), ('out',)),
     'describe': (('--workdir=run', '--image=a.png'), ('workdir', 'image')),
-    'evaluate': (('--workdir=run',), ('workdir',)),
+    'evaluate': (('--workdir=run',), ('workdir', 'out')),
     'ladder': (('--workdir=run',), ('workdir', 'folder')),
     'packing_report': ((), ()),
     'sample': (('--workdir=run', '--prompt=red'), ('workdir', 'out', 'prompts')),
@@ -135,6 +136,17 @@ def error(told, name):
 def test_every_command_is_tried():
     modules = {path.stem for path in (ROOT / 'rf_jax').glob('*.py')} - {'__init__'}
     assert {*modules, 'data.tokenizer'} == set(COMMANDS)
+
+
+@pytest.mark.parametrize('module', COMMANDS)
+def test_every_flag_of_a_file_or_folder_is_a_path(module):
+    text = (ROOT / f'rf_jax/{module.replace(".", "/")}.py').read_text()
+    found = re.findall(r"command\.PATH,[^']*'(\w+)'", text)
+    assert sorted(found) == sorted(COMMANDS[module][1])
+    strings = re.findall(
+        r"DEFINE_(?:multi_)?string\(\s*'(\w+)',[^']*'[^']*\b([Ff]olders?|[Ff]ile)\b", text
+    )
+    assert not strings
 
 
 @pytest.mark.parametrize('module', COMMANDS)
