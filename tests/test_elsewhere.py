@@ -56,7 +56,7 @@ def elsewhere(trained, monkeypatch):
 
 def test_the_start_says_how_many_captions_are_truncated(trained):
     (line,) = [line for line in trained[2] if 'truncated' in line]
-    assert line.startswith('12 of 12 captions do not fit into data.max_text=16 tokens')
+    assert line.startswith('12 of 12 captions looked at do not fit into data.max_text=16 tokens')
 
 
 def test_no_rate_is_shown_that_cannot_be_reached(trained):

@@ -41,7 +41,7 @@ def tell_truncated(sources: Sequence, tokenizer, data) -> None:
     long, count = truncated(sources, tokenizer, data)
     if long:
         logging.warning(
-            '%d of %d captions do not fit into data.max_text=%d tokens and are truncated: raise '
-            'data.max_text and data.capacity.text',
+            '%d of %d captions looked at do not fit into data.max_text=%d tokens and are '
+            'truncated: raise data.max_text and data.capacity.text',
             *(long, count, data.max_text),
         )
