@@ -17,7 +17,9 @@ from rf_jax.learning import loop, report
 from rf_jax.models import flops
 from rf_jax.runtime import command, metrics
 
-_CONFIG = config_flags.DEFINE_config_file('config', 'configs/emoji.py', 'What to time.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'What to time; configs/emoji.py by default.'
+)
 _STEPS = flags.DEFINE_integer('steps', 30, 'Steps timed, after three to warm up.', lower_bound=1)
 
 
@@ -88,4 +90,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    command.run(main)
+    command.run(main, config='configs/emoji.py')

@@ -20,13 +20,17 @@ from rf_jax.learning import checks
 from rf_jax.runtime import command, topology
 from rf_jax.runtime.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file('config', 'configs/paper/joint.py', 'What to compile.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'What to compile; configs/paper/joint.py by default.'
+)
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5p:8x8x8', 'Chips of a slice, as in v5e:2x4.')
 _SLICES = flags.DEFINE_integer('slices', 1, 'Slices, joined by the network.', lower_bound=1)
 _ONLY = flags.DEFINE_list('only', ['initialise', 'train_step', 'sample'], 'Programs to compile.')
 _SWEEP = flags.DEFINE_bool('sweep', False, 'Try meshes and remat policies for the train step.')
-_JSON = flags.DEFINE_string('json', '', 'File for all figures.')
-_TABLE = flags.DEFINE_string('table', '', 'Markdown file whose table gets a line a program.')
+_JSON = flags.DEFINE(command.PATH, 'json', None, 'File for all figures.')
+_TABLE = flags.DEFINE(
+    command.PATH, 'table', None, 'Markdown file whose table gets a line a program.'
+)
 
 
 def sweep(config, devices) -> tuple[bool, list]:
@@ -84,4 +88,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    command.run(main)
+    command.run(main, config='configs/paper/joint.py')

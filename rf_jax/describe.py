@@ -7,10 +7,18 @@ from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import command
 from rf_jax.runtime.errors import UserError
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-_IMAGE = flags.DEFINE_multi_string('image', [], 'Picture file; may be given several times.')
+_WORKDIR = flags.DEFINE(command.PATH, 'workdir', None, 'Folder of the run.')
+_IMAGE = flags.DEFINE_multi(
+    command.PATH,
+    flags.ArgumentSerializer(),
+    'image',
+    [],
+    'Picture file; may be given several times.',
+)
 _QUESTION = flags.DEFINE_string('question', '', 'Asked of every picture; without: what is it?')
-_STEP = flags.DEFINE_integer('checkpoint', None, 'Step of the checkpoint; the newest by default.')
+_STEP = flags.DEFINE_integer(
+    'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
+)
 
 
 def main(argv):

@@ -12,7 +12,7 @@ from rf_jax.evaluation import inspection, report, scoring
 from rf_jax.runtime import command, workdir
 from rf_jax.runtime.errors import UserError
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE(command.PATH, 'workdir', None, 'Folder of the run.')
 _SAMPLES = flags.DEFINE_integer(
     'samples',
     None,
@@ -23,11 +23,15 @@ _SAMPLES = flags.DEFINE_integer(
 _PROMPTS = flags.DEFINE_integer('prompts', 50, 'Of scenes: prompts of each category and side.', 1)
 _PICTURES = flags.DEFINE_integer('pictures', 4, 'Of scenes: pictures of each prompt.', 1)
 _QUESTIONS = flags.DEFINE_integer('questions', 50, 'Of scenes: questions of each kind.', 1)
-_OUT = flags.DEFINE_string('out', None, 'Folder of the table and the grid; the workdir by default.')
-_SEED = flags.DEFINE_integer(
-    'seed', None, "The noise; but of scenes, also which pictures. The run's own by default."
+_OUT = flags.DEFINE(
+    command.PATH, 'out', None, 'Folder of the table and the grid; the workdir by default.'
 )
-_STEP = flags.DEFINE_integer('checkpoint', None, 'Step of the checkpoint; the newest by default.')
+_SEED = flags.DEFINE_integer(
+    'seed', None, "The noise; but of scenes, also which pictures. The run's own by default.", 0
+)
+_STEP = flags.DEFINE_integer(
+    'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
+)
 
 
 def main(argv):
@@ -38,11 +42,13 @@ def main(argv):
     seed = config.seed if _SEED.value is None else _SEED.value
     if not samples:
         raise UserError('evaluation.samples=0 of the run: give --samples')
-    with_pictures = [
-        source
-        for source in sources.build(data.sources, data.max_pixels)
-        if sources.pictured(source)
-    ]
+    try:
+        found = sources.build(data.sources, data.max_pixels)
+    except UserError as error:
+        raise UserError(
+            f'{error}. If the data was moved, change data.sources in {_WORKDIR.value}/config.json'
+        ) from None
+    with_pictures = [source for source in found if sources.pictured(source)]
     if not with_pictures:
         raise UserError(f'data.sources={data.sources!r} of the run has no pictures')
     amount = scoring.Amount(_PROMPTS.value, _PICTURES.value, samples, _QUESTIONS.value)

@@ -12,9 +12,13 @@ from ml_collections import config_flags
 from rf_jax.evaluation import ladder, study_plots
 from rf_jax.runtime import command
 
-_CONFIG = config_flags.DEFINE_config_file('config', 'configs/ladder.py', 'Which rungs.')
-_FOLDER = flags.DEFINE_string('folder', 'runs', 'Where the folders of the studies lie.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where ladder.md and ladder.png are written.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Which rungs; configs/ladder.py by default.'
+)
+_FOLDER = flags.DEFINE(command.PATH, 'folder', 'runs', 'Where the folders of the studies lie.')
+_WORKDIR = flags.DEFINE(
+    command.PATH, 'workdir', None, 'Where ladder.md and ladder.png are written.'
+)
 
 
 def main(argv):
@@ -24,4 +28,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    command.run(main, required=['workdir'])
+    command.run(main, config='configs/ladder.py', required=['workdir'])

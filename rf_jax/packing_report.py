@@ -15,13 +15,19 @@ from rf_jax.data.draws import Mixture
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.plan import Plan
 from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.learning import bounds, checks
 from rf_jax.runtime import command, metrics
 from rf_jax.runtime.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file('config', 'configs/emoji.py', 'Whose data to plan.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Whose data to plan; configs/emoji.py by default.'
+)
 _SAMPLES = flags.DEFINE_integer('samples', 0, 'Draws planned; 0: an epoch.', lower_bound=0)
 _ROW_TOKENS = flags.DEFINE_integer(
-    'row_tokens', 0, "Tokens of a row, shared out as suits the samples; 0: the config's own rows."
+    'row_tokens',
+    0,
+    "Tokens of a row, shared out as suits the samples; 0: the config's own rows.",
+    lower_bound=0,
 )
 _DISTRIBUTION = flags.DEFINE_enum(
     'distribution', '', ['', *made_up.KINDS], 'Made-up sizes of a million samples.'
@@ -68,6 +74,7 @@ def planned(config, kind: str, row_tokens: int) -> Plan:
 def main(argv):
     del argv
     began = time.process_time()
+    bounds.check(checks.flatten(_CONFIG.value.to_dict()))
     plan = planned(_CONFIG.value, _DISTRIBUTION.value, _ROW_TOKENS.value)
     print(f'seconds, to start      {time.process_time() - began:12.1f}')
     draws = _SAMPLES.value or round(plan.mixture.epoch())
@@ -76,4 +83,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    command.run(main)
+    command.run(main, config='configs/emoji.py')

@@ -20,24 +20,33 @@ from rf_jax.learning import flow
 from rf_jax.runtime import command, workdir
 from rf_jax.runtime.errors import UserError
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE(command.PATH, 'workdir', None, 'Folder of the run.')
 _PROMPT = flags.DEFINE_multi_string('prompt', [], 'What to draw; may be given several times.')
-_PROMPTS = flags.DEFINE_string('prompts', None, 'A text file with one prompt a line.')
-_OUT = flags.DEFINE_string('out', None, 'Folder of the pictures; WORKDIR/drawn if not given.')
+_PROMPTS = flags.DEFINE(command.PATH, 'prompts', None, 'A text file with one prompt a line.')
+_OUT = flags.DEFINE(
+    command.PATH, 'out', None, 'Folder of the pictures; WORKDIR/drawn if not given.'
+)
 _NUMBER = flags.DEFINE_integer('number', 4, 'Pictures per prompt.', lower_bound=1)
 _SIZE = flags.DEFINE_string('size', None, 'HEIGHTxWIDTH in pixels; the training size if not given.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Another seed draws other pictures.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Another seed draws other pictures.', 0)
 _STEPS = flags.DEFINE_integer('steps', None, 'Flow steps.', lower_bound=1)
 _METHOD = flags.DEFINE_enum('method', None, list(flow.METHODS), 'Flow sampler.')
 _TOP_K = flags.DEFINE_integer('top_k', None, 'Keep the k likeliest tokens; 0: all.', 0)
-_TEMPERATURE = flags.DEFINE_float(
-    'temperature', None, 'Of the representation tokens; 0: greedy.', 0
+_TEMPERATURE = flags.DEFINE(
+    command.Finite(0), 'temperature', None, 'Of the representation tokens; 0: greedy.'
 )
-_GUIDANCE_REPRESENTATION = flags.DEFINE_float(
-    'guidance_representation', None, 'Guidance of the representation tokens; 1: off.'
+_GUIDANCE_REPRESENTATION = flags.DEFINE(
+    command.Finite(0),
+    'guidance_representation',
+    None,
+    'Guidance of the representation tokens; 1: off.',
 )
-_GUIDANCE_PIXELS = flags.DEFINE_float('guidance_pixels', None, 'Guidance of the pixels; 1: off.')
-_STEP = flags.DEFINE_integer('checkpoint', None, 'Step of the checkpoint; the newest by default.')
+_GUIDANCE_PIXELS = flags.DEFINE(
+    command.Finite(0), 'guidance_pixels', None, 'Guidance of the pixels; 1: off.'
+)
+_STEP = flags.DEFINE_integer(
+    'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
+)
 
 
 def main(argv):

@@ -13,8 +13,12 @@ from ml_collections import config_flags
 from rf_jax.evaluation import study
 from rf_jax.runtime import command, exits
 
-_CONFIG = config_flags.DEFINE_config_file('config', 'configs/study.py', 'Which arms, how long.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the study; goes on with what it holds.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Which arms, how long; configs/study.py by default.'
+)
+_WORKDIR = flags.DEFINE(
+    command.PATH, 'workdir', None, 'Folder of the study; goes on with what it holds.'
+)
 
 
 def main(argv):
@@ -28,4 +32,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    command.run(main, required=['workdir'])
+    command.run(main, config='configs/study.py', required=['workdir'])

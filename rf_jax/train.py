@@ -9,18 +9,21 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from rf_jax.evaluation import report
-from rf_jax.learning import loop
+from rf_jax.learning import checks, loop
 from rf_jax.learning.state import State
 from rf_jax.runtime import command, exits, hosts, metrics, profile, workdir
 
-_CONFIG = config_flags.DEFINE_config_file('config', 'configs/emoji.py', 'What to train.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; resumes what it holds.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'What to train; configs/emoji.py by default.'
+)
+_WORKDIR = flags.DEFINE(command.PATH, 'workdir', None, 'Folder of the run; resumes what it holds.')
 _PROFILE = flags.DEFINE_string('profile', '', 'Steps to trace, first:last, as in 10:15.')
 
 
 def main(argv):
     del argv
     traced = profile.parse(_PROFILE.value)
+    checks.check(_CONFIG.value)  # before the workdir is made
     with workdir.alone(_WORKDIR.value):
         return _train(traced)
 
@@ -56,4 +59,4 @@ def _evaluate(run: loop.Run, state: State) -> None:
 
 
 if __name__ == '__main__':
-    command.run(main, required=['workdir'], several=True)
+    command.run(main, config='configs/emoji.py', required=['workdir'], several=True)

@@ -37,6 +37,7 @@ class Painter:
         self.source, self.right = source, right
 
     config = base.get_config()
+    tokenizer = SimpleNamespace(encode=str.split)
 
     def request(self, prompt, seed, size):
         assert size == (64, 64)  # the 32 px pictures are enlarged to the only training size
@@ -81,6 +82,34 @@ def test_a_right_painter_scores_all_and_a_wrong_one_almost_nothing():
     bad = identification.evaluate(Painter(source, False), source, 12, seed=0)
     assert bad.top1 <= 1 / 12 and bad.exact <= 1 / 12
     assert 'colour 3' not in good.labels + bad.labels
+
+
+@pytest.mark.parametrize('gallery', [1, 9, 10, 29])
+def test_no_chance_level_is_above_one(gallery):
+    result = identification.Result(1, gallery, 1.0, 1.0, 1.0, ['a'], [], [], ['a'])
+    chances = [float(line.split()[-1].rstrip('%')) for line in result.table().splitlines()[1:]]
+    assert chances == pytest.approx(
+        [min(100, 1000 / gallery), 100 / gallery, 100 / gallery], abs=0.006
+    )
+
+
+def test_an_answer_that_cannot_be_given_has_no_rate(monkeypatch):
+    source, words = Pictures(), ' '.join(map(str, range(100)))
+    monkeypatch.setattr(source, 'record', lambda i: Record(32, 32, (f'colour {i} {words}',)))
+    result = identification.evaluate(Painter(source, True), source, 12, seed=0)
+    assert result.exact is None and result.top1 == 1
+    assert 'exact label' not in result.table()
+    assert '12 of 12 labels have more than 16 tokens' in result.table()
+
+
+def test_labels_that_are_too_long_are_counted_beside_the_rate(monkeypatch):
+    source = Pictures()
+    long = {i: f'colour {i}' + ' x' * (i % 2) * 20 for i in range(30)}
+    monkeypatch.setattr(source, 'record', lambda i: Record(32, 32, (long[i],)))
+    result = identification.evaluate(Painter(source, True), source, 12, seed=0)
+    odd = sum(int(label.split()[1]) % 2 for label in result.labels)
+    assert result.exact == 1 - odd / 12 and 0 < odd < 12
+    assert f'{odd} of 12 labels have more than 16 tokens' in result.table()
 
 
 def test_a_source_without_readable_pictures_is_an_error(monkeypatch):

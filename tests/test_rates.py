@@ -107,6 +107,14 @@ def test_two_arms_that_never_are_right_may_differ():
     assert -0.35 < found.low < -0.1 and found.value == 0 and 0.1 < found.high < 0.35
 
 
+def test_no_difference_reaches_beyond_one():
+    """Drawn seeds are widened, and with them what they differ in."""
+    right = rates.gather([(None, of_rates([[1]] * 9 + [[x]])) for x in (1, 0)], 'seen')
+    wrong = rates.gather([(None, of_rates([[0]] * 10))] * 2, 'seen')
+    found = rates.difference(right, wrong)
+    assert found.low < found.value < found.high <= 1
+
+
 def test_students_interval():
     for freedom, value in ((1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042)):
         assert rates.student(freedom) == pytest.approx(value, abs=1e-3)

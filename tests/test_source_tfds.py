@@ -1,6 +1,7 @@
 """source_tfds.py: a prepared TFDS set gives records and pictures without TensorFlow."""
 
 import io
+import json
 import pathlib
 import sys
 
@@ -172,6 +173,28 @@ def test_a_survey_is_of_one_set(tmp_path, monkeypatch, caplog):
         file.write_bytes(file.read_bytes()[:-9])  # torn
     assert [asked(), asked()] == [4, 0] and 'is read again' in caplog.text
     assert all(file.suffix == '.gz' for file in tmp_path.iterdir())
+
+
+def test_no_call_of_a_survey_holds_the_interpreter_for_the_whole_set(tmp_path, monkeypatch):
+    """A parser of one text is one call, during which no heartbeat is sent (runtime/watch.py)."""
+    count, sizes = 20_000, {'loads': [], 'dumps': []}
+
+    def read(i):
+        return (f'caption {i} of this set',), (64, 64)
+
+    def loads(text, _loads=json.loads):
+        sizes['loads'].append(len(text))
+        return _loads(text)
+
+    def dumps(tree, _dumps=json.dumps):
+        sizes['dumps'].append(len(text := _dumps(tree)))
+        return text
+
+    monkeypatch.setattr(survey.json, 'loads', loads)
+    monkeypatch.setattr(survey.json, 'dumps', dumps)
+    first, again = (survey.survey('a', 'b', str(tmp_path), count, read) for _ in range(2))
+    assert again == first and len(sizes['loads']) > 50
+    assert max(sizes['loads'] + sizes['dumps']) < 20_000  # of 900 kB
 
 
 def test_a_survey_that_cannot_be_kept_leaves_nothing_behind(tmp_path, monkeypatch, caplog):

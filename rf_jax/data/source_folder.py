@@ -1,8 +1,9 @@
 """Data from the user's disk: a folder of captioned pictures, and plain text."""
 
+import io
+import itertools
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,8 +47,9 @@ class FolderSource:
             raise UserError(f'data.sources: {self.name} cannot be read: {error}') from error
         if found is None:
             raise UserError(
-                f'data.sources: {self.name} needs a file captions.jsonl in that folder, one line a '
-                f'picture, such as {listing.EXAMPLE}'
+                f'data.sources: {self.name} needs a file captions.jsonl in that folder (looked for '
+                f'{(self._root / listing.NAMES[0]).absolute()}), one line a picture, such as '
+                f'{listing.EXAMPLE}'
             )
         self._files: list[Path] = []
         self._records: list[Record] = []
@@ -123,7 +125,10 @@ class TextSource:
         try:
             root = Path(path).expanduser()
             if not path or not root.exists():
-                raise UserError(f'data.sources: {self.name} is neither a text file nor a folder')
+                raise UserError(
+                    f'data.sources: {self.name} is neither a text file nor a folder (looked for '
+                    f'{root.absolute()})'
+                )
             files = [root]
             if root.is_dir():
                 os.listdir(root)  # raises where rglob just finds nothing
@@ -136,7 +141,7 @@ class TextSource:
             try:
                 if file is not root:
                     inside(root, str(file.relative_to(root)), follow_links)
-                text = text_files.read(file)
+                found = list(_paragraphs(io.StringIO(text_files.read(file))))
             except Outside:
                 skips.add('file outside the folder', str(file))
                 continue
@@ -146,8 +151,7 @@ class TextSource:
             except UnicodeDecodeError:
                 skips.add('not UTF-8 text', str(file))
                 continue
-            paragraphs = (clean(part) for part in re.split(r'\n\s*\n', text))
-            self._paragraphs.extend(part for part in paragraphs if part)
+            self._paragraphs.extend(found)
         self.skipped = skips.counts
         if not self._paragraphs:
             raise UserError(
@@ -164,3 +168,12 @@ class TextSource:
 
     def picture(self, i: int) -> np.ndarray:
         raise BadPicture(f'{self.name} has no pictures')
+
+
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Cleaned. Line by line: a regular expression over gigabytes would hold the interpreter, and
+    with it the heartbeat of this process, for minutes.
+    """
+    for blank, group in itertools.groupby(lines, key=str.isspace):
+        if not blank:
+            yield clean(''.join(group))

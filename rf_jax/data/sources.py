@@ -11,6 +11,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from rf_jax.data.records import Record, clean
 from rf_jax.data.source_folder import FolderSource, TextSource
 from rf_jax.data.source_scenes import ScenesSource
 from rf_jax.data.source_tfds import TfdsSource
+from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError
 
 _EMOJI = Path(__file__).parent / 'assets' / 'emoji64.zip'
@@ -96,6 +98,8 @@ SOURCES = {
     f'folder{LINKS}': functools.partial(FolderSource, follow_links=True),
     f'text{LINKS}': functools.partial(TextSource, follow_links=True),
 }
+# Their argument is a path.
+_ON_DISK = ('folder', 'text', f'folder{LINKS}', f'text{LINKS}')
 
 
 def parts(text: str) -> list[str]:
@@ -111,6 +115,17 @@ def build(text: str, max_pixels: int) -> list[Source]:
     `folder+links` and `text+links` follow symbolic links out of their folder. Pictures of more than
     `max_pixels` pixels are left out. Raises UserError.
     """
+    check(text)
+    named = parts(text)
+    sources: dict[str, Source] = {}
+    for part in dict.fromkeys(named):
+        kind, _, argument = part.partition(':')
+        sources[part] = SOURCES[kind](argument, max_pixels)
+    return [sources[part] for part in named]
+
+
+def check(text: str) -> None:
+    """Raises UserError, before anything is read, for an unknown kind of source and for a URL."""
     named = parts(text)
     known = (
         'emoji | scenes:rung/size[/option...] | folder:/path | tfds:name[/config][:split] | '
@@ -119,7 +134,7 @@ def build(text: str, max_pixels: int) -> list[Source]:
     if not named:
         raise UserError(f'data.sources is empty; expected a comma-separated list of {known}')
     for before, part in zip(['', *named], named):
-        kind = part.partition(':')[0]
+        kind, _, argument = part.partition(':')
         if kind not in SOURCES:
             near = difflib.get_close_matches(kind, SOURCES, n=1)
             hint = f' Did you mean {near[0]!r}?' if near else ''
@@ -128,11 +143,23 @@ def build(text: str, max_pixels: int) -> list[Source]:
             raise UserError(
                 f'data.sources: unknown kind {kind!r} in {part!r}.{hint} Known: {known}'
             )
-    sources: dict[str, Source] = {}
-    for part in dict.fromkeys(named):
-        kind, _, argument = part.partition(':')
-        sources[part] = SOURCES[kind](argument, max_pixels)
-    return [sources[part] for part in named]
+        if kind in _ON_DISK and argument:
+            paths.local(argument, 'data.sources')
+
+
+def located(text: str) -> str:
+    """The same list with absolute paths: it names the same data from whatever folder it is read.
+
+    Raises UserError for a URL.
+    """
+    found = []
+    for part in parts(text):
+        kind, colon, argument = part.partition(':')
+        if kind in _ON_DISK and argument:
+            path = paths.local(argument, 'data.sources')
+            part = f'{kind}{colon}{os.path.abspath(path)}'
+        found.append(part.replace(',', '\\,'))
+    return ','.join(found)
 
 
 def surveyed(text: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError
 
 _ANSWER = '<answer>'
@@ -62,7 +63,7 @@ class Tokenizer:
         return self._processor.decode([int(i) for i in ids if int(i) not in self._specials])
 
     def save(self, path: str | Path) -> None:
-        path = Path(path).expanduser()
+        path = paths.local(path, 'path')
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self.model_bytes)
 
@@ -72,8 +73,9 @@ class Tokenizer:
         advice = (
             "tokenizer.path names a model made by python -m rf_jax.data.tokenizer; '' trains one"
         )
+        path = paths.local(path, 'tokenizer.path')
         try:
-            return cls(Path(path).expanduser().read_bytes())
+            return cls(path.read_bytes())
         except OSError as error:
             raise UserError(f'cannot read tokenizer {path}: {error.strerror}. {advice}') from error
         except ValueError as error:
@@ -134,28 +136,24 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 
 def _main() -> None:
-    import sys
-
-    from absl import app, flags
+    from absl import flags
 
     from rf_jax.data.captions import corpus
     from rf_jax.data.sources import build
+    from rf_jax.runtime import command
 
     flags.DEFINE_string('sources', 'emoji', 'Where text comes from, as in data.sources.')
-    flags.DEFINE_integer('vocabulary', 2048, 'Most tokens, specials and bytes included.')
-    flags.DEFINE_string('out', 'tokenizer.model', 'File to write.')
+    flags.DEFINE_integer('vocabulary', 2048, 'Most tokens, specials and bytes included.', 1)
+    flags.DEFINE(command.PATH, 'out', 'tokenizer.model', 'File to write.')
 
     def main(argv):
         del argv
-        try:
-            sources = build(flags.FLAGS.sources, max_pixels=64_000_000)
-            tokenizer = Tokenizer.train(corpus(sources), flags.FLAGS.vocabulary)
-        except UserError as error:
-            sys.exit(f'error: {error}')
+        sources = build(flags.FLAGS.sources, max_pixels=64_000_000)
+        tokenizer = Tokenizer.train(corpus(sources), flags.FLAGS.vocabulary)
         tokenizer.save(flags.FLAGS.out)
         print(f'{flags.FLAGS.out}: {tokenizer.size} tokens, sha256 {tokenizer.checksum}')
 
-    app.run(main)
+    command.run(main)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rf_jax.data import images, pipeline, sources
+from rf_jax.data import images, lengths, pipeline, sources
 from rf_jax.data.keys import generator
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError
@@ -25,7 +25,9 @@ GALLERY = 5000  # most pictures to find the right one among
 class Result:
     """Rates in [0, 1] over `count` pictures; `drawn` and `answers` to look at.
 
-    A rate is None, and what belongs to it empty, for a task that the run does not train.
+    A rate is None, and what belongs to it empty, for a task that the run does not train. So is
+    `exact` where no answer can be: `too_long` labels have more than `longest` tokens, the most that
+    an answer of the run can have.
     """
 
     count: int
@@ -37,12 +39,14 @@ class Result:
     drawn: list[np.ndarray]
     truth: list[np.ndarray]
     answers: list[str]
+    too_long: int = 0
+    longest: int = 0
 
     def table(self) -> str:
         """The result as text, with 95 % Wilson intervals."""
         rows = [
             (f'drawn: right picture among {NEAREST} nearest of {self.gallery:,}', self.top10,
-             NEAREST / self.gallery),
+             min(1.0, NEAREST / self.gallery)),
             ('drawn: right picture is the nearest', self.top1, 1 / self.gallery),
             ('described: exact label', self.exact, 1 / self.gallery),
         ]  # fmt: skip
@@ -52,6 +56,11 @@ class Result:
                 continue
             low, high = wilson(rate, self.count)
             lines.append(f'{name:58s} {rate:7.1%} {low:7.1%} .. {high:6.1%} {chance:8.2%}')
+        if self.too_long:
+            lines.append(
+                f'{self.too_long} of {self.count} labels have more than {self.longest} tokens and '
+                'cannot be answered exactly: raise data.max_text, or sampling.max_answer'
+            )
         return '\n'.join(lines)
 
 
@@ -59,7 +68,7 @@ def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """95 % confidence interval of a rate over `count` trials."""
     centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count**2)) / (1 + z * z / count)
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def thumbnails(pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -109,6 +118,7 @@ def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
     sizes = [pipeline.fitted(*p.shape[:2], sampler.config) for p in truth.values()]
     tasks = sampler.config.data.tasks
     drawn, answers, top1, top10, exact = [], [], None, None, None
+    too_long, longest = 0, lengths.longest_answer(sampler.config)
     if tasks.get('text_to_image', 0) > 0:
         drawn = sampler.draw(
             [sampler.request(label, seed + 1, size=size) for label, size in zip(labels, sizes)]
@@ -117,7 +127,12 @@ def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
         top1, top10 = float((rank == 0).mean()), float((rank < NEAREST).mean())
     if tasks.get('image_to_text', 0) > 0:
         answers = sampler.describe(list(truth.values()))
-        exact = float(np.mean([a in source.record(i).captions for a, i in zip(answers, truth)]))
+        accepted = [source.record(i).captions for i in truth]
+        too_long = sum(
+            lengths.too_long(sampler.tokenizer, captions, longest) for captions in accepted
+        )
+        if too_long < len(truth):
+            exact = float(np.mean([a in captions for a, captions in zip(answers, accepted)]))
     return Result(
         count=len(labels),
         gallery=len(gallery),
@@ -128,4 +143,6 @@ def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
         drawn=drawn,
         truth=list(truth.values()),
         answers=answers,
+        too_long=too_long,
+        longest=longest,
     )

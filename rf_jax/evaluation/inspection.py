@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from rf_jax.data import arrays, cells, images, layout, pipeline, spans
 from rf_jax.generation.sampler import Sampler
 from rf_jax.learning.targets import group_features
 from rf_jax.models import quantizer
-from rf_jax.runtime import checkpoint
+from rf_jax.runtime import checkpoint, paths
 
 BATCH = 64  # pictures encoded at a time
 
@@ -32,7 +31,7 @@ class Inspector:
         """From a run's folder alone. Raises UserError if it is no run."""
         sampler = Sampler.load(workdir, step)
         # Of the same step: a run that trains may have saved another one meanwhile.
-        folder = Path(workdir) / 'checkpoints'
+        folder = paths.local(workdir, '--workdir') / 'checkpoints'
         _, saved = checkpoint.restore_numpy(folder, sampler.step, only='codebook')
         return cls(sampler, saved['codebook'], sampler.step)
 

@@ -12,7 +12,7 @@ import numpy as np
 from rf_jax.evaluation import study_plots
 from rf_jax.evaluation.rates import Estimate, difference, estimate, first, gather
 from rf_jax.evaluation.study_report import table
-from rf_jax.runtime import workdir
+from rf_jax.runtime import paths, workdir
 from rf_jax.runtime.errors import UserError
 
 FORM = "('name', 'folder', 'arm', 'reference', steps) and, if wanted, 'regex of prompts'"
@@ -48,7 +48,7 @@ class Measured:
 
 def rungs(config, folder: Path) -> list[Rung]:
     """Of a config such as configs/ladder.py; raises UserError for what is not such a list."""
-    found = []
+    found, folder = [], paths.local(folder, '--folder')
     for heading, lines in config.rungs.items():
         for line in lines:
             if not (len(line) in (5, 6) and isinstance(line[4], int)):
@@ -131,7 +131,7 @@ def write(found: Iterable[Rung], folder: Path) -> str:
     """ladder.md and ladder.png into the folder; the text of the first. Raises UserError if no rung
     is scored.
     """
-    found = list(found)
+    found, folder = list(found), paths.local(folder, '--workdir')
     measured = [each for rung in found if (each := measure(rung))]
     if not measured:
         folders = ', '.join(dict.fromkeys(str(rung.folder) for rung in found))

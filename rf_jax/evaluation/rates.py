@@ -133,7 +133,8 @@ def difference(outcomes: Outcomes, reference: Outcomes) -> Estimate:
         hidden = wilson(0.0, sum(len(trials.asked) for trials in outcomes.values()))[1]
         low, high = low - hidden, high + hidden
     each = per_seed(outcomes) - per_seed(reference)
-    return Estimate(float(each.mean()), float(low), float(high), tuple(each.tolist()))
+    low, high = max(-1.0, float(low)), min(1.0, float(high))
+    return Estimate(float(each.mean()), low, high, tuple(each.tolist()))
 
 
 def per_seed(outcomes: Outcomes) -> np.ndarray:

@@ -18,7 +18,7 @@ import rf_jax
 from rf_jax.evaluation import report, scoring, study_plan, study_plots, study_report
 from rf_jax.evaluation.study_plan import Piece
 from rf_jax.learning import loop
-from rf_jax.runtime import checkpoint, exits, hosts, workdir
+from rf_jax.runtime import checkpoint, exits, hosts, paths, workdir
 from rf_jax.runtime.errors import Unavailable, UserError
 
 WAIT = 5  # seconds between looks at the runs of other processes
@@ -36,7 +36,7 @@ def run(study, folder: str | Path, score: Score = scoring.score) -> bool:
     another study; then nothing is written.
     """
     study_plots.require()
-    folder = Path(folder)
+    folder = paths.local(folder, '--workdir')
     arms = study_plan.load_arms(study.runs)
     study_plan.check(study, arms)
     study_plan.check_recorded(study, folder)

@@ -16,9 +16,9 @@ from rf_jax.data import pipeline, sources
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.evaluation import scoring
 from rf_jax.evaluation.scoring import Amount
-from rf_jax.learning import checks, loop
+from rf_jax.learning import checks, loop, state
 from rf_jax.models import flops, unified
-from rf_jax.runtime import workdir
+from rf_jax.runtime import paths, workdir
 from rf_jax.runtime.errors import UserError, choose, require
 
 COUNTS = ('seeds', 'steps', 'prompts', 'pictures', 'questions', 'curve.points', 'curve.prompts')
@@ -62,7 +62,7 @@ class Piece:
     @property
     def stages(self) -> list[Path]:
         """Folders of the runs that it starts from."""
-        return [Path(each) for each in self.config.initialise_from.split(',') if each]
+        return state.other_runs(self.config)
 
     def score_file(self, step: int) -> Path:
         return self.folder / 'scores' / f'{step:08d}.json'
@@ -89,6 +89,7 @@ class Piece:
 
 def load_arms(path: str) -> Arms:
     """Of a Python file with ARMS and STAGES (name -> object with `needs`) and get_config(name)."""
+    path = paths.config_file(path, 'runs')
     if not os.path.exists(path):
         raise UserError(f'runs={path!r}: there is no such file (looked from {os.getcwd()})')
     found = runpy.run_path(path)
@@ -296,4 +297,4 @@ def _config(study, arms: Arms, name: str) -> ConfigDict:
         except (TypeError, ValueError) as error:
             raise UserError(f'overrides: {change!r}: {error}') from None
     checks.check(config)
-    return config
+    return loop.located(config)

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,8 +19,9 @@ from rf_jax.data.records import clean
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.generation import describing, drawing
 from rf_jax.generation.placement import ONE_DEVICE, Placement
+from rf_jax.learning import bounds
 from rf_jax.models import unified
-from rf_jax.runtime import checkpoint, compilation
+from rf_jax.runtime import checkpoint, compilation, paths
 from rf_jax.runtime.errors import UserError
 
 ROWS = 32  # rows of a compiled call; fewer requests are filled up, more are cut into calls
@@ -61,7 +61,7 @@ class Sampler:
     @classmethod
     def load(cls, workdir: str | os.PathLike, step: int | None = None) -> 'Sampler':
         """From a run's folder alone, with the EMA weights. Raises UserError if it is no run."""
-        workdir = Path(workdir)
+        workdir = paths.local(workdir, '--workdir')
         path = workdir / 'config.json'
         if not path.exists():
             raise UserError(f'--workdir={workdir} holds no config.json; give the folder of a run')
@@ -69,10 +69,11 @@ class Sampler:
             config = ConfigDict(json.loads(path.read_text(encoding='utf-8')))
         except (OSError, ValueError) as error:
             raise UserError(f'{path} cannot be read: {error}') from None
-        compilation.use_cache(config.compilation_cache)
+        compilation.use_cache_of_this_machine()
         tokenizer = Tokenizer.load(workdir / 'tokenizer.model')
         step, saved = checkpoint.restore_to_device(workdir / 'checkpoints', step, only='ema')
         try:
+            for_this_machine(config)
             sampler = cls(config, unified.build(config, tokenizer.size), saved['ema'], tokenizer)
             sampler.options()  # its fields are read now, not at the first drawing
         except (AttributeError, KeyError) as error:
@@ -84,7 +85,11 @@ class Sampler:
         return sampler
 
     def options(self, **changes) -> drawing.Options:
-        """`config.sampling` with changes; None changes nothing."""
+        """`config.sampling` with changes; None changes nothing.
+
+        Raises UserError for a number that is out of its bounds.
+        """
+        bounds.check({f'sampling.{k}': v for k, v in changes.items() if v is not None})
         return drawing.options(self.config, **changes)
 
     def request(self, prompt: str, seed: int, number: int = 0, size=None) -> Request:
@@ -242,6 +247,15 @@ class Sampler:
                 *(len(long), len(distinct), what, most, self.config.data.max_text),
                 long[0] if len(long[0]) <= 60 else f'{long[0][:57]}...',
             )
+
+
+def for_this_machine(config: ConfigDict) -> None:
+    """Replaces in a run's config what was chosen for the machine that trained it.
+
+    The rest of such settings (mesh, offload, threads, compilation_cache) nobody reads here.
+    """
+    config.model.attention.form = 'auto'
+    config.model.backbone.routed.product = 'auto'
 
 
 def _round(count: int) -> int:

@@ -12,10 +12,10 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from rf_jax.data import pipeline, spans
-from rf_jax.learning import flow, optimizer, programs
+from rf_jax.data import pipeline, sources, spans
+from rf_jax.learning import bounds, flow, optimizer, origins, programs
 from rf_jax.models import autoencoder
-from rf_jax.runtime import mesh, sharding
+from rf_jax.runtime import mesh, paths, sharding
 from rf_jax.runtime.errors import UserError, choose, require
 
 DTYPES = dict.fromkeys(('float32', 'bfloat16'))
@@ -40,25 +40,11 @@ def check(config) -> None:
     """Raises UserError for values that would fail later with less to say."""
     choose('compute_dtype', config.compute_dtype, DTYPES)
     choose('sampling.method', config.sampling.method, flow.METHODS)
-    flat = flatten(config.to_dict())
-    for field in (
-        *('steps', 'data.rows', 'data.patch', 'model.backbone.kv_heads'),
-        *('model.encoder.heads', 'model.representation.codes', 'optimizer.accumulate'),
-        *('sampling.steps', 'log.every', 'checkpoint.every', 'flow.base_pixels'),
-        'sampling.max_answer',
-    ):
-        require(flat[field] >= 1, f'{field}={flat[field]} must be at least 1')
-    for field in ('sampling.top_k', 'sampling.temperature'):
-        require(flat[field] >= 0, f'{field}={flat[field]} must be at least 0')
-    for field in ('ema.decay', 'ema.encoder_decay'):
-        require(0 <= flat[field] < 1, f'{field}={flat[field]} must be at least 0 and below 1')
-    offset = config.ema.warmup_offset
-    require(offset > 1, f'ema.warmup_offset={offset} must be above 1: the average would not move')
-    interval = config.sampling.interval
-    require(
-        len(interval) == 2 and all(isinstance(t, (int, float)) for t in interval),
-        f'sampling.interval={interval!r}: expected two times t, the first and the last',
-    )
+    bounds.check(flatten(config.to_dict()))
+    sources.check(config.data.sources)  # before the workdir is made
+    if config.tokenizer.path:
+        paths.local(config.tokenizer.path, 'tokenizer.path')
+    origins.other_runs(config)  # raises for what is no path
     require(any(config.losses.values()), 'all weights of losses are 0: nothing would be learned')
     spans.pool_of(config)
     choose('model.space', config.model.space, autoencoder.SPACES)

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 import rf_jax
-from rf_jax.data import captions, pipeline, sources
+from rf_jax.data import captions, lengths, pipeline, sources
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.learning import averaging, checks, origins, programs, state
 from rf_jax.learning.report import Report
@@ -24,6 +24,7 @@ from rf_jax.runtime import (
     hosts,
     mesh,
     metrics,
+    paths,
     profile,
     sharding,
     workdir,
@@ -90,15 +91,28 @@ def _asks_for_another(config, folder: Path) -> bool:
     )
 
 
+def located(config):
+    """The config, or a copy of it, with absolute paths in `data.sources`: what is recorded of a run
+    holds whatever the folder it is evaluated or resumed from.
+    """
+    found = sources.located(config.data.sources)
+    if found == config.data.sources:
+        return config
+    config = config.copy_and_resolve_references()
+    config.data.sources = found
+    return config
+
+
 def build(config, folder: str | os.PathLike, devices=None) -> Run:
     """Everything but the state, for a workdir. Raises UserError for a config that cannot run."""
-    folder = Path(folder)
+    folder = paths.local(folder, '--workdir')
     spent = goodput.Goodput(folder)
-    workdir.check_writable(folder)
-    hosts.check_shared(folder)
     mesh_, rows = checks.start(config, devices)
     if not checkpoint.any_in(folder):  # else the run goes on from its own
         origins.check(config)
+    config = located(config)
+    workdir.check_writable(folder)
+    hosts.check_shared(folder)
     compilation.use_cache(config.compilation_cache)
     open_sources = partial(sources.build, config.data.sources, config.data.max_pixels)
     one_first = sources.surveyed(config.data.sources)
@@ -112,6 +126,8 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     process = jax.process_index()
     require(process in rows, f'process {process} has none of the devices that the run was given')
     batches = pipeline.Batches(config, found, tokenizer, rows[process])
+    if hosts.first():
+        lengths.tell_truncated(found, tokenizer, config.data)
     built = programs.build(config, tokenizer.size, mesh_)
     own = {'workdir': folder, 'tokenizer': tokenizer, 'batches': batches, 'goodput': spent}
     return Run(**vars(built), **own, data=data)

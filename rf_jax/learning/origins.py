@@ -16,7 +16,7 @@ from absl import logging
 from flax import traverse_util
 
 from rf_jax.learning import optimizer, programs, state
-from rf_jax.runtime import checkpoint, checkpoint_files, hosts
+from rf_jax.runtime import checkpoint, checkpoint_files, hosts, paths
 from rf_jax.runtime.errors import UserError, require
 
 TAKEN = ('params', 'ema', 'codebook')  # parts of a state that another run may start from
@@ -39,9 +39,9 @@ class Origin(NamedTuple):
 
 
 def other_runs(config) -> list[Path]:
-    """Folders of `initialise_from`."""
-    names = (part.strip() for part in config.initialise_from.split(','))
-    return [Path(name).expanduser() for name in names if name]
+    """Folders of `initialise_from`. Raises UserError for a URL."""
+    parts = (part.strip() for part in config.initialise_from.split(','))
+    return [paths.local(part, 'initialise_from') for part in parts if part]
 
 
 def check(config) -> None:

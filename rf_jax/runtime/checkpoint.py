@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from rf_jax.runtime import checkpoint_files, exits, orbax_log
+from rf_jax.runtime import checkpoint_files, exits, orbax_log, paths
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import check_writable
 
@@ -44,7 +44,7 @@ class Checkpoints:
         for field, value in {'every': every, 'keep': keep}.items():
             if value < 1:
                 raise UserError(f'checkpoint.{field} is {value}, but must be at least 1.')
-        self.directory = epath.Path(directory).resolve()
+        self.directory = epath.Path(paths.local(directory, 'directory')).resolve()
         check_writable(self.directory)
         exits.saves_in(self.directory)
         self.failures = 0
@@ -191,12 +191,13 @@ class Checkpoints:
 
 def any_in(workdir: str | os.PathLike) -> bool:
     """Whether the folder of a run holds a checkpoint, whole or not."""
-    return any(path.name.isdecimal() for path in epath.Path(workdir).glob('checkpoints/*'))
+    folder = paths.local(workdir, '--workdir')
+    return any(path.name.isdecimal() for path in folder.glob('checkpoints/*'))
 
 
 def holds(workdir: str | os.PathLike, step: int) -> bool:
     """Whether the folder of a run holds the checkpoint of a step, which is whole by its name."""
-    return (epath.Path(workdir) / 'checkpoints' / str(step)).is_dir()
+    return (paths.local(workdir, '--workdir') / 'checkpoints' / str(step)).is_dir()
 
 
 def newest(directory: str | os.PathLike) -> tuple[int, dict]:
@@ -279,7 +280,8 @@ def _restore(directory, step: int | None, only: str | None, sharding) -> tuple[i
 
 def _steps(directory, step: int | None = None) -> tuple[epath.Path, list[int]]:
     """(absolute folder, steps of its checkpoints); raises UserError if `step` or all are absent."""
-    directory = epath.Path(directory).resolve()  # orbax takes no other
+    # Orbax takes no relative path.
+    directory = epath.Path(paths.local(directory, 'directory')).resolve()
     names = [path.name for path in directory.iterdir()] if directory.exists() else []
     steps = sorted(int(name) for name in names if name.isdecimal())
     if not steps or step not in (None, *steps):

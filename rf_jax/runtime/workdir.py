@@ -5,11 +5,11 @@ import fcntl
 import os
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import BinaryIO
 
 import jax
 
+from rf_jax.runtime import paths
 from rf_jax.runtime.errors import Unavailable, UserError
 
 
@@ -17,7 +17,7 @@ def write_run_files(workdir: str | os.PathLike, files: Mapping[str, str | bytes]
     """Writes files (name -> content); only the first host does. Raises UserError."""
     if jax.process_index() != 0:
         return
-    workdir = Path(workdir)
+    workdir = paths.local(workdir, '--workdir')
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -63,9 +63,10 @@ def alone(folder: str | os.PathLike) -> contextlib.AbstractContextManager:
 
 def _lock(folder: str | os.PathLike) -> BinaryIO | None:
     """As `claim`; OSError of the lock itself passes."""
+    folder = paths.local(folder, '--workdir')
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        file = open(Path(folder) / '.claim', 'ab')  # noqa: SIM115 (the caller closes it)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / '.claim', 'ab')  # noqa: SIM115 (the caller closes it)
     except OSError as error:
         raise UserError(_refused(folder, error)) from None
     try:
@@ -81,7 +82,7 @@ def _lock(folder: str | os.PathLike) -> BinaryIO | None:
 def claimed(folder: str | os.PathLike) -> bool:
     """Whether a process, perhaps this one, has the folder for itself."""
     try:
-        with open(Path(folder) / '.claim', 'rb') as file:
+        with open(paths.local(folder, '--workdir') / '.claim', 'rb') as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -92,7 +93,7 @@ def claimed(folder: str | os.PathLike) -> bool:
 
 def check_writable(folder: str | os.PathLike, flag: str = 'workdir') -> None:
     """Makes the folder; raises UserError naming the flag if files cannot be written there."""
-    probe = Path(folder) / f'.probe.{secrets.token_hex(6)}'
+    probe = paths.local(folder, f'--{flag}') / f'.probe.{secrets.token_hex(6)}'
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b'rf_jax')

@@ -1,0 +1,281 @@
+"""Which values the numbers and tuples of a config may take: one table, from field to bounds."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Protocol
+
+from rf_jax.runtime.errors import UserError, require
+
+INT32 = 2**31 - 1  # steps and positions are int32 on the devices
+
+
+class Bounds(Protocol):
+    def __contains__(self, value: Any) -> bool: ...
+
+    def __str__(self) -> str:
+        """Completes "expected ..."."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Integers from `low` to `high`, and those of `also`."""
+
+    low: int
+    high: int = INT32
+    also: tuple[int, ...] = ()
+
+    def __contains__(self, value: Any) -> bool:
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        return whole and (self.low <= value <= self.high or value in self.also)
+
+    def __str__(self) -> str:
+        also = ''.join(f'{value}, or ' for value in self.also)
+        return f'{also}a whole number of at least {self.low} and at most {self.high}'
+
+
+@dataclass(frozen=True)
+class Finite:
+    """Finite numbers from `low` to `high`; `above`, `below`: without `low`, without `high`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        low = value > self.low if self.above else value >= self.low
+        return low and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.low > -math.inf:
+            parts.append(f'{"above" if self.above else "of at least"} {self.low}')
+        if self.high < math.inf:
+            parts.append(f'{"below" if self.below else "of at most"} {self.high}')
+        return ' '.join(['a finite number', ' and '.join(parts)]).strip()
+
+
+@dataclass(frozen=True)
+class Boolean:
+    """True or False."""
+
+    def __contains__(self, value: Any) -> bool:
+        return isinstance(value, bool)
+
+    def __str__(self) -> str:
+        return 'True or False'
+
+
+@dataclass(frozen=True)
+class Text:
+    """A string, inside of a tuple."""
+
+    def __contains__(self, value: Any) -> bool:
+        return isinstance(value, str)
+
+    def __str__(self) -> str:
+        return 'a string'
+
+
+@dataclass(frozen=True)
+class Each:
+    """Tuples of any number of `item`, or of `count` of them; lists as well, as JSON has them."""
+
+    item: Bounds
+    count: int | None = None
+
+    def __contains__(self, value: Any) -> bool:
+        several = isinstance(value, list | tuple) and self.count in (None, len(value))
+        return several and all(each in self.item for each in value)
+
+    def __str__(self) -> str:
+        return f'a tuple of {self.count or "any number"}, each {self.item}'
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Tuples of two."""
+
+    first: Bounds
+    second: Bounds
+    words: str
+
+    def __contains__(self, value: Any) -> bool:
+        both = isinstance(value, list | tuple) and len(value) == 2
+        return both and value[0] in self.first and value[1] in self.second
+
+    def __str__(self) -> str:
+        return self.words
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Tuples of pairs; `words` says of what, with an example."""
+
+    pair: Pair
+    least: int = 0
+
+    def __contains__(self, value: Any) -> bool:
+        several = isinstance(value, list | tuple) and len(value) >= self.least
+        return several and all(each in self.pair for each in value)
+
+    def __str__(self) -> str:
+        return self.pair.words
+
+
+COUNT, NATURAL = Whole(1), Whole(0)
+POSITIVE, NOT_NEGATIVE, ANY = Finite(0, above=True), Finite(0), Finite()
+SHARE = Finite(0, 1)
+DECAY = Finite(0, 1, below=True)  # of 1, nothing would ever move
+DEVICES = Whole(1, also=(-1,))
+PATTERNS = Each(Text())
+
+_TOWER = {  # of the encoder and the autoencoder
+    'layers': COUNT,
+    'width': COUNT,
+    'heads': COUNT,
+    'feedforward': COUNT,
+    'gated': Boolean(),
+    'registers': NATURAL,
+    'layer_scale': NOT_NEGATIVE,
+    'rope_theta': POSITIVE,
+    'norm_eps': POSITIVE,
+    'unroll': COUNT,
+}
+
+
+def _below(group: str, rows: Mapping[str, Bounds]) -> dict[str, Bounds]:
+    return {f'{group}.{name}': bounds for name, bounds in rows.items()}
+
+
+# Every number and every tuple of configs/base.py, but for `sharding`, which reads its own rules.
+FIELDS: Mapping[str, Bounds] = {
+    'seed': Whole(0, 2**63 - 1),
+    'initialise_new': PATTERNS,
+    'initialise_as': Pairs(Pair(Text(), Text(), 'pairs (regex, replacement)')),
+    'steps': COUNT,
+    **_below('data', {
+        'rows': COUNT,
+        'tasks.text_to_image': NOT_NEGATIVE,
+        'tasks.image_to_text': NOT_NEGATIVE,
+        'tasks.text_only': NOT_NEGATIVE,
+        'capacity.text': NATURAL,
+        'capacity.vision': NATURAL,
+        'capacity.representation': NATURAL,
+        'capacity.pixels': NATURAL,
+        'capacity.vision_pictures': NATURAL,
+        'capacity.pixel_pictures': NATURAL,
+        'patch': COUNT,
+        'sizes': Pairs(Pair(
+            COUNT, POSITIVE, 'pairs (whole pixels, weight above 0) as in '
+            "--config.data.sizes='((64, 0.7), (32, 0.3))'"), least=1),
+        'max_text': Whole(8),  # a question, its answer and the marks around them
+        'caption_label': SHARE,
+        'question': SHARE,
+        'drop_text': SHARE,
+        'drop_representation': SHARE,
+        'drop_both': SHARE,
+        'drop_keeps_positions': Boolean(),
+        'prompt_loss': Boolean(),
+        'max_pixels': Whole(1, 2**63 - 1),
+        'prefetch': NATURAL,
+        'threads': NATURAL,
+    }),
+    'tokenizer.vocabulary': COUNT,
+    **_below('model.backbone', {
+        'layers': COUNT,
+        'width': COUNT,
+        'heads': COUNT,
+        'kv_heads': COUNT,
+        'head_dim': COUNT,
+        'feedforward': COUNT,
+        'routed.count': COUNT,
+        'routed.top_k': COUNT,
+        'routed.feedforward': COUNT,
+        'routed.capacity_factor': Finite(1),
+        'rope_theta': POSITIVE,
+        'rope_sections': Each(NATURAL, 3),
+        'norm_eps': POSITIVE,
+        'unroll': COUNT,
+    }),
+    'model.attention.block_q': COUNT,
+    'model.attention.block_k': COUNT,
+    **_below('model.encoder', _TOWER),
+    **_below('model.autoencoder', _TOWER | {'channels': COUNT}),
+    **_below('model.representation', {
+        'pool': COUNT,
+        'layer': COUNT,
+        'codes': COUNT,
+        'frame': COUNT,
+        'quantizer.temperature': POSITIVE,
+        'quantizer.iterations': COUNT,
+        'quantizer.momentum': SHARE,
+        'quantizer.pool_first': Boolean(),
+        'quantizer.data_init_steps': Each(NATURAL),
+    }),
+    'model.denoiser.bottleneck': NATURAL,
+    'model.denoiser.time_features': COUNT,
+    'model.denoiser.sinusoids': Boolean(),
+    'flow.time_mean': ANY,
+    'flow.time_std': POSITIVE,
+    'flow.floor': Finite(0, 1, above=True),
+    'flow.noise_scale': POSITIVE,
+    'flow.shift': POSITIVE,
+    'flow.base_pixels': COUNT,
+    **dict.fromkeys(
+        (
+            *('losses.text', 'losses.representation', 'losses.flow', 'losses.balance'),
+            *('losses.router_z', 'losses.reconstruction', 'losses.kl'),
+        ),
+        NOT_NEGATIVE,
+    ),
+    'optimizer.learning_rate': POSITIVE,
+    'optimizer.warmup': NATURAL,
+    'optimizer.beta1': DECAY,
+    'optimizer.beta2': DECAY,
+    'optimizer.epsilon': POSITIVE,
+    'optimizer.weight_decay': NOT_NEGATIVE,
+    'optimizer.clip': POSITIVE,
+    'optimizer.rates': Pairs(Pair(
+        Text(), NOT_NEGATIVE, 'pairs (regex, factor of at least 0); as a flag: '
+        '--config.optimizer.rates="((\'^backbone/\', 4.0),)"')),
+    'optimizer.freeze': PATTERNS,
+    'optimizer.accumulate': COUNT,
+    'optimizer.max_skips': NATURAL,
+    'ema.decay': DECAY,
+    'ema.warmup': Boolean(),
+    'ema.warmup_offset': Finite(1, above=True),
+    'ema.encoder_decay': DECAY,
+    'offload': Each(Text()),
+    **_below('mesh', dict.fromkeys(('data', 'fsdp', 'expert', 'tensor', 'context'), DEVICES)),
+    'sampling.steps': COUNT,
+    'sampling.top_k': NATURAL,
+    'sampling.temperature': NOT_NEGATIVE,
+    'sampling.guidance_representation': NOT_NEGATIVE,
+    'sampling.guidance_pixels': NOT_NEGATIVE,
+    'sampling.guidance_text': NOT_NEGATIVE,
+    'sampling.interval': Pair(SHARE, SHARE, 'two times t of 0 to 1, the first and the last'),
+    'sampling.max_answer': COUNT,
+    'log.every': COUNT,
+    'log.samples_every': NATURAL,
+    'log.samples': NATURAL,
+    'checkpoint.every': COUNT,
+    'checkpoint.keep': COUNT,
+    'checkpoint.keep_period': NATURAL,
+    'evaluation.samples': NATURAL,
+}  # fmt: skip
+
+
+def check(fields: Mapping[str, Any]) -> None:
+    """Raises UserError for the first of {dotted field: value} that is out of its bounds; fields
+    without a row are passed over.
+    """
+    for field, value in fields.items():
+        if field in FIELDS and value not in FIELDS[field]:
+            raise UserError(f'{field}={value!r}: expected {FIELDS[field]}')
+    first, last = fields.get('sampling.interval', (0, 1))
+    require(first <= last, f'sampling.interval={(first, last)}: the first time is after the last')
