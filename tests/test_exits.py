@@ -99,6 +99,6 @@ def test_a_full_disk_is_said_in_a_line_each_time_without_tracebacks(tmp_path):
     )  # fmt: skip
     assert done.returncode == exits.MISTAKE, 'it would fail again'
     lines = done.stderr.splitlines()
-    assert 'Traceback' not in done.stderr and len(lines) < 100
+    assert 'Traceback' not in done.stderr and len(lines) < 100, done.stderr
     assert sum('was NOT saved' in line and 'File too large' in line for line in lines) == 3
     assert lines[-1].startswith('error: the checkpoint of step 4 could not be saved')

@@ -8,7 +8,7 @@ one.
 
 import os
 import sys
-from logging import ERROR, INFO, LogRecord, getLogger
+from logging import ERROR, INFO, Formatter, LogRecord, getLogger
 
 from absl import logging
 
@@ -17,7 +17,8 @@ def condense() -> None:
     """For the whole process."""
     logging.get_absl_logger().addFilter(_keep)
     # `Task exception was never retrieved`, of tasks that Orbax left behind after the first error.
-    getLogger('asyncio').addFilter(lambda record: not _of_orbax(record.getMessage()))
+    with_traceback = Formatter()
+    getLogger('asyncio').addFilter(lambda record: not _of_orbax(with_traceback.format(record)))
     usual = sys.unraisablehook
 
     def hook(unraisable):
