@@ -30,12 +30,13 @@ def shrink(config: ConfigDict) -> ConfigDict:
     data.sizes = ((64, 0.5), (32, 0.5)) if len(data.sizes) > 1 else ((64, 1.0),)
     pictures = 1 if max(data.capacity.pixel_pictures, data.capacity.vision_pictures) == 1 else 2
     drawn = pictures if data.capacity.pixel_pictures else 0
+    seen = pictures if data.capacity.vision_pictures else 0
     data.capacity.update(
         text=32,
-        vision=4 * pictures,
+        vision=4 * seen,
         representation=5 * drawn,
         pixels=16 * drawn,
-        vision_pictures=pictures,
+        vision_pictures=seen,
         pixel_pictures=drawn,
     )
     config.tokenizer.update(vocabulary=384, path='')

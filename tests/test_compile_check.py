@@ -40,11 +40,22 @@ def test_every_program_compiles_and_tells_its_cost(checked):
     _, found = checked
     for name, program in found.items():
         assert program.fits and 'memory of a chip' in program.text
+        assert 's of processors' in program.text
         assert program.values['peak'] > 0 and (program.values['flops'] > 0) == (
             name != 'initialise'
         )
     moved = {row['kind'] for row in found['train_step'].values['collectives']}
     assert moved & {'all-reduce', 'reduce-scatter'} and 'all-gather' in moved
+
+
+def test_the_train_step_says_what_fills_its_memory_and_which_fields_help(checked):
+    config, found = checked
+    values = found['train_step'].values
+    named = {part['what']: part for part in values['parts']}
+    assert named['optimizer state']['field'] == 'offload'
+    assert named['parameters and their casts']['bytes'] > 0
+    assert f'[mesh.fsdp={config.mesh.fsdp}]' in found['train_step'].text
+    assert sum(part['bytes'] for part in values['parts']) <= 1.05 * values['peak']
 
 
 @quick_compilation()
@@ -149,11 +160,11 @@ def test_a_program_that_does_not_fit_says_what_is_largest_and_what_helps(monkeyp
     mesh = make_mesh(config.mesh, topology.devices('cpu:8'))
 
     def refuse(*_):
-        raise compiling.DoesNotFit('train step', '120.5G of 95.7G')
+        raise compiling.DoesNotFit('train step', 120.5e9, 102.8e9)
 
     monkeypatch.setitem(compile_report.PROGRAMS, 'train_step', refuse)
     (found,) = compile_report.each(config, VOCABULARY, mesh, ['train_step'])
-    assert not found.fits and '120.5G of 95.7G' in found.text
+    assert not found.fits and '120.5 GB of the 102.8 GB' in found.text
     assert 'parameters' in found.text and 'model.backbone.remat' in found.text
     with pytest.raises(UserError, match="--only='trainstep' is not known; did you mean"):
         list(compile_report.each(config, VOCABULARY, mesh, ['trainstep']))
@@ -161,8 +172,9 @@ def test_a_program_that_does_not_fit_says_what_is_largest_and_what_helps(monkeyp
 
 def cost(seconds, peak):
     return compiling.Cost(
-        name='train step', compile_seconds=1.0, arguments=1.0, outputs=0.0, temporaries=1.0,
-        peak=peak, flops=2.0, model_flops=1.0, memory_traffic=1.0, collectives=(),
+        name='train step', compile_seconds=1.0, compile_processor_seconds=2.0, peak=peak,
+        arguments=1.0, outputs=0.0, temporaries=1.0, host=0.0, parts=(), flops=2.0,
+        model_flops=1.0, memory_traffic=1.0, collectives=(),
         times=roofline.Times(seconds, 0, 0, 0), mfu=0.5, loops_of_unknown_length=0,
     )  # fmt: skip
 
@@ -171,7 +183,7 @@ def test_a_sweep_tries_meshes_and_policies(monkeypatch):
     def compile_(config, vocabulary, mesh):
         assert vocabulary == VOCABULARY and mesh.size == 8
         if config.mesh.expert == 8:
-            raise compiling.DoesNotFit('train step', '120G of 95G')
+            raise compiling.DoesNotFit('train step', 120e9, 95e9)
         if config.mesh.context == 2:
             raise UserError('data.capacity.text=33 is no multiple of mesh.context=2')
         return cost(1.0 / mesh.shape['expert'], 1e9)
@@ -209,7 +221,7 @@ def test_a_sweep_without_any_variant_says_so():
 
 def test_a_sweep_ranks_what_fits_by_time():
     tried = [
-        ({'mesh.expert': 8}, '120G', False),
+        ({'mesh.expert': 8}, '120.0', False),
         ({'mesh.expert': 4}, cost(2.0, 1e9), True),
         ({'mesh.tensor': 2}, cost(1.0, 1e9), True),
         ({'mesh.context': 2}, cost(0.5, 1e12), False),

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rf_jax.runtime import hlo, program_cost
@@ -59,6 +60,43 @@ def test_a_loop_of_unknown_length_counts_as_not_run():
 
     found = totals(run, jax.ShapeDtypeStruct((), jnp.int32), jnp.ones((SIDE, SIDE)))
     assert found.flops == 0 and found.unknown == 1
+
+
+# A Pallas kernel with metadata as libtpu 0.0.42 prints it; its body is shortened.
+KERNEL = r"""HloModule jit_f, is_scheduled=true, entry_computation_layout={()->f32[256,256]{1,0}}
+
+ENTRY %main.1 (x.1: f32[256,256]) -> f32[256,256] {
+  %x.1 = f32[256,256]{1,0:T(8,128)} parameter(0), sharding={replicated}, metadata={op_name="x"}
+  ROOT %double.1 = f32[256,256]{1,0:T(8,128)} custom-call(%x.1), custom_call_target="tpu_custom_call", operand_layout_constraints={f32[256,256]{1,0}}, frontend_attributes={kernel_metadata={
+"author":"me \"you\"",
+"xprof":"{\"block\": \"a\\nb }\"}"
+}}, metadata={op_name="jit(f)/outer \"q\"/double/pallas_call" stack_frame_id=3}, backend_config={"flag_configs":[],"custom_call_config":{"body":"TUzvUgFN","cost_estimate":{"flops":"12345","transcendentals":"0","bytes_accessed":"8","remote_bytes_transferred":"0"},"serialization_format":"1"}}
+}
+"""  # noqa: E501
+
+
+def test_a_kernel_whose_metadata_holds_newlines_keeps_its_cost_and_its_name():
+    found = program_cost.totals(KERNEL)
+    ((label, (runs, says)),) = found.kernels.items()
+    assert (runs, says) == (1, 12345)
+    assert label == 'double [jit(f)/outer "q"/double/pallas_call]'
+    assert found.bytes == 2 * 4 * 256**2
+
+
+def test_a_loop_whose_metadata_holds_newlines_keeps_its_length():
+    """Compiled here: XLA notes how often a loop runs behind the attributes that JAX gives it."""
+
+    def run(x):
+        with set_xla_metadata(kernel_metadata='{\n"a": 1,\n"b": {"c": "}"}\n}'):
+            down = jax.lax.while_loop(
+                lambda c: c[0] > 0, lambda c: (c[0] - 1, c[1] @ c[1]), (LAYERS, x)
+            )
+            return down[1]
+
+    text = jax.jit(run).lower(jnp.ones((SIDE, SIDE))).compile().as_text()
+    assert '{\n"a": 1,\n' in text and 'known_trip_count' in text
+    found = program_cost.totals(text)
+    assert found.flops == LAYERS * 2 * SIDE**3 and found.unknown == 0
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,17 @@ from rf_jax.runtime.errors import UserError, choose
 from rf_jax.runtime.sharding import readable
 
 SHOWN = 8  # collectives of a table
-# Fields changed; cost, bytes needed or 'no: reason'; whether it fits.
+SMALL = 0.02  # share of the peak below which a part of it is not listed
+# Fields changed; cost, bytes needed as text or 'no: reason'; whether it fits.
 Tried = tuple[dict, Cost | str, bool]
 
 
 ASSUMED = """Assumed: bfloat16 products at the chip's peak; each collective over the torus axes that
 its devices span, both directions at once, at half where an axis is no ring; a host's network shared
 by its chips; a typical row of this config's tasks and sizes; even routing. The step is the greatest
-of compute, memory, ICI and DCN, as if all overlapped."""
+of compute, memory, ICI and DCN, as if all overlapped. Memory is the peak that libtpu gives, which
+decides whether a program fits; what it consists of is estimated from the schedule. For CPU devices
+it is an upper bound: arguments, outputs and temporaries as if none shared memory."""
 
 
 def fits(cost: Cost, mesh: Mesh) -> bool:
@@ -32,16 +35,16 @@ def fits(cost: Cost, mesh: Mesh) -> bool:
     return chip is None or cost.peak <= ROOM * chip.memory
 
 
-def table(cost: Cost, mesh: Mesh) -> str:
+def table(cost: Cost, mesh: Mesh, config) -> str:
     """One program, a line a figure."""
     chip = hardware.chip(mesh.devices.flat[0])
     of = f' of {chip.memory / 1e9:.0f} GB ({cost.peak / chip.memory:.0%})' if chip else ''
     times_model = f', {cost.flops / cost.model_flops:.2f} x the model' if cost.model_flops else ''
     lines = [
-        f'{cost.name}: compiled in {cost.compile_seconds:.0f} s',
-        f'  memory of a chip   {readable(cost.peak):>12}{of}: '
-        f'arguments {readable(cost.arguments)}, outputs beside them {readable(cost.outputs)}, '
-        f'temporaries {readable(cost.temporaries)}',
+        f'{cost.name}: compiled in {cost.compile_seconds:.0f} s '
+        f'({cost.compile_processor_seconds:.0f} s of processors)',
+        f'  memory of a chip   {readable(cost.peak):>12}{of}',
+        *held(cost, config, mesh),
         f'  FLOPs of a chip    {cost.flops / 1e9:12,.1f} G{times_model}',
         f'  memory traffic     {readable(cost.memory_traffic):>12}, '
         f'{cost.intensity:.0f} FLOPs a byte',
@@ -69,6 +72,21 @@ def table(cost: Cost, mesh: Mesh) -> str:
             'as not run: further rounds of an exchange, of which even routing needs none'
         )
     return '\n'.join(lines)
+
+
+def held(cost: Cost, config, mesh: Mesh) -> Iterator[str]:
+    """What the peak consists of, a line a part, and the field that makes it smaller."""
+    fields = checks.flatten(config.to_dict()) | {
+        f'mesh.{axis}': n for axis, n in mesh.shape.items()
+    }
+    for part in cost.parts:
+        if part.bytes < SMALL * cost.peak:
+            continue
+        now = f'={fields[part.field]}' if part.field in fields else ''
+        field = f'  [{part.field}{now}]' if part.field else ''
+        yield f'    {readable(part.bytes):>26}  {part.what}, the largest {part.shape}{field}'
+    if cost.host:
+        yield f'  memory of the host {readable(cost.host):>12} a chip'
 
 
 HEADER = (
@@ -128,36 +146,35 @@ def each(config, vocabulary: int, mesh: Mesh, names: Sequence[str]) -> Iterator[
         try:
             cost = compile_(config, vocabulary, mesh)
         except compiling.DoesNotFit as error:
-            text = f'{error}\n  {largest(config, vocabulary, mesh)}'
-            yield Checked(text, False, {'name': name, 'fits': False, 'needs': error.used})
+            text = f'{error}\n  {advice(config, vocabulary, mesh)}'
+            yield Checked(text, False, {'name': name, 'fits': False, 'needs': error.needs})
             continue
         fit = fits(cost, mesh)
-        text = table(cost, mesh)
+        text = table(cost, mesh, config)
         if not fit:
-            text += f'\n  does not fit into {ROOM:.0%}: {largest(config, vocabulary, mesh, cost)}'
+            text += (
+                f'\n  does not fit into {ROOM:.0%} of a chip; the fields above make parts smaller'
+            )
         yield Checked(text, fit, {'fits': fit} | as_json(cost), cost)
 
 
-def largest(config, vocabulary: int, mesh: Mesh, cost: Cost | None = None) -> str:
-    """What of a program that does not fit is largest, and which field would help."""
+def advice(config, vocabulary: int, mesh: Mesh) -> str:
+    """Which field would help a program that the compiler refuses: of that there are no buffers."""
     state = programs.build(config, vocabulary, mesh, mesh.devices.flat[0].platform).abstract
     parts = {
         'parameters': programs.nbytes_per_device(state.params),
         'their average': programs.nbytes_per_device(state.ema),
         'optimizer state': programs.nbytes_per_device(state.opt_state),
     }
-    held = sum(parts.values())
-    if cost:
-        parts['temporaries'] = cost.temporaries
     chip = hardware.chip(mesh.devices.flat[0])
-    if chip and held > chip.memory / 2 and not config.offload:
-        advice = 'more devices along mesh.fsdp, or --config.offload=\'("ema", "opt_state")\''
+    if chip and sum(parts.values()) > chip.memory / 2 and not config.offload:
+        field = 'more devices along mesh.fsdp, or --config.offload=\'("ema", "opt_state")\''
     elif config.model.backbone.remat != 'full':
-        advice = '--config.model.backbone.remat=full'
+        field = '--config.model.backbone.remat=full'
     else:
-        advice = 'fewer tokens a chip: mesh.context=2, or smaller data.capacity'
+        field = 'fewer tokens a chip: mesh.context=2, or smaller data.capacity'
     shown = ', '.join(f'{name} {readable(count)}' for name, count in parts.items())
-    return f'{shown}; try {advice}'
+    return f'{shown}; try {field}'
 
 
 def variants(config, devices: int) -> Iterator[dict]:
@@ -224,7 +241,7 @@ def sweep(config, vocabulary: int, devices: Sequence) -> Iterator[Tried]:
             cost = compiling.train_step(changed, vocabulary, mesh)
             yield fields, cost, fits(cost, mesh)
         except compiling.DoesNotFit as error:
-            yield fields, error.used.split(' ')[0], False
+            yield fields, f'{error.needs / 1e9:.1f}', False
         except UserError as error:
             yield fields, f'no: {error}', False
 

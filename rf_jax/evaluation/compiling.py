@@ -1,4 +1,4 @@
-"""Compiles the programs of a run for devices that need not be there, and tells what they cost."""
+"""Compiles the programs of a run for devices that need not be there, and reads off their cost."""
 
 import math
 import re
@@ -6,20 +6,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rf_jax.data import layout, spans, typical
-from rf_jax.evaluation import roofline
+from rf_jax.evaluation import memory_parts, roofline
 from rf_jax.generation import drawing
 from rf_jax.generation.placement import without_context
 from rf_jax.learning import programs
+from rf_jax.learning.checks import flatten
 from rf_jax.models import flops, unified, visibility, vision_encoder
 from rf_jax.models.flash import Pallas
-from rf_jax.runtime import hardware, mesh, program_cost
+from rf_jax.runtime import hardware, mesh, program_cost, program_memory
 from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.sharding import readable
 
 PROMPT = 64  # text tokens of the sampling program
 ROOM = 0.9  # share of a chip's memory that a program may take
@@ -31,10 +34,13 @@ class Cost:
 
     name: str
     compile_seconds: float
+    compile_processor_seconds: float  # of all threads: what the wall clock is on one free core
+    peak: float  # of the device's memory; what decides whether the program fits
     arguments: float
-    outputs: float
-    temporaries: float
-    peak: float
+    outputs: float  # beside the arguments
+    temporaries: float  # before they share memory with the others
+    host: float  # memory of the host
+    parts: tuple[memory_parts.Part, ...]  # an estimate of what the peak consists of
     flops: float
     model_flops: float | None
     memory_traffic: float
@@ -49,27 +55,55 @@ class Cost:
         return self.flops / max(self.memory_traffic, 1.0)
 
 
-def compiled(name: str, program: Callable, arguments: Sequence, platform: str):
-    """(compiled program, seconds). Raises UserError if the compiler says that it does not fit."""
-    began = time.perf_counter()
+class Compiled(NamedTuple):
+    program: Any
+    seconds: float
+    processor_seconds: float
+
+
+def compiled(name: str, program: Callable, arguments: Sequence, platform: str) -> Compiled:
+    """Compiles for `platform`. Raises UserError if the compiler finds no room for the program."""
+    wall, processor = time.perf_counter(), time.process_time()
     try:
         lowered = program.trace(*arguments).lower(lowering_platforms=(platform,))
-        return lowered.compile(), time.perf_counter() - began
+        ready = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        said = r'Used ([\d.]+\w) of ([\d.]+\w)|([\d.]+\w)\) exceeds available \w+ \(([\d.]+\w)'
-        used = re.search(said, str(error))
-        if not used:
+        refused = refusal(name, str(error))
+        if not refused:
             raise
-        needs, has = (word for word in used.groups() if word)
-        raise DoesNotFit(name, f'{needs} of {has}') from None
+        raise refused from None
+    return Compiled(ready, time.perf_counter() - wall, time.process_time() - processor)
+
+
+UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+def refusal(name: str, message: str) -> UserError | None:
+    """What a compiler's message means if it found no room for program `name`."""
+    number = r'([\d.]+)([KMGT]?)'
+    hbm = rf'\({number}\) exceeds available HBM \({number}\)|Used {number} of {number} hbm'
+    if found := re.search(hbm, message):
+        values = [part for part in found.groups() if part is not None]
+        needs, has = (float(n) * UNITS[unit] for n, unit in zip(values[::2], values[1::2]))
+        return DoesNotFit(name, needs, has)
+    if found := re.search(rf'Used {number} of {number} vmem', message):
+        kernel = re.search(r'op_name="([^"]*)"', message)
+        return UserError(
+            f'{name}: the kernel {kernel[1] if kernel else "of a product"} needs '
+            f'{found[1]}{found[2]} of the {found[3]}{found[4]} bytes of VMEM; lower '
+            'model.attention.block_q or model.attention.block_k'
+        )
+    return None
 
 
 class DoesNotFit(UserError):
-    """The compiler found no way to place a program in the memory of a chip."""
+    """The compiler found no way to place a program; `needs` and `has`: bytes of a chip's memory."""
 
-    def __init__(self, name: str, used: str):
-        super().__init__(f'{name} needs {used} bytes of the memory of a chip')
-        self.name, self.used = name, used
+    def __init__(self, name: str, needs: float, has: float):
+        super().__init__(
+            f'{name} needs {readable(needs)} of the {readable(has)} that a chip offers a program'
+        )
+        self.name, self.needs, self.has = name, needs, has
 
 
 def cost(
@@ -77,6 +111,7 @@ def cost(
     program: Callable,
     arguments: Sequence,
     mesh_: Mesh,
+    config,
     *,
     model_flops: float | None = None,
     kernel_flops: Callable[[str, float], float | None] = lambda label, says: None,
@@ -87,9 +122,9 @@ def cost(
     kernel where it is known better than what the kernel says of itself.
     """
     device = mesh_.devices.flat[0]
-    ready, seconds = compiled(name, program, arguments, device.platform)
-    memory = ready.memory_analysis()
-    totals = program_cost.totals(ready.as_text())
+    ready = compiled(name, program, arguments, device.platform)
+    memory, text = ready.program.memory_analysis(), ready.program.as_text()
+    totals = program_cost.totals(text)
     done = totals.flops
     for label, (runs, says) in totals.kernels.items():
         each = says / max(runs, 1)
@@ -101,14 +136,14 @@ def cost(
     share = model_flops and model_flops / mesh_.size
     return Cost(
         name=name,
-        compile_seconds=seconds,
+        compile_seconds=ready.seconds,
+        compile_processor_seconds=ready.processor_seconds,
+        peak=program_memory.peak(memory, device.platform),
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        peak=memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes,
+        host=program_memory.host(memory),
+        parts=memory_parts.parts(program_memory.at_peak(text), flatten(config.to_dict())),
         flops=done,
         model_flops=share,
         memory_traffic=totals.bytes,
@@ -175,6 +210,7 @@ def train_step(config, vocabulary: int, mesh_: Mesh) -> Cost:
         built.train_step,
         (built.abstract, built.batch()),
         mesh_,
+        config,
         model_flops=flops.train_step(config, vocabulary, flops.visible_pairs(config, row)),
         kernel_flops=kernel_flops(config, row, mesh_.size),
     )
@@ -183,7 +219,7 @@ def train_step(config, vocabulary: int, mesh_: Mesh) -> Cost:
 def initialise(config, vocabulary: int, mesh_: Mesh) -> Cost:
     """The birth of the state."""
     built = programs.build(config, vocabulary, mesh_, mesh_.devices.flat[0].platform)
-    return cost('initialise', built.initialise, (), mesh_)
+    return cost('initialise', built.initialise, (), mesh_, config)
 
 
 def sample(config, vocabulary: int, mesh_: Mesh) -> Cost:
@@ -216,4 +252,4 @@ def sample(config, vocabulary: int, mesh_: Mesh) -> Cost:
     params = jax.tree.map(
         lambda a: a.update(sharding=NamedSharding(whole, a.sharding.spec)), built.abstract.ema
     )
-    return cost('sample', program, (params, rows, keys), whole)
+    return cost('sample', program, (params, rows, keys), whole, config)

@@ -60,6 +60,9 @@ class CrossEntropy:
         return _tiled(head, logits.hidden, logits.kernel, targets, jax.lax.stop_gradient(weight))
 
 
+ONE_DEVICE = CrossEntropy()
+
+
 @dataclass(frozen=True)
 class _Head:
     """A kernel [D, V] sharded over `axes` of `mesh` (None: one device), its tokens in `tiles`."""

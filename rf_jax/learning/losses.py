@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rf_jax.learning import flow
-from rf_jax.learning.cross_entropy import CrossEntropy
-from rf_jax.models.cut import UNCUT, Cut
+from rf_jax.learning.cross_entropy import ONE_DEVICE, CrossEntropy
 
 Arrays = Mapping[str, jax.Array]
 TIME_BANDS = 4  # the flow loss is logged for t in [0, 1/4), [1/4, 1/2), ...
@@ -89,11 +88,8 @@ def flow_matching(floor: float) -> Callable[[Arrays, Arrays], jax.Array]:
     return lambda outputs, batch: flow.loss(outputs['x'], batch['x'], batch['t'], floor)
 
 
-def build(config, cut: Cut = UNCUT) -> dict[str, Term | Prediction]:
-    """The terms of `config.losses`, of a model that is sharded by `cut`; one of weight 0 is left
-    out.
-    """
-    sharded = CrossEntropy(cut, tuple(config.sharding))
+def build(config, sharded: CrossEntropy = ONE_DEVICE) -> dict[str, Term | Prediction]:
+    """The terms of `config.losses`; one of weight 0 is left out. `sharded`: as the model is."""
     terms = {
         **text(sharded),
         **REPRESENTATION[config.model.representation.kind](sharded),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from rf_jax.learning import averaging, flow, losses, optimizer, targets
+from rf_jax.learning.cross_entropy import CrossEntropy
 from rf_jax.learning.state import State, random_key
 from rf_jax.models import parts
 from rf_jax.models.unified import Unified
@@ -90,7 +91,7 @@ def gradients(config, model, terms, params, batch: Batch, finish: Callable):
 def build(config, model: Unified, optimizer_of) -> Callable:
     """`step(state, batch) -> (state, metrics)`, pure; jit it with the state donated."""
     find_targets = targets.build(config, model)
-    terms = losses.build(config, model.cut)
+    terms = losses.build(config, CrossEntropy(model.cut, tuple(config.sharding)))
 
     def train_step(state: State, batch: Batch):
         batch, codebook, seen = prepare(find_targets, state, batch)

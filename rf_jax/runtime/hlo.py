@@ -16,6 +16,10 @@ _SIZES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 'token': 0, 'opaque': 0}
 _ARRAY = re.compile(r'([a-z]+[\da-z]*)\[([\d,]*)\](\{[^{}]*\})?')
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{')
 _NAME = re.compile(r'%([\w.\-]+)')
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+# Where an instruction or the header of a computation begins. XLA prints JSON in the attributes of
+# a kernel over several lines; the attributes that follow it stand on the last of these.
+_BEGINS = re.compile(r'\n(?=\s*(?:ROOT )?%[\w.\-]+ = |(?:ENTRY )?%?[\w.\-]+ \(.*\) -> )')
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all',
                'collective-permute')  # fmt: skip
 FREE = {'parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant', 'while', 'conditional',
@@ -24,15 +28,23 @@ FREE = {'parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant', 'while
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a type: element size in bytes, dimensions, whether it lies in main memory."""
+    """One array of a type: element size in bytes, dimensions, whether it lies in main memory, and
+    its type as XLA writes it, such as bf16.
+    """
 
     item: float
     dims: tuple[int, ...]
     main: bool = True
+    kind: str = ''
 
     @property
     def bytes(self) -> float:
         return self.item * math.prod(self.dims)
+
+    @property
+    def shape(self) -> str:
+        """As in bf16[8,128]."""
+        return f'{self.kind}[{",".join(map(str, self.dims))}]'
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,12 @@ class Instruction:
         """Computations named by an attribute, as in calls=%a or branch_computations={%a, %b}."""
         found = re.search(attribute + r'=(\{[^}]*\}|%[\w.\-]+)', self.attributes)
         return _NAME.findall(found[1]) if found else []
+
+    @property
+    def op_name(self) -> str:
+        """The path of the JAX operation that it comes from, '' if the compiler made it."""
+        found = _OP_NAME.search(self.attributes)
+        return re.sub(r'\\(.)', r'\1', found[1]) if found else ''
 
 
 @dataclass
@@ -85,7 +103,7 @@ def arrays_of(text: str) -> tuple[Array, ...]:
         digits = re.sub(r'\D', '', kind.split('e')[0].split('fn')[0]) or '0'
         size = _SIZES.get(kind, 1 if kind.startswith('f8') else int(digits) / 8)
         shape = tuple(int(d) for d in dims.split(',') if d)
-        found.append(Array(size, shape, 'S(' not in layout))
+        found.append(Array(size, shape, 'S(' not in layout, kind))
     return tuple(found)
 
 
@@ -99,10 +117,10 @@ def _closing(text: str, start: int) -> int:
     return len(text)
 
 
-def _instruction(line: str) -> Instruction | None:
-    line = line.strip()
-    root = line.startswith('ROOT ')
-    name, equals, rest = line.removeprefix('ROOT ').partition(' = ')
+def _instruction(text: str) -> Instruction | None:
+    text = text.strip()
+    root = text.startswith('ROOT ')
+    name, equals, rest = text.removeprefix('ROOT ').partition(' = ')
     if not equals or not name.startswith('%'):
         return None
     end = _closing(rest, 0) if rest.startswith('(') else rest.index(' ')
@@ -117,12 +135,12 @@ def _instruction(line: str) -> Instruction | None:
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
     """({computation: {name: instruction}}, the entry's name) of `compiled.as_text()`."""
     computations, entry, current = {}, '', None
-    for line in text.splitlines():
-        header = _HEADER.match(line)
+    for part in _BEGINS.split(text):
+        header = _HEADER.match(part)
         if header:
             current = computations.setdefault(header[2], {})
             entry = header[2] if header[1] else entry
-        elif current is not None and (found := _instruction(line)):
+        elif current is not None and (found := _instruction(part)):
             current[found.name] = found
     return computations, entry
 

@@ -103,9 +103,8 @@ def _kernel(found: Totals, i: Instruction) -> None:
     target = re.search(r'custom_call_target="([^"]*)"', i.attributes)
     if target and target[1] == 'tpu_custom_call':
         says = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', i.attributes)
-        where = re.search(r'op_name="([^"]*)"', i.attributes)
         flops = float(says[1]) if says else 0.0
-        label = re.sub(r'[.\d]+$', '', i.name) + (f' [{where[1]}]' if where else '')
+        label = re.sub(r'[.\d]+$', '', i.name) + (f' [{i.op_name}]' if i.op_name else '')
         found.kernels[label] = found.kernels[label] + (1, flops)
 
 

@@ -1,0 +1,21 @@
+"""Qwen3-30B-A3B on text alone, to compare with trainers of language models: `.docs/memory.md`.
+
+One expert group with one pool; no representation, no flow, and an encoder that reads nothing.
+"""
+
+from configs.paper import scale
+
+
+def get_config():
+    config = scale.get_config('30B-A3B')
+    config.data.sources = 'text:/path/to/documents'
+    config.data.tasks.update(text_to_image=0.0, image_to_text=0.0, text_only=1.0)
+    config.data.max_text = 4096
+    scale.row(config, text=32_768, vision=0, representation=0, pixels=0,
+              vision_pictures=0, pixel_pictures=0)  # fmt: skip
+    model = config.model
+    model.backbone.split = 'none'
+    model.representation.kind = 'none'
+    model.encoder.update(layers=1, width=128, heads=2, feedforward=384)
+    config.losses.update(representation=0.0, flow=0.0)
+    return config
