@@ -16,6 +16,7 @@ from rf_jax.runtime import checkpoint
 from rf_jax.runtime.errors import UserError
 
 NEW = (r'^representation_', r'^codebook$')
+WIDE = {'model.backbone.feedforward': 4096}  # arrays that are larger than what describes them
 AS = ((r'^backbone/layers/(representation|pixels)', 'backbone/layers/understanding'),)
 
 
@@ -44,14 +45,14 @@ def numbers(run):
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
     """(folder, state) of a run that stands at step 3."""
-    run = tiny_run(tmp_path_factory.mktemp('runs') / 'alignment', {'steps': 3}, devices=8)
+    run = tiny_run(tmp_path_factory.mktemp('runs') / 'alignment', WIDE | {'steps': 3}, devices=8)
     state = numbers(run)
     save(run, state, 3)
     return run.workdir, jax.device_get(state)
 
 
 def started(workdir, sources, devices=8, **changes):
-    changes = {'initialise_from': ','.join(map(str, sources)), **changes}
+    changes = WIDE | {'initialise_from': ','.join(map(str, sources)), **changes}
     run = tiny_run(workdir, changes, devices)
     checkpoints = checkpoint.Checkpoints(run.workdir / 'checkpoints', every=1, keep=1)
     _, state = loop.start_state(run, checkpoints)
@@ -228,7 +229,7 @@ def test_a_damaged_array_of_the_newest_checkpoint_is_an_error_and_read_in_shards
     with pytest.raises(UserError, match=r'checkpoints/3 is damaged \(.*the one before it'):
         started(tmp_path / 'joint', [folder])
     # The same of a run's own: what is damaged is looked for in shards too.
-    run = tiny_run(folder, {'steps': 3}, devices=8)
+    run = tiny_run(folder, WIDE | {'steps': 3}, devices=8)
     reads.clear()
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', every=1, keep=9)
     assert checkpoints.restore(run.abstract)[0] == 2
