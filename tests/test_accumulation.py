@@ -12,7 +12,7 @@ from shrink import quick_compilation, shrink
 from configs import base
 from rf_jax.learning import programs
 from rf_jax.models import parts, quantizer
-from rf_jax.runtime.mesh import make_mesh
+from rf_jax.runtime.mesh import batch_sharding, make_mesh
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +63,11 @@ def test_codes_of_parts_are_those_of_the_whole_batch(mode):
 def test_a_part_gets_the_noise_that_its_rows_get_in_the_whole_batch(shape):
     key = jax.random.fold_in(jax.random.key(3), 9)
     whole = np.asarray(jax.random.normal(key, shape))
-    part = jax.jit(lambda number: parts.Part(number, 4).normal(key, (shape[0] // 4, *shape[1:])))
+    mesh = make_mesh(base.get_config().mesh, jax.devices()[: shape[0] // 4])
+    part = jax.jit(
+        lambda number: parts.Part(number, 4).normal(key, (shape[0] // 4, *shape[1:])),
+        out_shardings=batch_sharding(mesh),
+    )
     for number in range(4):
         np.testing.assert_array_equal(part(number), whole[number::4])
         np.testing.assert_array_equal(parts.Part(number, 4).of(whole), whole[number::4])

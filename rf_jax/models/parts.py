@@ -67,11 +67,20 @@ def _strided_bits(data: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Ar
     for axis in range(1, len(shape)):
         stride = jnp.uint32(math.prod(shape[axis + 1 :]))
         inside += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
-    size = jnp.full(shape, math.prod(shape[1:]), jnp.uint32)
-    low = row * size + inside
-    high = jax.lax.mulhi(row, size) + (low < inside).astype(jnp.uint32)
+    size = math.prod(shape[1:])
+    low = row * jnp.uint32(size) + inside
+    high = _high_product(row, size) + (low < inside).astype(jnp.uint32)
     first, second = prng.threefry2x32_p.bind(data[0], data[1], high, low)
     return first ^ second
+
+
+def _high_product(x: jax.Array, y: int) -> jax.Array:
+    """The upper 32 bits of uint32 x times y; jax.lax.mulhi does not compile on a mesh."""
+    low, high = x & 0xFFFF, x >> 16
+    y_low, y_high = jnp.uint32(y & 0xFFFF), jnp.uint32(y >> 16)
+    first = high * y_low + (low * y_low >> 16)
+    second = low * y_high + (first & 0xFFFF)
+    return high * y_high + (first >> 16) + (second >> 16)
 
 
 def _no(*_: Any) -> Any:
