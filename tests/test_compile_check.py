@@ -219,6 +219,18 @@ def test_a_sweep_without_any_variant_says_so():
         list(compile_report.sweep(config, VOCABULARY, topology.devices('cpu:8')))
 
 
+def test_a_line_is_added_to_the_table_and_not_to_what_follows_it(tmp_path):
+    file = tmp_path / 'memory.md'
+    file.write_text('# Memory\n', encoding='utf-8')
+    compile_report.add_line(file, '| a |\n')
+    with file.open('a', encoding='utf-8') as opened:
+        opened.write('\n## More\n\n| other | table |\n')
+    compile_report.add_line(file, '| b |\n')
+    before, after = file.read_text(encoding='utf-8').split(compile_report.HEADER)
+    assert before == '# Memory\n\n'
+    assert after == '| a |\n| b |\n\n## More\n\n| other | table |\n'
+
+
 def test_a_sweep_ranks_what_fits_by_time():
     tried = [
         ({'mesh.expert': 8}, '120.0', False),

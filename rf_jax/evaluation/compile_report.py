@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def held(cost: Cost, config, mesh: Mesh) -> Iterator[str]:
 
 
 HEADER = (
-    '| what | chips | mesh | remat | program | memory of a chip | FLOPs / model | step | MFU |\n'
+    '| what | chips | mesh | remat | program | peak of a chip | FLOPs / model | step | MFU |\n'
     '| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n'
 )
 
@@ -111,10 +112,13 @@ def markdown(what: str, chips: str, config, cost: Cost, mesh: Mesh) -> str:
 
 
 def add_line(table: Path, line: str) -> None:
-    """Appends a line of `markdown` to a file, which begins with HEADER."""
-    new = not table.exists()
-    with table.open('a', encoding='utf-8') as file:
-        file.write((HEADER if new else '') + line)
+    """Adds a line of `markdown` to the file's table, or begins one at the end of the file."""
+    text = table.read_text(encoding='utf-8') if table.exists() else ''
+    before, header, after = text.partition(HEADER)
+    if not header and before:
+        before = before.rstrip('\n') + '\n\n'
+    rows = re.match(r'(\|.*\n)*', after)[0]
+    table.write_text(before + HEADER + rows + line + after[len(rows) :], encoding='utf-8')
 
 
 def as_json(cost: Cost) -> dict:

@@ -8,15 +8,15 @@ from rf_jax.runtime.program_memory import Buffer
 
 _LOOP = r'/backbone/(while|broadcast_in_dim)$'  # what the loop over layers fills or sums up
 # (regex on the path of an operation or of an argument, what its arrays are, the field that makes
-# them smaller and the one to turn to where that is at its end); the first row that matches counts.
+# them smaller and the one to turn to where that is spent); the first row that matches counts.
 PARTS = (
     (r'(state\.)?params\b', 'parameters and their casts', 'mesh.fsdp', ''),
     (r'(state\.)?ema\b', 'average of the parameters', 'offload', 'mesh.fsdp'),
     (r'(state\.)?opt_state\b', 'optimizer state', 'offload', 'mesh.fsdp'),
     (r'batch\b', 'batch', 'data.capacity', ''),
-    (r'.*text_(logits|head)', 'text logits or their gradients', 'data.capacity.text', ''),
-    (r'.*representation_head', 'representation logits or their gradients',
-     'data.capacity.representation', ''),
+    (r'.*(loss_text|text_head)', 'text logits, head and gradients', 'mesh.tensor', ''),
+    (r'.*(loss_representation|representation_head)', 'representation logits, head and gradients',
+     'mesh.tensor', ''),
     (r'.*\bautoencoder\b', 'autoencoder', 'model.autoencoder.remat', 'data.capacity.pixels'),
     (r'.*Unified\.features/', 'encoder of targets', 'data.capacity.pixels', ''),
     (r'.*\bencoder/', 'encoder', 'model.encoder.remat', 'data.capacity.vision'),
@@ -24,7 +24,7 @@ PARTS = (
      'model.backbone.remat', 'mesh.context'),
     (rf'.*transpose\(jvp\(Unified\)\){_LOOP}', 'gradients of the backbone', 'mesh.fsdp', ''),
     (r'.*/(understanding|representation|pixels|shared)/.*shard_map',
-     'routed experts of one layer', 'mesh.expert', ''),
+     'routed experts of one layer and their tokens', 'mesh.expert', ''),
     (r'.*/backbone/', 'one layer', 'mesh.context', ''),
     (r'.*\bpatch_(in|out)\b', 'patches of pixels', 'data.capacity.pixels', ''),
     (r'', 'other arrays', '', ''),
@@ -46,8 +46,8 @@ def parts(buffers: Iterable[Buffer], fields: Mapping[str, object]) -> tuple[Part
     found: dict[str, Part] = {}
     for buffer in buffers:
         _, what, field, then = next(row for row in PARTS if re.match(row[0], buffer.op_name))
-        at_end = fields.get(field) == 'full' or (field == 'offload' and len(fields[field]) == 2)
-        new = Part(what, 0.0, buffer.shape, then if at_end else field)
+        spent = fields.get(field) == 'full' or (field == 'offload' and len(fields[field]) == 2)
+        new = Part(what, 0.0, buffer.shape, then if spent else field)
         old = found.get(what, new)
         found[what] = replace(old, bytes=old.bytes + buffer.bytes)
     return tuple(sorted(found.values(), key=lambda part: -part.bytes))

@@ -109,7 +109,10 @@ def counts(terms: Mapping[str, Term], batch: Arrays) -> dict[str, jax.Array]:
 
 def total(terms: Mapping[str, Term], weights, counts_, outputs: Mapping, batch: Arrays):
     """(weighted loss, {name: mean}) of a batch, or of its part with the whole batch's counts."""
-    means = {name: term.summed(outputs, batch) / counts_[name] for name, term in terms.items()}
+    means = {}
+    for name, term in terms.items():
+        with jax.named_scope(f'loss_{name}'):  # its arrays bear the name in memory and profiles
+            means[name] = term.summed(outputs, batch) / counts_[name]
     loss = sum(weights[name] * mean for name, mean in means.items())
     if 'flow' in terms:
         values = terms['flow'].value(outputs, batch)
