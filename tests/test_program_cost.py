@@ -129,3 +129,44 @@ def test_types_name_bytes_and_memory():
     arrays = hlo.arrays_of('(s32[]{:T(128)}, bf16[4,2]{1,0:T(4,128)(2,1)S(1)}, pred[8]{0})')
     assert [a.bytes for a in arrays] == [4, 16, 8]
     assert [a.main for a in arrays] == [True, False, True]
+
+
+# A layer's slice of a saved stack is read within a fusion's fusion and written beside a product.
+SLICES = """HloModule jit_f, is_scheduled=true, entry_computation_layout={()->f32[8,4]{1,0}}
+
+%read.1 (p.1: f32[100,8,8], p.2: s32[]) -> f32[8,8] {
+  %p.1 = f32[100,8,8]{2,1,0} parameter(0)
+  %p.2 = s32[] parameter(1)
+  %zero.1 = s32[] constant(0)
+  %slice.1 = f32[1,8,8]{2,1,0} dynamic-slice(%p.1, %p.2, %zero.1, %zero.1), dynamic_slice_sizes={1,8,8}
+  ROOT %flat.1 = f32[8,8]{1,0} bitcast(%slice.1)
+}
+
+%both.1 (p.3: f32[100,8,8], p.4: f32[8,4], p.5: f32[50,8,4], p.6: s32[]) -> (f32[50,8,4], f32[8,4]) {
+  %p.3 = f32[100,8,8]{2,1,0} parameter(0)
+  %p.4 = f32[8,4]{1,0} parameter(1)
+  %p.5 = f32[50,8,4]{2,1,0} parameter(2)
+  %p.6 = s32[] parameter(3)
+  %layer.1 = f32[8,8]{1,0} fusion(%p.3, %p.6), kind=kLoop, calls=%read.1
+  %y.1 = f32[8,4]{1,0} dot(%layer.1, %p.4), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %row.1 = f32[1,8,4]{2,1,0} bitcast(%y.1)
+  %zero.2 = s32[] constant(0)
+  %kept.1 = f32[50,8,4]{2,1,0} dynamic-update-slice(%p.5, %row.1, %p.6, %zero.2, %zero.2)
+  ROOT %out.1 = (f32[50,8,4]{2,1,0}, f32[8,4]{1,0}) tuple(%kept.1, %y.1)
+}
+
+ENTRY %main.1 (a.1: f32[100,8,8], a.2: f32[8,4], a.3: f32[50,8,4], a.4: s32[]) -> (f32[50,8,4], f32[8,4]) {
+  %a.1 = f32[100,8,8]{2,1,0} parameter(0)
+  %a.2 = f32[8,4]{1,0} parameter(1)
+  %a.3 = f32[50,8,4]{2,1,0} parameter(2)
+  %a.4 = s32[] parameter(3)
+  ROOT %fusion.1 = (f32[50,8,4]{2,1,0}, f32[8,4]{1,0}) fusion(%a.1, %a.2, %a.3, %a.4), kind=kOutput, calls=%both.1
+}
+"""  # noqa: E501
+
+
+def test_a_fusion_moves_only_the_slices_that_it_reads_and_writes_of_saved_stacks():
+    found = program_cost.totals(SLICES)
+    layer, x, y, number = 8 * 8 * 4, 8 * 4 * 4, 8 * 4 * 4, 4
+    assert found.bytes == layer + x + number + y + y  # not the 100 and the 50 layers of the stacks
+    assert found.flops == 2 * 8 * 8 * 4

@@ -13,9 +13,6 @@ def get_config(size: str = '30B-A3B'):
     large = size == '30B-A3B'
     config.data.sizes = ((1024 if large else 512, 0.6), (512 if large else 256, 0.4))
     config.data.max_text = 128
-    if large:  # longer pictures attend more: what that costs once more is worth its memory
-        config.model.backbone.remat = 'projections'
-        config.offload = ('ema', 'opt_state')  # the same step by the roofline, 2.8 GB less
     # As `rf_jax.packing_report` recommends: 5 pictures of 1,024 px to draw, 2 to describe.
     scale.row(config, text=640, vision=2912, representation=5856, pixels=23_360,
               vision_pictures=16, pixel_pictures=32)  # fmt: skip

@@ -37,7 +37,7 @@ def dense_0b6(config: ConfigDict) -> None:
     """Qwen3-0.6B with three feed-forwards, and DINOv3 ViT-B/16: 1.4 B parameters."""
     model = config.model
     model.backbone.update(layers=28, width=1024, heads=16, kv_heads=8, feedforward=3072)
-    model.backbone.remat = 'projections'
+    model.backbone.remat = 'feedforward'
     encoder(model, layers=12, width=768, heads=12, feedforward=3072)
 
 
@@ -137,7 +137,7 @@ def get_config(size: str = '30B-A3B') -> ConfigDict:
     config.tokenizer.vocabulary = 151_936  # Qwen3's
     model = config.model
     model.attention.update(block_q=256, block_k=128)  # less of a tile is unseen than at 512
-    model.backbone.update(head_dim=128, rope_theta=1e6, remat='attention')
+    model.backbone.update(head_dim=128, rope_theta=1e6, remat='gate')
     model.backbone.rope_sections = (32, 16, 16)
     config.data.rows = 8  # one a chip of one host
     choose('configs/paper:size', size, MODELS)(config)

@@ -105,6 +105,8 @@ def _run(head: _Head, learned: tuple[bool, bool], hidden, kernel, targets, weigh
         loss, of_hidden, of_kernel = _tiles(head.tiles, learned, split, hidden, whole, *tokens)
         if of_kernel is not None:
             of_kernel = gather.scattered(of_kernel, head.axes, KEPT, TOKENS)
+        # Scattered before the backward of the layers begins, not held whole until it ends.
+        of_hidden, of_kernel = jax.lax.optimization_barrier((of_hidden, of_kernel))
         return jax.lax.psum(loss, TOKENS), of_hidden, of_kernel
 
     tokens, kept = PartitionSpec(BATCH_AXES, 'context'), PartitionSpec(*head.axes)

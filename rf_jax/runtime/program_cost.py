@@ -111,29 +111,57 @@ def _kernel(found: Totals, i: Instruction) -> None:
 def _traffic(i: Instruction, table, computations) -> float:
     """Bytes of main memory that an instruction reads and writes.
 
-    A fusion that reads a slice, or writes one into an operand, moves the slice only.
+    What reads a slice, or writes one into an operand, moves the slice only, also within a fusion.
     """
     if i.op in hlo.FREE or i.op.endswith(('-start', '-done')):
         return 0.0
-    body = computations.get(i.called('calls')[0], {}) if i.op == 'fusion' else {}
-    parameters = {int(x.argument): x for x in body.values() if x.op == 'parameter'}
-    total = sum(a.bytes for a in i.arrays if a.main)
-    roots = [x for x in body.values() if x.root]
-    if (roots and roots[0].op == 'dynamic-update-slice') or i.op == 'dynamic-update-slice':
-        update = roots[0].operands[1] if roots else i.operands[1]
-        found = (body if roots else table).get(update)
-        total = 2 * found.bytes if found else total
-        return total
+    total = _written(i, table, computations)
     for n, operand in enumerate(i.operands):
-        source = table.get(operand)
-        if source is None:
-            continue
-        moved = sum(a.bytes for a in source.arrays if a.main)
-        if i.op in ('dynamic-slice', 'gather', 'slice'):
-            moved = min(moved, i.bytes)
-        elif n in parameters:
-            users = [x for x in body.values() if parameters[n].name in x.operands]
-            if users and all(x.op in ('dynamic-slice', 'gather', 'slice') for x in users):
-                moved = min(moved, sum(x.bytes for x in users))
-        total += moved
+        if source := table.get(operand):
+            total += _read(sum(a.bytes for a in source.arrays if a.main), i, n, computations)
     return total
+
+
+def _read(whole: float, i: Instruction, n: int, computations) -> float:
+    """Bytes that an instruction reads of its operand n, which has `whole`."""
+    if i.op in ('dynamic-slice', 'gather', 'slice'):
+        return min(whole, i.bytes)
+    if i.op == 'dynamic-update-slice' and n == 0:
+        return 0.0
+    if i.op == 'fusion' and (body := computations.get(i.called('calls')[0])):
+        parameter = next(x for x in body.values() if x.op == 'parameter' and int(x.argument) == n)
+        return _read_within(whole, parameter.name, body, computations)
+    return whole
+
+
+def _read_within(whole: float, name: str, body, computations) -> float:
+    """Bytes that a fusion's instructions read of the value `name` in its body."""
+    total = 0.0
+    for user in body.values():
+        for n, operand in enumerate(user.operands):
+            if operand == name:
+                same = user.op == 'bitcast'
+                total += (
+                    _read_within(whole, user.name, body, computations)
+                    if same
+                    else _read(whole, user, n, computations)
+                )
+    return min(whole, total)
+
+
+def _written(i: Instruction, table, computations) -> float:
+    """Bytes that an instruction writes to main memory."""
+    while i.op == 'bitcast' and i.operands[0] in table:
+        i = table[i.operands[0]]
+    whole = sum(a.bytes for a in i.arrays if a.main)
+    if i.op == 'dynamic-update-slice':
+        return min(whole, table[i.operands[1]].bytes) if i.operands[1] in table else whole
+    body = computations.get(i.called('calls')[0]) if i.op == 'fusion' else None
+    if not body:
+        return whole
+    root = next(x for x in body.values() if x.root)
+    parts = [body[o] for o in root.operands] if root.op == 'tuple' else [root]
+    if len(parts) != len(i.arrays):
+        return whole
+    written = zip(i.arrays, (_written(part, body, computations) for part in parts))
+    return sum(min(array.bytes, part) for array, part in written if array.main)
