@@ -46,6 +46,10 @@ def test_codes_are_those_that_training_uses(trained):
     found = Inspector.load(run.workdir).codes(pictures)
     assert len(found) > 4
     np.testing.assert_array_equal(found, expected)
+    inspector = Inspector.load(run.workdir)
+    floats = [picture / np.float32(255) for picture in pictures]
+    np.testing.assert_array_equal(inspector.codes(floats), expected)
+    np.testing.assert_array_equal(inspector.meanings(floats), inspector.meanings(pictures))
 
 
 def test_weights_and_codebook_are_of_one_checkpoint(trained, monkeypatch):
