@@ -23,7 +23,8 @@ def get_config() -> ConfigDict:
     data = config.data = ConfigDict()
     # Comma-separated: emoji | scenes:rung/size[/option...] | folder:/path |
     # tfds:name[/config][:split] | text:/path. Each is drawn as often as it has samples; one that is
-    # named three times, three times as often.
+    # named three times, three times as often. \, is a comma in a path; folder+links and text+links
+    # follow symbolic links out of their folder.
     data.sources = 'emoji'
     data.rows = 32  # B, rows of the global batch
     # Draws per kind of sample; a task that no source can serve stops the start.

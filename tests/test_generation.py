@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from shrink import quick_compilation, shrink
 
 from configs import base
@@ -378,3 +379,15 @@ def test_flow_ends_at_the_guided_picture(monkeypatch, method, changes, right):
     keys = jax.vmap(jax.random.key)(np.arange(2))
     found = drawing.draw_pixels(Constant(monkeypatch), config, options, None, rows, caches, keys)
     np.testing.assert_allclose(found, np.full((2, 8, 3), right), atol=1e-5)
+
+
+def test_describe_takes_pictures_as_a_notebook_holds_them(sampler, questions, tmp_path):
+    picture = questions[0][0]
+    Image.fromarray(picture).save(tmp_path / 'a.png')
+    floats, file = picture / np.float32(255), tmp_path / 'a.png'
+    given = [picture, floats, Image.fromarray(picture), file, np.dstack([picture, picture[..., 0]])]
+    *same, _ = sampler.describe(given)
+    assert len(set(same)) == 1 and same[0]
+    assert sampler.describe(floats) == same[:1]
+    with pytest.raises(UserError, match=r'picture 2 of 2: float32 values from 0 to 255'):
+        sampler.describe([picture, picture.astype(np.float32)])

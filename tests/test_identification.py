@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import base
 from rf_jax.data.images import BadPicture
 from rf_jax.data.records import Record
-from rf_jax.evaluation import identification
+from rf_jax.evaluation import identification, report
 from rf_jax.runtime.errors import UserError
 
 
@@ -127,3 +128,16 @@ def test_wilson_interval_holds_known_values():
     low, high = identification.wilson(0.5, 100)
     assert (round(low, 3), round(high, 3)) == (0.404, 0.596)
     assert identification.wilson(0.0, 200)[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_picture_and_its_drawing_have_one_size_on_a_grid_that_fits_a_screen(tmp_path):
+    count, blue, red = 24, (0, 0, 255), (255, 0, 0)
+    truth = [np.full((500, 375 if i % 2 else 500, 3), blue, np.uint8) for i in range(count)]
+    drawn = [np.full((64, 32 if i % 2 else 64, 3), red, np.uint8) for i in range(count)]
+    labels = ['a label of some words'] * count
+    result = identification.Result(count, count, 0.5, 0.5, 0.5, labels, drawn, truth, labels)
+    report.write(result, {'step': 1, 'seed': 0}, tmp_path)
+    sheet = np.asarray(Image.open(tmp_path / 'grid.png'))
+    assert max(sheet.shape) <= 1600
+    areas = [(sheet == colour).all(-1).sum() for colour in (blue, red)]
+    assert areas[0] == areas[1] > 0.25 * sheet[..., 0].size

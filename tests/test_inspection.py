@@ -43,9 +43,13 @@ def test_codes_are_those_that_training_uses(trained):
                     pictures.append(source.picture(index))
                     expected.append(row[at : at + 4].reshape(2, 2))
                 at += spans[-1].height * spans[-1].width // 4
-    found = Inspector.load(run.workdir).codes(pictures)
+    inspector = Inspector.load(run.workdir)
+    found = inspector.codes(pictures)
     assert len(found) > 4
     np.testing.assert_array_equal(found, expected)
+    floats = [picture / np.float32(255) for picture in pictures]
+    np.testing.assert_array_equal(inspector.codes(floats), expected)
+    np.testing.assert_array_equal(inspector.meanings(floats), inspector.meanings(pictures))
 
 
 def test_weights_and_codebook_are_of_one_checkpoint(trained, monkeypatch):
