@@ -116,5 +116,5 @@ def test_every_field_is_set_for_the_paper_or_kept_for_a_reason():
 def test_an_average_that_would_not_move_is_refused(field, value):
     config = base.get_config()
     config.ema[field] = value
-    with pytest.raises(UserError, match=rf'ema\.{field}=1\.0 must be'):
+    with pytest.raises(UserError, match=rf'ema\.{field}=1\.0: expected'):
         checks.check(config)
