@@ -12,7 +12,7 @@ from rf_jax.learning import checks
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     path.relative_to(ROOT)
-    for pattern in ('*.md', '.docs/**/*.md', 'launch/*.md')
+    for pattern in ('*.md', 'docs/**/*.md', 'launch/*.md')
     for path in ROOT.glob(pattern)
 )
 
@@ -52,3 +52,13 @@ def test_the_readme_has_commands_of_each_kind():
     joined = ' '.join(commands(Path('README.md')))
     for name in ('train', 'sample', 'describe', 'evaluate', 'study', 'ladder', 'compile_check'):
         assert f'rf_jax.{name} ' in joined
+
+
+def test_kept_reports_say_how_continuous_features_differ_from_the_papers():
+    reports = [d for d in DOCUMENTS if d.name == 'report.md' and '| continuous |' in text(d)]
+    assert len(reports) >= 3
+    for document in reports:
+        assert '- continuous: features are predicted by plain squared-error regression' in text(
+            document
+        )
+        assert 'collapse of variety' in text(document) and 'diffusion head' in text(document)

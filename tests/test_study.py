@@ -28,7 +28,6 @@ from rf_jax.evaluation import (
     report,
     scoring,
     study,
-    study_notes,
     study_plan,
     study_plots,
     study_report,
@@ -701,29 +700,6 @@ def test_the_study_of_the_repository_is_of_known_fields():
         study_config.get_config('quik')
 
 
-ROOT = Path(__file__).parents[1]
-KEPT = [str(path.parent.relative_to(ROOT)) for path in sorted(ROOT.glob('.docs/**/study.json'))]
-
-
-@pytest.mark.parametrize('name', KEPT)
-def test_the_scores_that_are_kept_are_of_the_arms_as_they_are(name, tmp_path, monkeypatch):
-    """Who changes an arm must not go on with what is kept of the old one."""
-    monkeypatch.chdir(ROOT)
-    folder = tmp_path / 'kept'
-    shutil.copytree(name, folder)
-    config = ConfigDict(json.loads((folder / 'study.json').read_text())['config'])
-    arms = study_plan.load_arms(config.runs)
-    study_plan.check_recorded(config, folder)
-    for piece in study_plan.plan(config, folder, arms):
-        study_plan.check_run(piece)
-        if piece.scores():
-            assert (piece.folder / 'config.json').exists()
-    config.overrides = (*config.overrides, 'optimizer.learning_rate=1e-2')
-    first = next(p for p in study_plan.plan(config, folder, arms) if p.scores())
-    with pytest.raises(UserError, match=r'first-s\d .*optimizer.learning_rate'):
-        study_plan.check_run(first)
-
-
 def test_curves_ask_the_same_of_every_point():
     right = [[1, 0], [0, 0], [1, 1], [1, 1]]
     assert study_plots.same_prompts(of_rates(right), 'seen', 2) == 0.5
@@ -737,16 +713,3 @@ def test_a_run_on_its_way_does_not_cut_the_curves_of_finished_ones():
     assert study_plots.shown('half', [done, begun, new], scores) == [done]
     assert study_plots.shown('half', [begun, new], scores) == [begun]
     assert study_plots.shown('half', [new], scores) == []
-
-
-@pytest.mark.parametrize('name', KEPT)
-def test_a_kept_report_says_what_differs_from_the_arms_of_the_paper(name, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    config = ConfigDict(json.loads(Path(name, 'study.json').read_text())['config'])
-    arms = study_plan.load_arms(config.runs)
-    of_arms = [(arm, study_plan._config(config, arms, arm)) for arm in study_plan.names(config)]
-    text = Path(name, 'report.md').read_text()
-    assert study_notes.beside_the_paper(of_arms) in text
-    if 'continuous' in dict(of_arms):
-        assert '- continuous: features are predicted by plain squared-error regression' in text
-        assert 'collapse of variety' in text and 'diffusion head' in text

@@ -108,7 +108,7 @@ KEPT = {
     'optimizer.clip': 'paper',
     'optimizer.accumulate': 'memory is planned for the whole batch',
     'optimizer.max_skips': 'by then it is no spike',
-    'mesh': 'what a size does not set: sharding over fsdp was cheapest, see .docs/memory.md',
+    'mesh': 'what a size does not set: sharding over fsdp was cheapest, see docs/scaling.md',
     'sampling.steps': 'paper',
     'sampling.method': 'paper: 25 steps, of one evaluation each',
     'sampling.temperature': 'paper: none named',

@@ -1,4 +1,4 @@
-"""Qwen3-30B-A3B on text alone, to compare with trainers of language models: `.docs/memory.md`.
+"""Qwen3-30B-A3B on text alone, to compare with trainers of language models: `docs/scaling.md`.
 
 One expert group with one pool; no representation, no flow, and an encoder that reads nothing.
 """
