@@ -34,6 +34,7 @@ for name, (module, *arguments) in json.loads(sys.argv[1]).items():
                 traceback.print_exc()
                 code = 99
             sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         output.seek(0)

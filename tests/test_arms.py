@@ -1,6 +1,7 @@
 """The arms of the study differ in what they are named for, and each of them can be trained."""
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from configs import scenes, scenes_fine
 from rf_jax.data import captions, pipeline, sources
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.learning import checks, optimizer, state, step
+from rf_jax.learning import checks, optimizer, origins, state, step
 from rf_jax.models import flops, unified
+from rf_jax.runtime import checkpoint_files
 
 BOTH = scenes.STAGES | scenes.ARMS
 SEES, DRAWS = ('data.tasks.image_to_text',), ('data.tasks.text_to_image',)
@@ -101,21 +103,20 @@ def shapes(name: str, vocabulary: int) -> dict:
 
 
 @pytest.mark.parametrize('name', [n for n, arm in scenes.ARMS.items() if arm.needs])
-def test_an_arm_finds_its_first_weights_in_its_stages(name, monkeypatch):
+def test_an_arm_finds_its_first_weights_in_its_stages(name):
     """And none but those of the drawing ends are new."""
     config, vocabulary = scenes.get_config(name), 300
-    stages = [shapes(stage, vocabulary) for stage in scenes.ARMS[name].needs]
+    stages = [
+        origins.Source(Path(stage), 1, held_by(shapes(stage, vocabulary)))
+        for stage in scenes.ARMS[name].needs
+    ]
     own = shapes(name, vocabulary)
-    monkeypatch.setattr(jax, 'device_put', lambda value, _: ('old', value.shape))
-    monkeypatch.setattr(jax.ShapeDtypeStruct, 'astype', lambda self, _: self, raising=False)
-    found = state.replaced(own.params, [each.params for each in stages], config, 'params')
-    paths = optimizer.paths(own.params)
-    leaves = jax.tree.leaves(found, is_leaf=lambda leaf: isinstance(leaf, tuple))
-    assert len(paths) == len(leaves)
-    for path, leaf, shape in zip(paths, leaves, jax.tree.leaves(own.params)):
+    found = origins.plan(own, stages, config)
+    for path in optimizer.paths(own.params):
         drawing = path.startswith(('representation_', 'patch_'))
-        assert isinstance(leaf, tuple) != drawing, path
-        assert drawing or leaf[1] == shape.shape
-    codebook = {'codebook': own.codebook}
-    others = [{'codebook': each.codebook} for each in stages]
-    assert state.replaced(codebook, others, config, 'codebook') == codebook, 'drawn anew'
+        assert (f'params/{path}' in found) != drawing, path
+    assert 'codebook' not in found, 'initialised from data'
+
+
+def held_by(saved: state.State) -> dict:
+    return checkpoint_files.named({part: getattr(saved, part) for part in origins.TAKEN})

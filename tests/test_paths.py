@@ -97,11 +97,11 @@ def test_a_field_that_is_a_path_takes_no_url_and_no_folder_is_made(field, tmp_pa
 
 
 def test_a_tilde_is_home_in_initialise_from(home):
-    from rf_jax.learning import state
+    from rf_jax.learning import origins
 
     config = base.get_config()
     config.initialise_from = '~/a, ~/b'
-    assert state.other_runs(config) == [home / 'a', home / 'b']
+    assert origins.other_runs(config) == [home / 'a', home / 'b']
 
 
 def test_relative_sources_are_recorded_absolute(tmp_path):

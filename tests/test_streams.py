@@ -12,16 +12,19 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = r"""
 import sys
 from pathlib import Path
-from absl import logging
+from absl import flags, logging
 from rf_jax.runtime import command
 from rf_jax.runtime.errors import UserError
+
+FILE = flags.DEFINE_string('file', None, '')
+KIND = flags.DEFINE_string('kind', None, '')
 
 def main(argv):
     for i in range(3000):
         print('pi\u00f1ata', i)
         logging.info('%s', 'pi\u00f1ata' * 30)
-    Path(argv[1]).write_text('worked on')
-    if argv[2] == 'mistake':
+    Path(FILE.value).write_text('worked on')
+    if KIND.value == 'mistake':
         raise UserError('pi\u00f1ata is no flag')
 
 command.run(main)
@@ -32,7 +35,7 @@ def run(tmp_path, redirected, kind='fine', **environment):
     """(exit code, what came out) of the script under a shell with these redirections."""
     done = subprocess.run(
         ['bash', '-c', f'set -o pipefail; "$@" {redirected}', 'bash', sys.executable, '-c', SCRIPT,
-         str(tmp_path / 'file'), kind],
+         f'--file={tmp_path}/file', f'--kind={kind}'],
         cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu'} | environment,
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -58,3 +61,16 @@ def test_an_ascii_terminal_is_shown_what_it_can_show(tmp_path):
     assert code == 0
     assert 'pi\\xf1ata 2999' in output
     assert run(tmp_path, '', LC_ALL='C', PYTHONCOERCECLOCALE='0', PYTHONUTF8='0')[0] == 0
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_nothing_printed_to_stderr_is_lost_when_a_process_ends_at_once(unbuffered):
+    script = (
+        'import os, sys; from rf_jax.runtime import streams; streams.prepare(); '
+        'print("last words", file=sys.stderr); os._exit(1)'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {'PYTHONUNBUFFERED': unbuffered},
+    )  # fmt: skip
+    assert done.stderr == 'last words\n'

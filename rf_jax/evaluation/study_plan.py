@@ -16,7 +16,7 @@ from rf_jax.data import pipeline, sources
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.evaluation import scoring
 from rf_jax.evaluation.scoring import Amount
-from rf_jax.learning import checks, loop, state
+from rf_jax.learning import checks, loop, origins
 from rf_jax.models import flops, unified
 from rf_jax.runtime import paths, workdir
 from rf_jax.runtime.errors import UserError, choose, require
@@ -62,7 +62,7 @@ class Piece:
     @property
     def stages(self) -> list[Path]:
         """Folders of the runs that it starts from."""
-        return state.other_runs(self.config)
+        return origins.other_runs(self.config)
 
     def score_file(self, step: int) -> Path:
         return self.folder / 'scores' / f'{step:08d}.json'

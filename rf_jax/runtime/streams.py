@@ -57,9 +57,12 @@ def _tolerant(stream: io.TextIOWrapper | None, number: int) -> io.TextIOBase:
         return open(os.devnull, 'w', encoding='utf-8')
     with contextlib.suppress(OSError):
         stream.flush()
+    pipe = _Pipe(number, 'w', closefd=False)
+    unbuffered = stream.write_through  # PYTHONUNBUFFERED=1, as in most containers
     return io.TextIOWrapper(
-        io.BufferedWriter(_Pipe(number, 'w', closefd=False)),
+        pipe if unbuffered else io.BufferedWriter(pipe),
         encoding=stream.encoding,
         errors='backslashreplace',  # what an ASCII terminal cannot show comes as \xf1
         line_buffering=stream.line_buffering,
+        write_through=unbuffered,
     )
