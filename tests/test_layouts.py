@@ -18,8 +18,8 @@ GOLDEN = {
     # D x heads: the width is gathered before use, the heads stay apart.
     f'{LAYER}/attention/query/kernel': P(None, 'fsdp', 'tensor'),
     f'{LAYER}/output/kernel': P(None, 'tensor', 'fsdp'),
-    f'{LAYER}/pixels/gate': P(None, ('expert', 'fsdp'), None, None),  # expert by expert
-    f'{LAYER}/pixels/down': P(None, ('expert', 'fsdp'), None, None),
+    f'{LAYER}/pixels/gate': P(None, ('expert', 'fsdp'), 'data', None),  # expert by expert
+    f'{LAYER}/pixels/down': P(None, ('expert', 'fsdp'), 'data', None),
     f'{LAYER}/representation/router': P(None, 'fsdp', None),
     f'{LAYER}/ffn_norm/scale': P(None, 'fsdp'),
     'encoder/layers/ffn/up/kernel': P(None, 'fsdp', 'tensor'),
