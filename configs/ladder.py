@@ -1,6 +1,5 @@
 """Where the effect lives: representation forcing against plain pixels, rung by rung.
 
-export RF_JAX_UNFINISHED=1  # what a signal stops ends the loop
 python -m rf_jax.study --config=configs/study.py:short --workdir=runs/study_short
 cp -r runs/study_short runs/study && rm runs/study/study.json  # the same runs go on
 python -m rf_jax.study --config=configs/study.py:six --workdir=runs/study
