@@ -3,6 +3,9 @@
 import os
 from importlib.metadata import version
 
+import pytest
+
+from rf_jax.runtime import exits
 from rf_jax.runtime.environment import give_threads, one_blas_thread
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -14,3 +17,10 @@ if version('jaxlib').startswith('0.10.'):  # XLA ends a process that gives a fla
     os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 give_threads(os.environ)
 one_blas_thread(os.environ)
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_yet(monkeypatch):
+    """Exit codes depend on what this process has saved, and other tests have saved a lot."""
+    monkeypatch.setattr(exits, '_progress', False)
+    monkeypatch.setattr(exits, '_newest', {})

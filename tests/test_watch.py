@@ -31,8 +31,6 @@ class Store:
 def processes(monkeypatch):
     """(watches of three processes, their store, turn(indices): a beat of these)."""
     store, now, left = Store(), [100.0], {}
-    monkeypatch.setattr(exits, '_progress', False)  # other tests of this process may have saved
-    monkeypatch.setattr(exits, '_newest', {})
     monkeypatch.setattr(watch, '_say', lambda message: said.append(message))
     monkeypatch.setattr(watch.time, 'sleep', lambda seconds: now.append(now[-1] + seconds))
     said = []

@@ -8,7 +8,8 @@ one.
 
 import os
 import sys
-from logging import ERROR, INFO, Formatter, LogRecord, getLogger
+import warnings
+from logging import CRITICAL, ERROR, INFO, LogRecord, getLogger
 
 from absl import logging
 
@@ -16,9 +17,10 @@ from absl import logging
 def condense() -> None:
     """For the whole process."""
     logging.get_absl_logger().addFilter(_keep)
-    # `Task exception was never retrieved`, of tasks that Orbax left behind after the first error.
-    with_traceback = Formatter()
-    getLogger('asyncio').addFilter(lambda record: not _of_orbax(with_traceback.format(record)))
+    # Orbax alone uses asyncio here. After the first error it leaves tasks and futures behind whose
+    # exceptions nobody retrieves, and coroutines that nobody awaits.
+    getLogger('asyncio').setLevel(CRITICAL)
+    warnings.filterwarnings('ignore', "coroutine '.*' was never awaited", RuntimeWarning)
     usual = sys.unraisablehook
 
     def hook(unraisable):
