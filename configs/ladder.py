@@ -5,7 +5,7 @@ cp -r runs/study_short runs/study && rm runs/study/study.json  # the same runs g
 python -m rf_jax.study --config=configs/study.py:six --workdir=runs/study
 for rung in arms fine textures clutter weak long theta; do
 python -m rf_jax.study --config=configs/study.py:$rung --workdir=runs/study_$rung || break; done
-python -m rf_jax.ladder --config=configs/ladder.py --folder=runs --workdir=runs/ladder
+python -m rf_jax.study --config=configs/ladder.py --studies=runs --workdir=runs/ladder
 
 A rung is a study's folder, an arm and its reference there, steps (0: where the study compares its
 arms), and which prompts (a regex of their whole text; none: all). What is not scored yet is left

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from gpu_measure import counted_memory, seconds, share, tell, words_of
 
-from rf_jax.data import typical
-from rf_jax.models import attention, visibility
+from rf_jax.data import typical_row
+from rf_jax.models.attention import masks, reference, select
 
 LENGTHS = (4096, 8192, 16_384)  # tokens of a row
 TPU_ONLY = ('pallas',)
@@ -33,7 +33,7 @@ def compare(what: str, tokens, product, dtype, tiny: bool) -> None:
     length = tokens['segment'].shape[1]
     heads, kv_heads, width = (2, 1, 32) if tiny else (16, 8, 128)  # as Qwen3-0.6B
     inputs = arrays(length, heads, kv_heads, width, dtype)
-    sees = visibility.visible(tokens, tokens).any(-1)[..., None, None]  # no padding
+    sees = masks.visible(tokens, tokens).any(-1)[..., None, None]  # no padding
     inputs[3] = jnp.where(sees, inputs[3], 0)
     some = [x[:, :, : max(1, x.shape[2] // kv_heads)].astype(jnp.float32) for x in inputs]
     settings = f'row of {length:,}, {jnp.dtype(dtype).name}'
@@ -44,7 +44,7 @@ def compare(what: str, tokens, product, dtype, tiny: bool) -> None:
     except Exception as error:  # any library's: its line tells it, the next goes on
         tell(what, settings, failed=words_of(error))
         return
-    reference = partial(_reference, visibility.visible(tokens, tokens))
+    reference = partial(_reference, masks.visible(tokens, tokens))
     with jax.default_matmul_precision('highest'):
         right = jax.jit(partial(both_ways, reference))(*some)
     errors = []
@@ -52,7 +52,7 @@ def compare(what: str, tokens, product, dtype, tiny: bool) -> None:
         a = jnp.where(sees, a[:, :, : b.shape[2]], 0).astype(jnp.float32)
         errors.append(float(jnp.abs(a - jnp.where(sees, b, 0)).max() / jnp.abs(b).max()))
     row = {name: np.asarray(x[0]) for name, x in tokens.items()}
-    done = 3.5 * 4 * typical.visible_pairs(row) * heads * width
+    done = 3.5 * 4 * typical_row.visible_pairs(row) * heads * width
     tell(
         what,
         settings,
@@ -64,7 +64,7 @@ def compare(what: str, tokens, product, dtype, tiny: bool) -> None:
 
 
 def _reference(mask, q, k, v):
-    return attention.attend(q, k, v, mask)
+    return reference.attend(q, k, v, mask)
 
 
 def form(tiny: bool, name: str, config_of) -> None:
@@ -77,10 +77,10 @@ def form(tiny: bool, name: str, config_of) -> None:
         return
     for length in (1024,) if tiny else LENGTHS:
         config = config_of('0.6B', tiny, length)
-        row = typical.row(config)
-        tokens = {field: jnp.asarray(row[field][None]) for field in visibility.FIELDS}
+        row = typical_row.row(config)
+        tokens = {field: jnp.asarray(row[field][None]) for field in masks.FIELDS}
         for dtype in (jnp.bfloat16, jnp.float32):
-            made = attention.FORMS[name](config.model.attention, jax.default_backend())
+            made = select.FORMS[name](config.model.attention, jax.default_backend())
             product = partial(_through, made, tokens)
             compare(f'attention {name}', tokens, product, dtype, tiny)
 

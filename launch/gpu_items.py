@@ -15,11 +15,11 @@ import numpy as np
 from gpu_measure import counted_memory, gigabytes, seconds, share, tell, words_of
 
 from configs.paper import joint
-from rf_jax.data import layout, spans, typical
-from rf_jax.generation import describing, drawing
-from rf_jax.learning import programs
+from rf_jax.data import layout, spans, typical_row
+from rf_jax.generation import captioning, image_sampling
 from rf_jax.models import flops, unified
 from rf_jax.runtime import mesh
+from rf_jax.training import jitted
 
 ROW = 8192  # of training
 ROWS = {'0.3B': 4, '0.6B': 4, '1.7B': 2}  # of a step
@@ -64,9 +64,9 @@ def built_of(config):
     whole = config.model.backbone.layers
     while True:
         devices = mesh.make_mesh(config.mesh, jax.devices()[:1])
-        built = programs.build(config, config.tokenizer.vocabulary, devices)
-        needed = programs.nbytes_per_device(built.abstract)
-        needed += programs.nbytes_per_device(built.abstract.params)  # gradients
+        built = jitted.build(config, config.tokenizer.vocabulary, devices)
+        needed = jitted.nbytes_per_device(built.abstract)
+        needed += jitted.nbytes_per_device(built.abstract.params)  # gradients
         layers = config.model.backbone.layers
         if limit is None or needed < ROOM * limit or layers == 1:
             return built, '' if layers == whole else f', {layers} of {whole} layers'
@@ -91,7 +91,7 @@ def train(tiny: bool, size: str, tokens: str = str(ROW), form: str = 'auto') -> 
     config = config_of(size, tiny, int(tokens))
     config.model.attention.form = form
     built, less = built_of(config)
-    row = typical.row(config)
+    row = typical_row.row(config)
     batch, state = batch_of(built, row), built.initialise()
     compiled = built.train_step.lower(state, batch).compile()
 
@@ -142,7 +142,7 @@ def sample(tiny: bool, size: str) -> None:
     for count in BATCHES[:1] if tiny else BATCHES:
         rows = {(c, r): place(count, c, r) for c in (True, False) for r in (True, False)}
         keys = jax.random.split(jax.random.key(0), count)
-        draw = partial(drawing.draw, model, config, drawing.options(config))
+        draw = partial(image_sampling.draw, model, config, image_sampling.options(config))
         compiled = jax.jit(draw).lower(params, rows, keys).compile()
         took = seconds(lambda: compiled(params, rows, keys), 2) / count  # noqa: B023
         settings = f'pictures of {side * config.data.patch} px, {count} together'
@@ -152,7 +152,7 @@ def sample(tiny: bool, size: str) -> None:
     pixels = np.zeros((side**2, model.channels), np.uint8)
     rows = [[[layout.Vision(side, side, pixels), layout.Text([9] * (8 + length))]]] * count
     capacity = dict(zip(layout.SIZES, layout.size(rows[0][0]).tolist()))
-    describe = partial(describing.describe, model, length=length, eos=-1)
+    describe = partial(captioning.describe, model, length=length, eos=-1)
     arguments = params, layout.place(rows, capacity, model.channels), np.full(count, 8, np.int32)
     compiled = jax.jit(describe).lower(*arguments).compile()
     took = seconds(lambda: compiled(*arguments), 2)

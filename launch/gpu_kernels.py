@@ -10,11 +10,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from rf_jax.models.blockwise import Blockwise
+from rf_jax.models.attention.blockwise import Blockwise
 
 
 def text_integers(segment: jax.Array) -> dict[str, jax.Array]:
-    """What `models.visibility` reads of such a row."""
+    """What `models.attention.masks` reads of such a row."""
     order = jnp.broadcast_to(jnp.arange(segment.shape[1], dtype=jnp.int32), segment.shape)
     return {'segment': segment, 'order': order, 'reach': order, 'block': jnp.zeros_like(segment)}
 

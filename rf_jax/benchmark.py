@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from rf_jax.learning import loop, report
 from rf_jax.models import flops
-from rf_jax.runtime import command, metrics
+from rf_jax.runtime import cli, metrics
+from rf_jax.training import step_metrics, train_loop
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'What to time; configs/emoji.py by default.'
@@ -41,7 +41,7 @@ def peak_flops(dtype, repeats: int = 5) -> float:
     return links * 2 * side**3 / min(seconds() for _ in range(repeats))
 
 
-def time_steps(run: loop.Run, steps: int) -> dict[str, float]:
+def time_steps(run: train_loop.Run, steps: int) -> dict[str, float]:
     """Medians over `steps` steps, as the training loop takes them."""
     state = run.initialise()
     batches = run.batches.iterate(0, steps + 3)
@@ -57,7 +57,7 @@ def time_steps(run: loop.Run, steps: int) -> dict[str, float]:
         state, values = compiled(state, run.put(batch))
         jax.block_until_ready(values)
         durations.append(time.perf_counter() - start)
-        fills.append(report.fill(batch, run.config.data.capacity))
+        fills.append(step_metrics.fill(batch, run.config.data.capacity))
     return {
         'seconds': statistics.median(durations[3:]),
         'wait': sum(waits[3:]) / sum(durations[3:]),
@@ -70,7 +70,7 @@ def main(argv):
     del argv
     config = _CONFIG.value
     with tempfile.TemporaryDirectory() as workdir:
-        run = loop.build(config, workdir)
+        run = train_loop.build(config, workdir)
         before = peak_flops(config.compute_dtype)
         timed = time_steps(run, _STEPS.value)
         # Pretended devices of a CPU share its cores.
@@ -90,4 +90,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    command.run(main, config='configs/emoji.py')
+    cli.run(main, config='configs/emoji.py')

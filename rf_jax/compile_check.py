@@ -15,10 +15,10 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from rf_jax.evaluation import compile_report
-from rf_jax.learning import checks
-from rf_jax.runtime import command, topology
+from rf_jax.planning import compile_report, topology
+from rf_jax.runtime import cli
 from rf_jax.runtime.errors import UserError
+from rf_jax.training import checks
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'What to compile; configs/paper/joint.py by default.'
@@ -27,10 +27,8 @@ _TOPOLOGY = flags.DEFINE_string('topology', 'v5p:8x8x8', 'Chips of a slice, as i
 _SLICES = flags.DEFINE_integer('slices', 1, 'Slices, joined by the network.', lower_bound=1)
 _ONLY = flags.DEFINE_list('only', ['initialise', 'train_step', 'sample'], 'Programs to compile.')
 _SWEEP = flags.DEFINE_bool('sweep', False, 'Try meshes and remat policies for the train step.')
-_JSON = flags.DEFINE(command.PATH, 'json', None, 'File for all figures.')
-_TABLE = flags.DEFINE(
-    command.PATH, 'table', None, 'Markdown file whose table gets a line a program.'
-)
+_JSON = flags.DEFINE(cli.PATH, 'json', None, 'File for all figures.')
+_TABLE = flags.DEFINE(cli.PATH, 'table', None, 'Markdown file whose table gets a line a program.')
 
 
 def sweep(config, devices) -> tuple[bool, list]:
@@ -88,4 +86,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    command.run(main, config='configs/paper/joint.py')
+    cli.run(main, config='configs/paper/joint.py')

@@ -4,12 +4,12 @@ from absl import flags, logging
 
 from rf_jax.data import images
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import command
+from rf_jax.runtime import cli
 from rf_jax.runtime.errors import UserError
 
-_WORKDIR = flags.DEFINE(command.PATH, 'workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
 _IMAGE = flags.DEFINE_multi(
-    command.PATH,
+    cli.PATH,
     flags.ArgumentSerializer(),
     'image',
     [],
@@ -48,4 +48,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    command.run(main, required=['workdir'])
+    cli.run(main, required=['workdir'])

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from absl import flags
 
-from rf_jax.data import sources
-from rf_jax.evaluation import inspection, report, scoring
-from rf_jax.runtime import command, workdir
+from rf_jax.data import source_list
+from rf_jax.evaluation import inspection, run_report, scoring
+from rf_jax.runtime import cli, workdir
 from rf_jax.runtime.errors import UserError
 
-_WORKDIR = flags.DEFINE(command.PATH, 'workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
 _SAMPLES = flags.DEFINE_integer(
     'samples',
     None,
@@ -24,7 +24,7 @@ _PROMPTS = flags.DEFINE_integer('prompts', 50, 'Of scenes: prompts of each categ
 _PICTURES = flags.DEFINE_integer('pictures', 4, 'Of scenes: pictures of each prompt.', 1)
 _QUESTIONS = flags.DEFINE_integer('questions', 50, 'Of scenes: questions of each kind.', 1)
 _OUT = flags.DEFINE(
-    command.PATH, 'out', None, 'Folder of the table and the grid; the workdir by default.'
+    cli.PATH, 'out', None, 'Folder of the table and the grid; the workdir by default.'
 )
 _SEED = flags.DEFINE_integer(
     'seed', None, "The noise; but of scenes, also which pictures. The run's own by default.", 0
@@ -43,20 +43,20 @@ def main(argv):
     if not samples:
         raise UserError('evaluation.samples=0 of the run: give --samples')
     try:
-        found = sources.build(data.sources, data.max_pixels)
+        found = source_list.build(data.sources, data.max_pixels)
     except UserError as error:
         raise UserError(
             f'{error}. If the data was moved, change data.sources in {_WORKDIR.value}/config.json'
         ) from None
-    with_pictures = [source for source in found if sources.pictured(source)]
+    with_pictures = [source for source in found if source_list.pictured(source)]
     if not with_pictures:
         raise UserError(f'data.sources={data.sources!r} of the run has no pictures')
     amount = scoring.Amount(_PROMPTS.value, _PICTURES.value, samples, _QUESTIONS.value)
     out = Path(_OUT.value or _WORKDIR.value)
     if _OUT.value:
         workdir.check_writable(out, flag='out')
-    print(report.evaluate(run, with_pictures[0], out, samples, seed, amount))
+    print(run_report.evaluate(run, with_pictures[0], out, samples, seed, amount))
 
 
 if __name__ == '__main__':
-    command.run(main, required=['workdir'])
+    cli.run(main, required=['workdir'])

@@ -10,14 +10,15 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
-from rf_jax.data import captions, cells, layout, made_up, plan_report, sources, spans
-from rf_jax.data.draws import Mixture
+from rf_jax.data import captions, layout, patch_grid, source_list, spans
+from rf_jax.data.mixture import Mixture
+from rf_jax.data.packing.plan import Plan
 from rf_jax.data.pipeline import Batches
-from rf_jax.data.plan import Plan
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.learning import bounds, checks
-from rf_jax.runtime import command, metrics
+from rf_jax.planning import packing_stats, synthetic_sizes
+from rf_jax.runtime import cli, metrics
 from rf_jax.runtime.errors import UserError
+from rf_jax.training import bounds, checks
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Whose data to plan; configs/emoji.py by default.'
@@ -30,12 +31,12 @@ _ROW_TOKENS = flags.DEFINE_integer(
     lower_bound=0,
 )
 _DISTRIBUTION = flags.DEFINE_enum(
-    'distribution', '', ['', *made_up.KINDS], 'Made-up sizes of a million samples.'
+    'distribution', '', ['', *synthetic_sizes.KINDS], 'Made-up sizes of a million samples.'
 )
 
 
 def plan_of_sources(config) -> Plan:
-    found = sources.build(config.data.sources, config.data.max_pixels)
+    found = source_list.build(config.data.sources, config.data.max_pixels)
     if config.tokenizer.path:
         tokenizer = Tokenizer.load(config.tokenizer.path)
     else:
@@ -47,13 +48,13 @@ def made_up_plan(config, kind: str) -> Plan:
     weights = {task: float(weight) for task, weight in config.data.tasks.items()}
     mixture = Mixture(dict.fromkeys(weights, 1_000_000), weights, config.seed)
     capacity = [config.data.capacity[name] for name in layout.SIZES]
-    sizes = made_up.MadeUp(kind, config).sizes
+    sizes = synthetic_sizes.MadeUp(kind, config).sizes
     return Plan(mixture, sizes, capacity, config.data.rows)
 
 
 def group_of(config) -> int:
     """Patches that are stored together."""
-    return cells.unit(spans.pool_of(config)) ** 2
+    return patch_grid.unit(spans.pool_of(config)) ** 2
 
 
 def planned(config, kind: str, row_tokens: int) -> Plan:
@@ -64,8 +65,8 @@ def planned(config, kind: str, row_tokens: int) -> Plan:
         plan = made_up_plan(config, kind) if kind else plan_of_sources(config)
         if not row_tokens:
             return plan
-        capacity, _ = plan_report.recommended(plan, row_tokens, group_of(config))
-        print('\n'.join(['capacities', *plan_report.flags(capacity)]))
+        capacity, _ = packing_stats.recommended(plan, row_tokens, group_of(config))
+        print('\n'.join(['capacities', *packing_stats.flags(capacity)]))
         return Plan(plan.mixture, plan.sizes_of, capacity, plan.batch_rows)
     except ValueError as error:
         raise UserError(f'{error} ({", ".join(layout.SIZES)}): see data.capacity') from None
@@ -78,9 +79,9 @@ def main(argv):
     plan = planned(_CONFIG.value, _DISTRIBUTION.value, _ROW_TOKENS.value)
     print(f'seconds, to start      {time.process_time() - began:12.1f}')
     draws = _SAMPLES.value or round(plan.mixture.epoch())
-    print('\n'.join(plan_report.lines(plan, draws, group_of(_CONFIG.value))))
+    print('\n'.join(packing_stats.lines(plan, draws, group_of(_CONFIG.value))))
     print(f'peak memory            {metrics.peak_process_gb():12.2f} GB')
 
 
 if __name__ == '__main__':
-    command.run(main, config='configs/emoji.py')
+    cli.run(main, config='configs/emoji.py')

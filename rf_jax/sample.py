@@ -14,18 +14,16 @@ from absl import flags, logging
 
 from rf_jax.data import images, png, text_files
 from rf_jax.evaluation import scoring
-from rf_jax.generation import drawing
+from rf_jax.generation import image_sampling
 from rf_jax.generation.sampler import Request, Sampler
-from rf_jax.learning import flow
-from rf_jax.runtime import command, workdir
+from rf_jax.runtime import cli, workdir
 from rf_jax.runtime.errors import UserError
+from rf_jax.training import flow
 
-_WORKDIR = flags.DEFINE(command.PATH, 'workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
 _PROMPT = flags.DEFINE_multi_string('prompt', [], 'What to draw; may be given several times.')
-_PROMPTS = flags.DEFINE(command.PATH, 'prompts', None, 'A text file with one prompt a line.')
-_OUT = flags.DEFINE(
-    command.PATH, 'out', None, 'Folder of the pictures; WORKDIR/drawn if not given.'
-)
+_PROMPTS = flags.DEFINE(cli.PATH, 'prompts', None, 'A text file with one prompt a line.')
+_OUT = flags.DEFINE(cli.PATH, 'out', None, 'Folder of the pictures; WORKDIR/drawn if not given.')
 _NUMBER = flags.DEFINE_integer('number', 4, 'Pictures per prompt.', lower_bound=1)
 _SIZE = flags.DEFINE_string('size', None, 'HEIGHTxWIDTH in pixels; the training size if not given.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Another seed draws other pictures.', 0)
@@ -33,16 +31,16 @@ _STEPS = flags.DEFINE_integer('steps', None, 'Flow steps.', lower_bound=1)
 _METHOD = flags.DEFINE_enum('method', None, list(flow.METHODS), 'Flow sampler.')
 _TOP_K = flags.DEFINE_integer('top_k', None, 'Keep the k likeliest tokens; 0: all.', 0)
 _TEMPERATURE = flags.DEFINE(
-    command.Finite(0), 'temperature', None, 'Of the representation tokens; 0: greedy.'
+    cli.Finite(0), 'temperature', None, 'Of the representation tokens; 0: greedy.'
 )
 _GUIDANCE_REPRESENTATION = flags.DEFINE(
-    command.Finite(0),
+    cli.Finite(0),
     'guidance_representation',
     None,
     'Guidance of the representation tokens; 1: off.',
 )
 _GUIDANCE_PIXELS = flags.DEFINE(
-    command.Finite(0), 'guidance_pixels', None, 'Guidance of the pixels; 1: off.'
+    cli.Finite(0), 'guidance_pixels', None, 'Guidance of the pixels; 1: off.'
 )
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
@@ -82,7 +80,7 @@ def main(argv):
     print(f'{len(drawn)} pictures in {time.monotonic() - began:.1f} s: {grid}')
 
 
-def _provenance(sampler: Sampler, options: drawing.Options) -> dict[str, object]:
+def _provenance(sampler: Sampler, options: image_sampling.Options) -> dict[str, object]:
     """What the pictures of this command follow from, beside prompt, number and size."""
     return {
         'seed': _SEED.value,
@@ -132,4 +130,4 @@ def _stem(prompt: str, index: int, number: int) -> str:
 
 
 if __name__ == '__main__':
-    command.run(main, required=['workdir'])
+    cli.run(main, required=['workdir'])

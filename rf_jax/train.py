@@ -8,15 +8,15 @@ Its exit code tells a launcher whether to give the command again (runtime/exits.
 from absl import flags, logging
 from ml_collections import config_flags
 
-from rf_jax.evaluation import report
-from rf_jax.learning import checks, loop
-from rf_jax.learning.state import State
-from rf_jax.runtime import command, exits, hosts, metrics, profile, workdir
+from rf_jax.evaluation import run_report
+from rf_jax.runtime import cli, distributed, exits, metrics, profile, workdir
+from rf_jax.training import checks, train_loop
+from rf_jax.training.state import State
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'What to train; configs/emoji.py by default.'
 )
-_WORKDIR = flags.DEFINE(command.PATH, 'workdir', None, 'Folder of the run; resumes what it holds.')
+_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run; resumes what it holds.')
 _PROFILE = flags.DEFINE_string('profile', '', 'Steps to trace, first:last, as in 10:15.')
 
 
@@ -29,28 +29,28 @@ def main(argv):
 
 
 def _train(traced: tuple[int, int] | None) -> int:
-    run = loop.build(_CONFIG.value, _WORKDIR.value)
-    report.check(run)
-    state = loop.train(run, report.while_training(run), traced)
+    run = train_loop.build(_CONFIG.value, _WORKDIR.value)
+    run_report.check(run)
+    state = train_loop.train(run, run_report.while_training(run), traced)
     step = int(state.step)
     if not run.stopped and run.config.evaluation.samples:
         state = state.replace(params=None, opt_state=None)  # only the average is evaluated
         with run.goodput.phase('evaluation'):
             _evaluate(run, state)
-    run.goodput.save(step, hosts.first())
+    run.goodput.save(step, distributed.first())
     logging.info('%s', run.goodput.table())
     logging.info('Peak memory %.1f GB', metrics.peak_memory_gb())
     return exits.INTERRUPTED if run.stopped else exits.DONE
 
 
-def _evaluate(run: loop.Run, state: State) -> None:
+def _evaluate(run: train_loop.Run, state: State) -> None:
     """Whatever happens here, the training is done and saved."""
     try:
-        table = report.at_end(run, state)
-        if hosts.first():
+        table = run_report.at_end(run, state)
+        if distributed.first():
             print(table)
     except Exception as error:
-        hosts.abandon(error, exits.DONE)  # others may wait in a collective for this process
+        distributed.abandon(error, exits.DONE)  # others may wait in a collective for this process
         logging.exception(
             'The evaluation failed; the training is complete and saved. Once the cause is mended, '
             'python -m rf_jax.evaluate --workdir=%s evaluates it',
@@ -59,4 +59,4 @@ def _evaluate(run: loop.Run, state: State) -> None:
 
 
 if __name__ == '__main__':
-    command.run(main, config='configs/emoji.py', required=['workdir'], several=True)
+    cli.run(main, config='configs/emoji.py', required=['workdir'], several=True)

@@ -62,11 +62,11 @@ def shrink(config: ConfigDict) -> ConfigDict:
 def tiny_run(workdir, changes=None, devices: int = 1):
     """`loop.build` of the shrunk base config with {'field.name': value} changed."""
     from configs import base
-    from rf_jax.learning import loop
+    from rf_jax.training import train_loop
 
     config = shrink(base.get_config())
     config.update_from_flattened_dict(changes or {})
-    return loop.build(config, workdir, jax.devices()[:devices])
+    return train_loop.build(config, workdir, jax.devices()[:devices])
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rf_jax.learning import checks
+from rf_jax.training import checks
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -50,7 +50,7 @@ def test_every_command_is_of_a_module_and_fields_that_are_there(document):
 
 def test_the_readme_has_commands_of_each_kind():
     joined = ' '.join(commands(Path('README.md')))
-    for name in ('train', 'sample', 'describe', 'evaluate', 'study', 'ladder', 'compile_check'):
+    for name in ('train', 'sample', 'describe', 'evaluate', 'study', 'compile_check'):
         assert f'rf_jax.{name} ' in joined
 
 

@@ -1,6 +1,8 @@
 """Folders are floors: imports go down only, data knows no jax, modules stay short."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ import rf_jax
 
 ROOT = Path(rf_jax.__file__).parent
 # From the top; entry points are the modules of rf_jax itself.
-FLOORS = ('', 'evaluation', 'posttraining', 'generation', 'learning', 'models', 'data', 'interop',
-          'runtime')  # fmt: skip
+FLOORS = ('', 'study', 'planning', 'evaluation', 'generation', 'training', 'models', 'data',
+          'scenes', 'runtime')  # fmt: skip
+# Beside each other: neither imports the other, and nothing but entry points imports them.
+WINGS = ('study', 'planning')
 MODULES = sorted(path for path in ROOT.rglob('*.py') if path != ROOT / '__init__.py')
 
 
@@ -42,8 +46,8 @@ def own_floor(name):
 
 
 def test_modules_are_found():
-    assert {floor(path) for path in MODULES} >= {'', 'learning', 'models', 'data', 'runtime'}
-    assert 'rf_jax.learning.flow' in imports(ROOT / 'learning' / 'losses.py')
+    assert {floor(path) for path in MODULES} == set(FLOORS)
+    assert 'rf_jax.training.flow' in imports(ROOT / 'training' / 'losses.py')
 
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -55,12 +59,21 @@ def test_imports_go_down(path):
         if name.split('.')[0] == 'rf_jax':
             there = own_floor(name)
             assert there is None or FLOORS.index(there) >= here, f'{path}: imports {name} above it'
+            if there in WINGS:
+                assert floor(path) in ('', there), f'{path}: imports the wing {there}'
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'data').rglob('*.py')), ids=lambda path: path.stem)
-def test_data_has_no_jax(path):
-    roots = {name.split('.')[0] for name in imports(path)}
-    assert not roots & {'jax', 'jaxlib', 'flax', 'optax', 'orbax'}
+@pytest.mark.parametrize('folder', ['data', 'scenes'])
+def test_data_and_scenes_have_no_jax(folder):
+    for path in (ROOT / folder).rglob('*.py'):
+        roots = {name.split('.')[0] for name in imports(path)}
+        assert not roots & {'jax', 'jaxlib', 'flax', 'optax', 'orbax'}, path
+
+
+def test_scenes_are_imported_without_jax():
+    modules = ', '.join(path.stem for path in (ROOT / 'scenes').glob('[!_]*.py'))
+    script = f'import sys; sys.modules["jax"] = None; from rf_jax.scenes import {modules}'
+    subprocess.run([sys.executable, '-c', script], check=True)
 
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -70,7 +83,7 @@ def test_modules_are_short(path):
 
 @pytest.mark.parametrize('name', ['flow', 'losses'])
 def test_the_algorithm_knows_no_network(name):
-    found = imports(ROOT / 'learning' / f'{name}.py')
+    found = imports(ROOT / 'training' / f'{name}.py')
     assert not [n for n in found if n.startswith(('rf_jax.models', 'flax'))]
 
 

@@ -19,9 +19,9 @@ import jax
 
 from configs import base
 from configs.paper import alignment, continued, joint, scale
-from rf_jax.learning import checks
-from rf_jax.runtime import topology
+from rf_jax.planning import topology
 from rf_jax.runtime.errors import UserError
+from rf_jax.training import checks
 
 TABLE = Path(__file__).with_suffix('.json')
 NAMES = [f'{kind}:{size}' for kind, sizes in topology.KNOWN.items() for size in sizes]

@@ -56,7 +56,7 @@ def encoder(model: ConfigDict, **changes) -> None:
 
 
 # Fields that every stage and size takes from configs/base.py, and why; a group's name stands for
-# the fields within. tests/test_paper_configs.py holds the list complete.
+# the fields within. tests/configs/test_paper_configs.py holds the list complete.
 KEPT = {
     'seed': 'any',
     'initialise_from': 'given on the command line, like the tokenizer',

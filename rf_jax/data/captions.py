@@ -53,7 +53,7 @@ def corpus(sources: Iterable) -> Iterator[str]:
     Tags and wordings are mixed in the share that prompts and dialogues show them.
     """
     for source in sources:
-        most = _CORPUS_PROCEDURAL if getattr(source, 'procedural', False) else _CORPUS_RECORDS
+        most = _CORPUS_PROCEDURAL if source.procedural else _CORPUS_RECORDS
         step = -(-len(source) // most)
         for i in range(0, len(source), max(1, step)):
             record = source.record(i)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from rf_jax.data import cells, colour, file_kinds
+from rf_jax.data import colour, file_kinds, patch_grid
 from rf_jax.data.records import BadPicture
 
 # EXIF tag 0x0112 -> what turns the stored pixels upright.
@@ -167,7 +167,7 @@ def patchify(image: np.ndarray, patch: int, pool: int = 2) -> np.ndarray:
     height, width, channels = image.shape
     rows, columns = _grid(height, width, patch, pool)
     cut = image.reshape(rows, patch, columns, patch, channels).swapaxes(1, 2)
-    at = cells.patch_cells(rows, columns, pool)
+    at = patch_grid.patch_cells(rows, columns, pool)
     return cut[at[:, 0], at[:, 1]].reshape(len(at), -1)
 
 
@@ -176,14 +176,14 @@ def unpatchify(
 ) -> np.ndarray:
     """The inverse of patchify: [P, C] -> [height, width, 3]."""
     rows, columns = _grid(height, width, patch, pool)
-    at = cells.patch_cells(rows, columns, pool)
+    at = patch_grid.patch_cells(rows, columns, pool)
     cut = np.empty((rows, columns, patch, patch, 3), patches.dtype)
     cut[at[:, 0], at[:, 1]] = patches.reshape(-1, patch, patch, 3)
     return cut.swapaxes(1, 2).reshape(height, width, 3)
 
 
 def _grid(height: int, width: int, patch: int, pool: int) -> tuple[int, int]:
-    unit = cells.unit(pool) * patch
+    unit = patch_grid.unit(pool) * patch
     if height % unit or width % unit:
         raise ValueError(
             f'{height} x {width} is not a multiple of {unit // patch} x patch = {unit}'

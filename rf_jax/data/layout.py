@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rf_jax.data.cells import group_cells, patch_cells, stored_groups
+from rf_jax.data.patch_grid import group_cells, patch_cells, stored_groups
 
 STREAMS = ('text', 'vision', 'representation', 'pixels')
 NEVER = 2**30  # an order that no reach covers

@@ -13,13 +13,13 @@ import grain
 import numpy as np
 from absl import logging
 
-from rf_jax.data import captions, cells, images, layout, spans
-from rf_jax.data.draws import Draw, Mixture
-from rf_jax.data.keys import passing_generator
+from rf_jax.data import captions, images, layout, patch_grid, spans
+from rf_jax.data.mixture import Draw, Mixture
+from rf_jax.data.packing.plan import Plan
 from rf_jax.data.picture_cache import PictureCache
-from rf_jax.data.plan import Plan
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.runtime.errors import UserError, require
+from rf_jax.runtime.rng import passing_generator
 
 TASKS = ('text_to_image', 'image_to_text', 'text_only')
 _LOST = 100  # pictures one after another that cannot be decoded, and the run stops
@@ -87,7 +87,7 @@ class Batches:
         height, width = self.fitted(record.height, record.width, longest=longest)
         grid = (height // self.data.patch, width // self.data.patch)
         seen = draw.task == 'image_to_text'
-        pool = 2 if seen else cells.unit(self.pool)  # in which order patches are stored
+        pool = 2 if seen else patch_grid.unit(self.pool)  # in which order patches are stored
         pixels = self._pixels(source, index, height, width, pool) if decode else None
         if seen:
             question, answer = captions.dialogue(record, rng, self.data.question)
@@ -159,7 +159,7 @@ class Batches:
 def check(config) -> None:
     """Raises UserError for rows, pictures and words that do not go together."""
     data, capacity, pool = config.data, config.data.capacity, spans.pool_of(config)
-    unit = cells.unit(pool) * data.patch
+    unit = patch_grid.unit(pool) * data.patch
     unknown = set(data.tasks) - set(TASKS)
     if unknown:
         raise UserError(f'data.tasks has {sorted(unknown)}; known: {", ".join(TASKS)}')
@@ -216,7 +216,7 @@ def check(config) -> None:
                 f'need {need}: raise it, or lower '
                 f'{"data.max_text" if name == "text" else "data.sizes"}'
             )
-    group = cells.unit(pool) ** 2
+    group = patch_grid.unit(pool) ** 2
     if capacity['pixels'] % group:
         raise UserError(f'data.capacity.pixels={capacity["pixels"]} is no multiple of {group}')
 
@@ -227,7 +227,7 @@ def fitted(height: int, width: int, config, longest: int | None = None) -> tuple
     `longest` defaults to the largest of `data.sizes`. Small pictures are not enlarged beyond the
     smallest entry.
     """
-    data, unit = config.data, cells.unit(spans.pool_of(config))
+    data, unit = config.data, patch_grid.unit(spans.pool_of(config))
     sizes = [size for size, _ in data.sizes]
     longest = min(longest or max(sizes), max(height, width, min(sizes)))
     return images.fit(height, width, longest, unit * data.patch)
@@ -248,7 +248,7 @@ def _samples(
     """For each task the (source, index, piece of its document) that can serve it."""
     found: dict[str, list] = {task: [] for task in TASKS}
     for source in sources_:
-        if getattr(source, 'procedural', False):  # a picture and captions each, by its own word
+        if source.procedural:  # a picture and captions each, by its own word
             both = [(source, index, None) for index in range(len(source))]
             found['text_to_image'] += both
             found['image_to_text'] += both

@@ -139,12 +139,12 @@ def _main() -> None:
     from absl import flags
 
     from rf_jax.data.captions import corpus
-    from rf_jax.data.sources import build
-    from rf_jax.runtime import command
+    from rf_jax.data.source_list import build
+    from rf_jax.runtime import cli
 
     flags.DEFINE_string('sources', 'emoji', 'Where text comes from, as in data.sources.')
     flags.DEFINE_integer('vocabulary', 2048, 'Most tokens, specials and bytes included.', 1)
-    flags.DEFINE(command.PATH, 'out', 'tokenizer.model', 'File to write.')
+    flags.DEFINE(cli.PATH, 'out', 'tokenizer.model', 'File to write.')
 
     def main(argv):
         del argv
@@ -153,7 +153,7 @@ def _main() -> None:
         tokenizer.save(flags.FLAGS.out)
         print(f'{flags.FLAGS.out}: {tokenizer.size} tokens, sha256 {tokenizer.checksum}')
 
-    command.run(main)
+    cli.run(main)
 
 
 if __name__ == '__main__':

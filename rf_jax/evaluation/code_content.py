@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rf_jax.data.scene_pictures import segmentation
-from rf_jax.data.scenes import COLOURS, SHAPES, Scene
+from rf_jax.scenes.render import segmentation
+from rf_jax.scenes.world import COLOURS, SHAPES, Scene
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rf_jax.data import arrays, cells, images, layout, pipeline, spans
+from rf_jax.data import arrays, images, layout, patch_grid, pipeline, spans
 from rf_jax.generation.sampler import Sampler
-from rf_jax.learning.targets import group_features
 from rf_jax.models import quantizer
 from rf_jax.runtime import checkpoint, paths
+from rf_jax.training.targets import group_features
 
 BATCH = 64  # pictures encoded at a time
 
@@ -71,7 +71,7 @@ class Inspector:
         batch = placement.inputs(batch)
         codes = np.asarray(self._encode(self.sampler.params, self.codebook, batch))
         return [
-            row[cells.stored_groups(h, w, self.pool)].reshape(h // self.pool, w // self.pool)
+            row[patch_grid.stored_groups(h, w, self.pool)].reshape(h // self.pool, w // self.pool)
             for row, (h, w) in zip(codes, grids)
         ]
 

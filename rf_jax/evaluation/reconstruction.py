@@ -3,8 +3,8 @@
 import numpy as np
 
 from rf_jax.data import images, layout, pipeline
-from rf_jax.evaluation import judge
 from rf_jax.generation.sampler import Sampler
+from rf_jax.scenes import judge
 
 
 def evaluate(sampler: Sampler, source, count: int) -> dict[str, float]:

@@ -6,21 +6,21 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from rf_jax.data import images, pipeline, sources
+from rf_jax.data import images, pipeline, source_list
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.evaluation import (
     code_content,
-    compositional,
-    distances,
+    diversity,
+    geneval_like,
+    image_distances,
     inspection,
-    prompts,
-    rates,
+    intervals,
     reconstruction,
-    understanding,
-    variety,
+    vqa,
 )
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError, require
+from rf_jax.scenes import prompts
 
 SIDES = ('seen', 'held_out')  # of prompts.prompt_set
 _SHOWN = 2  # prompts of a category whose first picture is kept to look at
@@ -68,7 +68,10 @@ class Score:
 
 def applies(config) -> bool:
     """Whether a run is scored here: it has learned scenes."""
-    return any(part.startswith('scenes:') for part in sources.parts(config.data.sources))
+    return any(
+        source_list.kind_and_argument(part)[0] == 'scenes'
+        for part in source_list.parts(config.data.sources)
+    )
 
 
 def new_scenes(config):
@@ -77,14 +80,14 @@ def new_scenes(config):
 
     Raises UserError for a run that has none.
     """
-    for part in sources.parts(config.data.sources):
-        kind, _, argument = part.partition(':')
+    for part in source_list.parts(config.data.sources):
+        kind, argument = source_list.kind_and_argument(part)
         if kind == 'scenes':
             options = argument.split('/')
             seeds = [int(each.removeprefix('seed=')) for each in options if 'seed=' in each]
             kept = [each for each in options if not each.startswith(('seed=', 'count='))]
             text = '/'.join([f'scenes:{kept[0]}', *kept[1:], f'seed={sum(seeds) + _NEW}'])
-            return sources.build(text, config.data.max_pixels)[0]
+            return source_list.build(text, config.data.max_pixels)[0]
     raise UserError(
         f'data.sources={config.data.sources!r} of the run has no scenes (scenes:aligned/32): '
         'prompts and questions about scenes cannot be put to it'
@@ -109,14 +112,14 @@ def score(
     if draws(config):
         for side in SIDES if amount.prompts else ():
             asked = prompts.prompt_set(side, source.rung, amount.prompts)
-            drawn = compositional.draw(sampler, asked, amount.pictures, seed)
-            correct = compositional.judge(asked, drawn)
+            drawn = geneval_like.draw(sampler, asked, amount.pictures, seed)
+            correct = geneval_like.judge(asked, drawn)
             values['generation'][side] = _by_category(asked, correct)
             if side == SIDES[0]:
-                values['variety'] = variety.measure(
+                values['variety'] = diversity.measure(
                     picture
                     for prompt, row in zip(asked, drawn)
-                    if prompt.category == variety.CATEGORY
+                    if prompt.category == diversity.CATEGORY
                     for picture in row
                 )
             chosen = _first_of_each([prompt.category for prompt in asked])
@@ -126,16 +129,16 @@ def score(
             side = pipeline.fitted(source.size, source.size, config)
             real = [images.resize(source.picture(i), *side) for i in range(amount.captions)]
             captions = [source.record(i).captions[0] for i in range(amount.captions)]
-            made = sampler.draw(compositional.requests(sampler, captions, 1, seed, side))
+            made = sampler.draw(geneval_like.requests(sampler, captions, 1, seed, side))
             if amount.captions > 1:  # of one picture there is no distribution
-                values['distances'] = distances.distances(made, real)
+                values['distances'] = image_distances.distances(made, real)
         if codebook is not None and amount.captions and has_codes(config):
             scenes = [source.scene(i) for i in range(amount.captions)]
             values['codebook'] = use_of_codebook(sampler, codebook, real, scenes)
     if config.losses.reconstruction and amount.captions:
         values['autoencoder'] = reconstruction.evaluate(sampler, source, amount.captions)
     if config.data.tasks.get('image_to_text', 0) > 0 and amount.questions:
-        values['understanding'] = understanding.evaluate(sampler, source, amount.questions)
+        values['understanding'] = vqa.evaluate(sampler, source, amount.questions)
     return Score(values, pictures)
 
 
@@ -183,7 +186,7 @@ def use_of_codebook(sampler: Sampler, codebook: np.ndarray, pictures, scenes) ->
         for scene, picture, code in zip(scenes, pictures, codes)
     ]
     counts = np.bincount(np.concatenate([each.ravel() for each in codes]), minlength=len(codebook))
-    used = {'used': float((counts > 0).mean()), 'perplexity': variety.perplexity(counts)}
+    used = {'used': float((counts > 0).mean()), 'perplexity': diversity.perplexity(counts)}
     return used | asdict(code_content.measure(codes, looks))
 
 
@@ -211,9 +214,9 @@ def table(values: Mapping) -> str:
     parts = []
     for side in values['generation']:
         parts += [f'{side.replace("_", " ")} prompts']
-        parts += [rates.table(rates.gather([(None, values)], side))]
+        parts += [intervals.table(intervals.gather([(None, values)], side))]
     if values['understanding']:
-        parts.append(understanding.table(values['understanding']))
+        parts.append(vqa.table(values['understanding']))
     numbers = dict(values['distances'])
     for part in ('variety', 'codebook'):
         numbers |= {f'{part} {name}': value for name, value in values[part].items()}

@@ -13,16 +13,16 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from rf_jax.data import arrays, cells, images, layout, pipeline, spans
-from rf_jax.data.keys import fold
+from rf_jax.data import arrays, images, layout, patch_grid, pipeline, spans
 from rf_jax.data.records import clean
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.generation import describing, drawing
+from rf_jax.generation import captioning, image_sampling
 from rf_jax.generation.placement import ONE_DEVICE, Placement
-from rf_jax.learning import bounds
 from rf_jax.models import unified
 from rf_jax.runtime import checkpoint, compilation, paths
 from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.rng import fold
+from rf_jax.training import bounds
 
 ROWS = 32  # rows of a compiled call; fewer requests are filled up, more are cut into calls
 ROUND = 8  # text capacities are rounded up to this, so that few programs are compiled
@@ -84,13 +84,13 @@ class Sampler:
         sampler.step = step
         return sampler
 
-    def options(self, **changes) -> drawing.Options:
+    def options(self, **changes) -> image_sampling.Options:
         """`config.sampling` with changes; None changes nothing.
 
         Raises UserError for a number that is out of its bounds.
         """
         bounds.check({f'sampling.{k}': v for k, v in changes.items() if v is not None})
-        return drawing.options(self.config, **changes)
+        return image_sampling.options(self.config, **changes)
 
     def request(self, prompt: str, seed: int, number: int = 0, size=None) -> Request:
         """A request whose randomness depends on (seed, prompt, number) alone.
@@ -98,7 +98,7 @@ class Sampler:
         `size` (height, width) in pixels; None is a square of the largest training size. Raises
         UserError for a size that does not divide into groups of patches.
         """
-        group = cells.unit(self.pool)
+        group = patch_grid.unit(self.pool)
         unit = group * self.config.data.patch
         height, width = size or (max(entry[0] for entry in self.config.data.sizes),) * 2
         if height < unit or width < unit or height % unit or width % unit:
@@ -116,12 +116,12 @@ class Sampler:
         prompt = clean(prompt)
         return Request(prompt, height, width, fold(seed, prompt, number) % 2**31)
 
-    def draw(self, requests: Sequence[Request], options: drawing.Options | None = None):
+    def draw(self, requests: Sequence[Request], options: image_sampling.Options | None = None):
         """List of uint8 [height, width, 3], one a request."""
         return self.draw_with_codes(requests, options)[0]
 
     def draw_with_codes(
-        self, requests: Sequence[Request], options: drawing.Options | None = None
+        self, requests: Sequence[Request], options: image_sampling.Options | None = None
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Pictures as `draw`, and their representation tokens: int32 [rows, columns], or features
         float32 [rows, columns, Denc] where they are continuous; without tokens [0, 0].
@@ -141,14 +141,14 @@ class Sampler:
                 tokens.append(row[: grid[0] * grid[1]].reshape(*grid, *row.shape[1:]))
         return pictures, tokens
 
-    def _draw(self, requests: Sequence[Request], options: drawing.Options):
+    def _draw(self, requests: Sequence[Request], options: image_sampling.Options):
         """(patches float32 [B, P, C], codes int32 [B, R - 1]) of one compiled call."""
         seeds = np.array([r.seed for r in requests], np.uint32)
         if options not in self._programs:
 
             def draw(params, rows, seeds):
                 keys = jax.vmap(jax.random.key)(seeds)
-                return drawing.draw(self.model, self.config, options, params, rows, keys)
+                return image_sampling.draw(self.model, self.config, options, params, rows, keys)
 
             self._programs[options] = self.placement.jit(draw)
         inputs = self.placement.inputs((self.rows(requests), seeds))
@@ -232,7 +232,7 @@ class Sampler:
         batch = layout.place(rows, capacity, self.model.channels)
         if ('describe', length) not in self._programs:
             self._programs['describe', length] = self.placement.jit(
-                partial(describing.describe, self.model, length=length, eos=self.tokenizer.eos)
+                partial(captioning.describe, self.model, length=length, eos=self.tokenizer.eos)
             )
         inputs = self.placement.inputs((batch, np.array(heads, np.int32)))
         return np.asarray(self._programs['describe', length](self.params, *inputs))

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rf_jax.models.cut import Cut
 from rf_jax.models.layers import Dense
+from rf_jax.models.token_sharding import Cut
 from rf_jax.models.vision_encoder import VisionEncoder
 from rf_jax.runtime.errors import choose
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rf_jax.data import typical
+from rf_jax.data import typical_row
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ def all_pairs(config) -> Pairs:
 
 def visible_pairs(config, row: Mapping[str, np.ndarray] | None = None) -> Pairs:
     """Those that see each other in a row as `data.typical` fills it, or in the arrays of one."""
-    row = typical.row(config) if row is None else row
+    row = typical_row.row(config) if row is None else row
     extra = 1 + config.model.encoder.registers
     return Pairs(
-        typical.visible_pairs(row),
-        typical.picture_pairs(row['vision_counts'], extra),
-        typical.picture_pairs(row['pixel_counts'], extra),
+        typical_row.visible_pairs(row),
+        typical_row.picture_pairs(row['vision_counts'], extra),
+        typical_row.picture_pairs(row['pixel_counts'], extra),
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from rf_jax.models import parts
+from rf_jax.models import microbatches
 from rf_jax.runtime.errors import choose
 
 
@@ -45,7 +45,7 @@ class Printed:
         def excess(z, valid):
             return jnp.where(valid[:, None], jnp.expm1(soft(z)), 0.0).sum(0)
 
-        total = parts.each(excess, count, z, valid).sum(0)
+        total = microbatches.each(excess, count, z, valid).sum(0)
         shares = jnp.log1p(total / jnp.maximum(valid.sum(), 1))
         return _largest(lambda z: soft(z) - shares, count, z)
 
@@ -75,7 +75,7 @@ class Sinkhorn:
             return jax.nn.logsumexp(rows(scaled(z, valid)), axis=0)
 
         for _ in range(self.iterations):
-            sums = parts.each(column_sums, count, z, valid)
+            sums = microbatches.each(column_sums, count, z, valid)
             columns.append(_finite(jax.nn.logsumexp(sums, axis=0)))
         return _largest(scaled, count, z, valid)
 
@@ -91,8 +91,8 @@ class Nearest:
 
 def _largest(scores, count: int, *arrays: jax.Array) -> jax.Array:
     """Argmax over prototypes of `scores(*arrays)` [m, K] of each part: int32 [M]."""
-    codes = parts.each(lambda *part: jnp.argmax(scores(*part), axis=1), count, *arrays)
-    return parts.join(codes).astype(jnp.int32)
+    codes = microbatches.each(lambda *part: jnp.argmax(scores(*part), axis=1), count, *arrays)
+    return microbatches.join(codes).astype(jnp.int32)
 
 
 def nearest_similarity(z: jax.Array, codebook: jax.Array, known: jax.Array, count: int = 1):
@@ -101,7 +101,7 @@ def nearest_similarity(z: jax.Array, codebook: jax.Array, known: jax.Array, coun
     def nearest(z):
         return jnp.where(known, similarity(z, codebook), -1.0).max(1)
 
-    return parts.join(parts.each(nearest, count, z))
+    return microbatches.join(microbatches.each(nearest, count, z))
 
 
 def _finite(x: jax.Array) -> jax.Array:

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from rf_jax.models import attention, experts
-from rf_jax.models.cut import UNCUT, Cut
-from rf_jax.models.experts import by_group
+from rf_jax.models.attention import rotary
 from rf_jax.models.layers import REMAT, Dense, RMSNorm
+from rf_jax.models.moe import experts
+from rf_jax.models.moe.experts import by_group
+from rf_jax.models.token_sharding import UNCUT, Cut
 from rf_jax.runtime.errors import choose, require
 
 # Keys and values of the cached tokens: [B, S, Hkv, Dh] each, with a leading layer axis outside.
@@ -84,7 +85,7 @@ class SplitAttention(nn.Module):
 
 def _attend(form, q, k, v, angles, seen, cache: Cache | None):
     """Attention over the cache, then the tokens themselves; gives [B, L, H Dh], own (k, v)."""
-    q, k = attention.rotate(q, angles), attention.rotate(k, angles)
+    q, k = rotary.rotate(q, angles), rotary.rotate(k, angles)
     kept = (k, v)
     if cache is not None:
         k, v = (jnp.concatenate(pair, 1) for pair in zip(cache, kept))
@@ -125,7 +126,7 @@ class Backbone(nn.Module):
         [layers, B, L, Hkv, Dh] if `keep` else None, and x after layer `taps`, if any).
         """
         c = self.config
-        angles = attention.rotary_angles(position, c.head_dim, c.rope_sections, c.rope_theta)
+        angles = rotary.rotary_angles(position, c.head_dim, c.rope_sections, c.rope_theta)
         block = self.block
         if c.remat != 'none':
             block = nn.remat(block, policy=REMAT[c.remat], prevent_cse=False)

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rf_jax.models import attention, autoencoder, representation, transformer
-from rf_jax.models.cut import Cut
+from rf_jax.models import autoencoder, representation, transformer
+from rf_jax.models.attention import select
+from rf_jax.models.attention.masks import FIELDS
+from rf_jax.models.attention.sharded import Spread
 from rf_jax.models.denoiser import PatchIn, PatchOut
 from rf_jax.models.layers import REMAT, Head, Logits, Table
-from rf_jax.models.spread import Spread
-from rf_jax.models.visibility import FIELDS
+from rf_jax.models.token_sharding import Cut
 from rf_jax.models.vision_encoder import Connector, VisionEncoder
 from rf_jax.runtime.errors import choose, require
 
@@ -185,7 +186,7 @@ def build(
     """
     _check(config.model)
     platform = platform or jax.default_backend()
-    form, cut = attention.build(config, platform), Cut(mesh)
+    form, cut = select.build(config, platform), Cut(mesh)
     if mesh is not None and mesh.size > 1:
         form = Spread(form, mesh)
     before = representation.build(config)

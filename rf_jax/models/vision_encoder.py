@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from rf_jax.data.layout import NEVER
-from rf_jax.models import attention
-from rf_jax.models.cut import UNCUT, Cut
+from rf_jax.models.attention import rotary
 from rf_jax.models.layers import GELU, REMAT, Dense, LayerNorm, SwiGLU
+from rf_jax.models.token_sharding import UNCUT, Cut
 
 
 class EncoderBlock(nn.Module):
@@ -26,7 +26,7 @@ class EncoderBlock(nn.Module):
             return Dense(c.width, use_bias, name=name)(y).reshape(*y.shape[:-1], c.heads, -1)
 
         q, k, v = heads('query', True), heads('key', False), heads('value', True)
-        y = self.form(attention.rotate(q, angles), attention.rotate(k, angles), v, seen)
+        y = self.form(rotary.rotate(q, angles), rotary.rotate(k, angles), v, seen)
         y = Dense(c.width, True, name='output')(y.reshape(x.shape))
         x = x + y * self.param('attention_scale', scale, (c.width,)).astype(x.dtype)
         y = LayerNorm(c.norm_eps, name='ffn_norm')(x)
@@ -91,7 +91,7 @@ class VisionEncoder(nn.Module):
 
 
 def integers_of(owner: jax.Array) -> dict[str, jax.Array]:
-    """Each picture sees itself, in the integers of `models.visibility`.
+    """Each picture sees itself, in the integers of `attention.masks`.
 
     owner int32 [B, L]: the picture of each token, -1 none; numpy or jax, as what is given back.
     """

@@ -1,0 +1,125 @@
+"""The config field `data.sources` as a list of sources."""
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+
+from rf_jax.data.sources.emoji import EmojiSource
+from rf_jax.data.sources.folder import FolderSource
+from rf_jax.data.sources.safe_path import LINKS
+from rf_jax.data.sources.scenes import ScenesSource
+from rf_jax.data.sources.source import Source
+from rf_jax.data.sources.text import TextSource
+from rf_jax.data.sources.tfds import TfdsSource
+from rf_jax.runtime import paths
+from rf_jax.runtime.errors import UserError
+
+SOURCES: dict[str, type[Source]] = {
+    'emoji': EmojiSource,
+    'scenes': ScenesSource,
+    'folder': FolderSource,
+    'tfds': TfdsSource,
+    'text': TextSource,
+}
+_KNOWN = (
+    'emoji | scenes:rung/size[/option...] | folder:/path | tfds:name[/config][:split] | text:/path'
+)
+
+
+def parts(text: str) -> list[str]:
+    r"""The sources that data.sources names; `\,` is a comma that belongs to a name."""
+    found = (part.replace('\\,', ',').strip() for part in re.split(r'(?<!\\),', text))
+    return [part for part in found if part]
+
+
+def kind_and_argument(part: str) -> tuple[str, str]:
+    """('folder+links', '/path') of 'folder:/path' with links; both may be empty."""
+    kind, _, argument = part.partition(':')
+    return kind, argument
+
+
+def source_class(kind: str) -> type[Source] | None:
+    """The class of a kind, with `+links` too where its argument is a path; None: unknown."""
+    found = SOURCES.get(kind.removesuffix(LINKS))
+    return None if found is None or (kind.endswith(LINKS) and not found.takes_path) else found
+
+
+def build(text: str, max_pixels: int) -> list[Source]:
+    """Sources of a comma-separated list: emoji | scenes:rung/size[/option...] | folder:/path |
+    tfds:name[/config][:split] | text:/path.
+
+    `folder+links` and `text+links` follow symbolic links out of their folder. Pictures of more than
+    `max_pixels` pixels are left out. Raises UserError.
+    """
+    check(text)
+    named = parts(text)
+    sources: dict[str, Source] = {}
+    for part in dict.fromkeys(named):
+        kind, argument = kind_and_argument(part)
+        links = {'follow_links': True} if kind.endswith(LINKS) else {}
+        sources[part] = source_class(kind)(argument, max_pixels, **links)
+    return [sources[part] for part in named]
+
+
+def check(text: str) -> None:
+    """Raises UserError, before anything is read, for an unknown kind of source and for a URL."""
+    named = parts(text)
+    if not named:
+        raise UserError(f'data.sources is empty; expected a comma-separated list of {_KNOWN}')
+    for before, part in zip(['', *named], named):
+        kind, argument = kind_and_argument(part)
+        found = source_class(kind)
+        if found is None:
+            near = difflib.get_close_matches(kind, SOURCES, n=1)
+            hint = f' Did you mean {near[0]!r}?' if near else ''
+            if before and source_class(kind_and_argument(before)[0]).takes_path:
+                hint += r' A comma that belongs to a name is written \, (backslash, comma).'
+            raise UserError(
+                f'data.sources: unknown kind {kind!r} in {part!r}.{hint} Known: {_KNOWN}'
+            )
+        if found.takes_path and argument:
+            paths.local(argument, 'data.sources')
+
+
+def located(text: str) -> str:
+    """The same list with absolute paths: it names the same data from whatever folder it is read.
+
+    Raises UserError for a URL.
+    """
+    found = []
+    for part in parts(text):
+        kind, argument = kind_and_argument(part)
+        source = source_class(kind)
+        if source is not None and source.takes_path and argument:
+            path = paths.local(argument, 'data.sources')
+            part = f'{kind}:{os.path.abspath(path)}'
+        found.append(part.replace(',', '\\,'))
+    return ','.join(found)
+
+
+def caches_metadata(text: str) -> bool:
+    """Whether one of these sources caches on disk what it found, for other processes to read."""
+    return any(source_class(kind_and_argument(part)[0]).caches_metadata for part in parts(text))
+
+
+def pictured(source: Source) -> Sequence[int]:
+    """Numbers of the samples that have a picture, decodable or not."""
+    if source.procedural:
+        return range(len(source))
+    return [i for i in range(len(source)) if source.record(i).height]
+
+
+def summary(sources: Sequence[Source]) -> str:
+    """What the plan of a run follows from: of each source how many samples it has and leaves out,
+    and a digest of all it says about them (but for procedural ones, which their name tells).
+    """
+    told = []
+    for source in sources:
+        digest = hashlib.blake2b(digest_size=8)
+        for i in range(0 if source.procedural else len(source)):
+            digest.update(repr(source.record(i)).encode())
+        left_out = sum(source.skipped.values())
+        told.append(f'{len(source)} samples ({left_out} left out, digest {digest.hexdigest()})')
+    return '; '.join(told)

@@ -1,0 +1,111 @@
+"""A folder of captioned pictures on the user's disk."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from rf_jax.data.images import BadPicture, header_size, read_rgb
+from rf_jax.data.records import Record, Skips
+from rf_jax.data.sources import listing
+from rf_jax.data.sources.safe_path import LINKS, Outside, inside
+from rf_jax.data.sources.source import Source
+from rf_jax.runtime.errors import UserError
+
+_SCAN_THREADS = 16  # headers wait for the disk, not for the processor
+
+
+class FolderSource(Source):
+    """Pictures and `captions.jsonl`, one JSON object a line:
+
+        {"file": ..., "caption": one or a list, "tags": [...], "kind": ...,
+         "questions": [{"question": ..., "answer": ...}]}
+
+    `file` is a path in the folder; all but file and caption may be left out, or null. A JSON array
+    of such objects will do, and so will `metadata.jsonl` or `metadata.csv` (`file_name`, `text`)
+    of Hugging Face's imagefolder. Entries that cannot be used are skipped, counted in `.skipped`
+    and named in the log. Pictures outside the folder are not read: neither by `..` nor, unless
+    `follow_links` (`folder+links:/path`), by symbolic links. Raises UserError.
+    """
+
+    takes_path = True
+
+    def __init__(self, path: str, max_pixels: int, follow_links: bool = False):
+        self.name = f'folder{LINKS if follow_links else ""}:{path}'
+        self._max_pixels = max_pixels
+        self._follow_links = follow_links
+        self._skips = Skips()
+        try:
+            self._root = Path(path).expanduser()
+            found = [self._root / name for name in listing.NAMES]
+            found = next((file for file in found if path and file.is_file()), None)
+            if found is not None:
+                inside(self._root, found.name, follow_links)
+            data = found.read_bytes() if found else b''
+        except (OSError, RuntimeError, BadPicture) as error:
+            raise UserError(f'data.sources: {self.name} cannot be read: {error}') from error
+        if found is None:
+            raise UserError(
+                f'data.sources: {self.name} needs a file captions.jsonl in that folder (looked for '
+                f'{(self._root / listing.NAMES[0]).absolute()}), one line a picture, such as '
+                f'{listing.EXAMPLE}'
+            )
+        self._files: list[Path] = []
+        self._records: list[Record] = []
+        self._scan(list(self._entries(found, data)))
+        self.skipped = self._skips.counts
+        if not self._records:
+            raise UserError(
+                f'data.sources: {self.name} has no usable picture; skipped: '
+                f'{self._skips or "none"}. A line of captions.jsonl looks like {listing.EXAMPLE}'
+            )
+        self._skips.log(self.name, len(self))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def record(self, i: int) -> Record:
+        return self._records[i]
+
+    def picture(self, i: int) -> np.ndarray:
+        """uint8 [h, w, 3]; raises BadPicture."""
+        return read_rgb(self._files[i], self._max_pixels)
+
+    def _entries(self, path: Path, data: bytes) -> Iterator[tuple[str, dict]]:
+        """(file, fields of its Record) of each usable entry; the others are counted."""
+        for place, entry in listing.entries(path, data):
+            try:
+                if isinstance(entry, str):
+                    raise ValueError(entry)
+                file, fields = listing.fields(entry)
+            except ValueError as error:
+                self._skips.add('malformed line', f'{place}: {error}')
+                continue
+            if fields['captions']:
+                yield file, fields
+            else:
+                self._skips.add('empty caption', place)
+
+    def _scan(self, entries: list[tuple[str, dict]]) -> None:
+        """Keeps the entries whose picture has a sound header and is not enormous."""
+
+        def look(entry):
+            try:
+                path = inside(self._root, entry[0], self._follow_links)
+                return path, header_size(path)
+            except BadPicture as error:
+                return error, None
+
+        with ThreadPoolExecutor(_SCAN_THREADS) as pool:
+            looked = list(pool.map(look, entries))
+        for (file, fields), (path, size) in zip(entries, looked):
+            if isinstance(path, Outside):
+                self._skips.add('file outside the folder', f'{file}: {path}')
+            elif size is None:
+                self._skips.add('bad picture', f'{file}: {path}')
+            elif size[0] * size[1] > self._max_pixels:
+                self._skips.add('more than data.max_pixels', file)
+            else:
+                self._files.append(path)
+                self._records.append(Record(*size, **fields))

@@ -1,0 +1,200 @@
+"""Procedural scenes as a data source: made when asked for, so that a million start like one."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from rf_jax.data.records import Record
+from rf_jax.data.sources.source import Source
+from rf_jax.runtime.errors import UserError, choose, require
+from rf_jax.runtime.rng import generator
+from rf_jax.scenes import language, render, world
+
+SIZES = (24, 256)  # least and most pixels of a side
+_FORM = 'scenes:RUNG/SIZE[/option...]'
+_KEPT = 20_000  # records in memory
+_LATEST = 1000  # scenes in memory
+_MOST_CELLS = 8  # a side
+_MOST_OBJECTS = max(most for _, most in world.COUNTS.values())
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may stand after the size; None, and False, leave the rung as it is."""
+
+    count: int = 20_000  # scenes
+    seed: int = 0  # other seeds, other scenes
+    objects: int | None = None  # most in a scene
+    grid: int | None = None  # cells a side, of an aligned rung
+    overlap: float | None = None  # share of the least distance that two colours need not keep
+    textures: bool = False  # stripes and checks
+    clutter: bool = False  # a ground that is not flat
+    held_out: bool = False  # only scenes with a look or a relation that the others never show
+
+
+_READ: dict[str, Callable] = {
+    'count': _count,
+    'seed': int,
+    'objects': _count,
+    'grid': _count,
+    'overlap': float,
+}
+_FLAGS = ('textures', 'clutter', 'held_out')
+
+
+class ScenesSource(Source):
+    """`scenes:RUNG/SIZE[/option...]`, such as scenes:aligned/48/count=5000/textures.
+
+    RUNG is one of `scenes.RUNGS`, SIZE the side in pixels, options are the fields of `Options`.
+    Raises UserError.
+    """
+
+    procedural = True
+
+    def __init__(self, argument: str, max_pixels: int):
+        self.name = f'scenes:{argument}'
+        self.skipped: dict[str, int] = {}
+        parts = [part.strip() for part in argument.split('/')]
+        require(
+            len(parts) >= 2 and all(parts),
+            f'data.sources: {self.name!r} is not {_FORM}, such as scenes:aligned/48. '
+            f'Rungs: {", ".join(world.RUNGS)}; options: {_known()}',
+        )
+        rung = choose(f'data.sources: rung of {self.name!r}', parts[0], world.RUNGS)
+        self.size = self._side(parts[1], max_pixels)
+        self._options = Options(**dict(self._option(part) for part in parts[2:]))
+        self.rung = self._changed(rung)
+        self._records = lru_cache(_KEPT)(self._record)
+        self._scenes = lru_cache(_LATEST)(self._scene)
+
+    def __len__(self) -> int:
+        return self._options.count
+
+    def record(self, i: int) -> Record:
+        return self._records(i)
+
+    def scene(self, i: int) -> world.Scene:
+        """Raises IndexError if there is no such scene."""
+        return self._scenes(i)
+
+    def captions(self, i: int) -> list[language.Caption]:
+        """Those of record(i), with their claims."""
+        return language.captions(self.scene(i), self.rung, self._words('captions', i))
+
+    def questions(self, i: int) -> list[language.Question]:
+        """Those of record(i), with their kinds."""
+        rng = self._words('questions', i)
+        return language.questions(self.scene(i), rng, self._options.held_out)
+
+    def picture(self, i: int) -> np.ndarray:
+        """uint8 [size, size, 3]."""
+        return render.render(self.scene(i), self.size)
+
+    def depth(self, i: int) -> np.ndarray:
+        """float32 [size, size] in [0, 1]: 1 the ground, less the nearer."""
+        return render.depth(self.scene(i), self.size)
+
+    def segmentation(self, i: int) -> np.ndarray:
+        """uint8 [size, size]: 0 the ground, j + 1 object j of scene(i)."""
+        return render.segmentation(self.scene(i), self.size)
+
+    def _scene(self, i: int) -> world.Scene:
+        if not 0 <= i < len(self):
+            raise IndexError(f'{self.name} has scenes 0 .. {len(self) - 1}, not {i}')
+        return world.make(self._options.seed, i, self.rung, self._options.held_out)
+
+    def _record(self, i: int) -> Record:
+        return Record(
+            self.size,
+            self.size,
+            captions=tuple(each.text for each in self.captions(i)),
+            kind=self.scene(i).kind,
+            questions=tuple((each.question, each.answer) for each in self.questions(i)),
+        )
+
+    def _words(self, name: str, i: int) -> np.random.Generator:
+        return generator(self._options.seed, name, self._options.held_out, i)
+
+    def _side(self, text: str, max_pixels: int) -> int:
+        low, high = SIZES
+        if not (text.isdecimal() and low <= int(text) <= high):
+            raise UserError(
+                f'data.sources: {self.name!r} has the size {text!r}; expected the side in pixels, '
+                f'{low} to {high}, as in scenes:aligned/48'
+            )
+        if int(text) ** 2 > max_pixels:
+            raise UserError(
+                f'data.sources: pictures of {self.name!r} have {int(text) ** 2} pixels, '
+                f'data.max_pixels={max_pixels} allows fewer'
+            )
+        return int(text)
+
+    def _option(self, text: str) -> tuple[str, object]:
+        name, equals, value = text.partition('=')
+        if name in _FLAGS and not equals:
+            return name, True
+        if name not in _READ and name not in _FLAGS:
+            near = difflib.get_close_matches(name, (*_READ, *_FLAGS), n=1)
+            hint = f' Did you mean {near[0]!r}?' if near else ''
+            raise UserError(
+                f'data.sources: unknown option {text!r} in {self.name!r}.{hint} Known: {_known()}'
+            )
+        try:
+            return name, _READ[name](value)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f'data.sources: cannot read option {text!r} of {self.name!r}. Known: {_known()}'
+            ) from error
+
+    def _changed(self, rung: world.Rung) -> world.Rung:
+        """The rung with the options; raises UserError where they do not go together."""
+        given = self._options
+        for name, fits, which in (
+            ('grid', rung.grid, 'aligned: others have no grid'),
+            ('overlap', not rung.grid, 'free or crowded: cells of a grid do not overlap'),
+        ):
+            require(
+                getattr(given, name) is None or bool(fits),
+                f'data.sources: option {name} of {self.name!r} is one of {which}',
+            )
+        objects, grid = given.objects or rung.objects, given.grid or rung.grid
+        overlap = rung.overlap if given.overlap is None else given.overlap
+        require(
+            objects <= _MOST_OBJECTS,
+            f'data.sources: {self.name!r}: objects={objects}, expected 1 to {_MOST_OBJECTS}',
+        )
+        require(
+            grid <= _MOST_CELLS,
+            f'data.sources: {self.name!r}: grid={grid}, expected 1 to {_MOST_CELLS} cells a side',
+        )
+        require(
+            0 <= overlap <= 0.5,
+            f'data.sources: {self.name!r}: overlap={overlap}, expected 0 to 0.5',
+        )
+        require(
+            not grid or grid**2 >= objects,
+            f'data.sources: {self.name!r}: a grid of {grid} x {grid} = {grid**2} cells cannot hold '
+            f'{objects} objects; set objects={grid**2} or a larger grid',
+        )
+        return replace(
+            rung,
+            grid=grid,
+            objects=objects,
+            overlap=overlap,
+            textures=world.TEXTURES if given.textures else rung.textures,
+            clutter=rung.clutter or given.clutter,
+        )
+
+
+def _known() -> str:
+    return ', '.join([*(f'{name}=...' for name in _READ), *_FLAGS])

@@ -1,0 +1,85 @@
+"""Plain text from the user's disk."""
+
+import io
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from rf_jax.data import text_files
+from rf_jax.data.records import BadPicture, Record, Skips, clean
+from rf_jax.data.sources.safe_path import LINKS, Outside, inside
+from rf_jax.data.sources.source import Source
+from rf_jax.runtime.errors import UserError
+
+
+class TextSource(Source):
+    """A text file, or every .txt below a folder: one document a paragraph, no pictures.
+
+    Blank lines separate paragraphs. Files that cannot be read or decoded (UTF-8, or UTF-16 with a
+    byte-order mark) are skipped and counted, and so are symbolic links that leave the folder unless
+    `follow_links` (`text+links:/path`). Raises UserError.
+    """
+
+    takes_path = True
+
+    def __init__(self, path: str, max_pixels: int, follow_links: bool = False):
+        del max_pixels  # no pictures here
+        self.name = f'text{LINKS if follow_links else ""}:{path}'
+        try:
+            root = Path(path).expanduser()
+            if not path or not root.exists():
+                raise UserError(
+                    f'data.sources: {self.name} is neither a text file nor a folder (looked for '
+                    f'{root.absolute()})'
+                )
+            files = [root]
+            if root.is_dir():
+                os.listdir(root)  # raises where rglob just finds nothing
+                files = sorted(root.rglob('*.txt'))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f'data.sources: {self.name} cannot be read: {error}') from error
+        skips = Skips()
+        self._paragraphs: list[str] = []
+        for file in files:
+            try:
+                if file is not root:
+                    inside(root, str(file.relative_to(root)), follow_links)
+                found = list(_paragraphs(io.StringIO(text_files.read(file))))
+            except Outside:
+                skips.add('file outside the folder', str(file))
+                continue
+            except OSError as error:
+                skips.add('cannot be read', str(error))
+                continue
+            except UnicodeDecodeError:
+                skips.add('not UTF-8 text', str(file))
+                continue
+            self._paragraphs.extend(found)
+        self.skipped = skips.counts
+        if not self._paragraphs:
+            raise UserError(
+                f'data.sources: {self.name} has no text; expected UTF-8 paragraphs parted by blank '
+                f'lines in one file, or in .txt files of a folder; skipped: {skips or "none"}'
+            )
+        skips.log(self.name, len(self))
+
+    def __len__(self) -> int:
+        return len(self._paragraphs)
+
+    def record(self, i: int) -> Record:
+        return Record(0, 0, captions=(self._paragraphs[i],))
+
+    def picture(self, i: int) -> np.ndarray:
+        raise BadPicture(f'{self.name} has no pictures')
+
+
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Cleaned. Line by line: a regular expression over gigabytes would hold the interpreter, and
+    with it the heartbeat of this process, for minutes.
+    """
+    for blank, group in itertools.groupby(lines, key=str.isspace):
+        if not blank:
+            yield clean(''.join(group))

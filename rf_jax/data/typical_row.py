@@ -1,0 +1,68 @@
+"""A row as a config would fill it, without data: for costs that depend on who sees whom."""
+
+import numpy as np
+
+from rf_jax.data import layout
+from rf_jax.data.spans import drawing, pool_of
+from rf_jax.runtime.rng import generator
+
+PROMPT = 24  # tokens of a prompt of text-to-image, its marks included
+ANSWER = 64  # tokens of a question and its answer
+TRIES = 50  # draws that do not fit before a row counts as full
+
+
+def row(config, seed: int = 0) -> dict[str, np.ndarray]:
+    """Arrays of `layout.empty` of one row: samples drawn by `data.tasks` and `data.sizes`, square
+    pictures, prompts of 24 tokens, answers of 64, documents of `max_text`, added until none fits.
+    """
+    data, rng = config.data, generator(seed, 'typical')
+    tasks = [task for task, weight in data.tasks.items() if weight > 0]
+    weights = np.array([data.tasks[task] for task in tasks], float)
+    filled, missed = layout.Row(dict(data.capacity), data.patch**2 * 3), 0
+    sizes = np.array([weight for _, weight in data.sizes], float)
+    while missed < TRIES:
+        task = tasks[rng.choice(len(tasks), p=weights / weights.sum())]
+        side = data.sizes[rng.choice(len(sizes), p=sizes / sizes.sum())][0] // data.patch
+        spans = {
+            'text_to_image': drawing(
+                [layout.Text([0] * min(PROMPT, data.max_text))],
+                (side, side),
+                None,
+                pool_of(config),
+                drop_text=False,
+                drop_representation=False,
+                keep_positions=False,
+            ),
+            'image_to_text': [
+                layout.Vision(side, side),
+                layout.Text([0] * min(ANSWER, data.max_text)),
+            ],
+            'text_only': [layout.Text([0] * data.max_text)],
+        }[task]
+        try:
+            filled.add(spans)
+        except ValueError:
+            missed += 1
+    return filled.arrays
+
+
+def visible_pairs(arrays: dict[str, np.ndarray]) -> float:
+    """Query-key pairs of a row that see each other (design rule 2), counted by samples."""
+    total = 0.0
+    for sample in range(1, arrays['segment'].max(initial=0) + 1):
+        at = arrays['segment'] == sample
+        order, reach, block = (arrays[name][at] for name in ('order', 'reach', 'block'))
+        covered = np.searchsorted(np.sort(order), reach, side='right').sum()
+        blocks, counts = np.unique(block[block > 0], return_counts=True)
+        # Pairs of a block that no reach covers: all of a noisy picture, none of a seen one.
+        for number, count in zip(blocks, counts):
+            inside = block == number
+            covered += count * np.sum(order[inside][:, None] > reach[inside].max())
+        total += covered
+    return float(total)
+
+
+def picture_pairs(counts: np.ndarray, extra: int) -> float:
+    """Pairs within the pictures of a row for the encoder; `extra`: its own tokens a picture."""
+    counts = counts[counts > 0] + extra
+    return float(np.sum(counts.astype(float) ** 2))

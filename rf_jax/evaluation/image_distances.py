@@ -1,0 +1,139 @@
+"""How far drawn pictures lie from real ones as sets: kernel and Fréchet distance.
+
+Both compare features of a fixed network. Ours is convolutional with random weights of a fixed
+seed, so that nothing is downloaded; values compare with each other, not with published ones.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rf_jax.runtime.rng import generator
+from rf_jax.scenes import render, world
+
+_CHANNELS = (3, 32, 64, 128)  # of the input and of each layer
+_WIDTH = 64  # features of a picture
+_WINDOW = 5
+_BATCH = 50
+_SCALE = 100  # scenes of each rung that set the scale of every statistic
+
+
+def distances(drawn: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> dict[str, float]:
+    """`kernel_distance` and `frechet_distance` of two sets of pictures, uint8 [s, s, 3] each.
+
+    Raises ValueError for fewer than two pictures, or pictures of different sizes.
+    """
+    sizes = {picture.shape for picture in (*drawn, *real)}
+    if len(sizes) > 1:
+        raise ValueError(f'a distance needs pictures of one size; these are {sorted(sizes)}')
+    if min(len(drawn), len(real)) < 2:
+        raise ValueError(f'a distance needs two pictures a set: {len(drawn)}, {len(real)} given')
+    a, b = features(drawn), features(real)
+    return {
+        'kernel_distance': kernel_distance(a, b),
+        'frechet_distance': frechet_distance(a, b),
+    }
+
+
+def features(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [n, 64] of uint8 pictures [s, s, 3] of one size; each of variance about 1.
+
+    Bounded, so that a few odd pictures do not outweigh all others.
+    """
+    kernels, mix = _weights()
+    mean, spread = _scale(len(pictures[0]))
+    return (2 * np.tanh((_statistics(kernels, pictures) - mean) / (2 * spread))) @ mix
+
+
+@functools.lru_cache(maxsize=1)
+def _weights() -> tuple[list[np.ndarray], np.ndarray]:
+    """(kernels of the layers, mix of their statistics), float32.
+
+    A kernel sums to 0: what is even, as a ground is, does not drown the shapes.
+    """
+    rng = generator(0, 'distance features')
+    kernels = []
+    for inputs, outputs in itertools.pairwise(_CHANNELS):
+        shape = (_WINDOW, _WINDOW, inputs, outputs)
+        kernel = rng.standard_normal(shape) * np.sqrt(2 / (_WINDOW**2 * inputs))
+        kernels.append((kernel - kernel.mean((0, 1, 2))).astype(np.float32))
+    statistics = 3 * sum(_CHANNELS)
+    mix = rng.standard_normal((statistics, _WIDTH)) / np.sqrt(statistics)
+    return kernels, mix.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=4)
+def _scale(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each statistic over fixed scenes, so that all count alike."""
+    pictures = [
+        render.render(world.make(0, i, rung), size)
+        for rung in world.RUNGS.values()
+        for i in range(_SCALE)
+    ]
+    statistics = _statistics(_weights()[0], pictures)
+    return statistics.mean(0), statistics.std(0) + 1e-3
+
+
+def _statistics(kernels, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    found = []
+    for start in range(0, len(pictures), _BATCH):
+        batch = np.stack(pictures[start : start + _BATCH])
+        filled = np.concatenate([batch, np.repeat(batch[:1], _BATCH - len(batch), 0)])
+        found.append(np.asarray(_forward(kernels, filled))[: len(batch)])
+    return np.concatenate(found)
+
+
+@jax.jit
+def _forward(kernels, pictures):
+    """Mean, deviation and maximum over the picture of each channel of each layer."""
+    x = pictures.astype(jnp.float32) / 127.5 - 1
+    layers = [x]
+    for kernel in kernels:
+        x = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(2, 2),
+            padding='SAME',
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        x = jax.nn.relu(x)
+        layers.append(x)
+    return jnp.concatenate([f(x, (1, 2)) for x in layers for f in (jnp.mean, jnp.std, jnp.max)], 1)
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Unbiased squared MMD of features [n, D] and [m, D], kernel (x.y / D + 1)³.
+
+    As KID (Bińkowski et al., arXiv 1801.01401, section 4), on whole sets; below 0 by chance for
+    sets of one distribution. n and m at least 2.
+    """
+    a, b = a.astype(np.float64), b.astype(np.float64)
+
+    def kernel(x, y):
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x):
+        values = kernel(x, x)
+        return (values.sum() - np.trace(values)) / (len(x) * (len(x) - 1))
+
+    return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Fréchet distance of Gaussians fitted to features [n, D] and [m, D].
+
+    As FID (Heusel et al., arXiv 1706.08500). It grows as sets get smaller: compare only scores
+    over equally many pictures.
+    """
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    values, vectors = np.linalg.eigh(first)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0)).sum()
+    apart = ((a.mean(0) - b.mean(0)) ** 2).sum()
+    return float(max(0.0, apart + np.trace(first) + np.trace(second) - 2 * cross))

@@ -1,0 +1,148 @@
+"""Does the model know its pictures? Draw captions, find the picture; describe, compare the label.
+
+Identification: the drawn picture's 10 nearest of the whole gallery by cosine of 16 x 16 RGB, the
+gallery's mean removed, hold the right one. Chance is 10 / gallery size.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rf_jax.data import images, lengths, pipeline, source_list
+from rf_jax.generation.sampler import Sampler
+from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.rng import generator
+
+SIDE = 16
+NEAREST = 10
+GALLERY = 5000  # most pictures to find the right one among
+
+
+@dataclass(frozen=True)
+class Result:
+    """Rates in [0, 1] over `count` pictures; `drawn` and `answers` to look at.
+
+    A rate is None, and what belongs to it empty, for a task that the run does not train. So is
+    `exact` where no answer can be: `too_long` labels have more than `longest` tokens, the most that
+    an answer of the run can have.
+    """
+
+    count: int
+    gallery: int
+    top1: float | None
+    top10: float | None
+    exact: float | None
+    labels: list[str]
+    drawn: list[np.ndarray]
+    truth: list[np.ndarray]
+    answers: list[str]
+    too_long: int = 0
+    longest: int = 0
+
+    def table(self) -> str:
+        """The result as text, with 95 % Wilson intervals."""
+        rows = [
+            (f'drawn: right picture among {NEAREST} nearest of {self.gallery:,}', self.top10,
+             min(1.0, NEAREST / self.gallery)),
+            ('drawn: right picture is the nearest', self.top1, 1 / self.gallery),
+            ('described: exact label', self.exact, 1 / self.gallery),
+        ]  # fmt: skip
+        lines = [f'{"measure":58s} {"rate":>7s} {"95 % interval":>17s} {"chance":>8s}']
+        for name, rate, chance in rows:
+            if rate is None:
+                continue
+            low, high = wilson(rate, self.count)
+            lines.append(f'{name:58s} {rate:7.1%} {low:7.1%} .. {high:6.1%} {chance:8.2%}')
+        if self.too_long:
+            lines.append(
+                f'{self.too_long} of {self.count} labels have more than {self.longest} tokens and '
+                'cannot be answered exactly: raise data.max_text, or sampling.max_answer'
+            )
+        return '\n'.join(lines)
+
+
+def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % confidence interval of a rate over `count` trials."""
+    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count**2)) / (1 + z * z / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def thumbnails(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [n, 768] of uint8 pictures at 16 x 16."""
+    small = [images.resize(picture, SIDE, SIDE) for picture in pictures]
+    return np.stack(small).reshape(len(small), -1).astype(np.float32)
+
+
+def ranks(drawn: np.ndarray, gallery: np.ndarray, truth: Sequence[int]) -> np.ndarray:
+    """Rank (0: nearest) of gallery[truth[i]] for each drawn[i], both float32 [., 768]."""
+    mean = gallery.mean(0)
+
+    def unit(x):
+        x = x - mean
+        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+
+    cosine = unit(drawn) @ unit(gallery).T
+    right = cosine[np.arange(len(truth)), truth]
+    return (cosine > right[:, None]).sum(1)
+
+
+def readable(source, numbers: Iterable[int], count: int) -> dict[int, np.ndarray]:
+    """The first `count` pictures that can be decoded, by their number."""
+    found: dict[int, np.ndarray] = {}
+    for i in numbers:
+        if len(found) == count:
+            break
+        with contextlib.suppress(images.BadPicture):
+            found[int(i)] = source.picture(int(i))
+    return found
+
+
+def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
+    """Draws and describes `count` random pictures of a source with fresh seeds.
+
+    Raises UserError when no picture of the source can be read.
+    """
+    order = generator(seed, 'evaluation').permutation(np.asarray(source_list.pictured(source), int))
+    truth = readable(source, order, count)
+    if not truth:
+        raise UserError(f'{source.name}: none of its {len(source)} pictures can be read')
+    others = (i for i in order[:GALLERY].tolist() if i not in truth)
+    gallery = [thumbnails([picture]) for picture in truth.values()]
+    for i in others:
+        gallery += [thumbnails([picture]) for picture in readable(source, [i], 1).values()]
+    labels = [source.record(i).captions[0] for i in truth]
+    sizes = [pipeline.fitted(*p.shape[:2], sampler.config) for p in truth.values()]
+    tasks = sampler.config.data.tasks
+    drawn, answers, top1, top10, exact = [], [], None, None, None
+    too_long, longest = 0, lengths.longest_answer(sampler.config)
+    if tasks.get('text_to_image', 0) > 0:
+        drawn = sampler.draw(
+            [sampler.request(label, seed + 1, size=size) for label, size in zip(labels, sizes)]
+        )
+        rank = ranks(thumbnails(drawn), np.concatenate(gallery), range(len(truth)))
+        top1, top10 = float((rank == 0).mean()), float((rank < NEAREST).mean())
+    if tasks.get('image_to_text', 0) > 0:
+        answers = sampler.describe(list(truth.values()))
+        accepted = [source.record(i).captions for i in truth]
+        too_long = sum(
+            lengths.too_long(sampler.tokenizer, captions, longest) for captions in accepted
+        )
+        if too_long < len(truth):
+            exact = float(np.mean([a in captions for a, captions in zip(answers, accepted)]))
+    return Result(
+        count=len(labels),
+        gallery=len(gallery),
+        top1=top1,
+        top10=top10,
+        exact=exact,
+        labels=labels,
+        drawn=drawn,
+        truth=list(truth.values()),
+        answers=answers,
+        too_long=too_long,
+        longest=longest,
+    )

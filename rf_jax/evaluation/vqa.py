@@ -1,0 +1,65 @@
+"""Does the model understand scenes? Questions about new ones, answers compared word for word."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from rf_jax.data.records import clean
+from rf_jax.evaluation.retrieval import wilson
+from rf_jax.generation.sampler import Sampler
+from rf_jax.runtime.rng import generator
+from rf_jax.scenes.language import Question
+
+_MOST = 50  # scenes looked at for each question wanted of a kind
+
+
+def ask(source, count: int) -> list[tuple[int, Question]]:
+    """(number of the scene, question) by kind: up to `count` of each, one a kind and scene.
+
+    From the first scenes that have such a question; which of several is drawn.
+    """
+    asked: dict[str, list[tuple[int, Question]]] = {}
+    for i in range(min(len(source), _MOST * count)):
+        rng = generator('asked', i)
+        by_kind: dict[str, list[Question]] = {}
+        for question in source.questions(i):
+            by_kind.setdefault(question.kind, []).append(question)
+        for kind, several in by_kind.items():
+            kept = asked.setdefault(kind, [])
+            if len(kept) < count:
+                kept.append((i, several[int(rng.integers(len(several)))]))
+    return [each for kind in sorted(asked) for each in asked[kind]]
+
+
+def evaluate(sampler: Sampler, source, count: int) -> dict[str, dict]:
+    """{kind: {'correct': 1 or 0 of each question, 'commonest': share of its commonest answer}}.
+
+    Right is an answer that is the same but for case and white space. `source`: scenes of another
+    seed than those of training. Who always gives the commonest answer is right in its share.
+    """
+    asked = ask(source, count)
+    pictures = {i: source.picture(i) for i in sorted({i for i, _ in asked})}
+    answers = sampler.describe([pictures[i] for i, _ in asked], [q.question for _, q in asked])
+    correct: dict[str, list[int]] = {}
+    truth: dict[str, Counter] = {}
+    for (_, question), answer in zip(asked, answers):
+        right = clean(question.answer).lower()
+        correct.setdefault(question.kind, []).append(int(clean(answer).lower() == right))
+        truth.setdefault(question.kind, Counter())[right] += 1
+    return {
+        kind: {'correct': each, 'commonest': max(truth[kind].values()) / len(each)}
+        for kind, each in correct.items()
+    }
+
+
+def table(found: Mapping[str, dict]) -> str:
+    """Rates by kind as text, with 95 % Wilson intervals."""
+    lines = [
+        f'{"understanding":28s} {"asked":>6s} {"right":>7s} {"95 % interval":>17s} '
+        f'{"commonest":>10s}'
+    ]
+    for kind, entry in found.items():
+        count, rate = len(entry['correct']), sum(entry['correct']) / len(entry['correct'])
+        low, high = wilson(rate, count)
+        common = entry['commonest']
+        lines.append(f'{kind:28s} {count:6d} {rate:7.1%} {low:7.1%} .. {high:6.1%} {common:10.1%}')
+    return '\n'.join(lines)

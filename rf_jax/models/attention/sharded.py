@@ -1,0 +1,55 @@
+"""A form of attention over the devices of a mesh: rows and heads apart, keys of a row together."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from rf_jax.models.attention.masks import FIELDS, Integers
+from rf_jax.runtime.mesh import BATCH_AXES
+
+ROWS = (*BATCH_AXES, 'context')
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Each device has the queries of its rows, of its part of a row (`context`) and of its heads
+    (`tensor`), and gathers the keys and values of the row: with grouped queries they are few.
+    """
+
+    form: object
+    mesh: Mesh
+
+    def prepare(self, query: Integers, key: Integers):
+        """As the form's, of each device's queries: the leading axis is B times `context`."""
+        tokens = PartitionSpec(BATCH_AXES, 'context')
+
+        def local(query, key):
+            return self.form.prepare(query, {name: _whole(a) for name, a in key.items()})
+
+        run = self._map(local, in_specs=(tokens, tokens), out_specs=PartitionSpec(ROWS))
+        return run(*({name: side[name] for name in FIELDS} for side in (query, key)))
+
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, prepared) -> jax.Array:
+        """q [B, Lq, H, Dh], k and v [B, Lk, Hkv, Dh] -> [B, Lq, H, Dh].
+
+        Heads that `tensor` does not divide are computed on each of its devices.
+        """
+        divides = k.shape[2] % self.mesh.shape['tensor'] == 0
+        heads = PartitionSpec(BATCH_AXES, 'context', 'tensor' if divides else None)
+
+        def local(q, k, v, prepared):
+            return self.form(q, _whole(k), _whole(v), prepared)
+
+        specs = (heads, heads, heads, PartitionSpec(ROWS))
+        return self._map(local, in_specs=specs, out_specs=heads)(q, k, v, prepared)
+
+    def _map(self, local, **specs):
+        # Kernels do not say how their outputs vary over the mesh.
+        return partial(jax.shard_map, mesh=self.mesh, check_vma=False, **specs)(local)
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """[B, part of L, ...] -> [B, L, ...] within shard_map."""
+    return jax.lax.all_gather(x, 'context', axis=1, tiled=True)

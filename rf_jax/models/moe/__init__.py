@@ -1,0 +1,1 @@
+"""Mixture of experts: router, dispatch to the experts' devices, grouped matmul, expert layers."""

@@ -1,0 +1,166 @@
+"""Mixture-of-Transformers routing: a token's stream chooses its expert group, by static slices.
+
+The three groups are understanding (text and vision), representation and pixels. Each group has one
+dense feed-forward or a pool of routed experts; the pool may also be one for all groups.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from rf_jax.models.layers import RMSNorm, SwiGLU, linear_init
+from rf_jax.models.moe import dispatch, grouped_matmul, routing, weight_gather
+from rf_jax.models.token_sharding import Cut
+from rf_jax.runtime.errors import choose, require
+from rf_jax.runtime.mesh import BATCH_AXES
+
+GROUPS = ('understanding', 'representation', 'pixels')
+
+
+def by_group(cut: Cut, lengths, make: Callable[[str], nn.Module], *x: jax.Array):
+    """Applies `make(group)` to each group's tokens of [B, L, ...] arrays and joins the results.
+
+    `lengths` are the token counts of the three groups in the row, in order; they sum to L. A group
+    without tokens is not applied: its parameters exist all the same, made when the model is born
+    from a row that holds all groups.
+    """
+    groups = zip(*(cut.split(a, lengths) for a in x))
+    outputs = [make(name)(*own) for name, own in zip(GROUPS, groups) if own[0].shape[1]]
+    return jax.tree.map(lambda *own: cut.join(own), *outputs)
+
+
+class Dense(nn.Module):
+    """Qwen3's SwiGLU; x [B, n, D] and live bool [B, n] -> ([B, n, D], no losses)."""
+
+    config: object  # model.backbone
+    normed: bool  # whether x comes out of a norm; else it has one of its own
+
+    @nn.compact
+    def __call__(self, x: jax.Array, live: jax.Array):
+        del live
+        x = x if self.normed else RMSNorm(self.config.norm_eps, name='norm')(x)
+        return SwiGLU(self.config.feedforward, name='ffn')(x), {}
+
+
+class Routed(nn.Module):
+    """Qwen3's sparse feed-forward: each token meets `top_k` of `count` SwiGLU experts."""
+
+    config: object  # model.backbone
+    normed: bool
+    product: Callable
+    mesh: Mesh | None = None
+    table: tuple = ()  # config.sharding
+
+    @nn.compact
+    def __call__(self, x: jax.Array, live: jax.Array):
+        """x [B, n, D], live bool [B, n] (no padding) -> ([B, n, D], losses a token [B, n])."""
+        c = self.config.routed
+        x = x if self.normed else RMSNorm(self.config.norm_eps, name='norm')(x)
+        width = x.shape[-1]
+        into, out = (c.count, width, c.feedforward), (c.count, c.feedforward, width)
+        init = nn.initializers.variance_scaling(
+            1.0, 'fan_in', 'truncated_normal', in_axis=-2, out_axis=-1, batch_axis=0
+        )
+        router = self.param('router', linear_init, (width, c.count))
+        shapes = {'gate': into, 'up': into, 'down': out}
+        weights = tuple(self.param(name, init, shape) for name, shape in shapes.items())
+        logits = jnp.matmul(
+            x.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST
+        )  # float32: near ties decide
+        routes = routing.top_k(logits, live, c.top_k)
+        weights = tuple(w.astype(x.dtype) for w in weights)
+        y = self._spread(weights, x, routes)
+        return y, {'balance': routes.balance, 'router_z': routes.z}
+
+    def _spread(self, weights, x: jax.Array, routes: routing.Routes) -> jax.Array:
+        feed_forward = partial(grouped_matmul.swiglu, self.product)
+        count, mesh = self.config.routed.count, self.mesh
+
+        def flat(run, weights, x, experts, mix):
+            rows = (a.reshape(-1, a.shape[-1]) for a in (x, experts, mix))
+            return run(feed_forward, weights, *rows, count).reshape(x.shape)
+
+        arguments = weights, x, routes.experts, routes.weights
+        if mesh is None or mesh.size == 1:
+            return flat(dispatch.local, *arguments)
+        run = dispatch.local
+        if mesh.shape['expert'] > 1:
+            run = partial(
+                dispatch.all_to_all,
+                axis='expert',
+                axes=mesh.axis_names,
+                capacity_factor=self.config.routed.capacity_factor,
+            )
+        rows = PartitionSpec(BATCH_AXES, 'context')
+        cut = [
+            weight_gather.axes_of(
+                f'backbone/layers/{self.name}/{name}', w.shape, kept, mesh, self.table
+            )
+            for name, w, kept in zip(('gate', 'up', 'down'), weights, KEPT)
+        ]
+
+        def spread(weights, *tokens):
+            weights = tuple(map(weight_gather.gathered, weights, cut, KEPT))
+            y = flat(run, weights, *tokens)
+            return jax.lax.psum(y, 'tensor') if 'tensor' in cut[2][1] else y
+
+        return jax.shard_map(
+            spread,
+            mesh=mesh,
+            in_specs=(tuple(PartitionSpec(*spec) for spec in cut), rows, rows, rows),
+            out_specs=rows,
+            check_vma=False,  # the kernels do not say how their outputs vary
+        )(*arguments)
+
+
+# What stays apart of gate, up [E, D, F] and down [E, F, D] when they are used, by dimension.
+KEPT = (('expert', '', 'tensor'), ('expert', '', 'tensor'), ('expert', 'tensor', ''))
+
+
+# Whose pool of experts a group uses: its own, or one for all.
+POOLS = {'separate': by_group, 'shared': lambda cut, lengths, make, *x: make('shared')(*x)}
+
+
+def _dense(config, platform, mesh):
+    del platform, mesh
+    return partial(Dense, config.model.backbone), by_group
+
+
+def _routed(config, platform, mesh):
+    c, field = config.model.backbone.routed, 'model.backbone.routed'
+    require(
+        1 <= c.top_k <= c.count,
+        f'{field}.top_k={c.top_k} must be between 1 and {field}.count={c.count}',
+    )
+    ways = mesh.shape['expert'] if mesh is not None else 1
+    require(
+        c.count % ways == 0,
+        f'{field}.count={c.count} experts do not divide over mesh.expert={ways} devices',
+    )
+    factor = c.capacity_factor
+    require(factor >= 1, f'{field}.capacity_factor={factor} must be at least 1')
+    product = grouped_matmul.build(c.product, platform)
+    pool = choose(f'{field}.pool', c.pool, POOLS)
+    own = {'product': product, 'mesh': mesh, 'table': tuple(config.sharding)}
+    return partial(Routed, config.model.backbone, **own), pool
+
+
+KINDS = {'dense': _dense, 'routed': _routed}
+
+
+def build(config, platform: str, mesh: Mesh | None) -> Callable:
+    """`feed(cut, lengths, x, live, normed) -> (y, losses a token)` of `config.model.backbone`.
+
+    To be called within a linen module. Raises UserError.
+    """
+    kind = choose('model.backbone.experts', config.model.backbone.experts, KINDS)
+    module, pool = kind(config, platform, mesh)
+
+    def feed(cut: Cut, lengths, x: jax.Array, live: jax.Array, normed: bool):
+        return pool(cut, lengths, lambda name: module(normed=normed, name=name), x, live)
+
+    return feed

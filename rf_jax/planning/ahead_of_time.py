@@ -1,0 +1,256 @@
+"""Compiles the programs of a run for devices that need not be there, and reads off their cost."""
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from rf_jax.data import layout, spans, typical_row
+from rf_jax.generation import image_sampling
+from rf_jax.generation.placement import without_context
+from rf_jax.models import flops, unified, vision_encoder
+from rf_jax.models.attention import masks
+from rf_jax.models.attention.pallas import Pallas
+from rf_jax.planning import hlo_cost, hlo_memory, memory_parts, roofline
+from rf_jax.runtime import hardware, mesh
+from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.sharding import readable
+from rf_jax.training import jitted
+from rf_jax.training.checks import flatten
+
+PROMPT = 64  # text tokens of the sampling program
+ROOM = 0.9  # share of a chip's memory that a program may take
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one program on one chip: bytes, FLOPs and seconds."""
+
+    name: str
+    compile_seconds: float
+    compile_processor_seconds: float  # of all threads: what the wall clock is on one free core
+    peak: float  # of the device's memory; what decides whether the program fits
+    arguments: float
+    outputs: float  # beside the arguments
+    temporaries: float  # before they share memory with the others
+    host: float  # memory of the host
+    parts: tuple[memory_parts.Part, ...]  # an estimate of what the peak consists of
+    flops: float
+    model_flops: float | None
+    memory_traffic: float
+    collectives: tuple[roofline.Collective, ...]
+    times: roofline.Times | None
+    mfu: float | None
+    loops_of_unknown_length: int
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs a byte of main memory."""
+        return self.flops / max(self.memory_traffic, 1.0)
+
+
+class Compiled(NamedTuple):
+    program: Any
+    seconds: float
+    processor_seconds: float
+
+
+def compiled(name: str, program: Callable, arguments: Sequence, platform: str) -> Compiled:
+    """Compiles for `platform`. Raises UserError if the compiler finds no room for the program."""
+    wall, processor = time.perf_counter(), time.process_time()
+    try:
+        lowered = program.trace(*arguments).lower(lowering_platforms=(platform,))
+        ready = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        refused = refusal(name, str(error))
+        if not refused:
+            raise
+        raise refused from None
+    return Compiled(ready, time.perf_counter() - wall, time.process_time() - processor)
+
+
+UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+def refusal(name: str, message: str) -> UserError | None:
+    """What a compiler's message means if it found no room for program `name`."""
+    number = r'([\d.]+)([KMGT]?)'
+    hbm = rf'\({number}\) exceeds available HBM \({number}\)|Used {number} of {number} hbm'
+    if found := re.search(hbm, message):
+        values = [part for part in found.groups() if part is not None]
+        needs, has = (float(n) * UNITS[unit] for n, unit in zip(values[::2], values[1::2]))
+        return DoesNotFit(name, needs, has)
+    if found := re.search(rf'Used {number} of {number} vmem', message):
+        kernel = re.search(r'op_name="([^"]*)"', message)
+        return UserError(
+            f'{name}: the kernel {kernel[1] if kernel else "of a product"} needs '
+            f'{found[1]}{found[2]} of the {found[3]}{found[4]} bytes of VMEM; lower '
+            'model.attention.block_q or model.attention.block_k'
+        )
+    return None
+
+
+class DoesNotFit(UserError):
+    """The compiler found no way to place a program; `needs` and `has`: bytes of a chip's memory."""
+
+    def __init__(self, name: str, needs: float, has: float):
+        super().__init__(
+            f'{name} needs {readable(needs)} of the {readable(has)} that a chip offers a program'
+        )
+        self.name, self.needs, self.has = name, needs, has
+
+
+def cost(
+    name: str,
+    program: Callable,
+    arguments: Sequence,
+    mesh_: Mesh,
+    config,
+    *,
+    model_flops: float | None = None,
+    kernel_flops: Callable[[str, float], float | None] = lambda label, says: None,
+) -> Cost:
+    """Compiles `program` for the mesh's devices.
+
+    `model_flops`: of all chips, for the MFU. `kernel_flops(label, says)`: FLOPs of one run of a
+    kernel where it is known better than what the kernel says of itself.
+    """
+    device = mesh_.devices.flat[0]
+    ready = compiled(name, program, arguments, device.platform)
+    memory, text = ready.program.memory_analysis(), ready.program.as_text()
+    totals = hlo_cost.totals(text)
+    done = totals.flops
+    for label, (runs, says) in totals.kernels.items():
+        each = says / max(runs, 1)
+        known = kernel_flops(label, each)
+        done += runs * (each if known is None else known)
+    chip, peak = hardware.chip(device), hardware.peak_flops(device)
+    rows = tuple(roofline.collectives(totals.collectives, mesh_, chip))
+    times = chip and roofline.times(done, totals.bytes, rows, chip, peak)
+    share = model_flops and model_flops / mesh_.size
+    return Cost(
+        name=name,
+        compile_seconds=ready.seconds,
+        compile_processor_seconds=ready.processor_seconds,
+        peak=hlo_memory.peak(memory, device.platform),
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        host=hlo_memory.host(memory),
+        parts=memory_parts.parts(hlo_memory.at_peak(text), flatten(config.to_dict())),
+        flops=done,
+        model_flops=share,
+        memory_traffic=totals.bytes,
+        collectives=rows,
+        times=times,
+        mfu=share / peak / times.step if times and share else None,
+        loops_of_unknown_length=totals.unknown,
+    )
+
+
+# FLOPs of the attention kernels a pair, head and channel: two products forward; backward three
+# for the queries and four for the keys, the logits computed anew.
+KERNELS = {'attention': 4.0, 'attention_dq': 6.0, 'attention_dkv': 8.0}
+
+
+def kernel_flops(config, row: Mapping[str, np.ndarray], chips: int):
+    """`cost`'s argument of a train step: each kernel's FLOPs at even routing and in a typical row.
+
+    Attention's walk a list of tiles that is known only when they run; pairs of a tile that do not
+    see each other are computed all the same.
+    """
+    model, rows = config.model, config.data.rows / chips
+    routed = model.backbone.routed
+    width = {'backbone': model.backbone.heads * model.backbone.head_dim}
+    width['vision'] = width['pixels'] = model.encoder.width
+    integers = {'backbone': {name: row[name][None] for name in masks.FIELDS}}
+    for tower, kind in (('vision', 'vision'), ('pixels', 'pixel')):
+        pictures, extra = len(row[f'{kind}_counts']), 1 + model.encoder.registers
+        owner = np.concatenate([np.repeat(np.arange(pictures), extra), row[f'{kind}_picture']])
+        integers[tower] = vision_encoder.integers_of(owner[None])
+    each = {
+        tower: rows * width[tower] * tile_pairs(model.attention, tokens)
+        for tower, tokens in integers.items()
+    }
+
+    def of(label: str, says: float) -> float | None:
+        if 'gmm' in label:  # an exchange holds more than what even routing sends
+            return says / (routed.capacity_factor if config.mesh.expert > 1 else 1.0)
+        name, _, where = label.partition(' ')
+        if name not in KERNELS:
+            return None
+        seen = 'autoencoder' not in where and 'encoder' in where
+        tower = 'pixels' if 'features' in where else 'vision' if seen else 'backbone'
+        return None if 'autoencoder' in where else KERNELS[name] * each[tower]
+
+    return of
+
+
+def tile_pairs(config, tokens) -> float:
+    """Pairs in the tiles that a row's attention kernel visits; `config`: model.attention."""
+    length = tokens['segment'].shape[1]
+    if not length:
+        return 0.0
+    sizes = Pallas(config.block_q, config.block_k).sizes(1, length, length)
+    return float(masks.tiles(tokens, tokens, *sizes).sum()) * math.prod(sizes)
+
+
+def train_step(config, vocabulary: int, mesh_: Mesh) -> Cost:
+    """The real train step at the config's rows and capacities."""
+    built = jitted.build(config, vocabulary, mesh_, mesh_.devices.flat[0].platform)
+    row = typical_row.row(config)
+    return cost(
+        'train step',
+        built.train_step,
+        (built.abstract, built.batch()),
+        mesh_,
+        config,
+        model_flops=flops.train_step(config, vocabulary, flops.visible_pairs(config, row)),
+        kernel_flops=kernel_flops(config, row, mesh_.size),
+    )
+
+
+def initialise(config, vocabulary: int, mesh_: Mesh) -> Cost:
+    """The birth of the state."""
+    built = jitted.build(config, vocabulary, mesh_, mesh_.devices.flat[0].platform)
+    return cost('initialise', built.initialise, (), mesh_, config)
+
+
+def sample(config, vocabulary: int, mesh_: Mesh) -> Cost:
+    """Drawing of one picture a device, of the largest size, with guidance: codes, then the flow.
+
+    A row is not cut: devices along `context` take rows of their own.
+    """
+    whole = without_context(mesh_)
+    platform = mesh_.devices.flat[0].platform
+    built = jitted.build(config, vocabulary, mesh_, platform)
+    model = unified.build(config, vocabulary, whole, platform)
+    count = math.prod(whole.shape[axis] for axis in mesh.BATCH_AXES)
+    side = max(size for size, _ in config.data.sizes) // config.data.patch
+    pool = spans.pool_of(config)
+    tokens = side**2 // pool**2 + 1 if pool else 0
+    capacity = {'text': PROMPT, 'vision': 0, 'representation': tokens, 'pixels': side**2,
+                'vision_pictures': 0, 'pixel_pictures': 1}  # fmt: skip
+    where = mesh.batch_sharding(whole)
+
+    def shapes(array):
+        return jax.ShapeDtypeStruct((count, *array.shape), array.dtype, sharding=where)
+
+    row = jax.tree.map(shapes, layout.empty(capacity, model.channels))
+    rows = {(text, code): row for text in (True, False) for code in (True, False)}
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=where)
+    options = image_sampling.options(config)
+    program = jax.jit(partial(image_sampling.draw, model, config, options))
+    # As training cuts it. Where the average lies in the memory of the host, it is fetched before.
+    params = jax.tree.map(
+        lambda a: a.update(sharding=NamedSharding(whole, a.sharding.spec)), built.abstract.ema
+    )
+    return cost('sample', program, (params, rows, keys), whole, config)

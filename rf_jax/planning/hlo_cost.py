@@ -1,0 +1,167 @@
+"""The sums over a parsed program: each instruction times how often it runs."""
+
+import re
+from functools import cache
+
+from rf_jax.planning import hlo
+from rf_jax.planning.hlo import Instruction, Totals
+
+
+def totals(text: str) -> Totals:
+    """FLOPs, bytes, collectives and kernels of `compiled.as_text()`, of one device."""
+    computations, entry = hlo.parse(text)
+
+    @cache
+    def of(name: str, fused: bool = False) -> Totals:
+        found = Totals()
+        for instruction in computations.get(name, {}).values():
+            _count(found, instruction, computations, name, of, fused)
+        return found
+
+    return of(entry)
+
+
+def _count(found: Totals, i: Instruction, computations, name: str, of, fused: bool) -> None:
+    table = computations[name]
+    kind = i.op.removesuffix('-start')
+    if i.op.endswith(('-done', '-update')):
+        return
+    if kind in hlo.COLLECTIVES:
+        _collective(found, i, kind, name)
+    elif i.op == 'convolution':
+        left, right = (table[o].arrays[0] for o in i.operands)
+        found.flops += hlo.convolution_flops(i.arrays[0], left, right, i.attributes)
+    elif i.op == 'dot':
+        found.flops += hlo.dot_flops(i.arrays[0], table[i.operands[0]].arrays[0], i.attributes)
+    elif i.op == 'custom-call':
+        _kernel(found, i)
+    if i.op == 'while':
+        trips = _trips(i, table, computations)
+        found.unknown += trips is None
+        found.add(of(i.called('body')[0]), trips or 0)
+    elif i.op == 'conditional':
+        branches = i.called('branch_computations') or [
+            *i.called('true_computation'),
+            *i.called('false_computation'),
+        ]
+        found.add(max((of(b) for b in branches), key=lambda t: (t.flops, t.bytes)))
+    elif i.op == 'fusion':
+        found.add(of(i.called('calls')[0], True))
+    elif i.op in ('call', 'async-start'):
+        for called in i.called('to_apply') or i.called('calls'):
+            found.add(of(called))
+    if not fused:
+        found.bytes += _traffic(i, table, computations)
+
+
+def _trips(loop: Instruction, table, computations) -> int | None:
+    """How often a loop runs: XLA's note, or from its counter's start, step and limit."""
+    if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+        return int(noted[1])
+    condition, body = (computations[loop.called(name)[0]] for name in ('condition', 'body'))
+    test = next(x for x in condition.values() if x.root)
+    if test.op != 'compare' or 'direction=LT' not in test.attributes:
+        return None
+    counter, limit = (condition[name] for name in test.operands)
+    place = re.search(r'index=(\d+)', counter.attributes)
+    after = next(x for x in body.values() if x.root)
+    before = table.get(loop.operands[0])
+    if not place or limit.op != 'constant' or after.op != 'tuple' or before is None:
+        return None
+    place = int(place[1])
+    moved = body.get(after.operands[place])
+    steps = [body[o] for o in moved.operands if body[o].op == 'constant'] if moved else []
+    if moved is None or moved.op != 'add' or len(steps) != 1:
+        return None
+    start = table.get(before.operands[place]) if before.op == 'tuple' else None
+    while start is not None and start.op in ('copy', 'bitcast'):
+        start = table.get(start.operands[0])
+    first = int(start.argument) if start is not None and start.op == 'constant' else 0
+    return -(-(int(limit.argument) - first) // int(steps[0].argument))
+
+
+def _collective(found: Totals, i: Instruction, kind: str, name: str) -> None:
+    groups = hlo.groups_of(i.attributes)
+    size = len(groups[0]) if groups else 1
+    if name.startswith('all-reduce-scatter'):  # a fusion of TPU programs, which keeps one share
+        kind = 'reduce-scatter'
+        sent = i.bytes * (size - 1) / size
+    elif kind == 'collective-permute':
+        sent = i.arrays[0].bytes
+    elif kind == 'all-gather':
+        outputs = i.arrays[len(i.arrays) // 2 :] if i.op.endswith('-start') else i.arrays
+        sent = sum(a.bytes for a in outputs) * (size - 1) / size
+    elif kind == 'reduce-scatter':
+        sent = i.bytes * (size - 1)
+    else:
+        sent = i.bytes * (size - 1) / size * (2 if kind == 'all-reduce' else 1)
+    if size > 1:
+        found.collectives[kind, groups] += sent
+
+
+def _kernel(found: Totals, i: Instruction) -> None:
+    target = re.search(r'custom_call_target="([^"]*)"', i.attributes)
+    if target and target[1] == 'tpu_custom_call':
+        says = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', i.attributes)
+        flops = float(says[1]) if says else 0.0
+        label = re.sub(r'[.\d]+$', '', i.name) + (f' [{i.op_name}]' if i.op_name else '')
+        found.kernels[label] = found.kernels[label] + (1, flops)
+
+
+def _traffic(i: Instruction, table, computations) -> float:
+    """Bytes of main memory that an instruction reads and writes.
+
+    What reads a slice, or writes one into an operand, moves the slice only, also within a fusion.
+    """
+    if i.op in hlo.FREE or i.op.endswith(('-start', '-done')):
+        return 0.0
+    total = _written(i, table, computations)
+    for n, operand in enumerate(i.operands):
+        if source := table.get(operand):
+            total += _read(sum(a.bytes for a in source.arrays if a.main), i, n, computations)
+    return total
+
+
+def _read(whole: float, i: Instruction, n: int, computations) -> float:
+    """Bytes that an instruction reads of its operand n, which has `whole`."""
+    if i.op in ('dynamic-slice', 'gather', 'slice'):
+        return min(whole, i.bytes)
+    if i.op == 'dynamic-update-slice' and n == 0:
+        return 0.0
+    if i.op == 'fusion' and (body := computations.get(i.called('calls')[0])):
+        parameter = next(x for x in body.values() if x.op == 'parameter' and int(x.argument) == n)
+        return _read_within(whole, parameter.name, body, computations)
+    return whole
+
+
+def _read_within(whole: float, name: str, body, computations) -> float:
+    """Bytes that a fusion's instructions read of the value `name` in its body."""
+    total = 0.0
+    for user in body.values():
+        for n, operand in enumerate(user.operands):
+            if operand == name:
+                same = user.op == 'bitcast'
+                total += (
+                    _read_within(whole, user.name, body, computations)
+                    if same
+                    else _read(whole, user, n, computations)
+                )
+    return min(whole, total)
+
+
+def _written(i: Instruction, table, computations) -> float:
+    """Bytes that an instruction writes to main memory."""
+    while i.op == 'bitcast' and i.operands[0] in table:
+        i = table[i.operands[0]]
+    whole = sum(a.bytes for a in i.arrays if a.main)
+    if i.op == 'dynamic-update-slice':
+        return min(whole, table[i.operands[1]].bytes) if i.operands[1] in table else whole
+    body = computations.get(i.called('calls')[0]) if i.op == 'fusion' else None
+    if not body:
+        return whole
+    root = next(x for x in body.values() if x.root)
+    parts = [body[o] for o in root.operands] if root.op == 'tuple' else [root]
+    if len(parts) != len(i.arrays):
+        return whole
+    written = zip(i.arrays, (_written(part, body, computations) for part in parts))
+    return sum(min(array.bytes, part) for array, part in written if array.main)

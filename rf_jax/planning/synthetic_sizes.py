@@ -1,0 +1,122 @@
+"""Sizes like those of COCO and of LAION, made from a seed: to try a plan without the data.
+
+Shapes of the distributions only, no sample of either set: COCO has longest sides of 640 px and
+five captions of about ten words; LAION has sides from 200 px to thousands, any aspect ratio and
+captions with a long tail. Every size is a function of (seed, task, index, turn).
+"""
+
+import numpy as np
+
+from rf_jax.data import patch_grid
+from rf_jax.data.layout import SIZES
+from rf_jax.data.mixture import mixed
+from rf_jax.data.spans import pool_of
+from rf_jax.runtime.rng import fold
+
+_QUESTION = (5.0, 0.25)  # tokens of a question: median, spread of its logarithm
+
+
+class MadeUp:
+    """`sizes(task, index, turn)` of a set that `kind` names, as `config` fits and drops it.
+
+    Raises UserError at construction for an unknown pool or kind of representation.
+    """
+
+    def __init__(self, kind: str, config):
+        self._kind = KINDS[kind]
+        self._data, self._seed, self._pool = config.data, config.seed, pool_of(config)
+
+    def sizes(self, task: str, index: np.ndarray, turn: np.ndarray) -> np.ndarray:
+        """int64[S, 6] as `layout.SIZES`, for sample numbers and passes int64[S]."""
+        data = self._data
+        samples = fold(self._seed, 'sample'), index
+        draws = fold(self._seed, 'draw', task), index, turn
+        found = dict.fromkeys(SIZES, np.zeros(len(index), np.int64))
+        if task == 'text_only':
+            # A piece of a document takes its begin mark and all tokens but the end.
+            found['text'] = np.minimum(self._caption(draws) + 1, data.max_text)
+            return np.stack([found[name] for name in SIZES], 1)
+        height, width = self._kind.picture(*(_uniform(*samples, lane=i) for i in range(4)))
+        chance = _uniform(*draws, lane=10)
+        patches = fitted_patches(height, width, data, self._pool, chance)
+        if task == 'image_to_text':
+            asked = _uniform(*draws, lane=11) < data.question
+            question = np.where(asked, _tokens(*_QUESTION, *_normals(draws, 12)), 0)
+            head = np.minimum(question, data.max_text // 2) + 2  # begin and answer marks
+            tail = np.minimum(self._caption(draws), data.max_text - head - 1) + 1
+            found |= {'text': head + tail, 'vision': patches // 4}
+            found['vision_pictures'] = np.ones_like(patches)
+        else:
+            prompt = np.minimum(self._caption(draws), data.max_text - 2) + 2
+            dropped = _uniform(*draws, lane=14) < data.drop_text
+            dropped |= _uniform(*draws, lane=15) < data.drop_both
+            found |= {'text': np.where(dropped, 0, prompt), 'pixels': patches}
+            if self._pool:
+                found['representation'] = patches // self._pool**2 + 1
+            found['pixel_pictures'] = np.ones_like(patches)
+        return np.stack([found[name] for name in SIZES], 1)
+
+    def _caption(self, draws) -> np.ndarray:
+        return _tokens(*self._kind.caption, *_normals(draws, 16))
+
+
+class _Coco:
+    caption = (13.0, 0.2)  # ten or eleven words
+
+    @staticmethod
+    def picture(shape, other, turned, _) -> tuple[np.ndarray, np.ndarray]:
+        """Most are 640 x 480 or 640 x 427, some of any shape; a quarter stands upright."""
+        short = np.where(shape < 0.4, 480, np.where(shape < 0.75, 427, np.floor(320 + 320 * other)))
+        upright = turned < 0.25
+        return np.where(upright, 640, short), np.where(upright, short, 640)
+
+
+class _Laion:
+    caption = (14.0, 0.7)
+
+    @staticmethod
+    def picture(shape, other, size, more) -> tuple[np.ndarray, np.ndarray]:
+        """Geometric means around 500 px with a long tail; a third square, the others any shape."""
+        normal, ratio = _normal(size, more), _normal(shape, other)
+        mean = np.clip(500 * np.exp(0.6 * normal), 200, 6000)
+        aspect = np.where(other < 0.33, 1.0, np.exp(np.clip(0.4 * ratio, -1.6, 1.6)))
+        return np.rint(mean * aspect), np.rint(mean / aspect)
+
+
+KINDS = {'coco': _Coco, 'laion': _Laion}
+
+
+def fitted_patches(height, width, data, pool, chance) -> np.ndarray:
+    """int64[S]: patches of `pipeline.fitted` pictures whose `data.sizes` entry `chance` picks."""
+    sizes = np.array([size for size, _ in data.sizes])
+    weights = np.cumsum([weight for _, weight in data.sizes], dtype=float)
+    longest = sizes[np.searchsorted(weights / weights[-1], chance)]
+    short, long = np.minimum(height, width), np.maximum(height, width)
+    unit = patch_grid.unit(pool)
+    most = np.minimum(longest, np.maximum(long, sizes.min())).astype(np.int64)
+    units = most // (unit * data.patch)
+    exact = units * short / long
+    below, above = np.maximum(np.floor(exact), 1), np.maximum(np.ceil(exact), 1)
+    nearest = np.where(exact * exact <= below * above, below, above)
+    return unit**2 * units * nearest.astype(np.int64)
+
+
+def _uniform(key: int, *numbers: np.ndarray, lane: int) -> np.ndarray:
+    """float64[S] in (0, 1): one for each row of numbers and lane."""
+    state = np.full(len(numbers[0]), key, np.uint64)
+    for number in (*numbers, np.uint64(lane)):
+        state = mixed(state ^ np.asarray(number, np.uint64))
+    return ((state >> np.uint64(12)).astype(float) + 0.5) / 2**52
+
+
+def _normals(draws, lane: int) -> tuple[np.ndarray]:
+    return (_normal(_uniform(*draws, lane=lane), _uniform(*draws, lane=lane + 1)),)
+
+
+def _normal(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Standard normal of two uniforms (Box and Muller)."""
+    return np.sqrt(-2 * np.log(one)) * np.cos(2 * np.pi * two)
+
+
+def _tokens(median: float, spread: float, normal: np.ndarray) -> np.ndarray:
+    return np.maximum(np.rint(median * np.exp(spread * normal)), 1).astype(np.int64)

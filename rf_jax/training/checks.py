@@ -1,0 +1,199 @@
+"""What stops or warns a run: values that cannot work, changed configs, non-finite numbers."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from rf_jax.data import pipeline, source_list, spans
+from rf_jax.models import autoencoder
+from rf_jax.runtime import mesh, paths, sharding
+from rf_jax.runtime.errors import UserError, choose, require
+from rf_jax.training import bounds, flow, initial_weights, jitted, optimizer
+
+DTYPES = dict.fromkeys(('float32', 'bfloat16'))
+
+
+def start(
+    config, devices: Sequence[jax.Device] | None = None
+) -> tuple[Mesh, dict[int, np.ndarray]]:
+    """(mesh of a run, {process: its rows of a batch}), after every check that needs no data.
+
+    Training and the compile check both start here. `devices`: default: all; they may be those of
+    a topology. Raises UserError for what would stop any process of the run.
+    """
+    check(config)
+    pipeline.check(config)
+    mesh_ = mesh.make_mesh(config.mesh, devices)
+    jitted.check(config, mesh_)
+    return mesh_, mesh.rows_by_process(mesh_, config.data.rows)
+
+
+def check(config) -> None:
+    """Raises UserError for values that would fail later with less to say."""
+    choose('compute_dtype', config.compute_dtype, DTYPES)
+    choose('sampling.method', config.sampling.method, flow.METHODS)
+    bounds.check(flatten(config.to_dict()))
+    source_list.check(config.data.sources)  # before the workdir is made
+    if config.tokenizer.path:
+        paths.local(config.tokenizer.path, 'tokenizer.path')
+    initial_weights.other_runs(config)  # raises for what is no path
+    require(any(config.losses.values()), 'all weights of losses are 0: nothing would be learned')
+    spans.pool_of(config)
+    choose('model.space', config.model.space, autoencoder.SPACES)
+    learned = config.losses.reconstruction > 0
+    latents = config.model.space == 'vae'
+    require(
+        latents or not learned,
+        f"losses.reconstruction={config.losses.reconstruction} needs model.space='vae'",
+    )
+    require(
+        not latents or learned or optimizer.frozen('autoencoder/', config.optimizer.freeze),
+        "model.space='vae' draws in latents that must not move: set optimizer.freeze="
+        "('^autoencoder/',), and initialise_from a run that learned them (losses.reconstruction)",
+    )
+    require(
+        not learned or not config.losses.flow,
+        'losses.reconstruction and losses.flow are both above 0: the flow would draw latents that '
+        'move; let one run learn the autoencoder, and another draw with it (initialise_from)',
+    )
+    require(
+        learned or not config.losses.kl,
+        f'losses.kl={config.losses.kl} needs losses.reconstruction above 0: it is of the '
+        'autoencoder that is being learned',
+    )
+    for name in ('balance', 'router_z'):
+        require(
+            not config.losses[name] or config.model.backbone.experts == 'routed',
+            f"losses.{name}={config.losses[name]} needs model.backbone.experts='routed'",
+        )
+
+
+def warn_of_changes(config, workdir: Path) -> None:
+    """Names the config fields that differ from what this workdir was trained with so far."""
+    try:
+        before = flatten(json.loads((workdir / 'config.json').read_text(encoding='utf-8')))
+    except (OSError, ValueError):
+        return
+    for field, value in flatten(json.loads(config.to_json_best_effort())).items():
+        if before.get(field) != value:
+            was = before.get(field)
+            logging.warning('%s is %r now and was %r in this workdir', field, value, was)
+
+
+def warn_of_other_data(data: str, workdir: Path) -> None:
+    """Tells where sources no longer hold what this workdir was trained with so far."""
+    try:
+        before = json.loads((workdir / 'version.json').read_text(encoding='utf-8'))['data']
+    except (OSError, ValueError, KeyError):
+        return
+    if before != data:
+        logging.warning(
+            'the data is %s and was %s: samples come in another order than before, some twice in a '
+            'pass',
+            data,
+            before,
+        )
+
+
+def warn_of_new_weights(config) -> None:
+    """Tells which fields of a config suppose weights of another run; to be called without any."""
+    representation, losses = config.model.representation, config.losses
+    for supposes, field, effect in (
+        (
+            config.model.space == 'vae' and not losses.reconstruction,
+            "model.space='vae' without losses.reconstruction",
+            'draws in the latents of an autoencoder that has learned nothing',
+        ),
+        (not config.ema.warmup, 'ema.warmup=False', 'keeps random weights long in the average'),
+        (
+            representation.kind == 'forcing' and not representation.quantizer.data_init_steps,
+            'model.representation.quantizer.data_init_steps=()',
+            'leaves the codebook at random prototypes',
+        ),
+    ):
+        if supposes:
+            logging.warning(
+                '%s %s: it supposes weights of another run, and initialise_from is empty',
+                field,
+                effect,
+            )
+
+
+def warn_of_weights_of_another(config, other: Path, step: int) -> None:
+    """Tells where a run whose weights are taken was to be trained for more steps, and where what
+    its codebook has learned is thrown away.
+    """
+    try:
+        was = flatten(json.loads((other / 'config.json').read_text(encoding='utf-8')))
+        steps, kind = was['steps'], was['model.representation.kind']
+    except (OSError, ValueError, KeyError, AttributeError):
+        return
+    if step < steps:
+        logging.warning('%s has %d of its %d steps; train it to its end first?', other, step, steps)
+    mine = config.model.representation
+    learned = kind == 'forcing' and was.get('data.tasks.text_to_image', 0) > 0
+    born_new = any(re.search(pattern, 'codebook') for pattern in config.initialise_new)
+    if learned and mine.kind == 'forcing' and mine.quantizer.data_init_steps and not born_new:
+        logging.warning(
+            'the codebook of %s is drawn anew at steps %s, and what representation tokens have '
+            'learned of it is lost; to keep it set '
+            'model.representation.quantizer.data_init_steps=()',
+            other,
+            ', '.join(map(str, mine.quantizer.data_init_steps)),
+        )
+
+
+def changes(before: Mapping, now: Mapping) -> Iterator[tuple[str, str]]:
+    """(name, what it is and was) of each field that differs between two flat configs, by name."""
+    for field in sorted(before.keys() | now.keys()):
+        if now.get(field) != before.get(field):
+            yield field, f'{field} is {now.get(field)!r} and was {before.get(field)!r}'
+
+
+def flatten(tree: Mapping, above: str = '') -> dict[str, Any]:
+    """Nested dictionaries to {dotted name: value}."""
+    found = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= flatten(value, f'{above}{name}.')
+        else:
+            found[above + name] = value
+    return found
+
+
+@jax.jit
+def _finite(leaves) -> jax.Array:
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+def all_finite(tree) -> bool:
+    """Every number of every floating array is finite.
+
+    What lies in the memory of the host visits the device array by array: it has no room for all.
+    """
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    far = [x for x in leaves if x.sharding.memory_kind == 'pinned_host']
+    here = [x for x in leaves if x.sharding.memory_kind != 'pinned_host']
+    return bool(_finite(here)) and all(bool(_finite([sharding.near(x)])) for x in far)
+
+
+def not_finite(number: int) -> UserError:
+    """The error for a state that is not finite after step `number`."""
+    return UserError(
+        f'the state is not finite after step {number}; nothing of it was saved. Lower '
+        'optimizer.learning_rate and run again: it resumes from the last checkpoint'
+    )
+
+
+def raise_unless_finite(number: int, state) -> None:
+    """Raises UserError before anything bad is saved (design rule 9)."""
+    if not all_finite(state):
+        raise not_finite(number)

@@ -1,0 +1,54 @@
+"""The exponential moving average (EMA) of the weights: the quantizer reads its encoder, inference
+all of it.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+
+from rf_jax.training import optimizer
+
+
+def warm_up(step, offset: float):
+    """Highest decay at `step`, the first being 0: (1 + step) / (offset + step), at least 0.
+
+    Offset 2 weights all steps so far alike; offset 10 favours the newest tenth of them.
+    """
+    return (1.0 + step) / (offset + step)
+
+
+def window(decay: float, offset: float, step: int) -> float:
+    """Steps that the average after `step` (from 0) covers: 1 / weight of the newest one.
+
+    `offset`: of the warm-up; 0: none.
+    """
+    if offset:
+        decay = min(decay, warm_up(step, offset))
+    return 1.0 / (1.0 - decay)
+
+
+def window_at_end(config) -> float:
+    """Steps that the average covers after the last step of a run."""
+    c = config.ema
+    return window(c.decay, c.warmup_offset if c.warmup else 0, config.steps - 1)
+
+
+def average(config, ema, params, step: jax.Array):
+    """The average after `step`: float32 trees like `params`; the encoder has a decay of its own.
+
+    What `initialise_new` starts beside weights of other runs warms up in any case: its old average
+    is noise. The rest goes on from the average of those runs if `ema.warmup` is off.
+    """
+    c = config.ema
+    warm = warm_up(step, c.warmup_offset)
+
+    def blend(path, old, new):
+        decay = c.encoder_decay if path.startswith('encoder/') else c.decay
+        if c.warmup or any(re.search(pattern, path) for pattern in config.initialise_new):
+            decay = jnp.minimum(decay, warm)
+        return old + (1 - decay) * (new - old)
+
+    names = optimizer.paths(params)
+    leaves = map(blend, names, jax.tree.leaves(ema), jax.tree.leaves(params))
+    return jax.tree.unflatten(jax.tree.structure(params), list(leaves))

@@ -1,0 +1,130 @@
+"""The objective: named, weighted, pure terms (design rule 6). Paper, section 3.2: all weights 1.
+
+A term has a value per token; `weight` names the batch array that says which tokens count. The loss
+is the sum over terms of weight * sum(values) / count, counts over the global batch, so neither
+packing, accumulation nor the number of hosts changes it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rf_jax.training import flow
+from rf_jax.training.cross_entropy import ONE_DEVICE, CrossEntropy
+
+Arrays = Mapping[str, jax.Array]
+TIME_BANDS = 4  # the flow loss is logged for t in [0, 1/4), [1/4, 1/2), ...
+
+
+class Term(NamedTuple):
+    """`value(outputs, batch) -> [B, n]`, counted where `batch[weight]` [B, n] is 1."""
+
+    weight: str
+    value: Callable[[Arrays, Arrays], jax.Array]
+
+    def summed(self, outputs: Arrays, batch: Arrays) -> jax.Array:
+        """Sum of the counted values."""
+        return jnp.sum(self.value(outputs, batch) * batch[self.weight])
+
+
+class Prediction(NamedTuple):
+    """Cross-entropy of `outputs[logits]` for `batch[targets]`, by the head's kernel at `path`.
+
+    It has no value per token: the sum alone can do without the logits of all tokens.
+    """
+
+    weight: str
+    logits: str
+    targets: str
+    path: str
+    cross_entropy: CrossEntropy
+
+    def summed(self, outputs: Mapping, batch: Arrays) -> jax.Array:
+        """Sum of the counted tokens' nats."""
+        logits, targets = outputs[self.logits], batch[self.targets]
+        return self.cross_entropy(self.path, logits, targets, batch[self.weight])
+
+
+def text(sharded: CrossEntropy) -> dict[str, Prediction]:
+    """L_LM: next-token prediction of text."""
+    own = 'text_weight', 'text_logits', 'text_targets', 'text_head/kernel'
+    return {'text': Prediction(*own, sharded)}
+
+
+def representation(sharded: CrossEntropy) -> dict[str, Prediction]:
+    """L_Rep: next-token prediction of the quantizer's codes."""
+    own = 'representation_weight', 'representation_logits', 'code_targets'
+    return {'representation': Prediction(*own, 'representation_head/logits/kernel', sharded)}
+
+
+def regression(outputs: Arrays, batch: Arrays) -> jax.Array:
+    """Of continuous representations: squared error of the next feature, mean over its values.
+
+    Its best prediction is the mean of the features that may follow: it has no variety.
+    """
+    return jnp.mean((outputs['predicted_features'] - batch['feature_targets']) ** 2, -1)
+
+
+def alignment(outputs: Arrays, batch: Arrays) -> jax.Array:
+    """REPA (arXiv 2410.06940, equation 8): minus the cosine of a pixel token and its feature."""
+    found = outputs['aligned_features']
+    found = found * jax.lax.rsqrt(jnp.sum(found**2, -1, keepdims=True) + 1e-12)
+    return -jnp.sum(found * batch['patch_features'], -1)
+
+
+# The term of model.representation.kind.
+REPRESENTATION = {
+    'forcing': representation,
+    'continuous': lambda _: {'representation': Term('representation_weight', regression)},
+    'alignment': lambda _: {'representation': Term('pixel_weight', alignment)},
+    'none': lambda _: {},
+}
+
+
+def flow_matching(floor: float) -> Callable[[Arrays, Arrays], jax.Array]:
+    """L_FM: squared error of the velocity, mean over the C values of a patch."""
+    return lambda outputs, batch: flow.loss(outputs['x'], batch['x'], batch['t'], floor)
+
+
+def build(config, sharded: CrossEntropy = ONE_DEVICE) -> dict[str, Term | Prediction]:
+    """The terms of `config.losses`; one of weight 0 is left out. `sharded`: as the model is."""
+    terms = {
+        **text(sharded),
+        **REPRESENTATION[config.model.representation.kind](sharded),
+        'flow': Term('pixel_weight', flow_matching(config.flow.floor)),
+        'balance': Term('live', lambda outputs, _: outputs['balance']),
+        'router_z': Term('live', lambda outputs, _: outputs['router_z']),
+        'reconstruction': Term('pixel_weight', lambda outputs, _: outputs['reconstruction']),
+        'kl': Term('pixel_weight', lambda outputs, _: outputs['kl']),
+    }
+    return {name: term for name, term in terms.items() if config.losses[name]}
+
+
+def counts(terms: Mapping[str, Term], batch: Arrays) -> dict[str, jax.Array]:
+    """Counted tokens of each term, at least 1."""
+    return {name: jnp.maximum(batch[term.weight].sum(), 1.0) for name, term in terms.items()}
+
+
+def total(terms: Mapping[str, Term], weights, counts_, outputs: Mapping, batch: Arrays):
+    """(weighted loss, {name: mean}) of a batch, or of its part with the whole batch's counts."""
+    means = {}
+    for name, term in terms.items():
+        with jax.named_scope(f'loss_{name}'):  # its arrays bear the name in memory and profiles
+            means[name] = term.summed(outputs, batch) / counts_[name]
+    loss = sum(weights[name] * mean for name, mean in means.items())
+    if 'flow' in terms:
+        values = terms['flow'].value(outputs, batch)
+        means |= time_bands(values, batch['t'], batch['pixel_weight'])
+    return loss, means
+
+
+def time_bands(values: jax.Array, t: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
+    """Sums and counts of the flow loss by bands of t: which times carry the loss."""
+    bands = {}
+    for i in range(TIME_BANDS):
+        inside = weight * (t >= i / TIME_BANDS) * (t < (i + 1) / TIME_BANDS)
+        bands[f'flow_sum_{i}'] = jnp.sum(values * inside)
+        bands[f'flow_count_{i}'] = jnp.sum(inside)
+    return bands

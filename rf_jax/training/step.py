@@ -1,0 +1,126 @@
+"""One optimizer step: quantize, noise, forward, three losses, update (paper, figure 2)."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rf_jax.models import microbatches
+from rf_jax.models.unified import Unified
+from rf_jax.training import ema, flow, losses, optimizer, targets
+from rf_jax.training.cross_entropy import CrossEntropy
+from rf_jax.training.state import State, random_key
+
+Batch = Mapping[str, jax.Array]
+WHOLE = microbatches.Part()  # a batch that is not cut
+
+
+def add_noise(
+    config, model, params, key: jax.Array, batch: Batch, part: microbatches.Part = WHOLE
+) -> dict[str, jax.Array]:
+    """Clean patches or latents x, their times t (one a picture) and the noisy z_t, as batch
+    entries, and the noise that an autoencoder in learning draws its latents with.
+
+    `batch` holds the rows of `part`, which get the values that they get in the whole batch.
+    """
+    c = config.flow
+    time_key, noise_key = jax.random.split(key)
+    posterior_key = jax.random.fold_in(key, 2)
+    counts = batch['pixel_counts']
+    shape = counts.shape[0] * part.count, counts.shape[1]
+    t = part.of(flow.sample_times(time_key, shape, c.time_mean, c.time_std))
+    t = flow.shift(t, flow.shift_of(counts * config.data.patch**2, c.shift, c.base_pixels))
+    t = jnp.take_along_axis(t, jnp.maximum(batch['pixel_picture'], 0), axis=1)
+    x = model.apply({'params': params}, batch, method='clean')
+    z = flow.path(x, c.noise_scale * part.normal(noise_key, x.shape), t)
+    return {'x': x, 't': t, 'z': z, 'posterior_noise': part.normal(posterior_key, x.shape)}
+
+
+def prepare(find_targets: targets.Targets, state: State, batch: Batch):
+    """The batch with what needs all its rows, the new codebook, and metrics of the targets."""
+    found, codebook, metrics = find_targets.of_batch(state, batch)
+    live = (batch['segment'] > 0).astype(jnp.float32)
+    return dict(batch) | found | {'live': live}, codebook, metrics
+
+
+def complete(
+    config, model, find_targets: targets.Targets, state: State, batch: Batch, part=WHOLE
+) -> Batch:
+    """The prepared rows of a part with their own targets, times and noise."""
+    key = random_key(config.seed, 'noise', state.step)
+    noise = add_noise(config, model, state.params, key, batch, part)
+    return dict(batch) | find_targets.of_part(state, batch) | noise
+
+
+def gradients(config, model, terms, params, batch: Batch, finish: Callable):
+    """(gradients, metrics), the batch cut into `optimizer.accumulate` parts along its rows.
+
+    `finish(rows, part)` completes a part's rows, so that features, noise and noisy patches are in
+    memory for one part only. Each part's loss is divided by the whole batch's counts, so the parts
+    add up to it exactly.
+    """
+    counts = losses.counts(terms, batch)
+
+    def part_loss(params, part):
+        live = optimizer.held(params, config.optimizer.freeze)
+        inputs = (part[name] for name in ('tokens', 'z', 't', 'posterior_noise'))
+        outputs = model.apply({'params': live}, part, *inputs)
+        loss, means = losses.total(terms, config.losses, counts, outputs, part)
+        return loss, means | {'loss': loss}
+
+    def gradient(params, rows, part):
+        return jax.grad(part_loss, has_aux=True)(params, finish(rows, part))
+
+    count = config.optimizer.accumulate
+    if count == 1:
+        return gradient(params, batch, WHOLE)
+    rows = microbatches.split(batch, count)
+    first = jax.tree.map(lambda a: a[0], rows)
+    zero = jax.eval_shape(
+        lambda *given: gradient(*given, microbatches.Part(0, count)), params, first
+    )
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), zero)
+
+    def add(total, numbered):
+        rows, number = numbered
+        return jax.tree.map(
+            jnp.add, total, gradient(params, rows, microbatches.Part(number, count))
+        ), None
+
+    return jax.lax.scan(add, zero, (rows, jnp.arange(count)))[0]
+
+
+def build(config, model: Unified, optimizer_of) -> Callable:
+    """`step(state, batch) -> (state, metrics)`, pure; jit it with the state donated."""
+    find_targets = targets.build(config, model)
+    terms = losses.build(config, CrossEntropy(model.cut, tuple(config.sharding)))
+
+    def train_step(state: State, batch: Batch):
+        batch, codebook, seen = prepare(find_targets, state, batch)
+        finish = partial(complete, config, model, find_targets, state)
+        grads, metrics = gradients(config, model, terms, state.params, batch, finish)
+        norm = optax.global_norm(grads)
+        updates, opt_state = optimizer_of(state.params).update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        moved = state.replace(
+            params=params,
+            ema=ema.average(config, state.ema, params, state.step),
+            opt_state=opt_state,
+            codebook=codebook,
+            streak=jnp.zeros_like(state.streak),
+        )
+        stayed = state.replace(skipped=state.skipped + 1, streak=state.streak + 1)
+        good = jnp.isfinite(norm) & jnp.isfinite(metrics['loss'])
+        state = jax.tree.map(lambda a, b: jnp.where(good, a, b), moved, stayed)
+        metrics |= {
+            'gradient_norm': norm,
+            'parameter_norm': optax.global_norm(state.params),
+            'skipped': state.skipped,
+            'streak': state.streak,
+            **seen,
+        }
+        return state.replace(step=state.step + 1), metrics
+
+    return train_step

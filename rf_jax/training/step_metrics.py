@@ -1,0 +1,125 @@
+"""Metrics of the steps: read one step late, checked, averaged over a log period, written."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+from absl import logging
+
+from rf_jax.data import layout, pipeline
+from rf_jax.models import flops
+from rf_jax.runtime import distributed, goodput, hardware, metrics
+from rf_jax.runtime.errors import UserError
+from rf_jax.training import checks, losses
+
+
+def fill(batch: Mapping[str, np.ndarray], capacity: Mapping[str, int]) -> dict[str, float]:
+    """Share of each stream's capacity that holds tokens, and of the whole row."""
+    filled = batch['segment'] > 0
+    found = {'fill': float(filled.mean())}
+    start = 0
+    for name in layout.STREAMS:
+        if capacity[name]:
+            found[f'fill/{name}'] = float(filled[:, start : start + capacity[name]].mean())
+        start += capacity[name]
+    return found
+
+
+class Report:
+    """Reads a step's metrics while the next step runs; checks, averages, logs them."""
+
+    def __init__(
+        self,
+        config,
+        vocabulary: int,
+        batches: pipeline.Batches,
+        writer: metrics.MetricWriter,
+        start: int,
+        spent: goodput.Goodput,
+    ):
+        """`start`: steps done."""
+        self.config, self.writer, self.spent = config, writer, spent
+        self.data_counts = batches.counts  # what was cut or left out so far
+        self.scale = config.data.rows / len(batches.rows)  # rows of a batch for each made here
+        self.progress = metrics.Progress(start, config.steps)
+        self.pending: tuple | None = None
+        self.sums: dict[str, float] = {}
+        self.seen = 0
+        self.waited = 0.0
+        self.stop = False  # whether any process asked to stop, in the last step that was read
+        self.flops = flops.train_step(config, vocabulary, flops.visible_pairs(config))
+        peak = hardware.peak_flops(jax.devices()[0])
+        self.peak = peak and peak * jax.device_count()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for a batch."""
+        since = time.monotonic()
+        with self.spent.phase('data'):
+            yield
+        self.waited += time.monotonic() - since
+
+    def later(self, number: int, values, batch) -> None:
+        """Takes the metrics of a step just dispatched and reads those of the one before."""
+        self.flush()
+        self.pending = (number, values, batch)
+
+    def flush(self) -> None:
+        """Reads what is pending; raises UserError if the state is no longer finite."""
+        if self.pending is None:
+            return
+        number, values, batch = self.pending
+        self.pending = None
+        values = {name: float(value) for name, value in jax.device_get(values).items()}
+        self.stop = bool(values.pop('stop', False))
+        self._check(number, values)
+        samples = int((batch['pixel_counts'] > 0).sum() + (batch['vision_counts'] > 0).sum())
+        tokens = int((batch['segment'] > 0).sum())
+        # The rows of other processes hold about as many.
+        samples, tokens = round(samples * self.scale), round(tokens * self.scale)
+        self.progress.done(number, samples=samples, tokens=tokens, flops=self.flops)
+        if values['streak'] == 0:  # a skipped step has no finite loss to average
+            self.seen += 1
+            for name, value in {**values, **fill(batch, self.config.data.capacity)}.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        if number % self.config.log.every == 0 or number == self.config.steps:
+            self._log(number, values)
+
+    def _check(self, number: int, values: Mapping[str, float]) -> None:
+        if not np.isfinite(values['parameter_norm']):
+            raise checks.not_finite(number)
+        if values['streak'] > self.config.optimizer.max_skips:
+            raise UserError(
+                f'{values["streak"]:.0f} steps in a row had non-finite gradients (optimizer.'
+                'max_skips); lower optimizer.learning_rate or look at the data, then run again'
+            )
+
+    def _log(self, number: int, values: Mapping[str, float]) -> None:
+        seen = max(self.seen, 1)
+        sums = self.sums
+        mean = {name: value / seen for name, value in sums.items()}
+        bands = {
+            f'flow_t{i}': sums.get(f'flow_sum_{i}', 0) / max(sums.get(f'flow_count_{i}', 0), 1)
+            for i in range(losses.TIME_BANDS)
+        }
+        terms = losses.build(self.config)
+        shown = {'loss': mean.get('loss', float('nan'))}
+        shown |= {f'loss/{name}': mean[name] for name in terms if name in mean}
+        rates = self.progress.rates()
+        if self.peak and 'flops_per_second' in rates:
+            rates['mfu'] = rates['flops_per_second'] / self.peak
+        shown |= rates | {name: value for name, value in mean.items() if name.startswith('fill')}
+        shown |= {f'loss/{name}': bands[name] for name in bands} if 'flow' in terms else {}
+        shown |= {name: mean[name] for name in ('codes_used', 'gradient_norm') if name in mean}
+        shown |= {name: values[name] for name in ('skipped', 'parameter_norm')}
+        shown['input_wait_seconds'] = self.waited / seen
+        self.spent.save(number, distributed.first())
+        shown['goodput'] = self.spent.share()
+        shown |= {f'seconds/{name}': value for name, value in self.spent.totals().items()}
+        shown |= {f'data/{name}': count for name, count in self.data_counts.items()}
+        self.writer.scalars(number, shown)
+        line = {k: v for k, v in shown.items() if not k.startswith('loss/flow_t')}
+        logging.info('%s', self.progress.line(number, line))
+        self.sums, self.seen, self.waited = {}, 0, 0.0

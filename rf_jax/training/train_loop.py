@@ -1,0 +1,240 @@
+"""The run: build it from the config, start or resume, train, save (design rules 9 and 10)."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+
+import rf_jax
+from rf_jax.data import captions, lengths, pipeline, source_list
+from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.runtime import (
+    checkpoint,
+    compilation,
+    distributed,
+    goodput,
+    mesh,
+    metrics,
+    paths,
+    profile,
+    sharding,
+    workdir,
+)
+from rf_jax.runtime.errors import require
+from rf_jax.training import checks, ema, initial_weights, jitted, state
+from rf_jax.training.step_metrics import Report
+
+
+@dataclass(kw_only=True)
+class Run(jitted.Programs):
+    """A training run: its programs and what they are fed with.
+
+    `stopped`: whether a signal ended the last `train`, be it in the very last step.
+    """
+
+    workdir: Path
+    tokenizer: Tokenizer
+    batches: pipeline.Batches
+    goodput: goodput.Goodput
+    data: str  # sources.summary
+    stopped: bool = False
+
+    def put(self, batch: Mapping[str, np.ndarray], stop: bool = False) -> dict[str, jax.Array]:
+        """A batch onto the devices, rows over the data axes.
+
+        `stop`: whether this process was asked to stop; with several it goes to all of them with the
+        batch, and comes back in the metrics of the step.
+        """
+        rows, count = self.batches.rows, self.config.data.rows
+        found = {
+            name: mesh.put_rows(self.mesh, array, rows, count) for name, array in batch.items()
+        }
+        if jax.process_count() > 1:
+            found['stop'] = mesh.put_flag(self.mesh, stop)
+        return found
+
+
+def find_tokenizer(config, folder: Path, found) -> Tokenizer:
+    """The run's own, else `tokenizer.path`, else that of `initialise_from`, else a new one.
+
+    The own one counts once there is a checkpoint, or while the config asks for what it asked for
+    then. Raises UserError.
+    """
+    others = [str(other / 'tokenizer.model') for other in initial_weights.other_runs(config)[:1]]
+    asked = [config.tokenizer.path] if config.tokenizer.path else others
+    own = folder / 'tokenizer.model'
+    if own.exists() and (checkpoint.any_in(folder) or not _asks_for_another(config, folder)):
+        asked = [own]
+    if asked:
+        logging.info('Tokenizer: %s', asked[0])
+        return Tokenizer.load(asked[0])
+    logging.info('Training a SentencePiece tokenizer on the captions of %s', config.data.sources)
+    return Tokenizer.train(captions.corpus(found), config.tokenizer.vocabulary)
+
+
+def _asks_for_another(config, folder: Path) -> bool:
+    """Whether what a tokenizer follows from differs from the config in the folder, if any."""
+    try:
+        before = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return False
+    now = json.loads(config.to_json_best_effort())
+    return any(before.get(field) != now[field] for field in ('tokenizer', 'initialise_from')) or (
+        before.get('data', {}).get('sources') != now['data']['sources']
+    )
+
+
+def located(config):
+    """The config, or a copy of it, with absolute paths in `data.sources`: what is recorded of a run
+    holds whatever the folder it is evaluated or resumed from.
+    """
+    found = source_list.located(config.data.sources)
+    if found == config.data.sources:
+        return config
+    config = config.copy_and_resolve_references()
+    config.data.sources = found
+    return config
+
+
+def build(config, folder: str | os.PathLike, devices=None) -> Run:
+    """Everything but the state, for a workdir. Raises UserError for a config that cannot run."""
+    folder = paths.local(folder, '--workdir')
+    spent = goodput.Goodput(folder)
+    mesh_, rows = checks.start(config, devices)
+    if not checkpoint.any_in(folder):  # else the run goes on from its own
+        initial_weights.check(config)
+    config = located(config)
+    workdir.check_writable(folder)
+    distributed.check_shared(folder)
+    compilation.use_cache(config.compilation_cache)
+    open_sources = partial(source_list.build, config.data.sources, config.data.max_pixels)
+    one_first = source_list.caches_metadata(config.data.sources)
+    found = distributed.first_alone(open_sources) if one_first else open_sources()
+    data = source_list.summary(found)
+    distributed.check_same(data, 'data.sources')
+    tokenizer = Tokenizer(
+        distributed.from_first(lambda: find_tokenizer(config, folder, found).model_bytes)
+    )
+    distributed.connect(mesh_)
+    process = jax.process_index()
+    require(process in rows, f'process {process} has none of the devices that the run was given')
+    batches = pipeline.Batches(config, found, tokenizer, rows[process])
+    if distributed.first():
+        lengths.tell_truncated(found, tokenizer, config.data)
+    built = jitted.build(config, tokenizer.size, mesh_)
+    own = {'workdir': folder, 'tokenizer': tokenizer, 'batches': batches, 'goodput': spent}
+    return Run(**vars(built), **own, data=data)
+
+
+def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, state.State]:
+    """(steps done, state): 1. the run's own newest checkpoint that restores, 2. the weights of
+    another run (`initialise_from`) at step 0, 3. new weights.
+    """
+    total = run.config.steps
+    restored = checkpoints.restore(run.abstract)
+    if restored:
+        if distributed.first():
+            checks.warn_of_changes(run.config, run.workdir)
+            checks.warn_of_other_data(run.data, run.workdir)
+        logging.info('Resumed %s at step %d of %d', run.workdir, restored[0], total)
+        if restored[0] >= total:
+            logging.info('Nothing to train; raise steps (--config.steps) to go on')
+        return restored
+    if not initial_weights.other_runs(run.config):
+        if distributed.first():
+            checks.warn_of_new_weights(run.config)
+        logging.info('Started %s from new weights, %d steps', run.workdir, total)
+        return 0, run.initialise()
+    current, others = initial_weights.from_others(run)
+    for other, step, _ in others:
+        logging.info('Started %s, %d steps, from %s at step %d', run.workdir, total, other, step)
+        checks.warn_of_weights_of_another(run.config, other, step)
+    return 0, current
+
+
+def write_start(run: Run) -> None:
+    """What a notebook needs to reopen the run: config, tokenizer, versions, parameters."""
+    versions = {'rf_jax': rf_jax.__version__, 'jax': jax.__version__,
+                'tokenizer_sha256': run.tokenizer.checksum, 'data': run.data}  # fmt: skip
+    workdir.write_run_files(
+        run.workdir,
+        {
+            'config.json': run.config.to_json_best_effort(indent=2),
+            'tokenizer.model': run.tokenizer.model_bytes,
+            'version.json': json.dumps(versions, indent=2),
+            'parameters.txt': sharding.overview(run.abstract.params),
+        },
+    )
+
+
+def train(
+    run: Run, on_samples: Callable | None = None, traced: tuple[int, int] | None = None
+) -> state.State:
+    """Trains to `config.steps`, resuming from the newest checkpoint that restores.
+
+    `on_samples(step, ema, writer)` draws while training. `traced`: first and last step of a
+    profile. Ctrl-C and SIGTERM, of any process, save and return the state as it is (its step
+    tells). Raises UserError for a state that is not finite, which is never saved, and for a last
+    checkpoint that does not reach the disk.
+    """
+    config, spent = run.config, run.goodput
+    c = config.checkpoint
+    checkpoints = checkpoint.Checkpoints(
+        run.workdir / 'checkpoints', c.every, c.keep, c.keep_period
+    )
+    start, current = start_state(run, checkpoints)
+    write_start(run)
+    logging.info('%s', sharding.overview(current.params))
+    covered = ema.window_at_end(config)
+    logging.info(
+        'Average of the weights: covers %.0f of %d steps at the end', covered, config.steps
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpoints.close)
+        writer = metrics.MetricWriter(run.workdir, start)
+        stack.callback(writer.close)
+        stop = stack.enter_context(metrics.StopSignal())
+        trace = stack.enter_context(profile.Profile(run.workdir / 'profile', traced))
+        spent.resumed(start)
+        report = Report(config, run.tokenizer.size, run.batches, writer, start, spent)
+        batches = run.batches.iterate(start, config.steps)
+        for number in range(start + 1, config.steps + 1):
+            with report.waiting():
+                batch = next(batches)
+            with trace.step(number), spent.phase('compile' if number == start + 1 else 'steps'):
+                current, values = run.train_step(current, run.put(batch, stop.requested))
+            trace.gives(values)
+            report.later(number, values, batch)  # reads the step before, while this one runs
+            stopping = distributed.agreed(
+                stop.requested, report.stop
+            )  # read once: signals may come
+            last = number == config.steps or stopping
+            if last or checkpoints.due(number):
+                report.flush()
+                checks.raise_unless_finite(number, current)
+                with spent.phase('checkpoint'):
+                    checkpoints.save(number, current)
+                spent.save(number, distributed.first())
+            every = config.log.samples_every
+            if on_samples and every and number % every == 0 and not last:
+                report.flush()
+                with spent.phase('evaluation'), report.progress.pause():
+                    on_samples(number, current.ema, writer)
+            if stopping:
+                run.stopped = True
+                with spent.phase('checkpoint'):
+                    checkpoints.ensure(number, current)
+                logging.warning('Stopped by a signal at step %d, saved; run it again', number)
+                break
+        report.flush()
+        with spent.phase('checkpoint'):
+            checkpoints.ensure(int(current.step), current)
+        spent.save(int(current.step), distributed.first())
+    return current

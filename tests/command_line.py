@@ -1,0 +1,31 @@
+"""Commands of the package as processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(module: str, *arguments: object, code: int = 0) -> str:
+    """Output of `python -m rf_jax.<module>`; checks the exit code, and that nothing is a traceback
+    where an error is expected."""
+    done = subprocess.run(
+        [sys.executable, '-m', f'rf_jax.{module}', *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    if code:
+        assert 'Traceback' not in output, output
+    return output
+
+
+def relative(path: Path) -> str:
+    """As people type it, from where the commands run."""
+    return os.path.relpath(path, ROOT)

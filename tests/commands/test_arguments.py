@@ -1,0 +1,198 @@
+"""Command lines: stray words, home folders, URLs, numbers and configs, for every command."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Runs each case in a fork of one process that has imported what takes seconds.
+FORKS = """
+import json, os, runpy, sys, tempfile, traceback, warnings
+from rf_jax.runtime import environment
+environment.prepare()
+import rf_jax.planning.compile_report, rf_jax.evaluation.run_report, rf_jax.study.runner
+import rf_jax.study.ladder
+warnings.simplefilter('ignore')
+for name, (module, *arguments) in json.loads(sys.argv[1]).items():
+    with tempfile.TemporaryFile() as output:
+        pid = os.fork()
+        if not pid:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            sys.argv[:] = [module, *arguments]
+            code = 0
+            try:
+                runpy.run_module(f'rf_jax.{module}', run_name='__main__', alter_sys=True)
+            except SystemExit as end:
+                code = end.code or 0
+            except BaseException:
+                traceback.print_exc()
+                code = 99
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        output.seek(0)
+        print(json.dumps([name, code, output.read().decode()]))
+"""
+# What each command needs, so that only what is added to it is wrong, and its flags that are paths.
+COMMANDS = {
+    'benchmark': ((), ()),
+    'compile_check': (('--topology=cpu:1',), ('json', 'table')),
+    'data.tokenizer': ((), ('out',)),
+    'describe': (('--workdir=run', '--image=a.png'), ('workdir', 'image')),
+    'evaluate': (('--workdir=run',), ('workdir', 'out')),
+    'ladder': (('--workdir=run',), ('workdir', 'folder')),
+    'packing_report': ((), ()),
+    'sample': (('--workdir=run', '--prompt=red'), ('workdir', 'out', 'prompts')),
+    'study': (('--workdir=run',), ('workdir',)),
+    'train': (('--workdir=run',), ('workdir',)),
+}
+NUMBERS = [
+    ('sample', 'temperature', 'nan'),
+    ('sample', 'temperature', '-1'),
+    ('sample', 'guidance_pixels', 'inf'),
+    ('sample', 'guidance_representation', 'nan'),
+    ('sample', 'number', '0'),
+    ('sample', 'seed', '-1'),
+    ('sample', 'checkpoint', '-1'),
+    ('describe', 'checkpoint', '-1'),
+    ('evaluate', 'checkpoint', '-1'),
+    ('evaluate', 'seed', '-1'),
+    ('packing_report', 'row_tokens', '-1'),
+    ('data.tokenizer', 'vocabulary', '0'),
+    ('train', 'config.seed', '-1'),
+    ('train', 'config.optimizer.learning_rate', 'nan'),
+    ('packing_report', 'config.data.drop_text', 'nan'),
+]
+WITH_CONFIG = [name for name in COMMANDS if (ROOT / f'rf_jax/{name}.py').is_file()
+               and 'DEFINE_config_file' in (ROOT / f'rf_jax/{name}.py').read_text()]  # fmt: skip
+
+
+def cases():
+    """{name: [module, arguments...]}"""
+    found = {}
+    for module, (needed, paths) in COMMANDS.items():
+        found[f'word {module}'] = [module, *needed, 'apple']
+        found[f'dash {module}'] = [module, '–config.steps=2']
+        for flag in paths:
+            found[f'url {module} {flag}'] = [module, *needed, f'--{flag}=gs://b/run']
+    found['mistake'] = ['train', '--workdir=run', '--no_such_flag']
+    found['empty'] = ['train', '--workdir=']
+    for module, flag, value in NUMBERS:
+        found[f'number {module} {flag} {value}'] = [
+            *(module, *COMMANDS[module][0], f'--{flag}={value}')
+        ]
+    for module in WITH_CONFIG:
+        found[f'default {module}'] = [module, *COMMANDS[module][0], '--config.no_such_field=1']
+    packaged = '--config=configs/paper/joint.py:0.6B'
+    found['packaged'] = ['train', '--workdir=run', packaged, '--config.no_such_field=1']
+    found['quotes'] = ['sample', '--workdir=run', '--prompt=red', 'apple', 'pie', '--number=2']
+    found['home sample'] = ['sample', '--workdir=~/runs/a', '--prompt=x']
+    found['home out'] = ['data.tokenizer', '--sources=text:~/words.txt', '--out=~/t/t.model',
+                         '--vocabulary=300']  # fmt: skip
+    found['home train'] = ['train', '--workdir=~/runs/b', '--config.data.sources=folder:~/none']
+    return found
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    here, home = tmp_path_factory.mktemp('here'), tmp_path_factory.mktemp('home')
+    (home / 'words.txt').write_text('an apple a day keeps everyone away\n')
+    return here, home
+
+
+@pytest.fixture(scope='module')
+def told(folders):
+    """{name: (exit code, output)} of all cases, run in an empty folder."""
+    here, home = folders
+    done = subprocess.run(
+        [sys.executable, '-c', FORKS, json.dumps(cases())],
+        cwd=here,
+        env=os.environ
+        | {'HOME': str(home), 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert not done.returncode, done.stderr
+    lines = map(json.loads, done.stdout.splitlines())
+    return {name: (code, output) for name, code, output in lines}
+
+
+def error(told, name):
+    """The line of an error, whose exit code is that of any other mistake."""
+    code, output = told[name]
+    assert code == told['mistake'][0] != 0, output
+    (line,) = output.splitlines()
+    assert line.startswith('error: '), output
+    return line
+
+
+def test_every_command_is_tried():
+    modules = {path.stem for path in (ROOT / 'rf_jax').glob('*.py')} - {'__init__'}
+    assert {*modules, 'data.tokenizer'} == set(COMMANDS)
+
+
+@pytest.mark.parametrize('module', COMMANDS)
+def test_every_flag_of_a_file_or_folder_is_a_path(module):
+    text = (ROOT / f'rf_jax/{module.replace(".", "/")}.py').read_text()
+    found = re.findall(r"command\.PATH,[^']*'(\w+)'", text)
+    assert sorted(found) == sorted(COMMANDS[module][1])
+    strings = re.findall(
+        r"DEFINE_(?:multi_)?string\(\s*'(\w+)',[^']*'[^']*\b([Ff]olders?|[Ff]ile)\b", text
+    )
+    assert not strings
+
+
+@pytest.mark.parametrize('module', COMMANDS)
+def test_a_stray_word_is_named_and_nothing_starts(told, folders, module):
+    assert "'apple' belongs to no flag" in error(told, f'word {module}')
+    line = error(told, f'dash {module}')
+    assert "'–config.steps=2'" in line and 'write --config.steps=2' in line
+    assert not list(folders[0].iterdir())
+
+
+def test_a_forgotten_quote_is_shown_in_its_place(told):
+    assert error(told, 'quotes').endswith("--prompt='red apple pie'")
+
+
+@pytest.mark.parametrize('module', COMMANDS)
+def test_a_flag_that_is_a_path_takes_no_url(told, folders, module):
+    for flag in COMMANDS[module][1]:
+        line = error(told, f'url {module} {flag}')
+        assert f'--{flag}=gs://b/run' in line and 'is a URL' in line
+    assert '--workdir=: is empty' in error(told, 'empty')
+    assert not list(folders[0].iterdir())
+
+
+@pytest.mark.parametrize(('module', 'flag', 'value'), NUMBERS)
+def test_a_number_out_of_bounds_names_its_flag(told, folders, module, flag, value):
+    line = error(told, f'number {module} {flag} {value}')
+    assert f'{flag.removeprefix("config.")}={value}' in line
+    assert not list(folders[0].iterdir())
+
+
+@pytest.mark.parametrize('module', WITH_CONFIG)
+def test_the_default_config_is_found_from_any_folder(told, module):
+    line = error(told, f'default {module}')
+    assert f'{ROOT}/configs/' in line and 'has no such field' in line
+
+
+def test_a_packaged_config_is_found_from_any_folder(told):
+    assert f'{ROOT}/configs/paper/joint.py has no such field' in error(told, 'packaged')
+
+
+def test_a_tilde_is_the_home_folder(told, folders):
+    here, home = folders
+    assert f'{home}/runs/a holds no config.json' in error(told, 'home sample')
+    assert told['home out'][0] == 0, told['home out'][1]
+    assert (home / 't/t.model').is_file()
+    code, output = told['home train']
+    assert code and f'looked for {home}/none/captions.jsonl' in output
+    assert (home / 'runs/b').is_dir() and not list(here.iterdir())

@@ -1,0 +1,307 @@
+"""The command lines as a person meets them: train, sample, describe, evaluate, and their errors."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from ast import literal_eval
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from command_line import ROOT, command, relative
+from PIL import Image
+from shrink import quick_compilation
+
+from configs import debug
+from rf_jax import sample
+from rf_jax.evaluation import run_report
+from rf_jax.generation.sampler import Sampler
+from rf_jax.runtime import exits
+from rf_jax.runtime.cli import explain
+from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.workdir import claim
+from rf_jax.training import train_loop
+
+DEBUG = '--config=configs/debug.py'
+
+
+LATENTS = {'model.space': 'vae', 'optimizer.freeze': ('^autoencoder/',)}
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('run')
+    output = command(
+        *('train', DEBUG, f'--workdir={folder}'),
+        *('--config.log.samples_every=8', '--config.seed=1'),
+    )
+    assert 'described: exact label' in output
+    assert 'of the prototypes are used over an epoch' in output
+    assert f'grid: {folder}/grid.png' in output
+    return folder
+
+
+def test_train_leaves_what_a_notebook_needs(workdir):
+    names = {path.name for path in workdir.iterdir()}
+    assert names >= {
+        *('config.json', 'tokenizer.model', 'version.json', 'parameters.txt', 'metrics.jsonl'),
+        *('checkpoints', 'tensorboard', 'samples', 'grid.png', 'result.json'),
+    }
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in lines] == [4, 8, 12]
+    assert all(np.isfinite(line['loss']) for line in lines)
+    assert {'loss/flow_t0', 'loss/flow_t3', 'fill', 'codes_used'} <= lines[-1].keys()
+
+
+def test_sample_draws_every_prompt(workdir, tmp_path):
+    prompts = tmp_path / 'prompts.txt'
+    prompts.write_text('green tea\n\n' + 'very ' * 200 + 'long\n', encoding='utf-8')
+    command(
+        'sample', f'--workdir={relative(workdir)}', '--prompt=red apple', f'--prompts={prompts}',
+        f'--out={tmp_path}/out', '--number=2', '--size=32x64', '--steps=2',
+    )  # fmt: skip
+    pictures = sorted(path.name for path in (tmp_path / 'out').glob('*.png'))
+    assert len(pictures) == 7
+    assert '000-red-apple-seed0-0.png' in pictures
+    assert Image.open(tmp_path / 'out' / '000-red-apple-seed0-1.png').size == (64, 32)
+
+
+def test_every_png_is_drawn_again_from_its_own_text_and_none_is_overwritten(workdir, tmp_path):
+    out = tmp_path / 'out'
+    ask = ['--prompt=Piñata 🪅', '--number=1', '--steps=2', '--temperature=0.5', f'--out={out}']
+    command('sample', f'--workdir={workdir}', *ask, '--seed=1')
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    printed = [
+        command('sample', f'--workdir={workdir}', *ask, '--seed=2'),
+        command('sample', f'--workdir={workdir}', *ask, '--seed=2', '--guidance_pixels=1'),
+    ]
+    assert all(path.read_bytes() == data for path, data in before.items())
+    assert [f'{out}/grid-{i}.png' in text for i, text in zip((2, 3), printed)] == [True] * 2
+    pictures = sorted(path for path in out.iterdir() if 'grid' not in path.name)
+    assert [path.name for path in pictures] == [
+        '000-piñata-seed1-0.png', '000-piñata-seed2-0-2.png', '000-piñata-seed2-0.png'
+    ]  # fmt: skip
+    sampler = Sampler.load(workdir)
+    for path in pictures:
+        with Image.open(path) as picture:
+            text, size, shown = picture.text, picture.size[::-1], np.asarray(picture)
+        assert text['prompt'] == 'Piñata 🪅' and int(text['checkpoint']) == sampler.step == 12
+        fields = {name: text[name] for name in sampler.options().__dataclass_fields__}
+        options = sampler.options(**{k: v if k == 'method' else literal_eval(v)
+                                     for k, v in fields.items()})  # fmt: skip
+        request = sampler.request(text['prompt'], int(text['seed']), int(text['number']), size)
+        np.testing.assert_array_equal(sampler.draw([request], options)[0], shown)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+def test_prompts_of_any_editor_are_those_of_the_plain_file(encoding, end, tmp_path):
+    prompts = ['a cat\u2028on a mat', 'red apple', 'sail\x85boat']
+    file = tmp_path / 'prompts.txt'
+    file.write_bytes(end.join([*prompts, '', '']).encode(encoding))
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(prompts=str(file)):
+        assert sample._prompts() == prompts
+
+
+def test_evaluate_names_no_grid_that_it_could_not_write(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / 'run', ignore=shutil.ignore_patterns('.claim', 'grid.png'))
+    (tmp_path / 'run/grid.png').mkdir()  # what cannot be written, also by root
+    output = command('evaluate', f'--workdir={tmp_path}/run', '--samples=4')
+    assert 'described: exact label' in output and 'cannot be written' in output
+    assert 'grid: ' not in output
+    output = command('evaluate', f'--workdir={tmp_path}/run', '--samples=4', f'--out={tmp_path}/o')
+    assert f'grid: {tmp_path}/o/grid.png' in output
+    assert Image.open(tmp_path / 'o/grid.png').text['step'] == '12'
+
+
+def test_describe_answers(workdir, tmp_path):
+    for name, picture in {
+        'a.png': Image.new('RGBA', (90, 40), (200, 0, 0, 90)),
+        'dot.png': Image.new('L', (1, 1)),
+    }.items():
+        picture.save(tmp_path / name)
+    output = command(
+        'describe', f'--workdir={relative(workdir)}', f'--image={tmp_path}/a.png',
+        f'--image={tmp_path}/dot.png', '--question=What is this?',
+    )  # fmt: skip
+    assert f'{tmp_path}/a.png: ' in output
+    assert f'{tmp_path}/dot.png: ' in output
+
+
+def test_one_bad_picture_of_three_leaves_the_answers_for_the_others(workdir, tmp_path):
+    for name in ('a.png', 'c.png'):
+        Image.new('RGB', (64, 64), 'red').save(tmp_path / name)
+    (tmp_path / 'b.png').write_text('<html>not found</html>')
+    pictures = [f'--image={tmp_path}/{name}.png' for name in 'abc']
+    output = command('describe', f'--workdir={workdir}', *pictures, code=exits.MISTAKE)
+    assert f'{tmp_path}/a.png: ' in output and f'{tmp_path}/c.png: ' in output
+    assert output.count('b.png') == 1 and f'error: --image={tmp_path}/b.png: an HTML page' in output
+
+
+@pytest.mark.parametrize('stdout', ['ascii', 'closed', 'without a reader'])
+def test_answers_end_quietly_whatever_standard_output_is(workdir, tmp_path, stdout):
+    Image.new('RGB', (64, 64)).save(tmp_path / 'piñata.png')
+    shown = ' >&-' if stdout == 'closed' else ''
+    coding = {'PYTHONIOENCODING': 'ascii'} if stdout == 'ascii' else {}
+    process = subprocess.Popen(
+        ['bash', '-c', f'exec "$@"{shown}', 'bash', sys.executable, '-m', 'rf_jax.describe',
+         f'--workdir={workdir}', f'--image={tmp_path}/piñata.png'],
+        cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''} | coding,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if stdout == 'without a reader':
+        process.stdout.close()
+    else:
+        answer = process.stdout.read()
+        assert stdout == 'closed' or answer.startswith(f'{tmp_path}/pi\\xf1ata.png: ')
+    errors = process.stderr.read()
+    assert process.wait() == 0 and 'Error' not in errors and 'Traceback' not in errors, errors
+
+
+def test_a_run_that_never_learned_the_task_is_told(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / 'run')
+    config = json.loads((workdir / 'config.json').read_text())
+    config['data']['tasks'] = {'text_to_image': 0.0, 'image_to_text': 0.0, 'text_only': 1.0}
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
+    Image.new('RGB', (64, 64)).save(tmp_path / 'a.png')
+    arguments = '--prompt=x', '--number=1', '--steps=1'
+    output = command('sample', f'--workdir={tmp_path}/run', *arguments)
+    assert output.count('did not learn to draw (data.tasks.text_to_image=0.0') == 1
+    output = command('describe', f'--workdir={tmp_path}/run', f'--image={tmp_path}/a.png')
+    assert output.count('did not learn to describe (data.tasks.image_to_text=0.0)') == 1
+
+
+def test_evaluate_repeats_the_table(workdir):
+    before = json.loads((workdir / 'result.json').read_text())
+    output = command('evaluate', f'--workdir={relative(workdir)}')
+    assert 'right picture among' in output
+    assert json.loads((workdir / 'result.json').read_text()) == before
+
+
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        ({'data.sources': 'emojy'}, "Did you mean 'emoji'"),
+        ({'data.sources': 'folder:/nowhere'}, '/nowhere'),
+        ({'data.sizes': ((60, 1.0),)}, 'no multiple of 32'),
+        ({'data.sizes': (64,)}, 'expected pairs'),
+        ({'data.sizes': ((128, 1.0),)}, 'data.capacity.pixels'),
+        ({'data.max_text': 999}, 'data.capacity.text'),
+        ({'model.backbone.split': 'fnn'}, "did you mean 'ffn'"),
+        ({'model.backbone.heads': 3, 'model.backbone.kv_heads': 2}, 'kv_heads'),
+        ({'model.representation.quantizer.mode': 'sink'}, 'printed, sinkhorn, nearest'),
+        ({'model.backbone.rope_sections': (1, 1, 1)}, 'head_dim'),
+        ({'model.encoder.heads': 3}, 'model.encoder.heads'),
+        ({'mesh.fsdp': 3}, 'mesh'),
+        ({'optimizer.accumulate': 3}, 'optimizer.accumulate'),
+        ({'optimizer.freeze': ('nothing',)}, 'matches no parameter'),
+        ({'model.encoder.unroll': 9}, 'model.encoder.unroll=9'),
+        ({**LATENTS, 'model.autoencoder.heads': 3}, 'model.autoencoder.heads=3'),
+        ({**LATENTS, 'model.autoencoder.remat': 'x'}, 'model.autoencoder.remat'),
+        ({**LATENTS, 'optimizer.freeze': ('(x',)}, 'optimizer.freeze'),
+        ({'model.denoiser.time_features': 2}, 'model.denoiser.time_features=2'),
+        ({'model.denoiser.time_features': 5}, 'model.denoiser.time_features=5'),
+        (
+            {'model.denoiser.sinusoids': True, 'model.backbone.width': 30},
+            'model.denoiser.sinusoids',
+        ),
+        ({'losses.kl': 1e-3}, 'losses.kl=0.001 needs losses.reconstruction'),
+        ({'sampling.top_k': -1}, 'sampling.top_k=-1'),
+        ({'sampling.temperature': -0.5}, 'sampling.temperature=-0.5'),
+        ({'sampling.interval': (0.5,)}, 'sampling.interval=(0.5,)'),
+        ({'sampling.max_answer': 0}, 'sampling.max_answer=0'),
+    ],
+)
+def test_a_config_that_cannot_run_names_its_field(changes, expected, tmp_path):
+    config = debug.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=re.escape(expected)):
+        train_loop.build(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('argument', 'expected'),
+    [
+        ('--config.data.sorces=x', 'did you mean --config.data.sources'),
+        ('--config.lerning_rate=1', 'did you mean --config.optimizer.learning_rate'),
+    ],
+)
+def test_a_wrong_flag_names_the_nearest_field(argument, expected, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert expected in explain(['train', DEBUG, argument], AttributeError('x'))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (['--config=configs/nope.py'], 'configs/nope.py: there is no such file'),
+        (['--config', 'configs/nope.py'], 'configs/nope.py: there is no such file'),
+        (['--config=configs/emoji.py:lng'], "did you mean 'long'"),
+        (['--config=configs/debug.py:x'], 'get_config() takes 0 positional arguments'),
+        ([DEBUG, '--config.steps=x'], '--config.steps=x: invalid literal for int() with base 10'),
+    ],
+)
+def test_a_wrong_config_gets_one_line_and_leaves_no_workdir(arguments, expected, tmp_path):
+    output = command('train', *arguments, f'--workdir={tmp_path}/run', code=exits.MISTAKE)
+    (line,) = [line for line in output.splitlines() if 'WARNING' not in line]
+    assert line.startswith('error: ') and expected in line
+    assert not (tmp_path / 'run').exists()
+
+
+def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp_path):
+    (tmp_path / 'file').write_text('not a folder')
+    (tmp_path / 'broken.png').write_bytes(b'\x89PNG nothing')
+    for module, arguments, expected in [
+        ('train', [DEBUG, f'--workdir={tmp_path}/file'], 'workdir'),
+        ('train', [DEBUG, f'--workdir={tmp_path}', '--config.data.sorces=x'], 'data.sources'),
+        (
+            'train',
+            [
+                '--config=configs/scenes.py:pixel',
+                f'--workdir={tmp_path}/few',
+                '--config.steps=1',
+                '--config.data.sources=scenes:aligned/48/objects=1/count=500',
+            ],
+            'two objects',
+        ),
+        ('train', [DEBUG, f'--workdir={workdir}', '--config.model.backbone.width=64'], 'expected'),
+        ('compile_check', ['--topology=cpu:1', '--json=/nowhere/x'], 'no folder /nowhere'),
+        ('compile_check', ['--topology=cpu:1', '--sweep', '--only=sample'], '--only'),
+        ('compile_check', ['--topology=cpu:1', '--slices=2'], 'leave --slices=2 out'),
+        ('sample', [f'--workdir={tmp_path}', '--prompt=x'], 'config.json'),
+        ('sample', [f'--workdir={workdir}', '--prompt=x', '--size=50x64'], 'multiples of 32'),
+        ('describe', [f'--workdir={workdir}', f'--image={tmp_path}/broken.png'], 'broken.png'),
+    ]:
+        assert expected in command(module, *arguments, code=exits.MISTAKE)
+    assert not (tmp_path / 'few/checkpoints').exists(), 'told after the training, not before'
+    old = tmp_path / 'old'
+    shutil.copytree(workdir, old, ignore=shutil.ignore_patterns('.claim'))
+    config = json.loads((old / 'config.json').read_text())
+    del config['sampling']['guidance_text']
+    (old / 'config.json').write_text(json.dumps(config))
+    assert 'another version' in command(
+        'sample', f'--workdir={old}', '--prompt=x', code=exits.MISTAKE
+    )
+    with claim(workdir):
+        output = command('train', DEBUG, f'--workdir={workdir}', code=exits.FAULT)
+    assert 'Another process trains' in output
+
+
+@quick_compilation()
+def test_a_run_with_parts_in_the_memory_of_the_host_saves_resumes_and_draws(tmp_path):
+    config = debug.get_config()
+    config.steps, config.log.samples_every, config.offload = 2, 1, ('ema', 'opt_state')
+    config.evaluation.samples = config.log.samples = 2
+    run = train_loop.build(config, tmp_path)
+    state = train_loop.train(run, run_report.while_training(run))
+    assert state.ema['text_head']['kernel'].sharding.memory_kind == 'pinned_host'
+    assert 'of the prototypes are used' in run_report.at_end(run, state)
+    config.steps, config.initialise_from = 3, str(tmp_path)
+    for folder in (tmp_path, tmp_path / 'next'):  # goes on; starts from its weights
+        state = train_loop.train(train_loop.build(config, folder))
+        assert state.step == 3 and int(state.skipped) == 0

@@ -1,0 +1,50 @@
+"""Every config of configs/ loads and, made tiny, trains."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+from config_names import NAMES
+from ml_collections import ConfigDict
+from shrink import quick_compilation, shrink
+
+from rf_jax.training import train_loop
+
+
+@pytest.fixture(autouse=True)
+def quick():
+    with quick_compilation():
+        yield
+
+
+def test_configs_are_found():
+    assert {'base', 'emoji', 'paper.joint'} <= set(NAMES)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config_has_the_fields_of_base(name):
+    config, base = (importlib.import_module(f'configs.{n}').get_config() for n in (name, 'base'))
+    assert isinstance(config, ConfigDict)
+    extra = set(dict(_leaves(config))) - set(dict(_leaves(base)))
+    assert not extra, f'{extra} have no meaning in configs/base.py'
+    assert ConfigDict(config.to_dict()) == config
+
+
+def _leaves(config, above=''):
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f'{above}{name}.')
+        else:
+            yield above + name, value
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config_trains(name, tmp_path):
+    config = shrink(importlib.import_module(f'configs.{name}').get_config())
+    config.steps = 2
+    run = train_loop.build(config, tmp_path, jax.devices()[:1])
+    state = train_loop.train(run)
+    assert int(state.step) == 2 and int(state.skipped) == 0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state.params)))
+    assert (tmp_path / 'checkpoints' / '2').is_dir() and (tmp_path / 'config.json').exists()

@@ -1,0 +1,118 @@
+"""The configs of the paper's size say what the paper says, and why where they keep the laptop's."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from configs import base
+from configs.paper import scale
+from rf_jax.runtime.errors import UserError
+from rf_jax.training import checks, ema
+from rf_jax.training.checks import flatten
+
+STAGES = ('alignment', 'joint', 'continued')
+
+
+def stage(name, size='30B-A3B'):
+    return importlib.import_module(f'configs.paper.{name}').get_config(size)
+
+
+def weights(stages, steps, new=False):
+    """Weight of each step's parameters in the average after `steps` steps of the last stage; that
+    of the first parameters comes first.
+    """
+    own = np.ones(1)
+    for name in stages:
+        config = stage(name)
+        config.initialise_from = 'the stage before'
+        config.initialise_new = (r'^leaf',) if new else ()
+        many = steps if name == stages[-1] else config.steps
+        # Of two trees that differ by 1, the average tells the weight of the newest.
+        at = np.arange(many, dtype=np.int32)
+        newest = np.asarray(
+            ema.average(config, {'leaf': np.zeros(many)}, {'leaf': np.ones(many)}, at)['leaf'],
+            np.float64,
+        )
+        left = np.concatenate([np.cumprod((1 - newest)[::-1])[::-1], [1.0]])
+        own = np.concatenate([own * left[0], newest * left[1:]])
+    return own
+
+
+def effective(weights):
+    """Number of equally weighted steps with the same variance of their mean."""
+    return 1 / np.sum(weights**2)
+
+
+@pytest.mark.parametrize('size', scale.MODELS)
+@pytest.mark.parametrize('encoder', [False, True])
+def test_paper_configs_average_as_many_steps_as_the_paper_from_soon_after_the_start(size, encoder):
+    c = stage('alignment', size).ema
+    decay = c.encoder_decay if encoder else c.decay
+    assert decay == 0.9999, 'paper'
+    for step in (1000, 10_000, 50_000):
+        covered = ema.window(decay, c.warmup_offset, step)
+        assert covered >= 0.99 * min(step, 10_000), f'{covered:.0f} of the last {step} steps'
+
+
+@pytest.mark.parametrize('steps', [1000, 10_000, 50_000])
+def test_what_is_new_in_the_joint_stage_is_averaged_over_as_many_steps_as_the_paper(steps):
+    own = weights(['joint'], steps, new=True)
+    # The paper's average over these steps alone, without the random weights of the start.
+    paper = 0.9999 ** np.arange(steps)[::-1]
+    paper /= paper.sum()
+    assert effective(own) > 0.95 * effective(paper)
+    assert own[0] < 1.5 / steps, 'random weights count for no more than one step'
+    ages = np.arange(steps + 1)[::-1]
+    assert ages @ own > 0.95 * (ages[1:] @ paper)
+
+
+@pytest.mark.parametrize('steps', [1000, 10_000])
+def test_a_stage_goes_on_with_the_average_of_the_one_before(steps):
+    chain = weights(['alignment', 'joint', 'continued'], steps)
+    paper = 0.9999 ** np.arange(len(chain))[::-1]
+    assert effective(chain) > 0.95 * effective(paper / paper.sum())
+    newest = chain[-steps:].sum()
+    assert newest == pytest.approx(1 - 0.9999**steps, rel=1e-3), 'no reset at the start of a stage'
+
+
+def test_the_joint_stage_starts_drawing_groups_from_the_language_model_and_the_next_does_not():
+    assert 'backbone/layers/understanding' in dict(stage('joint').initialise_as).values()
+    last = stage('continued')
+    assert not last.initialise_new and not last.initialise_as and not last.ema.warmup
+
+
+def test_laptop_configs_warm_up_as_before():
+    for name in ('emoji', 'scenes', 'joint'):
+        config = importlib.import_module(f'configs.{name}').get_config()
+        assert config.ema.warmup_offset == 10.0
+    assert ema.window(0.9999, 10.0, 10_000) == pytest.approx(1112.2, abs=0.1)
+
+
+def named(field):
+    """The entry of KEPT that covers a field: its own, or that of a group around it."""
+    parts = field.split('.')
+    groups = ('.'.join(parts[:i]) for i in range(len(parts), 0, -1))
+    return next((group for group in groups if group in scale.KEPT), None)
+
+
+def test_every_field_is_set_for_the_paper_or_kept_for_a_reason():
+    before = flatten(base.get_config().to_dict())
+    kept = dict.fromkeys(before, True)
+    for name in STAGES:
+        for size in scale.MODELS:
+            now = flatten(stage(name, size).to_dict())
+            for field in before:
+                kept[field] &= now[field] == before[field]
+    unexplained = [field for field in before if kept[field] and not named(field)]
+    assert not unexplained, 'set it in configs/paper/scale.py, or tell there why it is kept'
+    used = {named(field) for field in before if kept[field]}
+    assert used == set(scale.KEPT), 'KEPT names fields that are set, or are not there'
+
+
+@pytest.mark.parametrize('field, value', [('decay', 1.0), ('warmup_offset', 1.0)])
+def test_an_average_that_would_not_move_is_refused(field, value):
+    config = base.get_config()
+    config.ema[field] = value
+    with pytest.raises(UserError, match=rf'ema\.{field}=1\.0: expected'):
+        checks.check(config)

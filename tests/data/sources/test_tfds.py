@@ -1,0 +1,218 @@
+"""tfds.py: a prepared TFDS set gives records and pictures without TensorFlow."""
+
+import io
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rf_jax.data import source_list
+from rf_jax.data.records import Record
+from rf_jax.data.sources import metadata_cache
+from rf_jax.data.sources import tfds as source_tfds
+from rf_jax.runtime.errors import UserError
+
+MANY = 10**6
+
+
+def encoded(height: int, width: int) -> io.BytesIO:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((height, width, 3), height, np.uint8)).save(buffer, 'PNG')
+    return io.BytesIO(buffer.getvalue())
+
+
+def prepare(tfds, name, directory, features, examples):
+    """Writes a tiny set as a user's own builder would; it is read back from disk alone."""
+
+    def info(self):
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    methods = {
+        'VERSION': tfds.core.Version('1.0.0'),
+        '_info': info,
+        '_split_generators': lambda self, _: {'train': self._generate_examples()},
+        '_generate_examples': lambda self: enumerate(examples),
+    }
+    with tfds.core.registered.skip_registration():
+        builder = type(name, (tfds.core.GeneratorBasedBuilder,), methods)
+    builder(data_dir=directory, file_format='array_record').download_and_prepare()
+
+
+@pytest.fixture(scope='module')
+def tfds_sets(tmp_path_factory):
+    tfds = pytest.importorskip('tensorflow_datasets')
+    directory = tmp_path_factory.mktemp('tfds')
+    image = tfds.features.Image(shape=(None, None, 3), encoding_format='png')
+    labels = tfds.features.ClassLabel(names=['house_cat', 'dog'])
+    prepare(
+        *(tfds, 'Labelled', directory),
+        tfds.features.FeaturesDict(
+            {'file_name': tfds.features.Text(), 'image': image, 'label': labels}
+        ),
+        [
+            {'file_name': f'{i}.png', 'image': encoded(20 + i, 30), 'label': label}
+            for i, label in enumerate([0, 1, 1, -1, 0])
+        ],
+    )
+    several = tfds.features.Sequence({'id': np.int64, 'text': tfds.features.Text()})
+    prepare(
+        *(tfds, 'Captioned', directory),
+        tfds.features.FeaturesDict({'image': image, 'captions': several, 'label': labels}),
+        [
+            {'image': encoded(20, 30), 'captions': texts, 'label': 0}
+            for texts in (
+                [{'id': 1, 'text': ' é cat'}, {'id': 2, 'text': ''}, {'id': 3, 'text': 'two'}],
+                [],
+            )
+        ],
+    )
+    prepare(
+        *(tfds, 'Wordless', directory),
+        tfds.features.FeaturesDict({'file_name': tfds.features.Text(), 'image': image}),
+        [{'file_name': 'a', 'image': encoded(4, 4)}],
+    )
+    prepare(
+        *(tfds, 'Blind', directory),
+        tfds.features.FeaturesDict({'text': tfds.features.Text()}),
+        [{'text': 'words'}],
+    )
+    return directory
+
+
+@pytest.fixture
+def tfds_dir(tfds_sets, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tfds_sets))
+
+
+@pytest.mark.usefixtures('tfds_dir')
+def test_tfds_class_names_become_captions():
+    source = source_list.build('tfds:labelled', max_pixels=23 * 30)[0]
+    assert [source.record(i) for i in range(len(source))] == [
+        Record(20, 30, ('house cat',)),
+        Record(21, 30, ('dog',)),
+        Record(22, 30, ('dog',)),
+    ]
+    assert source.skipped == {'empty caption': 1, 'more than data.max_pixels': 1}
+    assert [int(source.picture(i)[0, 0, 0]) for i in range(3)] == [20, 21, 22]
+    assert 'tensorflow' not in sys.modules
+    whole = source_list.build('tfds:labelled', MANY)[0]  # the fourth is left out
+    assert [int(whole.picture(i)[0, 0, 0]) for i in range(len(whole))] == [20, 21, 22, 24]
+    part = source_list.build('tfds:labelled:train[1:3]', MANY)[0]
+    assert [part.record(i).height for i in range(len(part))] == [21, 22]
+    assert (part.picture(1) == 22).all()
+
+
+@pytest.mark.usefixtures('tfds_dir')
+def test_tfds_captions_go_before_labels():
+    source = source_list.build('tfds:captioned', MANY)[0]
+    assert len(source) == 1 and source.record(0).captions == ('é cat', 'two')
+    assert source.skipped == {'empty caption': 1}
+
+
+@pytest.mark.usefixtures('tfds_dir')
+def test_tfds_errors_list_the_features():
+    with pytest.raises(
+        UserError, match=r'data\.sources.*no caption.*file_name: Text, image: Image'
+    ):
+        source_list.build('tfds:wordless', MANY)
+    with pytest.raises(UserError, match=r'data\.sources.*no picture.*text: Text'):
+        source_list.build('tfds:blind', MANY)
+    with pytest.raises(UserError, match=r'data\.sources: tfds:labelled:nosplit did not open'):
+        source_list.build('tfds:labelled:nosplit', MANY)
+    with pytest.raises(UserError, match=r'data\.sources: tfds:no_such_set did not open'):
+        source_list.build('tfds:no_such_set', MANY)
+
+
+@pytest.mark.usefixtures('tfds_dir')
+def test_a_large_set_is_read_once(monkeypatch):
+    """The second start finds sizes, captions and what was skipped beside the set."""
+    monkeypatch.setattr(metadata_cache, '_SHORT', 0)
+    for most, kept in ((MANY, 4), (23 * 30, 3)):
+        first = source_list.build('tfds:labelled', most)[0]
+        with monkeypatch.context() as blind:
+            blind.setattr(source_tfds, 'header_size', lambda _: pytest.fail('read again'))
+            again = source_list.build('tfds:labelled', most)[0]
+        assert len(again) == len(first) == kept and again.skipped == first.skipped
+        assert [again.record(i) for i in range(kept)] == [first.record(i) for i in range(kept)]
+        assert [int(again.picture(i)[0, 0, 0]) for i in range(3)] == [20, 21, 22]
+    part = source_list.build('tfds:labelled:train[1:3]', MANY)[0]  # has a survey of its own
+    assert [part.record(i).height for i in range(len(part))] == [21, 22]
+
+
+@pytest.mark.usefixtures('tfds_dir')
+def test_new_names_of_classes_are_read(monkeypatch, tfds_sets):
+    monkeypatch.setattr(metadata_cache, '_SHORT', 0)
+    assert source_list.build('tfds:labelled', MANY)[0].record(1).captions == ('dog',)
+    (names,) = tfds_sets.glob('labelled/1.0.0/label.labels.txt')
+    before = names.read_text()
+    names.write_text(before.replace('dog', 'puppy'))
+    renamed = source_list.build('tfds:labelled', MANY)[0].record(1).captions
+    names.write_text(before)
+    assert renamed == ('puppy',)
+
+
+def test_a_survey_is_of_one_set(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(metadata_cache, '_SHORT', 0)
+    counted = []
+
+    def read(i):
+        counted.append(i)
+        return (f'caption {i}',), (i, 2 * i) if i % 2 else 'no picture'
+
+    def asked(of='a set', count=4):
+        counted.clear()
+        found = metadata_cache.survey('tfds:set', of, str(tmp_path), count, read)
+        assert found == [read(i) for i in range(count)]
+        return len(counted) - count  # without those of the line above
+
+    assert [asked(), asked()] == [4, 0]
+    assert asked(of='another set') == 4 and asked(count=3) == 3
+    assert asked() == 0  # others have files of their own
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:-9])  # torn
+    assert [asked(), asked()] == [4, 0] and 'is read again' in caplog.text
+    assert all(file.suffix == '.gz' for file in tmp_path.iterdir())
+
+
+def test_no_call_of_a_survey_holds_the_interpreter_for_the_whole_set(tmp_path, monkeypatch):
+    """A parser of one text is one call, and no heartbeat is sent meanwhile."""
+    count, sizes = 20_000, {'loads': [], 'dumps': []}
+
+    def read(i):
+        return (f'caption {i} of this set',), (64, 64)
+
+    def loads(text, _loads=json.loads):
+        sizes['loads'].append(len(text))
+        return _loads(text)
+
+    def dumps(tree, _dumps=json.dumps):
+        sizes['dumps'].append(len(text := _dumps(tree)))
+        return text
+
+    monkeypatch.setattr(metadata_cache.json, 'loads', loads)
+    monkeypatch.setattr(metadata_cache.json, 'dumps', dumps)
+    first, again = (metadata_cache.survey('a', 'b', str(tmp_path), count, read) for _ in range(2))
+    assert again == first and len(sizes['loads']) > 50
+    assert max(sizes['loads'] + sizes['dumps']) < 20_000  # of 900 kB
+
+
+def test_a_survey_that_cannot_be_kept_leaves_nothing_behind(tmp_path, monkeypatch, caplog):
+    def full(path, content):
+        pathlib.Path(path).write_bytes(content[:9])
+        raise OSError('No space left on device')
+
+    monkeypatch.setattr(metadata_cache, '_SHORT', 0)
+    monkeypatch.setattr(type(metadata_cache.epath.Path(tmp_path)), 'write_bytes', full)
+    for _ in range(2):
+        found = metadata_cache.survey('tfds:set', 'a set', str(tmp_path), 1, lambda i: ((), 'bad'))
+        assert found == [((), 'bad')] and not list(tmp_path.iterdir())
+    assert 'No space left on device): each start reads the whole set' in caplog.text
+
+
+def test_tfds_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+    with pytest.raises(UserError, match=r"data\.sources.*pip install 'rf_jax\[tfds\]'"):
+        source_list.build('tfds:mnist', MANY)

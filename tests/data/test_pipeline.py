@@ -1,0 +1,360 @@
+"""pipeline.py: batches follow from (seed, step); condition dropout; what is cut or left out."""
+
+import io
+import json
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import base
+from configs import emoji as emoji_config
+from rf_jax.data import captions, layout, pipeline, source_list, spans
+from rf_jax.data.mixture import Draw
+from rf_jax.data.picture_cache import PictureCache
+from rf_jax.data.pipeline import Batches
+from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.rng import generator, passing_generator
+
+COUNT = 40
+UNDECODABLE = 'picture_not_decodable'
+CUT = 'text_cut'
+
+
+@pytest.fixture(scope='session')
+def tokenizer():
+    return Tokenizer.train(['a picture of a cat, small', 'what is this? a red dog'], 300)
+
+
+@pytest.fixture(scope='session')
+def folder(tmp_path_factory):
+    """Pictures of several sizes, one of them truncated after a sound header."""
+    root, rng = tmp_path_factory.mktemp('pictures'), np.random.default_rng(0)
+    lines = []
+    for i in range(COUNT):
+        height, width = rng.integers(20, 80, 2)
+        data = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(data, 'PNG')
+        encoded = data.getvalue()
+        (root / f'{i}.png').write_bytes(encoded[: len(encoded) // 2] if i == 7 else encoded)
+        lines.append(json.dumps({'file': f'{i}.png', 'caption': f'cat {i}', 'tags': ['red']}))
+    (root / 'captions.jsonl').write_text('\n'.join(lines))
+    return root
+
+
+def config_of(folder, **data):
+    config = base.get_config()
+    config.data.sources = f'folder:{folder}'
+    config.data.update(patch=4, sizes=((32, 0.6), (16, 0.4)), rows=4, max_text=24)
+    config.data.capacity.update(
+        text=64, vision=32, representation=40, pixels=128, vision_pictures=3, pixel_pictures=4
+    )
+    config.data.update(data)
+    return config
+
+
+@pytest.fixture
+def make(folder, tokenizer):
+    def build(rows_made=None, seed=0, capacity=None, **data):
+        config = config_of(folder, **data)
+        config.seed = seed
+        config.data.capacity.update(capacity or {})
+        found = source_list.build(config.data.sources, config.data.max_pixels)
+        return Batches(config, found, tokenizer, rows_made)
+
+    return build
+
+
+def assert_equal(one, two):
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def test_two_objects_give_the_same_batches_in_any_order(make):
+    one, two = make(), make()
+    end = one.plan.steps_per_epoch
+    steps = [0, 1, end - 1, end, 3 * end + 1]
+    wanted = {step: one.batch(step) for step in steps}
+    for step in [*reversed(steps), 1, end]:
+        assert_equal(two.batch(step), wanted[step])
+    assert any((make(seed=1).batch(0)[name] != wanted[0][name]).any() for name in wanted[0])
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+def test_iterate_gives_the_batches_from_its_start(make, threads):
+    batches = make(threads=threads, prefetch=3)
+    stop = batches.plan.steps_per_epoch + 2  # over the end of an epoch
+    found = list(batches.iterate(stop - 5, stop))
+    assert len(found) == 5
+    for step, batch in zip(range(stop - 5, stop), found):
+        assert_equal(batch, make().batch(step))
+    assert list(batches.iterate(3, 3)) == []
+
+
+@pytest.mark.parametrize('rows', [[0, 1], [2, 3], [0, 2], [1, 2, 3]])
+def test_any_rows_are_those_of_the_whole_batch(make, rows):
+    whole, some = make(), make(rows)
+    for step in (0, 5):
+        wanted = {name: array[rows] for name, array in whole.batch(step).items()}
+        assert_equal(some.batch(step), wanted)
+
+
+def test_shapes_are_those_of_the_capacities(make):
+    batch = make().batch(0)
+    empty = layout.empty(dict(make().data.capacity), 4 * 4 * 3)
+    for name, array in empty.items():
+        assert batch[name].shape == (4, *array.shape) and batch[name].dtype == array.dtype
+
+
+def test_a_passing_generator_gives_the_stream_of_a_new_one():
+    def stream(rng):
+        # An odd number of 32-bit draws leaves half a word behind.
+        return [*rng.integers(9, size=5, dtype=np.uint32), *rng.random(4), *rng.permutation(7)]
+
+    names = [('draw', i, turn) for i in range(20) for turn in (0, 2**70)]
+    expected = [stream(generator(*each)) for each in names]
+    assert [stream(passing_generator(*each)) for each in names] == expected
+    assert len(set(map(tuple, expected))) == len(names)
+    other = {}
+    mine = passing_generator('mine')
+    thread = threading.Thread(target=lambda: other.update(got=passing_generator('other')))
+    thread.start()
+    thread.join()
+    assert stream(mine) == stream(generator('mine'))
+    assert stream(other['got']) == stream(generator('other'))
+
+
+def test_planned_sizes_are_those_of_the_decoded_samples(make):
+    batches = make()
+    for step in range(3):
+        for row in batches.plan.rows(step):
+            total = np.zeros(len(layout.SIZES), int)
+            for draw in row:
+                planned = layout.size(batches.spans(draw, decode=False))
+                total += planned
+                if draw.index != 7:
+                    np.testing.assert_array_equal(layout.size(batches.spans(draw)), planned)
+            assert (total <= [batches.data.capacity[name] for name in layout.SIZES]).all()
+
+
+def test_an_undecodable_picture_is_left_out_and_counted(make, caplog):
+    batches = make()
+    steps = batches.plan.steps_per_epoch
+    rows = [row for step in range(steps) for row in batches.plan.rows(step)]
+    broken = sum(draw.index == 7 for row in rows for draw in row)
+    assert broken >= 2  # once drawn, once seen
+    samples = sum(int(batches.batch(step)['segment'].max(1).sum()) for step in range(steps))
+    assert samples == sum(map(len, rows)) - broken
+    assert batches.counts[UNDECODABLE] == broken
+    with pytest.raises(pipeline.images.BadPicture):
+        batches.spans(Draw('text_to_image', 7, 0))
+
+
+def test_pictures_that_vanish_stop_the_run(make, folder, monkeypatch):
+    monkeypatch.setattr(pipeline, '_LOST', 12)
+    batches = make(tasks={'text_only': 1.0})
+    for step in range(3 * batches.plan.steps_per_epoch):
+        batches.batch(step)  # one picture in forty is broken: that goes on
+    lost = make(tasks={'text_only': 1.0})
+    folder.rename(folder.parent / 'away')
+    try:
+        with pytest.raises(UserError, match=r'12 pictures .*folder:.*missing.*data\.sources'):
+            list(lost.iterate(0, 50))
+    finally:
+        (folder.parent / 'away').rename(folder)
+
+
+def test_condition_dropout_has_its_rates_and_is_independent(make):
+    batches = make(drop_text=0.3, drop_representation=0.2)
+    both = Counter()
+    number = 3000
+    for i in range(number):
+        draw = Draw('text_to_image', i % COUNT, i // COUNT)
+        *prompt, _, pixels = batches.spans(draw, decode=False)
+        both[not prompt, not pixels.reads_representation] += 1
+    rates = {key: count / number for key, count in both.items()}
+    wanted = {(a, b): (0.3 if a else 0.7) * (0.2 if b else 0.8) for a in (0, 1) for b in (0, 1)}
+    for key, rate in wanted.items():
+        assert abs(rates[key] - rate) < 4 * np.sqrt(rate * (1 - rate) / number)
+
+
+def test_dropping_both_adds_to_the_independent_rates(make):
+    draws = [Draw('text_to_image', i % COUNT, i // COUNT) for i in range(400)]
+
+    def dropped(**rates):
+        batches = make(**{'drop_text': 0.0, 'drop_representation': 0.0, 'drop_both': 0.0} | rates)
+        spans = [batches.spans(draw, decode=False) for draw in draws]
+        return [(len(s) == 2, not s[-1].reads_representation) for s in spans]
+
+    assert set(dropped()) == {(False, False)}
+    assert set(dropped(drop_text=1.0)) == {(True, False)}
+    assert set(dropped(drop_representation=1.0)) == {(False, True)}
+    assert set(dropped(drop_both=0.5)) == {(False, False), (True, True)}
+
+
+def test_a_dropped_prompt_may_keep_its_positions(make):
+    draw = Draw('text_to_image', 3, 0)
+    kept = make(drop_text=0.0).spans(draw)
+    skip = make(drop_text=1.0, drop_keeps_positions=True).spans(draw)
+    assert skip[0] == layout.Skip(len(kept[0].tokens))
+    assert isinstance(make(drop_text=1.0).spans(draw)[0], layout.Representation)
+
+
+def test_prompts_answers_and_their_targets(make, tokenizer):
+    batches = make(drop_text=0.0)
+    prompt, representation, pixels = batches.spans(Draw('text_to_image', 2, 0))
+    assert not len(prompt.targets)  # no loss on prompts unless asked
+    assert (representation.height, representation.width) == (pixels.height, pixels.width)
+    assert pixels.pixels.shape == (pixels.height * pixels.width, 48)
+    asked = make(drop_text=0.0, prompt_loss=True).spans(Draw('text_to_image', 2, 0))[0]
+    assert asked.tokens == prompt.tokens and list(asked.targets) == [*asked.tokens[1:], -1]
+    text = spans.dialogue_span(tokenizer, 'what is this?', 'cat', 24, Counter())
+    mark = text.tokens.index(tokenizer.answer)
+    assert text.tokens[0] == tokenizer.bos and text.tokens[-1] == tokenizer.eos
+    assert tokenizer.decode(text.tokens[:mark]) == 'what is this?'
+    assert tokenizer.decode(text.tokens[mark:]) == 'cat'
+    # The answer mark predicts the first token of the answer; nothing before it is predicted.
+    assert list(text.targets) == [-1] * mark + text.tokens[mark + 1 :] + [-1]
+    open_ended = spans.dialogue_span(tokenizer, 'what is this?', None, 24, Counter())
+    assert open_ended.tokens == text.tokens[: mark + 1]
+
+
+@pytest.mark.parametrize('max_text', [8, 9, 24])
+def test_endless_text_is_cut_and_counted(tokenizer, max_text):
+    endless = 'a red cat ' * 1000
+    counts = Counter()
+    span = spans.text_span(tokenizer, endless, max_text, 0, counts)
+    assert len(span.tokens) == max_text and counts[CUT] == 1
+    assert span.tokens[-1] == tokenizer.eos and len(span.targets) == max_text
+    assert tokenizer.eos not in span.targets
+    for question, answer, cuts in ((endless, endless, 2), ('', endless, 1)):
+        counts = Counter()
+        span = spans.dialogue_span(tokenizer, question, answer, max_text, counts)
+        assert len(span.tokens) <= max_text and counts[CUT] == cuts
+        assert span.tokens[-1] == tokenizer.eos
+        assert sum(target >= 0 for target in span.targets) >= 1  # some of the answer is left
+        assert tokenizer.eos not in span.targets  # nor that it ends where it was cut
+    counts = Counter()
+    spans.text_span(tokenizer, 'a', max_text, 0, counts)
+    assert not counts
+
+
+@pytest.mark.parametrize('max_text', [8, 9, 24])
+def test_a_long_document_is_learned_to_its_last_word(tokenizer, max_text):
+    text = 'a red cat and a blue dog ' * 20
+    ids = [tokenizer.bos, *tokenizer.encode(text), tokenizer.eos]
+    pieces = spans.document(tokenizer, text, max_text)
+    assert [token for piece in pieces for token in piece.tokens] == ids[:-1]
+    assert [target for piece in pieces for target in piece.targets] == ids[1:]
+    assert all(0 < len(piece.tokens) <= max_text for piece in pieces)
+
+
+def test_a_batch_of_endless_captions(tmp_path, tokenizer):
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / 'a.png')
+    line = {'file': 'a.png', 'caption': 'cat ' * 500}
+    (tmp_path / 'captions.jsonl').write_text(json.dumps(line))
+    config = config_of(tmp_path)
+    batches = Batches(
+        config, source_list.build(config.data.sources, config.data.max_pixels), tokenizer
+    )
+    batches.batch(0)
+    assert batches.counts[CUT] > 0
+
+
+@pytest.mark.parametrize(
+    ('capacity', 'data', 'field'),
+    [
+        ({'pixels': 60}, {}, 'data.capacity.pixels'),
+        ({'pixels': 130}, {}, 'data.capacity.pixels'),
+        ({'representation': 16}, {}, 'data.capacity.representation'),
+        ({'vision': 15}, {}, 'data.capacity.vision'),
+        ({'vision_pictures': 0}, {}, 'data.capacity.vision_pictures'),
+        ({'pixel_pictures': 0}, {}, 'data.capacity.pixel_pictures'),
+        ({'text': 20}, {}, 'data.capacity.text'),
+        ({}, {'sizes': ((36, 1.0),)}, r'data.sizes has 36 px.*take 32'),
+        ({}, {'sizes': ((4, 1.0),)}, r'data.sizes has 4 px.*take 8'),
+        ({}, {'sizes': ((32.0, 1.0),)}, r'data.sizes=.*expected pairs \(whole pixels'),
+        ({}, {'sizes': ((32, '1'),)}, r'data.sizes=.*expected pairs'),
+        ({}, {'sizes': (32, 16)}, r'data.sizes=.*expected pairs'),
+        ({}, {'max_text': 5}, 'data.max_text'),
+        ({}, {'threads': -1}, 'data.threads=-1 must be at least 0'),
+        ({}, {'threads': 5, 'prefetch': 4}, 'data.threads=5 .* data.prefetch=4'),
+        ({}, {'drop_text': 10.0}, 'data.drop_text=10.0 is a chance, of 0 to 1'),
+        ({}, {'question': -0.1}, 'data.question=-0.1 is a chance'),
+        ({}, {'prefetch': -1}, 'data.prefetch=-1 must be at least 0'),
+        ({}, {'tasks': {'text_only': -1.0}}, r'data.tasks.text_only=-1.0 must be at least 0'),
+        ({}, {'tasks': {'text_to_image': 0.0, 'image_to_text': 0.0}}, 'data.tasks'),
+    ],
+)
+def test_impossible_settings_name_their_field(make, capacity, data, field):
+    with pytest.raises(UserError, match=field):
+        make(capacity=capacity, **data)
+
+
+def test_a_source_named_several_times_is_drawn_as_often(make, folder, tmp_path):
+    (tmp_path / 'words.txt').write_text('one\n\ntwo')
+    both = f'text:{tmp_path},folder:{folder}'
+    tasks = {'text_to_image': 0.0, 'image_to_text': 0.0, 'text_only': 1.0}
+    once = make(sources=both, tasks=tasks)
+    thrice = make(sources=f'{both},text:{tmp_path},text:{tmp_path}', tasks=tasks)
+
+    def shown(batches):
+        mixture = batches.plan.mixture
+        draws = mixture.window(0, {'text_only': mixture.counts['text_only']})  # a pass
+        samples = [batches.samples['text_only'][i] for i in draws.index]
+        return Counter(source.record(index).captions for source, index, _ in samples)
+
+    assert shown(once) == {('one',): 1, ('two',): 1}
+    assert shown(thrice) == {('one',): 3, ('two',): 3}
+
+
+def test_a_task_that_nothing_can_serve_is_refused(tmp_path, tokenizer):
+    (tmp_path / 'a.txt').write_text('some words')
+    config = config_of('')
+    config.data.sources = f'text:{tmp_path}'
+    with pytest.raises(UserError, match=r'data\.tasks\.text_to_image=0'):
+        Batches(config, source_list.build(config.data.sources, config.data.max_pixels), tokenizer)
+
+
+def test_settings_are_checked_before_any_text_is_cut(tmp_path, tokenizer):
+    (tmp_path / 'a.txt').write_text('some words')
+    config = config_of('', max_text=0)
+    config.data.sources = f'text:{tmp_path}'
+    with pytest.raises(UserError, match=r'data\.max_text=0'):
+        Batches(config, source_list.build(config.data.sources, config.data.max_pixels), tokenizer)
+
+
+def test_the_default_data_fills_its_rows():
+    config = emoji_config.get_config()
+    found = source_list.build('emoji', config.data.max_pixels)
+    tokenizer = Tokenizer.train(captions.corpus(found), config.tokenizer.vocabulary)
+    batches = Batches(config, found, tokenizer)
+    rows = [row for step in range(batches.plan.steps_per_epoch) for row in batches.plan.rows(step)]
+    taken = np.stack([
+        sum(layout.size(batches.spans(draw, decode=False)) for draw in row) for row in rows
+    ])  # fmt: skip
+    capacity = np.array([config.data.capacity[name] for name in layout.SIZES])
+    assert (taken <= capacity).all()
+    fill = taken.mean(0)[:4] / capacity[:4]
+    assert fill[layout.STREAMS.index('pixels')] >= 0.97
+    assert taken[:, :4].sum() / (len(rows) * capacity[:4].sum()) >= 0.8
+
+
+def test_the_picture_cache_keeps_to_its_limit_and_the_last_used():
+    cache, made = PictureCache(megabytes=1), []
+
+    def get(key):
+        def make():
+            made.append(key)
+            return np.zeros(2**18, np.uint8)
+
+        return cache.get(key, make)
+
+    for key in 'abcdaeab':  # four fit; b leaves when e comes, as a was used after it
+        get(key)
+    assert made == [*'abcde', 'b']
+    assert cache.held <= 2**20

@@ -1,0 +1,22 @@
+"""Typical rows are full, and their visible pairs are those of the rule."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from rf_jax.data import typical_row
+from rf_jax.models.attention import masks
+
+CONFIGS = ('joint', 'emoji', 'continued', 'paper.alignment')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_pairs_are_those_that_see_each_other(name):
+    config = importlib.import_module(f'configs.{name}').get_config()
+    if name.startswith('paper'):
+        config.data.capacity.update(text=1024, vision=1024, vision_pictures=16)
+    row = typical_row.row(config)
+    integers = {field: row[field][None] for field in masks.FIELDS}
+    assert typical_row.visible_pairs(row) == np.asarray(masks.visible(integers, integers)).sum()
+    assert (row['segment'] > 0).mean() > 0.35

@@ -1,0 +1,38 @@
+"""Variety: what a drawing leaves to chance is spread, or it is not."""
+
+import numpy as np
+import pytest
+
+from rf_jax.evaluation import diversity
+from rf_jax.scenes import render, world
+
+
+def pictures(places, colours):
+    """One circle each, at the middle of a third by a third."""
+    for (row, column), colour in zip(places, colours, strict=True):
+        circle = world.Object(
+            'circle', colour, 'large', 'plain', (column + 0.5) / 3, (row + 0.5) / 3, 0.12
+        )
+        yield render.render(world.Scene((circle,), 'dark', 0, 'single'), 48)
+
+
+NINE = [(row, column) for row in range(3) for column in range(3)]
+COLOURS = list(world.COLOURS)
+
+
+def test_evenly_spread_objects_have_as_many_places_and_colours_as_there_are():
+    found = diversity.measure(pictures(NINE * 8, [c for c in COLOURS[:8] for _ in range(9)]))
+    assert found == {'places': pytest.approx(9), 'colours': pytest.approx(8)}
+
+
+def test_the_same_drawing_again_and_again_has_one():
+    found = diversity.measure(pictures([(2, 2)] * 5, ['red'] * 5))
+    assert found == {'places': pytest.approx(1), 'colours': pytest.approx(1)}
+
+
+def test_nothing_drawn_has_none():
+    assert diversity.measure([np.zeros((48, 48, 3), np.uint8)]) == {'places': 0.0, 'colours': 0.0}
+
+
+def test_perplexity_is_the_exponential_of_the_entropy():
+    assert diversity.perplexity([3, 1, 0]) == pytest.approx(4 / 3**0.75)

@@ -1,0 +1,400 @@
+"""Generation with a cache is the training forward, token by token, and random by seed alone."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from shrink import quick_compilation, shrink
+
+from configs import base
+from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.generation import captioning, guidance, image_sampling, kv_cache, token_sampling
+from rf_jax.generation.sampler import Request, Sampler
+from rf_jax.models import unified
+from rf_jax.runtime.errors import UserError
+from rf_jax.training.state import example_row
+
+WORDS = ['a red heart', 'two small dogs', 'grinning face with big eyes', 'flag', 'a blue square']
+BRANCHES = [(True, True), (True, False), (False, True), (False, False)]
+REQUESTS = [
+    Request('a red heart', 64, 64, 11),
+    Request('grinning face with big eyes and two small dogs', 32, 64, 12),
+    Request('flag', 64, 32, 13),
+]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick():
+    with quick_compilation():
+        yield
+
+
+def make_sampler(split):
+    config = shrink(base.get_config())
+    config.data.max_text = 40
+    config.model.backbone.split = split
+    tokenizer = Tokenizer.train(WORDS * 3, 384)
+    model = unified.build(config, tokenizer.size)
+    example = example_row(model.channels)
+    z = jnp.zeros((1, 4, model.channels))
+
+    def new(key):
+        params = model.init(key, example, example['input_group'], z, jnp.zeros((1, 4)))['params']
+        leaves, structure = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        # Off the initial point, where pictures are zero and most scales are one.
+        noisy = [x + 0.15 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
+        return jax.tree.unflatten(structure, noisy)
+
+    return Sampler(config, model, jax.jit(new)(jax.random.key(0)), tokenizer)
+
+
+@pytest.fixture(scope='module')
+def sampler():
+    return make_sampler('ffn')
+
+
+def keys_of(requests):
+    return jax.vmap(jax.random.key)(np.array([r.seed for r in requests], np.uint32))
+
+
+def counts_of(requests):
+    """Representation tokens of each picture."""
+    return [r.height * r.width // 32**2 for r in requests]
+
+
+def inputs(codes):
+    """Codes as the representation stream's inputs: begin, then the codes."""
+    return jnp.concatenate([jnp.full((codes.shape[0], 1), -1, jnp.int32), codes], 1)
+
+
+@pytest.mark.parametrize('split', ['ffn', 'full'])
+def test_cached_drawing_equals_the_full_forward(sampler, split):
+    if split != 'ffn':
+        sampler = make_sampler(split)
+    model, params, rows = sampler.model, sampler.params, sampler.rows(REQUESTS)
+    options = image_sampling.Options(temperature=0.0, guidance_representation=2.0)
+    contexts = (True, False)
+    batch = image_sampling._stack([rows[text, True] for text in contexts])
+    codes, cache = jax.jit(
+        lambda params, keys: token_sampling.build(sampler.config)(
+            model, options, params, batch, contexts, keys
+        )
+    )(params, keys_of(REQUESTS))
+    caches = dict(zip(contexts, image_sampling._split(cache, 2)))
+    assert codes.shape == (3, 4) and codes.dtype == jnp.int32
+    assert len(np.unique(codes)) > 2, 'the codes should not be all the same'
+
+    keys = jax.random.split(jax.random.key(5), 2)
+    z = jax.random.normal(keys[0], (3, 16, model.channels))
+    t = jnp.broadcast_to(jax.random.uniform(keys[1], (3, 1)), (3, 16))
+    full = jax.jit(lambda params, row: model.apply({'params': params}, row, inputs(codes), z, t))
+
+    @jax.jit
+    def after(params, row, cache):
+        x = model.apply({'params': params}, z, t, row['pixel_cells'], method='embed_patches')
+        x = kv_cache.after(model, params, row, cache, x, (0, 0, 16))
+        return model.apply({'params': params}, x, method='predict')
+
+    outputs = {branch: full(params, rows[branch]) for branch in BRANCHES}
+    real = np.asarray(rows[True, True]['pixel_weight']) > 0
+    for branch in BRANCHES:
+        found, right = after(params, rows[branch], caches[branch[0]]), outputs[branch]['x']
+        assert float(jnp.abs(right[real]).max()) > 0.1
+        np.testing.assert_allclose(found[real], right[real], atol=1e-5, err_msg=str(branch))
+    for a in BRANCHES:  # a branch that saw the same as another would test nothing
+        for b in BRANCHES[: BRANCHES.index(a)]:
+            apart = jnp.abs(outputs[a]['x'] - outputs[b]['x'])
+            assert float(apart.max(-1)[real].min()) > 1e-4, (a, b)
+
+    kept, dropped = (outputs[text, True]['representation_logits'].whole() for text in contexts)
+    guided = jnp.argmax(dropped + 2.0 * (kept - dropped), -1)
+    alone = jnp.argmax(kept, -1)
+    for row, count in enumerate(counts_of(REQUESTS)):
+        np.testing.assert_array_equal(codes[row, :count], guided[row, :count])
+    assert (guided != alone).any(), 'guidance should matter here'
+
+
+def test_codes_follow_the_models_distribution(sampler):
+    """Temperature and top-k: frequencies of the first code over many keys."""
+    model, params, rows = sampler.model, sampler.params, sampler.rows(REQUESTS[:1])
+    count, temperature, k = 2000, 1.5, 5
+    options = image_sampling.Options(top_k=k, temperature=temperature, guidance_representation=2.0)
+    many = {b: jax.tree.map(lambda a: np.repeat(a, count, 0), row) for b, row in rows.items()}
+    batch = image_sampling._stack([many[text, True] for text in (True, False)])
+    batch['cells'] = batch['cells'][:, :2]  # one code is enough
+    keys = jax.vmap(jax.random.key)(np.arange(count))
+    codes, _ = jax.jit(
+        lambda params: token_sampling.build(sampler.config)(
+            model, options, params, batch, (True, False), keys
+        )
+    )(params)
+    assert codes.shape == (count, 1)
+    empty = jnp.full((1, 4), -1, jnp.int32)
+    z, t = jnp.zeros((1, 16, model.channels)), jnp.zeros((1, 16))
+    kept, dropped = (
+        model.apply({'params': params}, rows[c, True], inputs(empty), z, t)[
+            'representation_logits'
+        ].whole()[0, 0]
+        for c in (True, False)
+    )
+    logits = np.asarray(dropped + 2.0 * (kept - dropped)) / temperature
+    logits[np.argsort(logits)[:-k]] = -np.inf
+    right = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    found = np.bincount(codes[:, 0], minlength=32) / count
+    assert set(np.flatnonzero(found)) <= set(np.flatnonzero(right))
+    np.testing.assert_allclose(found, right, atol=4 * 0.5 / count**0.5)
+    assert right.max() < 0.95, 'the distribution should not be a single code'
+
+
+@pytest.fixture(scope='module')
+def together(sampler):
+    return sampler._draw(REQUESTS, sampler.options(method='heun'))
+
+
+def test_a_batch_gives_what_its_prompts_give_one_by_one(sampler, together):
+    patches, codes = together
+    for row, (request, count) in enumerate(zip(REQUESTS, counts_of(REQUESTS))):
+        own_patches, own_codes = sampler._draw([request], sampler.options(method='heun'))
+        np.testing.assert_array_equal(own_codes[0, :count], codes[row, :count])
+        np.testing.assert_allclose(
+            own_patches[0, : 4 * count], patches[row, : 4 * count], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_randomness_is_the_seeds(sampler, together):
+    options = sampler.options(method='heun')
+    patches, codes = sampler._draw(REQUESTS, options)
+    np.testing.assert_array_equal(patches, together[0])
+    np.testing.assert_array_equal(codes, together[1])
+    other = [Request(r.prompt, r.height, r.width, r.seed + 100) for r in REQUESTS[:2]]
+    patches, codes = sampler._draw([*other, REQUESTS[2]], options)
+    assert (codes[:2] != together[1][:2]).any()
+    assert (np.abs(patches[:2] - together[0][:2]).max((1, 2)) > 1e-2).all()
+    np.testing.assert_allclose(patches[2, :8], together[0][2, :8], atol=1e-5)  # a new neighbour
+
+
+def test_requests_name_their_randomness(sampler):
+    first = sampler.request('a  flag ', 3)
+    assert first == sampler.request('a flag', 3) and (first.height, first.width) == (64, 64)
+    others = [
+        sampler.request('a flag', 4),
+        sampler.request('a flag', 3, number=1),
+        sampler.request('two flags', 3),
+    ]
+    assert len({first.seed, *(r.seed for r in others)}) == 4
+
+
+def test_pictures_have_the_asked_sizes_in_any_number(sampler):
+    pictures = sampler.draw(REQUESTS, sampler.options(method='heun'))
+    assert [p.shape for p in pictures] == [(64, 64, 3), (32, 64, 3), (64, 32, 3)]
+    assert all(p.dtype == np.uint8 and p.std() > 1 for p in pictures)
+
+
+# Describing
+
+
+@pytest.fixture(scope='module')
+def questions():
+    rng = np.random.default_rng(0)
+    sizes = [(64, 64), (32, 64), (64, 40)]
+    pictures = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    return list(zip(pictures, ['', 'two small dogs', 'flag']))
+
+
+@pytest.fixture(scope='module')
+def described(sampler, questions):
+    """(tokens [3, 4], batch, heads) of greedy answers."""
+    seen = {}
+    sampler._describe(questions)
+    key = 'describe', sampler.config.sampling.max_answer
+    program = sampler._programs[key]
+
+    def spy(params, batch, heads):
+        seen.update(batch=batch, heads=heads)
+        return program(params, batch, heads)
+
+    sampler._programs[key] = spy
+    tokens = sampler._describe(questions)
+    sampler._programs[key] = program
+    return tokens, seen['batch'], seen['heads']
+
+
+def test_greedy_answers_equal_the_full_forward(sampler, described):
+    tokens, batch, heads = described
+    model, batch = sampler.model, dict(batch)
+    assert len(set(heads.tolist())) == 3, 'questions of different lengths'
+    codes, t = np.zeros((3, 0), np.int32), np.zeros((3, 0), np.float32)
+    z = np.zeros((3, 0, model.channels), np.float32)
+
+    @jax.jit
+    def full(params, batch):
+        return model.apply({'params': params}, batch, codes, z, t)['text_logits'].whole()
+
+    text, rows = np.array(batch['text_tokens']), np.arange(3)
+    ended = np.zeros(3, bool)
+    for i in range(tokens.shape[1]):
+        logits = np.asarray(full(sampler.params, batch | {'text_tokens': text}))
+        best = logits[rows, heads + i - 1].argmax(-1)
+        expected = np.where(ended, sampler.tokenizer.eos, best)
+        np.testing.assert_array_equal(tokens[:, i], expected, err_msg=f'token {i}')
+        text[rows, heads + i] = tokens[:, i]
+        ended |= expected == sampler.tokenizer.eos
+    assert len(np.unique(tokens)) > 3, 'the answers should not be all the same'
+
+
+def test_longer_answers_may_be_asked_for_later(sampler, questions, described):
+    short, *_ = described
+    sampler.config.sampling.max_answer += 3
+    longer = sampler._describe(questions)
+    sampler.config.sampling.max_answer -= 3
+    assert longer.shape == (3, short.shape[1] + 3)
+    np.testing.assert_array_equal(longer[:, : short.shape[1]], short)
+
+
+def test_answers_end(sampler, described):
+    tokens, batch, heads = described
+    end = int(tokens[0, 1])  # pretend that the second token ends the answer
+    found = jax.jit(
+        lambda params, batch, heads: captioning.describe(
+            sampler.model, params, batch, heads, 4, end
+        )
+    )(sampler.params, batch, heads)
+    for row, right in zip(np.asarray(found), tokens):
+        stop = list(right).index(end) if end in right else 4
+        np.testing.assert_array_equal(row[:stop], right[:stop])
+        assert (row[stop:] == end).all()
+
+
+def test_a_question_that_is_cut_is_told(sampler, questions, caplog):
+    long = ' '.join(WORDS * 4)
+    with caplog.at_level('WARNING', logger='absl'):
+        sampler.describe([questions[0][0]], [long])
+        sampler.describe([questions[0][0]] * 5, [long] + ['what?'] * 4)  # one call of 32 rows
+    told = '1 of {} question(s) were truncated to 20 tokens (data.max_text=40)'
+    assert [told.format(n) in caplog.text for n in (1, 2)] == [True, True]
+    with pytest.raises(UserError, match='1 pictures and 2 questions'):
+        sampler.describe([questions[0][0]], [long, long])
+
+
+def test_answers_do_not_depend_on_the_batch(sampler, questions, described):
+    tokens, _, heads = described
+    np.testing.assert_array_equal(sampler._describe(questions[1:2])[0], tokens[1])
+    assert heads[1] > heads[0]
+    assert sampler.describe([questions[0][0]]) == [sampler.tokenizer.decode(tokens[0])]
+
+
+def test_truncated_prompts_are_counted_once_whatever_the_rows_of_a_call(sampler, caplog):
+    prompts = [' '.join(WORDS * 9), *WORDS[:4]]  # a call of 32 rows is filled up by the first
+    requests = [sampler.request(prompt, 0, number) for prompt in prompts for number in range(2)]
+    with caplog.at_level('WARNING', logger='absl'):
+        sampler.draw(requests, sampler.options(steps=1))
+    (said,) = [r.getMessage() for r in caplog.records if 'truncated' in r.getMessage()]
+    assert said.startswith('1 of 5 prompt(s) were truncated to 38 tokens (data.max_text=40): ')
+
+
+# Guidance
+
+
+@pytest.mark.parametrize(
+    'scale, text', [(3.0, 0.0), (3.0, 5.0), (1.0, 0.0), (1.0, 2.0), (0.0, 0.0)]
+)
+def test_pixel_weights_sum_to_one(scale, text):
+    assert sum(guidance.pixel_weights(scale, text).values()) == pytest.approx(1.0)
+    assert sum(guidance.token_weights(scale).values()) == pytest.approx(1.0)
+
+
+def test_guidance_is_the_formula():
+    rng = np.random.default_rng(0)
+    v = {branch: rng.normal(size=3) for branch in BRANCHES}
+    found = guidance.combine(v, guidance.pixel_weights(3.0, 5.0))
+    none, picture, both = v[False, False], v[False, True], v[True, True]
+    np.testing.assert_allclose(found, none + 3 * (picture - none) + 5 * (both - picture))
+    found = guidance.combine(v, guidance.pixel_weights(3.0))
+    np.testing.assert_allclose(found, none + 3 * (both - none))
+
+
+def test_branches_without_weight_are_not_run():
+    assert set(guidance.pixel_weights(3.0)) == {(True, True), (False, False)}
+    assert set(guidance.pixel_weights(3.0, 3.0)) == {(True, True), (False, False)}
+    assert guidance.pixel_weights(1.0) == {(True, True): 1.0}
+    assert guidance.token_weights(1.0) == {True: 1.0}
+    assert image_sampling.Options(guidance_representation=1, guidance_pixels=1).contexts() == (
+        True,
+    )
+    assert image_sampling.Options(guidance_representation=1, guidance_pixels=3).contexts() == (
+        True,
+        False,
+    )
+
+
+def test_top_k_keeps_the_greatest():
+    logits = jnp.array([[0.1, 3.0, -1.0, 2.0], [5.0, 4.0, 3.0, 2.0]])
+    np.testing.assert_array_equal(
+        np.isfinite(guidance.top_k(logits, 2)),
+        [[False, True, False, True], [True, True, False, False]],
+    )
+    np.testing.assert_array_equal(guidance.top_k(logits, 1).max(-1), [3.0, 5.0])
+    for k in (0, 4, 9):
+        np.testing.assert_array_equal(guidance.top_k(logits, k), logits)
+
+
+class Constant:
+    """In place of the model: predicts one picture a branch, `row['answer']`."""
+
+    channels = drawn = 3
+
+    def __init__(self, monkeypatch):
+        self.calls = collections.Counter()
+        monkeypatch.setattr(kv_cache, 'after', self.after)
+
+    def apply(self, params, x, *rest, method):
+        return x
+
+    def after(self, model, params, row, cache, x, groups):
+        self.calls['after'] += 1
+        return jnp.broadcast_to(row['answer'][:, None, None], x.shape)
+
+
+@pytest.mark.parametrize('method', ['euler', 'heun'])
+@pytest.mark.parametrize(
+    'changes, right',
+    [
+        ({'guidance_pixels': 1.0}, 1.0),
+        ({'guidance_pixels': 3.0}, 3 * 1.0 - 2 * 0.25),
+        ({'guidance_pixels': 3.0, 'guidance_text': 2.0}, 2 * 1.0 + 1 * 0.5 - 2 * 0.25),
+        ({'guidance_pixels': 3.0, 'interval': (0.5, 1.0)}, 2.5),  # on at the end, which decides
+        ({'guidance_pixels': 3.0, 'interval': (0.0, 0.5)}, 1.0),
+    ],
+)
+def test_flow_ends_at_the_guided_picture(monkeypatch, method, changes, right):
+    """With a constant prediction the last step lands on it, guided only within the interval."""
+    answers = dict(zip(BRANCHES, (1.0, 9.0, 0.5, 0.25)))
+    rows = {
+        branch: {'answer': jnp.full(2, value), 'pixel_counts': jnp.array([[4], [8]]),
+                 'pixels': jnp.zeros((2, 8, 3)), 'pixel_cells': jnp.zeros((2, 8, 2), int)}
+        for branch, value in answers.items()
+    }  # fmt: skip
+    config, none = base.get_config(), jnp.zeros((1, 2, 1, 1, 1))
+    caches = dict.fromkeys((True, False), (none, none))
+    options = image_sampling.Options(steps=10, method=method, **changes)
+    keys = jax.vmap(jax.random.key)(np.arange(2))
+    found = image_sampling.draw_pixels(
+        Constant(monkeypatch), config, options, None, rows, caches, keys
+    )
+    np.testing.assert_allclose(found, np.full((2, 8, 3), right), atol=1e-5)
+
+
+def test_describe_takes_pictures_as_a_notebook_holds_them(sampler, questions, tmp_path):
+    picture = questions[0][0]
+    Image.fromarray(picture).save(tmp_path / 'a.png')
+    floats, file = picture / np.float32(255), tmp_path / 'a.png'
+    given = [picture, floats, Image.fromarray(picture), file, np.dstack([picture, picture[..., 0]])]
+    *same, _ = sampler.describe(given)
+    assert len(set(same)) == 1 and same[0]
+    assert sampler.describe(floats) == same[:1]
+    with pytest.raises(UserError, match=r'picture 2 of 2: float32 values from 0 to 255'):
+        sampler.describe([picture, picture.astype(np.float32)])

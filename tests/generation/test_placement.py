@@ -1,0 +1,95 @@
+"""Drawing and describing with parameters sharded as in training: never a whole copy on a device."""
+
+import jax
+import numpy as np
+import pytest
+from shrink import quick_compilation, tiny_run
+
+from rf_jax.evaluation import run_report
+from rf_jax.evaluation.inspection import Inspector
+from rf_jax.generation.sampler import Sampler
+from rf_jax.runtime.errors import UserError
+from rf_jax.training import jitted
+
+CHANGES = {'mesh.fsdp': 2, 'mesh.tensor': 2, 'mesh.context': 2}
+PICTURES = [np.full((64, 64, 3), 40 * i, np.uint8) for i in range(3)]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick():
+    with quick_compilation():
+        yield
+
+
+def noisy(ema):
+    """New weights draw grey pictures; these do not."""
+
+    def add(x):
+        rng = np.random.default_rng(x.size)
+        return x + 0.1 * rng.normal(size=x.shape).astype(x.dtype)
+
+    return jax.tree.map(add, jax.device_get(ema))
+
+
+def outputs(run, params):
+    sampler = run_report.sampler_of(run)
+    shardings = jax.tree.map(lambda a: a.sharding, run.abstract.ema)
+    sampler.params = sampler.placement.params(jax.device_put(params, shardings))
+    requests = [sampler.request(prompt, 3) for prompt in ('red apple', 'blue sky', 'cat')]
+    pictures, codes = sampler.draw_with_codes(requests)
+    encoded = Inspector(sampler, np.eye(32, dtype=np.float32)).codes(PICTURES)
+    return sampler, pictures, codes, sampler.describe(PICTURES), encoded
+
+
+def share(params):
+    """Bytes on the first device, as a share of the tree."""
+    leaves = jax.tree.leaves(params)
+    held = sum(x.addressable_shards[0].data.nbytes for x in leaves)
+    return held / sum(x.nbytes for x in leaves)
+
+
+def test_a_sharded_model_draws_and_describes_as_one_device(tmp_path):
+    """Over parameters, heads, rows of pictures and devices that share a row in training."""
+    alone = tiny_run(tmp_path / 'alone')
+    params = noisy(alone.initialise().ema)
+    _, pictures, codes, answers, encoded = outputs(alone, params)
+    sampler, *found = outputs(tiny_run(tmp_path / 'run', CHANGES, devices=8), params)
+    for one, other in zip(pictures, found[0], strict=True):
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+    np.testing.assert_array_equal(codes, found[1])
+    assert answers == found[2]
+    np.testing.assert_array_equal(encoded, found[3])
+    assert share(sampler.params) < 1 / 3
+
+
+class Evaluated(Exception):
+    """Of the parameters that it carries."""
+
+
+@pytest.mark.parametrize('moment', ['at the end', 'while training'])
+def test_no_device_holds_the_average_whole_to_evaluate_it(tmp_path, monkeypatch, moment):
+    run = tiny_run(tmp_path, CHANGES, devices=8)
+    state = run.initialise()
+
+    def look(self, *_, **__):
+        raise Evaluated(share(self.params))
+
+    monkeypatch.setattr(Sampler, 'draw', look)
+    with pytest.raises(Evaluated) as found:
+        if moment == 'at the end':
+            run_report.at_end(run, state)
+        else:
+            run_report.while_training(run)(1, state.ema, None)
+    assert found.value.args[0] < 1 / 3
+
+
+@pytest.mark.parametrize('field', ['evaluation.samples', 'log.samples_every'])
+def test_what_cannot_be_drawn_is_refused_before_the_training(tmp_path, field):
+    """Too small for what is held already by one byte, to which keys and values are added."""
+    changes = {'evaluation.samples': 0, 'log.samples_every': 0} | {field: 5}
+    run = tiny_run(tmp_path, CHANGES | changes, devices=8)
+    held = run.abstract.ema if field == 'evaluation.samples' else run.abstract
+    with pytest.raises(UserError, match=f'^{field}=5: drawing needs at least .* or set {field}=0$'):
+        run_report.check(run, jitted.nbytes_per_device(held) + run_report.cache_bytes(run) - 1)
+    run_report.check(run, jitted.nbytes_per_device(held) + run_report.cache_bytes(run))
+    assert run_report.cache_bytes(run) > 0

@@ -1,0 +1,95 @@
+"""The trial of a GPU runs to its end unattended, here on CPU with tiny shapes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.paper import joint
+from rf_jax.models.attention import masks, select
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'launch'))
+import gpu_attention  # noqa: E402
+import gpu_kernels  # noqa: E402
+
+
+def trial(*flags):
+    """(sentence about the machine, {what: rows of the table as {column: cell}})."""
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHON': sys.executable}
+    environment.pop('XLA_FLAGS', None)
+    found = subprocess.run(
+        [ROOT / 'launch' / 'gpu_trial.sh', '--tiny', *flags],
+        env=environment, capture_output=True, text=True, cwd=ROOT.parent,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr[-2000:]
+    head, empty, names, line, *rows = found.stdout.splitlines()
+    assert not empty and set(line) <= set('| -'), 'one table, after one sentence'
+    columns = [cell.strip() for cell in names.strip('|').split('|')]
+    by_item = {}
+    for row in rows:
+        cells = dict(zip(columns, (cell.strip() for cell in row[1:-1].split('|')), strict=True))
+        by_item.setdefault(cells['what'], []).append(cells)
+    return head, by_item
+
+
+def test_the_trial_measures_tells_failures_goes_on_and_resumes(tmp_path):
+    record = f'--record={tmp_path / "trial.jsonl"}'
+    items = 'train 0.3B,packed cudnn,packed triton,attention pallas'
+    head, lines = trial('--seconds=3000', f'--only={items}', record)
+    assert re.search(r'^cpu, .*jax \d.*tiny shapes: no figure of a card.*\d{4}-\d\d-\d\d$', head)
+    assert list(lines) == items.split(','), 'in the order asked for'
+    (train,) = lines['train 0.3B']
+    assert re.search(r'ms a step', train['time']) and re.search(r'tokens/s', train['rate'])
+    assert train['counted: arguments, outputs, temporaries'].endswith('GB')
+    assert train["counted: compiler's peak"].endswith('GB')
+    assert all('cuDNN is not detected' in line['settings'] for line in lines['packed cudnn'])
+    half, full = (float(line['largest error']) for line in lines['packed triton'])
+    assert half < 0.02 and full < 1e-5, 'a kernel of another library sees whom ours sees'
+    assert 'another platform' in lines['attention pallas'][0]['settings']
+
+    kept = [json.loads(line)['item'] for line in (tmp_path / 'trial.jsonl').open()]
+    assert kept == items.split(',')
+    _, again = trial('--seconds=55', '--only=packed triton,train 1.7B', record)
+    assert again['packed triton'] == lines['packed triton'], 'from the record, not measured again'
+    assert 'not started' in again['train 1.7B'][0]['settings'], 'it would not end in time'
+
+
+def arrays_within(jaxpr):
+    """Shapes of all arrays of a program, also within its loops, branches and calls."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval.shape for v in equation.outvars if hasattr(v.aval, 'shape'))
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from arrays_within(inner)
+
+
+@pytest.mark.parametrize('name', ['auto', 'blockwise', 'triton', 'reference'])
+def test_rows_of_16k_hold_no_mask_of_all_pairs_on_a_gpu(name):
+    length, config = 16_384, joint.get_config('0.6B')
+    segment = gpu_attention.segments(length)
+    if name == 'triton':
+        product = partial(gpu_attention._on, gpu_kernels.triton, segment)
+    else:
+        form = select.FORMS[name](config.model.attention, 'gpu')
+        tokens = gpu_kernels.text_integers(segment)
+        product = partial(gpu_attention._through, form, tokens)
+    inputs = [jax.ShapeDtypeStruct((1, length, n, 128), jnp.bfloat16) for n in (16, 8, 8, 16)]
+    program = jax.make_jaxpr(partial(gpu_attention.both_ways, product))(*inputs)
+    largest = max(np.prod(shape, dtype=int) for shape in arrays_within(program.jaxpr))
+    assert (largest >= length**2) == (name == 'reference'), largest
+
+
+def test_packed_rows_of_text_are_what_the_rule_says():
+    segment = gpu_attention.segments(300)
+    seen = masks.visible(*[gpu_kernels.text_integers(segment)] * 2)[0]
+    same = segment[0][:, None] == segment[0]
+    np.testing.assert_array_equal(seen, same & np.tri(300, dtype=bool))
+    assert segment[0, 0] == 1 and segment.max() > 3

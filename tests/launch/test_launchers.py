@@ -1,0 +1,214 @@
+"""Launchers start a run again exactly when its exit codes say so: the real scripts in a real shell,
+with the cluster's commands replaced by ones that record their calls and give codes.
+"""
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rf_jax.runtime import exits
+
+LAUNCH = Path(__file__).parents[2] / 'launch'
+KILLED = 128 + signal.SIGKILL
+
+# Runs `--command` for each worker, and ends as gcloud does: with the first code that is not 0.
+GCLOUD = r"""
+echo "gcloud $*" >>"$ROOT/calls"
+case "$*" in
+  *describe*) echo ACTIVE ;;
+  *rf_jax.train*)
+    read -r codes <"$ROOT/codes"; sed -i 1d "$ROOT/codes"
+    command=${*: -1}; command=${command#--command=}
+    first=0
+    for CODE in $codes; do
+      export CODE
+      cd "$ROOT/worker" || exit 9
+      bash -c "$command"; status=$?
+      [ "$first" = 0 ] && first=$status
+    done
+    exit "$first" ;;
+esac
+"""
+PYTHON = 'echo "python $*" >>"$ROOT/calls"; exit "$CODE"'
+SRUN = r"""
+echo "srun $*" >>"$ROOT/calls"
+read -r code <"$ROOT/codes"; sed -i 1d "$ROOT/codes"
+if [ "$code" = wait ]; then
+  /bin/sleep 1000 & trap 'kill $!; exit 75' TERM; echo started; wait
+fi
+exit "$code"
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """(folder, environment in which the commands of a cluster are ours)."""
+    folder = tmp_path / 'bin'
+    (tmp_path / 'worker' / 'rf_jax').mkdir(parents=True)
+    (tmp_path / 'worker' / 'env' / 'bin').mkdir(parents=True)
+    recorded = 'echo "${0##*/} $*" >>"$ROOT/calls"'
+    scripts = {
+        'bin/gcloud': GCLOUD,
+        'bin/srun': SRUN,
+        'bin/scontrol': recorded,
+        'bin/squeue': 'echo "$STATE"',
+        'bin/git': ':',
+        'bin/sleep': ':',
+        'worker/env/bin/python': PYTHON,
+    }
+    for name, script in scripts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f'#!/usr/bin/env bash\n{script}\n')
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        'PATH': f'{folder}:{os.environ["PATH"]}',
+        'ROOT': str(tmp_path),
+        'SLURM_JOB_ID': '7',
+        'STATE': 'RUNNING',
+    }
+    return tmp_path, environment
+
+
+def started(folder, name):
+    path = folder / 'calls'
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line for line in lines if line.startswith(name + ' ')]
+
+
+@pytest.mark.parametrize(
+    ('codes', 'attempts', 'expected'),
+    [
+        (['0 0'], 1, 0),
+        (['64 64'], 1, 64),
+        (['1 64'], 1, 64),  # gcloud gives 1, the code of the first worker
+        (['75 75', '0 0'], 2, 0),
+        (['1 76', '75 1', '76 76', '75 75', '0 0'], 5, 0),
+        (['1 1', '1 1', '1 1', '0 0'], 3, 1),
+        ([f'{KILLED} 1', '1 1', '76 76', '1 1', '1 1', '0 0'], 6, 0),
+        (['0 1', '0 0'], 2, 0),
+    ],
+)
+def test_tpu_sh_starts_again_as_the_exit_codes_of_all_workers_say(
+    cluster, codes, attempts, expected
+):
+    folder, environment = cluster
+    (folder / 'codes').write_text(''.join(f'{line}\n' for line in codes))
+    done = subprocess.run(
+        [LAUNCH / 'tpu.sh', 'me', 'v5litepod-64', 'there', '--config=c', '--workdir=/runs/it is'],
+        env=environment, cwd=folder, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == expected, done.stderr
+    workers = len(codes[0].split())
+    assert len(started(folder, 'python')) == attempts * workers
+    assert set(started(folder, 'python')) == {
+        'python -m rf_jax.train --config=c --workdir=/runs/it is'
+    }
+
+
+@pytest.mark.parametrize(
+    ('codes', 'attempts', 'queued', 'expected'),
+    [
+        ([0], 1, 0, 0),
+        ([64], 1, 0, 64),
+        ([75], 1, 1, 75),
+        ([76, 76, 76, 76, 0], 5, 0, 0),
+        ([1, KILLED, 1, 0], 3, 0, 1),
+        ([1, 1, 76, 1, 1, 0], 6, 0, 0),
+    ],
+)
+def test_slurm_sh_starts_again_as_the_exit_code_says(cluster, codes, attempts, queued, expected):
+    folder, environment = cluster
+    (folder / 'codes').write_text(''.join(f'{code}\n' for code in codes))
+    done = subprocess.run(
+        [LAUNCH / 'slurm.sh', '--config=c'], env=environment, cwd=folder, timeout=60
+    )
+    assert done.returncode == expected
+    assert len(started(folder, 'srun')) == attempts
+    assert started(folder, 'scontrol') == ['scontrol requeue 7'] * queued
+
+
+@pytest.mark.parametrize(('state', 'queued'), [('RUNNING', 1), ('COMPLETING', 0)])
+def test_slurm_sh_queues_again_at_its_time_limit_and_not_when_it_is_cancelled(
+    cluster, state, queued
+):
+    folder, environment = cluster
+    (folder / 'codes').write_text('wait\n')
+    job = subprocess.Popen(
+        [LAUNCH / 'slurm.sh', '--config=c'],
+        env=environment | {'STATE': state}, cwd=folder, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert job.stdout.readline() == 'started\n'
+    job.send_signal(signal.SIGTERM)
+    job.communicate(timeout=60)
+    assert job.returncode == exits.INTERRUPTED
+    assert started(folder, 'scontrol') == ['scontrol requeue 7'] * queued
+
+
+def action(jobset, code):
+    """What JobSet does once a container ends with this code, by the documented order of rules."""
+    job = jobset['spec']['replicatedJobs'][0]['template']['spec']
+    assert job['backoffLimit'] == 0
+    container = job['template']['spec']['containers'][0]['name']
+    reason, message = 'BackoffLimitExceeded', 'Job has reached the specified backoff limit'
+    for index, rule in enumerate(job['podFailurePolicy']['rules']):
+        wanted = rule.get('onExitCodes')
+        if wanted and wanted['operator'] == 'In' and code in wanted['values']:
+            assert rule['action'] == 'FailJob' and wanted['containerName'] == container
+            reason = 'PodFailurePolicy'
+            message = (
+                f'Container {container} for pod default/x failed with exit code {code} '
+                f'matching FailJob rule at index {index}'
+            )
+            break
+    for rule in jobset['spec']['failurePolicy']['rules']:
+        patterns = rule['onJobFailureMessagePatterns']
+        if reason in rule['onJobFailureReasons'] and any(re.search(p, message) for p in patterns):
+            return rule['action']
+    return 'RestartJobSet'
+
+
+def test_gke_yaml_starts_again_as_the_exit_code_says():
+    done = subprocess.run(
+        [LAUNCH / 'gke.sh', 'mine', '--config=c', '--workdir=/runs/x'],
+        env=os.environ
+        | {'IMAGE': 'i', 'CLAIM': 'runs', 'HOSTS': '4', 'TOPOLOGY': '4x4', 'DRY': '1'},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    jobset = yaml.safe_load(done.stdout)
+    assert action(jobset, exits.MISTAKE) == 'FailJobSet'
+    for code in (exits.INTERRUPTED, exits.FAULT_AFTER_PROGRESS):
+        assert action(jobset, code) == 'RestartJobSetAndIgnoreMaxRestarts'
+    for code in (exits.FAULT, KILLED):
+        assert action(jobset, code) == 'RestartJobSet'  # up to maxRestarts
+    job = jobset['spec']['replicatedJobs'][0]['template']['spec']
+    assert job['podFailurePolicy']['rules'][2]['onPodConditions'] == [
+        {'type': 'DisruptionTarget', 'status': 'True'}
+    ]
+
+
+@pytest.mark.parametrize(
+    ('codes', 'expected'),
+    [((0, 0), 0), ((1, 64), 64), ((1, 76), 76), ((1, 75), 75), ((3, 1), 3), ((76, 64), 64)],
+)
+def test_local_sh_gives_the_code_that_says_most(tmp_path, codes, expected):
+    script = f'codes=({" ".join(map(str, codes))}); exit ${{codes[$RF_JAX_PROCESS]}}'
+    done = subprocess.run(
+        [LAUNCH / 'local.sh', str(len(codes)), 'bash', '-c', script],
+        env=os.environ | {'RF_JAX_LOGS': str(tmp_path)},
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == expected
+
+
+def test_the_readme_of_the_launchers_lists_every_code():
+    readme = (LAUNCH / 'README.md').read_text(encoding='utf-8')
+    for code in (exits.DONE, exits.FAULT, exits.MISTAKE, exits.INTERRUPTED,
+                 exits.FAULT_AFTER_PROGRESS):  # fmt: skip
+        assert f'| {code} |' in readme or f'| {code},' in readme

@@ -1,0 +1,333 @@
+"""Routed experts: equal to every expert computed for every token, on one device and on a mesh."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from shrink import quick_compilation
+
+from configs import base
+from rf_jax.models import layers, transformer
+from rf_jax.models.attention import select
+from rf_jax.models.moe import dispatch, experts, grouped_matmul, routing
+from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.mesh import make_mesh
+
+B, L, D, E, K, F = 8, 16, 16, 8, 2, 12
+LENGTHS = (8, 4, 4)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick():
+    with quick_compilation():
+        yield
+
+
+def config_of(**changes):
+    config = base.get_config()
+    config.model.backbone.experts = 'routed'
+    config.model.backbone.routed.update(count=E, top_k=K, feedforward=F, **changes)
+    return config
+
+
+def mesh_of(**sizes):
+    sizes = {'data': 1, 'fsdp': 1, 'expert': 1, 'tensor': 1, 'context': 1} | sizes
+    return make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+
+
+def weights_of(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {'router': (D, E), 'gate': (E, D, F), 'up': (E, D, F), 'down': (E, F, D)}
+    return {name: 0.25 * rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
+
+
+def tokens(seed=1, lean=0.0):
+    """x [B, L, D] and which are no padding; `lean` pulls all to the same experts."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(B, L, D)).astype(np.float32)
+    x += lean * rng.normal(size=D).astype(np.float32)
+    return x, rng.random((B, L)) < 0.9
+
+
+def reference(w, x, live):
+    """Every expert for every token, by einsum; zero for padding."""
+    probabilities = jax.nn.softmax(x @ w['router'])
+    best, chosen = jax.lax.top_k(probabilities, K)
+    mix = (jax.nn.one_hot(chosen, E) * best[..., None]).sum(-2) / best.sum(-1, keepdims=True)
+    up = jnp.einsum('bld,edf->blef', x, w['up'])
+    hidden = jax.nn.silu(jnp.einsum('bld,edf->blef', x, w['gate'])) * up
+    y = jnp.einsum('blef,efd,ble->bld', hidden, w['down'], mix)
+    return y * live[..., None]
+
+
+def routed(config, mesh, w, x, live, product=grouped_matmul.ragged):
+    """One pool of experts."""
+    module = experts.Routed(
+        config.model.backbone, normed=True, product=product, mesh=mesh,
+        table=config.sharding, name='pixels',
+    )  # fmt: skip
+    return module.apply({'params': w}, x, live)
+
+
+def outputs_and_gradients(run, w, x, live):
+    def loss(w, x):
+        y = run(w, x, live)
+        return jnp.sum(jnp.sin(y)), y
+
+    (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(w, x)
+    return y, gradients
+
+
+def assert_close(found, right):
+    """Within 1e-5 of the greatest."""
+    np.testing.assert_allclose(found, right, rtol=0, atol=1e-5 * np.abs(right).max())
+
+
+MESHES = {
+    'one': None,
+    'expert': {'expert': 4},
+    'expert and fsdp': {'expert': 2, 'fsdp': 2, 'data': 2},
+    'expert and tensor': {'expert': 2, 'tensor': 2, 'fsdp': 2},
+    'tensor': {'tensor': 4, 'fsdp': 2},
+    'context': {'context': 2, 'expert': 2, 'fsdp': 2},
+    'rows of an expert over data': {'data': 2, 'fsdp': 4},
+}
+TABLES = {
+    'rows of an expert over data': ((r'(gate|up|down)$', (('expert', 'fsdp'), 'data', None)),)
+}
+
+
+@pytest.mark.parametrize(
+    ('name', 'lean', 'factor'),
+    [(name, 3.0, 1.0) for name in MESHES] + [('one', 0.0, 1.0), ('expert', 0.0, 8.0)],
+)
+def test_equals_every_expert_for_every_token(name, lean, factor):
+    """At capacity factor 1 tokens that lean to the same experts need several rounds."""
+    mesh = MESHES[name] and mesh_of(**MESHES[name])
+    w, (x, live) = weights_of(), tokens(lean=lean)
+    wanted, wanted_gradients = outputs_and_gradients(reference, w, x, live)
+    config = config_of(capacity_factor=factor)
+    config.sharding = (*TABLES.get(name, ()), *config.sharding)
+    y, gradients = outputs_and_gradients(lambda *a: routed(config, mesh, *a)[0], w, x, live)
+    jax.tree.map(assert_close, (y, gradients), (wanted, wanted_gradients))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+
+
+@jax.custom_vjp
+def undefined_is_nan(x, w, sizes):
+    """`grouped.ragged`, with NaN in rows of no group forward and backward, as kernels may leave."""
+    return jnp.where(
+        jnp.arange(len(x))[:, None] < sizes.sum(), grouped_matmul.ragged(x, w, sizes), jnp.nan
+    )
+
+
+def _backward(kept, gradient):
+    x, w, sizes = kept
+    inside = jnp.arange(len(x))[:, None] < sizes.sum()
+    run = jax.vjp(lambda x, w: grouped_matmul.ragged(x, w, sizes), jnp.where(inside, x, 0), w)[1]
+    of_x, of_w = run(jnp.where(inside, gradient, 0))
+    return jnp.where(inside, of_x, jnp.nan), of_w, None
+
+
+undefined_is_nan.defvjp(lambda *a: (undefined_is_nan(*a), a), _backward)
+
+
+@pytest.mark.parametrize('name', ['one', 'expert'])
+def test_what_a_product_leaves_undefined_reaches_nothing(name):
+    mesh = MESHES[name] and mesh_of(**MESHES[name])
+    w, (x, live) = weights_of(), tokens()
+    found, right = (
+        outputs_and_gradients(lambda *a, p=p: routed(config_of(), mesh, *a, p)[0], w, x, live)
+        for p in (undefined_is_nan, grouped_matmul.ragged)
+    )
+    jax.tree.map(assert_close, found, right)
+
+
+def test_the_kernel_equals_the_ragged_product():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 128)).astype(np.float32)
+    w = rng.normal(size=(3, 128, 128)).astype(np.float32)
+    sizes = jnp.array([10, 0, 40], jnp.int32)  # 14 rows belong to nobody
+    kernel = partial(grouped_matmul.megablox.gmm, preferred_element_type=jnp.float32,
+                     interpret=True, tiling=(16, 128, 128))  # fmt: skip
+
+    def run(product, x, w):
+        inside = (jnp.arange(64) < 50)[:, None]
+        return jnp.where(inside, product(jnp.where(inside, x, 0), w, sizes), 0)
+
+    def all_of(product):
+        y, pull = jax.vjp(partial(run, product), x, w)
+        return y, *pull(jnp.cos(y))
+
+    for found, right in zip(all_of(kernel), all_of(grouped_matmul.ragged)):
+        np.testing.assert_allclose(found, right, atol=1e-3, rtol=1e-4)
+
+
+def test_the_kernel_takes_any_number_of_rows(monkeypatch):
+    monkeypatch.setattr(
+        grouped_matmul.megablox, 'gmm', partial(grouped_matmul.megablox.gmm, interpret=True)
+    )
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(13, 128)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(3, 128, 128)), jnp.float32)
+    sizes = jnp.array([4, 0, 9], jnp.int32)
+
+    def all_of(product):
+        y, pull = jax.vjp(lambda x, w: product(x, w, sizes), x, w)
+        return y, *pull(jnp.cos(y))
+
+    for found, right in zip(all_of(grouped_matmul.kernel), all_of(grouped_matmul.ragged)):
+        np.testing.assert_allclose(found, right, atol=1e-3, rtol=1e-4)
+
+
+def test_dispatch_and_combine_are_transposes():
+    slots = dispatch.Slots(jnp.array([2, -1, 0, 2]), jnp.array([[2, -1], [-1, -1], [0, 3]]))
+    x, rows = jax.random.normal(jax.random.key(0), (2, 4, 5))
+    x = x[:3]
+    y, pull = jax.vjp(lambda x: dispatch.dispatch(x, slots), x)
+    np.testing.assert_allclose((y * rows).sum(), (x * pull(rows)[0]).sum(), rtol=1e-6)
+    y, pull = jax.vjp(lambda rows: dispatch.combine(rows, slots), rows)
+    np.testing.assert_allclose((y * x).sum(), (rows * pull(x)[0]).sum(), rtol=1e-6)
+
+
+def test_losses_are_of_live_tokens_of_a_row():
+    logits = jnp.array(np.random.default_rng(0).normal(size=(2, 6, E)), jnp.float32)
+    live = jnp.arange(6)[None] < jnp.array([[6], [4]])
+    routes = routing.top_k(logits, live, K)
+    np.testing.assert_allclose(routes.weights.sum(-1), 1, rtol=1e-6)
+    assert (routes.experts[1, 4:] == E).all() and (routes.experts[1, :4] < E).all()
+    for row, count in enumerate((6, 4)):
+        p = np.asarray(jax.nn.softmax(logits[row, :count]))
+        per_token = np.bincount(np.argsort(-p)[:, :K].ravel(), minlength=E) / count
+        np.testing.assert_allclose(routes.balance[row], E * per_token @ p.mean(0), rtol=1e-5)
+    even = routing.top_k(jnp.zeros((1, 4, E)), jnp.ones((1, 4), bool), K)
+    np.testing.assert_allclose(even.balance, K, rtol=1e-6)
+    np.testing.assert_allclose(even.z, np.log(E) ** 2, rtol=1e-6)
+
+
+# Logits of four experts, in eighths plus (0, 1/64, 2/64, 3/64), for two layers of two rows, the
+# second with two tokens of padding; and what transformers 5.24.0 (torch 2.13.0) returns for each
+# layer and row: qwen3_moe's load_balancing_loss_func((logits,), 4, top_k=2, attention_mask).
+OTHERS_LOGITS = [
+    [
+        [[16, 2, 7, -13], [3, -13, -12, 6], [12, 14, 4, 10], [8, 11, 3, 1], [11, 5, 16, 5]],
+        [[-14, -2, -8, -2], [7, 7, 15, 16], [-7, -7, 6, -1], [-8, -13, 15, -16], [9, -8, 7, 9]],
+    ],
+    [
+        [[-8, 5, 15, -9], [15, 13, -6, -12], [-8, -6, 9, 13], [-8, -6, 13, 4], [-2, 0, 16, -8]],
+        [
+            [0, -6, -13, -13],
+            [-6, -2, -6, -12],
+            [-14, 3, -11, 16],
+            [-13, 12, -7, -14],
+            [5, -12, -12, 16],
+        ],
+    ],
+]
+OTHERS_BALANCE = [[2.3134145736694336, 2.5746665000915527], [2.432131052017212, 2.0494251251220703]]
+
+
+def test_balance_loss_equals_that_of_hugging_face():
+    live = jnp.arange(5)[None] < jnp.array([[5], [3]])
+    for layer, right in zip(OTHERS_LOGITS, OTHERS_BALANCE):
+        logits = jnp.array(layer, jnp.float32) / 8 + jnp.arange(4) / 64
+        found = routing.top_k(logits, live, 2).balance
+        np.testing.assert_allclose(found, np.repeat(right, 5).reshape(2, 5), rtol=1e-6)
+
+
+def test_balance_loss_is_of_each_layer():
+    """Two layers that use half of the experts each: together they look even (transformers: 2.0)."""
+    low, high = jnp.array([9.1, 9.0, 0.1, 0.0]), jnp.array([0.0, 0.0, 9.0, 9.0])
+    live = jnp.ones((1, 6), bool)
+    for logits in (low, high):  # transformers, one layer at a time: 3.9995
+        found = routing.top_k(jnp.broadcast_to(logits, (1, 6, 4)), live, 2).balance
+        np.testing.assert_allclose(found, 3.9995064, rtol=1e-6)
+
+
+def test_balance_loss_moves_usage():
+    w, (x, live) = weights_of(), tokens(lean=1.0)
+
+    def balance(router):
+        return routing.top_k(x @ router, live, K).balance.mean()
+
+    def used(router):  # share of the pairs at the busiest expert
+        counts = jnp.bincount(routing.top_k(x @ router, live, K).experts.ravel(), length=E)
+        return counts.max() / counts.sum()
+
+    router = w['router']
+    step = jax.jit(lambda router: router - 0.3 * jax.grad(balance)(router))
+    for _ in range(100):
+        router = step(router)
+    assert balance(router) < 1.1 * K < 1.3 * K < balance(w['router'])
+    assert used(router) < 0.6 * used(w['router'])
+
+
+def backbone(pool, split):
+    config = config_of(pool=pool)
+    config.model.backbone.update(
+        layers=2, width=D, heads=2, kv_heads=1, head_dim=8, split=split, remat='full'
+    )
+    config.model.backbone.rope_sections = (2, 1, 1)
+    return transformer.build(config, select.build(config), 'cpu')()
+
+
+@pytest.mark.parametrize('split', ['ffn', 'full'])
+def test_a_pool_for_each_group_or_one_for_all(split):
+    x, live = tokens()
+    position, mask = jnp.zeros((B, L, 3)), jnp.ones((B, L, L), bool)
+
+    def born(pool):
+        model = backbone(pool, split)
+        params = model.init(jax.random.key(0), x, position, mask, LENGTHS, live)['params']
+        y, losses, *_ = model.apply({'params': params}, x, position, mask, LENGTHS, live)
+        assert y.shape == x.shape and {a.shape for a in losses.values()} == {(B, L)}
+        return params['layers']
+
+    separate, shared = born('separate'), born('shared')
+    for group in experts.GROUPS:
+        assert separate[group]['gate'].shape == (2, E, D, F) and group not in shared
+    assert shared['shared']['down'].shape == (2, E, F, D) and 'shared' not in separate
+
+
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        ({'top_k': 9}, r'top_k=9 must be between 1 and model\.backbone\.routed\.count=8'),
+        ({'count': 6}, r'count=6 experts do not divide over mesh\.expert=4'),
+        ({'pool': 'none'}, r"pool='none' is not known"),
+        ({'product': 'dense'}, r"product='dense' is not known"),
+        ({'capacity_factor': 0.5}, r'capacity_factor=0\.5 must be at least 1'),
+    ],
+)
+def test_wrong_values_name_the_field(changes, words):
+    config = config_of()
+    config.model.backbone.routed.update(changes)
+    with pytest.raises(UserError, match=words):
+        experts.build(config, 'cpu', mesh_of(expert=4))
+
+
+def test_a_table_that_scatters_the_experts_of_a_device_is_refused():
+    config = config_of()
+    config.sharding = ((r'(gate|up|down)$', (('fsdp', 'expert'), None, None)), *config.sharding)
+    with pytest.raises(UserError, match=r"pixels/gate is cut over .*; name 'expert' first"):
+        routed(config, mesh_of(expert=2, fsdp=2, data=2), weights_of(), *tokens())
+
+
+@pytest.mark.parametrize(
+    'remat, recomputed', [('full', 2), ('projections', 2), ('gate', 1), ('feedforward', 0)]
+)
+def test_the_backward_recomputes_no_product_that_it_does_not_need(remat, recomputed):
+    """Of gate, up and down: `down` never, since its output has no part in any gradient."""
+    w, (x, live) = weights_of(), tokens()
+
+    def loss(w, x):
+        run = jax.checkpoint(
+            lambda w, x: routed(config_of(), None, w, x, live)[0],
+            policy=layers.REMAT[remat],
+        )
+        return jnp.sum(run(w, x) ** 2)
+
+    text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(w, x))
+    assert text.count('= ragged_dot') == 3 + recomputed + 6  # forward, recomputed, gradients

@@ -1,0 +1,202 @@
+"""transformer.py: Qwen3's block written out, expert groups, and ways of running the same stack."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from rf_jax.models import transformer
+from rf_jax.models.attention import select
+from rf_jax.models.moe.experts import GROUPS
+
+WIDTH, HEADS, KV_HEADS, HEAD_DIM = 16, 4, 2, 8
+LENGTHS = (5, 4, 3)  # tokens of the three groups
+LENGTH = sum(LENGTHS)
+EPSILON, THETA = 0.01, 100.0  # neither is a default, and the epsilon is large enough to matter
+SPLITS = ('ffn', 'full')
+FAST = {'xla_backend_optimization_level': 0}  # compiling is most of what these tests do
+
+
+def build(split, layers=2, **changes):
+    config = base.get_config()
+    config.model.backbone.update(
+        layers=layers, width=WIDTH, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM,
+        feedforward=12, split=split, norm_eps=EPSILON, rope_theta=THETA, **changes,
+    )  # fmt: skip
+    config.model.backbone.rope_sections = (2, 1, 1)
+    return transformer.build(config, select.build(config), 'cpu')()
+
+
+def inputs():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, LENGTH, WIDTH)).astype(np.float32)
+    position = jnp.array(rng.uniform(0, 9, (2, LENGTH, 3)), jnp.float32)
+    mask = rng.random((2, LENGTH, LENGTH)) < 0.5
+    return x, position, mask | np.eye(LENGTH, dtype=bool)
+
+
+@cache
+def params_of(split, layers=2):
+    backbone = build(split, layers)
+
+    shapes = jax.eval_shape(
+        lambda key: backbone.init(key, *inputs(), LENGTHS)['params'], jax.random.key(0)
+    )
+    rng = np.random.default_rng(0)
+
+    def draw(path, shape):
+        is_scale = jax.tree_util.keystr(path).endswith("scale']")
+        return (0.3 * rng.normal(size=shape.shape) + is_scale).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def rms(scale, x):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + EPSILON) * scale
+
+
+def turn(x, position):
+    """x [L, Dh]: order turns the first and last of the frequencies, row and column the others."""
+    angles = np.tile(position[:, [0, 1, 2, 0]] * THETA ** (-np.arange(4) / 4), 2)
+    rotated = np.concatenate([-x[:, 4:], x[:, :4]], -1)
+    return x * np.cos(angles) + rotated * np.sin(angles)
+
+
+def of_group(params, split, part, group):
+    """Parameters of one group of a layer, whichever way they are shared."""
+    if split == 'full':
+        names = {'attention': f'{group}_attention', 'output': f'{group}_output', 'ffn': group}
+        p = params[names[part]]
+        return (p['norm'], p['ffn']) if part == 'ffn' else p
+    return (params['ffn_norm'], params[group]['ffn']) if part == 'ffn' else params[part]
+
+
+def reference(params, split, x, position, mask, layers):
+    """One row, token by token: x [L, D], mask [L, L]."""
+    group_of = np.repeat(GROUPS, LENGTHS)
+    for layer in range(layers):
+        p = jax.tree.map(lambda a, layer=layer: np.asarray(a[layer]), params['layers'])
+        q = np.zeros((LENGTH, HEADS, HEAD_DIM))
+        k, v = np.zeros((2, LENGTH, KV_HEADS, HEAD_DIM))
+        for i, group in enumerate(group_of):
+            a = of_group(p, split, 'attention', group)
+            y = rms(a['norm']['scale'], x[i])
+            q[i] = rms(a['query_norm']['scale'], (y @ a['query']['kernel']).reshape(HEADS, -1))
+            k[i] = rms(a['key_norm']['scale'], (y @ a['key']['kernel']).reshape(KV_HEADS, -1))
+            v[i] = (y @ a['value']['kernel']).reshape(KV_HEADS, -1)
+        out = np.zeros_like(q)
+        for h in range(HEADS):
+            g = h // (HEADS // KV_HEADS)
+            logits = turn(q[:, h], position) @ turn(k[:, g], position).T / np.sqrt(HEAD_DIM)
+            weights = np.where(mask, np.exp(logits), 0)
+            out[:, h] = weights / weights.sum(1, keepdims=True) @ v[:, g]
+        x = x.copy()
+        for i, group in enumerate(group_of):
+            x[i] += out[i].ravel() @ of_group(p, split, 'output', group)['kernel']
+            norm, f = of_group(p, split, 'ffn', group)
+            y = rms(norm['scale'], x[i])
+            gate = y @ f['gate']['kernel']
+            x[i] += gate / (1 + np.exp(-gate)) * (y @ f['up']['kernel']) @ f['down']['kernel']
+    return rms(np.asarray(params['norm']['scale']), x)
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_the_stack_is_qwen3_with_a_feedforward_per_group(split):
+    params = params_of(split)
+    x, position, mask = inputs()
+    run = jax.jit(
+        lambda p, *a: build(split).apply({'params': p}, *a, LENGTHS)[0], compiler_options=FAST
+    )
+    out = run(params, x, position, mask)
+    for row in range(2):
+        wanted = reference(params, split, x[row], np.asarray(position[row]), mask[row], 2)
+        np.testing.assert_allclose(out[row], wanted, atol=1e-4, rtol=1e-4)
+
+
+@cache
+def outputs_and_gradients(split, **changes):
+    def loss(params):
+        out, *_ = build(split, **changes).apply({'params': params}, *inputs(), LENGTHS)
+        return jnp.sin(out).sum(), out
+
+    gradients, out = jax.jit(jax.grad(loss, has_aux=True), compiler_options=FAST)(params_of(split))
+    return out, gradients
+
+
+@pytest.mark.parametrize(
+    ('split', 'unroll', 'remat'),
+    [('ffn', 2, 'none'), ('ffn', 1, 'dots'), ('ffn', 1, 'gate'), ('full', 1, 'full')],
+)
+def test_ways_of_running_give_the_same_outputs_and_gradients(split, unroll, remat):
+    out, gradients = outputs_and_gradients(split)
+    other, other_gradients = outputs_and_gradients(split, unroll=unroll, remat=remat)
+    np.testing.assert_allclose(out, other, atol=1e-5)
+    assert jax.tree.structure(gradients) == jax.tree.structure(other_gradients)
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(other_gradients)):
+        np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+        assert np.abs(a).max() > 0
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_a_groups_parameters_receive_its_own_tokens_only(split):
+    """One layer: the output of a token knows the feed-forward of its group and of no other."""
+    group_of = np.repeat(np.arange(3), LENGTHS)
+
+    @partial(jax.jit, compiler_options=FAST)
+    def gradient(params, counted):
+        def loss(params):
+            out, *_ = build(split, 1).apply({'params': params}, *inputs(), LENGTHS)
+            return jnp.sum(jnp.sin(out) * counted[:, None])
+
+        return jax.grad(loss)(params)['layers']
+
+    for number, group in enumerate(GROUPS):
+        found = gradient(params_of(split, layers=1), group_of == number)
+        for other in GROUPS:
+            parts = [found[other]]
+            if split == 'full':
+                parts += [found[f'{other}_output'], found[f'{other}_attention']['query']]
+            for leaf in jax.tree.leaves(parts):
+                assert bool(leaf.any()) == (group == other)
+        shared = found if split == 'ffn' else found[f'{group}_attention']
+        assert all(leaf.any() for name in ('norm', 'ffn_norm') if name in shared
+                   for leaf in jax.tree.leaves(shared[name]))  # fmt: skip
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_a_cache_of_the_first_tokens_gives_the_same_as_all_at_once(split):
+    params, backbone = params_of(split), build(split)
+    x, position, _ = inputs()
+    first = LENGTHS[0]
+    mask = jnp.broadcast_to(jnp.tril(jnp.ones((LENGTH, LENGTH), bool)), (2, LENGTH, LENGTH))
+
+    @partial(jax.jit, compiler_options=FAST)
+    def both(params):
+        def run(*args, **kwargs):
+            return backbone.apply({'params': params}, *args, **kwargs)
+
+        whole, _, kept, _ = run(x, position, mask, LENGTHS, keep=True)
+        head, _, cache, _ = run(x[:, :first], position[:, :first], mask[:, :first, :first],
+                          (first, 0, 0), keep=True)  # fmt: skip
+        tail, *_ = run(
+            x[:, first:], position[:, first:], mask[:, first:], (0, *LENGTHS[1:]), cache=cache
+        )
+        return whole, jnp.concatenate([head, tail], 1), kept, cache
+
+    whole, parts, kept, cached = both(params)
+    np.testing.assert_allclose(whole, parts, atol=1e-5)
+    for a, b in zip(kept, cached):
+        np.testing.assert_allclose(a[:, :, :first], b, atol=1e-6)
+
+
+def test_the_tree_is_the_same_for_every_way_of_running():
+    for split in SPLITS:
+        shapes = jax.tree.map(jnp.shape, params_of(split))
+        other = build(split, remat='full', unroll=2)
+        born = jax.eval_shape(lambda k, b=other: b.init(k, *inputs(), LENGTHS), jax.random.key(0))
+        assert jax.tree.map(jnp.shape, born['params']) == shapes
+        stacked = jax.tree.leaves(born['params']['layers'])
+        assert all(leaf.shape[0] == 2 for leaf in stacked)

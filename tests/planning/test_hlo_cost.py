@@ -1,0 +1,172 @@
+"""What is read off compiled programs is what the programs do."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.sharding import NamedSharding, PartitionSpec
+
+from rf_jax.planning import hlo, hlo_cost
+from rf_jax.runtime.mesh import make_mesh
+
+LAYERS, SIDE = 5, 32
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    return make_mesh({'data': 2, 'fsdp': 4, 'expert': 1, 'tensor': 1, 'context': 1})
+
+
+def totals(f, *shapes):
+    return hlo_cost.totals(jax.jit(f).lower(*shapes).compile().as_text())
+
+
+def shape(mesh, dims, *axes):
+    return jax.ShapeDtypeStruct(
+        dims, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes))
+    )
+
+
+def stack(w, x):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0].sum()
+
+
+def test_the_body_of_a_loop_counts_as_often_as_it_runs(mesh):
+    found = totals(
+        jax.grad(stack, (0, 1)), shape(mesh, (LAYERS, SIDE, SIDE)), shape(mesh, (SIDE, SIDE))
+    )
+    assert found.flops == 3 * LAYERS * 2 * SIDE**3 and found.unknown == 0
+
+
+def test_gathers_are_counted_by_the_axes_they_run_over(mesh):
+    w = shape(mesh, (LAYERS, SIDE, SIDE), None, 'fsdp')
+
+    def run(w):
+        def body(total, w):
+            whole = jax.lax.with_sharding_constraint(w, NamedSharding(mesh, PartitionSpec()))
+            return total + jnp.tanh(whole @ whole), None
+
+        return jax.lax.scan(body, jnp.zeros((SIDE, SIDE)), w)[0]
+
+    found = totals(run, w).collectives
+    ((kind, groups),) = found
+    assert kind == 'all-gather' and len(groups) == 2 and all(len(g) == 4 for g in groups)
+    assert found[kind, groups] == LAYERS * 4 * SIDE**2 * 3 / 4
+
+
+def test_a_loop_of_unknown_length_counts_as_not_run():
+    def run(n, x):
+        return jax.lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] @ c[1]), (0, x))[1]
+
+    found = totals(run, jax.ShapeDtypeStruct((), jnp.int32), jnp.ones((SIDE, SIDE)))
+    assert found.flops == 0 and found.unknown == 1
+
+
+# A Pallas kernel with metadata as libtpu 0.0.42 prints it; its body is shortened.
+KERNEL = r"""HloModule jit_f, is_scheduled=true, entry_computation_layout={()->f32[256,256]{1,0}}
+
+ENTRY %main.1 (x.1: f32[256,256]) -> f32[256,256] {
+  %x.1 = f32[256,256]{1,0:T(8,128)} parameter(0), sharding={replicated}, metadata={op_name="x"}
+  ROOT %double.1 = f32[256,256]{1,0:T(8,128)} custom-call(%x.1), custom_call_target="tpu_custom_call", operand_layout_constraints={f32[256,256]{1,0}}, frontend_attributes={kernel_metadata={
+"author":"me \"you\"",
+"xprof":"{\"block\": \"a\\nb }\"}"
+}}, metadata={op_name="jit(f)/outer \"q\"/double/pallas_call" stack_frame_id=3}, backend_config={"flag_configs":[],"custom_call_config":{"body":"TUzvUgFN","cost_estimate":{"flops":"12345","transcendentals":"0","bytes_accessed":"8","remote_bytes_transferred":"0"},"serialization_format":"1"}}
+}
+"""  # noqa: E501
+
+
+def test_a_kernel_whose_metadata_holds_newlines_keeps_its_cost_and_its_name():
+    found = hlo_cost.totals(KERNEL)
+    ((label, (runs, says)),) = found.kernels.items()
+    assert (runs, says) == (1, 12345)
+    assert label == 'double [jit(f)/outer "q"/double/pallas_call]'
+    assert found.bytes == 2 * 4 * 256**2
+
+
+def test_a_loop_whose_metadata_holds_newlines_keeps_its_length():
+    """Compiled here: XLA notes how often a loop runs behind the attributes that JAX gives it."""
+
+    def run(x):
+        with set_xla_metadata(kernel_metadata='{\n"a": 1,\n"b": {"c": "}"}\n}'):
+            down = jax.lax.while_loop(
+                lambda c: c[0] > 0, lambda c: (c[0] - 1, c[1] @ c[1]), (LAYERS, x)
+            )
+            return down[1]
+
+    text = jax.jit(run).lower(jnp.ones((SIDE, SIDE))).compile().as_text()
+    assert '{\n"a": 1,\n' in text and 'known_trip_count' in text
+    found = hlo_cost.totals(text)
+    assert found.flops == LAYERS * 2 * SIDE**3 and found.unknown == 0
+
+
+@pytest.mark.parametrize(
+    ('text', 'groups'),
+    [
+        ('replica_groups={{0,1},{2,3}}, x=1', ((0, 1), (2, 3))),
+        ('replica_groups=[2,2]<=[4], x=1', ((0, 1), (2, 3))),
+        ('replica_groups=[2,2]<=[2,2]T(1,0), x=1', ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=2,'b'=2] {'b'}, x=1", ((0, 1), (2, 3))),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x=1", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, x", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=2,'b'=1,'c'=2] {'a','c'}, x=1", ((0, 1, 2, 3),)),
+        ('source_target_pairs={{0,1},{1,0}}, x=1', ((0, 1), (1, 0))),
+    ],
+)
+def test_groups_of_every_form(text, groups):
+    assert hlo.groups_of(text) == groups
+
+
+def test_a_convolution_counts_what_meets_no_padding_and_no_hole():
+    # A batched matrix product as TPU programs write it: batch 4 as a dilated window.
+    (out,) = hlo.arrays_of('bf16[4,8,16]{2,1,0}')
+    (left,) = hlo.arrays_of('bf16[4,8,32]{2,1,0}')
+    (right,) = hlo.arrays_of('bf16[4,32,16]{2,1,0}')
+    attributes = 'window={size=4 stride=3 pad=0_0 lhs_dilate=4}, dim_labels=0bf_0io->0bf'
+    assert hlo.convolution_flops(out, left, right, attributes) == 2 * 4 * 8 * 32 * 16
+
+
+def test_types_name_bytes_and_memory():
+    arrays = hlo.arrays_of('(s32[]{:T(128)}, bf16[4,2]{1,0:T(4,128)(2,1)S(1)}, pred[8]{0})')
+    assert [a.bytes for a in arrays] == [4, 16, 8]
+    assert [a.main for a in arrays] == [True, False, True]
+
+
+# A layer's slice of a saved stack is read within a fusion's fusion and written beside a product.
+SLICES = """HloModule jit_f, is_scheduled=true, entry_computation_layout={()->f32[8,4]{1,0}}
+
+%read.1 (p.1: f32[100,8,8], p.2: s32[]) -> f32[8,8] {
+  %p.1 = f32[100,8,8]{2,1,0} parameter(0)
+  %p.2 = s32[] parameter(1)
+  %zero.1 = s32[] constant(0)
+  %slice.1 = f32[1,8,8]{2,1,0} dynamic-slice(%p.1, %p.2, %zero.1, %zero.1), dynamic_slice_sizes={1,8,8}
+  ROOT %flat.1 = f32[8,8]{1,0} bitcast(%slice.1)
+}
+
+%both.1 (p.3: f32[100,8,8], p.4: f32[8,4], p.5: f32[50,8,4], p.6: s32[]) -> (f32[50,8,4], f32[8,4]) {
+  %p.3 = f32[100,8,8]{2,1,0} parameter(0)
+  %p.4 = f32[8,4]{1,0} parameter(1)
+  %p.5 = f32[50,8,4]{2,1,0} parameter(2)
+  %p.6 = s32[] parameter(3)
+  %layer.1 = f32[8,8]{1,0} fusion(%p.3, %p.6), kind=kLoop, calls=%read.1
+  %y.1 = f32[8,4]{1,0} dot(%layer.1, %p.4), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %row.1 = f32[1,8,4]{2,1,0} bitcast(%y.1)
+  %zero.2 = s32[] constant(0)
+  %kept.1 = f32[50,8,4]{2,1,0} dynamic-update-slice(%p.5, %row.1, %p.6, %zero.2, %zero.2)
+  ROOT %out.1 = (f32[50,8,4]{2,1,0}, f32[8,4]{1,0}) tuple(%kept.1, %y.1)
+}
+
+ENTRY %main.1 (a.1: f32[100,8,8], a.2: f32[8,4], a.3: f32[50,8,4], a.4: s32[]) -> (f32[50,8,4], f32[8,4]) {
+  %a.1 = f32[100,8,8]{2,1,0} parameter(0)
+  %a.2 = f32[8,4]{1,0} parameter(1)
+  %a.3 = f32[50,8,4]{2,1,0} parameter(2)
+  %a.4 = s32[] parameter(3)
+  ROOT %fusion.1 = (f32[50,8,4]{2,1,0}, f32[8,4]{1,0}) fusion(%a.1, %a.2, %a.3, %a.4), kind=kOutput, calls=%both.1
+}
+"""  # noqa: E501
+
+
+def test_a_fusion_moves_only_the_slices_that_it_reads_and_writes_of_saved_stacks():
+    found = hlo_cost.totals(SLICES)
+    layer, x, y, number = 8 * 8 * 4, 8 * 4 * 4, 8 * 4 * 4, 4
+    assert found.bytes == layer + x + number + y + y  # not the 100 and the 50 layers of the stacks
+    assert found.flops == 2 * 8 * 8 * 4

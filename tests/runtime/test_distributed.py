@@ -1,0 +1,254 @@
+"""Several processes train what one does, stop at one step, and end together."""
+
+import importlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from shrink import CACHE, quick_compilation
+
+from configs import debug
+from rf_jax.runtime import distributed, exits
+from rf_jax.runtime.errors import UserError
+from rf_jax.training import train_loop
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'launch'))
+local = importlib.import_module('local')  # a script beside the package
+
+STEPS = 10
+DEVICES = 4  # of all processes together
+# Four processes take a minute on 2 cores: RF_JAX_SLOW=1.
+COUNTS = [2, 4] if os.environ.get('RF_JAX_SLOW') else [2]
+CHANGES = {'checkpoint.every': 4, 'log.every': 1, 'evaluation.samples': 2, 'sampling.steps': 1,
+           'log.samples': 2, 'log.samples_every': 5, 'compilation_cache': CACHE}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('given', 'expected'),
+    [
+        ({}, None),
+        ({'SLURM_JOB_ID': '1', 'SLURM_NTASKS': '4'}, None),  # inside sbatch, without srun
+        ({'SLURM_STEP_NUM_TASKS': '1'}, None),
+        ({'SLURM_STEP_NUM_TASKS': '4'}, {}),
+        ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
+        ({'TPU_WORKER_HOSTNAMES': 'a,b'}, {}),
+        ({'RF_JAX_COORDINATOR': 'auto'}, {}),
+    ],
+)
+def test_who_is_asked_for_the_others(given, expected):
+    assert distributed.arguments(given) == expected
+
+
+def test_plain_addresses():
+    given = dict(zip(distributed.VARIABLES, ('[::1]:8476', '1', '4')))
+    found = distributed.arguments(given)
+    assert found.pop('cluster_detection_method') == 'deactivate'
+    assert found == {'coordinator_address': '[::1]:8476', 'process_id': 1, 'num_processes': 4}
+
+
+@pytest.mark.parametrize(
+    'values',
+    [('a:80', '4', '4'), ('a:80', '-1', '4'), ('a', '0', '4'), (':80', '0', '1'),
+     ('a:b', '0', '1'), ('a:80', '', '4'), ('a:80', '0', ''), ('a:99999', '0', '1')],
+)  # fmt: skip
+def test_addresses_that_cannot_be(values):
+    with pytest.raises(UserError, match='expected host:port'):
+        distributed.arguments(dict(zip(distributed.VARIABLES, values)))
+
+
+def start(count, workdir, folder, **flags):
+    """`python -m rf_jax.train` as `count` processes, DEVICES devices in all."""
+    flags = {'config.steps': STEPS, **{f'config.{k}': v for k, v in CHANGES.items()}, **flags}
+    environment = {
+        **os.environ,
+        'XLA_FLAGS': re.sub(
+            r'(device_count)=\d+', rf'\1={DEVICES // count}', os.environ['XLA_FLAGS']
+        ),
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    }
+    arguments = [f'--{name}={value}' for name, value in flags.items()]
+    command = [sys.executable, '-m', 'rf_jax.train', '--config=configs/debug.py']
+    return local.Processes(
+        count, [*command, f'--workdir={workdir}', *arguments], folder, environment, False, ROOT
+    )
+
+
+def alone(workdir, steps=STEPS, devices=DEVICES):
+    """The same run in this process alone, without drawings."""
+    config = debug.get_config()
+    config.update_from_flattened_dict(CHANGES | {'steps': steps, 'log.samples_every': 0})
+    with quick_compilation():
+        train_loop.train(train_loop.build(config, workdir, jax.devices()[:devices]))
+    return workdir
+
+
+def told(folder, index=0):
+    return (folder / f'{index}.log').read_text(errors='replace')
+
+
+def logged(workdir):
+    """{step: its line of the log}."""
+    path = Path(workdir) / 'metrics.jsonl'
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {line['step']: line for line in lines if 'loss' in line}
+
+
+def assert_same_losses(workdir, other, steps=STEPS):
+    a, b = logged(workdir), logged(other)
+    assert list(a) == list(b)[:steps] == list(range(1, steps + 1))
+    for step in a:
+        for name in a[step]:
+            if name.startswith('loss') or name in ('gradient_norm', 'codes_used', 'skipped'):
+                np.testing.assert_allclose(
+                    a[step][name], b[step][name], rtol=1e-4, err_msg=f'{name} of step {step}'
+                )
+
+
+def saved(workdir):
+    return sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdecimal())
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    """One process, one device."""
+    return alone(tmp_path_factory.mktemp('alone') / 'run', devices=1)
+
+
+@pytest.mark.parametrize('count', COUNTS)
+def test_more_processes_go_on_from_one(tmp_path, undisturbed, count):
+    """With drawings while training and an evaluation at the end, which only the first writes."""
+    workdir = alone(tmp_path / 'run', steps=3)
+    processes = start(count, workdir, tmp_path / 'logs')
+    assert processes.wait() == [0] * count, told(tmp_path / 'logs')
+    assert_same_losses(workdir, undisturbed)
+    assert f'Resumed {workdir} at step 3 of {STEPS}' in told(tmp_path / 'logs')
+    names = {path.name for path in workdir.rglob('*')}
+    assert names >= {'00000005.png', '00000005.txt', 'grid.png', 'result.json', 'goodput.json'}
+    assert not [name for name in names if '.shared.' in name or '.probe.' in name]
+    for index in range(count):
+        assert ('goodput' in told(tmp_path / 'logs', index)) == (index == 0)
+    ours, theirs = logged(workdir)[STEPS], logged(undisturbed)[STEPS]
+    assert ours.keys() >= theirs.keys() >= {'goodput', 'seconds/compile', 'seconds/again'}
+
+
+@pytest.mark.parametrize('count', COUNTS)
+def test_all_stop_at_one_step_and_one_process_goes_on(tmp_path, undisturbed, count):
+    workdir, folder = tmp_path / 'run', tmp_path / 'logs'
+    processes = start(count, workdir, folder, **{'config.steps': 100_000})
+    until(lambda: len(logged(workdir)) >= 2, processes)
+    processes.processes[1].send_signal(signal.SIGTERM)
+    assert processes.wait() == [exits.INTERRUPTED] * count, told(folder)
+    logs = [told(folder, index) for index in range(count)]
+    steps = {int(re.search(r'Stopped by a signal at step (\d+), saved', log)[1]) for log in logs}
+    assert steps == {saved(workdir)[-1]}
+    if steps.pop() < STEPS:
+        alone(workdir)
+        assert_same_losses(workdir, undisturbed)
+
+
+APART = """
+import signal, sys
+import jax
+from configs import debug
+from rf_jax.learning import loop
+from rf_jax.runtime import hosts
+
+hosts.start()
+config = debug.get_config()
+config.update_from_flattened_dict(eval(sys.argv[2]))
+config.mesh.update(fsdp=4, tensor=2)
+own = [[d for d in jax.devices() if d.process_index == i] for i in range(2)]
+# Two devices a place of rows: the first and the last place lie on both processes.
+run = loop.build(config, sys.argv[1], [own[i].pop(0) for i in (0, 1, 1, 1, 0, 0, 0, 1)])
+
+def on_samples(number, ema, writer):
+    if number == 1 and jax.process_index() == 1:
+        signal.raise_signal(signal.SIGTERM)
+
+state = loop.train(run, on_samples)
+print('rows', run.batches.rows.tolist(), 'stopped', run.stopped, 'at', int(state.step))
+hosts.finish()
+"""
+
+
+def test_processes_whose_rows_lie_apart_and_overlap_train_what_one_does(tmp_path, undisturbed):
+    """And stop at one step, though only one of those that hold the same rows was asked to."""
+    changes = CHANGES | {'steps': STEPS, 'log.samples_every': 1}
+    workdir, folder = tmp_path / 'run', tmp_path / 'logs'
+    environment = {
+        **os.environ,
+        'XLA_FLAGS': re.sub(r'(device_count)=\d+', r'\1=4', os.environ['XLA_FLAGS']),
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    }
+    command = [sys.executable, '-c', APART, str(workdir), repr(changes)]
+    assert local.Processes(2, command, folder, environment, False, ROOT).wait() == [0, 0], told(
+        folder
+    )
+    assert 'rows [0, 1, 4, 5, 6, 7] stopped True at 3' in told(folder, 0)
+    assert 'rows [0, 1, 2, 3, 6, 7] stopped True at 3' in told(folder, 1)
+    assert_same_losses(workdir, undisturbed, 3)
+
+
+def until(condition, processes):
+    while not condition():
+        assert all(p.poll() is None for p in processes.processes), 'ended too early'
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize('victim', [0, 1])
+def test_one_killed_ends_all_with_a_clear_word(tmp_path, victim):
+    workdir, folder = tmp_path / 'run', tmp_path / 'logs'
+    processes = start(2, workdir, folder, **{'config.steps': 100_000})
+    until((workdir / 'checkpoints' / '4').exists, processes)
+    processes.processes[victim].send_signal(signal.SIGKILL)
+    codes = processes.wait(grace=60.0)
+    assert codes[victim] == -signal.SIGKILL
+    # Not killed by the launcher, not ended well, and step 4 is on disk.
+    assert codes[1 - victim] == exits.FAULT_AFTER_PROGRESS
+    last = told(folder, 1 - victim).strip().splitlines()[-1]
+    assert last.startswith(f'error: process {victim} of 2') and 'was lost' in last
+    assert 'same command' in last
+    assert 4 in saved(workdir)
+
+
+def test_other_data_on_one_host_is_refused(monkeypatch):
+    distributed.check_same('3 samples', 'data.sources')
+    monkeypatch.setattr(distributed.jax, 'process_count', lambda: 3)
+    monkeypatch.setattr(distributed, 'gather', lambda text: [text, text, '2 samples'])
+    with pytest.raises(UserError, match=r'data\.sources .* 0 has 3 samples; process 2 has 2 samp'):
+        distributed.check_same('3 samples', 'data.sources')
+    monkeypatch.setattr(distributed, 'gather', lambda text: [text] * 3)
+    distributed.check_same('3 samples', 'data.sources')
+
+
+def test_the_first_reads_the_data_before_the_others(monkeypatch):
+    told = []
+    monkeypatch.setattr(distributed, 'from_first', lambda make: told.append('the first is done'))
+    for first in (True, False):
+        told.clear()
+        monkeypatch.setattr(distributed, 'first', lambda first=first: first)
+        assert distributed.first_alone(lambda: told.append('read') or 'data') == 'data'
+        assert told == (['read', 'the first is done'] if first else ['the first is done', 'read'])
+
+
+def test_a_workdir_of_ones_own_is_refused(tmp_path):
+    """Each process is given a folder of its own, as on hosts without a shared file system."""
+    folder = tmp_path / 'logs'
+    script = 'exec "$@" --workdir=$0/own$RF_JAX_PROCESS'
+    command = [sys.executable, '-m', 'rf_jax.train', '--config=configs/debug.py']
+    processes = local.Processes(
+        2, ['bash', '-c', script, str(tmp_path), *command], folder,
+        {**os.environ, 'XLA_FLAGS': ''}, False, ROOT,
+    )  # fmt: skip
+    assert processes.wait() == [exits.MISTAKE] * 2
+    for index in range(2):
+        assert 'is not shared between the hosts: process 1 cannot see' in told(folder, index)
+        assert 'Traceback' not in told(folder, index)

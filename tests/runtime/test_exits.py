@@ -1,0 +1,104 @@
+"""Exit codes of real processes: what a launcher may do next."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shrink import CACHE
+
+from rf_jax.runtime import exits
+from rf_jax.runtime.errors import Unavailable, UserError
+
+ROOT = Path(__file__).parents[2]
+# Trains with a fault of ours in the code: `where` is module:class.method or module:function.
+FAULTY = """
+import functools, importlib, runpy, sys
+where, number = sys.argv.pop(), int(sys.argv.pop())
+module, _, name = where.partition(':')
+owner = functools.reduce(getattr, name.split('.')[:-1], importlib.import_module(module))
+last, calls = name.split('.')[-1], []
+original = getattr(owner, last)
+
+def faulty(*arguments, **named):
+    calls.append(1)
+    if len(calls) == number:
+        raise ZeroDivisionError('a fault of ours')
+    return original(*arguments, **named)
+
+setattr(owner, last, faulty)
+runpy.run_module('rf_jax.train', run_name='__main__', alter_sys=True)
+"""
+
+
+def command(workdir, **changes):
+    flags = {'steps': 4, 'checkpoint.every': 2, 'log.every': 1, 'evaluation.samples': 0,
+             'compilation_cache': CACHE, **changes}  # fmt: skip
+    fields = [f'--config.{name}={value}' for name, value in flags.items()]
+    return ['--config=configs/debug.py', f'--workdir={workdir}', *fields]
+
+
+def environment(**changes):
+    quick = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+    return os.environ | quick | changes
+
+
+def train(*start, workdir, after=(), **changes):
+    return subprocess.run(
+        [sys.executable, *start, *command(workdir, **changes), *after],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(('step', 'code'), [('2', exits.FAULT), ('4', exits.FAULT_AFTER_PROGRESS)])
+def test_a_crash_says_whether_a_checkpoint_was_saved_since_the_start(tmp_path, step, code):
+    where = 'rf_jax.training.step_metrics:Report.later'
+    done = train('-c', FAULTY, workdir=tmp_path / 'run', after=[step, where])
+    assert done.returncode == code, done.stderr
+    assert 'ZeroDivisionError: a fault of ours' in done.stderr
+
+
+def test_an_evaluation_that_fails_does_not_fail_the_training(tmp_path):
+    where = 'rf_jax.evaluation.run_report:at_end'
+    changes = {'steps': 2, 'evaluation.samples': 2}
+    done = train('-c', FAULTY, workdir=tmp_path / 'run', after=['1', where], **changes)
+    assert done.returncode == exits.DONE, done.stderr
+    assert 'ZeroDivisionError: a fault of ours' in done.stderr
+    assert f'python -m rf_jax.evaluate --workdir={tmp_path}/run' in done.stderr
+    assert (tmp_path / 'run' / 'checkpoints' / '2').is_dir()
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_is_an_interruption(tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'rf_jax.train', *command(tmp_path / 'run')],
+        cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert any('Training a SentencePiece tokenizer' in line for line in process.stderr)
+    process.send_signal(number)
+    rest = process.communicate(timeout=600)[1]
+    assert process.returncode == exits.INTERRUPTED, rest
+    assert 'Traceback' not in rest
+
+
+def test_what_may_pass_is_no_mistake():
+    assert UserError.code == exits.MISTAKE
+    assert Unavailable('locked').code == exits.FAULT
+
+
+def test_a_full_disk_is_said_in_a_line_each_time_without_tracebacks(tmp_path):
+    """Files may not grow beyond 500 kB, which meets real writes as a full disk does."""
+    script = 'ulimit -f 500; exec "$@"'
+    done = subprocess.run(
+        ['bash', '-c', script, 'bash', sys.executable, '-m', 'rf_jax.train',
+         *command(tmp_path / 'run', compilation_cache='')],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == exits.MISTAKE, 'it would fail again'
+    lines = done.stderr.splitlines()
+    assert 'Traceback' not in done.stderr and len(lines) < 100, done.stderr
+    assert sum('was NOT saved' in line and 'File too large' in line for line in lines) == 3
+    assert lines[-1].startswith('error: the checkpoint of step 4 could not be saved')

@@ -1,0 +1,116 @@
+"""paths.py: home folders and URLs, wherever a path is taken from Python or from a config."""
+
+from pathlib import Path
+
+import pytest
+
+from configs import base
+from rf_jax.data import source_list
+from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.evaluation.inspection import Inspector
+from rf_jax.generation.sampler import Sampler
+from rf_jax.runtime import checkpoint, paths, workdir
+from rf_jax.runtime.errors import UserError
+from rf_jax.study import ladder, plan
+from rf_jax.training import train_loop
+
+URLS = ('gs://b/run', 's3://b/run', 'hdfs://b/run', 'file:///run', Path('gs://b/run'))
+# Everything that takes a path, and words of what it says of a folder that is not there.
+READERS = {
+    'Sampler.load': (Sampler.load, 'holds no config.json'),
+    'Inspector.load': (Inspector.load, 'holds no config.json'),
+    'restore_numpy': (checkpoint.restore_numpy, 'No checkpoint in'),
+    'Tokenizer.load': (Tokenizer.load, 'cannot read tokenizer'),
+    'load_arms': (plan.load_arms, 'there is no such file'),
+    'folder': (lambda path: source_list.build(f'folder:{path}', 9), 'looked for'),
+    'text': (lambda path: source_list.build(f'text:{path}', 9), 'looked for'),
+}
+WRITERS = {
+    'check_writable': workdir.check_writable,
+    'write_run_files': lambda path: workdir.write_run_files(path, {'a': 'b'}),
+    'claim': lambda path: workdir.claim(path).close(),
+    'Checkpoints': lambda path: checkpoint.Checkpoints(path, 1, 1).close(),
+}
+FIELDS = {
+    'tokenizer.path': '{}',
+    'initialise_from': '{}',
+    'data.sources': 'emoji,folder:{}',
+}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A home folder, and an empty working folder beside it."""
+    for name in ('home', 'here'):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    monkeypatch.chdir(tmp_path / 'here')
+    yield tmp_path / 'home'
+    assert not list((tmp_path / 'here').iterdir())
+
+
+@pytest.mark.parametrize('url', URLS, ids=str)
+def test_a_url_is_refused(url):
+    with pytest.raises(UserError, match=r'^--out=.*b?/?run is a URL'):
+        paths.local(url, '--out')
+
+
+@pytest.mark.parametrize('name', [*READERS, *WRITERS])
+def test_no_function_takes_a_url(name):
+    function = WRITERS.get(name) or READERS[name][0]
+    with pytest.raises(UserError, match='gs://b/run is a URL'):
+        function('gs://b/run')
+
+
+@pytest.mark.parametrize('name', READERS)
+def test_a_tilde_is_home_where_files_are_read(name, home):
+    function, words = READERS[name]
+    with pytest.raises(UserError, match=words) as error:
+        function('~/none')
+    assert f'{home}/none' in str(error.value)
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_a_tilde_is_home_where_files_are_written(name, home):
+    WRITERS[name]('~/run')
+    assert (home / 'run').is_dir()
+
+
+def test_a_tilde_is_home_for_the_rungs_of_the_ladder(home):
+    (rung, *_) = ladder.rungs(base_of_rungs(), '~/runs')
+    assert rung.folder == home / 'runs/study'
+
+
+def base_of_rungs():
+    from ml_collections import ConfigDict
+
+    return ConfigDict({'rungs': {'heading': (('1', 'study', 'a', 'b', 0),)}})
+
+
+@pytest.mark.parametrize('field', FIELDS)
+def test_a_field_that_is_a_path_takes_no_url_and_no_folder_is_made(field, tmp_path):
+    config = base.get_config()
+    config.update_from_flattened_dict({field: FIELDS[field].format('gs://b/x')})
+    with pytest.raises(UserError, match=rf'^{field}=gs://b/x is a URL'):
+        train_loop.build(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_tilde_is_home_in_initialise_from(home):
+    from rf_jax.training import initial_weights
+
+    config = base.get_config()
+    config.initialise_from = '~/a, ~/b'
+    assert initial_weights.other_runs(config) == [home / 'a', home / 'b']
+
+
+def test_relative_sources_are_recorded_absolute(tmp_path):
+    found = source_list.located('emoji, folder:pics,text:~/a.txt,scenes:aligned/48')
+    assert found == (
+        f'emoji,folder:{tmp_path}/here/pics,text:{tmp_path}/home/a.txt,scenes:aligned/48'
+    )
+    assert source_list.located(found) == found
+
+
+def test_the_arms_of_a_study_are_found_from_any_folder():
+    assert 'pixel_rf' in plan.load_arms('configs/scenes.py').needs

@@ -1,0 +1,76 @@
+"""Standard output and error without a reader, closed, or ASCII only never end a command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Prints on both, as commands do, works on, and leaves a file that says so.
+SCRIPT = r"""
+import sys
+from pathlib import Path
+from absl import flags, logging
+from rf_jax.runtime import command
+from rf_jax.runtime.errors import UserError
+
+FILE = flags.DEFINE_string('file', None, '')
+KIND = flags.DEFINE_string('kind', None, '')
+
+def main(argv):
+    for i in range(3000):
+        print('pi\u00f1ata', i)
+        logging.info('%s', 'pi\u00f1ata' * 30)
+    Path(FILE.value).write_text('worked on')
+    if KIND.value == 'mistake':
+        raise UserError('pi\u00f1ata is no flag')
+
+command.run(main)
+"""
+
+
+def run(tmp_path, redirected, kind='fine', **environment):
+    """(exit code, what came out) of the script under a shell with these redirections."""
+    done = subprocess.run(
+        ['bash', '-c', f'set -o pipefail; "$@" {redirected}', 'bash', sys.executable, '-c', SCRIPT,
+         f'--file={tmp_path}/file', f'--kind={kind}'],
+        cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu'} | environment,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    output = done.stdout + done.stderr
+    assert (tmp_path / 'file').exists(), output[-2000:]
+    assert 'Traceback' not in output and 'BrokenPipe' not in output, output[-2000:]
+    return done.returncode, output
+
+
+@pytest.mark.parametrize(
+    'redirected', ['| head -1', '2>&1 | head -1', '>&-', '2>&-', '>&- 2>&- <&-']
+)
+def test_streams_that_nobody_reads(tmp_path, redirected):
+    assert run(tmp_path, redirected)[0] == 0
+
+
+def test_the_exit_code_of_a_mistake_without_streams(tmp_path):
+    assert run(tmp_path, '>&- 2>&-', 'mistake')[0] == 64
+
+
+def test_an_ascii_terminal_is_shown_what_it_can_show(tmp_path):
+    code, output = run(tmp_path, '', PYTHONIOENCODING='ascii')
+    assert code == 0
+    assert 'pi\\xf1ata 2999' in output
+    assert run(tmp_path, '', LC_ALL='C', PYTHONCOERCECLOCALE='0', PYTHONUTF8='0')[0] == 0
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_nothing_printed_to_stderr_is_lost_when_a_process_ends_at_once(unbuffered):
+    script = (
+        'import os, sys; from rf_jax.runtime import streams; streams.prepare(); '
+        'print("last words", file=sys.stderr); os._exit(1)'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {'PYTHONUNBUFFERED': unbuffered},
+    )  # fmt: skip
+    assert done.stderr == 'last words\n'

@@ -1,0 +1,159 @@
+"""judge.py on true renderings: it accepts what is true of them, and hardly anything else."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rf_jax.scenes import claims, judge, render, world
+
+SCENES = 50
+SIZES = (24, 32, 48, 64, 128, 256)
+MILD = 8  # standard deviation of noise, of 255
+
+
+def exact(scene):
+    """All that the objects of a scene allow to say: every look, its count, how a pair stands."""
+    looks = [each.look for each in scene.objects]
+    groups = [claims.Group(looks.count(look), look[1], look[0]) for look in dict.fromkeys(looks)]
+    said = world.relations(*scene.objects) if len(groups) == len(looks) == 2 else []
+    return claims.Claim(tuple(groups), said[0] if said else '', exact=True)
+
+
+def one_word_changed(claim):
+    """Every claim with another colour, shape, number or relation in one place."""
+    words = {'colour': world.COLOURS, 'shape': world.SHAPES, 'count': range(1, 7)}
+    for i, group in enumerate(claim.groups):
+        for name, choices in words.items():
+            for word in choices:
+                other = replace(group, **{name: word})
+                yield replace(claim, groups=(*claim.groups[:i], other, *claim.groups[i + 1 :]))
+    for relation in world.RELATIONS if claim.relation else ():
+        yield replace(claim, relation=relation)
+
+
+def blurred(picture, sigma):
+    size = len(picture)
+    away = np.subtract.outer(np.arange(size), np.arange(size)) / sigma
+    kernel = np.exp(-0.5 * away**2)
+    kernel = (kernel / kernel.sum(1, keepdims=True)).astype(np.float32)
+    return np.einsum('ij,jkc,lk->ilc', kernel, picture, kernel, optimize=True)
+
+
+def worse(picture, rng):
+    """Mild blur and noise."""
+    soft = blurred(picture.astype(np.float32), 0.5 if len(picture) <= 48 else 1.0)
+    noisy = soft + MILD * rng.standard_normal(picture.shape, np.float32)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+
+
+def rates(rung, size, change=lambda picture, rng: picture):
+    """(share of exact claims accepted, share of false ones accepted)."""
+    rng, right, wrong = np.random.default_rng(size), [], []
+    for i in range(SCENES):
+        scene = world.make(size, i, world.RUNGS[rung], held_out=i % 4 == 0)
+        claim = exact(scene)
+        assert claims.holds(claim, scene.objects)
+        found = judge.find(change(render.render(scene, size), rng))
+        right.append(claims.holds(claim, found))
+        wrong += [
+            claims.holds(other, found)
+            for other in one_word_changed(claim)
+            if not claims.holds(other, scene.objects)
+        ]
+    assert len(wrong) > 15 * SCENES
+    return np.mean(right), np.mean(wrong)
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('rung', world.RUNGS)
+def test_true_renderings(rung, size):
+    right, wrong = rates(rung, size)
+    assert right >= 0.995
+    assert wrong <= 0.005
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('rung', world.RUNGS)
+def test_mild_blur_and_noise(rung, size):
+    right, wrong = rates(rung, size, worse)
+    assert right >= 0.97
+    assert wrong <= 0.01
+
+
+@pytest.mark.parametrize('rung', world.RUNGS)
+def test_objects_are_found_where_they_are(rung):
+    for i in range(30):
+        scene = world.make(1, i, world.RUNGS[rung])
+        found = judge.find(render.render(scene, 32))
+        assert len(found) == len(scene.objects)
+        for each in scene.objects:
+            near = min(found, key=lambda other: np.hypot(other.x - each.x, other.y - each.y))
+            assert (near.shape, near.colour) == (each.shape, each.colour)
+            assert np.hypot(near.x - each.x, near.y - each.y) < 0.01
+            assert abs(near.radius - each.radius) < 0.01
+            assert 0.9 < near.confidence <= 1
+
+
+def alone(shape, colour='red', ground='dark'):
+    each = world.Object(shape, colour, 'large', 'plain', 0.5, 0.45, 0.14)
+    return world.Scene((each,), ground, 0, 'single')
+
+
+@pytest.mark.parametrize('size', (24, 48, 128))
+@pytest.mark.parametrize('halves', [('cross', 'triangle'), ('ring', 'cross'), ('triangle', 'ring')])
+def test_two_halves_are_no_shape(halves, size):
+    """Quarters and halves that do not fit together are what a weak model draws."""
+    left, right = (render.render(alone(shape), size) for shape in halves)
+    left[:, size // 2 :] = right[:, size // 2 :]
+    (found,) = judge.find(left)
+    assert (found.shape, found.colour) == (None, 'red')
+    for shape in world.SHAPES:
+        assert not judge.accepts(claims.Claim((claims.Group(1, shape),)), left)
+
+
+@pytest.mark.parametrize('shape', world.SHAPES)
+@pytest.mark.parametrize('colour', world.COLOURS)
+def test_pale_colours_and_soft_edges_are_forgiven(colour, shape):
+    scene = alone(shape, colour, 'grey')
+    picture = blurred(render.render(scene, 32).astype(np.float32), 0.6)
+    pale = 0.8 * picture + 0.2 * picture.mean(-1, keepdims=True)
+    (found,) = judge.find(np.rint(pale).astype(np.uint8))
+    assert (found.shape, found.colour) == (shape, colour)
+
+
+def test_noise_and_bare_grounds_show_nothing():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    assert not [each for each in judge.find(noise) if each.shape]
+    for grey in (0, 25, 85, 255):
+        assert judge.find(np.full((24, 24, 3), grey, np.uint8)) == []
+    for i in range(20):
+        scene = replace(world.make(0, i, world.RUNGS['crowded']), objects=())
+        assert judge.find(render.render(scene, 48)) == []
+
+
+@pytest.mark.parametrize('size', (24, 48, 100))
+def test_a_mixed_colour_at_a_border_is_no_object(size):
+    """Red and yellow mixed look orange, wherever the border falls within its pixels."""
+    for shift in np.linspace(0, 1, 6) / min(size, 32):
+        left = world.Object('square', 'red', 'large', 'plain', 0.36 + shift, 0.5, 0.15)
+        right = replace(left, colour='yellow', x=left.x + 0.27)
+        scene = world.Scene((left, right), 'dark', 0, 'pair')
+        found = judge.find(render.render(scene, size))
+        assert sorted(each.colour for each in found) == ['red', 'yellow']
+        assert {each.shape for each in found} == {'square'}
+
+
+def test_specks_are_no_objects():
+    picture = render.render(alone('ring'), 24)
+    picture[2, 2:4] = world.COLOURS['green']
+    picture[21, 20] = world.COLOURS['white']
+    assert [each.shape for each in judge.find(picture)] == ['ring']
+
+
+def test_only_square_pictures_of_bytes():
+    with pytest.raises(ValueError, match='square'):
+        judge.find(np.zeros((32, 24, 3), np.uint8))
+    with pytest.raises(ValueError, match='float32'):
+        judge.find(np.zeros((32, 32, 3), np.float32))

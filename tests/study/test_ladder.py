@@ -1,0 +1,146 @@
+"""The ladder tells what the studies scored, and names what they did not."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import ladder as ladder_config
+from configs import study as study_config
+from rf_jax.data import captions, source_list
+from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.runtime.errors import UserError
+from rf_jax.study import ladder, plan
+
+
+def score(folder, name, seed, right, step=30):
+    """A score of one category, where `right` of 10 prompts hold, and of 10 questions the others."""
+    entry = {
+        'prompts': [f'prompt {i}' for i in range(10)],
+        'correct': [[i < right] for i in range(10)],
+    }
+    asked = {'exists': {'correct': [i >= right for i in range(10)]}}
+    path = folder / f'{name}-s{seed}' / 'scores' / f'{step:08d}.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({'generation': {'seen': {'colors': entry}}, 'understanding': asked}))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two studies: `near` with two seeds, of which the reference has one more; `far`, unscored."""
+    for name in ('near', 'far'):
+        (tmp_path / name).mkdir()
+        study = {'config': {'steps': 30, 'seeds': 3, 'curve': {'prompts': 10}}}
+        (tmp_path / name / 'study.json').write_text(json.dumps(study))
+    for seed, (arm, reference) in enumerate(((9, 4), (7, 4))):
+        score(tmp_path / 'near', 'a', seed, arm)
+        score(tmp_path / 'near', 'b', seed, reference)
+    score(tmp_path / 'near', 'b', 2, 10)
+    score(tmp_path / 'near', 'a', 0, 2, step=10)
+    score(tmp_path / 'near', 'b', 0, 1, step=10)
+    return tmp_path
+
+
+def config(*rungs):
+    return ConfigDict({'rungs': {'heading': rungs}})
+
+
+def test_a_rung_is_the_paired_difference_of_its_arms(folder):
+    (rung,) = ladder.rungs(config(('x', 'near', 'a', 'b', 0)), folder)
+    found = ladder.measure(rung)
+    assert (found.arm.value, found.reference.value) == pytest.approx((0.8, 0.4))
+    assert found.ahead.seeds == pytest.approx((0.5, 0.3)), 'seeds that both have'
+    assert found.ahead.value == pytest.approx(0.4)
+    assert found.ahead.low <= 0.4 <= found.ahead.high
+    assert found.understanding.value == pytest.approx(-0.4)
+    (early,) = ladder.rungs(config(('x', 'near', 'a', 'b', 10)), folder)
+    assert ladder.measure(early).ahead.value == pytest.approx(0.1)
+
+
+def test_tables_and_plot_tell_what_there_is_and_name_what_is_not(folder):
+    rungs = ladder.rungs(
+        config(
+            ('x', 'near', 'a', 'b', 0), ('y', 'far', 'a', 'b', 0), ('z', 'nowhere', 'a', 'b', 0)
+        ),
+        folder,
+    )  # fmt: skip
+    text = ladder.write(rungs, folder / 'ladder')
+    assert (folder / 'ladder' / 'ladder.md').read_text() == text
+    assert (folder / 'ladder' / 'ladder.png').read_bytes().startswith(b'\x89PNG')
+    (row,) = (line for line in text.splitlines() if line.startswith('| x |'))
+    numbers = [cell.split()[0] for cell in row.strip('| ').split(' | ')]
+    assert numbers == ['x', 'a', '0.800', 'b', '0.400', '0.400', '-0.400', '30', '2']
+    assert 'Not scored yet: heading y (far), heading z (nowhere).' in text
+
+
+def test_mistakes_are_told(folder):
+    with pytest.raises(UserError, match=r"'heading' has .*expected \('name', 'folder'"):
+        ladder.rungs(config(('x', 'near', 'a')), folder)
+    with pytest.raises(UserError, match=r"rungs: 'x': '\[' is no regex"):
+        ladder.rungs(config(('x', 'near', 'a', 'b', 0, '[')), folder)
+    (nobody,) = ladder.rungs(config(('x', 'near', 'a', 'b', 0, 'nothing')), folder)
+    with pytest.raises(UserError, match=r"'x': no prompt of .*json is 'nothing'"):
+        ladder.measure(nobody)
+    rungs = ladder.rungs(config(('y', 'far', 'a', 'b', 0)), folder)
+    with pytest.raises(UserError, match=r'no rung is scored yet; looked into .*far'):
+        ladder.write(rungs, folder / 'ladder')
+    assert not (folder / 'ladder').exists()
+    (folder / 'far' / 'study.json').write_text('{')
+    with pytest.raises(UserError, match=r'study.json cannot be read'):
+        ladder.write(rungs, folder / 'ladder')
+
+
+def test_every_rung_of_the_config_is_one_that_a_study_can_score(tmp_path):
+    for rung in ladder.rungs(ladder_config.get_config(), tmp_path):
+        _, _, variant = rung.folder.name.partition('_')
+        study = study_config.get_config(variant)
+        arms = plan.load_arms(study.runs)
+        plan.check(study, arms)
+        assert {rung.arm, rung.reference} <= arms.needs.keys()
+        every = study.steps // study.curve.points
+        assert (rung.steps or study.steps) in range(every, study.steps + 1, every)
+
+
+def test_points_of_the_curve_are_cut_to_what_all_of_them_ask(folder):
+    """Of one seed all prompts were drawn where of the others only some were."""
+    study = {'config': {'steps': 30, 'seeds': 3, 'curve': {'prompts': 5}}}
+    (folder / 'near' / 'study.json').write_text(json.dumps(study))
+    score(folder / 'near', 'a', 1, 3, step=10)
+    path = score(folder / 'near', 'b', 1, 1, step=10)
+    few = json.loads(path.read_text())
+    entry = few['generation']['seen']['colors']
+    entry.update(prompts=entry['prompts'][:5], correct=entry['correct'][:5])
+    few['understanding']['exists']['correct'] = few['understanding']['exists']['correct'][:5]
+    path.write_text(json.dumps(few))
+    (rung,) = ladder.rungs(config(('x', 'near', 'a', 'b', 10)), folder)
+    found = ladder.measure(rung)
+    assert found.arm.seeds == pytest.approx((2 / 5, 3 / 5))
+    assert found.reference.seeds == pytest.approx((1 / 5, 1 / 5))
+    assert found.ahead.value == pytest.approx(0.3)
+
+
+def test_a_rung_may_be_of_some_prompts(folder):
+    """Of ten, 9 and 7 hold for the arm, 4 for the reference: the first of these do."""
+    (rung,) = ladder.rungs(config(('x', 'near', 'a', 'b', 0, r'prompt [3-8]')), folder)
+    found = ladder.measure(rung)
+    assert found.arm.seeds == pytest.approx((6 / 6, 4 / 6))
+    assert found.reference.seeds == pytest.approx((1 / 6, 1 / 6))
+    assert found.understanding is None, 'questions are not of prompts'
+    study = {'config': {'steps': 30, 'seeds': 2, 'curve': {'prompts': 5}}}
+    (folder / 'near' / 'study.json').write_text(json.dumps(study))
+    (early,) = ladder.rungs(config(('x', 'near', 'a', 'b', 30, r'prompt [3-8]')), folder)
+    assert ladder.measure(early).arm.seeds == pytest.approx((2 / 2, 2 / 2)), 'of the first five'
+
+
+@pytest.mark.parametrize('variant', ('', 'textures', 'clutter'))
+def test_no_rung_cuts_what_its_captions_name(variant):
+    study = study_config.get_config(variant)
+    config = plan.load_arms(study.runs).config_of(study.arms.split(',')[0])
+    for field, _, value in (change.partition('=') for change in study.overrides):
+        config.update_from_flattened_dict({field: int(value) if value.isdecimal() else value})
+    (source,) = source_list.build(f'{config.data.sources}/count=2000', config.data.max_pixels)
+    tokenizer = Tokenizer.train(captions.corpus([source]), config.tokenizer.vocabulary)
+    texts = [text for i in range(len(source)) for text in source.record(i).captions]
+    cut = [text for text in texts if len(tokenizer.encode(text)) + 2 > config.data.max_text]
+    assert len(cut) < 0.001 * len(texts), cut[:5]

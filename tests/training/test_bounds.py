@@ -1,0 +1,78 @@
+"""bounds.py: every number of a config has bounds, and a value outside of them names its field."""
+
+import importlib
+import math
+import re
+
+import pytest
+from config_names import NAMES
+
+from configs import base
+from rf_jax.runtime.errors import UserError
+from rf_jax.training import bounds, checks
+
+
+def fields(name='base'):
+    config = importlib.import_module(f'configs.{name}').get_config()
+    return checks.flatten(config.to_dict())
+
+
+# Strings say what they are about where they are used; `sharding` has a reader of its own.
+NUMERIC = {name: value for name, value in fields().items()
+           if not isinstance(value, str) and name != 'sharding'}  # fmt: skip
+# Just outside, and wrong types; {field: values} for those whose kind does not tell.
+OUTSIDE = {
+    'seed': (-1, 2**63),
+    'data.sizes': ((), (64,), ((64, 0.0),), ((64, math.nan),), ((64.0, 1.0),), ((64, 1.0, 2),)),
+    'model.backbone.rope_sections': ((16, 8), (16, 8, -8), (16, 8, 8.0), 16),
+    'model.representation.quantizer.data_init_steps': ((-1,), (0.5,), ('0',), 0),
+    'model.representation.quantizer.temperature': (0.0,),
+    'optimizer.rates': ((1,), (('x',),), (('x', -1.0),), (('x', math.nan),), (('x', '4'),)),
+    'optimizer.learning_rate': (-1.0, 0.0),
+    'optimizer.warmup': (-5,),
+    'optimizer.freeze': ('x', (1,)),
+    'ema.decay': (1.5, 1.0, -0.1),
+    'checkpoint.keep': (0,),
+    'sampling.interval': ((0.5,), (0.0, 1.5), (0.6, 0.4), (0.0, math.nan), 0.5),
+    'mesh.fsdp': (0, -2),
+    'initialise_as': ((1,), (('x',),), (('x', 2),)),
+}
+
+
+@pytest.mark.parametrize('field', NUMERIC)
+def test_a_number_has_bounds_and_what_is_outside_names_its_field(field):
+    row = bounds.FIELDS[field]
+    wrong = [math.nan, math.inf, -math.inf, 'x', None, *OUTSIDE.get(field, ())]
+    if isinstance(NUMERIC[field], bool):
+        wrong += [0.5, 2]
+    elif isinstance(NUMERIC[field], int | float):
+        wrong.append(True)
+        low, high = row.low, row.high
+        wrong += [low - 1] if low > -math.inf and low - 1 not in getattr(row, 'also', ()) else []
+        wrong += [high + 1] if high < math.inf else []
+    if isinstance(NUMERIC[field], int):
+        wrong.append(1.5)
+    for value in wrong:
+        with pytest.raises(UserError, match=rf'^{re.escape(field)}=') as error:
+            bounds.check({field: value})
+        assert '\n' not in str(error.value)
+
+
+def test_no_row_is_of_a_field_that_is_not_there():
+    assert set(bounds.FIELDS) == set(NUMERIC)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_config_is_within_its_bounds(name):
+    bounds.check(fields(name))
+
+
+@pytest.mark.parametrize('field', ['seed', 'ema.decay', 'optimizer.warmup', 'checkpoint.keep'])
+def test_a_run_is_checked_before_its_folder_is_made(field, tmp_path):
+    from rf_jax.training import train_loop
+
+    config = base.get_config()
+    config.update_from_flattened_dict({field: type(NUMERIC[field])(-5)})
+    with pytest.raises(UserError, match=rf'^{field}=-5'):
+        train_loop.build(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()

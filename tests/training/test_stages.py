@@ -1,0 +1,151 @@
+"""The paper's three stages in a chain: each begins with the weights that the one before left."""
+
+import importlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from shrink import quick_compilation, shrink
+
+from configs import base, continued, scenes
+from rf_jax.runtime import checkpoint
+from rf_jax.runtime.errors import UserError
+from rf_jax.training import checks, optimizer, train_loop
+
+STAGES = ('alignment', 'joint', 'continued')
+
+
+def build(stage, workdir, initialise_from='', **changes):
+    config = shrink(importlib.import_module(f'configs.{stage}').get_config())
+    config.steps = 2
+    config.initialise_from = str(initialise_from)
+    config.update_from_flattened_dict(changes)
+    return train_loop.build(config, workdir, jax.devices()[:1])
+
+
+def leaves(tree):
+    return dict(zip(optimizer.paths(tree), map(np.asarray, jax.tree.leaves(jax.device_get(tree)))))
+
+
+@pytest.fixture(scope='module')
+def chain(tmp_path_factory):
+    """{stage: (run, its parameters, EMA and codebook before and after)}"""
+    folder, before = tmp_path_factory.mktemp('chain'), ''
+    found = {}
+    with quick_compilation():
+        for stage in STAGES:
+            run = build(stage, folder / stage, before)
+            checkpoints = checkpoint.Checkpoints(run.workdir / 'checkpoints', every=1, keep=1)
+            _, start = train_loop.start_state(run, checkpoints)
+            checkpoints.close()
+            kept = ('params', 'ema', 'codebook')
+            start = {name: leaves(getattr(start, name)) for name in kept}
+            end = train_loop.train(run)
+            found[stage] = run, start, {name: leaves(getattr(end, name)) for name in kept}
+            before = run.workdir
+    return found
+
+
+@pytest.mark.parametrize('earlier, later', [STAGES[:2], STAGES[1:]])
+def test_a_stage_starts_from_the_end_of_the_one_before(chain, earlier, later):
+    (before, _, end), (run, start, after) = chain[earlier], chain[later]
+    for name, tree in end.items():
+        for path, value in tree.items():
+            assert start[name][path].tobytes() == value.tobytes(), (name, path)
+    assert run.tokenizer.checksum == before.tokenizer.checksum
+    moved = [p for p, x in start['params'].items() if (x != after['params'][p]).any()]
+    assert len(moved) > len(start['params']) / 2
+
+
+def test_alignment_moves_only_the_connector(chain):
+    _, start, end = chain['alignment']
+    moved = {p for p, x in start['params'].items() if (x != end['params'][p]).any()}
+    assert moved and all(path.startswith('connector/') for path in moved)
+
+
+@pytest.mark.parametrize('offload', [(), ('ema',)])
+def test_what_is_frozen_is_the_average_of_the_stage_before_and_stays(chain, tmp_path, offload):
+    """Targets are of the average: beside other weights it would move though nothing is trained."""
+    before, _, end = chain['joint']
+    changes = {'optimizer.freeze': (r'^encoder/',), 'offload': offload}
+    run = build('continued', tmp_path, before.workdir, **changes)
+    with quick_compilation():
+        after = train_loop.train(run)
+    frozen = [path for path in end['ema'] if path.startswith('encoder/')]
+    assert any((end['params'][path] != end['ema'][path]).any() for path in frozen)
+    for tree in map(leaves, (after.params, after.ema)):
+        for path in frozen:
+            assert tree[path].tobytes() == end['ema'][path].tobytes(), path
+        assert any((tree[path] != end['ema'][path]).any() for path in tree)
+
+
+def test_alignment_spends_nothing_on_drawings(chain):
+    run, *_ = chain['alignment']
+    batch = run.batches.batch(0)
+    assert batch['pixels'].shape[1] == batch['cells'].shape[1] == 0
+
+
+def test_weights_of_another_shape_are_named(chain, tmp_path):
+    run = build('joint', tmp_path, chain['alignment'][0].workdir, **{'model.encoder.width': 64})
+    with pytest.raises(UserError, match=r'initialise_from=.*encoder/.*expected'):
+        train_loop.train(run)
+
+
+def test_a_folder_without_weights_is_named(tmp_path):
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match='empty'):
+        train_loop.train(build('joint', tmp_path / 'run', tmp_path / 'empty'))
+
+
+def test_a_stage_without_the_one_before_is_told(caplog):
+    with caplog.at_level('WARNING', logger='absl'):
+        checks.warn_of_new_weights(base.get_config())
+        checks.warn_of_new_weights(scenes.get_config('autoencoder'))
+        assert not caplog.text
+        checks.warn_of_new_weights(scenes.get_config('vae'))
+        assert "model.space='vae'" in caplog.text and 'ema.warmup' in caplog.text
+        assert 'data_init_steps' not in caplog.text
+        checks.warn_of_new_weights(continued.get_config())
+    assert 'quantizer.data_init_steps=()' in caplog.text
+    assert caplog.text.count('initialise_from is empty') == 4
+
+
+def test_a_stage_that_is_not_at_its_end_is_told(chain, tmp_path, caplog):
+    """A run that was stopped, or is still training, has a checkpoint too."""
+    alignment, early = chain['alignment'][0].workdir, tmp_path / 'early'
+    shutil.copytree(alignment, early)
+    text = (early / 'config.json').read_text()
+    (early / 'config.json').write_text(text.replace('"steps": 2,', '"steps": 5,'))
+    run = build('joint', tmp_path / 'joint', early)
+    checkpoints = checkpoint.Checkpoints(run.workdir / 'checkpoints', every=1, keep=1)
+    with caplog.at_level('INFO', logger='absl'):
+        train_loop.start_state(run, checkpoints)
+        checkpoints.close()
+        checks.warn_of_weights_of_another(run.config, alignment, 2)
+    assert f'from {early} at step 2' in caplog.text
+    assert f'{early} has 2 of its 5 steps' in caplog.text
+    assert f'{alignment} has' not in caplog.text
+    assert 'drawn anew' not in caplog.text, 'alignment draws nothing'
+
+
+def test_other_data_in_a_workdir_is_told(chain, tmp_path, caplog):
+    run = chain['joint'][0]
+    with caplog.at_level('WARNING', logger='absl'):
+        checks.warn_of_other_data(run.data, run.workdir)
+        checks.warn_of_other_data(run.data, tmp_path)
+        assert not caplog.text
+        checks.warn_of_other_data('3 samples', run.workdir)
+    assert f'the data is 3 samples and was {run.data}' in caplog.text
+
+
+def test_a_codebook_that_is_drawn_anew_over_a_learned_one_is_told(chain, caplog):
+    before = chain['joint'][0].workdir
+    with caplog.at_level('WARNING', logger='absl'):
+        checks.warn_of_weights_of_another(continued.get_config(), before, 2)
+        config = base.get_config()
+        config.initialise_new = ('^codebook$',)
+        checks.warn_of_weights_of_another(config, before, 2)
+        assert not caplog.text
+        checks.warn_of_weights_of_another(base.get_config(), before, 2)
+    assert f'codebook of {before} is drawn anew at steps 0' in caplog.text
