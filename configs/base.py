@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     # named three times, three times as often. \, is a comma in a path; folder+links and text+links
     # follow symbolic links out of their folder.
     data.sources = 'emoji'
-    data.rows = 32  # B, rows of the global batch
+    data.batch_size = 32  # B, rows of the global batch
     # Draws per kind of sample; a task that no source can serve stops the start.
     data.tasks = ConfigDict({'text_to_image': 1.0, 'image_to_text': 1.0, 'text_only': 0.0})
     # Tokens that a row holds, by stream. A picture takes height/patch x width/patch pixel tokens,
@@ -35,26 +35,26 @@ def get_config() -> ConfigDict:
     data.capacity = ConfigDict({'text': 32, 'vision': 8, 'representation': 5, 'pixels': 16})
     data.capacity.vision_pictures = 2  # pictures seen in a row
     data.capacity.pixel_pictures = 1  # pictures drawn in a row
-    data.patch = 16  # side of a patch in pixels; paper: 16
+    data.patch_size = 16  # side of a patch in pixels; paper: 16
     # Longest side in pixels and its weight: each draw of a picture is fitted into one of these,
     # to the nearest aspect ratio whose sides are multiples of 2 x patch (of 4 x patch with a pool
     # of 4). Small pictures are not enlarged beyond the smallest entry.
     data.sizes = ((64, 1.0),)
-    data.max_text = 24  # tokens of one text span; longer text is cut and counted
-    data.caption_label = 0.5  # chance that a prompt is the bare label, else a paraphrase with tags
-    data.question = 0.3  # chance that image_to_text asks a question, else describes at once
-    data.drop_text = 0.1  # chance to drop the prompt of text_to_image; paper: 0.1
-    data.drop_representation = 0.1  # the same for the representation; paper: 0.1, independent
-    data.drop_both = 0.0  # extra chance to drop both together; paper: none
+    data.max_text_tokens = 24  # tokens of one text span; longer text is cut and counted
+    data.label_prob = 0.5  # chance that a prompt is the bare label, else a paraphrase with tags
+    data.question_prob = 0.3  # chance that image_to_text asks a question, else describes at once
+    data.text_dropout = 0.1  # chance to drop the prompt of text_to_image; paper: 0.1
+    data.representation_dropout = 0.1  # the same for the representation; paper: 0.1, independent
+    data.joint_dropout = 0.0  # extra chance to drop both together; paper: none
     # Whether a dropped prompt still advances the positions of what follows; paper: silent.
-    data.drop_keeps_positions = False
+    data.dropout_keeps_positions = False
     data.prompt_loss = False  # language-model loss on prompts of text_to_image as well
     data.max_pixels = 64_000_000  # larger pictures are skipped and counted
     data.prefetch = 4  # batches made ahead
     data.threads = 1  # reader threads; each makes a whole batch, so at most `prefetch` are of use
 
     tokenizer = config.tokenizer = ConfigDict()
-    tokenizer.vocabulary = 2048  # V; SentencePiece lowers it by itself on a tiny corpus
+    tokenizer.vocab_size = 2048  # V; SentencePiece lowers it by itself on a tiny corpus
     tokenizer.path = ''  # an existing .model; '' trains one on the sources and stores it
 
     model = config.model = ConfigDict()
@@ -65,16 +65,16 @@ def get_config() -> ConfigDict:
     backbone.kv_heads = 1  # key/value heads; heads is a multiple of it
     backbone.head_dim = 64
     backbone.feedforward = 384  # F, SwiGLU width of each expert group
-    backbone.experts = 'dense'  # dense: one SwiGLU a group | routed: each token chooses of a pool
-    routed = backbone.routed = ConfigDict()  # only of experts='routed'
-    routed.count = 8  # E, experts of a pool; paper: 128 (Qwen3-30B-A3B)
-    routed.top_k = 2  # experts that a token meets; paper: 8
-    routed.feedforward = 192  # F of one expert; paper: 768
-    routed.pool = 'separate'  # separate: one pool a group | shared: one pool for all groups
-    routed.product = 'auto'  # auto (kernel on TPU) | ragged (XLA) | kernel (Pallas, TPU)
+    backbone.ffn = 'dense'  # dense: one SwiGLU per group | moe: a mixture of experts
+    moe = backbone.moe = ConfigDict()  # only with ffn='moe'
+    moe.num_experts = 8  # E, experts of a pool; paper: 128 (Qwen3-30B-A3B)
+    moe.top_k = 2  # experts that a token meets; paper: 8
+    moe.feedforward = 192  # F of one expert; paper: 768
+    moe.pool = 'separate'  # separate: one pool a group | shared: one pool for all groups
+    moe.grouped_matmul = 'auto'  # auto (kernel on TPU) | ragged (XLA) | kernel (Pallas, TPU)
     # Over mesh.expert devices: what an exchange holds, in even shares. What it does not hold goes
     # in further rounds; no token is dropped.
-    routed.capacity_factor = 1.25
+    moe.capacity_factor = 1.25
     # What the three groups have of their own: ffn (paper): feed-forwards | full (BAGEL): all but
     # the product of attention | none: nothing
     backbone.split = 'ffn'
@@ -95,7 +95,7 @@ def get_config() -> ConfigDict:
     # reference: a mask and logits of L x L in memory | blockwise: XLA, memory linear in L | pallas:
     # TPU kernel, linear, only tiles that see something (elsewhere interpreted, for tests) |
     # cudnn: GPU, bfloat16; no logits, but its mask is L x L: some thousand tokens.
-    attention.form = 'auto'
+    attention.implementation = 'auto'
     attention.block_q = 512  # queries of a tile of blockwise and pallas; multiples of 128
     attention.block_k = 512  # keys of a tile
 
@@ -135,13 +135,15 @@ def get_config() -> ConfigDict:
     representation.kind = 'forcing'
     representation.pool = 2  # side of the group of patches of one token: 1 | 2 (paper) | 4
     # Of alignment: layer whose tokens are drawn to the features (REPA: about a third of them).
-    representation.layer = 1
-    representation.codes = 512  # K; paper: 16384
-    representation.frame = 16  # side of the learned 2D position table, in representation tokens
+    representation.alignment_layer = 1
+    representation.codebook_size = 512  # K; paper: 16384
+    representation.position_grid = (
+        16  # side of the learned 2D position table, in representation tokens
+    )
     quantizer = representation.quantizer = ConfigDict()
     quantizer.mode = 'printed'  # printed (paper's listing) | sinkhorn | nearest
     quantizer.temperature = 0.5  # paper: 0.5
-    quantizer.iterations = 1  # of sinkhorn; paper: 1
+    quantizer.sinkhorn_iterations = 1  # of sinkhorn; paper: 1
     quantizer.momentum = 0.99  # paper: 0.9999, for runs a hundred times longer
     quantizer.pool_first = True  # 2x2 pooling before the normalisation; paper: silent
     # Steps, skipped ones not counted, from which the codebook is drawn anew from the features of
@@ -153,7 +155,7 @@ def get_config() -> ConfigDict:
 
     denoiser = model.denoiser = ConfigDict()
     denoiser.bottleneck = 0  # JiT's low-rank patch embedding; 0 is one full linear layer
-    denoiser.time_features = 256  # sinusoids of the time embedding
+    denoiser.time_embed_dim = 256  # sinusoids of the time embedding
     # Add fixed sinusoids of row and column to noisy patches, as JiT and BAGEL do: rotary positions
     # alone tell a patch where others stand, not which part of a representation token it is.
     denoiser.sinusoids = False
@@ -161,7 +163,7 @@ def get_config() -> ConfigDict:
     flow = config.flow = ConfigDict()
     flow.time_mean = -0.8  # t = sigmoid(N(mean, std)); JiT: -0.8, 0.8; paper: silent
     flow.time_std = 0.8
-    flow.floor = 0.05  # least 1 - t in the velocity; JiT: 0.05; paper: silent
+    flow.t_eps = 0.05  # least 1 - t in the velocity; JiT: 0.05; paper: silent
     flow.noise_scale = 1.0  # standard deviation of the noise; pictures are in [-1, 1]
     # Timestep shift alpha at pixels = base_pixels, growing as sqrt(pixels / base_pixels) (SD3).
     flow.shift = 1.0
@@ -178,18 +180,18 @@ def get_config() -> ConfigDict:
 
     optimizer = config.optimizer = ConfigDict()  # AdamW as in the paper
     optimizer.learning_rate = 1e-3  # paper: 5e-5 from pretrained weights
-    optimizer.warmup = 100  # steps of linear warm-up, then constant
+    optimizer.warmup_steps = 100  # steps of linear warm-up, then constant
     optimizer.beta1 = 0.9
     optimizer.beta2 = 0.95
     optimizer.epsilon = 1e-8
     optimizer.weight_decay = 0.1  # on matrices; not on norms, biases, layer scale
-    optimizer.clip = 1.0  # global gradient norm
+    optimizer.grad_clip_norm = 1.0  # global gradient norm
     # (regex on the parameter path, factor of the learning rate); first match wins.
     # Paper: 4x for newly initialised generation parameters.
-    optimizer.rates = ()
+    optimizer.lr_multipliers = ()
     optimizer.freeze = ()  # regexes; matching parameters do not move
-    optimizer.accumulate = 1  # the batch is cut in so many parts, gradients averaged by token
-    optimizer.max_skips = 20  # non-finite steps in a row before the run stops
+    optimizer.grad_accum_steps = 1  # the batch is cut in so many parts, gradients averaged by token
+    optimizer.max_skipped_steps = 20  # non-finite steps in a row before the run stops
 
     ema = config.ema = ConfigDict()
     ema.decay = 0.999  # paper: 0.9999
@@ -236,8 +238,8 @@ def get_config() -> ConfigDict:
     sampling.guidance_representation = 2.0  # paper: 2.0
     sampling.guidance_pixels = 3.0  # paper: 3.0, both conditions together
     sampling.guidance_text = 0.0  # scale of the prompt in the pixels if not the same; 0: the same
-    sampling.interval = (0.0, 1.0)  # times t at which pixel guidance is on
-    sampling.max_answer = 16  # tokens of a description
+    sampling.guidance_interval = (0.0, 1.0)  # times t at which pixel guidance is on
+    sampling.max_answer_tokens = 16  # tokens of a description
 
     log = config.log = ConfigDict()
     log.every = 50  # steps between progress lines
@@ -251,4 +253,4 @@ def get_config() -> ConfigDict:
     evaluation = config.evaluation = ConfigDict()
     evaluation.samples = 200  # captions drawn and pictures described at the end; 0: none
     config.compilation_cache = '~/.cache/rf_jax'  # persistent; '' turns it off
-    return config
+    return config.lock()  # a field that a config misspells is an error, not one more field

@@ -10,7 +10,7 @@ def get_config():
     config = joint.get_config()
     config.steps = 400  # paper: 20,000
     config.data.sizes = ((128, 0.3), (64, 0.7))  # paper: up to 1,024 px
-    config.data.rows = 16
+    config.data.batch_size = 16
     config.data.capacity.text = 64
     config.data.capacity.vision = 20
     config.data.capacity.vision_pictures = 4

@@ -19,11 +19,11 @@ def get_config(variant: str = ''):
     config = base.get_config()
     config.steps = choose('configs/emoji.py:variant', variant, VARIANTS)
     data = config.data
-    data.capacity.text = data.max_text = 20
+    data.capacity.text = data.max_text_tokens = 20
     data.capacity.vision = 4
     data.capacity.vision_pictures = 1
-    data.question = 0.15
-    data.caption_label = 0.7
+    data.question_prob = 0.15
+    data.label_prob = 0.7
     backbone = config.model.backbone
     backbone.layers, backbone.width, backbone.feedforward = 3, 192, 512
     backbone.heads = 3
@@ -32,7 +32,7 @@ def get_config(variant: str = ''):
     representation = config.model.representation
     # A batch brings 128 features: with more prototypes than that, many are left behind by the
     # moving encoder (of 512, 38 to 46 % were still in use).
-    representation.codes = 128
+    representation.codebook_size = 128
     # The encoder starts from noise: its features are worth clustering only after some steps.
     representation.quantizer.data_init_steps = (0, 100, 500)
     config.optimizer.learning_rate = 3e-3

@@ -12,5 +12,5 @@ def get_config():
     config.data.tasks.text_only = 0.2
     config.data.sizes = ((64, 0.7), (32, 0.3))  # paper: up to 256 px
     config.optimizer.learning_rate = 3e-4  # paper: 5e-5 from pretrained weights
-    config.optimizer.rates = ((GENERATION, 4.0),)
+    config.optimizer.lr_multipliers = ((GENERATION, 4.0),)
     return config

@@ -14,10 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from configs import base
+from configs.joint import GENERATION
 from rf_jax.runtime.errors import choose
 
-# What draws, and learns at four times the rate.
-GENERATION = r'^(representation_|patch_|backbone/layers/(representation|pixels)(_\w+)?/)'
 # A drawing group begins as the group that reads: in the paper all come from the language model.
 GROUPS = ((r'^backbone/layers/(representation|pixels)', 'backbone/layers/understanding'),)
 # The same where the first stage has one attention, and the arm one for each group.
@@ -35,21 +34,21 @@ def first(config):
     understanding(config)
     config.data.capacity.update(text=72, vision=27, vision_pictures=3)
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.rates = ()
+    config.optimizer.lr_multipliers = ()
 
 
 def autoencoder(config):
     """The VAE alone."""
     config.steps = 1000
     config.data.tasks.update(text_to_image=1.0, image_to_text=0.0)
-    config.data.drop_text = 1.0
+    config.data.text_dropout = 1.0
     config.data.capacity.update(vision=0, vision_pictures=0, representation=0)
     config.model.representation.kind = 'none'
     config.model.space = 'vae'
     config.losses.update(text=0.0, representation=0.0, flow=0.0, reconstruction=1.0, kl=1e-3)
     config.optimizer.freeze = (r'^(?!autoencoder/)',)
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.rates = ()
+    config.optimizer.lr_multipliers = ()
 
 
 def pixel(config):
@@ -112,7 +111,7 @@ def frozen(config):
 
 def codes(count: int):
     def change(config):
-        config.model.representation.codes = count
+        config.model.representation.codebook_size = count
 
     return change
 
@@ -183,16 +182,16 @@ def get_config(variant: str = 'pixel_rf'):
     config.steps = 6000
     data = config.data
     data.sources = 'scenes:aligned/48'
-    data.rows = 24
-    data.patch = 8
+    data.batch_size = 24
+    data.patch_size = 8
     data.sizes = ((48, 1.0),)
-    data.max_text = 44
-    data.caption_label = 1.0  # captions bring their own wordings
-    data.question = 0.6
+    data.max_text_tokens = 44
+    data.label_prob = 1.0  # captions bring their own wordings
+    data.question_prob = 0.6
     data.capacity.update(
         text=48, vision=9, representation=10, pixels=36, vision_pictures=1, pixel_pictures=1
     )
-    config.tokenizer.vocabulary = 512
+    config.tokenizer.vocab_size = 512
     backbone, encoder = config.model.backbone, config.model.encoder
     backbone.layers, backbone.width, backbone.feedforward = 4, 128, 384
     # With 10,000, made for long texts, neighbouring patches get nearly equal positions, and the
@@ -204,14 +203,14 @@ def get_config(variant: str = 'pixel_rf'):
     representation = config.model.representation
     # 42 looks and the ground. Drawn at random, most prototypes stood for ground and 65 % of the
     # looks shared theirs; far from each other, none did.
-    representation.codes = 48
-    representation.frame = 8
+    representation.codebook_size = 48
+    representation.position_grid = 8
     representation.quantizer.mode = 'nearest'
     representation.quantizer.data_init = 'spread'
     # Without them patches had the content of their token but did not know which quarter of it.
     config.model.denoiser.sinusoids = True
     config.optimizer.learning_rate = 5e-4
-    config.optimizer.rates = ((GENERATION, 4.0),)  # as the paper has it
+    config.optimizer.lr_multipliers = ((GENERATION, 4.0),)  # as the paper has it
     config.flow.time_mean, config.flow.time_std, config.flow.shift = -0.4, 1.0, 4.0
     config.ema.decay = config.ema.encoder_decay = 0.998
     config.flow.base_pixels = 48 * 48

@@ -14,8 +14,8 @@ ARMS, STAGES = scenes.ARMS, scenes.STAGES
 
 def get_config(variant: str = 'pixel_rf'):
     config = scenes.get_config(variant)
-    config.data.patch //= 2
-    config.data.rows //= 2
+    config.data.patch_size //= 2
+    config.data.batch_size //= 2
     config.data.capacity.vision *= 4
     config.data.capacity.pixels *= 4
     config.model.representation.pool *= 2

@@ -19,7 +19,7 @@ RUNG = SHORT | {'arms': 'pixel_rf,pixel', 'seeds': 1}
 
 
 # Textures are named too: captions of 65 tokens, where 44 are most without them.
-ROOM = ('data.max_text=66', 'data.capacity.text=72')
+ROOM = ('data.max_text_tokens=66', 'data.capacity.text=72')
 
 
 def _scenes(option: str, *more: str) -> dict:
@@ -80,7 +80,7 @@ def get_config(variant: str = '') -> ConfigDict:
     curve = study.curve = ConfigDict()  # the score against steps, from some of the prompts
     curve.points = 12  # up to `steps`, which is a multiple of it; checkpoints are written there
     curve.prompts = 10  # per category, one picture each, and questions per kind
-    # Fields of configs/base.py for all runs: ('data.rows=32', 'flow.shift=2.0').
+    # Fields of configs/base.py for all runs: ('data.batch_size=32', 'flow.shift=2.0').
     study.overrides = ()
     changes = choose('configs/study.py:variant', variant, VARIANTS)
     study.update_from_flattened_dict(changes)

@@ -45,16 +45,16 @@ def config_of(size: str, tiny: bool, tokens: int = ROW):
     capacity = joint.get_config('30B-A3B').data.capacity  # of a row of 32,768
     config.data.capacity.update({name: n * tokens // 32_768 for name, n in capacity.items()})
     config.data.capacity.pixels -= config.data.capacity.pixels % 4  # whole groups
-    config.data.rows = ROWS[size] * ROW // tokens or 1
+    config.data.batch_size = ROWS[size] * ROW // tokens or 1
     if tiny:
-        config.data.update(rows=1, sizes=((32, 1.0),), max_text=32)
-        config.tokenizer.vocabulary, config.sampling.steps = 512, 2
+        config.data.update(batch_size=1, sizes=((32, 1.0),), max_text_tokens=32)
+        config.tokenizer.vocab_size, config.sampling.steps = 512, 2
         model = config.model
         for tower in (model.backbone, model.encoder):
             tower.update(layers=2, width=64, heads=2, feedforward=128)
         model.backbone.update(kv_heads=1, head_dim=32)
-        model.backbone.rope_sections, model.representation.layer = (8, 4, 4), 1
-        model.representation.codes = 64
+        model.backbone.rope_sections, model.representation.alignment_layer = (8, 4, 4), 1
+        model.representation.codebook_size = 64
     return config
 
 
@@ -64,14 +64,14 @@ def built_of(config):
     whole = config.model.backbone.layers
     while True:
         devices = mesh.make_mesh(config.mesh, jax.devices()[:1])
-        built = jitted.build(config, config.tokenizer.vocabulary, devices)
+        built = jitted.build(config, config.tokenizer.vocab_size, devices)
         needed = jitted.nbytes_per_device(built.abstract)
         needed += jitted.nbytes_per_device(built.abstract.params)  # gradients
         layers = config.model.backbone.layers
         if limit is None or needed < ROOM * limit or layers == 1:
             return built, '' if layers == whole else f', {layers} of {whole} layers'
         config.model.backbone.layers = layers // 2
-        config.model.representation.layer = max(1, layers // 6)
+        config.model.representation.alignment_layer = max(1, layers // 6)
 
 
 def batch_of(built, row) -> dict[str, jax.Array]:
@@ -82,14 +82,14 @@ def batch_of(built, row) -> dict[str, jax.Array]:
         if name == 'pixels':
             array = rng.integers(0, 256, shape.shape)
         elif name == 'text_tokens':
-            array = rng.integers(8, built.config.tokenizer.vocabulary, shape.shape)
+            array = rng.integers(8, built.config.tokenizer.vocab_size, shape.shape)
         batch[name] = jax.device_put(array.astype(shape.dtype), shape.sharding)
     return batch
 
 
 def train(tiny: bool, size: str, tokens: str = str(ROW), form: str = 'auto') -> None:
     config = config_of(size, tiny, int(tokens))
-    config.model.attention.form = form
+    config.model.attention.implementation = form
     built, less = built_of(config)
     row = typical_row.row(config)
     batch, state = batch_of(built, row), built.initialise()
@@ -103,14 +103,14 @@ def train(tiny: bool, size: str, tokens: str = str(ROW), form: str = 'auto') -> 
     took = seconds(step, 2 if tiny else 10)
     peak = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
     pairs = flops.visible_pairs(config, row)
-    done = flops.train_step(config, config.tokenizer.vocabulary, pairs)
+    done = flops.train_step(config, config.tokenizer.vocab_size, pairs)
     length = row['segment'].shape[0]
     tell(
         f'train {size}{less}',
-        f'{config.data.rows} rows of {length:,}, attention {form}, '
+        f'{config.data.batch_size} rows of {length:,}, attention {form}, '
         f'remat {config.model.backbone.remat}',
         time=f'{took * 1e3:,.1f} ms a step',
-        rate=f'{config.data.rows * length / took:,.0f} tokens/s',
+        rate=f'{config.data.batch_size * length / took:,.0f} tokens/s',
         **{'share of peak': share(done, took)},
         **{'peak memory, measured': gigabytes(peak)},
         **counted_memory(compiled),
@@ -121,8 +121,8 @@ def sample(tiny: bool, size: str) -> None:
     config = config_of(size, tiny)
     built, less = built_of(config)
     params, pool = built.initialise().params, spans.pool_of(config)
-    model = unified.build(config, config.tokenizer.vocabulary)
-    side = config.data.sizes[0][0] // config.data.patch
+    model = unified.build(config, config.tokenizer.vocab_size)
+    side = config.data.sizes[0][0] // config.data.patch_size
     what = f'sample {size}{less}'
     capacity = {'text': 64, 'vision': 0, 'representation': side**2 // pool**2 + 1,
                 'pixels': side**2, 'vision_pictures': 0, 'pixel_pictures': 1}  # fmt: skip
@@ -135,7 +135,7 @@ def sample(tiny: bool, size: str) -> None:
             pool,
             drop_text=not text,
             drop_representation=not code,
-            keep_positions=config.data.drop_keeps_positions,
+            keep_positions=config.data.dropout_keeps_positions,
         )
         return layout.place([[drawn]] * count, capacity, model.channels)
 
@@ -145,7 +145,7 @@ def sample(tiny: bool, size: str) -> None:
         draw = partial(image_sampling.draw, model, config, image_sampling.options(config))
         compiled = jax.jit(draw).lower(params, rows, keys).compile()
         took = seconds(lambda: compiled(params, rows, keys), 2) / count  # noqa: B023
-        settings = f'pictures of {side * config.data.patch} px, {count} together'
+        settings = f'pictures of {side * config.data.patch_size} px, {count} together'
         tell(what, settings, time=f'{took:.3f} s a picture', **counted_memory(compiled))
 
     count, length = (1, 4) if tiny else (8, ANSWER)

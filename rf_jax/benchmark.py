@@ -79,7 +79,7 @@ def main(argv):
     needed = flops.train_step(config, run.tokenizer.size, flops.visible_pairs(config))
     rate = needed / timed['seconds']
     print(f'step time              {timed["seconds"] * 1e3:10.1f} ms')
-    print(f'rows per second        {config.data.rows / timed["seconds"]:10.1f}')
+    print(f'rows per second        {config.data.batch_size / timed["seconds"]:10.1f}')
     print(f'model                  {rate / 1e9:10.1f} GFLOP/s')
     print(f'matrix-product peak    {peak / 1e9:10.1f} GFLOP/s ({config.compute_dtype})')
     print(f'share of the peak      {rate / peak:10.1%}')

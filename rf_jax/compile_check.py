@@ -34,7 +34,7 @@ _TABLE = flags.DEFINE(cli.PATH, 'table', None, 'Markdown file whose table gets a
 def sweep(config, devices) -> tuple[bool, list]:
     """(whether any variant fits, its figures); prints each as it comes, then all in order."""
     tried = []
-    variants = compile_report.sweep(config, config.tokenizer.vocabulary, devices)
+    variants = compile_report.sweep(config, config.tokenizer.vocab_size, devices)
     for fields, cost, fit in variants:
         tried.append((fields, cost, fit))
         print(compile_report.ranked(tried[-1:]).splitlines()[-1], flush=True)
@@ -48,7 +48,7 @@ def check(config, devices, name: str) -> tuple[bool, list]:
     each = sorted({len(held) for held in rows.values()})
     print(f'{len(rows)} processes, rows of each: {" or ".join(map(str, each))}', flush=True)
     found = []
-    for checked in compile_report.each(config, config.tokenizer.vocabulary, mesh_, _ONLY.value):
+    for checked in compile_report.each(config, config.tokenizer.vocab_size, mesh_, _ONLY.value):
         print(checked.text, flush=True)
         found.append(checked)
         if _TABLE.value and checked.cost:
@@ -78,7 +78,7 @@ def main(argv):
     config = _CONFIG.value
     devices = topology.devices(_TOPOLOGY.value, _SLICES.value)
     name = f'{_SLICES.value} x {_TOPOLOGY.value}'
-    print(f'{name}: {len(devices)} chips, {config.data.rows} rows', flush=True)
+    print(f'{name}: {len(devices)} chips, {config.data.batch_size} rows', flush=True)
     fits, found = sweep(config, devices) if _SWEEP.value else check(config, devices, name)
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps(found, indent=1), encoding='utf-8')

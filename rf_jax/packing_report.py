@@ -40,7 +40,7 @@ def plan_of_sources(config) -> Plan:
     if config.tokenizer.path:
         tokenizer = Tokenizer.load(config.tokenizer.path)
     else:
-        tokenizer = Tokenizer.train(captions.corpus(found), config.tokenizer.vocabulary)
+        tokenizer = Tokenizer.train(captions.corpus(found), config.tokenizer.vocab_size)
     return Batches(config, found, tokenizer).plan
 
 
@@ -49,7 +49,7 @@ def made_up_plan(config, kind: str) -> Plan:
     mixture = Mixture(dict.fromkeys(weights, 1_000_000), weights, config.seed)
     capacity = [config.data.capacity[name] for name in layout.SIZES]
     sizes = synthetic_sizes.MadeUp(kind, config).sizes
-    return Plan(mixture, sizes, capacity, config.data.rows)
+    return Plan(mixture, sizes, capacity, config.data.batch_size)
 
 
 def group_of(config) -> int:

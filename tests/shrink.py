@@ -25,8 +25,8 @@ def shrink(config: ConfigDict) -> ConfigDict:
     data = config.data
     if ':' in data.sources:  # not on this machine
         data.sources = 'emoji'
-    data.rows = 8
-    data.patch, data.max_text = 16, 16
+    data.batch_size = 8
+    data.patch_size, data.max_text_tokens = 16, 16
     data.sizes = ((64, 0.5), (32, 0.5)) if len(data.sizes) > 1 else ((64, 1.0),)
     pictures = 1 if max(data.capacity.pixel_pictures, data.capacity.vision_pictures) == 1 else 2
     drawn = pictures if data.capacity.pixel_pictures else 0
@@ -39,20 +39,20 @@ def shrink(config: ConfigDict) -> ConfigDict:
         vision_pictures=seen,
         pixel_pictures=drawn,
     )
-    config.tokenizer.update(vocabulary=384, path='')
+    config.tokenizer.update(vocab_size=384, path='')
     model = config.model
     model.backbone.update(
         layers=2, unroll=1, width=32, heads=2, kv_heads=1, head_dim=16, feedforward=64
     )
     model.backbone.rope_sections = (4, 2, 2)
-    model.backbone.routed.update(count=4, top_k=2, feedforward=16)
+    model.backbone.moe.update(num_experts=4, top_k=2, feedforward=16)
     model.encoder.update(layers=2, unroll=1, width=32, heads=2, feedforward=64)
-    model.representation.update(codes=32, frame=4)
-    model.denoiser.update(bottleneck=min(model.denoiser.bottleneck, 16), time_features=16)
-    config.optimizer.warmup = 2
+    model.representation.update(codebook_size=32, position_grid=4)
+    model.denoiser.update(bottleneck=min(model.denoiser.bottleneck, 16), time_embed_dim=16)
+    config.optimizer.warmup_steps = 2
     config.offload = ()
     config.mesh.update(data=1, fsdp=-1, expert=1, tensor=1, context=1)
-    config.sampling.update(steps=2, max_answer=4)
+    config.sampling.update(steps=2, max_answer_tokens=4)
     config.log.update(every=1, samples_every=0, samples=2)
     config.checkpoint.update(every=2, keep=2, keep_period=0)
     config.evaluation.samples = 2

@@ -43,13 +43,13 @@ CONFIGS = {'configs/base.py': base.get_config, 'tensor 4 x context 2': spread} |
 
 
 def config_for(name: str, count: int):
-    """A config of CONFIGS for `count` devices; `data.rows` its own, or if these do not divide, one
-    for each place of the mesh.
+    """A config of CONFIGS for `count` devices; `data.batch_size` its own or, if that does not
+    divide, one row for each place of the mesh.
     """
     config = CONFIGS[name]()
     places = count // (config.mesh.tensor * config.mesh.context)
-    if places and config.data.rows % places:
-        config.data.rows = places
+    if places and config.data.batch_size % places:
+        config.data.batch_size = places
     return config
 
 
@@ -108,7 +108,9 @@ def rows(config, devices: Sequence) -> str:
     except UserError as error:
         wanted = re.search(r'multiple of \d+ devices|between \d slices', str(error))
         return f'no: {wanted[0]}'
-    return f'{" or ".join(sorted({str(len(x)) for x in shares.values()}))} / {config.data.rows}'
+    return (
+        f'{" or ".join(sorted({str(len(x)) for x in shares.values()}))} / {config.data.batch_size}'
+    )
 
 
 def table() -> str:

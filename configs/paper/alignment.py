@@ -9,7 +9,7 @@ from configs.paper import scale
 def get_config(size: str = '30B-A3B'):
     config = scale.get_config(size)
     config.steps = 10_000
-    config.data.max_text = 512
+    config.data.max_text_tokens = 512
     config.data.sizes = ((256, 1.0),)
     config.data.tasks.update(text_to_image=0.0, image_to_text=1.0, text_only=0.0)
     # As `rf_jax.packing_report` recommends: 355 pictures of 256 px.

@@ -12,7 +12,7 @@ def get_config(size: str = '30B-A3B'):
     config.steps = 20_000
     large = size == '30B-A3B'
     config.data.sizes = ((1024 if large else 512, 0.6), (512 if large else 256, 0.4))
-    config.data.max_text = 128
+    config.data.max_text_tokens = 128
     # As `rf_jax.packing_report` recommends: 5 pictures of 1,024 px to draw, 2 to describe.
     scale.row(config, text=640, vision=2912, representation=5856, pixels=23_360,
               vision_pictures=16, pixel_pictures=32)  # fmt: skip

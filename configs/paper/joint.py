@@ -11,14 +11,14 @@ from configs.scenes import GROUPS, NEW
 def get_config(size: str = '30B-A3B'):
     config = scale.get_config(size)
     config.steps = 50_000
-    config.data.max_text = 512
+    config.data.max_text_tokens = 512
     config.data.sizes = ((256, 1.0),)
     # Paper: text, image-to-text and text-to-image, their shares not given.
     config.data.tasks.update(text_to_image=0.6, image_to_text=0.3, text_only=0.1)
     # As `rf_jax.packing_report` recommends: 83 pictures of 256 px to draw, 42 to describe.
     scale.row(config, text=3328, vision=2688, representation=5440, pixels=21_312,
               vision_pictures=76, pixel_pictures=148)  # fmt: skip
-    config.optimizer.rates = ((GENERATION, 4.0),)
+    config.optimizer.lr_multipliers = ((GENERATION, 4.0),)
     # The language model is in all three groups; what is new averages its own steps only, and the
     # rest continues the average of the stage before.
     config.initialise_new, config.initialise_as = NEW, GROUPS

@@ -140,7 +140,9 @@ def fit(height: int, width: int, longest: int, unit: int) -> tuple[int, int]:
     if min(height, width) < 1:
         raise ValueError(f'a picture has at least one pixel, not {height} x {width}')
     if longest < unit:
-        raise ValueError(f'longest side {longest} (data.sizes) is below 2 x data.patch = {unit}')
+        raise ValueError(
+            f'longest side {longest} (data.sizes) is below 2 x data.patch_size = {unit}'
+        )
     units = longest // unit
     short, long = sorted((height, width))
     exact = units * short / long

@@ -12,7 +12,7 @@ _OF_A_PROMPT, _OF_AN_ANSWER = 2, 3
 
 def longest_answer(config) -> int:
     """Tokens of the longest answer that a run both learns to its end and has room to give."""
-    return min(config.data.max_text - _OF_AN_ANSWER, config.sampling.max_answer)
+    return min(config.data.max_text_tokens - _OF_AN_ANSWER, config.sampling.max_answer_tokens)
 
 
 def too_long(tokenizer, captions: Sequence[str], longest: int) -> bool:
@@ -21,11 +21,11 @@ def too_long(tokenizer, captions: Sequence[str], longest: int) -> bool:
 
 
 def truncated(sources: Sequence, tokenizer, data) -> tuple[int, int]:
-    """(captions that do not fit into `data.max_text`, captions looked at): of all pictures, or of
-    _LOOKED_AT of a source, evenly spaced.
+    """(captions that do not fit into `data.max_text_tokens`, captions looked at): of all pictures,
+    or of _LOOKED_AT of a source, evenly spaced.
     """
     answered = data.tasks.get('image_to_text', 0) > 0
-    longest = data.max_text - (_OF_AN_ANSWER if answered else _OF_A_PROMPT)
+    longest = data.max_text_tokens - (_OF_AN_ANSWER if answered else _OF_A_PROMPT)
     long = count = 0
     for source in dict.fromkeys(sources):
         for i in range(0, len(source), -(-len(source) // _LOOKED_AT)):
@@ -41,7 +41,7 @@ def tell_truncated(sources: Sequence, tokenizer, data) -> None:
     long, count = truncated(sources, tokenizer, data)
     if long:
         logging.warning(
-            '%d of %d captions looked at do not fit into data.max_text=%d tokens and are '
-            'truncated: raise data.max_text and data.capacity.text',
-            *(long, count, data.max_text),
+            '%d of %d captions looked at do not fit into data.max_text_tokens=%d tokens and are '
+            'truncated: raise data.max_text_tokens and data.capacity.text',
+            *(long, count, data.max_text_tokens),
         )

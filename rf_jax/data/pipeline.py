@@ -44,13 +44,13 @@ class Batches:
         self.data = SimpleNamespace(**config.data)  # a ConfigDict takes 2 us to find a field
         self.fitted = functools.lru_cache(2**16)(functools.partial(fitted, config=config))
         self.tokenizer = tokenizer
-        self.rows = np.arange(config.data.rows) if rows is None else np.asarray(rows)
+        self.rows = np.arange(config.data.batch_size) if rows is None else np.asarray(rows)
         self.counts: Counter = Counter()  # what was cut or left out, for the log
         self._lost = 0  # pictures that could not be decoded since the last that could
         self.samples = _samples(
-            sources_, lambda text: spans.document(tokenizer, text, self.data.max_text)
+            sources_, lambda text: spans.document(tokenizer, text, self.data.max_text_tokens)
         )
-        self.channels = self.data.patch**2 * 3
+        self.channels = self.data.patch_size**2 * 3
         self.pool = spans.pool_of(config)
         self._pictures = PictureCache(megabytes=256)
         weights = {task: float(self.data.tasks.get(task, 0.0)) for task in TASKS}
@@ -65,7 +65,7 @@ class Batches:
             Mixture(counts, weights, config.seed),
             self.sizes,
             [self.data.capacity[name] for name in layout.SIZES],
-            self.data.rows,
+            self.data.batch_size,
             self.counts,
         )
 
@@ -83,23 +83,27 @@ class Batches:
         longest = _pick(rng, self.data.sizes)
         if draw.task == 'text_only':
             caption = record.captions[0]
-            return [piece or spans.opening(self.tokenizer, caption, self.data.max_text, counts)]
+            return [
+                piece or spans.opening(self.tokenizer, caption, self.data.max_text_tokens, counts)
+            ]
         height, width = self.fitted(record.height, record.width, longest=longest)
-        grid = (height // self.data.patch, width // self.data.patch)
+        grid = (height // self.data.patch_size, width // self.data.patch_size)
         seen = draw.task == 'image_to_text'
         pool = 2 if seen else patch_grid.unit(self.pool)  # in which order patches are stored
         pixels = self._pixels(source, index, height, width, pool) if decode else None
         if seen:
-            question, answer = captions.dialogue(record, rng, self.data.question)
-            text = spans.dialogue_span(self.tokenizer, question, answer, self.data.max_text, counts)
+            question, answer = captions.dialogue(record, rng, self.data.question_prob)
+            text = spans.dialogue_span(
+                self.tokenizer, question, answer, self.data.max_text_tokens, counts
+            )
             return [layout.Vision(*grid, pixels), text]
         loss_from = 0 if self.data.prompt_loss else None
-        text = captions.prompt(record, rng, self.data.caption_label)
-        prompt = spans.text_span(self.tokenizer, text, self.data.max_text, loss_from, counts)
+        text = captions.prompt(record, rng, self.data.label_prob)
+        prompt = spans.text_span(self.tokenizer, text, self.data.max_text_tokens, loss_from, counts)
         drop_text, drop_representation, drop_both = rng.random(3) < (
-            self.data.drop_text,
-            self.data.drop_representation,
-            self.data.drop_both,
+            self.data.text_dropout,
+            self.data.representation_dropout,
+            self.data.joint_dropout,
         )
         return spans.drawing(
             [prompt],
@@ -108,7 +112,7 @@ class Batches:
             self.pool,
             drop_text=bool(drop_text or drop_both),
             drop_representation=bool(drop_representation or drop_both),
-            keep_positions=self.data.drop_keeps_positions,
+            keep_positions=self.data.dropout_keeps_positions,
         )
 
     def _pixels(self, source, index: int, height: int, width: int, pool: int) -> np.ndarray:
@@ -117,7 +121,7 @@ class Batches:
 
     def _decode(self, source, index, height, width, pool) -> np.ndarray:
         picture = images.resize(source.picture(index), height, width)
-        return images.patchify(picture, self.data.patch, pool)
+        return images.patchify(picture, self.data.patch_size, pool)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """`self.rows` of global batch `step`: the arrays of `layout.empty`, leading len(rows).
@@ -159,7 +163,7 @@ class Batches:
 def check(config) -> None:
     """Raises UserError for rows, pictures and words that do not go together."""
     data, capacity, pool = config.data, config.data.capacity, spans.pool_of(config)
-    unit = patch_grid.unit(pool) * data.patch
+    unit = patch_grid.unit(pool) * data.patch_size
     unknown = set(data.tasks) - set(TASKS)
     if unknown:
         raise UserError(f'data.tasks has {sorted(unknown)}; known: {", ".join(TASKS)}')
@@ -169,8 +173,14 @@ def check(config) -> None:
         require(data[name] >= 0, f'data.{name}={data[name]} must be at least 0')
     busy = data.threads <= max(data.prefetch, 1)  # a thread makes a whole batch
     require(busy, f'data.threads={data.threads} is more than data.prefetch={data.prefetch}')
-    for name in ('caption_label', 'question', 'drop_text', 'drop_representation', 'drop_both'):
-        require(0 <= data[name] <= 1, f'data.{name}={data[name]} is a chance, of 0 to 1')
+    for name in (
+        'label_prob',
+        'question_prob',
+        'text_dropout',
+        'representation_dropout',
+        'joint_dropout',
+    ):
+        require(0 <= data[name] <= 1, f'data.{name}={data[name]} must be a probability in [0, 1]')
     if not data.sizes:
         raise UserError('data.sizes is empty; the default is ((64, 1.0),)')
     for entry in data.sizes:
@@ -186,35 +196,35 @@ def check(config) -> None:
             near = max(unit, longest // unit * unit)
             raise UserError(
                 f'data.sizes has {longest} px, which is no multiple of {unit} '
-                f'({unit // data.patch} x data.patch = {unit}); take {near}'
+                f'({unit // data.patch_size} x data.patch_size = {unit}); take {near}'
             )
     largest = max(longest for longest, _ in data.sizes)
-    frame = config.model.representation.frame
-    side = largest // data.patch // max(pool, 1)
+    frame = config.model.representation.position_grid
+    side = largest // data.patch_size // max(pool, 1)
     if pool and side > frame:
         raise UserError(
             f'data.sizes has {largest} px, {side} representation tokens a side; '
-            f'model.representation.frame={frame} must be at least that'
+            f'model.representation.position_grid={frame} must be at least that'
         )
-    patches = (largest // data.patch) ** 2
+    patches = (largest // data.patch_size) ** 2
     wanted = {}
     if data.tasks.get('text_to_image', 0) > 0:
         wanted |= {'pixels': patches, 'pixel_pictures': 1}
         wanted |= {'representation': patches // pool**2 + 1} if pool else {}
     if data.tasks.get('image_to_text', 0) > 0:
         wanted |= {'vision': patches // 4, 'vision_pictures': 1}
-    if data.max_text < 8:
+    if data.max_text_tokens < 8:
         raise UserError(
-            f'data.max_text={data.max_text} leaves no room for a question, its answer and the '
-            'marks around them: take at least 8'
+            f'data.max_text_tokens={data.max_text_tokens} leaves no room for a question, its '
+            'answer and the special tokens around them: use at least 8'
         )
-    wanted['text'] = data.max_text
+    wanted['text'] = data.max_text_tokens
     for name, need in wanted.items():
         if capacity[name] < need:
             raise UserError(
                 f'data.capacity.{name}={capacity[name]} cannot hold one sample, which may '
                 f'need {need}: raise it, or lower '
-                f'{"data.max_text" if name == "text" else "data.sizes"}'
+                f'{"data.max_text_tokens" if name == "text" else "data.sizes"}'
             )
     group = patch_grid.unit(pool) ** 2
     if capacity['pixels'] % group:
@@ -230,7 +240,7 @@ def fitted(height: int, width: int, config, longest: int | None = None) -> tuple
     data, unit = config.data, patch_grid.unit(spans.pool_of(config))
     sizes = [size for size, _ in data.sizes]
     longest = min(longest or max(sizes), max(height, width, min(sizes)))
-    return images.fit(height, width, longest, unit * data.patch)
+    return images.fit(height, width, longest, unit * data.patch_size)
 
 
 def _pick(rng: np.random.Generator, sizes) -> int:

@@ -118,7 +118,7 @@ class Tokenizer:
         except (RuntimeError, OSError) as error:
             reason = ' '.join(str(error).split())
             raise UserError(
-                f'training the tokenizer with tokenizer.vocabulary={vocabulary} failed; the '
+                f'training the tokenizer with tokenizer.vocab_size={vocabulary} failed; the '
                 f'specials, 256 bytes and all common characters must fit in it: {reason}'
             ) from error
         return cls(model.getvalue())

@@ -13,19 +13,20 @@ TRIES = 50  # draws that do not fit before a row counts as full
 
 def row(config, seed: int = 0) -> dict[str, np.ndarray]:
     """Arrays of `layout.empty` of one row: samples drawn by `data.tasks` and `data.sizes`, square
-    pictures, prompts of 24 tokens, answers of 64, documents of `max_text`, added until none fits.
+    pictures, prompts of 24 tokens, answers of 64, documents of `max_text_tokens`, added until
+    none fits.
     """
     data, rng = config.data, generator(seed, 'typical')
     tasks = [task for task, weight in data.tasks.items() if weight > 0]
     weights = np.array([data.tasks[task] for task in tasks], float)
-    filled, missed = layout.Row(dict(data.capacity), data.patch**2 * 3), 0
+    filled, missed = layout.Row(dict(data.capacity), data.patch_size**2 * 3), 0
     sizes = np.array([weight for _, weight in data.sizes], float)
     while missed < TRIES:
         task = tasks[rng.choice(len(tasks), p=weights / weights.sum())]
-        side = data.sizes[rng.choice(len(sizes), p=sizes / sizes.sum())][0] // data.patch
+        side = data.sizes[rng.choice(len(sizes), p=sizes / sizes.sum())][0] // data.patch_size
         spans = {
             'text_to_image': drawing(
-                [layout.Text([0] * min(PROMPT, data.max_text))],
+                [layout.Text([0] * min(PROMPT, data.max_text_tokens))],
                 (side, side),
                 None,
                 pool_of(config),
@@ -35,9 +36,9 @@ def row(config, seed: int = 0) -> dict[str, np.ndarray]:
             ),
             'image_to_text': [
                 layout.Vision(side, side),
-                layout.Text([0] * min(ANSWER, data.max_text)),
+                layout.Text([0] * min(ANSWER, data.max_text_tokens)),
             ],
-            'text_only': [layout.Text([0] * data.max_text)],
+            'text_only': [layout.Text([0] * data.max_text_tokens)],
         }[task]
         try:
             filled.add(spans)

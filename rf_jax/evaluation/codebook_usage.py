@@ -18,7 +18,7 @@ def codes_over_an_epoch(run: Run, state: State) -> float:
     """
     assign = quantizer.build(run.config)
     model = unified.build(run.config, run.tokenizer.size, run.mesh)  # cut as the state is
-    count = run.config.model.representation.codes
+    count = run.config.model.representation.codebook_size
     hit = np.zeros(count, bool)
 
     def used(state, batch):

@@ -51,9 +51,9 @@ class Inspector:
         rows, grids = [], []
         for picture in pictures:
             height, width = pipeline.fitted(*picture.shape[:2], self.sampler.config)
-            grid = height // data.patch, width // data.patch
+            grid = height // data.patch_size, width // data.patch_size
             resized = images.resize(picture, height, width)
-            pixels = images.patchify(resized, data.patch, self.pool)
+            pixels = images.patchify(resized, data.patch_size, self.pool)
             drawn = spans.drawing(
                 *([], grid, pixels, self.pool),
                 drop_text=False,
@@ -86,7 +86,7 @@ class Inspector:
         `pictures`: as `Sampler.describe` takes them. Raises UserError.
         """
         pictures = arrays.as_rgb(pictures, self.sampler.config.data.max_pixels)
-        side = self.pool * self.sampler.config.data.patch
+        side = self.pool * self.sampler.config.data.patch_size
         pieces: dict[int, list[np.ndarray]] = {}
         for picture, codes in zip(pictures, self.codes(pictures)):
             fitted = images.resize(picture, *(side * n for n in codes.shape))

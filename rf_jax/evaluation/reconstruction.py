@@ -13,7 +13,7 @@ def evaluate(sampler: Sampler, source, count: int) -> dict[str, float]:
     `latent_deviation`, standard deviation of the latents, which the flow's noise supposes to be
     about 1.
     """
-    model, patch = sampler.model, sampler.config.data.patch
+    model, patch = sampler.model, sampler.config.data.patch_size
     side = pipeline.fitted(source.size, source.size, sampler.config)
     grid = side[0] // patch, side[1] // patch
     pictures = [images.resize(source.picture(i), *side) for i in range(count)]

@@ -59,7 +59,8 @@ class Result:
         if self.too_long:
             lines.append(
                 f'{self.too_long} of {self.count} labels have more than {self.longest} tokens and '
-                'cannot be answered exactly: raise data.max_text, or sampling.max_answer'
+                'cannot be answered exactly: raise data.max_text_tokens, or '
+                'sampling.max_answer_tokens'
             )
         return '\n'.join(lines)
 

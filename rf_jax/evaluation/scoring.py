@@ -162,11 +162,12 @@ def check(config, tokenizer: Tokenizer, amount: Amount) -> None:
 def check_tokenizer(config, tokenizer: Tokenizer, texts: list[str]) -> None:
     """Raises UserError if a prompt is too long for the run: its tokenizer knows no scenes."""
     longest = max(texts, key=lambda text: len(tokenizer.encode(text)))
-    need, most = len(tokenizer.encode(longest)) + 2, config.data.max_text
+    need, most = len(tokenizer.encode(longest)) + 2, config.data.max_text_tokens
     require(
         need <= most,
-        f'the tokenizer of the run makes {need} tokens of {longest!r}, data.max_text={most}: it '
-        'was not made from scenes, or data.max_text is too small for the prompts',
+        f'the tokenizer of the run makes {need} tokens of {longest!r}, more than '
+        f'data.max_text_tokens={most}: it was not trained on scenes, or data.max_text_tokens is '
+        'too small for the prompts',
     )
 
 

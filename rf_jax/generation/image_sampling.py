@@ -44,7 +44,7 @@ class Options:
 def options(config, **changes) -> Options:
     """`config.sampling` with changes; None changes nothing."""
     values = {name: config.sampling[name] for name in Options.__dataclass_fields__}
-    values['interval'] = tuple(values['interval'])
+    values['guidance_interval'] = tuple(values['guidance_interval'])
     return Options(**values | {name: v for name, v in changes.items() if v is not None})
 
 
@@ -72,7 +72,7 @@ def draw_pixels(model: Unified, config, options: Options, params, rows, caches, 
     conditional = rows[True, True]
     picture = conditional['pixel_counts'][:, 0]
     c = config.flow
-    alpha = flow.shift_of(picture * config.data.patch**2, c.shift, c.base_pixels)
+    alpha = flow.shift_of(picture * config.data.patch_size**2, c.shift, c.base_pixels)
     times = flow.shift(flow.schedule(options.steps)[:, None], alpha)  # [steps + 1, B]
     patches = conditional['pixels'].shape[1]
 
@@ -84,13 +84,13 @@ def draw_pixels(model: Unified, config, options: Options, params, rows, caches, 
         x = model.apply({'params': params}, x, method='predict')
         x = dict(zip(branches, jnp.split(x, len(branches))))
         guided = guidance.combine(x, branches)
-        if options.interval == (0.0, 1.0) or (True, True) not in x:
+        if options.guidance_interval == (0.0, 1.0) or (True, True) not in x:
             return guided
-        low, high = options.interval
+        low, high = options.guidance_interval
         return jnp.where(((t >= low) & (t <= high))[..., None], guided, x[True, True])
 
     def velocity(z, t):
-        return flow.velocity(predict(z, t), z, t, c.floor)
+        return flow.velocity(predict(z, t), z, t, c.t_eps)
 
     def step(z, pair):
         t, t_next = (jnp.broadcast_to(a[:, None], z.shape[:2]) for a in pair)

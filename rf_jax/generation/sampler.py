@@ -19,7 +19,7 @@ from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.generation import captioning, image_sampling
 from rf_jax.generation.placement import ONE_DEVICE, Placement
 from rf_jax.models import unified
-from rf_jax.runtime import checkpoint, compilation, paths
+from rf_jax.runtime import checkpoint, compilation, paths, renamed_fields
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.rng import fold
 from rf_jax.training import bounds
@@ -69,6 +69,7 @@ class Sampler:
             config = ConfigDict(json.loads(path.read_text(encoding='utf-8')))
         except (OSError, ValueError) as error:
             raise UserError(f'{path} cannot be read: {error}') from None
+        renamed_fields.check(config, path)
         compilation.use_cache_of_this_machine()
         tokenizer = Tokenizer.load(workdir / 'tokenizer.model')
         step, saved = checkpoint.restore_to_device(workdir / 'checkpoints', step, only='ema')
@@ -99,19 +100,19 @@ class Sampler:
         UserError for a size that does not divide into groups of patches.
         """
         group = patch_grid.unit(self.pool)
-        unit = group * self.config.data.patch
+        unit = group * self.config.data.patch_size
         height, width = size or (max(entry[0] for entry in self.config.data.sizes),) * 2
         if height < unit or width < unit or height % unit or width % unit:
             raise UserError(
                 f'--size={height}x{width}: both sides must be multiples of {unit} pixels '
-                f'({group} x data.patch)'
+                f'({group} x data.patch_size)'
             )
-        frame = self.config.model.representation.frame
-        token = self.pool * self.config.data.patch
+        frame = self.config.model.representation.position_grid
+        token = self.pool * self.config.data.patch_size
         if token and max(height, width) // token > frame:
             raise UserError(
                 f'--size={height}x{width}: the longest side may be {frame * token} pixels '
-                f'({self.pool} x data.patch x model.representation.frame)'
+                f'({self.pool} x data.patch_size x model.representation.position_grid)'
             )
         prompt = clean(prompt)
         return Request(prompt, height, width, fold(seed, prompt, number) % 2**31)
@@ -126,8 +127,8 @@ class Sampler:
         """Pictures as `draw`, and their representation tokens: int32 [rows, columns], or features
         float32 [rows, columns, Denc] where they are continuous; without tokens [0, 0].
         """
-        pictures, tokens, patch = [], [], self.config.data.patch
-        limit = self.config.data.max_text
+        pictures, tokens, patch = [], [], self.config.data.patch_size
+        limit = self.config.data.max_text_tokens
         self._warn_of_truncated('prompt', [r.prompt for r in requests], limit - 2)
         for chunk, full in _chunks(requests, self.placement):
             patches, codes = self._draw(full, options or self.options())
@@ -159,10 +160,10 @@ class Sampler:
         """{(text kept, representation kept): layout arrays}, one sample a row."""
         data = self.config.data
         prompts = [
-            spans.text_span(self.tokenizer, r.prompt, data.max_text, None, Counter())
+            spans.text_span(self.tokenizer, r.prompt, data.max_text_tokens, None, Counter())
             for r in requests
         ]
-        grids = [(r.height // data.patch, r.width // data.patch) for r in requests]
+        grids = [(r.height // data.patch_size, r.width // data.patch_size) for r in requests]
         patches = max(h * w for h, w in grids)
         capacity = {
             'text': _round(max(len(p.tokens) for p in prompts)),
@@ -183,7 +184,7 @@ class Sampler:
                         self.pool,
                         drop_text=not text,
                         drop_representation=not representation,
-                        keep_positions=data.drop_keeps_positions,
+                        keep_positions=data.dropout_keeps_positions,
                     )
                 ]
                 for prompt, grid in zip(prompts, grids)
@@ -206,7 +207,9 @@ class Sampler:
                 f'describe got {len(pictures)} pictures and {len(questions)} questions: give one '
                 'question a picture, or none'
             )
-        self._warn_of_truncated('question', map(clean, questions), self.config.data.max_text // 2)
+        self._warn_of_truncated(
+            'question', map(clean, questions), self.config.data.max_text_tokens // 2
+        )
         answers = []
         for chunk, full in _chunks(list(zip(pictures, questions)), self.placement):
             tokens = self._describe(full)[: len(chunk)]
@@ -214,17 +217,17 @@ class Sampler:
         return answers
 
     def _describe(self, pairs) -> np.ndarray:
-        data, length = self.config.data, self.config.sampling.max_answer
+        data, length = self.config.data, self.config.sampling.max_answer_tokens
         rows, heads = [], []
         for picture, question in pairs:
             height, width = pipeline.fitted(*picture.shape[:2], self.config)
-            pixels = images.patchify(images.resize(picture, height, width), data.patch)
+            pixels = images.patchify(images.resize(picture, height, width), data.patch_size)
             head = spans.dialogue_span(
-                self.tokenizer, clean(question), None, data.max_text, Counter()
+                self.tokenizer, clean(question), None, data.max_text_tokens, Counter()
             )
             heads.append(len(head.tokens))
             open_text = layout.Text([*head.tokens, *[self.tokenizer.pad] * length])
-            vision = layout.Vision(height // data.patch, width // data.patch, pixels)
+            vision = layout.Vision(height // data.patch_size, width // data.patch_size, pixels)
             rows.append([[vision, open_text]])
         sizes = np.max([layout.size(row[0]) for row in rows], axis=0)
         capacity = dict(zip(layout.SIZES, sizes.tolist()))
@@ -243,8 +246,8 @@ class Sampler:
         long = [text for text in distinct if text and len(self.tokenizer.encode(text)) > most]
         if long:
             logging.warning(
-                '%d of %d %s(s) were truncated to %d tokens (data.max_text=%d): %r',
-                *(len(long), len(distinct), what, most, self.config.data.max_text),
+                '%d of %d %s(s) were truncated to %d tokens (data.max_text_tokens=%d): %r',
+                *(len(long), len(distinct), what, most, self.config.data.max_text_tokens),
                 long[0] if len(long[0]) <= 60 else f'{long[0][:57]}...',
             )
 
@@ -254,8 +257,8 @@ def for_this_machine(config: ConfigDict) -> None:
 
     The rest of such settings (mesh, offload, threads, compilation_cache) nobody reads here.
     """
-    config.model.attention.form = 'auto'
-    config.model.backbone.routed.product = 'auto'
+    config.model.attention.implementation = 'auto'
+    config.model.backbone.moe.grouped_matmul = 'auto'
 
 
 def _round(count: int) -> int:

@@ -92,7 +92,7 @@ class Vae(nn.Module):
 
 # Class, and the values Z of a latent.
 SPACES = {
-    'pixels': (Pixels, lambda c: c.data.patch**2 * 3),
+    'pixels': (Pixels, lambda c: c.data.patch_size**2 * 3),
     'vae': (Vae, lambda c: c.model.autoencoder.channels),
 }
 
@@ -101,4 +101,6 @@ def build(config, form, cut: Cut) -> tuple[Callable[[], nn.Module], int]:
     """(maker of the module of `config.model.space`, its Z). Raises UserError."""
     space, width = choose('model.space', config.model.space, SPACES)
     dtype = jnp.dtype(config.compute_dtype)
-    return partial(space, config.model, config.data.patch**2 * 3, form, cut, dtype), width(config)
+    return partial(space, config.model, config.data.patch_size**2 * 3, form, cut, dtype), width(
+        config
+    )

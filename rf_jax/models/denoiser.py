@@ -48,7 +48,7 @@ class PatchIn(nn.Module):
         x = Dense(self.width, True, name='patch')(x)
         if self.config.sinusoids:
             x = x + sinusoids(cells, self.width).astype(x.dtype)
-        return x + TimeEmbedding(self.config.time_features, self.width, name='time')(t).astype(
+        return x + TimeEmbedding(self.config.time_embed_dim, self.width, name='time')(t).astype(
             x.dtype
         )
 

@@ -43,8 +43,8 @@ def backbone_token(config) -> float:
     c = config.model.backbone
     attention = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
     feed = 3 * c.width * c.feedforward
-    if c.experts == 'routed':
-        feed = c.width * (3 * c.routed.top_k * c.routed.feedforward + c.routed.count)
+    if c.ffn == 'moe':
+        feed = c.width * (3 * c.moe.top_k * c.moe.feedforward + c.moe.num_experts)
     return 2.0 * c.layers * (attention + feed)
 
 
@@ -59,7 +59,7 @@ def representation_heads(config) -> float:
     capacity, c, e = config.data.capacity, config.model.backbone, config.model.encoder
     tokens, pixels = capacity.representation, capacity.pixels
     each = {
-        'forcing': tokens * c.width * config.model.representation.codes,
+        'forcing': tokens * c.width * config.model.representation.codebook_size,
         'continuous': 2 * tokens * c.width * e.width,
         'alignment': pixels * 2 * c.width * (3 * c.width + e.width),
         'none': 0,
@@ -77,7 +77,7 @@ def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
     capacity, c, e = config.data.capacity, config.model.backbone, config.model.encoder
     a = config.model.autoencoder
     row = sum(capacity[name] for name in ('text', 'vision', 'representation', 'pixels'))
-    channels = config.data.patch**2 * 3
+    channels = config.data.patch_size**2 * 3
     latents = config.model.space == 'vae'
     drawn = config.model.autoencoder.channels if latents else channels
 
@@ -94,7 +94,7 @@ def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
     asked = any(config.losses[name] for name in ('text', 'representation', 'flow'))
     if not asked:  # the autoencoder learns alone: its two towers, forward and backward
         learned = 2 * encoder(capacity.pixels, capacity.pixel_pictures, pairs.pixels, a)
-        return config.data.rows * 3 * learned
+        return config.data.batch_size * 3 * learned
     backbone = row * backbone_token(config)
     backbone += 4.0 * c.layers * pairs.backbone * c.heads * c.head_dim
     heads = 2.0 * capacity.text * c.width * vocabulary
@@ -109,4 +109,4 @@ def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
     targets = capacity.pixels, capacity.pixel_pictures, pairs.pixels
     total += encoder(*targets) if config.model.representation.kind != 'none' else 0.0
     total += encoder(*targets, a) if latents else 0.0
-    return config.data.rows * total
+    return config.data.batch_size * total

@@ -164,7 +164,7 @@ DRAWS = {'random': from_data, 'spread': spread}
 
 MODES = {
     'printed': lambda c: Printed(c.temperature),
-    'sinkhorn': lambda c: Sinkhorn(c.temperature, c.iterations),
+    'sinkhorn': lambda c: Sinkhorn(c.temperature, c.sinkhorn_iterations),
     'nearest': lambda c: Nearest(),
 }
 

@@ -22,7 +22,7 @@ def _place(config, cells: jax.Array) -> jax.Array:
 
     cells int32 [B, R, 2] (-1: none) -> [B, R, D].
     """
-    frame, width = config.representation.frame, config.backbone.width
+    frame, width = config.representation.position_grid, config.backbone.width
     cell = jnp.clip(cells, 0, frame - 1)
     place = Table(frame**2, width, name='place')(cell[..., 0] * frame + cell[..., 1])
     return jnp.where(cells[..., :1] >= 0, place, 0.0)
@@ -36,7 +36,7 @@ class CodeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, codes: jax.Array, cells: jax.Array) -> jax.Array:
         """codes int32 [B, R] (-1: begin), cells int32 [B, R, 2] (-1: none) -> [B, R, D]."""
-        count, width = self.config.representation.codes, self.config.backbone.width
+        count, width = self.config.representation.codebook_size, self.config.backbone.width
         known = jnp.where(codes < 0, count, codes)
         return Table(count + 1, width, name='identity')(known) + _place(self.config, cells)
 
@@ -49,7 +49,11 @@ class CodeHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, tapped: None = None) -> dict[str, Logits]:
         """x [B, R, D] -> representation_logits [B, R, K]."""
-        return {'representation_logits': Head(self.config.representation.codes, name='logits')(x)}
+        return {
+            'representation_logits': Head(self.config.representation.codebook_size, name='logits')(
+                x
+            )
+        }
 
 
 class FeatureEmbedding(nn.Module):
@@ -143,7 +147,9 @@ KINDS = {
     'continuous': _kind(
         FeatureEmbedding, FeatureHead, lambda c: jnp.zeros((1, 2, c.encoder.width))
     ),
-    'alignment': _kind(NoEmbedding, AlignmentHead, _codes, lambda c: c.representation.layer),
+    'alignment': _kind(
+        NoEmbedding, AlignmentHead, _codes, lambda c: c.representation.alignment_layer
+    ),
     'none': _kind(NoEmbedding, NoHead, _codes),
 }
 
@@ -154,6 +160,7 @@ def build(config) -> Parts:
     parts = choose('model.representation.kind', c.kind, KINDS)(config.model)
     require(
         parts.taps is None or 1 <= parts.taps <= layers,
-        f'model.representation.layer={c.layer} must be 1 .. model.backbone.layers={layers}',
+        f'model.representation.alignment_layer={c.alignment_layer} must be 1 .. '
+        f'model.backbone.layers={layers}',
     )
     return parts

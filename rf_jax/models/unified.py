@@ -165,10 +165,10 @@ def _check(config) -> None:
             'need 1 <= unroll <= layers',
         )
         choose(f'{field}.remat', tower.remat, REMAT)
-    features, width = config.denoiser.time_features, config.backbone.width
+    features, width = config.denoiser.time_embed_dim, config.backbone.width
     require(
         features >= 4 and features % 2 == 0,
-        f'model.denoiser.time_features={features} must be an even number of at least 4',
+        f'model.denoiser.time_embed_dim={features} must be an even number of at least 4',
     )
     require(
         not config.denoiser.sinusoids or width % 4 == 0,
@@ -179,7 +179,7 @@ def _check(config) -> None:
 def build(
     config, vocabulary: int, mesh: Mesh | None = None, platform: str | None = None
 ) -> Unified:
-    """The model of `config.model`; C follows from `config.data.patch`. Raises UserError.
+    """The model of `config.model`; C follows from `config.data.patch_size`. Raises UserError.
 
     `mesh`: the devices it is to be cut over, None for one. `platform`: cpu, gpu or tpu when
     programs are compiled for another than this process runs on.
@@ -195,7 +195,7 @@ def build(
     return Unified(
         config=config.model,
         vocabulary=vocabulary,
-        channels=config.data.patch**2 * 3,
+        channels=config.data.patch_size**2 * 3,
         backbone_of=backbone,
         representation_of=before,
         drawn=drawn,

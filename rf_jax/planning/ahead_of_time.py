@@ -166,8 +166,8 @@ def kernel_flops(config, row: Mapping[str, np.ndarray], chips: int):
     Attention's walk a list of tiles that is known only when they run; pairs of a tile that do not
     see each other are computed all the same.
     """
-    model, rows = config.model, config.data.rows / chips
-    routed = model.backbone.routed
+    model, rows = config.model, config.data.batch_size / chips
+    moe = model.backbone.moe
     width = {'backbone': model.backbone.heads * model.backbone.head_dim}
     width['vision'] = width['pixels'] = model.encoder.width
     integers = {'backbone': {name: row[name][None] for name in masks.FIELDS}}
@@ -182,7 +182,7 @@ def kernel_flops(config, row: Mapping[str, np.ndarray], chips: int):
 
     def of(label: str, says: float) -> float | None:
         if 'gmm' in label:  # an exchange holds more than what even routing sends
-            return says / (routed.capacity_factor if config.mesh.expert > 1 else 1.0)
+            return says / (moe.capacity_factor if config.mesh.expert > 1 else 1.0)
         name, _, where = label.partition(' ')
         if name not in KERNELS:
             return None
@@ -233,7 +233,7 @@ def sample(config, vocabulary: int, mesh_: Mesh) -> Cost:
     built = jitted.build(config, vocabulary, mesh_, platform)
     model = unified.build(config, vocabulary, whole, platform)
     count = math.prod(whole.shape[axis] for axis in mesh.BATCH_AXES)
-    side = max(size for size, _ in config.data.sizes) // config.data.patch
+    side = max(size for size, _ in config.data.sizes) // config.data.patch_size
     pool = spans.pool_of(config)
     tokens = side**2 // pool**2 + 1 if pool else 0
     capacity = {'text': PROMPT, 'vision': 0, 'representation': tokens, 'pixels': side**2,

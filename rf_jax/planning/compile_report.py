@@ -182,16 +182,16 @@ def advice(config, vocabulary: int, mesh: Mesh) -> str:
 
 
 def variants(config, devices: int) -> Iterator[dict]:
-    """Meshes and remat policies worth a try: rows over at least as many devices as data.rows allow.
+    """Meshes and remat policies worth a try, on as many devices as data.batch_size allows or more.
 
     Each a {field: value} of the config.
     """
-    routed = config.model.backbone.experts == 'routed'
+    routed = config.model.backbone.ffn == 'moe'
     experts = (1, 4, 8) if routed else (1,)
     for expert, tensor, context in itertools.product(experts, (1, 2), (1, 2)):
         used = expert * tensor * context
         rows_on = devices // (tensor * context)
-        if devices % used or config.data.rows % rows_on or tensor * context > 2:
+        if devices % used or config.data.batch_size % rows_on or tensor * context > 2:
             continue
         for remat in ('full', 'attention', 'projections'):
             yield {
@@ -234,8 +234,9 @@ def sweep(config, vocabulary: int, devices: Sequence) -> Iterator[Tried]:
     to_try = list(variants(config, len(devices)))
     if not to_try:
         raise UserError(
-            f'--sweep finds no mesh for {len(devices)} devices and data.rows={config.data.rows}: '
-            'give rows that are a multiple of the devices, or of half of them'
+            f'--sweep finds no mesh for {len(devices)} devices and '
+            f'data.batch_size={config.data.batch_size}: use a multiple of the number of devices, '
+            'or of half of it'
         )
     for fields in to_try:
         changed = config.copy_and_resolve_references()

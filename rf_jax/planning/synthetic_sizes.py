@@ -34,22 +34,22 @@ class MadeUp:
         found = dict.fromkeys(SIZES, np.zeros(len(index), np.int64))
         if task == 'text_only':
             # A piece of a document takes its begin mark and all tokens but the end.
-            found['text'] = np.minimum(self._caption(draws) + 1, data.max_text)
+            found['text'] = np.minimum(self._caption(draws) + 1, data.max_text_tokens)
             return np.stack([found[name] for name in SIZES], 1)
         height, width = self._kind.picture(*(_uniform(*samples, lane=i) for i in range(4)))
         chance = _uniform(*draws, lane=10)
         patches = fitted_patches(height, width, data, self._pool, chance)
         if task == 'image_to_text':
-            asked = _uniform(*draws, lane=11) < data.question
+            asked = _uniform(*draws, lane=11) < data.question_prob
             question = np.where(asked, _tokens(*_QUESTION, *_normals(draws, 12)), 0)
-            head = np.minimum(question, data.max_text // 2) + 2  # begin and answer marks
-            tail = np.minimum(self._caption(draws), data.max_text - head - 1) + 1
+            head = np.minimum(question, data.max_text_tokens // 2) + 2  # begin and answer marks
+            tail = np.minimum(self._caption(draws), data.max_text_tokens - head - 1) + 1
             found |= {'text': head + tail, 'vision': patches // 4}
             found['vision_pictures'] = np.ones_like(patches)
         else:
-            prompt = np.minimum(self._caption(draws), data.max_text - 2) + 2
-            dropped = _uniform(*draws, lane=14) < data.drop_text
-            dropped |= _uniform(*draws, lane=15) < data.drop_both
+            prompt = np.minimum(self._caption(draws), data.max_text_tokens - 2) + 2
+            dropped = _uniform(*draws, lane=14) < data.text_dropout
+            dropped |= _uniform(*draws, lane=15) < data.joint_dropout
             found |= {'text': np.where(dropped, 0, prompt), 'pixels': patches}
             if self._pool:
                 found['representation'] = patches // self._pool**2 + 1
@@ -94,7 +94,7 @@ def fitted_patches(height, width, data, pool, chance) -> np.ndarray:
     short, long = np.minimum(height, width), np.maximum(height, width)
     unit = patch_grid.unit(pool)
     most = np.minimum(longest, np.maximum(long, sizes.min())).astype(np.int64)
-    units = most // (unit * data.patch)
+    units = most // (unit * data.patch_size)
     exact = units * short / long
     below, above = np.maximum(np.floor(exact), 1), np.maximum(np.ceil(exact), 1)
     nearest = np.where(exact * exact <= below * above, below, above)

@@ -4,6 +4,7 @@ import difflib
 import errno
 import math
 import os
+import re
 import runpy
 import shlex
 import signal
@@ -15,7 +16,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from rf_jax.runtime import distributed, environment, exits, paths, streams
+from rf_jax.runtime import distributed, environment, exits, paths, renamed_fields, streams
 from rf_jax.runtime.errors import UserError
 
 # What word processors and chats make of a hyphen.
@@ -180,16 +181,28 @@ def explain(argv: Sequence[str], error: Exception) -> str:
         make = runpy.run_path(path)['get_config']
         fields = list(field_names(make(variant) if variant else make()))
     except Exception as failure:
-        return f'--config={path}{":" if variant else ""}{variant}: {failure or error}'
+        return f'--config={path}{":" if variant else ""}{variant}: {_no_field(failure or error)}'
     for argument in argv:
         name = argument.lstrip('-').partition('=')[0].removeprefix('config.')
         if argument.lstrip('-').startswith('config.') and name not in fields:
+            if renamed_fields.new_name(name):
+                return f'--config.{name} is now --config.{renamed_fields.new_name(name)}'
             leaf = {field.rpartition('.')[2]: field for field in fields}
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.7)
             near += [leaf[x] for x in difflib.get_close_matches(name.rpartition('.')[2], leaf, n=1)]
             hint = f'; did you mean --config.{near[0]} ?' if near else ''
             return f'--config.{name}: {path} has no such field{hint}'
     return f'{type(error).__name__}: {error}'
+
+
+def _no_field(failure: Exception) -> str:
+    """What a config file got wrong; of a field that is not there, its name and the new one."""
+    missing = re.search(r'Key "(\w+)" does not exist|^["\']+(\w+)["\']+$', str(failure))
+    if not missing:
+        return str(failure)
+    name = missing[1] or missing[2]
+    new = renamed_fields.new_name(name)
+    return f'there is no field {name!r}' + (f': it is now {new}' if new else '')
 
 
 def field_names(config: Mapping, prefix: str = '') -> Iterator[str]:

@@ -150,5 +150,5 @@ def check_rows(rows: int, mesh: Mesh) -> None:
     if rows < 1 or rows % parts:
         shown = ' x '.join(f'mesh.{axis}={mesh.shape[axis]}' for axis in BATCH_AXES)
         raise UserError(
-            f'data.rows is {rows}, but must be a positive multiple of {parts} ({shown}).'
+            f'data.batch_size is {rows}, but must be a positive multiple of {parts} ({shown}).'
         )

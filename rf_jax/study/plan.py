@@ -17,7 +17,7 @@ from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.evaluation import scoring
 from rf_jax.evaluation.scoring import Amount
 from rf_jax.models import flops, unified
-from rf_jax.runtime import paths, workdir
+from rf_jax.runtime import paths, renamed_fields, workdir
 from rf_jax.runtime.errors import UserError, choose, require
 from rf_jax.training import checks, initial_weights, train_loop
 
@@ -177,11 +177,13 @@ def check_run(piece: Piece) -> None:
     if not path.exists():
         return
     try:
-        before = checks.flatten(json.loads(path.read_text(encoding='utf-8')))
+        before = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise UserError(
-            f'{path} cannot be read: {error}; remove that run to train it anew'
+            f'{path} cannot be read: {error}; remove that run to train it again'
         ) from None
+    renamed_fields.check(before, path)
+    before = checks.flatten(before)
     now = checks.flatten(json.loads(piece.config.to_json_best_effort()))
     differ = [told for field, told in checks.changes(before, now) if not field.startswith(_FREE)]
     if differ:

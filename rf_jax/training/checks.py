@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from rf_jax.data import pipeline, source_list, spans
 from rf_jax.models import autoencoder
-from rf_jax.runtime import mesh, paths, sharding
+from rf_jax.runtime import mesh, paths, renamed_fields, sharding
 from rf_jax.runtime.errors import UserError, choose, require
 from rf_jax.training import bounds, flow, initial_weights, jitted, optimizer
 
@@ -33,7 +33,7 @@ def start(
     pipeline.check(config)
     mesh_ = mesh.make_mesh(config.mesh, devices)
     jitted.check(config, mesh_)
-    return mesh_, mesh.rows_by_process(mesh_, config.data.rows)
+    return mesh_, mesh.rows_by_process(mesh_, config.data.batch_size)
 
 
 def check(config) -> None:
@@ -71,17 +71,22 @@ def check(config) -> None:
     )
     for name in ('balance', 'router_z'):
         require(
-            not config.losses[name] or config.model.backbone.experts == 'routed',
-            f"losses.{name}={config.losses[name]} needs model.backbone.experts='routed'",
+            not config.losses[name] or config.model.backbone.ffn == 'moe',
+            f"losses.{name}={config.losses[name]} needs model.backbone.ffn='moe'",
         )
 
 
 def warn_of_changes(config, workdir: Path) -> None:
-    """Names the config fields that differ from what this workdir was trained with so far."""
+    """Names the config fields that differ from what this workdir was trained with so far.
+
+    Raises UserError if the workdir was written by an earlier version, with other names of fields.
+    """
     try:
-        before = flatten(json.loads((workdir / 'config.json').read_text(encoding='utf-8')))
+        before = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return
+    renamed_fields.check(before, workdir / 'config.json')
+    before = flatten(before)
     for field, value in flatten(json.loads(config.to_json_best_effort())).items():
         if before.get(field) != value:
             was = before.get(field)

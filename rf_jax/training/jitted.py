@@ -36,7 +36,9 @@ class Programs:
         row = layout.empty(self.config.data.capacity, self.model.channels)
         where = mesh.batch_sharding(self.mesh)
         return {
-            name: jax.ShapeDtypeStruct((self.config.data.rows, *a.shape), a.dtype, sharding=where)
+            name: jax.ShapeDtypeStruct(
+                (self.config.data.batch_size, *a.shape), a.dtype, sharding=where
+            )
             for name, a in row.items()
         }
 
@@ -66,14 +68,15 @@ def with_stop(train_step: Callable) -> Callable:
 
 def check(config, mesh_: Mesh) -> None:
     """Raises UserError for rows that the mesh cannot split, or state that cannot be offloaded."""
-    parts, capacity = config.optimizer.accumulate, config.data.capacity
+    parts, capacity = config.optimizer.grad_accum_steps, config.data.capacity
     for name in config.offload:
         choose('offload', name, dict.fromkeys(('ema', 'opt_state')))
-    if config.data.rows % parts:
+    if config.data.batch_size % parts:
         raise UserError(
-            f'data.rows={config.data.rows} is no multiple of optimizer.accumulate={parts}'
+            f'data.batch_size={config.data.batch_size} is not a multiple of '
+            f'optimizer.grad_accum_steps={parts}'
         )
-    mesh.check_rows(config.data.rows // parts, mesh_)
+    mesh.check_rows(config.data.batch_size // parts, mesh_)
     for name in layout.SIZES:
         if capacity[name] % mesh_.shape['context']:
             raise UserError(
@@ -93,7 +96,7 @@ def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> 
         return optimizer.build(config.optimizer, params)
 
     def new_state():
-        width, codes = config.model.encoder.width, config.model.representation.codes
+        width, codes = config.model.encoder.width, config.model.representation.codebook_size
         return state.initialise(model, optimizer_of, codes, width, config.seed)
 
     abstract = jax.eval_shape(new_state)

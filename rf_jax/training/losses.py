@@ -93,7 +93,7 @@ def build(config, sharded: CrossEntropy = ONE_DEVICE) -> dict[str, Term | Predic
     terms = {
         **text(sharded),
         **REPRESENTATION[config.model.representation.kind](sharded),
-        'flow': Term('pixel_weight', flow_matching(config.flow.floor)),
+        'flow': Term('pixel_weight', flow_matching(config.flow.t_eps)),
         'balance': Term('live', lambda outputs, _: outputs['balance']),
         'router_z': Term('live', lambda outputs, _: outputs['router_z']),
         'reconstruction': Term('pixel_weight', lambda outputs, _: outputs['reconstruction']),

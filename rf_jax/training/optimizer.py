@@ -32,11 +32,13 @@ def rates(params, rate_rules: Sequence[tuple[str, float]], freeze: Sequence[str]
     names = paths(params)
     rules = [('optimizer.freeze', pattern, 0.0) for pattern in freeze]
     try:
-        rules += [('optimizer.rates', pattern, float(factor)) for pattern, factor in rate_rules]
+        rules += [
+            ('optimizer.lr_multipliers', pattern, float(factor)) for pattern, factor in rate_rules
+        ]
     except (TypeError, ValueError):
         raise UserError(
-            f'optimizer.rates={rate_rules!r} are not pairs (regex, factor); as a flag: '
-            '--config.optimizer.rates="((\'^backbone/\', 4.0),)"'
+            f'optimizer.lr_multipliers={rate_rules!r} are not pairs (regex, factor); as a flag: '
+            '--config.optimizer.lr_multipliers="((\'^backbone/\', 4.0),)"'
         ) from None
     for field, pattern, _ in rules:
         if not any(_found(field, pattern, name) for name in names):
@@ -75,13 +77,13 @@ def _found(field: str, pattern: str, path: str) -> bool:
 
 def schedule(config) -> optax.Schedule:
     """Linear warm-up, 1 / warmup of the learning rate in the first step, then constant."""
-    peak, warmup = config.learning_rate, config.warmup
+    peak, warmup = config.learning_rate, config.warmup_steps
     return lambda count: peak * jax.numpy.minimum(1.0, (count + 1) / max(warmup, 1))
 
 
 def build(config, params) -> optax.GradientTransformation:
     """The chain for `config.optimizer`; `params` give only their paths."""
-    factors = rates(params, config.rates, config.freeze)
+    factors = rates(params, config.lr_multipliers, config.freeze)
     decayed = _by_path(params, lambda path: path.split('/')[-1] in DECAYED)
 
     def scaled(tree):
@@ -92,7 +94,7 @@ def build(config, params) -> optax.GradientTransformation:
     keep_live = optax.stateless(lambda u, _: jax.tree.map(lambda x, f: x * f, u, live))
     return optax.chain(
         keep_live,
-        optax.clip_by_global_norm(config.clip),
+        optax.clip_by_global_norm(config.grad_clip_norm),
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, decayed),
         optax.stateless(lambda u, _: scaled(u)),

@@ -31,7 +31,7 @@ def add_noise(
     counts = batch['pixel_counts']
     shape = counts.shape[0] * part.count, counts.shape[1]
     t = part.of(flow.sample_times(time_key, shape, c.time_mean, c.time_std))
-    t = flow.shift(t, flow.shift_of(counts * config.data.patch**2, c.shift, c.base_pixels))
+    t = flow.shift(t, flow.shift_of(counts * config.data.patch_size**2, c.shift, c.base_pixels))
     t = jnp.take_along_axis(t, jnp.maximum(batch['pixel_picture'], 0), axis=1)
     x = model.apply({'params': params}, batch, method='clean')
     z = flow.path(x, c.noise_scale * part.normal(noise_key, x.shape), t)
@@ -55,7 +55,7 @@ def complete(
 
 
 def gradients(config, model, terms, params, batch: Batch, finish: Callable):
-    """(gradients, metrics), the batch cut into `optimizer.accumulate` parts along its rows.
+    """(gradients, metrics), the batch cut into `optimizer.grad_accum_steps` parts along its rows.
 
     `finish(rows, part)` completes a part's rows, so that features, noise and noisy patches are in
     memory for one part only. Each part's loss is divided by the whole batch's counts, so the parts
@@ -73,7 +73,7 @@ def gradients(config, model, terms, params, batch: Batch, finish: Callable):
     def gradient(params, rows, part):
         return jax.grad(part_loss, has_aux=True)(params, finish(rows, part))
 
-    count = config.optimizer.accumulate
+    count = config.optimizer.grad_accum_steps
     if count == 1:
         return gradient(params, batch, WHOLE)
     rows = microbatches.split(batch, count)

@@ -42,7 +42,9 @@ class Report:
         """`start`: steps done."""
         self.config, self.writer, self.spent = config, writer, spent
         self.data_counts = batches.counts  # what was cut or left out so far
-        self.scale = config.data.rows / len(batches.rows)  # rows of a batch for each made here
+        self.scale = config.data.batch_size / len(
+            batches.rows
+        )  # rows of a batch for each made here
         self.progress = metrics.Progress(start, config.steps)
         self.pending: tuple | None = None
         self.sums: dict[str, float] = {}
@@ -90,10 +92,11 @@ class Report:
     def _check(self, number: int, values: Mapping[str, float]) -> None:
         if not np.isfinite(values['parameter_norm']):
             raise checks.not_finite(number)
-        if values['streak'] > self.config.optimizer.max_skips:
+        if values['streak'] > self.config.optimizer.max_skipped_steps:
             raise UserError(
                 f'{values["streak"]:.0f} steps in a row had non-finite gradients (optimizer.'
-                'max_skips); lower optimizer.learning_rate or look at the data, then run again'
+                'max_skipped_steps); lower optimizer.learning_rate or look at the data, then run '
+                'again'
             )
 
     def _log(self, number: int, values: Mapping[str, float]) -> None:

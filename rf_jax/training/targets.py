@@ -1,7 +1,7 @@
 """What the encoder's features become for the step: inputs and targets of the representation
 (paper, section 3.1), by model.representation.kind. No gradient flows here.
 
-With `optimizer.accumulate` parts, features and similarities are made part by part: codes need
+With `optimizer.grad_accum_steps` parts, features and similarities are made part by part: codes need
 statistics of all rows, features as targets do not.
 """
 
@@ -65,7 +65,9 @@ def batch_features(config, model: Unified, ema, batch: Batch):
         return z.reshape(count, -1, z.shape[-1]), valid.reshape(count, -1)
 
     read = {name: batch[name] for name in names}
-    z, valid = microbatches.join(microbatches.each(features, config.optimizer.accumulate, read))
+    z, valid = microbatches.join(
+        microbatches.each(features, config.optimizer.grad_accum_steps, read)
+    )
     return z.reshape(-1, z.shape[-1]), valid.reshape(-1)
 
 
@@ -84,7 +86,7 @@ def redraw(config, at: int, taken: jax.Array, codebook, z, valid):
 
     def draw(old):
         filled = turn < taken - at
-        known = quantizer.nearest_similarity(z, old, filled, config.optimizer.accumulate)
+        known = quantizer.nearest_similarity(z, old, filled, config.optimizer.grad_accum_steps)
         fresh = quantizer.build_draw(config)(key, z, valid, many, known)[row % many]
         return jnp.where((turn == taken - at)[:, None] & valid.any(), fresh, old)
 
@@ -103,7 +105,7 @@ def quantize(config, assign, model, state: State, batch: Batch):
     taken = state.step - state.skipped  # what a skipped step drew is lost: the next draws again
     for at in c.data_init_steps:
         codebook = redraw(config, at, taken, codebook, z, valid)
-    codes = assign(z, codebook, valid, config.optimizer.accumulate)
+    codes = assign(z, codebook, valid, config.optimizer.grad_accum_steps)
     codebook = quantizer.update(codebook, z, codes, valid, c.momentum)
     return codes.reshape(rows, -1), codebook
 

@@ -52,7 +52,7 @@ class Run(jitted.Programs):
         `stop`: whether this process was asked to stop; with several it goes to all of them with the
         batch, and comes back in the metrics of the step.
         """
-        rows, count = self.batches.rows, self.config.data.rows
+        rows, count = self.batches.rows, self.config.data.batch_size
         found = {
             name: mesh.put_rows(self.mesh, array, rows, count) for name, array in batch.items()
         }
@@ -76,7 +76,7 @@ def find_tokenizer(config, folder: Path, found) -> Tokenizer:
         logging.info('Tokenizer: %s', asked[0])
         return Tokenizer.load(asked[0])
     logging.info('Training a SentencePiece tokenizer on the captions of %s', config.data.sources)
-    return Tokenizer.train(captions.corpus(found), config.tokenizer.vocabulary)
+    return Tokenizer.train(captions.corpus(found), config.tokenizer.vocab_size)
 
 
 def _asks_for_another(config, folder: Path) -> bool:

@@ -68,7 +68,7 @@ NUMBERS = [
     ('data.tokenizer', 'vocabulary', '0'),
     ('train', 'config.seed', '-1'),
     ('train', 'config.optimizer.learning_rate', 'nan'),
-    ('packing_report', 'config.data.drop_text', 'nan'),
+    ('packing_report', 'config.data.text_dropout', 'nan'),
 ]
 WITH_CONFIG = [name for name in COMMANDS if (ROOT / f'rf_jax/{name}.py').is_file()
                and 'DEFINE_config_file' in (ROOT / f'rf_jax/{name}.py').read_text()]  # fmt: skip

@@ -56,7 +56,9 @@ def elsewhere(trained, monkeypatch):
 
 def test_the_start_says_how_many_captions_are_truncated(trained):
     (line,) = [line for line in trained[2] if 'truncated' in line]
-    assert line.startswith('12 of 12 captions looked at do not fit into data.max_text=16 tokens')
+    assert line.startswith(
+        '12 of 12 captions looked at do not fit into data.max_text_tokens=16 tokens'
+    )
 
 
 def test_no_rate_is_shown_that_cannot_be_reached(trained):
@@ -83,8 +85,8 @@ def test_nothing_in_a_folder_decides_about_the_machine_it_is_opened_on(elsewhere
     shutil.copytree(elsewhere, tmp_path / 'run')
     config = json.loads((elsewhere / 'config.json').read_text())
     config['compilation_cache'] = str(tmp_path / 'trap')
-    config['model']['attention']['form'] = 'cudnn'  # there is no GPU
-    config['model']['backbone']['routed']['product'] = 'kernel'  # nor a TPU
+    config['model']['attention']['implementation'] = 'cudnn'  # there is no GPU
+    config['model']['backbone']['moe']['grouped_matmul'] = 'kernel'  # nor a TPU
     config['mesh'] = dict.fromkeys(config['mesh'], 64)
     config['offload'] = ['ema']
     config['data'] |= {'threads': 999, 'sources': 'folder:/none'}

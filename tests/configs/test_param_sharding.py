@@ -38,9 +38,9 @@ def sizes(**changes):
 @functools.cache
 def built(size='30B-A3B', offload=()):
     config = joint.get_config(size)
-    config.data.rows, config.offload = 8, offload
+    config.data.batch_size, config.offload = 8, offload
     mesh = make_mesh(sizes(fsdp=4, expert=2))
-    return jitted.build(config, config.tokenizer.vocabulary, mesh, 'tpu')
+    return jitted.build(config, config.tokenizer.vocab_size, mesh, 'tpu')
 
 
 def specs(tree):
@@ -80,6 +80,6 @@ def test_offloaded_parts_lie_in_the_memory_of_the_host():
 
 def test_capacities_must_divide_over_the_context_axis():
     config = joint.get_config('0.6B')
-    config.data.rows, config.data.capacity.vision_pictures = 2, 9
+    config.data.batch_size, config.data.capacity.vision_pictures = 2, 9
     with pytest.raises(UserError, match=r'vision_pictures=9 is no multiple of mesh\.context=4'):
         jitted.build(config, 1000, make_mesh(sizes(fsdp=2, context=4)), 'tpu')

@@ -24,6 +24,9 @@ UNDECODABLE = 'picture_not_decodable'
 CUT = 'text_cut'
 
 
+NO_DROPOUT = {'text_dropout': 0.0, 'representation_dropout': 0.0, 'joint_dropout': 0.0}
+
+
 @pytest.fixture(scope='session')
 def tokenizer():
     return Tokenizer.train(['a picture of a cat, small', 'what is this? a red dog'], 300)
@@ -48,7 +51,7 @@ def folder(tmp_path_factory):
 def config_of(folder, **data):
     config = base.get_config()
     config.data.sources = f'folder:{folder}'
-    config.data.update(patch=4, sizes=((32, 0.6), (16, 0.4)), rows=4, max_text=24)
+    config.data.update(patch_size=4, sizes=((32, 0.6), (16, 0.4)), batch_size=4, max_text_tokens=24)
     config.data.capacity.update(
         text=64, vision=32, representation=40, pixels=128, vision_pictures=3, pixel_pictures=4
     )
@@ -169,7 +172,7 @@ def test_pictures_that_vanish_stop_the_run(make, folder, monkeypatch):
 
 
 def test_condition_dropout_has_its_rates_and_is_independent(make):
-    batches = make(drop_text=0.3, drop_representation=0.2)
+    batches = make(text_dropout=0.3, representation_dropout=0.2)
     both = Counter()
     number = 3000
     for i in range(number):
@@ -186,31 +189,31 @@ def test_dropping_both_adds_to_the_independent_rates(make):
     draws = [Draw('text_to_image', i % COUNT, i // COUNT) for i in range(400)]
 
     def dropped(**rates):
-        batches = make(**{'drop_text': 0.0, 'drop_representation': 0.0, 'drop_both': 0.0} | rates)
+        batches = make(**NO_DROPOUT | rates)
         spans = [batches.spans(draw, decode=False) for draw in draws]
         return [(len(s) == 2, not s[-1].reads_representation) for s in spans]
 
     assert set(dropped()) == {(False, False)}
-    assert set(dropped(drop_text=1.0)) == {(True, False)}
-    assert set(dropped(drop_representation=1.0)) == {(False, True)}
-    assert set(dropped(drop_both=0.5)) == {(False, False), (True, True)}
+    assert set(dropped(text_dropout=1.0)) == {(True, False)}
+    assert set(dropped(representation_dropout=1.0)) == {(False, True)}
+    assert set(dropped(joint_dropout=0.5)) == {(False, False), (True, True)}
 
 
 def test_a_dropped_prompt_may_keep_its_positions(make):
     draw = Draw('text_to_image', 3, 0)
-    kept = make(drop_text=0.0).spans(draw)
-    skip = make(drop_text=1.0, drop_keeps_positions=True).spans(draw)
+    kept = make(text_dropout=0.0).spans(draw)
+    skip = make(text_dropout=1.0, dropout_keeps_positions=True).spans(draw)
     assert skip[0] == layout.Skip(len(kept[0].tokens))
-    assert isinstance(make(drop_text=1.0).spans(draw)[0], layout.Representation)
+    assert isinstance(make(text_dropout=1.0).spans(draw)[0], layout.Representation)
 
 
 def test_prompts_answers_and_their_targets(make, tokenizer):
-    batches = make(drop_text=0.0)
+    batches = make(text_dropout=0.0)
     prompt, representation, pixels = batches.spans(Draw('text_to_image', 2, 0))
     assert not len(prompt.targets)  # no loss on prompts unless asked
     assert (representation.height, representation.width) == (pixels.height, pixels.width)
     assert pixels.pixels.shape == (pixels.height * pixels.width, 48)
-    asked = make(drop_text=0.0, prompt_loss=True).spans(Draw('text_to_image', 2, 0))[0]
+    asked = make(text_dropout=0.0, prompt_loss=True).spans(Draw('text_to_image', 2, 0))[0]
     assert asked.tokens == prompt.tokens and list(asked.targets) == [*asked.tokens[1:], -1]
     text = spans.dialogue_span(tokenizer, 'what is this?', 'cat', 24, Counter())
     mark = text.tokens.index(tokenizer.answer)
@@ -280,11 +283,11 @@ def test_a_batch_of_endless_captions(tmp_path, tokenizer):
         ({}, {'sizes': ((32.0, 1.0),)}, r'data.sizes=.*expected pairs \(whole pixels'),
         ({}, {'sizes': ((32, '1'),)}, r'data.sizes=.*expected pairs'),
         ({}, {'sizes': (32, 16)}, r'data.sizes=.*expected pairs'),
-        ({}, {'max_text': 5}, 'data.max_text'),
+        ({}, {'max_text_tokens': 5}, 'data.max_text_tokens'),
         ({}, {'threads': -1}, 'data.threads=-1 must be at least 0'),
         ({}, {'threads': 5, 'prefetch': 4}, 'data.threads=5 .* data.prefetch=4'),
-        ({}, {'drop_text': 10.0}, 'data.drop_text=10.0 is a chance, of 0 to 1'),
-        ({}, {'question': -0.1}, 'data.question=-0.1 is a chance'),
+        ({}, {'text_dropout': 10.0}, 'data.text_dropout=10.0 must be a probability'),
+        ({}, {'question_prob': -0.1}, 'data.question_prob=-0.1 must be a probability'),
         ({}, {'prefetch': -1}, 'data.prefetch=-1 must be at least 0'),
         ({}, {'tasks': {'text_only': -1.0}}, r'data.tasks.text_only=-1.0 must be at least 0'),
         ({}, {'tasks': {'text_to_image': 0.0, 'image_to_text': 0.0}}, 'data.tasks'),
@@ -322,16 +325,16 @@ def test_a_task_that_nothing_can_serve_is_refused(tmp_path, tokenizer):
 
 def test_settings_are_checked_before_any_text_is_cut(tmp_path, tokenizer):
     (tmp_path / 'a.txt').write_text('some words')
-    config = config_of('', max_text=0)
+    config = config_of('', max_text_tokens=0)
     config.data.sources = f'text:{tmp_path}'
-    with pytest.raises(UserError, match=r'data\.max_text=0'):
+    with pytest.raises(UserError, match=r'data\.max_text_tokens=0'):
         Batches(config, source_list.build(config.data.sources, config.data.max_pixels), tokenizer)
 
 
 def test_the_default_data_fills_its_rows():
     config = emoji_config.get_config()
     found = source_list.build('emoji', config.data.max_pixels)
-    tokenizer = Tokenizer.train(captions.corpus(found), config.tokenizer.vocabulary)
+    tokenizer = Tokenizer.train(captions.corpus(found), config.tokenizer.vocab_size)
     batches = Batches(config, found, tokenizer)
     rows = [row for step in range(batches.plan.steps_per_epoch) for row in batches.plan.rows(step)]
     taken = np.stack([

@@ -58,7 +58,7 @@ def test_decode_drops_specials_and_takes_arrays(tokenizer):
 def test_labels_are_short(tokenizer, emoji):
     counts = [len(tokenizer.encode(emoji[0].record(i).captions[0])) for i in range(len(emoji[0]))]
     assert np.mean(counts) < 3.6
-    assert max(counts) < 24  # data.max_text
+    assert max(counts) < 24  # data.max_text_tokens
 
 
 def test_training_is_deterministic_and_quiet(tokenizer, emoji, capfd):
@@ -80,7 +80,7 @@ def test_a_long_text_is_cut_not_dropped():
 
 
 def test_what_cannot_be_trained_names_the_field():
-    with pytest.raises(UserError, match=r'tokenizer\.vocabulary=100'):
+    with pytest.raises(UserError, match=r'tokenizer\.vocab_size=100'):
         Tokenizer.train(TEXTS, 100)
     with pytest.raises(UserError, match=r'data\.sources'):
         Tokenizer.train([], 2048)

@@ -34,7 +34,7 @@ def quick():
 
 def make_sampler(split):
     config = shrink(base.get_config())
-    config.data.max_text = 40
+    config.data.max_text_tokens = 40
     config.model.backbone.split = split
     tokenizer = Tokenizer.train(WORDS * 3, 384)
     model = unified.build(config, tokenizer.size)
@@ -210,7 +210,7 @@ def described(sampler, questions):
     """(tokens [3, 4], batch, heads) of greedy answers."""
     seen = {}
     sampler._describe(questions)
-    key = 'describe', sampler.config.sampling.max_answer
+    key = 'describe', sampler.config.sampling.max_answer_tokens
     program = sampler._programs[key]
 
     def spy(params, batch, heads):
@@ -248,9 +248,9 @@ def test_greedy_answers_equal_the_full_forward(sampler, described):
 
 def test_longer_answers_may_be_asked_for_later(sampler, questions, described):
     short, *_ = described
-    sampler.config.sampling.max_answer += 3
+    sampler.config.sampling.max_answer_tokens += 3
     longer = sampler._describe(questions)
-    sampler.config.sampling.max_answer -= 3
+    sampler.config.sampling.max_answer_tokens -= 3
     assert longer.shape == (3, short.shape[1] + 3)
     np.testing.assert_array_equal(longer[:, : short.shape[1]], short)
 
@@ -274,7 +274,7 @@ def test_a_question_that_is_cut_is_told(sampler, questions, caplog):
     with caplog.at_level('WARNING', logger='absl'):
         sampler.describe([questions[0][0]], [long])
         sampler.describe([questions[0][0]] * 5, [long] + ['what?'] * 4)  # one call of 32 rows
-    told = '1 of {} question(s) were truncated to 20 tokens (data.max_text=40)'
+    told = '1 of {} question(s) were truncated to 20 tokens (data.max_text_tokens=40)'
     assert [told.format(n) in caplog.text for n in (1, 2)] == [True, True]
     with pytest.raises(UserError, match='1 pictures and 2 questions'):
         sampler.describe([questions[0][0]], [long, long])
@@ -293,7 +293,9 @@ def test_truncated_prompts_are_counted_once_whatever_the_rows_of_a_call(sampler,
     with caplog.at_level('WARNING', logger='absl'):
         sampler.draw(requests, sampler.options(steps=1))
     (said,) = [r.getMessage() for r in caplog.records if 'truncated' in r.getMessage()]
-    assert said.startswith('1 of 5 prompt(s) were truncated to 38 tokens (data.max_text=40): ')
+    assert said.startswith(
+        '1 of 5 prompt(s) were truncated to 38 tokens (data.max_text_tokens=40): '
+    )
 
 
 # Guidance
@@ -366,8 +368,11 @@ class Constant:
         ({'guidance_pixels': 1.0}, 1.0),
         ({'guidance_pixels': 3.0}, 3 * 1.0 - 2 * 0.25),
         ({'guidance_pixels': 3.0, 'guidance_text': 2.0}, 2 * 1.0 + 1 * 0.5 - 2 * 0.25),
-        ({'guidance_pixels': 3.0, 'interval': (0.5, 1.0)}, 2.5),  # on at the end, which decides
-        ({'guidance_pixels': 3.0, 'interval': (0.0, 0.5)}, 1.0),
+        (
+            {'guidance_pixels': 3.0, 'guidance_interval': (0.5, 1.0)},
+            2.5,
+        ),  # on at the end, which decides
+        ({'guidance_pixels': 3.0, 'guidance_interval': (0.0, 0.5)}, 1.0),
     ],
 )
 def test_flow_ends_at_the_guided_picture(monkeypatch, method, changes, right):

@@ -78,7 +78,7 @@ def test_rows_of_16k_hold_no_mask_of_all_pairs_on_a_gpu(name):
     if name == 'triton':
         product = partial(gpu_attention._on, gpu_kernels.triton, segment)
     else:
-        form = select.FORMS[name](config.model.attention, 'gpu')
+        form = select.IMPLEMENTATIONS[name](config.model.attention, 'gpu')
         tokens = gpu_kernels.text_integers(segment)
         product = partial(gpu_attention._through, form, tokens)
     inputs = [jax.ShapeDtypeStruct((1, length, n, 128), jnp.bfloat16) for n in (16, 8, 8, 16)]

@@ -29,14 +29,14 @@ OUTPUTS = ('text', 'representation', 'pixels')
 
 def tiny(split: str):
     config = base.get_config()
-    config.data.patch = 2  # CHANNELS = 12
+    config.data.patch_size = 2  # CHANNELS = 12
     config.model.backbone.update(
         layers=2, width=16, heads=2, kv_heads=1, head_dim=16, feedforward=16, split=split
     )
     config.model.backbone.rope_sections = (4, 2, 2)
     config.model.encoder.update(layers=2, unroll=1, width=16, heads=2, feedforward=16, registers=1)
-    config.model.representation.update(codes=CODES, frame=4)
-    config.model.denoiser.time_features = 8
+    config.model.representation.update(codebook_size=CODES, position_grid=4)
+    config.model.denoiser.time_embed_dim = 8
     return config
 
 

@@ -30,9 +30,9 @@ def test_time_embedding_is_sinusoids_and_an_mlp():
 CELLS = jnp.zeros((1, 1, 2), jnp.int32)
 
 
-def config(bottleneck, time_features, sinusoids=False):
+def config(bottleneck, time_embed_dim, sinusoids=False):
     return FrozenConfigDict(
-        {'bottleneck': bottleneck, 'time_features': time_features, 'sinusoids': sinusoids}
+        {'bottleneck': bottleneck, 'time_embed_dim': time_embed_dim, 'sinusoids': sinusoids}
     )
 
 

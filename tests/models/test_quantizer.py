@@ -61,7 +61,9 @@ MODES = {
 
 def build(mode):
     config = base.get_config()
-    config.model.representation.quantizer.update(mode=mode, temperature=TEMPERATURE, iterations=3)
+    config.model.representation.quantizer.update(
+        mode=mode, temperature=TEMPERATURE, sinkhorn_iterations=3
+    )
     return quantizer.build(config)
 
 
@@ -206,9 +208,9 @@ def test_eight_devices_give_what_one_gives(features):
 @quick_compilation()
 def test_an_epoch_of_emoji_uses_most_prototypes(mode, tmp_path):
     config = shrink(emoji.get_config())
-    config.model.representation.codes = 128
+    config.model.representation.codebook_size = 128
     config.model.representation.quantizer.mode = mode
-    config.data.rows = 128  # enough features in the batch that draws the codebook
+    config.data.batch_size = 128  # enough features in the batch that draws the codebook
     config.mesh.fsdp = 1
     run = train_loop.build(config, tmp_path, jax.devices()[:1])
     state = run.initialise()

@@ -61,7 +61,7 @@ def test_the_train_step_says_what_fills_its_memory_and_which_fields_help(checked
 @quick_compilation()
 def test_drawing_compiles_where_training_cuts_its_rows():
     """Devices along context draw rows of their own, more of them than a training batch has."""
-    config = tiny(**{'data.rows': 4, 'mesh.context': 2, 'data.capacity.vision': 8})
+    config = tiny(**{'data.batch_size': 4, 'mesh.context': 2, 'data.capacity.vision': 8})
     config.data.capacity.update(representation=6, vision_pictures=2, pixel_pictures=2)
     mesh = make_mesh(config.mesh, topology.devices('cpu:8'))
     assert ahead_of_time.sample(config, VOCABULARY, mesh).peak > 0
@@ -74,7 +74,7 @@ def test_flops_of_the_program_are_those_of_the_model(checked):
     whole = flops.train_step(config, VOCABULARY) / 8
     assert 0.95 < values['flops'] / whole < 1.35  # one kv head: attention on both tensor devices
     assert values['model_flops'] < whole, 'pairs that see nothing are no need of the model'
-    batches = SimpleNamespace(counts={}, rows=range(config.data.rows))
+    batches = SimpleNamespace(counts={}, rows=range(config.data.batch_size))
     logged = Report(config, VOCABULARY, batches, None, 0, None).flops
     assert logged == pytest.approx(8 * values['model_flops']), 'a run tells the MFU of the same'
 
@@ -85,7 +85,7 @@ def test_flops_of_the_program_are_those_of_the_model(checked):
         ({'data.capacity.text': 4}, r'data\.capacity\.text=4 cannot hold one sample'),
         ({'data.sizes': ((50, 1.0),)}, r'data\.sizes has 50 px'),
         ({'data.tasks.text_only': -1.0}, r'data\.tasks\.text_only=-1\.0'),
-        ({'data.rows': 9}, r'data\.rows is 9'),
+        ({'data.batch_size': 9}, r'data\.batch_size is 9'),
         ({'mesh.tensor': 3}, r'mesh\.tensor=3'),
     ],
 )
@@ -189,7 +189,7 @@ def test_a_sweep_tries_meshes_and_policies(monkeypatch):
         return cost(1.0 / mesh.shape['expert'], 1e9)
 
     monkeypatch.setattr(ahead_of_time, 'train_step', compile_)
-    config = tiny(**{'model.backbone.experts': 'routed'})
+    config = tiny(**{'model.backbone.ffn': 'moe'})
     tried = list(compile_report.sweep(config, VOCABULARY, topology.devices('cpu:8')))
     assert {fields['mesh.expert'] for fields, *_ in tried} == {1, 4, 8}
     assert {fields['mesh.context'] for fields, *_ in tried} == {1, 2}
@@ -206,7 +206,7 @@ def test_a_sweep_tries_meshes_and_policies(monkeypatch):
 
 def test_a_sweep_goes_on_after_a_mesh_that_cannot_be_made(monkeypatch):
     monkeypatch.setattr(ahead_of_time, 'train_step', lambda *_: cost(1.0, 1e9))
-    config = tiny(**{'model.backbone.experts': 'routed', 'mesh.data': 2, 'mesh.fsdp': 4})
+    config = tiny(**{'model.backbone.ffn': 'moe', 'mesh.data': 2, 'mesh.fsdp': 4})
     tried = list(compile_report.sweep(config, VOCABULARY, topology.devices('cpu:8')))
     assert {fields['mesh.expert'] for fields, _, fit in tried if fit} == {1}
     reasons = [what for fields, what, _ in tried if fields['mesh.expert'] == 4]
@@ -214,8 +214,8 @@ def test_a_sweep_goes_on_after_a_mesh_that_cannot_be_made(monkeypatch):
 
 
 def test_a_sweep_without_any_variant_says_so():
-    config = tiny(**{'data.rows': 9})
-    with pytest.raises(UserError, match=r'no mesh for 8 devices and data\.rows=9'):
+    config = tiny(**{'data.batch_size': 9})
+    with pytest.raises(UserError, match=r'no mesh for 8 devices and data\.batch_size=9'):
         list(compile_report.sweep(config, VOCABULARY, topology.devices('cpu:8')))
 
 

@@ -32,7 +32,7 @@ def batches_of(tmp_path_factory):
     @functools.cache
     def make(rows):
         config = base.get_config()
-        config.data.update(sources=f'text:{path}', rows=rows, max_text=16)
+        config.data.update(sources=f'text:{path}', batch_size=rows, max_text_tokens=16)
         config.data.tasks.update(text_to_image=0.0, image_to_text=0.0, text_only=1.0)
         config.data.capacity.update(text=16, vision=0, representation=0, pixels=0,
                                     vision_pictures=0, pixel_pictures=0)  # fmt: skip
@@ -87,13 +87,13 @@ def test_every_config_starts_and_each_row_is_made_once_a_replica(topology, slice
             with pytest.raises(UserError, match=r'mesh\.\w+=\d+.*(multiple of|slices)'):
                 checks.start(config, devices)
             continue
-        key = (*config.mesh.items(), config.data.rows)
+        key = (*config.mesh.items(), config.data.batch_size)
         mesh, shares = checks.start(config, devices)
         if key in seen:
             continue
         seen.add(key)
-        assert_fed_by_what_is_held(mesh, config.data.rows, shares)
-        assert_batches_are_those_of_one_process(*batches_of(config.data.rows), shares)
+        assert_fed_by_what_is_held(mesh, config.data.batch_size, shares)
+        assert_batches_are_those_of_one_process(*batches_of(config.data.batch_size), shares)
 
 
 @pytest.mark.parametrize('topology', topologies.NAMES)

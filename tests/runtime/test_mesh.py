@@ -56,7 +56,7 @@ def test_rows_must_divide():
     mesh = mesh_lib.make_mesh(sizes(data=2, fsdp=2, tensor=2))
     mesh_lib.check_rows(12, mesh)
     for rows in (6, 0):
-        with pytest.raises(UserError, match=rf'data\.rows is {rows}.*multiple of 4'):
+        with pytest.raises(UserError, match=rf'data\.batch_size is {rows}.*multiple of 4'):
             mesh_lib.check_rows(rows, mesh)
 
 

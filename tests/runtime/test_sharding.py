@@ -150,7 +150,7 @@ def test_every_chip_of_a_pod_holds_another_part_of_the_papers_experts():
     config = joint.get_config()
     pod = AbstractMesh((4, 128, 1, 1, 1), AXES)
     model = config.model.backbone
-    into = model.layers, model.routed.count, model.width, model.routed.feedforward
+    into = model.layers, model.moe.num_experts, model.width, model.moe.feedforward
     for name, shape in {'gate': into, 'up': into, 'down': (*into[:2], *into[:1:-1])}.items():
         for tree in ('params', 'ema', 'opt_state/2/mu', 'opt_state/2/nu'):
             path = f'{tree}/backbone/layers/pixels/{name}'

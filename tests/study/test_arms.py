@@ -31,8 +31,8 @@ MAY = {
     'understanding': (*DRAWS, *ROOM, KIND, 'losses.flow', 'losses.representation'),
     'generation': (*SEES, *READING, FREEZE),
     'frozen': (FREEZE,),
-    'codes_32': ('model.representation.codes',),
-    'codes_128': ('model.representation.codes',),
+    'codes_32': ('model.representation.codebook_size',),
+    'codes_128': ('model.representation.codebook_size',),
     'quantizer_printed': ('model.representation.quantizer.mode',),
     'quantizer_sinkhorn': ('model.representation.quantizer.mode',),
     'pool_1': ('model.representation.pool', ROOM[0]),
@@ -81,7 +81,7 @@ def test_rows_are_full_and_the_model_can_be_built(name, tokenizer):
     if config.losses.reconstruction == 0:  # it has no text
         assert (batch['segment'] > 0).mean() > (0.6 if drawn else 0.4)
     model = unified.build(config, tokenizer.size)
-    assert model.drawn == (16 if config.model.space == 'vae' else 3 * config.data.patch**2)
+    assert model.drawn == (16 if config.model.space == 'vae' else 3 * config.data.patch_size**2)
     assert np.isfinite(flops.train_step(config, tokenizer.size))
     optimizer_of = partial(optimizer.build, config.optimizer)
     now = shapes(name, tokenizer.size)
@@ -96,7 +96,7 @@ def shapes(name: str, vocabulary: int) -> dict:
 
     def new():
         optimizer_of = partial(optimizer.build, config.optimizer)
-        codes, width = config.model.representation.codes, config.model.encoder.width
+        codes, width = config.model.representation.codebook_size, config.model.encoder.width
         return state.initialise(model, optimizer_of, codes, width, 0)
 
     return jax.eval_shape(new)

@@ -140,7 +140,7 @@ def test_no_rung_cuts_what_its_captions_name(variant):
     for field, _, value in (change.partition('=') for change in study.overrides):
         config.update_from_flattened_dict({field: int(value) if value.isdecimal() else value})
     (source,) = source_list.build(f'{config.data.sources}/count=2000', config.data.max_pixels)
-    tokenizer = Tokenizer.train(captions.corpus([source]), config.tokenizer.vocabulary)
+    tokenizer = Tokenizer.train(captions.corpus([source]), config.tokenizer.vocab_size)
     texts = [text for i in range(len(source)) for text in source.record(i).captions]
-    cut = [text for text in texts if len(tokenizer.encode(text)) + 2 > config.data.max_text]
+    cut = [text for text in texts if len(tokenizer.encode(text)) + 2 > config.data.max_text_tokens]
     assert len(cut) < 0.001 * len(texts), cut[:5]

@@ -43,10 +43,10 @@ ARMS = {name: SimpleNamespace(needs=needs) for name, needs in {
 
 def get_config(name):
     config = shrink(base.get_config())
-    config.data.sources, config.data.patch = 'scenes:aligned/32/count=64', 8
-    config.data.max_text, config.tokenizer.vocabulary = 24, 512
+    config.data.sources, config.data.patch_size = 'scenes:aligned/32/count=64', 8
+    config.data.max_text_tokens, config.tokenizer.vocab_size = 24, 512
     config.data.sizes = ((32, 1.0),)
-    config.data.rows = {'half': 4, 'double': 16}.get(name, 8)
+    config.data.batch_size = {'half': 4, 'double': 16}.get(name, 8)
     if name == 'first':
         config.data.tasks.text_to_image = 0.0
     return config
@@ -368,7 +368,9 @@ def test_a_run_that_another_process_began_with_another_config_is_left_alone(
 
     monkeypatch.setattr(runner, 'claim_next', other_first)
     built.clear()
-    with pytest.raises(UserError, match=r'half-s0 was trained with another config: data.rows'):
+    with pytest.raises(
+        UserError, match=r'half-s0 was trained with another config: data.batch_size'
+    ):
         runner.run(config, folder, fingerprint)
     assert not built
 
@@ -377,7 +379,7 @@ def test_a_run_that_another_process_began_with_another_config_is_left_alone(
 def test_there_is_a_checkpoint_at_every_point(tmp_path, steps, points, every):
     config = small(tmp_path, steps=steps, **{'curve.points': points})
     text = ARMS.replace(
-        'config.data.rows =', 'config.checkpoint.every = 500\n    config.data.rows ='
+        'config.data.batch_size =', 'config.checkpoint.every = 500\n    config.data.batch_size ='
     )
     Path(config.runs).write_text(text)
     arms = plan.load_arms(config.runs)
@@ -517,7 +519,10 @@ def test_a_study_that_cannot_run_is_refused(tmp_path, changes, match):
 
 @pytest.mark.parametrize(
     'change, match',
-    [('data.row=4', 'did you mean .data.rows'), ('data.rows=many', 'data.rows=many')],
+    [
+        ('data.row=4', 'did you mean .data.batch_size'),
+        ('data.batch_size=many', 'data.batch_size=many'),
+    ],
 )
 def test_an_override_that_no_config_has_is_refused(tmp_path, change, match):
     config = small(tmp_path, overrides=(change,))
@@ -532,7 +537,10 @@ def test_an_override_that_no_config_has_is_refused(tmp_path, change, match):
         ("model.backbone.split='halves'", r"first: .*'halves' is not known"),
         ('data.sources=scenes:aligned/32/objects=1', 'whole: prompts ask for two objects'),
         ('data.sources=emoji', 'first: .* has no scenes'),
-        ('data.max_text=8', 'whole: the tokenizer of the run makes .* data.max_text=8'),
+        (
+            'data.max_text_tokens=8',
+            'whole: the tokenizer of the run makes .* data.max_text_tokens=8',
+        ),
     ],
 )
 def test_what_a_run_would_raise_at_its_turn_is_raised_at_once(tmp_path, change, match):

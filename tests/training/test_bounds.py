@@ -27,13 +27,19 @@ OUTSIDE = {
     'model.backbone.rope_sections': ((16, 8), (16, 8, -8), (16, 8, 8.0), 16),
     'model.representation.quantizer.data_init_steps': ((-1,), (0.5,), ('0',), 0),
     'model.representation.quantizer.temperature': (0.0,),
-    'optimizer.rates': ((1,), (('x',),), (('x', -1.0),), (('x', math.nan),), (('x', '4'),)),
+    'optimizer.lr_multipliers': (
+        (1,),
+        (('x',),),
+        (('x', -1.0),),
+        (('x', math.nan),),
+        (('x', '4'),),
+    ),
     'optimizer.learning_rate': (-1.0, 0.0),
-    'optimizer.warmup': (-5,),
+    'optimizer.warmup_steps': (-5,),
     'optimizer.freeze': ('x', (1,)),
     'ema.decay': (1.5, 1.0, -0.1),
     'checkpoint.keep': (0,),
-    'sampling.interval': ((0.5,), (0.0, 1.5), (0.6, 0.4), (0.0, math.nan), 0.5),
+    'sampling.guidance_interval': ((0.5,), (0.0, 1.5), (0.6, 0.4), (0.0, math.nan), 0.5),
     'mesh.fsdp': (0, -2),
     'initialise_as': ((1,), (('x',),), (('x', 2),)),
 }
@@ -67,7 +73,9 @@ def test_every_config_is_within_its_bounds(name):
     bounds.check(fields(name))
 
 
-@pytest.mark.parametrize('field', ['seed', 'ema.decay', 'optimizer.warmup', 'checkpoint.keep'])
+@pytest.mark.parametrize(
+    'field', ['seed', 'ema.decay', 'optimizer.warmup_steps', 'checkpoint.keep']
+)
 def test_a_run_is_checked_before_its_folder_is_made(field, tmp_path):
     from rf_jax.training import train_loop
 

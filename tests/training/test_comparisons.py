@@ -20,7 +20,7 @@ from rf_jax.training import losses, optimizer, step, targets
 KIND = 'model.representation.kind'
 VARIANTS = {
     'forcing': {},
-    'pool 1': {'model.representation.pool': 1, 'model.representation.frame': 4,
+    'pool 1': {'model.representation.pool': 1, 'model.representation.position_grid': 4,
                'data.capacity.representation': 17},
     'pool 4': {'model.representation.pool': 4, 'data.capacity.representation': 5},
     'continuous': {KIND: 'continuous'},
@@ -199,7 +199,7 @@ def test_alignment_reaches_the_layers_up_to_its_own(tmp_path):
 @pytest.mark.parametrize('kind', ('forcing', 'continuous'))
 def test_a_deep_model_begins_with_sound_gradients_where_text_is_dropped(tmp_path, kind):
     """All that a drawing reads then is its begin, which no normalisation may find to be zero."""
-    changes = {KIND: kind, 'model.backbone.layers': 12, 'data.drop_text': 1.0}
+    changes = {KIND: kind, 'model.backbone.layers': 12, 'data.text_dropout': 1.0}
     run = tiny_run(tmp_path, changes)
     with quick_compilation():
         state, batch = run.initialise(), run.put(run.batches.batch(0))
@@ -288,7 +288,10 @@ def test_a_picture_is_decoded_from_its_own_latents(tmp_path):
         ({'model.representation.pool': 3}, r'model\.representation\.pool'),
         ({KIND: 'repa'}, r"model\.representation\.kind='repa' is not known"),
         ({'model.space': 'latent'}, r"model\.space='latent' is not known"),
-        ({KIND: 'alignment', 'model.representation.layer': 3}, r'layer=3 must be 1 \.\. .*=2'),
+        (
+            {KIND: 'alignment', 'model.representation.alignment_layer': 3},
+            r'layer=3 must be 1 \.\. .*=2',
+        ),
         ({'model.space': 'vae'}, r"optimizer\.freeze.*'\^autoencoder/'"),
         ({'losses.reconstruction': 1.0}, r"losses\.reconstruction.*model\.space='vae'"),
         (AUTOENCODER | {'losses.flow': 1.0}, 'latents that move'),
@@ -325,7 +328,8 @@ def test_codes_of_every_pool_are_the_nearest_prototypes(tmp_path):
     for pool, count in ((1, 17), (2, 5), (4, 5)):
         run = tiny_run(tmp_path / str(pool), {
             'model.representation.pool': pool, 'data.capacity.representation': count,
-            'model.representation.frame': 4, 'model.representation.quantizer.mode': 'nearest',
+            'model.representation.position_grid': 4,
+            'model.representation.quantizer.mode': 'nearest',
             'model.representation.quantizer.data_init_steps': (),
         })  # fmt: skip
         with quick_compilation():

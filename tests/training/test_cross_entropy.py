@@ -110,9 +110,9 @@ def test_a_small_head_is_computed_in_one_piece():
 def test_no_train_step_holds_the_float32_logits_of_all_tokens():
     """Vocabulary and text of a paper config on one device, everything else tiny."""
     paper = joint.get_config('0.6B')
-    tokens, entries = paper.data.capacity.text, paper.tokenizer.vocabulary
+    tokens, entries = paper.data.capacity.text, paper.tokenizer.vocab_size
     config = shrink(paper)
-    config.data.rows, config.data.capacity.text = 1, tokens
+    config.data.batch_size, config.data.capacity.text = 1, tokens
     built = jitted.build(config, entries, make_mesh(config.mesh, jax.devices()[:1]))
     text = built.train_step.lower(built.abstract, built.batch()).compile().as_text()
     held = {tuple(map(int, dims.split(','))) for dims in re.findall(r'f32\[([\d,]+)\]', text)}

@@ -7,14 +7,14 @@ from shrink import quick_compilation, tiny_run
 
 STEPS = 10
 CONFIG = {
-    'data.rows': 8,
-    'optimizer.warmup': 1,
+    'data.batch_size': 8,
+    'optimizer.warmup_steps': 1,
     'optimizer.learning_rate': 3e-4,  # larger ones let rounding grow past the tolerance
     'losses.balance': 0.01,
     'losses.router_z': 0.001,
-    'model.backbone.experts': 'routed',
-    'model.backbone.routed.count': 4,
-    'model.backbone.routed.feedforward': 16,
+    'model.backbone.ffn': 'moe',
+    'model.backbone.moe.num_experts': 4,
+    'model.backbone.moe.feedforward': 16,
     'data.capacity.representation': 12,
     'data.capacity.pixels': 32,
     'data.capacity.vision': 8,
@@ -28,15 +28,18 @@ WAYS = {
     'context': (8, {'mesh.context': 4}),
     'data, expert and context': (8, {'mesh.data': 2, 'mesh.expert': 2, 'mesh.context': 2}),
     'tensor and context': (8, {'mesh.tensor': 2, 'mesh.context': 2}),
-    'one pool': (8, {'model.backbone.routed.pool': 'shared', 'mesh.expert': 2}),
+    'one pool': (8, {'model.backbone.moe.pool': 'shared', 'mesh.expert': 2}),
     'state of the host': (2, {'offload': ('ema', 'opt_state')}),
     'unrolled': (1, {'model.backbone.unroll': 2, 'model.encoder.unroll': 2}),
     'recomputed': (1, {'model.backbone.remat': 'attention'}),
-    'accumulated': (1, {'optimizer.accumulate': 4}),
-    'accumulated on a mesh': (2, {'optimizer.accumulate': 4, 'mesh.expert': 2}),
-    'blockwise': (1, {'model.attention.form': 'blockwise', 'model.attention.block_k': 128}),
+    'accumulated': (1, {'optimizer.grad_accum_steps': 4}),
+    'accumulated on a mesh': (2, {'optimizer.grad_accum_steps': 4, 'mesh.expert': 2}),
+    'blockwise': (
+        1,
+        {'model.attention.implementation': 'blockwise', 'model.attention.block_k': 128},
+    ),
 }
-SAME_MODEL = {'one pool': {'model.backbone.routed.pool': 'shared'}}
+SAME_MODEL = {'one pool': {'model.backbone.moe.pool': 'shared'}}
 
 
 @pytest.fixture(scope='module', autouse=True)

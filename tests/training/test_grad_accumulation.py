@@ -20,11 +20,11 @@ def temporary():
     """Bytes of temporaries of a train step whose similarities are its largest arrays, by parts."""
     config = shrink(base.get_config())
     config.data.capacity.update(text=8, vision=4, representation=2, pixels=256, vision_pictures=1)
-    config.model.representation.codes = 16_384
+    config.model.representation.codebook_size = 16_384
     config.model.backbone.layers = config.model.encoder.layers = 1
 
     def found(count):
-        config.optimizer.accumulate = count
+        config.optimizer.grad_accum_steps = count
         built = jitted.build(config, 384, make_mesh(config.mesh, jax.devices()[:1]))
         compiled = built.train_step.lower(built.abstract, built.batch()).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -43,7 +43,7 @@ def test_four_parts_take_about_a_quarter_of_the_memory(temporary):
 @pytest.mark.parametrize('mode', ['printed', 'sinkhorn', 'nearest'])
 def test_codes_of_parts_are_those_of_the_whole_batch(mode):
     config = base.get_config()
-    config.model.representation.quantizer.update(mode=mode, temperature=0.1, iterations=3)
+    config.model.representation.quantizer.update(mode=mode, temperature=0.1, sinkhorn_iterations=3)
     assign = quantizer.build(config)
     keys = jax.random.split(jax.random.key(0), 3)
     z, codebook = (

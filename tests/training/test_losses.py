@@ -81,7 +81,7 @@ def test_terms_are_means_over_counted_tokens(config, case):
         outputs['representation_logits'], batch['code_targets'], batch['representation_weight']
     )
     error = ((outputs['x'] - batch['x']) ** 2).mean(-1)
-    error = error / np.maximum(1 - batch['t'], config.flow.floor) ** 2
+    error = error / np.maximum(1 - batch['t'], config.flow.t_eps) ** 2
     flow = (error * batch['pixel_weight']).sum() / batch['pixel_weight'].sum()
     np.testing.assert_allclose(means['text'], text, rtol=1e-5)
     np.testing.assert_allclose(means['representation'], codes, rtol=1e-5)

@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
     found = {}
     for name, (devices, changes) in MESHES.items():
         workdir = tmp_path_factory.mktemp(name)
-        run = tiny_run(workdir, {'optimizer.warmup': 1, **changes}, devices)
+        run = tiny_run(workdir, {'optimizer.warmup_steps': 1, **changes}, devices)
         state, losses = run.initialise(), []
         for number in range(STEPS):
             state, metrics = run.train_step(state, run.put(run.batches.batch(number)))

@@ -40,8 +40,8 @@ def flat(tree):
 
 def config(**changes):
     c = base.get_config().optimizer
-    c.update(learning_rate=0.02, warmup=4, weight_decay=0.3, clip=1.0)
-    c.rates, c.freeze = ((r'^patch_in/', 4.0),), (r'^encoder/',)
+    c.update(learning_rate=0.02, warmup_steps=4, weight_decay=0.3, grad_clip_norm=1.0)
+    c.lr_multipliers, c.freeze = ((r'^patch_in/', 4.0),), (r'^encoder/',)
     c.update(changes)
     return c
 
@@ -60,14 +60,14 @@ def numpy_adamw(params, gradients, c, rate_of):
         live = [path for path in params if rate_of(path)]
         norm = np.sqrt(sum((gradient[path] ** 2).sum() for path in live))
         for path in live:
-            g = gradient[path] * min(1.0, c.clip / norm)
+            g = gradient[path] * min(1.0, c.grad_clip_norm / norm)
             m[path] = c.beta1 * m[path] + (1 - c.beta1) * g
             v[path] = c.beta2 * v[path] + (1 - c.beta2) * g**2
             move = m[path] / (1 - c.beta1**step)
             move = move / (np.sqrt(v[path] / (1 - c.beta2**step)) + c.epsilon)
             if path.split('/')[-1] in DECAYED:
                 move = move + c.weight_decay * params[path]
-            rate = c.learning_rate * min(1.0, step / c.warmup) * rate_of(path)
+            rate = c.learning_rate * min(1.0, step / c.warmup_steps) * rate_of(path)
             params[path] = params[path] - rate * move
     return params
 
@@ -123,7 +123,7 @@ def test_warmup_is_linear_then_constant():
     rate = optimizer.schedule(config())
     np.testing.assert_allclose([rate(i) for i in range(6)],
                                [0.005, 0.01, 0.015, 0.02, 0.02, 0.02], rtol=1e-6)  # fmt: skip
-    assert float(optimizer.schedule(config(warmup=0))(0)) == pytest.approx(0.02)
+    assert float(optimizer.schedule(config(warmup_steps=0))(0)) == pytest.approx(0.02)
 
 
 def test_first_rule_that_matches_wins_and_freezing_beats_rates():
@@ -134,22 +134,24 @@ def test_first_rule_that_matches_wins_and_freezing_beats_rates():
     assert found['encoder/class_and_registers'] == 0.0 and found['text_embed/table'] == 1.0
 
 
-@pytest.mark.parametrize('field', ['rates', 'freeze'])
+@pytest.mark.parametrize('field', ['lr_multipliers', 'freeze'])
 def test_rule_that_matches_nothing_stops_the_start(field):
-    rule = {'rates': (('no_such', 4.0),), 'freeze': ('no_such',)}[field]
+    rule = {'lr_multipliers': (('no_such', 4.0),), 'freeze': ('no_such',)}[field]
     with pytest.raises(UserError, match=rf'optimizer\.{field}.*no_such'):
         optimizer.build(config(**{field: rule}), nested(normals(0)))
 
 
 @pytest.mark.parametrize('rules', [('x',), (('up', 'fast'),), (('up', 1.0, 2.0),), (3,)])
 def test_rates_that_are_no_pairs_are_told(rules):
-    with pytest.raises(UserError, match=r'optimizer\.rates=.* are not pairs \(regex, factor\)'):
-        optimizer.build(config(rates=rules), nested(normals(0)))
+    with pytest.raises(
+        UserError, match=r'optimizer\.lr_multipliers=.* are not pairs \(regex, factor\)'
+    ):
+        optimizer.build(config(lr_multipliers=rules), nested(normals(0)))
 
 
-@pytest.mark.parametrize('field', ['rates', 'freeze'])
+@pytest.mark.parametrize('field', ['lr_multipliers', 'freeze'])
 def test_a_rule_that_is_no_regular_expression_is_named(field):
-    rule = {'rates': (('(up', 4.0),), 'freeze': ('(up',)}[field]
+    rule = {'lr_multipliers': (('(up', 4.0),), 'freeze': ('(up',)}[field]
     with pytest.raises(UserError, match=rf"optimizer\.{field} has '\(up', no regular expression"):
         optimizer.build(config(**{field: rule}), nested(normals(0)))
 

@@ -51,7 +51,7 @@ def watched(workdir, crash_at=0, steps=8):
             'steps': steps,
             'checkpoint.every': 2,
             'log.samples_every': 1,
-            'optimizer.warmup': 6,  # the stop falls into it
+            'optimizer.warmup_steps': 6,  # the stop falls into it
             'model.representation.quantizer.data_init_steps': (0, 5),
         },
     )
@@ -105,7 +105,7 @@ def test_a_first_try_without_a_checkpoint_does_not_settle_the_tokenizer(tmp_path
     emoji = source_list.build('emoji', 10**6)
 
     def found(vocabulary, files):
-        config.tokenizer.vocabulary = vocabulary
+        config.tokenizer.vocab_size = vocabulary
         tokenizer = train_loop.find_tokenizer(config, folder, emoji)
         held = {'tokenizer.model': tokenizer.model_bytes, 'config.json': config.to_json()}
         write_run_files(folder, {name: held[name] for name in files})

@@ -113,7 +113,7 @@ def test_accumulation_changes_no_gradient(run, fresh, batch):
     uneven = dict(batch) | {'text_weight': batch['text_weight'].at[0, 3:].set(0)}
 
     def gradients(parts):
-        config.optimizer.accumulate = parts
+        config.optimizer.grad_accum_steps = parts
 
         def of(state, params, batch):
             batch, codebook, _ = step.prepare(find, state, batch)

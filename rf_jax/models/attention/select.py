@@ -43,7 +43,7 @@ def _pallas(c, platform: str) -> Pallas:
     return Pallas(c.block_q, c.block_k, interpret=platform != 'tpu')
 
 
-FORMS = {
+IMPLEMENTATIONS = {
     'auto': _auto,
     'reference': lambda c, platform: Reference(),
     'blockwise': lambda c, platform: Blockwise(c.block_q, c.block_k),
@@ -63,5 +63,5 @@ def build(config, platform: str | None = None):
             c[name] > 0 and c[name] % 128 == 0,
             f'{field}.{name}={c[name]} must be a positive multiple of 128',
         )
-    make = choose(f'{field}.form', c.form, FORMS)
+    make = choose(f'{field}.implementation', c.implementation, IMPLEMENTATIONS)
     return make(c, platform or jax.default_backend())

@@ -47,7 +47,7 @@ class Dense(nn.Module):
 
 
 class Routed(nn.Module):
-    """Qwen3's sparse feed-forward: each token meets `top_k` of `count` SwiGLU experts."""
+    """Qwen3's sparse feed-forward: each token meets `top_k` of `num_experts` SwiGLU experts."""
 
     config: object  # model.backbone
     normed: bool
@@ -58,14 +58,14 @@ class Routed(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, live: jax.Array):
         """x [B, n, D], live bool [B, n] (no padding) -> ([B, n, D], losses a token [B, n])."""
-        c = self.config.routed
+        c = self.config.moe
         x = x if self.normed else RMSNorm(self.config.norm_eps, name='norm')(x)
         width = x.shape[-1]
-        into, out = (c.count, width, c.feedforward), (c.count, c.feedforward, width)
+        into, out = (c.num_experts, width, c.feedforward), (c.num_experts, c.feedforward, width)
         init = nn.initializers.variance_scaling(
             1.0, 'fan_in', 'truncated_normal', in_axis=-2, out_axis=-1, batch_axis=0
         )
-        router = self.param('router', linear_init, (width, c.count))
+        router = self.param('router', linear_init, (width, c.num_experts))
         shapes = {'gate': into, 'up': into, 'down': out}
         weights = tuple(self.param(name, init, shape) for name, shape in shapes.items())
         logits = jnp.matmul(
@@ -78,7 +78,7 @@ class Routed(nn.Module):
 
     def _spread(self, weights, x: jax.Array, routes: routing.Routes) -> jax.Array:
         feed_forward = partial(grouped_matmul.swiglu, self.product)
-        count, mesh = self.config.routed.count, self.mesh
+        count, mesh = self.config.moe.num_experts, self.mesh
 
         def flat(run, weights, x, experts, mix):
             rows = (a.reshape(-1, a.shape[-1]) for a in (x, experts, mix))
@@ -93,7 +93,7 @@ class Routed(nn.Module):
                 dispatch.all_to_all,
                 axis='expert',
                 axes=mesh.axis_names,
-                capacity_factor=self.config.routed.capacity_factor,
+                capacity_factor=self.config.moe.capacity_factor,
             )
         rows = PartitionSpec(BATCH_AXES, 'context')
         cut = [
@@ -130,26 +130,26 @@ def _dense(config, platform, mesh):
     return partial(Dense, config.model.backbone), by_group
 
 
-def _routed(config, platform, mesh):
-    c, field = config.model.backbone.routed, 'model.backbone.routed'
+def _moe(config, platform, mesh):
+    c, field = config.model.backbone.moe, 'model.backbone.moe'
     require(
-        1 <= c.top_k <= c.count,
-        f'{field}.top_k={c.top_k} must be between 1 and {field}.count={c.count}',
+        1 <= c.top_k <= c.num_experts,
+        f'{field}.top_k={c.top_k} must be between 1 and {field}.num_experts={c.num_experts}',
     )
     ways = mesh.shape['expert'] if mesh is not None else 1
     require(
-        c.count % ways == 0,
-        f'{field}.count={c.count} experts do not divide over mesh.expert={ways} devices',
+        c.num_experts % ways == 0,
+        f'{field}.num_experts={c.num_experts} is not a multiple of mesh.expert={ways}',
     )
     factor = c.capacity_factor
     require(factor >= 1, f'{field}.capacity_factor={factor} must be at least 1')
-    product = grouped_matmul.build(c.product, platform)
+    product = grouped_matmul.build(c.grouped_matmul, platform)
     pool = choose(f'{field}.pool', c.pool, POOLS)
     own = {'product': product, 'mesh': mesh, 'table': tuple(config.sharding)}
     return partial(Routed, config.model.backbone, **own), pool
 
 
-KINDS = {'dense': _dense, 'routed': _routed}
+KINDS = {'dense': _dense, 'moe': _moe}
 
 
 def build(config, platform: str, mesh: Mesh | None) -> Callable:
@@ -157,7 +157,7 @@ def build(config, platform: str, mesh: Mesh | None) -> Callable:
 
     To be called within a linen module. Raises UserError.
     """
-    kind = choose('model.backbone.experts', config.model.backbone.experts, KINDS)
+    kind = choose('model.backbone.ffn', config.model.backbone.ffn, KINDS)
     module, pool = kind(config, platform, mesh)
 
     def feed(cut: Cut, lengths, x: jax.Array, live: jax.Array, normed: bool):

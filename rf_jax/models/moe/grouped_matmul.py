@@ -37,7 +37,7 @@ def build(name: str, platform: str):
     """The product called `name`; 'auto' takes the kernel on TPU. Raises UserError."""
     if name == 'auto':
         name = 'kernel' if platform == 'tpu' else 'ragged'
-    return choose('model.backbone.routed.product', name, PRODUCTS)
+    return choose('model.backbone.moe.grouped_matmul', name, PRODUCTS)
 
 
 def swiglu(product, gate, up, down, x: jax.Array, mix: jax.Array, sizes: jax.Array) -> jax.Array:

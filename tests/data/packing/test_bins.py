@@ -71,7 +71,7 @@ def test_a_sample_goes_where_it_fills_best():
 
 def sizes_like(kind, count=2**15, **data):
     config = base.get_config()
-    config.data.update({'sizes': ((256, 1.0),), 'max_text': 256} | data)
+    config.data.update({'sizes': ((256, 1.0),), 'max_text_tokens': 256} | data)
     made_up = MadeUp(kind, config)
     index, turn = np.arange(count), np.zeros(count, int)
     tasks = ('text_to_image', 'image_to_text')

@@ -191,7 +191,7 @@ def test_a_million_samples_fill_long_rows(kind, monkeypatch):
     """The reduced form of the measurement: two windows of 30,000 draws."""
     monkeypatch.setattr(plans, 'WINDOW', 30_000)
     config = base.get_config()
-    config.data.update(sizes=((256, 1.0),), max_text=256)
+    config.data.update(sizes=((256, 1.0),), max_text_tokens=256)
     made_up = MadeUp(kind, config)
     weights = {'text_to_image': 1.0, 'image_to_text': 1.0}
     mixture = Mixture(dict.fromkeys(weights, 10**6), weights, 0)
@@ -209,9 +209,9 @@ def test_a_million_samples_fill_long_rows(kind, monkeypatch):
 def test_made_up_drawings_take_what_real_ones_do(monkeypatch, pool):
     config = base.get_config()
     config.model.representation.update(pool=pool or 2, kind='forcing' if pool else 'none')
-    config.data.update(sizes=((256, 1.0),), drop_text=0.0)
+    config.data.update(sizes=((256, 1.0),), text_dropout=0.0)
     monkeypatch.setattr(KINDS['coco'], 'picture', lambda shape, *_: (300 + 0 * shape, 640))
-    grid = tuple(n // config.data.patch for n in fitted(300, 640, config))
+    grid = tuple(n // config.data.patch_size for n in fitted(300, 640, config))
     rest = {'drop_text': False, 'drop_representation': False, 'keep_positions': False}
     drawn = layout.size(spans.drawing([], grid, None, pool, **rest))
     seen = layout.size([layout.Vision(*grid)])

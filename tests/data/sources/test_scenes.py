@@ -113,7 +113,7 @@ def test_pictures_larger_than_allowed_are_refused():
 def config():
     config = base.get_config()
     config.data.sources = 'scenes:aligned/64/count=1000000'
-    config.data.max_text = 48
+    config.data.max_text_tokens = 48
     config.data.capacity.text = 96
     return config
 

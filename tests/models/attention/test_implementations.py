@@ -316,8 +316,8 @@ def test_auto_follows_the_platform_and_the_length():
         form = select.build(fields(), platform)
         assert form._form(long - 1, long - 1) == shorter
         assert form._form(long, long) == longer
-    assert select.build(fields(form='pallas'), 'tpu') == Pallas(512, 512)
-    assert select.build(fields(form='pallas'), 'cpu') == Pallas(512, 512, interpret=True)
+    assert select.build(fields(implementation='pallas'), 'tpu') == Pallas(512, 512)
+    assert select.build(fields(implementation='pallas'), 'cpu') == Pallas(512, 512, interpret=True)
 
 
 def test_auto_is_the_reference_to_the_last_bit_on_short_rows_here():
@@ -351,7 +351,11 @@ def test_cudnn_takes_odd_lengths_and_leaves_float32_to_the_reference():
 
 @pytest.mark.parametrize(
     ('changes', 'field'),
-    [({'form': 'flsh'}, 'form'), ({'block_q': 100}, 'block_q'), ({'block_k': 0}, 'block_k')],
+    [
+        ({'implementation': 'flsh'}, 'implementation'),
+        ({'block_q': 100}, 'block_q'),
+        ({'block_k': 0}, 'block_k'),
+    ],
 )
 def test_fields_that_cannot_be_are_refused(changes, field):
     with pytest.raises(UserError, match=f'model.attention.{field}'):

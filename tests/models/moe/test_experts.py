@@ -27,8 +27,8 @@ def quick():
 
 def config_of(**changes):
     config = base.get_config()
-    config.model.backbone.experts = 'routed'
-    config.model.backbone.routed.update(count=E, top_k=K, feedforward=F, **changes)
+    config.model.backbone.ffn = 'moe'
+    config.model.backbone.moe.update(num_experts=E, top_k=K, feedforward=F, **changes)
     return config
 
 
@@ -294,16 +294,16 @@ def test_a_pool_for_each_group_or_one_for_all(split):
 @pytest.mark.parametrize(
     'changes, words',
     [
-        ({'top_k': 9}, r'top_k=9 must be between 1 and model\.backbone\.routed\.count=8'),
+        ({'top_k': 9}, r'top_k=9 must be between 1 and model\.backbone\.moe\.num_experts=8'),
         ({'count': 6}, r'count=6 experts do not divide over mesh\.expert=4'),
         ({'pool': 'none'}, r"pool='none' is not known"),
-        ({'product': 'dense'}, r"product='dense' is not known"),
+        ({'grouped_matmul': 'dense'}, r"grouped_matmul='dense' is not known"),
         ({'capacity_factor': 0.5}, r'capacity_factor=0\.5 must be at least 1'),
     ],
 )
 def test_wrong_values_name_the_field(changes, words):
     config = config_of()
-    config.model.backbone.routed.update(changes)
+    config.model.backbone.moe.update(changes)
     with pytest.raises(UserError, match=words):
         experts.build(config, 'cpu', mesh_of(expert=4))
 

@@ -1,0 +1,62 @@
+"""Old names of config fields: one line that says the new one, wherever they are used."""
+
+import json
+
+import pytest
+from shrink import tiny_run
+
+from configs import base
+from rf_jax.generation.sampler import Sampler
+from rf_jax.runtime import renamed_fields
+from rf_jax.runtime.cli import explain, field_names
+from rf_jax.runtime.errors import UserError
+from rf_jax.training import checks
+
+ALL = sorted(renamed_fields.RENAMED.items())
+
+
+def test_new_names_are_fields_and_old_ones_are_none():
+    fields = set(field_names(base.get_config()))
+    assert set(renamed_fields.RENAMED.values()) <= fields
+    assert not set(renamed_fields.RENAMED) & fields
+
+
+@pytest.mark.parametrize(('old', 'new'), ALL)
+def test_an_override_by_its_old_name(old, new):
+    line = explain(['--config=configs/base.py', f'--config.{old}=8'], AttributeError(old))
+    assert line == f'--config.{old} is now --config.{new}'
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        ('config.data.rows = 64', "there is no field 'rows': it is now data.batch_size"),
+        ('config.optimizer.update(clip=2.0)', "there is no field 'clip': it is now optimizer.gra"),
+        ('config.steps = 2 * config.data.rows', "there is no field 'rows': it is now data.batch_s"),
+        ('config.data.rowz = 64', "there is no field 'rowz'"),
+    ],
+)
+def test_a_config_file_with_an_old_name(tmp_path, change, told):
+    file = tmp_path / 'mine.py'
+    file.write_text(
+        'from configs import base\n\n\ndef get_config():\n'
+        f'    config = base.get_config()\n    {change}\n    return config\n'
+    )
+    line = explain([f'--config={file}'], ValueError('cannot be read'))
+    assert line.startswith(f'--config={file}: {told}') and '\n' not in line
+
+
+def test_a_workdir_that_was_written_before(tmp_path):
+    run = tiny_run(tmp_path)
+    fields = json.loads(run.config.to_json_best_effort())
+    fields['data']['rows'] = fields['data'].pop('batch_size')
+    (tmp_path / 'config.json').write_text(json.dumps(fields))
+    for use in (
+        lambda: Sampler.load(tmp_path),
+        lambda: checks.warn_of_changes(run.config, tmp_path),
+    ):
+        with pytest.raises(
+            UserError, match=r'earlier version.*data\.rows is data\.batch_size'
+        ) as told:
+            use()
+        assert '\n' not in str(told.value)
