@@ -29,7 +29,7 @@ FILES = [
     for folder in ('rf_jax', 'configs', 'launch', 'tests', 'docs', 'notebooks', '.ci')
     for path in (ROOT / folder).rglob('*')
 ] + [f'/{path.name}' for path in ROOT.iterdir()]
-FILE = r'(?<![\w./])(?:[\w-]+/)*[\w-]+\.(?:py|md|sh|yaml|ipynb|toml)\b(?!\.)'
+FILE = r'(?<![\w./])(?:[\w-]+/)*[\w-]+\.(?:py|md|sh|yaml|ipynb|toml)\b(?!\.\w)'
 # Ends of file names, which no dotted name of the code has.
 DATA = ('py', 'md', 'sh', 'yaml', 'json', 'jsonl', 'csv', 'txt', 'png', 'gz')
 EXAMPLES = ('my_scenes.py',)  # files that a document asks its reader to write
