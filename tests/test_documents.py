@@ -32,7 +32,6 @@ FILES = [
 FILE = r'(?<![\w./])(?:[\w-]+/)*[\w-]+\.(?:py|md|sh|yaml|ipynb|toml)\b(?!\.\w)'
 # Ends of file names, which no dotted name of the code has.
 DATA = ('py', 'md', 'sh', 'yaml', 'json', 'jsonl', 'csv', 'txt', 'png', 'gz')
-EXAMPLES = ('my_scenes.py',)  # files that a document asks its reader to write
 
 
 def text(document):
@@ -87,7 +86,8 @@ def known(name):
         for n in range(1, len(parts)):
             within = names.get(parts[n])
             if ends(module, '.'.join(parts[:n])) and within is not None:
-                return len(parts) == n + 1 or parts[n + 1] in within
+                if len(parts) == n + 1 or parts[n + 1] in within:
+                    return True
     return False
 
 
@@ -106,7 +106,8 @@ def unknown_names(found):
 def missing_files(found):
     """Paths that no file ends with: `masks.py` and `attention/masks.py` are both enough."""
     names = {name.split(':')[0].rstrip('/').removeprefix('WORKDIR/') for name in found}
-    return sorted(n for n in names - {*EXAMPLES} if not any(f.endswith(f'/{n}') for f in FILES))
+    ours = {name for name in names if not name.startswith('my_')}  # those are the reader's
+    return sorted(name for name in ours if not any(f.endswith(f'/{name}') for f in FILES))
 
 
 def files_named(path):
