@@ -7,9 +7,12 @@ import runpy
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs import base
+from rf_jax.data import layout
+from rf_jax.models.attention.masks import visible
 from rf_jax.training import checks
 
 ROOT = Path(__file__).parents[1]
@@ -84,10 +87,9 @@ def known(name):
         if ends(module, name) or (len(parts) == 2 and parts[1] in names.get(parts[0], ())):
             return True
         for n in range(1, len(parts)):
-            within = names.get(parts[n])
-            if ends(module, '.'.join(parts[:n])) and within is not None:
-                if len(parts) == n + 1 or parts[n + 1] in within:
-                    return True
+            within = names.get(parts[n]) if ends(module, '.'.join(parts[:n])) else None
+            if within is not None and (len(parts) == n + 1 or parts[n + 1] in within):
+                return True
     return False
 
 
@@ -173,6 +175,17 @@ def test_what_is_not_there_is_found():
     there = ['rf_jax.models.unified', 'flow.path', 'data.batch_size', 'Unified.__call__', 'jax.jit']
     assert not [*unknown_names(there)]
     assert rules()[:2] == ['1', '2']
+
+
+def test_the_mask_in_the_design_is_that_of_the_code():
+    capacity = dict.fromkeys(layout.SIZES, 0)
+    capacity |= {'text': 1, 'representation': 2, 'pixels': 4, 'pixel_pictures': 1}
+    spans = [layout.Text([1]), layout.Representation(2, 2), layout.Pixels(2, 2)]
+    row = layout.place([[spans]], capacity, channels=12)
+    drawn = text('docs/design.md').split('| sees |')[1].split('\n\n')[0].splitlines()[2:]
+    sees = [[cell.strip() == 'x' for cell in line.split('|')[2:7]] for line in drawn]
+    # The example has two of the four patches.
+    assert np.array_equal(sees, visible(row, row)[0, :5, :5])
 
 
 @pytest.mark.parametrize('document', [d for d in DOCUMENTS if commands(d)], ids=str)
