@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A run on TPU slices of GKE, as a JobSet; begins again by itself when a host is lost.
+# A run on TPU slices of GKE, as a JobSet; starts again by itself when a host is lost.
 #   IMAGE=europe-docker.pkg.dev/me/rf/rf_jax CLAIM=runs HOSTS=4 TOPOLOGY=4x4 \
 #     launch/gke.sh NAME --config=configs/emoji.py --workdir=/runs/emoji
-# IMAGE has rf_jax[tpu] and, as its working folder, this repository. HOSTS is the number of machines
+# IMAGE has rf_jax[tpu] and, as its working directory, this repository. HOSTS is the number of machines
 # of a slice, CHIPS those of one machine; SLICES, ACCELERATOR: see below. DRY=1 prints the yaml only.
 set -euo pipefail
 if [ $# -lt 2 ]; then

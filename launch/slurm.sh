@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One process a GPU, on as many nodes as asked for; stops before the time limit and queues itself again.
+# One process per GPU, on as many nodes as asked for; stops before the time limit and queues itself again.
 #   sbatch --nodes=4 launch/slurm.sh --config=configs/emoji.py --workdir=/shared/runs/emoji
-# From the root of the repository, in an environment that has rf_jax. --workdir must lie on a file
+# From the root of the repository, in an environment that has rf_jax. --workdir must be on a file
 # system that all nodes share.
 #SBATCH --job-name=rf_jax
 #SBATCH --nodes=2

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A run on a TPU pod slice of Google Cloud, through queued resources; begins again after preemption.
+# A run on a TPU pod slice of Google Cloud, through queued resources; starts again after preemption.
 #   launch/tpu.sh NAME v5litepod-64 europe-west4-b --config=configs/emoji.py --workdir=/runs/emoji
 # Run it from the root of the repository; it copies what is committed to all hosts. --workdir must
 # be on a file system that all hosts share: SETUP, run before each attempt, mounts it; for example
 #   SETUP='mountpoint -q /runs || { sudo mkdir -p /runs && sudo mount 10.0.0.2:/share /runs; }'
 # RUNTIME is the TPU software version of the kind of chip, SPOT=0 asks for on-demand capacity. Which
-# exit codes start the run again stands in README.md; ATTEMPTS in a row may fail without progress.
+# exit codes start the run again is listed in README.md; ATTEMPTS in a row may fail without progress.
 # When it has ended: gcloud compute tpus queued-resources delete NAME --zone=ZONE --force
 set -euo pipefail
 if [ $# -lt 4 ]; then

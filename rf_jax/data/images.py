@@ -161,7 +161,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def patchify(image: np.ndarray, patch: int, pool: int = 2) -> np.ndarray:
-    """Cuts [h, w, 3] into patches [P, C] of any dtype, in the order of `cells.patch_cells`.
+    """Cuts [h, w, 3] into patches [P, C] of any dtype, in the order of `patch_grid.patch_cells`.
 
     h and w are multiples of 2 x patch, or of 4 x patch for pool 4. C runs over (row, column,
     channel).

@@ -4,7 +4,7 @@ A sample is a list of spans. A row holds several samples, its tokens stored by k
 `[text | vision | representation | pixels]` of fixed capacity; the order of the sentence lives in
 `order`. Training and sampling call the same `place`.
 
-Key k is visible to query q (`models.attention.visible`) when
+Key k is visible to query q (`models.attention.masks.visible`) when
     segment[q] == segment[k] and (order[k] <= reach[q] or (block[q] == block[k] and block[q] > 0)).
 
     span             order             reach                       block
@@ -71,7 +71,7 @@ class Pixels:
 
     height: int
     width: int
-    pixels: np.ndarray | None = None  # uint8 [P, C], ordered by `cells.patch_cells` of its pool
+    pixels: np.ndarray | None = None  # uint8 [P, C], ordered as `patch_grid.patch_cells`
     picture: int = 0
     reads_representation: bool = True
     pool: int = 2  # as its Representation's

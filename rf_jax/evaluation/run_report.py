@@ -35,7 +35,7 @@ def first_pictures(run: Run) -> tuple[object, Sequence[int]]:
 
 
 def sampler_of(run: Run) -> Sampler:
-    """The run's model as training shards it, for parameters that `placement.params` gives."""
+    """The run's model as training shards it, for parameters as its placement gives them."""
     placement = Placement.of(run.mesh)
     model = placement.model(run.config, run.tokenizer.size)
     return Sampler(run.config, model, None, run.tokenizer, placement)

@@ -28,7 +28,7 @@ def all_pairs(config) -> Pairs:
 
 
 def visible_pairs(config, row: Mapping[str, np.ndarray] | None = None) -> Pairs:
-    """Those that see each other in a row as `data.typical` fills it, or in the arrays of one."""
+    """Those that see each other in a row as `typical_row` fills it, or in the arrays of one."""
     row = typical_row.row(config) if row is None else row
     extra = 1 + config.model.encoder.registers
     return Pairs(

@@ -1,7 +1,7 @@
 """What stands before the pixels, and what is asked of it (paper, section 3.3 and its ablations).
 
 Forcing is the paper's; the others are what it is compared with. Each kind is an embedding, which
-makes tokens of the representation stream, and a head, whose outputs a loss of `learning.losses`
+makes tokens of the representation stream, and a head, whose outputs a loss of `training.losses`
 reads.
 """
 

@@ -119,9 +119,9 @@ class Backbone(nn.Module):
     ):
         """x [B, L, D] laid by `cut`, position float32 [B, L, 3], cache of S tokens.
 
-        `seen`: what `form.prepare` makes of these L tokens as queries and, as keys, the cached
-        ones and these. `lengths`: tokens of the three expert groups; `live` bool [B, L]: tokens
-        that are no padding, default all. Gives (x after the final norm, losses of the router
+        `seen`: what `prepare` of the attention makes of these L tokens as queries and, as keys, the
+        cached ones and these. `lengths`: tokens of the three expert groups; `live` bool [B, L]:
+        tokens that are no padding, default all. Gives (x after the final norm, losses of the router
         float32 [B, L], means over the layers, keys and values of these L tokens
         [layers, B, L, Hkv, Dh] if `keep` else None, and x after layer `taps`, if any).
         """

@@ -50,7 +50,7 @@ class Collective:
 
 
 def collectives(found: Mapping, mesh: Mesh, chip: Chip | None) -> list[Collective]:
-    """One row for each kind and mesh axes of `hlo_cost.Totals.collectives`, largest first."""
+    """One row for each kind and mesh axes of `hlo.Totals.collectives`, largest first."""
     rows: dict = {}
     for (kind, groups), sent in found.items():
         axes = _axes(groups, mesh)

@@ -40,8 +40,8 @@ def expanded(path: str | os.PathLike) -> Path:
 
 
 def config_file(text: str, field: str = '--config') -> str:
-    """A config file, with its variant if any (`file.py:variant`): the file itself where it exists,
-    else, of a relative path below configs/, the one that is installed with rf_jax.
+    """A config file, with its variant if any (`configs/emoji.py:long`): the file itself where it
+    exists, else, of a relative path below configs/, the one that is installed with rf_jax.
 
     Raises UserError as `local` does.
     """

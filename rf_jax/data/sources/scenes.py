@@ -55,7 +55,7 @@ _FLAGS = ('textures', 'clutter', 'held_out')
 class ScenesSource(Source):
     """`scenes:RUNG/SIZE[/option...]`, such as scenes:aligned/48/count=5000/textures.
 
-    RUNG is one of `scenes.RUNGS`, SIZE the side in pixels, options are the fields of `Options`.
+    RUNG is one of `world.RUNGS`, SIZE the side in pixels, options are the fields of `Options`.
     Raises UserError.
     """
 

@@ -1,4 +1,4 @@
-"""The three kernels of `models.flash`, each a step of the grid (row, key/value head, tile).
+"""The three kernels of `pallas.py`, each a step of the grid (row, key/value head, tile).
 
 In memory of the core stand, of one tile: the integers query [4, q] and key [4, k], one key/value
 head k and v [k, Dh], and all query heads of its group: q, out and their gradients [group, q, Dh],
