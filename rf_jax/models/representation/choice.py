@@ -48,7 +48,7 @@ def _imported(name: str) -> Kind:
         ) from None
     require(
         isinstance(kind, Kind),
-        f'{_FIELD}={name!r}: its KIND is a {type(kind).__name__}, expected an object of a subclass '
-        'of rf_jax.models.representation.kind.Kind',
+        f'{_FIELD}={name!r}: its KIND is of type {type(kind).__name__}, expected an object of a '
+        'subclass of rf_jax.models.representation.kind.Kind',
     )
     return kind
