@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from rf_jax.models.representation import choice as representation
 from rf_jax.models.terms import Arrays, Prediction, Term
+from rf_jax.runtime.errors import require
 from rf_jax.training import flow
 from rf_jax.training.cross_entropy import ONE_DEVICE, CrossEntropy
 
@@ -31,7 +32,10 @@ def flow_matching(floor: float) -> Callable[[Arrays, Arrays], jax.Array]:
 
 
 def build(config: ConfigDict, sharded: CrossEntropy = ONE_DEVICE) -> dict[str, Term | Prediction]:
-    """The terms of `config.losses`; one of weight 0 is left out. `sharded`: as the model is."""
+    """The terms of `config.losses`; one of weight 0 is left out. `sharded`: as the model is.
+
+    Raises UserError for a term that has no weight there.
+    """
     terms = {
         **text(sharded),
         **representation.of(config).terms(sharded),
@@ -41,6 +45,8 @@ def build(config: ConfigDict, sharded: CrossEntropy = ONE_DEVICE) -> dict[str, T
         'reconstruction': Term('pixel_weight', lambda outputs, _: outputs['reconstruction']),
         'kl': Term('pixel_weight', lambda outputs, _: outputs['kl']),
     }
+    for name in terms:
+        require(name in config.losses, f'losses.{name} is missing: the weight of the term {name!r}')
     return {name: term for name, term in terms.items() if config.losses[name]}
 
 

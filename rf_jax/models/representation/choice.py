@@ -22,7 +22,8 @@ def of(config: ConfigDict) -> Kind:
     module whose `KIND` is one. Raises UserError.
     """
     name = config.model.representation.kind
-    return _imported(name) if '.' in name else choose(_FIELD, name, KINDS)
+    outside = '.' in name and not name.startswith('.')
+    return _imported(name) if outside else choose(_FIELD, name, KINDS)
 
 
 def check(config: ConfigDict) -> None:
@@ -38,14 +39,15 @@ def check(config: ConfigDict) -> None:
 
 def _imported(name: str) -> Kind:
     try:
-        kind = importlib.import_module(name).KIND
+        module = importlib.import_module(name)
     except ImportError as error:
         raise UserError(f'{_FIELD}={name!r} cannot be imported: {error}') from None
-    except AttributeError:
-        raise UserError(
-            f'{_FIELD}={name!r}: the module has no KIND, an object of a subclass of '
-            'rf_jax.models.representation.kind.Kind'
-        ) from None
+    kind = getattr(module, 'KIND', None)
+    require(
+        kind is not None,
+        f'{_FIELD}={name!r}: the module has no KIND, an object of a subclass of '
+        'rf_jax.models.representation.kind.Kind',
+    )
     require(
         isinstance(kind, Kind),
         f'{_FIELD}={name!r}: its KIND is of type {type(kind).__name__}, expected an object of a '

@@ -120,7 +120,9 @@ class Kind(Protocol):
         return None
 
     def targets(self, config: ConfigDict, model: Any) -> Targets:
-        """The batch entries of this kind. `model`: the bound-free `Unified`, for its `features`."""
+        """The batch entries of this kind; without tokens `tokens` is an int32 [B, R] that nobody
+        reads. `model`: the `Unified`, as the functions of `features.py` take it.
+        """
         del config, model
         return Targets(nothing_of_batch, lambda state, rows: {'tokens': rows['input_group']})
 

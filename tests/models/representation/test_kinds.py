@@ -97,6 +97,20 @@ def test_what_a_kind_says_of_itself_agrees(name):
             kind.sample(begin, 0, None, 1.0, 0)
 
 
+def test_a_term_without_a_weight_is_named(own_kinds):
+    text = KIND.replace("{'representation': Prediction", "{'colour': Prediction")
+    (own_kinds / 'named.py').write_text(text, encoding='utf-8')
+    config = base.get_config()
+    config.model.representation.kind = 'my_kinds.named'
+    with pytest.raises(
+        UserError, match=r"losses\.colour is missing: the weight of the term 'colour'"
+    ):
+        losses.build(config)
+    with config.unlocked():
+        config.losses.colour = 1.0
+    assert 'colour' in losses.build(config)
+
+
 def compared_strings(path):
     """Every text that a file compares something with."""
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
