@@ -33,6 +33,9 @@ def get_config() -> ConfigDict:
     # a representation token for each pool x pool of these, plus one; a quarter as many vision
     # tokens.
     data.capacity = ConfigDict({'text': 32, 'vision': 8, 'representation': 5, 'pixels': 16})
+    # Whether the pixels of a picture follow representation tokens, as model.representation.kind has
+    # them: True for forcing and continuous, False for alignment and none.
+    data.representation_tokens = True
     data.capacity.vision_pictures = 2  # pictures seen in a row
     data.capacity.pixel_pictures = 1  # pictures drawn in a row
     data.patch_size = 16  # side of a patch in pixels; paper: 16
@@ -129,9 +132,10 @@ def get_config() -> ConfigDict:
     autoencoder.unroll = 1
 
     representation = model.representation = ConfigDict()
-    # What stands before the pixels: forcing (the paper's: discrete tokens) | continuous (features,
+    # forcing (the paper's: discrete tokens before the pixels) | continuous (features before them,
     # by squared-error regression; the paper names a diffusion head) | alignment (no tokens; pixel
-    # tokens are drawn to the features: REPA) | none
+    # tokens are aligned with the features: REPA) | none | the dotted name of a module of your own
+    # with an object KIND (docs/adding_a_kind.md)
     representation.kind = 'forcing'
     representation.pool = 2  # side of the group of patches of one token: 1 | 2 (paper) | 4
     # Of alignment: layer whose tokens are drawn to the features (REPA: about a third of them).

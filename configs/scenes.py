@@ -44,6 +44,7 @@ def autoencoder(config):
     config.data.text_dropout = 1.0
     config.data.capacity.update(vision=0, vision_pictures=0, representation=0)
     config.model.representation.kind = 'none'
+    config.data.representation_tokens = False
     config.model.space = 'vae'
     config.losses.update(text=0.0, representation=0.0, flow=0.0, reconstruction=1.0, kl=1e-3)
     config.optimizer.freeze = (r'^(?!autoencoder/)',)
@@ -54,6 +55,7 @@ def autoencoder(config):
 def pixel(config):
     """Plain pixels."""
     config.model.representation.kind = 'none'
+    config.data.representation_tokens = False
     config.data.capacity.representation = 0
 
 
@@ -77,6 +79,7 @@ def repa(config):
     pretrained, this one learns from the same scenes.
     """
     config.model.representation.kind = 'alignment'
+    config.data.representation_tokens = False
     config.data.capacity.representation = 0
 
 
@@ -95,6 +98,7 @@ def understanding(config):
     config.data.capacity.update(representation=0, pixels=0, pixel_pictures=0)
     config.losses.flow = config.losses.representation = 0.0
     config.model.representation.kind = 'none'
+    config.data.representation_tokens = False
 
 
 def generation(config):

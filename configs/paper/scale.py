@@ -81,6 +81,7 @@ KEPT = {
     'model.encoder.rope_theta': 'DINOv3',
     'model.encoder.registers': 'DINOv3',
     'model.encoder.unroll': 'compiles one layer for all',
+    'data.representation_tokens': 'paper',
     'model.space': 'paper',
     'model.autoencoder': 'only of space vae',
     'model.representation.kind': 'paper',

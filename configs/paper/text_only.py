@@ -11,6 +11,7 @@ def get_config():
     config.data.sources = 'text:/path/to/documents'
     config.data.tasks.update(text_to_image=0.0, image_to_text=0.0, text_only=1.0)
     config.data.max_text_tokens = 4096
+    config.data.representation_tokens = False
     scale.row(config, text=32_768, vision=0, representation=0, pixels=0,
               vision_pictures=0, pixel_pictures=0)  # fmt: skip
     model = config.model

@@ -3,23 +3,21 @@
 from collections import Counter
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from rf_jax.data import layout
-from rf_jax.runtime.errors import choose, require
+from rf_jax.runtime.errors import require
 
-# Whether the pixels of a drawing follow tokens, by model.representation.kind.
-TOKENS = {'forcing': True, 'continuous': True, 'alignment': False, 'none': False}
 POOLS = (1, 2, 4)
 
 
-def pool_of(config) -> int:
-    """Side of the group of patches of one representation token, 0 if drawings have none.
-
-    Raises UserError.
+def pool_of(config: ConfigDict) -> int:
+    """Side in patches of the group that one representation token stands for, 0 if pixels follow
+    the prompt at once. Raises UserError.
     """
-    c, field = config.model.representation, 'model.representation'
-    require(c.pool in POOLS, f'{field}.pool={c.pool!r} must be one of {POOLS}')
-    return c.pool if choose(f'{field}.kind', c.kind, TOKENS) else 0
+    pool = config.model.representation.pool
+    require(pool in POOLS, f'model.representation.pool={pool!r} must be one of {POOLS}')
+    return pool if config.data.representation_tokens else 0
 
 
 def text_span(tokenizer, text, max_text, loss_from, counts: Counter) -> layout.Text:

@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rf_jax.models import quantizer, unified
-from rf_jax.training import targets
+from rf_jax.models.representation import features
 from rf_jax.training.state import State
 from rf_jax.training.train_loop import Run
 
@@ -22,8 +22,8 @@ def codes_over_an_epoch(run: Run, state: State) -> float:
     hit = np.zeros(count, bool)
 
     def used(state, batch):
-        # Not targets.quantize, which draws the codebook anew at a step of data_init_steps.
-        z, real = targets.group_features(run.config, model, state.ema, batch)
+        # Not forcing.quantize, which initialises the codebook at a step of data_init_steps.
+        z, real = features.group_features(run.config, model, state.ema, batch)
         codes = assign(z, state.codebook, real)
         return jnp.zeros(count + 1, bool).at[jnp.where(real, codes, count)].set(True)[:count]
 

@@ -8,8 +8,8 @@ import numpy as np
 from rf_jax.data import arrays, images, layout, patch_grid, pipeline, spans
 from rf_jax.generation.sampler import Sampler
 from rf_jax.models import quantizer
+from rf_jax.models.representation.features import group_features
 from rf_jax.runtime import checkpoint, paths
-from rf_jax.training.targets import group_features
 
 BATCH = 64  # pictures encoded at a time
 

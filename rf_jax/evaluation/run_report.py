@@ -118,7 +118,7 @@ def cache_bytes(run: Run) -> float:
     row = sampler.rows([request])[True, True]
     batch = {name: np.concatenate([array] * len(contexts)) for name, array in row.items()}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    write = partial(token_sampling.build(run.config), run.model, options)
+    write = partial(token_sampling.write, run.model, options)
     _, cache = jax.eval_shape(
         lambda params, batch, keys: write(params, batch, contexts, keys),
         *(run.abstract.ema, batch, keys),

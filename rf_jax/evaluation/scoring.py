@@ -19,6 +19,7 @@ from rf_jax.evaluation import (
     vqa,
 )
 from rf_jax.generation.sampler import Sampler
+from rf_jax.models.representation import choice as representation
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.scenes import prompts
 
@@ -173,7 +174,7 @@ def check_tokenizer(config, tokenizer: Tokenizer, texts: list[str]) -> None:
 
 def has_codes(config) -> bool:
     """Whether a codebook is learned."""
-    return config.model.representation.kind == 'forcing'
+    return representation.of(config).learns_codebook
 
 
 def use_of_codebook(sampler: Sampler, codebook: np.ndarray, pictures, scenes) -> dict[str, float]:

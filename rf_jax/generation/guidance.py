@@ -9,7 +9,6 @@ pictures or velocities is the same.
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 
 Branch = tuple[bool, bool]
 
@@ -30,11 +29,3 @@ def token_weights(scale: float) -> dict[bool, float]:
 def combine(values: Mapping, weights: Mapping) -> jax.Array:
     """Sum over branches of weight x value."""
     return sum(weight * values[branch] for branch, weight in weights.items())
-
-
-def top_k(logits: jax.Array, k: int) -> jax.Array:
-    """Logits [..., K] with all but the k greatest at -inf; k = 0 keeps all."""
-    if not k or k >= logits.shape[-1]:
-        return logits
-    least = jax.lax.top_k(logits, k)[0][..., -1:]
-    return jnp.where(logits < least, -jnp.inf, logits)

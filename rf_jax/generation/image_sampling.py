@@ -28,7 +28,7 @@ class Options:
     guidance_representation: float = 2.0
     guidance_pixels: float = 3.0
     guidance_text: float = 0.0
-    interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def branches(self) -> dict[guidance.Branch, float]:
         """Weights of the pixel branches."""
@@ -53,12 +53,11 @@ def draw(model: Unified, config, options: Options, params, rows, keys):
 
     rows: {(text kept, representation kept): arrays of `data.layout`} for all four, one sample a
     row; keys: one key a row. Gives (patches float32 [B, P, C] in [-1, 1], what
-    `token_sampling.build` wrote before them [B, N, ...]).
+    `token_sampling.write` wrote before them [B, N, ...]).
     """
     contexts = options.contexts()
     batch = _stack([rows[text, True] for text in contexts])
-    write = token_sampling.build(config)
-    tokens, cache = write(model, options, params, batch, contexts, keys)
+    tokens, cache = token_sampling.write(model, options, params, batch, contexts, keys)
     caches = dict(zip(contexts, _split(cache, len(contexts))))
     drawn = draw_pixels(model, config, options, params, rows, caches, keys)
     return model.apply({'params': params}, drawn, rows[True, True], method='pixels'), tokens

@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from rf_jax.data import typical_row
+from rf_jax.models.representation import choice as representation
+from rf_jax.models.spaces import choice as spaces
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Pairs:
     pixels: float
 
 
-def all_pairs(config) -> Pairs:
+def all_pairs(config: ConfigDict) -> Pairs:
     """Every pair of a row, as the reference form of attention computes them."""
     capacity, extra = config.data.capacity, 1 + config.model.encoder.registers
     row = sum(capacity[name] for name in ('text', 'vision', 'representation', 'pixels'))
@@ -27,7 +30,7 @@ def all_pairs(config) -> Pairs:
     return Pairs(row**2, vision**2, pixels**2)
 
 
-def visible_pairs(config, row: Mapping[str, np.ndarray] | None = None) -> Pairs:
+def visible_pairs(config: ConfigDict, row: Mapping[str, np.ndarray] | None = None) -> Pairs:
     """Those that see each other in a row as `typical_row` fills it, or in the arrays of one."""
     row = typical_row.row(config) if row is None else row
     extra = 1 + config.model.encoder.registers
@@ -38,7 +41,7 @@ def visible_pairs(config, row: Mapping[str, np.ndarray] | None = None) -> Pairs:
     )
 
 
-def backbone_token(config) -> float:
+def backbone_token(config: ConfigDict) -> float:
     """Forward FLOPs of one token in the products of all layers, without attention's."""
     c = config.model.backbone
     attention = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads)
@@ -54,20 +57,7 @@ def encoder_token(c) -> float:
     return 2.0 * c.layers * (4 * c.width**2 + ffn)
 
 
-def representation_heads(config) -> float:
-    """Forward FLOPs of what a row's representation is read from and predicted with."""
-    capacity, c, e = config.data.capacity, config.model.backbone, config.model.encoder
-    tokens, pixels = capacity.representation, capacity.pixels
-    each = {
-        'forcing': tokens * c.width * config.model.representation.codebook_size,
-        'continuous': 2 * tokens * c.width * e.width,
-        'alignment': pixels * 2 * c.width * (3 * c.width + e.width),
-        'none': 0,
-    }
-    return 2.0 * each[config.model.representation.kind]
-
-
-def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
+def train_step(config: ConfigDict, vocabulary: int, pairs: Pairs | None = None) -> float:
     """FLOPs of one step at the row capacities: forward, twice that backward, EMA encoder forward.
 
     `pairs` of a row, default every pair. What is frozen (optimizer.freeze) needs no gradients of
@@ -75,11 +65,10 @@ def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
     """
     pairs = pairs or all_pairs(config)
     capacity, c, e = config.data.capacity, config.model.backbone, config.model.encoder
-    a = config.model.autoencoder
+    kind, space = representation.of(config), spaces.of(config)
     row = sum(capacity[name] for name in ('text', 'vision', 'representation', 'pixels'))
     channels = config.data.patch_size**2 * 3
-    latents = config.model.space == 'vae'
-    drawn = config.model.autoencoder.channels if latents else channels
+    towers = [config.model[name] for name in space.towers]
 
     def encoder(patches, pictures, seen, e=e):
         if not patches:
@@ -92,21 +81,21 @@ def train_step(config, vocabulary: int, pairs: Pairs | None = None) -> float:
         return any(re.search(pattern, path) for pattern in config.optimizer.freeze)
 
     asked = any(config.losses[name] for name in ('text', 'representation', 'flow'))
-    if not asked:  # the autoencoder learns alone: its two towers, forward and backward
-        learned = 2 * encoder(capacity.pixels, capacity.pixel_pictures, pairs.pixels, a)
+    targets = capacity.pixels, capacity.pixel_pictures, pairs.pixels
+    if not asked:  # an autoencoder is trained alone: encoder and decoder, forward and backward
+        learned = 2 * sum(encoder(*targets, tower) for tower in towers)
         return config.data.batch_size * 3 * learned
     backbone = row * backbone_token(config)
     backbone += 4.0 * c.layers * pairs.backbone * c.heads * c.head_dim
     heads = 2.0 * capacity.text * c.width * vocabulary
-    heads += representation_heads(config)
-    heads += 4.0 * capacity.pixels * drawn * c.width
+    heads += kind.head_flops(config)
+    heads += 4.0 * capacity.pixels * space.width(config) * c.width
     connector = 2.0 * capacity.vision * (e.width * c.width + c.width**2)
     total = 3 * connector
     total += (2 if frozen('backbone/layers/attention/query/kernel') else 3) * backbone
     total += (2 if frozen('text_head/kernel') else 3) * heads
     seen = encoder(4 * capacity.vision, capacity.vision_pictures, pairs.vision)
     total += (1 if frozen('encoder/layers/query/kernel') else 3) * seen
-    targets = capacity.pixels, capacity.pixel_pictures, pairs.pixels
-    total += encoder(*targets) if config.model.representation.kind != 'none' else 0.0
-    total += encoder(*targets, a) if latents else 0.0
+    total += encoder(*targets) if kind.needs_features else 0.0
+    total += sum(encoder(*targets, tower) for tower in towers)
     return config.data.batch_size * total

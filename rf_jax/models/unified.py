@@ -1,18 +1,24 @@
 """The whole model: four streams into one backbone, three heads out (paper, figure 2)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from rf_jax.models import autoencoder, representation, transformer
+from rf_jax.models import transformer
 from rf_jax.models.attention import select
 from rf_jax.models.attention.masks import FIELDS
 from rf_jax.models.attention.sharded import Spread
 from rf_jax.models.denoiser import PatchIn, PatchOut
 from rf_jax.models.layers import REMAT, Head, Logits, Table
+from rf_jax.models.representation import choice as representation
+from rf_jax.models.representation.kind import Kind
+from rf_jax.models.spaces import choice as spaces
+from rf_jax.models.spaces.space import Space
 from rf_jax.models.token_sharding import Cut
 from rf_jax.models.vision_encoder import Connector, VisionEncoder
 from rf_jax.runtime.errors import choose, require
@@ -28,20 +34,20 @@ def to_signed(pixels: jax.Array) -> jax.Array:
 class Unified(nn.Module):
     """Built by `build(config, vocabulary)`; its methods work on the arrays of `data.layout`.
 
-    `channels`: C of a patch of pixels, `drawn`: Z of what the flow draws.
+    `channels`: C of a patch of pixels, `drawn`: Z of what the flow generates.
     Streams are named in the order of the row, [text | vision | representation | pixels].
     """
 
-    config: object
+    config: ConfigDict  # config.model
     vocabulary: int
     channels: int
     drawn: int
-    backbone_of: object
-    representation_of: representation.Parts
-    autoencoder_of: object
-    form: object  # of attention
+    backbone_of: Any
+    kind: Kind  # of representation
+    space: Space
+    form: Any  # of attention
     cut: Cut
-    dtype: object  # of activations
+    dtype: Any  # of activations
 
     def setup(self):
         c = self.config
@@ -49,22 +55,21 @@ class Unified(nn.Module):
         self.text_embed = Table(self.vocabulary, width)
         self.encoder = VisionEncoder(c.encoder, self.form, self.cut)
         self.connector = Connector(width)
-        self.representation_embed = self.representation_of.embedding()
-        self.autoencoder = self.autoencoder_of()
+        self.representation_embed = self.kind.embedding(c)
+        self.autoencoder = self.space.codec(c, self.channels, self.form, self.cut, self.dtype)
         self.patch_in = PatchIn(c.denoiser, width)
         self.backbone = self.backbone_of()
         self.text_head = Head(self.vocabulary)
-        self.representation_head = self.representation_of.head()
+        self.representation_head = self.kind.head(c)
         self.patch_out = PatchOut(self.drawn)
 
-    def __call__(self, batch: Batch, tokens, z, t, posterior_noise=None) -> dict:
+    def __call__(self, batch: Batch, tokens, z, t) -> dict:
         """The training forward.
 
         tokens: inputs of the representation stream [B, R, ...] as its kind embeds them,
-        z float32 [B, P, Z] noisy patches or latents, t float32 [B, P] their times,
-        posterior_noise [B, P, Z] for the autoencoder that is being learned. Gives `text_logits`,
-        Logits [B, T, V], float32 `x` [B, P, Z], the outputs of `models.representation` and
-        `models.autoencoder`, and of routed experts `balance` and `router_z` [B, L].
+        z float32 [B, P, Z] noisy patches or latents, t float32 [B, P] their times. Gives
+        `text_logits`, Logits [B, T, V], float32 `x` [B, P, Z], the outputs of the kind's head and
+        of the space, and of routed experts `balance` and `router_z` [B, L].
         """
         streams = (
             self.embed_text(batch['text_tokens']),
@@ -81,7 +86,7 @@ class Unified(nn.Module):
         x = self.cut.split(x, sizes)
         tapped = None if tapped is None else self.cut.split(tapped, sizes)[3]
         found = self.representation_head(x[2], tapped)
-        found |= self.autoencoder.outputs(*self._drawn(batch), posterior_noise)
+        found |= self.autoencoder.outputs(*self._drawn(batch), batch)
         return {name: self.cut.restore(a, sizes) for name, a in losses.items()} | {
             'text_logits': self.text_head(x[0]),
             'x': self.patch_out(x[3]),
@@ -94,11 +99,11 @@ class Unified(nn.Module):
         return to_signed(batch['pixels']), where
 
     def clean(self, batch: Batch) -> jax.Array:
-        """What the flow shall draw: pixels, or the autoencoder's latents, float32 [B, P, Z]."""
+        """What the flow generates, float32 [B, P, Z]: pixels, or the latents of the space."""
         return self.autoencoder.encode(*self._drawn(batch))
 
     def pixels(self, latents: jax.Array, batch: Batch) -> jax.Array:
-        """What was drawn [B, P, Z] as patches, float32 [B, P, C] in [-1, 1]."""
+        """Generated latents [B, P, Z] as patches, float32 [B, P, C] in [-1, 1]."""
         return self.autoencoder.decode(latents, self._drawn(batch)[1])
 
     def embed_text(self, tokens: jax.Array) -> jax.Array:
@@ -129,7 +134,7 @@ class Unified(nn.Module):
         return x, kept
 
     def embed_representation(self, tokens, cells) -> jax.Array:
-        """Codes int32 [B, n] or features [B, n, Denc], and cells [B, n, 2] -> [B, n, D]."""
+        """Tokens [B, n, ...] of the kind and cells int32 [B, n, 2] -> [B, n, D]."""
         return self.representation_embed(tokens, cells).astype(self.dtype)
 
     def embed_patches(self, z, t, cells) -> jax.Array:
@@ -141,8 +146,8 @@ class Unified(nn.Module):
         return self.text_head(x).whole()
 
     def predict_representation(self, x) -> jax.Array:
-        """[B, R, D] -> logits float32 [B, R, K], or the next features [B, R, Denc]."""
-        (found,) = self.representation_head(x).values()
+        """[B, R, D] -> what the kind predicts, float32 [B, R, ...]; logits are whole."""
+        (found,) = self.representation_head(x, None).values()
         return found.whole() if isinstance(found, Logits) else found
 
     def predict(self, x) -> jax.Array:
@@ -150,9 +155,9 @@ class Unified(nn.Module):
         return self.patch_out(x)
 
 
-def _check(config) -> None:
+def _check(config: ConfigDict, towers: tuple[str, ...]) -> None:
     """Raises UserError for values of `config.model` that its modules do not check themselves."""
-    for name in ('encoder', 'autoencoder') if config.space == 'vae' else ('encoder',):
+    for name in ('encoder', *towers):
         tower, field = config[name], f'model.{name}'
         require(
             tower.heads > 0 and tower.width % (4 * tower.heads) == 0,
@@ -177,29 +182,30 @@ def _check(config) -> None:
 
 
 def build(
-    config, vocabulary: int, mesh: Mesh | None = None, platform: str | None = None
+    config: ConfigDict, vocabulary: int, mesh: Mesh | None = None, platform: str | None = None
 ) -> Unified:
     """The model of `config.model`; C follows from `config.data.patch_size`. Raises UserError.
 
     `mesh`: the devices it is to be cut over, None for one. `platform`: cpu, gpu or tpu when
     programs are compiled for another than this process runs on.
     """
-    _check(config.model)
+    kind, space = representation.of(config), spaces.of(config)
+    representation.check(config)
+    _check(config.model, space.towers)
     platform = platform or jax.default_backend()
     form, cut = select.build(config, platform), Cut(mesh)
     if mesh is not None and mesh.size > 1:
         form = Spread(form, mesh)
-    before = representation.build(config)
-    backbone = transformer.build(config, form, platform, cut, before.taps)
-    space, drawn = autoencoder.build(config, form, cut)
+    tapped_layer = kind.tapped_layer(config.model)
+    backbone = transformer.build(config, form, platform, cut, tapped_layer)
     return Unified(
         config=config.model,
         vocabulary=vocabulary,
         channels=config.data.patch_size**2 * 3,
         backbone_of=backbone,
-        representation_of=before,
-        drawn=drawn,
-        autoencoder_of=space,
+        kind=kind,
+        space=space,
+        drawn=space.width(config),
         form=form,
         cut=cut,
         dtype=jnp.dtype(config.compute_dtype),

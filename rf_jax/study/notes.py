@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
+from rf_jax.models.representation import choice as representation
+
 _ALL = (
     'all arms: the language model and the encoder start from random weights, the paper from Qwen3 '
     'and DINOv3. Pictures are procedural scenes with an exact judge; the paper has photographs and '
@@ -21,10 +23,10 @@ _KINDS = {
     'alignment': 'the teacher is an encoder that the same small run trains from random weights; '
     "the paper's is pretrained.",
 }
-_LATENTS = (
-    'latents are of a small autoencoder, trained on these scenes alone; the paper takes those of '
-    'the pretrained Wan 2.1 VAE.'
-)
+_SPACES = {
+    'vae': 'latents are of a small autoencoder, trained on these scenes alone; the paper takes '
+    'those of the pretrained Wan 2.1 VAE.',
+}
 _QUANTIZER = 'the quantizer assigns codes by `{mode}`, not by the listing of the paper (`printed`).'
 
 
@@ -32,13 +34,12 @@ def beside_the_paper(arms: Iterable[tuple[str, ConfigDict]]) -> str:
     """A section of Markdown about (name, config) of each arm."""
     found: dict[str, list[str]] = {}
     for name, config in arms:
-        representation = config.model.representation
-        mode = representation.quantizer.mode
-        other = representation.kind == 'forcing' and mode != 'printed'
+        mode = config.model.representation.quantizer.mode
+        other = representation.of(config).learns_codebook and mode != 'printed'
         for note in (
-            _KINDS.get(representation.kind),
+            _KINDS.get(config.model.representation.kind),
             _QUANTIZER.format(mode=mode) if other else None,
-            _LATENTS if config.model.space == 'vae' else None,
+            _SPACES.get(config.model.space),
         ):
             if note:
                 found.setdefault(note, []).append(name)

@@ -179,6 +179,7 @@ FIELDS: Mapping[str, Bounds] = {
         'text_dropout': SHARE,
         'representation_dropout': SHARE,
         'joint_dropout': SHARE,
+        'representation_tokens': Boolean(),
         'dropout_keeps_positions': Boolean(),
         'prompt_loss': Boolean(),
         'max_pixels': Whole(1, 2**63 - 1),

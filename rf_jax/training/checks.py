@@ -1,7 +1,6 @@
 """What stops or warns a run: values that cannot work, changed configs, non-finite numbers."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from absl import logging
 from jax.sharding import Mesh
 
 from rf_jax.data import pipeline, source_list, spans
-from rf_jax.models import autoencoder
+from rf_jax.models.representation import choice as representation
+from rf_jax.models.spaces import choice as spaces
 from rf_jax.runtime import mesh, paths, renamed_fields, sharding
 from rf_jax.runtime.errors import UserError, choose, require
-from rf_jax.training import bounds, flow, initial_weights, jitted, optimizer
+from rf_jax.training import bounds, flow, initial_weights, jitted
 
 DTYPES = dict.fromkeys(('float32', 'bfloat16'))
 
@@ -47,27 +47,12 @@ def check(config) -> None:
     initial_weights.other_runs(config)  # raises for what is no path
     require(any(config.losses.values()), 'all weights of losses are 0: nothing would be learned')
     spans.pool_of(config)
-    choose('model.space', config.model.space, autoencoder.SPACES)
-    learned = config.losses.reconstruction > 0
-    latents = config.model.space == 'vae'
+    representation.check(config)
+    spaces.of(config).check(config)
     require(
-        latents or not learned,
-        f"losses.reconstruction={config.losses.reconstruction} needs model.space='vae'",
-    )
-    require(
-        not latents or learned or optimizer.frozen('autoencoder/', config.optimizer.freeze),
-        "model.space='vae' draws in latents that must not move: set optimizer.freeze="
-        "('^autoencoder/',), and initialise_from a run that learned them (losses.reconstruction)",
-    )
-    require(
-        not learned or not config.losses.flow,
-        'losses.reconstruction and losses.flow are both above 0: the flow would draw latents that '
-        'move; let one run learn the autoencoder, and another draw with it (initialise_from)',
-    )
-    require(
-        learned or not config.losses.kl,
-        f'losses.kl={config.losses.kl} needs losses.reconstruction above 0: it is of the '
-        'autoencoder that is being learned',
+        config.losses.reconstruction > 0 or not config.losses.kl,
+        f'losses.kl={config.losses.kl} needs losses.reconstruction above 0: it is a loss of the '
+        'autoencoder in training',
     )
     for name in ('balance', 'router_z'):
         require(
@@ -110,26 +95,16 @@ def warn_of_other_data(data: str, workdir: Path) -> None:
 
 def warn_of_new_weights(config) -> None:
     """Tells which fields of a config suppose weights of another run; to be called without any."""
-    representation, losses = config.model.representation, config.losses
-    for supposes, field, effect in (
-        (
-            config.model.space == 'vae' and not losses.reconstruction,
-            "model.space='vae' without losses.reconstruction",
-            'draws in the latents of an autoencoder that has learned nothing',
-        ),
-        (not config.ema.warmup, 'ema.warmup=False', 'keeps random weights long in the average'),
-        (
-            representation.kind == 'forcing' and not representation.quantizer.data_init_steps,
-            'model.representation.quantizer.data_init_steps=()',
-            'leaves the codebook at random prototypes',
-        ),
-    ):
-        if supposes:
-            logging.warning(
-                '%s %s: it supposes weights of another run, and initialise_from is empty',
-                field,
-                effect,
-            )
+    effects = spaces.of(config).needs_weights(config)
+    if not config.ema.warmup:
+        effects['ema.warmup=False'] = 'keeps random weights long in the average'
+    effects |= representation.of(config).needs_weights(config)
+    for field, effect in effects.items():
+        logging.warning(
+            '%s %s: it supposes weights of another run, and initialise_from is empty',
+            field,
+            effect,
+        )
 
 
 def warn_of_weights_of_another(config, other: Path, step: int) -> None:
@@ -143,17 +118,11 @@ def warn_of_weights_of_another(config, other: Path, step: int) -> None:
         return
     if step < steps:
         logging.warning('%s has %d of its %d steps; train it to its end first?', other, step, steps)
-    mine = config.model.representation
-    learned = kind == 'forcing' and was.get('data.tasks.text_to_image', 0) > 0
-    born_new = any(re.search(pattern, 'codebook') for pattern in config.initialise_new)
-    if learned and mine.kind == 'forcing' and mine.quantizer.data_init_steps and not born_new:
-        logging.warning(
-            'the codebook of %s is drawn anew at steps %s, and what representation tokens have '
-            'learned of it is lost; to keep it set '
-            'model.representation.quantizer.data_init_steps=()',
-            other,
-            ', '.join(map(str, mine.quantizer.data_init_steps)),
-        )
+    generated = was.get('data.tasks.text_to_image', 0) > 0
+    if generated and kind == config.model.representation.kind:
+        lost = representation.of(config).discards(config, str(other))
+        if lost:
+            logging.warning('%s', lost)
 
 
 def changes(before: Mapping, now: Mapping) -> Iterator[tuple[str, str]]:

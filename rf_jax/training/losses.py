@@ -6,45 +6,18 @@ packing, accumulation nor the number of hosts changes it.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from rf_jax.models.representation import choice as representation
+from rf_jax.models.terms import Arrays, Prediction, Term
+from rf_jax.runtime.errors import require
 from rf_jax.training import flow
 from rf_jax.training.cross_entropy import ONE_DEVICE, CrossEntropy
 
-Arrays = Mapping[str, jax.Array]
 TIME_BANDS = 4  # the flow loss is logged for t in [0, 1/4), [1/4, 1/2), ...
-
-
-class Term(NamedTuple):
-    """`value(outputs, batch) -> [B, n]`, counted where `batch[weight]` [B, n] is 1."""
-
-    weight: str
-    value: Callable[[Arrays, Arrays], jax.Array]
-
-    def summed(self, outputs: Arrays, batch: Arrays) -> jax.Array:
-        """Sum of the counted values."""
-        return jnp.sum(self.value(outputs, batch) * batch[self.weight])
-
-
-class Prediction(NamedTuple):
-    """Cross-entropy of `outputs[logits]` for `batch[targets]`, by the head's kernel at `path`.
-
-    It has no value per token: the sum alone can do without the logits of all tokens.
-    """
-
-    weight: str
-    logits: str
-    targets: str
-    path: str
-    cross_entropy: CrossEntropy
-
-    def summed(self, outputs: Mapping, batch: Arrays) -> jax.Array:
-        """Sum of the counted tokens' nats."""
-        logits, targets = outputs[self.logits], batch[self.targets]
-        return self.cross_entropy(self.path, logits, targets, batch[self.weight])
 
 
 def text(sharded: CrossEntropy) -> dict[str, Prediction]:
@@ -53,52 +26,27 @@ def text(sharded: CrossEntropy) -> dict[str, Prediction]:
     return {'text': Prediction(*own, sharded)}
 
 
-def representation(sharded: CrossEntropy) -> dict[str, Prediction]:
-    """L_Rep: next-token prediction of the quantizer's codes."""
-    own = 'representation_weight', 'representation_logits', 'code_targets'
-    return {'representation': Prediction(*own, 'representation_head/logits/kernel', sharded)}
-
-
-def regression(outputs: Arrays, batch: Arrays) -> jax.Array:
-    """Of continuous representations: squared error of the next feature, mean over its values.
-
-    Its best prediction is the mean of the features that may follow: it has no variety.
-    """
-    return jnp.mean((outputs['predicted_features'] - batch['feature_targets']) ** 2, -1)
-
-
-def alignment(outputs: Arrays, batch: Arrays) -> jax.Array:
-    """REPA (arXiv 2410.06940, equation 8): minus the cosine of a pixel token and its feature."""
-    found = outputs['aligned_features']
-    found = found * jax.lax.rsqrt(jnp.sum(found**2, -1, keepdims=True) + 1e-12)
-    return -jnp.sum(found * batch['patch_features'], -1)
-
-
-# The term of model.representation.kind.
-REPRESENTATION = {
-    'forcing': representation,
-    'continuous': lambda _: {'representation': Term('representation_weight', regression)},
-    'alignment': lambda _: {'representation': Term('pixel_weight', alignment)},
-    'none': lambda _: {},
-}
-
-
 def flow_matching(floor: float) -> Callable[[Arrays, Arrays], jax.Array]:
     """L_FM: squared error of the velocity, mean over the C values of a patch."""
     return lambda outputs, batch: flow.loss(outputs['x'], batch['x'], batch['t'], floor)
 
 
-def build(config, sharded: CrossEntropy = ONE_DEVICE) -> dict[str, Term | Prediction]:
-    """The terms of `config.losses`; one of weight 0 is left out. `sharded`: as the model is."""
+def build(config: ConfigDict, sharded: CrossEntropy = ONE_DEVICE) -> dict[str, Term | Prediction]:
+    """The terms of `config.losses`; one of weight 0 is left out. `sharded`: as the model is.
+
+    Raises UserError for a term that has no weight there.
+    """
     terms = {
         **text(sharded),
-        **REPRESENTATION[config.model.representation.kind](sharded),
+        **representation.of(config).terms(sharded),
         'flow': Term('pixel_weight', flow_matching(config.flow.t_eps)),
         'balance': Term('live', lambda outputs, _: outputs['balance']),
         'router_z': Term('live', lambda outputs, _: outputs['router_z']),
         'reconstruction': Term('pixel_weight', lambda outputs, _: outputs['reconstruction']),
         'kl': Term('pixel_weight', lambda outputs, _: outputs['kl']),
     }
+    for name in terms:
+        require(name in config.losses, f'losses.{name} is missing: the weight of the term {name!r}')
     return {name: term for name, term in terms.items() if config.losses[name]}
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from rf_jax.data import layout
-from rf_jax.runtime.rng import fold
+from rf_jax.models.microbatches import Part
+from rf_jax.runtime.prng import random_key
 
 
 @flax.struct.dataclass
@@ -29,11 +30,6 @@ class State:
     streak: jax.Array
 
 
-def random_key(seed: int, name: str, step: jax.Array | int = 0) -> jax.Array:
-    """The key of `name` at `step`; other names, seeds and steps give unrelated keys."""
-    return jax.random.fold_in(jax.random.key(fold(seed, name) % 2**32), step)
-
-
 def example_row(channels: int) -> dict[str, jax.Array]:
     """The smallest batch that touches every parameter: one row, one picture each way."""
     capacity = {'text': 1, 'vision': 1, 'representation': 2, 'pixels': 4,
@@ -48,9 +44,10 @@ def initialise(model, optimizer_of, codes: int, width: int, seed: int) -> State:
     """
     batch = example_row(model.channels)
     z, t = jnp.zeros((1, 4, model.drawn)), jnp.zeros((1, 4))
-    tokens = model.representation_of.example()
     key = random_key(seed, 'parameters')
-    params = model.init(key, batch, tokens, z, t, z)['params']
+    batch |= model.space.noise(key, Part(), z.shape)
+    tokens = model.kind.begin(model.config, 2)[None]
+    params = model.init(key, batch, tokens, z, t)['params']
     optimizer: optax.GradientTransformation = optimizer_of(params)
     codebook = jax.random.normal(random_key(seed, 'first codebook'), (codes, width))
     return State(

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from rf_jax.models import microbatches
+from rf_jax.models.representation.kind import Targets
 from rf_jax.models.unified import Unified
-from rf_jax.training import ema, flow, losses, optimizer, targets
+from rf_jax.runtime.prng import random_key
+from rf_jax.training import ema, flow, losses, optimizer
 from rf_jax.training.cross_entropy import CrossEntropy
-from rf_jax.training.state import State, random_key
+from rf_jax.training.state import State
 
 Batch = Mapping[str, jax.Array]
 WHOLE = microbatches.Part()  # a batch that is not cut
@@ -21,13 +23,12 @@ def add_noise(
     config, model, params, key: jax.Array, batch: Batch, part: microbatches.Part = WHOLE
 ) -> dict[str, jax.Array]:
     """Clean patches or latents x, their times t (one a picture) and the noisy z_t, as batch
-    entries, and the noise that an autoencoder in learning draws its latents with.
+    entries, and the noise that the space adds for itself.
 
     `batch` holds the rows of `part`, which get the values that they get in the whole batch.
     """
     c = config.flow
     time_key, noise_key = jax.random.split(key)
-    posterior_key = jax.random.fold_in(key, 2)
     counts = batch['pixel_counts']
     shape = counts.shape[0] * part.count, counts.shape[1]
     t = part.of(flow.sample_times(time_key, shape, c.time_mean, c.time_std))
@@ -35,19 +36,18 @@ def add_noise(
     t = jnp.take_along_axis(t, jnp.maximum(batch['pixel_picture'], 0), axis=1)
     x = model.apply({'params': params}, batch, method='clean')
     z = flow.path(x, c.noise_scale * part.normal(noise_key, x.shape), t)
-    return {'x': x, 't': t, 'z': z, 'posterior_noise': part.normal(posterior_key, x.shape)}
+    own = model.space.noise(jax.random.fold_in(key, 2), part, x.shape)
+    return {'x': x, 't': t, 'z': z} | own
 
 
-def prepare(find_targets: targets.Targets, state: State, batch: Batch):
+def prepare(find_targets: Targets, state: State, batch: Batch):
     """The batch with what needs all its rows, the new codebook, and metrics of the targets."""
     found, codebook, metrics = find_targets.of_batch(state, batch)
     live = (batch['segment'] > 0).astype(jnp.float32)
     return dict(batch) | found | {'live': live}, codebook, metrics
 
 
-def complete(
-    config, model, find_targets: targets.Targets, state: State, batch: Batch, part=WHOLE
-) -> Batch:
+def complete(config, model, find_targets: Targets, state: State, batch: Batch, part=WHOLE) -> Batch:
     """The prepared rows of a part with their own targets, times and noise."""
     key = random_key(config.seed, 'noise', state.step)
     noise = add_noise(config, model, state.params, key, batch, part)
@@ -65,7 +65,7 @@ def gradients(config, model, terms, params, batch: Batch, finish: Callable):
 
     def part_loss(params, part):
         live = optimizer.held(params, config.optimizer.freeze)
-        inputs = (part[name] for name in ('tokens', 'z', 't', 'posterior_noise'))
+        inputs = (part[name] for name in ('tokens', 'z', 't'))
         outputs = model.apply({'params': live}, part, *inputs)
         loss, means = losses.total(terms, config.losses, counts, outputs, part)
         return loss, means | {'loss': loss}
@@ -94,7 +94,7 @@ def gradients(config, model, terms, params, batch: Batch, finish: Callable):
 
 def build(config, model: Unified, optimizer_of) -> Callable:
     """`step(state, batch) -> (state, metrics)`, pure; jit it with the state donated."""
-    find_targets = targets.build(config, model)
+    find_targets = model.kind.targets(config, model)
     terms = losses.build(config, CrossEntropy(model.cut, tuple(config.sharding)))
 
     def train_step(state: State, batch: Batch):

@@ -10,8 +10,9 @@ from shrink import quick_compilation, tiny_run
 
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.models import quantizer
+from rf_jax.models.representation import forcing
 from rf_jax.runtime import checkpoint
-from rf_jax.training import targets, train_loop
+from rf_jax.training import train_loop
 
 NOTEBOOK = Path(__file__).parents[2] / 'notebooks' / 'inspect_run.ipynb'
 
@@ -29,7 +30,7 @@ def test_codes_are_those_that_training_uses(trained):
     run, state = trained
     batch = run.batches.batch(0)
     assign = quantizer.build(run.config)
-    codes, _ = jax.jit(lambda s, b: targets.quantize(run.config, assign, run.model, s, b))(
+    codes, _ = jax.jit(lambda s, b: forcing.quantize(run.config, assign, run.model, s, b))(
         state, batch
     )
     expected, pictures = [], []

@@ -14,6 +14,7 @@ from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.generation import captioning, guidance, image_sampling, kv_cache, token_sampling
 from rf_jax.generation.sampler import Request, Sampler
 from rf_jax.models import unified
+from rf_jax.models.representation import forcing
 from rf_jax.runtime.errors import UserError
 from rf_jax.training.state import example_row
 
@@ -80,9 +81,7 @@ def test_cached_drawing_equals_the_full_forward(sampler, split):
     contexts = (True, False)
     batch = image_sampling._stack([rows[text, True] for text in contexts])
     codes, cache = jax.jit(
-        lambda params, keys: token_sampling.build(sampler.config)(
-            model, options, params, batch, contexts, keys
-        )
+        lambda params, keys: token_sampling.write(model, options, params, batch, contexts, keys)
     )(params, keys_of(REQUESTS))
     caches = dict(zip(contexts, image_sampling._split(cache, 2)))
     assert codes.shape == (3, 4) and codes.dtype == jnp.int32
@@ -128,9 +127,7 @@ def test_codes_follow_the_models_distribution(sampler):
     batch['cells'] = batch['cells'][:, :2]  # one code is enough
     keys = jax.vmap(jax.random.key)(np.arange(count))
     codes, _ = jax.jit(
-        lambda params: token_sampling.build(sampler.config)(
-            model, options, params, batch, (True, False), keys
-        )
+        lambda params: token_sampling.write(model, options, params, batch, (True, False), keys)
     )(params)
     assert codes.shape == (count, 1)
     empty = jnp.full((1, 4), -1, jnp.int32)
@@ -336,12 +333,12 @@ def test_branches_without_weight_are_not_run():
 def test_top_k_keeps_the_greatest():
     logits = jnp.array([[0.1, 3.0, -1.0, 2.0], [5.0, 4.0, 3.0, 2.0]])
     np.testing.assert_array_equal(
-        np.isfinite(guidance.top_k(logits, 2)),
+        np.isfinite(forcing.most_likely(logits, 2)),
         [[False, True, False, True], [True, True, False, False]],
     )
-    np.testing.assert_array_equal(guidance.top_k(logits, 1).max(-1), [3.0, 5.0])
+    np.testing.assert_array_equal(forcing.most_likely(logits, 1).max(-1), [3.0, 5.0])
     for k in (0, 4, 9):
-        np.testing.assert_array_equal(guidance.top_k(logits, k), logits)
+        np.testing.assert_array_equal(forcing.most_likely(logits, k), logits)
 
 
 class Constant:

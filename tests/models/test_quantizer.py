@@ -12,7 +12,8 @@ from shrink import quick_compilation, shrink
 from configs import base, emoji
 from rf_jax.evaluation import codebook_usage
 from rf_jax.models import quantizer
-from rf_jax.training import targets, train_loop
+from rf_jax.models.representation import forcing
+from rf_jax.training import train_loop
 
 M, K, D = 64, 7, 5
 TEMPERATURE = 0.1
@@ -231,7 +232,7 @@ def test_a_codebook_larger_than_the_batch_is_drawn_over_several_steps(how):
     for number in range(3, 8):  # drawn from step 4 on: rows 0-7, 8-15, 16-19
         z = jnp.asarray(unit(rng.normal(size=(8, D))), jnp.float32)
         before = codebook
-        codebook = targets.redraw(config, 4, jnp.int32(number), codebook, z, valid)
+        codebook = forcing.reinitialise(config, 4, jnp.int32(number), codebook, z, valid)
         drawn = slice(*{4: (0, 8), 5: (8, 16), 6: (16, 20)}.get(number, (0, 0)))
         kept = np.ones(20, bool)
         kept[drawn] = False
@@ -241,7 +242,7 @@ def test_a_codebook_larger_than_the_batch_is_drawn_over_several_steps(how):
     assert (np.abs(codebook - old).max(1) > 1e-3).all()
     if how == 'spread':  # what the step before drew is the last to be drawn again
         half = jnp.concatenate([codebook[:4], z[:4]])
-        again = np.asarray(targets.redraw(config, 4, jnp.int32(5), codebook, half, valid))
+        again = np.asarray(forcing.reinitialise(config, 4, jnp.int32(5), codebook, half, valid))
         assert set((again[8:12] @ half.T).argmax(1).tolist()) == {4, 5, 6, 7}
-    empty = targets.redraw(config, 4, jnp.int32(4), old, z, jnp.zeros(8, bool))
+    empty = forcing.reinitialise(config, 4, jnp.int32(4), old, z, jnp.zeros(8, bool))
     np.testing.assert_array_equal(empty, old)  # nothing to draw from

@@ -19,16 +19,16 @@ SEES, DRAWS = ('data.tasks.image_to_text',), ('data.tasks.text_to_image',)
 ROOM = tuple(f'data.capacity.{name}' for name in ('representation', 'pixels', 'pixel_pictures'))
 READING = ('data.capacity.text', 'data.capacity.vision', 'data.capacity.vision_pictures')
 SCRATCH = ('initialise_new', 'initialise_as', 'ema.warmup')
-KIND, FREEZE = 'model.representation.kind', 'optimizer.freeze'
+KIND, FREEZE = ('model.representation.kind', 'data.representation_tokens'), 'optimizer.freeze'
 # What each arm may change of `pixel_rf`, beside its stages.
 MAY = {
-    'pixel': (KIND, ROOM[0]),
+    'pixel': (*KIND, ROOM[0]),
     'pixel_rf': (),
-    'vae': (KIND, ROOM[0], 'model.space', FREEZE),
+    'vae': (*KIND, ROOM[0], 'model.space', FREEZE),
     'vae_rf': ('model.space', FREEZE),
-    'repa': (KIND, ROOM[0]),
-    'continuous': (KIND,),
-    'understanding': (*DRAWS, *ROOM, KIND, 'losses.flow', 'losses.representation'),
+    'repa': (*KIND, ROOM[0]),
+    'continuous': KIND,
+    'understanding': (*DRAWS, *ROOM, *KIND, 'losses.flow', 'losses.representation'),
     'generation': (*SEES, *READING, FREEZE),
     'frozen': (FREEZE,),
     'codes_32': ('model.representation.codebook_size',),
@@ -38,7 +38,7 @@ MAY = {
     'pool_1': ('model.representation.pool', ROOM[0]),
     'split_full': ('model.backbone.split', 'initialise_as'),
     'split_none': ('model.backbone.split',),
-    'scratch_pixel': (KIND, ROOM[0], *SCRATCH),
+    'scratch_pixel': (*KIND, ROOM[0], *SCRATCH),
     'scratch_pixel_rf': SCRATCH,
 }  # fmt: skip
 

@@ -10,31 +10,32 @@ import pytest
 from shrink import quick_compilation, tiny_run
 
 from rf_jax.data import layout, patch_grid
-from rf_jax.data.spans import TOKENS
 from rf_jax.generation import guidance, image_sampling, kv_cache, token_sampling
 from rf_jax.generation.sampler import Request, Sampler
-from rf_jax.models import quantizer, representation
+from rf_jax.models import quantizer
+from rf_jax.models.representation import choice, features
 from rf_jax.runtime.errors import UserError
-from rf_jax.training import losses, optimizer, step, targets
+from rf_jax.training import losses, optimizer, step
 
 KIND = 'model.representation.kind'
+NO_TOKENS = {'data.representation_tokens': False, 'data.capacity.representation': 0}
 VARIANTS = {
     'forcing': {},
     'pool 1': {'model.representation.pool': 1, 'model.representation.position_grid': 4,
                'data.capacity.representation': 17},
     'pool 4': {'model.representation.pool': 4, 'data.capacity.representation': 5},
     'continuous': {KIND: 'continuous'},
-    'alignment': {KIND: 'alignment', 'data.capacity.representation': 0},
-    'none': {KIND: 'none', 'data.capacity.representation': 0},
+    'alignment': NO_TOKENS | {KIND: 'alignment'},
+    'none': NO_TOKENS | {KIND: 'none'},
     'latents': {'model.space': 'vae', 'optimizer.freeze': (r'^autoencoder/',)},
-    'plain latents': {KIND: 'none', 'data.capacity.representation': 0, 'model.space': 'vae',
-                      'optimizer.freeze': (r'^autoencoder/',)},
+    'plain latents': NO_TOKENS | {KIND: 'none', 'model.space': 'vae',
+                                  'optimizer.freeze': (r'^autoencoder/',)},
     'undivided': {'model.backbone.split': 'none', 'model.denoiser.sinusoids': True},
 }  # fmt: skip
 AUTOENCODER = {
     KIND: 'none',
     'model.space': 'vae',
-    'data.capacity.representation': 0,
+    **NO_TOKENS,
     'optimizer.freeze': (r'^(?!autoencoder/)',),
     'losses.text': 0.0,
     'losses.representation': 0.0,
@@ -106,7 +107,7 @@ def test_drawing_with_a_cache_equals_the_training_forward(variant):
     batch = image_sampling._stack([rows[text, True] for text in (True, False)])
     keys = jax.vmap(jax.random.key)(np.array([r.seed for r in REQUESTS], np.uint32))
     with quick_compilation():
-        write = token_sampling.build(run.config)
+        write = token_sampling.write
         tokens, cache = jax.jit(lambda p: write(model, options, p, batch, (True, False), keys))(
             params
         )
@@ -158,7 +159,7 @@ def test_each_token_stands_for_its_own_patches(pool):
                         layout.Pixels(*size, pixels, pool=pool)])  # fmt: skip
     row = layout.place([samples], capacity, 3)
     groups = row['pixels'].reshape(1, -1, pool**2, 3)[..., :2].astype(float).mean(2)
-    read = np.asarray(targets.take(jnp.asarray(groups), row['target_group'], -1.0))[0]
+    read = np.asarray(features.take(jnp.asarray(groups), row['target_group'], -1.0))[0]
     at = row['cells'][0] * pool + (pool - 1) / 2
     expected = np.roll(at, -1, 0)
     number = np.arange(len(at)) >= len(at) // 2
@@ -182,7 +183,7 @@ def test_alignment_reaches_the_layers_up_to_its_own(tmp_path):
     run = tiny_run(tmp_path, VARIANTS['alignment'] | {'losses.text': 0.0, 'losses.flow': 0.0})
     with quick_compilation():
         state = run.initialise()
-        find = targets.build(run.config, run.model)
+        find = run.model.kind.targets(run.config, run.model)
         batch = run.put(run.batches.batch(0))
         batch, *_ = step.prepare(find, state, batch)
         batch = step.complete(run.config, run.model, find, state, batch)
@@ -203,14 +204,14 @@ def test_a_deep_model_begins_with_sound_gradients_where_text_is_dropped(tmp_path
     run = tiny_run(tmp_path, changes)
     with quick_compilation():
         state, batch = run.initialise(), run.put(run.batches.batch(0))
-        find, terms = targets.build(run.config, run.model), losses.build(run.config)
+        find, terms = run.model.kind.targets(run.config, run.model), losses.build(run.config)
         batch, *_ = step.prepare(find, state, batch)
         batch = step.complete(run.config, run.model, find, state, batch)
         found, _ = gradients(run, terms, state.params, batch)
     assert float(optax.global_norm(found)) < 100
 
 
-@pytest.mark.parametrize('kind', targets.KINDS)
+@pytest.mark.parametrize('kind', choice.KINDS)
 def test_every_kind_reads_rows_that_have_no_room_for_drawings(tmp_path, kind):
     reading = {
         'data.tasks.text_to_image': 0.0,
@@ -220,10 +221,11 @@ def test_every_kind_reads_rows_that_have_no_room_for_drawings(tmp_path, kind):
         'losses.flow': 0.0,
         'losses.representation': 0.0,
     }
-    run = tiny_run(tmp_path, {KIND: kind} | reading)
+    own = {KIND: kind, 'data.representation_tokens': choice.KINDS[kind].tokens}
+    run = tiny_run(tmp_path, own | reading)
     with quick_compilation():
         state = run.initialise()
-        found, codebook, _ = targets.build(run.config, run.model)(
+        found, codebook, _ = run.model.kind.targets(run.config, run.model)(
             state, run.put(run.batches.batch(0))
         )
     assert all(each.shape[1] == 0 for each in found.values())
@@ -234,8 +236,8 @@ def test_continuous_targets_are_the_features_that_forcing_quantizes(tmp_path):
     run = tiny_run(tmp_path, VARIANTS['continuous'])
     with quick_compilation():
         state, batch = run.initialise(), run.put(run.batches.batch(0))
-        found, *_ = targets.build(run.config, run.model)(state, batch)
-        z, _ = targets.group_features(run.config, run.model, state.ema, batch)
+        found, *_ = run.model.kind.targets(run.config, run.model)(state, batch)
+        z, _ = features.group_features(run.config, run.model, state.ema, batch)
     z = z.reshape(len(batch['pixels']), -1, z.shape[-1])
     index = np.asarray(batch['target_group'])
     rows, places = np.nonzero(index >= 0)
@@ -287,9 +289,11 @@ def test_a_picture_is_decoded_from_its_own_latents(tmp_path):
     [
         ({'model.representation.pool': 3}, r'model\.representation\.pool'),
         ({KIND: 'repa'}, r"model\.representation\.kind='repa' is not known"),
+        ({KIND: 'none'}, r'data\.representation_tokens=False'),
+        ({'data.representation_tokens': False}, r'data\.representation_tokens=True'),
         ({'model.space': 'latent'}, r"model\.space='latent' is not known"),
         (
-            {KIND: 'alignment', 'model.representation.alignment_layer': 3},
+            NO_TOKENS | {KIND: 'alignment', 'model.representation.alignment_layer': 3},
             r'layer=3 must be 1 \.\. .*=2',
         ),
         ({'model.space': 'vae'}, r"optimizer\.freeze.*'\^autoencoder/'"),
@@ -319,11 +323,6 @@ def test_a_mesh_gives_the_losses_of_one_device(name, tmp_path):
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
-def test_every_floor_knows_the_same_kinds():
-    for table in (TOKENS, targets.KINDS, losses.REPRESENTATION, token_sampling.KINDS):
-        assert list(table) == list(representation.KINDS)
-
-
 def test_codes_of_every_pool_are_the_nearest_prototypes(tmp_path):
     for pool, count in ((1, 17), (2, 5), (4, 5)):
         run = tiny_run(tmp_path / str(pool), {
@@ -334,8 +333,8 @@ def test_codes_of_every_pool_are_the_nearest_prototypes(tmp_path):
         })  # fmt: skip
         with quick_compilation():
             state, batch = run.initialise(), run.put(run.batches.batch(0))
-            found, codebook, metrics = targets.build(run.config, run.model)(state, batch)
-            z, valid = targets.group_features(run.config, run.model, state.ema, batch)
+            found, codebook, metrics = run.model.kind.targets(run.config, run.model)(state, batch)
+            z, valid = features.group_features(run.config, run.model, state.ema, batch)
         codes = quantizer.Nearest()(z, state.codebook, valid).reshape(len(batch['pixels']), -1)
         rows, places = np.nonzero(np.asarray(batch['target_group']) >= 0)
         right = np.asarray(codes)[rows, np.asarray(batch['target_group'])[rows, places]]

@@ -9,7 +9,8 @@ import pytest
 from shrink import quick_compilation, tiny_run
 
 from rf_jax.models import quantizer
-from rf_jax.training import ema, losses, optimizer, step, targets
+from rf_jax.models.representation import features, forcing
+from rf_jax.training import ema, losses, optimizer, step
 
 CHANGES = {
     'optimizer.learning_rate': 5e-3,
@@ -108,7 +109,7 @@ def test_accumulation_changes_no_gradient(run, fresh, batch):
     keys = jax.random.split(jax.random.key(7), len(leaves))
     leaves = [x + 0.05 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
     params = jax.tree.unflatten(structure, leaves)
-    find = targets.build(config, run.model)
+    find = run.model.kind.targets(config, run.model)
     # Uneven rows: the first has hardly any counted text, so a mean of means would differ.
     uneven = dict(batch) | {'text_weight': batch['text_weight'].at[0, 3:].set(0)}
 
@@ -169,8 +170,8 @@ def test_step_updates_the_ema_from_the_new_parameters(run, fresh, batch):
 
 def test_codebook_is_drawn_from_data_at_the_configured_steps(run, fresh, batch):
     assign = quantizer.build(run.config)
-    quantize = jax.jit(lambda state: targets.quantize(run.config, assign, run.model, state, batch))
-    z, valid = targets.group_features(run.config, run.model, fresh.ema, batch)
+    quantize = jax.jit(lambda state: forcing.quantize(run.config, assign, run.model, state, batch))
+    z, valid = features.group_features(run.config, run.model, fresh.ema, batch)
     z = np.asarray(z)[np.asarray(valid)]
     old = np.asarray(fresh.codebook)
     assert (old @ z.T).max(1).min() < 0.9, 'a random codebook is no data'
@@ -188,7 +189,7 @@ def test_codebook_is_drawn_from_data_at_the_configured_steps(run, fresh, batch):
 
 
 def test_dropped_codes_and_targets_come_from_the_same_groups(run, fresh, batch):
-    find = targets.build(run.config, run.model)
+    find = run.model.kind.targets(run.config, run.model)
     prepared, *_ = jax.jit(lambda s: step.prepare(find, s, batch))(fresh)
     codes, sought = np.asarray(prepared['tokens']), np.asarray(prepared['code_targets'])
     weight = np.asarray(batch['representation_weight']) > 0

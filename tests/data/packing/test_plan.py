@@ -208,7 +208,7 @@ def test_a_million_samples_fill_long_rows(kind, monkeypatch):
 @pytest.mark.parametrize('pool', [0, 1, 2, 4])
 def test_made_up_drawings_take_what_real_ones_do(monkeypatch, pool):
     config = base.get_config()
-    config.model.representation.update(pool=pool or 2, kind='forcing' if pool else 'none')
+    config.model.representation.pool, config.data.representation_tokens = pool or 2, pool > 0
     config.data.update(sizes=((256, 1.0),), text_dropout=0.0)
     monkeypatch.setattr(KINDS['coco'], 'picture', lambda shape, *_: (300 + 0 * shape, 640))
     grid = tuple(n // config.data.patch_size for n in fitted(300, 640, config))
@@ -223,7 +223,7 @@ def test_made_up_drawings_take_what_real_ones_do(monkeypatch, pool):
 @pytest.mark.parametrize('pool', [0, 1, 2, 4])
 def test_made_up_pictures_are_fitted_as_real_ones_are(pool):
     config = base.get_config()
-    config.model.representation.update(pool=pool or 2, kind='forcing' if pool else 'none')
+    config.model.representation.pool, config.data.representation_tokens = pool or 2, pool > 0
     config.data.sizes = ((256, 0.5), (512, 0.3), (1024, 0.2))
     rng = np.random.default_rng(0)
     height, width = np.rint(np.exp(rng.uniform(np.log(20), np.log(5000), (2, 400))))
