@@ -11,7 +11,9 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.layers import Dense
 from rf_jax.models.token_sharding import Cut
 from rf_jax.models.vision_encoder import VisionEncoder
@@ -23,11 +25,11 @@ _LEAST = -12.0  # of the logarithm of a variance
 class Pixels(nn.Module):
     """No bottleneck: a patch [.., C] is its own latent."""
 
-    config: object  # model
+    config: ConfigDict  # model
     channels: int  # C of a patch
-    form: object  # of attention
+    attention: Attention
     cut: Cut
-    dtype: object  # of activations
+    dtype: jnp.dtype  # of activations
 
     def encode(self, patches: jax.Array, where) -> jax.Array:
         """patches [B, P, C] in [-1, 1] -> what the flow draws, [B, P, Z]."""
@@ -48,17 +50,17 @@ class Vae(nn.Module):
     as `VisionEncoder` takes them.
     """
 
-    config: object  # model
+    config: ConfigDict  # model
     channels: int
-    form: object
+    attention: Attention
     cut: Cut
-    dtype: object
+    dtype: jnp.dtype
 
     def setup(self):
         c = self.config.autoencoder
-        self.encoder = VisionEncoder(c, self.form, self.cut)
+        self.encoder = VisionEncoder(c, self.attention, self.cut)
         self.posterior = Dense(2 * c.channels, True)
-        self.decoder = VisionEncoder(c, self.form, self.cut)
+        self.decoder = VisionEncoder(c, self.attention, self.cut)
         self.patch = Dense(self.channels, True)
 
     def _posterior(self, patches, where) -> tuple[jax.Array, jax.Array]:
@@ -97,10 +99,11 @@ SPACES = {
 }
 
 
-def build(config, form, cut: Cut) -> tuple[Callable[[], nn.Module], int]:
+def build(
+    config: ConfigDict, attention: Attention, cut: Cut
+) -> tuple[Callable[[], nn.Module], int]:
     """(maker of the module of `config.model.space`, its Z). Raises UserError."""
     space, width = choose('model.space', config.model.space, SPACES)
     dtype = jnp.dtype(config.compute_dtype)
-    return partial(space, config.model, config.data.patch_size**2 * 3, form, cut, dtype), width(
-        config
-    )
+    channels = config.data.patch_size**2 * 3
+    return partial(space, config.model, channels, attention, cut, dtype), width(config)

@@ -1,23 +1,25 @@
 """The whole model: four streams into one backbone, three heads out (paper, figure 2)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from rf_jax.data.batch import Batch
 from rf_jax.models import autoencoder, representation, transformer
 from rf_jax.models.attention import select
 from rf_jax.models.attention.masks import FIELDS
-from rf_jax.models.attention.sharded import Spread
+from rf_jax.models.attention.protocol import Attention
+from rf_jax.models.attention.sharded import ShardedAttention
 from rf_jax.models.denoiser import PatchIn, PatchOut
 from rf_jax.models.layers import REMAT, Head, Logits, Table
 from rf_jax.models.token_sharding import Cut
 from rf_jax.models.vision_encoder import Connector, VisionEncoder
 from rf_jax.runtime.errors import choose, require
-
-Batch = Mapping[str, jax.Array]
 
 
 def to_signed(pixels: jax.Array) -> jax.Array:
@@ -26,28 +28,28 @@ def to_signed(pixels: jax.Array) -> jax.Array:
 
 
 class Unified(nn.Module):
-    """Built by `build(config, vocabulary)`; its methods work on the arrays of `data.layout`.
+    """Built by `build(config, vocabulary)`; its methods work on the arrays of `data.batch`.
 
     `channels`: C of a patch of pixels, `drawn`: Z of what the flow draws.
     Streams are named in the order of the row, [text | vision | representation | pixels].
     """
 
-    config: object
+    config: ConfigDict  # model
     vocabulary: int
     channels: int
     drawn: int
-    backbone_of: object
+    backbone_of: partial
     representation_of: representation.Parts
-    autoencoder_of: object
-    form: object  # of attention
+    autoencoder_of: Callable[[], nn.Module]
+    attention: Attention
     cut: Cut
-    dtype: object  # of activations
+    dtype: jnp.dtype  # of activations
 
     def setup(self):
         c = self.config
         width = c.backbone.width
         self.text_embed = Table(self.vocabulary, width)
-        self.encoder = VisionEncoder(c.encoder, self.form, self.cut)
+        self.encoder = VisionEncoder(c.encoder, self.attention, self.cut)
         self.connector = Connector(width)
         self.representation_embed = self.representation_of.embedding()
         self.autoencoder = self.autoencoder_of()
@@ -75,7 +77,7 @@ class Unified(nn.Module):
         sizes = text, vision, representation, pixels = [s.shape[1] for s in streams]
         x = self.cut.join([self.cut.lay(s) for s in streams])
         stand = {name: self.cut.arrange(batch[name], sizes) for name in (*FIELDS, 'position')}
-        seen, live = self.form.prepare(stand, stand), stand['segment'] > 0
+        seen, live = self.attention.prepare(stand, stand), stand['segment'] > 0
         lengths = (text + vision, representation, pixels)
         x, losses, _, tapped = self.backbone(x, stand['position'], seen, lengths, live)
         x = self.cut.split(x, sizes)
@@ -150,7 +152,7 @@ class Unified(nn.Module):
         return self.patch_out(x)
 
 
-def _check(config) -> None:
+def _check(config: ConfigDict) -> None:
     """Raises UserError for values of `config.model` that its modules do not check themselves."""
     for name in ('encoder', 'autoencoder') if config.space == 'vae' else ('encoder',):
         tower, field = config[name], f'model.{name}'
@@ -177,7 +179,7 @@ def _check(config) -> None:
 
 
 def build(
-    config, vocabulary: int, mesh: Mesh | None = None, platform: str | None = None
+    config: ConfigDict, vocabulary: int, mesh: Mesh | None = None, platform: str | None = None
 ) -> Unified:
     """The model of `config.model`; C follows from `config.data.patch_size`. Raises UserError.
 
@@ -186,12 +188,12 @@ def build(
     """
     _check(config.model)
     platform = platform or jax.default_backend()
-    form, cut = select.build(config, platform), Cut(mesh)
+    attention, cut = select.build(config, platform), Cut(mesh)
     if mesh is not None and mesh.size > 1:
-        form = Spread(form, mesh)
+        attention = ShardedAttention(attention, mesh)
     before = representation.build(config)
-    backbone = transformer.build(config, form, platform, cut, before.taps)
-    space, drawn = autoencoder.build(config, form, cut)
+    backbone = transformer.build(config, attention, platform, cut, before.taps)
+    space, drawn = autoencoder.build(config, attention, cut)
     return Unified(
         config=config.model,
         vocabulary=vocabulary,
@@ -200,7 +202,7 @@ def build(
         representation_of=before,
         drawn=drawn,
         autoencoder_of=space,
-        form=form,
+        attention=attention,
         cut=cut,
         dtype=jnp.dtype(config.compute_dtype),
     )
