@@ -272,7 +272,8 @@ def place(
 ) -> Batch:
     """Rows of samples of spans to a batch of numpy arrays.
 
-    `capacity` and `channels` as in `empty`. Raises ValueError when a row's samples exceed its capacity.
+    `capacity` and `channels` as in `empty`. Raises ValueError when a row's samples exceed its
+    capacity.
     """
     filled = []
     for samples in rows:

@@ -22,7 +22,7 @@ def answer(
     vision = bound.embed_vision(batch)
     words = bound.embed_text(batch['text_tokens'])
     x = jnp.concatenate([words, vision.astype(words.dtype)], 1)
-    # The cache has the places of the answer too: no earlier token sees them, as their order is later.
+    # The cache has the places of the answer too. No earlier token sees those of a later order.
     x, cache = kv_cache.prefill(model, params, batch, x, (x.shape[1], 0, 0))
     rows = jnp.arange(prompt_lengths.shape[0])
 

@@ -35,7 +35,7 @@ class Options:
         return guidance.pixel_weights(self.guidance_pixels, self.guidance_text)
 
     def contexts(self) -> tuple[bool, ...]:
-        """The contexts that are cached: with text (True), without (False), or both in this order."""
+        """The contexts to cache: with text (True), without (False), or both in this order."""
         need = set(guidance.token_weights(self.guidance_representation))
         need |= {text for text, _ in self.branches()}
         return tuple(sorted(need, reverse=True))

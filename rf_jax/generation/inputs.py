@@ -46,13 +46,13 @@ def request(
     height, width = size or (max(entry[0] for entry in config.data.sizes),) * 2
     if height < unit or width < unit or height % unit or width % unit:
         raise UserError(
-            f'--size={height}x{width}: both sides must be multiples of {unit} pixels '
+            f'size={height}x{width}: both sides must be multiples of {unit} pixels '
             f'({group} x data.patch_size)'
         )
     longest = config.model.representation.position_grid * pool * patch
     if longest and max(height, width) > longest:
         raise UserError(
-            f'--size={height}x{width}: the longest side may be {longest} pixels '
+            f'size={height}x{width}: the longest side may be {longest} pixels '
             f'({pool} x data.patch_size x model.representation.position_grid)'
         )
     prompt = clean(prompt)

@@ -61,7 +61,7 @@ def one(model: Unified, params, batch: Batch, cache: Cache, slot: jax.Array, x, 
 
 
 def after(model: Unified, params, batch: Batch, cache: Cache, x, lengths: Lengths) -> jax.Array:
-    """Runs the tokens that follow the cached ones, [B, n, D] -> hidden; leaves the cache as it is."""
+    """Runs the tokens that follow the cached ones, [B, n, D] -> hidden; the cache stays as is."""
     size = cache[0].shape[2]
     own = fields_between(batch, size, size + x.shape[1])
     x, _ = _run(model, params, x, own, fields_between(batch, 0, size), lengths, cache)

@@ -1,9 +1,9 @@
 """A trained model ready for use.
 
-    sampler = Sampler.load('runs/emoji')
-    (apple,) = sampler.generate('red apple', seed=0)
-    sampler.caption(apple)
-    sampler.answer(apple, 'What colour is it?')
+sampler = Sampler.load('runs/emoji')
+(apple,) = sampler.generate('red apple', seed=0)
+sampler.caption(apple)
+sampler.answer(apple, 'What colour is it?')
 """
 
 import json
@@ -117,23 +117,18 @@ class Sampler:
         Raises UserError for a size, an option or a number of values that does not fit.
         """
         prompts = [clean(each) for each in _strings(prompts, 'prompts')]
-        single = size is None or (len(size) == 2 and all(np.ndim(side) == 0 for side in size))
-        sizes = [size] * len(prompts) if single else _same_length(size, 'sizes', prompts, 'prompts')
-        if number is None:
-            numbers = _occurrences(prompts)
-        elif np.ndim(number) == 0:
-            numbers = [number] * len(prompts)
-        else:
-            numbers = _same_length(number, 'numbers', prompts, 'prompts')
+        sizes = (
+            _integers('size', size, prompts, (2,)) if size is not None else [None] * len(prompts)
+        )
+        numbers = _occurrences(prompts) if number is None else _integers('number', number, prompts)
         requests = [
-            inputs.request(self.config, prompt, seed, int(n), side)
-            for prompt, n, side in zip(prompts, numbers, sizes)
+            inputs.request(self.config, *each)
+            for each in zip(prompts, [seed] * len(prompts), numbers, sizes)
         ]
+        images = self._images(requests, self.options(**options))
         return [
-            GeneratedImage(image, tokens, prompt, seed, int(n))
-            for (image, tokens), prompt, n in zip(
-                self._images(requests, self.options(**options)), prompts, numbers
-            )
+            GeneratedImage(image, tokens, prompt, seed, n)
+            for (image, tokens), prompt, n in zip(images, prompts, numbers)
         ]
 
     def caption(self, images: Any) -> str | list[str]:
@@ -158,7 +153,11 @@ class Sampler:
             images *= len(questions)
         if one_question:
             questions *= len(images)
-        _same_length(questions, 'questions', images, 'pictures')
+        if len(questions) != len(images):
+            raise UserError(
+                f'{len(images)} pictures and {len(questions)} questions: give one question for all '
+                'pictures, or one for each'
+            )
         limit = self.config.data.max_text_tokens // 2
         self._warn_of_truncated('question', map(clean, questions), limit)
         answers = []
@@ -196,9 +195,7 @@ class Sampler:
 
             def generate(params, rows, seeds):
                 keys = jax.vmap(jax.random.key)(seeds)
-                return image_sampling.generate(
-                    self.model, self.config, options, params, rows, keys
-                )
+                return image_sampling.generate(self.model, self.config, options, params, rows, keys)
 
             self._programs[options] = self.placement.jit(generate)
         rows = inputs.generation_rows(self.config, self.tokenizer, self.model.channels, requests)
@@ -214,9 +211,7 @@ class Sampler:
             self._programs['answer', length] = self.placement.jit(
                 partial(captioning.answer, self.model, length=length, eos=self.tokenizer.eos)
             )
-        rows = inputs.answer_rows(
-            self.config, self.tokenizer, self.model.channels, pairs, length
-        )
+        rows = inputs.answer_rows(self.config, self.tokenizer, self.model.channels, pairs, length)
         arguments = self.placement.inputs(rows)
         return np.asarray(self._programs['answer', length](self.params, *arguments))
 
@@ -241,20 +236,29 @@ def for_this_machine(config: ConfigDict) -> None:
     config.model.backbone.moe.grouped_matmul = 'auto'
 
 
-def _strings(texts: str | Sequence[str], what: str) -> list[str]:
+def _strings(texts: str | Iterable[str], what: str) -> list[str]:
+    """A string or several as a list. Raises UserError."""
+    if not isinstance(texts, Iterable):
+        raise UserError(f'{what}={texts!r}: expected a string or a list of strings')
     texts = [texts] if isinstance(texts, str) else list(texts)
-    for text in texts:
-        if not isinstance(text, str):
-            raise UserError(f'{what} must be a string or a list of strings, not {text!r}')
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise UserError(f'{what} contain {wrong[0]!r}: expected a string or a list of strings')
     return texts
 
 
-def _same_length(values: Sequence, what: str, others: Sequence, of: str) -> list:
-    if len(values) != len(others):
+def _integers(name: str, value, prompts: Sequence[str], shape: tuple[int, ...] = ()) -> list:
+    """`value`, of `shape`, for each prompt; or the values that are given one a prompt."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # ragged
+        array = np.zeros(0)
+    whole = np.issubdtype(array.dtype, np.integer)
+    if not whole or array.shape not in (shape, (len(prompts), *shape)):
+        one = '(height, width) in pixels' if shape else 'an integer'
         raise UserError(
-            f'got {len(others)} {of} and {len(values)} {what}: give a single one, or one each'
+            f'{name}={value!r}: expected {one}, or a list of one for each of {len(prompts)} prompts'
         )
-    return list(values)
+    return np.broadcast_to(array, (len(prompts), *shape)).tolist()
 
 
 def _occurrences(prompts: Sequence[str]) -> list[int]:

@@ -15,7 +15,7 @@ from rf_jax.runtime.errors import choose, require
 
 @dataclass(frozen=True)
 class ByLength:
-    """The first of `choices` (attention, least Lq, least Lk) that the shapes reach, else reference."""
+    """The first of `choices` (attention, least Lq and Lk) that the shapes reach, else reference."""
 
     choices: tuple[tuple[Attention, int, int], ...]
 

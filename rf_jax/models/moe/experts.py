@@ -173,8 +173,7 @@ KINDS = {'dense': _dense, 'moe': _moe}
 
 
 def build(config: ConfigDict, platform: str, mesh: Mesh | None) -> FeedForward:
-    """The feed-forward of `config.model.backbone.ffn`. Raises UserError.
-    """
+    """The feed-forward of `config.model.backbone.ffn`. Raises UserError."""
     kind = choose('model.backbone.ffn', config.model.backbone.ffn, KINDS)
     module, pool = kind(config, platform, mesh)
 
