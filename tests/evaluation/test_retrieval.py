@@ -16,7 +16,7 @@ from rf_jax.runtime.errors import UserError
 class Pictures:
     """Ten flat colours with names; number 3 cannot be read."""
 
-    name = 'colours'
+    name, procedural = 'colours', False
 
     def __len__(self):
         return 30
