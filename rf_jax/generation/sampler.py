@@ -168,7 +168,7 @@ class Sampler:
 
     def _images(self, requests: Sequence[Request], options: image_sampling.Options):
         """[(image, tokens)] of the requests, as in `GeneratedImage`."""
-        found, patch = [], self.config.data.patch_size
+        pairs, patch = [], self.config.data.patch_size
         limit = self.config.data.max_text_tokens - 2  # begin and end
         self._warn_of_truncated('prompt', [r.prompt for r in requests], limit)
         for chunk, padded in _chunks(requests, self.placement):
@@ -179,8 +179,8 @@ class Sampler:
                     values[: height * width], request.height, request.width, patch, self.pool
                 )
                 image = np.clip((image + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
-                found.append((image, self._token_map(row, height, width)))
-        return found
+                pairs.append((image, self._token_map(row, height, width)))
+        return pairs
 
     def _token_map(self, tokens: np.ndarray, height: int, width: int) -> np.ndarray | None:
         """Tokens [N, ...] of a picture of height x width patches as [rows, columns, ...]."""

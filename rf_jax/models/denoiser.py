@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from rf_jax.models.layers import Dense
 
@@ -37,7 +38,7 @@ def sinusoids(cells: jax.Array, width: int) -> jax.Array:
 class PatchIn(nn.Module):
     """Noisy patches [B, P, C], their times [B, P] and cells [B, P, 2] -> tokens [B, P, D]."""
 
-    config: object
+    config: ConfigDict  # model.denoiser
     width: int
 
     @nn.compact
