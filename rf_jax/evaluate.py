@@ -29,7 +29,7 @@ _OUT = flags.DEFINE(
 _SEED = flags.DEFINE_integer(
     'seed',
     None,
-    "Seed of the noise and, except for scenes, of the choice of pictures; the run's own by default.",
+    "Of the noise and, except for scenes, of the choice of pictures; the run's own by default.",
     0,
 )
 _STEP = flags.DEFINE_integer(
