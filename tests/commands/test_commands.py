@@ -39,7 +39,7 @@ def workdir(tmp_path_factory):
         *('train', DEBUG, f'--workdir={folder}'),
         *('--config.log.samples_every=8', '--config.seed=1'),
     )
-    assert 'described: exact label' in output
+    assert 'captioned: exact label' in output
     assert 'of the prototypes are used over an epoch' in output
     assert f'grid: {folder}/grid.png' in output
     return folder
@@ -113,7 +113,7 @@ def test_evaluate_names_no_grid_that_it_could_not_write(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / 'run', ignore=shutil.ignore_patterns('.claim', 'grid.png'))
     (tmp_path / 'run/grid.png').mkdir()  # what cannot be written, also by root
     output = command('evaluate', f'--workdir={tmp_path}/run', '--samples=4')
-    assert 'described: exact label' in output and 'cannot be written' in output
+    assert 'captioned: exact label' in output and 'Cannot write' in output
     assert 'grid: ' not in output
     output = command('evaluate', f'--workdir={tmp_path}/run', '--samples=4', f'--out={tmp_path}/o')
     assert f'grid: {tmp_path}/o/grid.png' in output
