@@ -142,8 +142,8 @@ def sample(tiny: bool, size: str) -> None:
     for count in BATCHES[:1] if tiny else BATCHES:
         rows = {(c, r): place(count, c, r) for c in (True, False) for r in (True, False)}
         keys = jax.random.split(jax.random.key(0), count)
-        draw = partial(image_sampling.draw, model, config, image_sampling.options(config))
-        compiled = jax.jit(draw).lower(params, rows, keys).compile()
+        generate = partial(image_sampling.generate, model, config, image_sampling.options(config))
+        compiled = jax.jit(generate).lower(params, rows, keys).compile()
         took = seconds(lambda: compiled(params, rows, keys), 2) / count  # noqa: B023
         settings = f'pictures of {side * config.data.patch_size} px, {count} together'
         tell(what, settings, time=f'{took:.3f} s a picture', **counted_memory(compiled))
@@ -152,13 +152,13 @@ def sample(tiny: bool, size: str) -> None:
     pixels = np.zeros((side**2, model.channels), np.uint8)
     rows = [[[layout.Vision(side, side, pixels), layout.Text([9] * (8 + length))]]] * count
     capacity = dict(zip(layout.SIZES, layout.size(rows[0][0]).tolist()))
-    describe = partial(captioning.describe, model, length=length, eos=-1)
+    answer = partial(captioning.answer, model, length=length, eos=-1)
     arguments = params, layout.place(rows, capacity, model.channels), np.full(count, 8, np.int32)
-    compiled = jax.jit(describe).lower(*arguments).compile()
+    compiled = jax.jit(answer).lower(*arguments).compile()
     took = seconds(lambda: compiled(*arguments), 2)
     tell(
         what,
-        f'{count} descriptions of {length} tokens together',
+        f'{count} captions of {length} tokens together',
         time=f'{took:.3f} s',
         rate=f'{count * length / took:,.0f} tokens/s of text',
         **counted_memory(compiled),

@@ -1,4 +1,7 @@
-"""Describe: `python -m rf_jax.describe --workdir=runs/emoji --image=cat.png [--question=...]`."""
+"""Captions and answers: `python -m rf_jax.describe --workdir=runs/emoji --image=cat.png`.
+
+With --question the model answers it about every picture.
+"""
 
 from absl import flags, logging
 
@@ -15,7 +18,9 @@ _IMAGE = flags.DEFINE_multi(
     [],
     'Picture file; may be given several times.',
 )
-_QUESTION = flags.DEFINE_string('question', '', 'Asked of every picture; without: what is it?')
+_QUESTION = flags.DEFINE_string(
+    'question', '', 'Question about every picture; a caption if not given.'
+)
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
 )
@@ -24,13 +29,13 @@ _STEP = flags.DEFINE_integer(
 def main(argv):
     del argv
     if not _IMAGE.value:
-        raise UserError('nothing to describe: give --image=FILE')
+        raise UserError('no picture: give --image=FILE')
     sampler = Sampler.load(_WORKDIR.value, _STEP.value)
     share = sampler.config.data.tasks.get('image_to_text', 0)
     if not share:
         logging.warning(
-            'This run did not learn to describe (data.tasks.image_to_text=%s): unless '
-            'initialise_from did, its answers mean nothing',
+            'This run did not train captioning (data.tasks.image_to_text=%s): its answers mean '
+            'nothing unless the run of initialise_from did',
             share,
         )
     readable, pictures, unreadable = [], [], []
@@ -40,7 +45,7 @@ def main(argv):
             readable.append(path)
         except images.BadPicture as error:
             unreadable.append(f'--image={path}: {error}')
-    answers = sampler.describe(pictures, [_QUESTION.value] * len(pictures))
+    answers = sampler.answer(pictures, _QUESTION.value)
     for path, answer in zip(readable, answers):
         print(f'{path}: {answer}')
     if unreadable:

@@ -1,6 +1,6 @@
-"""Evaluate a run again: `python -m rf_jax.evaluate --workdir=runs/emoji [--samples=100]`.
+"""Evaluates a run again: `python -m rf_jax.evaluate --workdir=runs/emoji [--samples=100]`.
 
-A run on scenes is put to the judge: --prompts of each category, --pictures of each prompt.
+A run on scenes is scored by the judge: --prompts of each category, --pictures of each prompt.
 """
 
 from pathlib import Path
@@ -16,8 +16,8 @@ _WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
 _SAMPLES = flags.DEFINE_integer(
     'samples',
     None,
-    'Captions drawn and pictures described; of scenes: captions drawn. evaluation.samples of the '
-    'run by default.',
+    'Pictures to generate and to caption; of scenes: captions to generate. The default is '
+    'evaluation.samples of the run.',
     1,
 )
 _PROMPTS = flags.DEFINE_integer('prompts', 50, 'Of scenes: prompts of each category and side.', 1)
@@ -27,7 +27,10 @@ _OUT = flags.DEFINE(
     cli.PATH, 'out', None, 'Folder of the table and the grid; the workdir by default.'
 )
 _SEED = flags.DEFINE_integer(
-    'seed', None, "The noise; but of scenes, also which pictures. The run's own by default.", 0
+    'seed',
+    None,
+    "Of the noise and, except for scenes, of the choice of pictures; the run's own by default.",
+    0,
 )
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
@@ -43,12 +46,12 @@ def main(argv):
     if not samples:
         raise UserError('evaluation.samples=0 of the run: give --samples')
     try:
-        found = source_list.build(data.sources, data.max_pixels)
+        sources = source_list.build(data.sources, data.max_pixels)
     except UserError as error:
         raise UserError(
             f'{error}. If the data was moved, change data.sources in {_WORKDIR.value}/config.json'
         ) from None
-    with_pictures = [source for source in found if source_list.pictured(source)]
+    with_pictures = [source for source in sources if source_list.pictured(source)]
     if not with_pictures:
         raise UserError(f'data.sources={data.sources!r} of the run has no pictures')
     amount = scoring.Amount(_PROMPTS.value, _PICTURES.value, samples, _QUESTIONS.value)

@@ -1,7 +1,6 @@
-"""Draw: `python -m rf_jax.sample --workdir=runs/emoji --prompt='red apple'`.
+"""Generates pictures: `python -m rf_jax.sample --workdir=runs/emoji --prompt='red apple'`.
 
-Each PNG holds its prompt, seed, checkpoint and options as text fields; files that are already in
-the folder stay.
+Each PNG has its prompt, seed, checkpoint and options as text fields. Existing files are kept.
 """
 
 import dataclasses
@@ -14,19 +13,21 @@ from absl import flags, logging
 
 from rf_jax.data import images, png, text_files
 from rf_jax.evaluation import scoring
-from rf_jax.generation import image_sampling
-from rf_jax.generation.sampler import Request, Sampler
+from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import cli, workdir
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import flow
 
 _WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
-_PROMPT = flags.DEFINE_multi_string('prompt', [], 'What to draw; may be given several times.')
+_PROMPT = flags.DEFINE_multi_string(
+    'prompt', [], 'Text to generate pictures of; may be given several times.'
+)
 _PROMPTS = flags.DEFINE(cli.PATH, 'prompts', None, 'A text file with one prompt a line.')
 _OUT = flags.DEFINE(cli.PATH, 'out', None, 'Folder of the pictures; WORKDIR/drawn if not given.')
 _NUMBER = flags.DEFINE_integer('number', 4, 'Pictures per prompt.', lower_bound=1)
 _SIZE = flags.DEFINE_string('size', None, 'HEIGHTxWIDTH in pixels; the training size if not given.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Another seed draws other pictures.', 0)
+_SEED = flags.DEFINE_integer('seed', 0, 'Another seed gives other pictures.', 0)
 _STEPS = flags.DEFINE_integer('steps', None, 'Flow steps.', lower_bound=1)
 _METHOD = flags.DEFINE_enum('method', None, list(flow.METHODS), 'Flow sampler.')
 _TOP_K = flags.DEFINE_integer('top_k', None, 'Keep the k likeliest tokens; 0: all.', 0)
@@ -52,53 +53,54 @@ def main(argv):
     prompts = _prompts()
     sampler = Sampler.load(_WORKDIR.value, _STEP.value)
     config = sampler.config
-    if not scoring.draws(config):
+    if not scoring.generates(config):
         logging.warning(
-            'This run did not learn to draw (data.tasks.text_to_image=%s, losses.flow=%s): unless '
-            'initialise_from did, its pictures mean nothing',
+            'This run did not train generation (data.tasks.text_to_image=%s, losses.flow=%s): its '
+            'pictures mean nothing unless the run of initialise_from did',
             config.data.tasks.get('text_to_image', 0),
             config.losses.flow,
         )
-    options = sampler.options(
-        steps=_STEPS.value,
-        method=_METHOD.value,
-        top_k=_TOP_K.value,
-        temperature=_TEMPERATURE.value,
-        guidance_representation=_GUIDANCE_REPRESENTATION.value,
-        guidance_pixels=_GUIDANCE_PIXELS.value,
-    )
-    requests = [
-        sampler.request(prompt, _SEED.value, number, _size())
-        for prompt in prompts
-        for number in range(_NUMBER.value)
-    ]
+    changes = {
+        'steps': _STEPS.value,
+        'method': _METHOD.value,
+        'top_k': _TOP_K.value,
+        'temperature': _TEMPERATURE.value,
+        'guidance_representation': _GUIDANCE_REPRESENTATION.value,
+        'guidance_pixels': _GUIDANCE_PIXELS.value,
+    }
+    options = dataclasses.asdict(sampler.options(**changes))
     out = Path(_OUT.value or Path(_WORKDIR.value) / 'drawn')
     workdir.check_writable(out, flag='out')
     began = time.monotonic()
-    drawn = sampler.draw(requests, options)
-    grid = _save(out, requests, drawn, _provenance(sampler, options))
-    print(f'{len(drawn)} pictures in {time.monotonic() - began:.1f} s: {grid}')
+    generated = sampler.generate(
+        [prompt for prompt in prompts for _ in range(_NUMBER.value)],
+        _SEED.value,
+        _size(),
+        number=[*range(_NUMBER.value)] * len(prompts),
+        **changes,
+    )
+    grid = _save(out, generated, _provenance(sampler, options))
+    print(f'{len(generated)} pictures in {time.monotonic() - began:.1f} s: {grid}')
 
 
-def _provenance(sampler: Sampler, options: image_sampling.Options) -> dict[str, object]:
-    """What the pictures of this command follow from, beside prompt, number and size."""
+def _provenance(sampler: Sampler, options: dict) -> dict[str, object]:
+    """What the pictures of this command depend on, besides prompt, number and size."""
     return {
         'seed': _SEED.value,
         'workdir': Path(_WORKDIR.value).resolve(),
         'checkpoint': sampler.step,
-        **dataclasses.asdict(options),
+        **options,
     }
 
 
-def _save(out: Path, requests: Sequence[Request], pictures, made_by: dict) -> Path:
-    """Writes every picture and a grid of all into `out`, beside what is there; the grid's path."""
-    for i, (request, picture) in enumerate(zip(requests, pictures)):
-        index, number = divmod(i, _NUMBER.value)
-        text = {'prompt': request.prompt, 'number': number, **made_by}
-        png.write_new(out, _stem(request.prompt, index, number), picture, text)
-    columns = _NUMBER.value if _NUMBER.value > 1 else min(8, len(requests))
-    prompts = [request.prompt for request in requests]
-    sheet = images.grid(pictures, columns, prompts)
+def _save(out: Path, generated: Sequence[GeneratedImage], made_by: dict) -> Path:
+    """Writes every picture and a grid of all to `out`, overwrites nothing; the grid's path."""
+    for i, each in enumerate(generated):
+        text = {'prompt': each.prompt, 'number': each.number, **made_by}
+        png.write_new(out, _stem(each.prompt, i // _NUMBER.value, each.number), each.image, text)
+    columns = _NUMBER.value if _NUMBER.value > 1 else min(8, len(generated))
+    prompts = [each.prompt for each in generated]
+    sheet = images.grid([each.image for each in generated], columns, prompts)
     return png.write_new(out, 'grid', sheet, {'prompts': '\n'.join(prompts), **made_by})
 
 
@@ -110,7 +112,7 @@ def _prompts() -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f'--prompts={_PROMPTS.value}: {error}') from None
     if not prompts:
-        raise UserError("nothing to draw: give --prompt='red apple' or --prompts=file")
+        raise UserError("no prompt: give --prompt='red apple' or --prompts=file")
     return prompts
 
 

@@ -21,7 +21,7 @@ def as_rgb(pictures: Sequence, max_pixels: int) -> list[np.ndarray]:
     alpha, RGB, RGBA) of integers in [0, 255], floats in [0, 1] or bool. Raises UserError naming the
     picture.
     """
-    if isinstance(pictures, _SINGLE) or _alone(pictures):
+    if is_single(pictures):
         pictures = [pictures]
     found = []
     for number, picture in enumerate(pictures, 1):
@@ -32,9 +32,16 @@ def as_rgb(pictures: Sequence, max_pixels: int) -> list[np.ndarray]:
     return found
 
 
-def _alone(pictures) -> bool:
-    """Whether this is one array [h, w] or [h, w, channels], not a sequence of them."""
+def is_single(pictures) -> bool:
+    """Whether this is one picture rather than a sequence of them.
+
+    Raises UserError for an array that is neither a picture nor a batch of pictures.
+    """
+    if isinstance(pictures, _SINGLE):
+        return True
     shape = getattr(pictures, 'shape', None)
+    if shape is None and hasattr(pictures, '__array__'):
+        shape = np.shape(pictures)
     if shape is None or len(shape) not in (2, 3):
         return False
     if len(shape) == 3 and shape[2] not in (1, 2, 3, 4):

@@ -1,10 +1,10 @@
-"""Spans to integer arrays: the one place that decides who stands where and who sees whom.
+"""Spans to integer arrays: the one place that decides positions and what attends to what.
 
-A sample is a list of spans. A row holds several samples, its tokens stored by kind in four streams
-`[text | vision | representation | pixels]` of fixed capacity; the order of the sentence lives in
-`order`. Training and sampling call the same `place`.
+A sample is a list of spans. A row holds several samples. Its tokens are stored by kind in four
+streams `[text | vision | representation | pixels]` of fixed capacity, and `order` keeps their order
+in the sample. Training and generation call the same `place`; the arrays are those of `data.batch`.
 
-Key k is visible to query q (`models.attention.masks.visible`) when
+Key k is visible to query q (`models.attention.masks`, with an example) when
     segment[q] == segment[k] and (order[k] <= reach[q] or (block[q] == block[k] and block[q] > 0)).
 
     span             order             reach                       block
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rf_jax.data.batch import Batch
 from rf_jax.data.patch_grid import group_cells, patch_cells, stored_groups
 
 STREAMS = ('text', 'vision', 'representation', 'pixels')
@@ -97,21 +98,11 @@ def size(spans: Sequence[Span]) -> np.ndarray:
     return np.array([total[name] for name in SIZES])
 
 
-def empty(capacity: Mapping[str, int], channels: int) -> dict[str, np.ndarray]:
-    """An unfilled row. Shapes by the capacities: T, V (vision), R, P; L = T + V + R + P.
+def empty(capacity: Mapping[str, int], channels: int) -> Batch:
+    """An unfilled row: the arrays of `data.batch.Batch` without B.
 
-    segment, order, reach, block  int32[L]
-    position                      float32[L, 3]  (order, row, column) in patches
-    text_tokens, text_targets     int32[T]; text_weight float32[T]
-    cells                         int32[R, 2]    row and column of a representation token, -1 begin
-    input_group, target_group     int32[R]       index into the P / pool^2 groups, -1 none
-    representation_weight         float32[R]
-    pixels                        uint8[P, C]; pixel_weight float32[P]
-    pixel_picture, vision_picture int32[P], int32[4V]  picture within the row, -1 none
-    pixel_cells                   int32[P, 2]    row and column of a patch in its picture
-    pixel_coords, vision_coords   float32[P, 2], float32[4V, 2]  in [-1, 1] over the picture
-    vision_pixels                 uint8[4V, C]
-    pixel_counts, vision_counts   int32[pixel_pictures], int32[vision_pictures]  patches, 0 none
+    `capacity`: tokens of each stream (T, V, R, P) and pictures, by the names of SIZES; `channels`:
+    C, values of a patch.
     """
     t, v, r, p = (capacity[name] for name in STREAMS)
     total = t + v + r + p
@@ -147,7 +138,7 @@ class Row:
 
     capacity: Mapping[str, int]
     channels: int
-    arrays: dict[str, np.ndarray] = field(init=False)
+    arrays: Batch = field(init=False)
     used: np.ndarray = field(init=False)  # int64[6], as SIZES
     samples: int = 0
     blocks: int = 0
@@ -276,10 +267,13 @@ class Row:
         self._picture('pixel', cells, span)
 
 
-def place(rows: Sequence[Sequence[Sequence[Span]]], capacity, channels) -> dict[str, np.ndarray]:
-    """Rows of samples of spans to a batch: the arrays of `empty` with a leading B.
+def place(
+    rows: Sequence[Sequence[Sequence[Span]]], capacity: Mapping[str, int], channels: int
+) -> Batch:
+    """Rows of samples of spans to a batch of numpy arrays.
 
-    Raises ValueError when a row's samples exceed its capacity.
+    `capacity` and `channels` as in `empty`. Raises ValueError when a row's samples exceed its
+    capacity.
     """
     filled = []
     for samples in rows:

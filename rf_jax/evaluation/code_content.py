@@ -1,11 +1,12 @@
-"""What representation tokens of scenes tell: of the content under them, of the place they stand at.
+"""What the representation tokens of scenes say about their content and about their place.
 
-Bits by counting, which some thousand tokens make too many of `shared` and `place`, the more the
-more codes there are: of pure noise, 0.6 and 0.2 of 48 codes, 0.9 and 0.5 of 128 (200 pictures of 9
-tokens). Compare what has as many codes and tokens.
+Information in bits, estimated from counts. With a few thousand tokens `shared` and `place` are
+biased upwards, more so with more codes: for pure noise they are 0.6 and 0.2 with 48 codes, 0.9 and
+0.5 with 128 codes (200 pictures of 9 tokens). Compare only codebooks of equal size over equally
+many tokens.
 
-A good target has much information of its content, and little entropy that
-neither content nor place explains: that part no prompt can predict.
+A good target carries much information about the content, and little entropy that neither content
+nor place explains: no prompt can predict that part.
 """
 
 from collections.abc import Sequence
@@ -19,8 +20,11 @@ from rf_jax.scenes.world import COLOURS, SHAPES, Scene
 
 @dataclass(frozen=True)
 class Content:
-    """Bits a token: information of codes and content (a look, or ground) and of codes and places;
-    entropy of the codes that the content leaves.
+    """Bits a token.
+
+    `shared`: mutual information of code and content (a look, or ground); `place`: mutual
+    information of code and place in the picture; `unexplained`: entropy of the code given the
+    content.
     """
 
     shared: float
@@ -29,21 +33,22 @@ class Content:
 
 
 def labels(scene: Scene, size: int, side: int) -> np.ndarray:
-    """int64[side, side]: which look (colour, shape) fills most of the object pixels of each
-    token's square, -1 ground. `size` of the picture in pixels, `side` in tokens.
+    """int64 [side, side]: the look (colour, shape) of most object pixels in each token's square; -1
+    for ground, where objects cover less than a tenth. The picture has `size` pixels and `side`
+    tokens a side.
     """
-    seen = segmentation(scene, size).reshape(side, size // side, side, size // side)
-    seen = seen.swapaxes(1, 2).reshape(side * side, -1)
-    found = np.full(side * side, -1)
-    for i, square in enumerate(seen):
+    squares = segmentation(scene, size).reshape(side, size // side, side, size // side)
+    squares = squares.swapaxes(1, 2).reshape(side * side, -1)
+    looks = np.full(side * side, -1)
+    for i, square in enumerate(squares):
         counts = np.bincount(square, minlength=len(scene.objects) + 1)[1:]
         if counts.sum() >= 0.1 * square.size:
-            found[i] = _number(*scene.objects[int(counts.argmax())].look)
-    return found.reshape(side, side)
+            looks[i] = _number(*scene.objects[int(counts.argmax())].look)
+    return looks.reshape(side, side)
 
 
 def measure(codes: Sequence[np.ndarray], content: Sequence[np.ndarray]) -> Content:
-    """codes and content int [side, side] of each picture."""
+    """Of the codes and the content (`labels`), int [side, side], of each picture."""
     code, look = (
         np.concatenate([c.ravel() for c in codes]),
         np.concatenate([c.ravel() for c in content]),
@@ -58,7 +63,7 @@ def measure(codes: Sequence[np.ndarray], content: Sequence[np.ndarray]) -> Conte
 
 
 def entropy(*of: np.ndarray) -> float:
-    """Bits of the joint distribution of integer arrays [n], by counting."""
+    """Bits, of the joint empirical distribution of integer arrays [n]."""
     _, counts = np.unique(np.stack(of), axis=1, return_counts=True)
     share = counts / counts.sum()
     return float(-(share * np.log2(share)).sum())

@@ -1,4 +1,4 @@
-"""How many prototypes are alive: the share of the codebook that an epoch of pictures is given."""
+"""How much of the codebook is used: the share of prototypes that an epoch of pictures selects."""
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,14 @@ from rf_jax.training.train_loop import Run
 
 
 def codes_over_an_epoch(run: Run, state: State) -> float:
-    """Share of the K prototypes, in [0, 1], that the batches of one epoch use; nothing learns.
+    """Share of the K prototypes, in [0, 1], that the batches of one epoch use, without training.
 
-    Of a set larger than a window of the plan, the first window.
+    If an epoch is longer than a window of the packing plan, only the first window counts.
     """
     assign = quantizer.build(run.config)
-    model = unified.build(run.config, run.tokenizer.size, run.mesh)  # cut as the state is
+    model = unified.build(run.config, run.tokenizer.size, run.mesh)  # sharded as the state is
     count = run.config.model.representation.codebook_size
-    hit = np.zeros(count, bool)
+    is_used = np.zeros(count, bool)
 
     def used(state, batch):
         # Not forcing.quantize, which initialises the codebook at a step of data_init_steps.
@@ -27,9 +27,9 @@ def codes_over_an_epoch(run: Run, state: State) -> float:
         codes = assign(z, state.codebook, real)
         return jnp.zeros(count + 1, bool).at[jnp.where(real, codes, count)].set(True)[:count]
 
-    # Whole on every host: each has some of the rows only.
+    # Replicated, as each host has only some of the rows.
     used = jax.jit(used, out_shardings=NamedSharding(run.mesh, PartitionSpec()))
     plan = run.batches.plan
     for number in range(min(plan.steps_per_epoch, plan.steps_per_window)):
-        hit |= np.asarray(used(state, run.put(run.batches.batch(number))))
-    return float(hit.mean())
+        is_used |= np.asarray(used(state, run.put(run.batches.batch(number))))
+    return float(is_used.mean())

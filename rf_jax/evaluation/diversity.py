@@ -1,4 +1,4 @@
-"""How varied drawings are in what their prompt leaves open, which right or wrong does not tell."""
+"""How varied generated pictures are in what the prompt leaves open."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -12,18 +12,18 @@ CATEGORY = 'single_object'  # its seen prompts name a shape; place and colour ar
 
 
 def measure(pictures: Iterable[np.ndarray]) -> dict[str, float]:
-    """Of the objects that the judge finds in pictures, uint8 [s, s, 3]: over how many places, of
-    nine thirds by thirds, and over how many colours they spread (`perplexity`).
+    """Perplexity of the places (a grid of 3 x 3) and of the colours of all objects that the judge
+    finds in the pictures, uint8 [s, s, 3].
     """
-    found = [each for picture in pictures for each in judge.find(picture)]
+    objects = [each for picture in pictures for each in judge.find(picture)]
     return {
-        'places': perplexity(Counter((third(o.y), third(o.x)) for o in found).values()),
-        'colours': perplexity(Counter(o.colour for o in found).values()),
+        'places': perplexity(Counter((third(o.y), third(o.x)) for o in objects).values()),
+        'colours': perplexity(Counter(o.colour for o in objects).values()),
     }
 
 
 def perplexity(counts: Iterable[int]) -> float:
-    """How many values would, equally frequent, have the same entropy; 0 if nothing was counted."""
+    """The number of equally frequent values that has the same entropy; 0 without any count."""
     counts = np.array([count for count in counts if count], float)
     if not len(counts):
         return 0.0

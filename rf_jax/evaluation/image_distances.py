@@ -1,7 +1,7 @@
-"""How far drawn pictures lie from real ones as sets: kernel and Fréchet distance.
+"""Distances between a set of generated pictures and a set of real ones: kernel and Fréchet.
 
-Both compare features of a fixed network. Ours is convolutional with random weights of a fixed
-seed, so that nothing is downloaded; values compare with each other, not with published ones.
+Both compare features of a fixed network: here a convolutional one with random weights of a fixed
+seed, so that nothing is downloaded. Values compare with each other, not with published ones.
 """
 
 import functools
@@ -19,20 +19,20 @@ _CHANNELS = (3, 32, 64, 128)  # of the input and of each layer
 _WIDTH = 64  # features of a picture
 _WINDOW = 5
 _BATCH = 50
-_SCALE = 100  # scenes of each rung that set the scale of every statistic
+_SCALE = 100  # scenes of each rung that standardise every statistic
 
 
-def distances(drawn: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> dict[str, float]:
+def distances(generated: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> dict[str, float]:
     """`kernel_distance` and `frechet_distance` of two sets of pictures, uint8 [s, s, 3] each.
 
     Raises ValueError for fewer than two pictures, or pictures of different sizes.
     """
-    sizes = {picture.shape for picture in (*drawn, *real)}
+    sizes = {picture.shape for picture in (*generated, *real)}
     if len(sizes) > 1:
-        raise ValueError(f'a distance needs pictures of one size; these are {sorted(sizes)}')
-    if min(len(drawn), len(real)) < 2:
-        raise ValueError(f'a distance needs two pictures a set: {len(drawn)}, {len(real)} given')
-    a, b = features(drawn), features(real)
+        raise ValueError(f'distances need pictures of one size; got {sorted(sizes)}')
+    if min(len(generated), len(real)) < 2:
+        raise ValueError(f'distances need two pictures a set; got {len(generated)} and {len(real)}')
+    a, b = features(generated), features(real)
     return {
         'kernel_distance': kernel_distance(a, b),
         'frechet_distance': frechet_distance(a, b),
@@ -40,20 +40,20 @@ def distances(drawn: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> dict[s
 
 
 def features(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """float32 [n, 64] of uint8 pictures [s, s, 3] of one size; each of variance about 1.
+    """float32 [n, 64] of uint8 pictures [s, s, 3] of one size, with a variance of about 1.
 
-    Bounded, so that a few odd pictures do not outweigh all others.
+    Bounded, so that a few outliers do not outweigh all other pictures.
     """
     kernels, mix = _weights()
-    mean, spread = _scale(len(pictures[0]))
-    return (2 * np.tanh((_statistics(kernels, pictures) - mean) / (2 * spread))) @ mix
+    mean, deviation = _scale(len(pictures[0]))
+    return (2 * np.tanh((_statistics(kernels, pictures) - mean) / (2 * deviation))) @ mix
 
 
 @functools.lru_cache(maxsize=1)
 def _weights() -> tuple[list[np.ndarray], np.ndarray]:
-    """(kernels of the layers, mix of their statistics), float32.
+    """(kernels of the layers, projection of their statistics), float32.
 
-    A kernel sums to 0: what is even, as a ground is, does not drown the shapes.
+    A kernel sums to 0, so that uniform areas such as the ground do not drown the shapes.
     """
     rng = generator(0, 'distance features')
     kernels = []
@@ -68,7 +68,7 @@ def _weights() -> tuple[list[np.ndarray], np.ndarray]:
 
 @functools.lru_cache(maxsize=4)
 def _scale(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each statistic over fixed scenes, so that all count alike."""
+    """Mean and standard deviation of each statistic over fixed scenes, to standardise them."""
     pictures = [
         render.render(world.make(0, i, rung), size)
         for rung in world.RUNGS.values()
@@ -79,17 +79,17 @@ def _scale(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _statistics(kernels, pictures: Sequence[np.ndarray]) -> np.ndarray:
-    found = []
+    statistics = []
     for start in range(0, len(pictures), _BATCH):
         batch = np.stack(pictures[start : start + _BATCH])
-        filled = np.concatenate([batch, np.repeat(batch[:1], _BATCH - len(batch), 0)])
-        found.append(np.asarray(_forward(kernels, filled))[: len(batch)])
-    return np.concatenate(found)
+        padded = np.concatenate([batch, np.repeat(batch[:1], _BATCH - len(batch), 0)])
+        statistics.append(np.asarray(_forward(kernels, padded))[: len(batch)])
+    return np.concatenate(statistics)
 
 
 @jax.jit
 def _forward(kernels, pictures):
-    """Mean, deviation and maximum over the picture of each channel of each layer."""
+    """Mean, standard deviation and maximum over the picture of each channel of each layer."""
     x = pictures.astype(jnp.float32) / 127.5 - 1
     layers = [x]
     for kernel in kernels:
@@ -109,8 +109,8 @@ def _forward(kernels, pictures):
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Unbiased squared MMD of features [n, D] and [m, D], kernel (x.y / D + 1)³.
 
-    As KID (Bińkowski et al., arXiv 1801.01401, section 4), on whole sets; below 0 by chance for
-    sets of one distribution. n and m at least 2.
+    As KID (Bińkowski et al., arXiv 1801.01401, section 4), on the whole sets. For sets of one
+    distribution it can be negative. n and m are at least 2.
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
 
@@ -127,13 +127,13 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Squared Fréchet distance of Gaussians fitted to features [n, D] and [m, D].
 
-    As FID (Heusel et al., arXiv 1706.08500). It grows as sets get smaller: compare only scores
-    over equally many pictures.
+    As FID (Heusel et al., arXiv 1706.08500). Smaller sets give larger distances: compare only sets
+    of equally many pictures.
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     values, vectors = np.linalg.eigh(first)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0)).sum()
-    apart = ((a.mean(0) - b.mean(0)) ** 2).sum()
-    return float(max(0.0, apart + np.trace(first) + np.trace(second) - 2 * cross))
+    between = ((a.mean(0) - b.mean(0)) ** 2).sum()
+    return float(max(0.0, between + np.trace(first) + np.trace(second) - 2 * cross))

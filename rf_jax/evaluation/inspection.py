@@ -1,4 +1,4 @@
-"""Look inside a trained run: the representation tokens of a picture, and what each stands for."""
+"""Looks inside a trained run: the representation tokens of a picture, and what each stands for."""
 
 import os
 from collections.abc import Sequence
@@ -15,36 +15,39 @@ BATCH = 64  # pictures encoded at a time
 
 
 class Inspector:
-    """A sampler and the codebook that its representation tokens are read with.
+    """A sampler with the codebook of its representation tokens.
 
-    Codes are those of the nearest prototype: without the balancing over a batch that training adds.
+    Codes are those of the nearest prototype, without the balancing over a batch as in training.
     """
 
     def __init__(self, sampler: Sampler, codebook: np.ndarray, step: int | None = None):
-        """`codebook` float32 [K, Denc]; `step` of the checkpoint, if it is from one."""
+        """`codebook` float32 [K, Denc]; `step` of the checkpoint, if they are from one."""
         self.sampler, self.codebook, self.step = sampler, np.asarray(codebook), step
         self.pool = sampler.config.model.representation.pool
         self._encode = sampler.placement.jit(self._codes_of_batch)
 
     @classmethod
     def load(cls, workdir: str | os.PathLike, step: int | None = None) -> 'Inspector':
-        """From a run's folder alone. Raises UserError if it is no run."""
+        """The EMA parameters and the codebook of a run, from its folder alone.
+
+        `step` of the checkpoint; None is the newest. Raises UserError if the folder is not a run.
+        """
         sampler = Sampler.load(workdir, step)
-        # Of the same step: a run that trains may have saved another one meanwhile.
+        # The same step for both: a run that is training may have saved another one meanwhile.
         folder = paths.local(workdir, '--workdir') / 'checkpoints'
         _, saved = checkpoint.restore_numpy(folder, sampler.step, only='codebook')
         return cls(sampler, saved['codebook'], sampler.step)
 
     def codes(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """int32 [rows, columns] for each picture, one code a group of patches.
+        """int32 [rows, columns] for each picture, one code for each group of patches.
 
-        `pictures`: as `Sampler.describe` takes them. Raises UserError.
+        `pictures`: as `Sampler.caption` takes them. Raises UserError.
         """
         pictures = arrays.as_rgb(pictures, self.sampler.config.data.max_pixels)
-        found = []
+        codes = []
         for start in range(0, len(pictures), BATCH):
-            found += self._codes(pictures[start : start + BATCH])
-        return found
+            codes += self._codes(pictures[start : start + BATCH])
+        return codes
 
     def _codes(self, pictures) -> list[np.ndarray]:
         data = self.sampler.config.data
@@ -54,13 +57,13 @@ class Inspector:
             grid = height // data.patch_size, width // data.patch_size
             resized = images.resize(picture, height, width)
             pixels = images.patchify(resized, data.patch_size, self.pool)
-            drawn = spans.drawing(
+            example = spans.drawing(
                 *([], grid, pixels, self.pool),
                 drop_text=False,
                 drop_representation=False,
                 keep_positions=False,
             )
-            rows.append([drawn])
+            rows.append([example])
             grids.append(grid)
         sizes = np.max([layout.size(row[0]) for row in rows], axis=0)
         placement = self.sampler.placement
@@ -80,18 +83,18 @@ class Inspector:
         return quantizer.Nearest()(z, codebook, valid).reshape(batch['pixels'].shape[0], -1)
 
     def meanings(self, pictures: Sequence[np.ndarray], tokens: int = 16, examples: int = 8):
-        """A sheet of what the most used tokens stand for, uint8 [height, width, 3].
+        """A sheet of what the most frequent tokens stand for, uint8 [height, width, 3].
 
-        One row a token, from the most used one on: `examples` pieces of the pictures that have it.
-        `pictures`: as `Sampler.describe` takes them. Raises UserError.
+        One row for each token, the most frequent first: `examples` patches of the pictures that
+        have this token. `pictures`: as `Sampler.caption` takes them. Raises UserError.
         """
         pictures = arrays.as_rgb(pictures, self.sampler.config.data.max_pixels)
         side = self.pool * self.sampler.config.data.patch_size
         pieces: dict[int, list[np.ndarray]] = {}
         for picture, codes in zip(pictures, self.codes(pictures)):
-            fitted = images.resize(picture, *(side * n for n in codes.shape))
+            resized = images.resize(picture, *(side * n for n in codes.shape))
             for (row, column), code in np.ndenumerate(codes):
-                piece = fitted[row * side : (row + 1) * side, column * side : (column + 1) * side]
+                piece = resized[row * side : (row + 1) * side, column * side : (column + 1) * side]
                 pieces.setdefault(int(code), []).append(piece)
         most = sorted(pieces, key=lambda code: -len(pieces[code]))[:tokens]
         blank = np.full((side, side, 3), 255, np.uint8)

@@ -1,17 +1,18 @@
 """Rates over seeds and prompts, with 95 % intervals and paired differences by bootstrap.
 
-As GenEval (Ghosh et al. 2023): a category's score is the mean over its pictures, the overall score
-the mean over categories. Pictures of one text are not independent, so texts are drawn, not
-pictures. Of a category that is all right or all wrong a bootstrap cannot see the error: its rate is
-drawn from Jeffreys' posterior, each prompt one trial (a text comes again where the category has no
-more), with his half a success shared by all such categories, so that it does not add up.
+As in GenEval (Ghosh et al. 2023): the score of a category is the mean over its pictures, the
+overall score is the mean over categories. Pictures of one text are not independent, so the
+bootstrap resamples texts, not pictures. A bootstrap gives a category that is all correct or all
+wrong no variance; its rate is sampled from Jeffreys' posterior instead, with each prompt as one
+trial (a text may be repeated). The prior's half a success is shared by all such categories, so that
+it does not accumulate.
 
-Prompts are the same for all seeds and arms, so both are drawn anew, crossed: a replicate takes as
-many seeds, and as many texts of each category, with replacement. The same draws serve every arm,
-which pairs their differences. Drawing n seeds of n anew shows (n - 1) / n of their variance, so
-deviations of seeds are widened by the root of n / (n - 1); of few seeds the interval is narrow all
-the same, as it knows no Student's t, and of one it tells of prompts only: a report should show each
-seed's rate beside it (`student_interval` is the other extreme).
+Prompts are the same for all seeds and arms, so a replicate resamples both, crossed: as many seeds,
+and as many texts of each category, with replacement. Every arm uses the same replicates, which
+pairs their differences. Resampling n seeds shows only (n - 1) / n of their variance, so the
+deviations of seeds are scaled by the square root of n / (n - 1). With few seeds the interval is
+still too narrow, as it does not use Student's t, and with one seed it covers prompts only: a report
+should show the rate of each seed beside it (`student_interval` is the other extreme).
 """
 
 import math
@@ -24,21 +25,21 @@ from rf_jax.evaluation.retrieval import wilson
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.rng import generator
 
-DRAWS = 2000
+REPLICATES = 2000
 
 
 @dataclass(frozen=True)
 class Trials:
-    """Of one category: `right` float64 [seeds, texts], how many were right of `asked` [texts]."""
+    """Results of one category: `correct` float64 [seeds, texts], of `total` [texts] trials."""
 
-    right: np.ndarray
-    asked: np.ndarray
-    prompts: int  # some may be of the same text
+    correct: np.ndarray
+    total: np.ndarray
+    prompts: int  # several may have the same text
 
     @property
     def rate(self) -> float:
         """Mean over seeds and pictures."""
-        return float(self.right.sum() / (len(self.right) * self.asked.sum()))
+        return float(self.correct.sum() / (len(self.correct) * self.total.sum()))
 
 
 Outcomes = Mapping[str, Trials]  # by category
@@ -46,7 +47,7 @@ Outcomes = Mapping[str, Trials]  # by category
 
 @dataclass(frozen=True)
 class Estimate:
-    """A rate, or a difference of rates, with its 95 % interval; `seeds`: its value for each."""
+    """A rate, or a difference of rates, with its 95 % interval; `seeds`: the value of each seed."""
 
     value: float
     low: float
@@ -58,18 +59,18 @@ class Estimate:
 
 
 def sides(values: Mapping) -> dict[str, dict]:
-    """{side: {category: its entry}} of a score; the questions are the side 'understanding'."""
-    asked = {'understanding': values['understanding']} if values['understanding'] else {}
-    return values['generation'] | asked
+    """{side: {category: its entry}} of a score; its questions are the side 'understanding'."""
+    answers = {'understanding': values['understanding']} if values['understanding'] else {}
+    return values['generation'] | answers
 
 
 def first(values: Mapping, count: int) -> dict:
-    """The score as if less had been asked: `count` prompts of each category, one picture each, and
-    `count` questions of each kind.
+    """The part of a score over the first `count` prompts of each category, one picture each, and
+    the first `count` questions of each kind.
 
-    That much is asked at every point of a study's curve, so that all points ask the same.
+    Every point of a study's curve has that part, so that all points are comparable.
     """
-    drawn = {
+    generation = {
         side: {
             category: {
                 'prompts': entry['prompts'][:count],
@@ -79,37 +80,39 @@ def first(values: Mapping, count: int) -> dict:
         }
         for side, categories in values['generation'].items()
     }
-    asked = {
+    answers = {
         kind: entry | {'correct': entry['correct'][:count]}
         for kind, entry in values['understanding'].items()
     }
-    return {**values, 'generation': drawn, 'understanding': asked}
+    return {**values, 'generation': generation, 'understanding': answers}
 
 
 def gather(group: Iterable[tuple[object, Mapping]], side: str) -> Outcomes:
-    """Outcomes of (run, its score), one run a seed; empty if a side was not asked.
+    """Outcomes of (run, its score), one run a seed; empty if the side was not evaluated.
 
-    A prompt that comes again is the same text; each question is a text of its own. Raises UserError
-    if seeds were asked different texts.
+    Equal prompts are the same text; each question is a text of its own. Raises UserError if the
+    seeds were evaluated on different texts.
     """
     rows: dict[str, list[dict]] = {}
     prompts: dict[str, int] = {}
-    asked: dict[str, dict] = {}
+    totals: dict[str, dict] = {}
     for _, values in group:
         for category, entry in sides(values).get(side, {}).items():
-            right, count = {}, {}
+            correct, total = {}, {}
             prompts[category] = len(entry['correct'])
             for i, each in enumerate(entry['correct']):
                 text = entry['prompts'][i] if 'prompts' in entry else i
-                right[text] = right.get(text, 0) + np.sum(each)
-                count[text] = count.get(text, 0) + np.size(each)
-            rows.setdefault(category, []).append(right)
-            if asked.setdefault(category, count) != count:
-                raise UserError(f'{side} {category}: the seeds of a run were asked different texts')
+                correct[text] = correct.get(text, 0) + np.sum(each)
+                total[text] = total.get(text, 0) + np.size(each)
+            rows.setdefault(category, []).append(correct)
+            if totals.setdefault(category, total) != total:
+                raise UserError(
+                    f'{side} {category}: the seeds of a run were evaluated on different texts'
+                )
     return {
         category: Trials(
-            np.array([[right[text] for text in asked[category]] for right in each], float),
-            np.array(list(asked[category].values()), float),
+            np.array([[correct[text] for text in totals[category]] for correct in each], float),
+            np.array(list(totals[category].values()), float),
             prompts[category],
         )
         for category, each in rows.items()
@@ -117,7 +120,7 @@ def gather(group: Iterable[tuple[object, Mapping]], side: str) -> Outcomes:
 
 
 def estimate(outcomes: Outcomes) -> Estimate:
-    """Mean over categories of the share that is right."""
+    """Mean over categories of the correct share."""
     each = per_seed(outcomes)
     value = float(each.mean())
     low, high = np.percentile(replicates(outcomes), (2.5, 97.5))
@@ -127,10 +130,10 @@ def estimate(outcomes: Outcomes) -> Estimate:
 
 def difference(outcomes: Outcomes, reference: Outcomes) -> Estimate:
     """`outcomes` minus `reference`, for the same seeds and texts."""
-    drawn = replicates(outcomes) - replicates(reference, 'reference')
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    if np.ptp(drawn) < 1e-9:  # right and wrong alike everywhere: what so few texts could hide
-        hidden = wilson(0.0, sum(len(trials.asked) for trials in outcomes.values()))[1]
+    values = replicates(outcomes) - replicates(reference, 'reference')
+    low, high = np.percentile(values, (2.5, 97.5))
+    if np.ptp(values) < 1e-9:  # equal everywhere: allow for what so few texts may hide
+        hidden = wilson(0.0, sum(len(trials.total) for trials in outcomes.values()))[1]
         low, high = low - hidden, high + hidden
     each = per_seed(outcomes) - per_seed(reference)
     low, high = max(-1.0, float(low)), min(1.0, float(high))
@@ -139,40 +142,44 @@ def difference(outcomes: Outcomes, reference: Outcomes) -> Estimate:
 
 def per_seed(outcomes: Outcomes) -> np.ndarray:
     """float64 [seeds]: mean over categories."""
-    return np.mean([t.right.sum(1) / t.asked.sum() for t in outcomes.values()], 0)
+    return np.mean([t.correct.sum(1) / t.total.sum() for t in outcomes.values()], 0)
 
 
 def replicates(outcomes: Outcomes, hidden: str = 'own') -> np.ndarray:
-    """float64 [DRAWS], of the mean over categories. The same seeds and texts are drawn for the same
-    shapes, but what constant categories may hide is drawn by the name `hidden`.
+    """float64 [REPLICATES]: bootstrap replicates of the mean over categories.
+
+    Outcomes of equal shapes resample the same seeds and texts. `hidden` names the randomness of the
+    categories that are all correct or all wrong.
     """
     rng = generator('bootstrap')
-    seeds = len(next(iter(outcomes.values())).right)
-    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
+    seeds = len(next(iter(outcomes.values())).correct)
+    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), REPLICATES) / seeds
     of_seeds = 1 / seeds + (of_seeds - 1 / seeds) * (seeds / max(seeds - 1, 1)) ** 0.5
-    total = np.zeros(DRAWS)
+    total = np.zeros(REPLICATES)
     prior = 0.5 / max(1, sum(trials.rate in (0.0, 1.0) for trials in outcomes.values()))
     for category, trials in sorted(outcomes.items()):
-        count = len(trials.asked)
-        of_texts = rng.multinomial(count, np.full(count, 1 / count), DRAWS)
+        count = len(trials.total)
+        of_texts = rng.multinomial(count, np.full(count, 1 / count), REPLICATES)
         if trials.rate in (0.0, 1.0):
-            right = trials.prompts * trials.rate
-            unseen = generator('constant', hidden, category)
-            total += unseen.beta(right + prior, trials.prompts - right + prior, DRAWS)
+            correct = trials.prompts * trials.rate
+            rng_constant = generator('constant', hidden, category)
+            total += rng_constant.beta(
+                correct + prior, trials.prompts - correct + prior, REPLICATES
+            )
             continue
-        right = np.einsum('ds,st,dt->d', of_seeds, trials.right, of_texts, optimize=True)
-        total += right / (of_texts @ trials.asked)
+        correct = np.einsum('ds,st,dt->d', of_seeds, trials.correct, of_texts, optimize=True)
+        total += correct / (of_texts @ trials.total)
     return total / len(outcomes)
 
 
 def table(outcomes: Outcomes) -> str:
-    """As text: each category, and last the mean of these."""
+    """As text: each category, then their mean."""
     parts = {name: {name: trials} for name, trials in outcomes.items()} | {'overall': outcomes}
     lines = [f'{"category":16s} {"rate":>7s} {"95 % interval":>17s} {"texts":>6s} {"pictures":>9s}']
     for name, part in parts.items():
         each = estimate(part)
-        texts = sum(len(trials.asked) for trials in part.values())
-        pictures = sum(int(trials.asked.sum() * len(trials.right)) for trials in part.values())
+        texts = sum(len(trials.total) for trials in part.values())
+        pictures = sum(int(trials.total.sum() * len(trials.correct)) for trials in part.values())
         lines.append(
             f'{name:16s} {each.value:7.1%} {each.low:7.1%} .. {each.high:6.1%} '
             f'{texts:6d} {pictures:9d}'
@@ -181,16 +188,17 @@ def table(outcomes: Outcomes) -> str:
 
 
 def student_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's 95 % interval of the mean of two values or more, one a seed."""
+    """Student's 95 % interval of the mean of at least two values, one a seed."""
     values = np.asarray(values, np.float64)
     half = student(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
     return float(values.mean()) - half, float(values.mean()) + half
 
 
 def student(freedom: int, share: float = 0.95) -> float:
-    """The t of `freedom` degrees within which, on both sides of 0, this share lies.
+    """The two-sided quantile of Student's t: |t| is below it with probability `share`.
 
-    With t = sqrt(freedom) tan(a) the density of a is proportional to cos(a)**(freedom - 1).
+    `freedom`: degrees of freedom. With t = sqrt(freedom) tan(a) the density of a is
+    proportional to cos(a)**(freedom - 1).
     """
     angle = np.linspace(0, np.pi / 2, 100_001)
     density = np.cos(angle) ** (freedom - 1)

@@ -1,4 +1,4 @@
-"""What the autoencoder lets through: true scenes encoded, decoded and put to the judge."""
+"""What the autoencoder preserves: real scenes, encoded, decoded and judged."""
 
 import numpy as np
 
@@ -8,31 +8,33 @@ from rf_jax.scenes import judge
 
 
 def evaluate(sampler: Sampler, source, count: int) -> dict[str, float]:
-    """Of the first `count` scenes: `accepted`, the share whose caption the judge accepts after
-    encoding and decoding, a ceiling of what can be drawn; `error`, squared, of pixels in [-1, 1];
-    `latent_deviation`, standard deviation of the latents, which the flow's noise supposes to be
-    about 1.
+    """Measures over the first `count` scenes.
+
+    `accepted`: the share whose caption the judge accepts after encoding and decoding, an upper
+    bound for generated pictures; `error`: mean squared error of pixels in [-1, 1];
+    `latent_deviation`: standard deviation of the latents, which should be about 1 as the flow's
+    noise is.
     """
     model, patch = sampler.model, sampler.config.data.patch_size
-    side = pipeline.fitted(source.size, source.size, sampler.config)
-    grid = side[0] // patch, side[1] // patch
-    pictures = [images.resize(source.picture(i), *side) for i in range(count)]
+    size = pipeline.fitted(source.size, source.size, sampler.config)
+    grid = size[0] // patch, size[1] // patch
+    pictures = [images.resize(source.picture(i), *size) for i in range(count)]
     placement = sampler.placement
     rows = [[[layout.Pixels(*grid, images.patchify(picture, patch))]] for picture in pictures]
     rows += [[]] * (placement.full(count) - count)
     capacity = dict(zip(layout.SIZES, layout.size(rows[0][0]).tolist()))
     batch = placement.inputs(layout.place(rows, capacity, model.channels))
     variables = {'params': sampler.params}
-    encode = placement.jit(lambda v, b: model.apply(v, b, method='clean'))
+    encode = placement.jit(lambda v, b: model.bind(v).clean(b))
     latents = encode(variables, batch)
-    decode = placement.jit(lambda v, z, b: model.apply(v, z, b, method='pixels'))
+    decode = placement.jit(lambda v, z, b: model.bind(v).pixels(z, b))
     patches = np.asarray(decode(variables, latents, batch))[:count]
-    back = [images.unpatchify(each, *side, patch) for each in patches]
-    error = [np.mean((a - b / 127.5 + 1) ** 2) for a, b in zip(back, pictures)]
-    shown = [np.clip((each + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8) for each in back]
+    decoded = [images.unpatchify(each, *size, patch) for each in patches]
+    error = [np.mean((a - b / 127.5 + 1) ** 2) for a, b in zip(decoded, pictures)]
+    decoded = [np.clip((each + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8) for each in decoded]
     claims = [source.captions(i)[0].claim for i in range(count)]
     return {
-        'accepted': float(np.mean([judge.accepts(c, p) for c, p in zip(claims, shown)])),
+        'accepted': float(np.mean([judge.accepts(c, p) for c, p in zip(claims, decoded)])),
         'error': float(np.mean(error)),
         'latent_deviation': float(np.asarray(latents)[:count].std()),
     }

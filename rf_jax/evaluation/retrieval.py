@@ -1,7 +1,8 @@
-"""Does the model know its pictures? Draw captions, find the picture; describe, compare the label.
+"""Does the model know its training pictures? Retrieval by generated pictures, and exact captions.
 
-Identification: the drawn picture's 10 nearest of the whole gallery by cosine of 16 x 16 RGB, the
-gallery's mean removed, hold the right one. Chance is 10 / gallery size.
+Retrieval: is the picture of a caption among the 10 of the gallery that are nearest to the picture
+generated from that caption? Nearness is the cosine of 16 x 16 RGB thumbnails after subtracting the
+gallery's mean. Chance is 10 / gallery size.
 """
 
 import contextlib
@@ -18,16 +19,15 @@ from rf_jax.runtime.rng import generator
 
 SIDE = 16
 NEAREST = 10
-GALLERY = 5000  # most pictures to find the right one among
+GALLERY = 5000  # largest gallery
 
 
 @dataclass(frozen=True)
 class Result:
-    """Rates in [0, 1] over `count` pictures; `drawn` and `answers` to look at.
+    """Rates in [0, 1] over `count` pictures, with the generated pictures and the captions.
 
-    A rate is None, and what belongs to it empty, for a task that the run does not train. So is
-    `exact` where no answer can be: `too_long` labels have more than `longest` tokens, the most that
-    an answer of the run can have.
+    If the run does not train a task, its rate is None and its list is empty. `too_long` labels have
+    more than `longest` tokens, the limit of the run's answers; `exact` is None if all of them do.
     """
 
     count: int
@@ -36,7 +36,7 @@ class Result:
     top10: float | None
     exact: float | None
     labels: list[str]
-    drawn: list[np.ndarray]
+    generated: list[np.ndarray]
     truth: list[np.ndarray]
     answers: list[str]
     too_long: int = 0
@@ -45,10 +45,10 @@ class Result:
     def table(self) -> str:
         """The result as text, with 95 % Wilson intervals."""
         rows = [
-            (f'drawn: right picture among {NEAREST} nearest of {self.gallery:,}', self.top10,
+            (f'generated: right picture among {NEAREST} nearest of {self.gallery:,}', self.top10,
              min(1.0, NEAREST / self.gallery)),
-            ('drawn: right picture is the nearest', self.top1, 1 / self.gallery),
-            ('described: exact label', self.exact, 1 / self.gallery),
+            ('generated: right picture is the nearest', self.top1, 1 / self.gallery),
+            ('captioned: exact label', self.exact, 1 / self.gallery),
         ]  # fmt: skip
         lines = [f'{"measure":58s} {"rate":>7s} {"95 % interval":>17s} {"chance":>8s}']
         for name, rate, chance in rows:
@@ -78,34 +78,34 @@ def thumbnails(pictures: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack(small).reshape(len(small), -1).astype(np.float32)
 
 
-def ranks(drawn: np.ndarray, gallery: np.ndarray, truth: Sequence[int]) -> np.ndarray:
-    """Rank (0: nearest) of gallery[truth[i]] for each drawn[i], both float32 [., 768]."""
+def ranks(generated: np.ndarray, gallery: np.ndarray, truth: Sequence[int]) -> np.ndarray:
+    """Rank (0: nearest) of gallery[truth[i]] for each generated[i], both float32 [., 768]."""
     mean = gallery.mean(0)
 
     def unit(x):
         x = x - mean
         return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
 
-    cosine = unit(drawn) @ unit(gallery).T
+    cosine = unit(generated) @ unit(gallery).T
     right = cosine[np.arange(len(truth)), truth]
     return (cosine > right[:, None]).sum(1)
 
 
 def readable(source, numbers: Iterable[int], count: int) -> dict[int, np.ndarray]:
-    """The first `count` pictures that can be decoded, by their number."""
-    found: dict[int, np.ndarray] = {}
+    """The first `count` pictures that can be decoded, by number."""
+    pictures: dict[int, np.ndarray] = {}
     for i in numbers:
-        if len(found) == count:
+        if len(pictures) == count:
             break
         with contextlib.suppress(images.BadPicture):
-            found[int(i)] = source.picture(int(i))
-    return found
+            pictures[int(i)] = source.picture(int(i))
+    return pictures
 
 
 def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
-    """Draws and describes `count` random pictures of a source with fresh seeds.
+    """Generates and captions `count` random pictures of a source, with new noise.
 
-    Raises UserError when no picture of the source can be read.
+    Raises UserError if no picture of the source can be read.
     """
     order = generator(seed, 'evaluation').permutation(np.asarray(source_list.pictured(source), int))
     truth = readable(source, order, count)
@@ -118,16 +118,16 @@ def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
     labels = [source.record(i).captions[0] for i in truth]
     sizes = [pipeline.fitted(*p.shape[:2], sampler.config) for p in truth.values()]
     tasks = sampler.config.data.tasks
-    drawn, answers, top1, top10, exact = [], [], None, None, None
+    generated, answers, top1, top10, exact = [], [], None, None, None
     too_long, longest = 0, lengths.longest_answer(sampler.config)
     if tasks.get('text_to_image', 0) > 0:
-        drawn = sampler.draw(
-            [sampler.request(label, seed + 1, size=size) for label, size in zip(labels, sizes)]
-        )
-        rank = ranks(thumbnails(drawn), np.concatenate(gallery), range(len(truth)))
+        generated = [
+            each.image for each in sampler.generate(labels, seed=seed + 1, size=sizes, number=0)
+        ]
+        rank = ranks(thumbnails(generated), np.concatenate(gallery), range(len(truth)))
         top1, top10 = float((rank == 0).mean()), float((rank < NEAREST).mean())
     if tasks.get('image_to_text', 0) > 0:
-        answers = sampler.describe(list(truth.values()))
+        answers = sampler.caption(list(truth.values()))
         accepted = [source.record(i).captions for i in truth]
         too_long = sum(
             lengths.too_long(sampler.tokenizer, captions, longest) for captions in accepted
@@ -141,7 +141,7 @@ def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
         top10=top10,
         exact=exact,
         labels=labels,
-        drawn=drawn,
+        generated=generated,
         truth=list(truth.values()),
         answers=answers,
         too_long=too_long,

@@ -1,4 +1,4 @@
-"""What a run shows: grids and captions while training, a table and a grid at its end."""
+"""What a run reports: grids and captions during training, a table and a grid at its end."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from absl import logging
 from rf_jax.data import images, pipeline, png, source_list
 from rf_jax.evaluation import codebook_usage, retrieval, scoring
 from rf_jax.evaluation.inspection import Inspector
-from rf_jax.generation import token_sampling
+from rf_jax.generation import inputs, token_sampling
 from rf_jax.generation.placement import Placement
 from rf_jax.generation.sampler import ROWS, Sampler
 from rf_jax.runtime import distributed, metrics, sharding
@@ -24,49 +24,49 @@ from rf_jax.training.state import State
 from rf_jax.training.train_loop import Run
 
 COLUMNS = 8
-SHOWN = 24  # pairs in the grid of the end
+SHOWN = 24  # pairs in the grid at the end
 
 
 def first_pictures(run: Run) -> tuple[object, Sequence[int]]:
-    """The first source with pictures and their numbers; (None, []) if there is none."""
+    """The first source with pictures, and their numbers; (None, []) without one."""
     for source, *_ in run.batches.samples['text_to_image'][:1]:
         return source, source_list.pictured(source)
     return None, []
 
 
 def sampler_of(run: Run) -> Sampler:
-    """The run's model as training shards it, for parameters as its placement gives them."""
+    """A sampler of the run's model, sharded as in training; `params` are still to be set."""
     placement = Placement.of(run.mesh)
     model = placement.model(run.config, run.tokenizer.size)
     return Sampler(run.config, model, None, run.tokenizer, placement)
 
 
 def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]:
-    """A hook `(step, ema, writer)`: drawings and descriptions into WORKDIR/samples.
+    """A hook `(step, ema, writer)` that writes generated pictures and captions to WORKDIR/samples.
 
-    All hosts draw together, with the averaged weights sharded as in training; the first one writes.
+    All hosts generate together, with the EMA parameters sharded as in training; the first host
+    writes.
     """
     source, numbers = first_pictures(run)
     rng = np.random.default_rng(run.config.seed)
     chosen = retrieval.readable(source, rng.permutation(numbers), run.config.log.samples)
     prompts = [source.record(i).captions[0] for i in chosen]
-    sampler = sampler_of(run)  # compiled once, weights change
+    sampler = sampler_of(run)  # compiled once, for changing parameters
     sizes = [pipeline.fitted(*picture.shape[:2], run.config) for picture in chosen.values()]
-    requests = [sampler.request(p, run.config.seed, size=s) for p, s in zip(prompts, sizes)]
 
     def show(step: int, ema: Any, writer: metrics.MetricWriter) -> None:
         if not chosen:
             return
         sampler.params = sampler.placement.params(ema)
-        drawn = sampler.draw(requests)
-        answers = sampler.describe(list(chosen.values()))
-        sampler.params = None  # the step that follows reuses the state's memory
+        generated = sampler.generate(prompts, run.config.seed, sizes, number=0)
+        captions = sampler.caption(list(chosen.values()))
+        sampler.params = None  # the next step reuses the state's memory
         if not distributed.first():
             return
-        sheet = images.grid(drawn, COLUMNS, prompts)
-        writer.image(step, 'drawn', sheet)
-        lines = [f'{prompt} -> {answer}' for prompt, answer in zip(prompts, answers)]
-        writer.text(step, 'described', '\n\n'.join(lines))
+        sheet = images.grid([each.image for each in generated], COLUMNS, prompts)
+        writer.image(step, 'generated', sheet)
+        lines = [f'{prompt} -> {caption}' for prompt, caption in zip(prompts, captions)]
+        writer.text(step, 'captions', '\n\n'.join(lines))
         folder = run.workdir / 'samples'
         try:
             folder.mkdir(exist_ok=True)
@@ -74,61 +74,65 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
             png.write(folder / f'{step:08d}.png', sheet, made_by)
             (folder / f'{step:08d}.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
         except OSError as error:
-            logging.warning('Samples of step %d cannot be written: %s', step, error)
+            logging.warning('Cannot write the samples of step %d: %s', step, error)
 
     return show
 
 
 def check(run: Run, memory: float | None = None) -> None:
-    """Raises UserError before a training that could not draw on its way or be evaluated at its end.
+    """Raises UserError before training if generation during or after it cannot work.
 
-    `memory`: bytes of a device; None asks the device, and a CPU has no answer.
+    `memory`: bytes of a device; None reads it from the device, which a CPU does not report.
     """
     config, samples = run.config, run.config.evaluation.samples
-    if samples and scoring.applies(config):
+    if samples and scoring.trains_on_scenes(config):
         scoring.check(config, run.tokenizer, scoring.Amount.of(samples))
     stats = jax.local_devices()[0].memory_stats() or {}
     memory = memory or stats.get('bytes_limit')
-    draws = scoring.draws(config) and first_pictures(run)[0] is not None
-    if not memory or not draws:
+    generates = scoring.generates(config) and first_pictures(run)[0] is not None
+    if not memory or not generates:
         return
     average = jitted.nbytes_per_device(run.abstract.ema)
     state = jitted.nbytes_per_device(run.abstract)
     state -= sum(jitted.nbytes_per_device(getattr(run.abstract, name)) for name in config.offload)
     while_training = state + (average if 'ema' in config.offload else 0.0)
-    for field, asked, held in (
-        ('evaluation.samples', samples, average),  # the rest of the state is gone by then
+    for field, value, held in (
+        ('evaluation.samples', samples, average),  # the rest of the state is freed by then
         ('log.samples_every', config.log.samples_every, while_training),
     ):
-        needed = held + cache_bytes(run) if asked else 0.0
+        needed = held + cache_bytes(run) if value else 0.0
         if needed > memory:
             raise UserError(
-                f'{field}={asked}: drawing needs at least {needed / 1e9:.1f} GB of a device, and '
-                f'it has {memory / 1e9:.1f}. Shard the model over more devices (mesh.fsdp, '
+                f'{field}={value}: generation needs at least {needed / 1e9:.1f} GB of a device, '
+                f'which has {memory / 1e9:.1f}. Shard the model over more devices (mesh.fsdp, '
                 f'mesh.tensor), or set {field}=0'
             )
 
 
 def cache_bytes(run: Run) -> float:
-    """Bytes on a device of the keys and values of the pictures that are drawn together."""
+    """Bytes on a device of the KV cache of the pictures that are generated together."""
     sampler = sampler_of(run)
-    request = sampler.request('', 0)
+    requests = [inputs.request(run.config, '', 0)]
     options = sampler.options()
     contexts = options.contexts()
-    row = sampler.rows([request])[True, True]
+    rows = inputs.generation_rows(run.config, run.tokenizer, run.model.channels, requests)
+    row = rows[True, True]
     batch = {name: np.concatenate([array] * len(contexts)) for name, array in row.items()}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    write = partial(token_sampling.write, run.model, options)
+    sample_tokens = partial(token_sampling.sample, run.model, options)
     _, cache = jax.eval_shape(
-        lambda params, batch, keys: write(params, batch, contexts, keys),
+        lambda params, batch, keys: sample_tokens(params, batch, contexts, keys),
         *(run.abstract.ema, batch, keys),
     )
-    rows = sampler.placement.full(ROWS) / sampler.placement.multiple
-    return rows * sum(a.size * a.dtype.itemsize for a in cache)
+    per_device = sampler.placement.full(ROWS) / sampler.placement.multiple
+    return per_device * sum(a.size * a.dtype.itemsize for a in cache)
 
 
 def at_end(run: Run, state: State) -> str:
-    """Evaluates, writes the result and grids into the workdir; the table to print."""
+    """Evaluates a finished run and writes the result and grids to its workdir.
+
+    Gives the table to print.
+    """
     sampler = sampler_of(run)
     sampler.params = sampler.placement.params(state.ema)
     source, numbers = first_pictures(run)
@@ -138,68 +142,72 @@ def at_end(run: Run, state: State) -> str:
     codebook = sampler.placement.gather(state.codebook)
     trained = Inspector(sampler, codebook, int(state.step))
     table = evaluate(trained, source, run.workdir, samples, run.config.seed)
-    drawn = run.config.data.tasks.get('text_to_image', 0) > 0
-    if drawn and scoring.has_codes(run.config) and not scoring.applies(run.config):
+    generates = run.config.data.tasks.get('text_to_image', 0) > 0
+    if generates and scoring.has_codes(run.config) and not scoring.trains_on_scenes(run.config):
         share = codebook_usage.codes_over_an_epoch(run, state.replace(ema=sharding.near(state.ema)))
         table += f'\ncodebook: {share:.1%} of the prototypes are used over an epoch'
     return table
 
 
 def evaluate(run: Inspector, source, workdir: Path, samples: int, seed: int, amount=None) -> str:
-    """Files and the table of a run by what it has learned.
+    """Evaluates a run and writes the files; gives the table.
 
-    Scenes are put to the judge (`amount`: scoring.Amount, default: as fits `samples`); pictures of
-    any other source have to be found again, `samples` of them.
+    A run on scenes is scored by the judge (`amount`: scoring.Amount, by default about `samples`),
+    any other run by retrieval of `samples` pictures of the source.
     """
-    if scoring.applies(run.sampler.config):
+    if scoring.trains_on_scenes(run.sampler.config):
         amount = amount or scoring.Amount.of(samples)
         score = scoring.score(run.sampler, amount, np.asarray(run.codebook), seed)
-        asked = {'step': run.step, 'seed': seed, 'amount': amount.to_dict()}
-        return write_score(score, asked, workdir)
+        made_by = {'step': run.step, 'seed': seed, 'amount': amount.to_dict()}
+        return write_score(score, made_by, workdir)
     result = retrieval.evaluate(run.sampler, source, samples, seed)
     return write(result, {'step': run.step, 'seed': seed}, workdir)
 
 
-def write_score(score: scoring.Score, asked: dict, workdir: Path) -> str:
-    """`score.json`, with what was asked, and a grid of each side, by the first host; the table."""
+def write_score(score: scoring.Score, made_by: dict, workdir: Path) -> str:
+    """The first host writes `score.json`, beginning with `made_by`, and a grid of each side.
+
+    `made_by`: step, seed and amount. Gives the table.
+    """
     lines = [scoring.table(score.values)]
     try:
         for side, pictures in score.shown.items() if distributed.first() else ():
             grid = workdir / f'grid_{side}.png'
             prompts = score.values['shown'][side]
             sheet = images.grid(pictures, COLUMNS, prompts)
-            made_by = {'step': asked['step'], 'seed': asked['seed'], 'prompts': '\n'.join(prompts)}
-            png.write(grid, sheet, made_by)
+            text = {name: made_by[name] for name in ('step', 'seed')}
+            png.write(grid, sheet, text | {'prompts': '\n'.join(prompts)})
             lines.append(f'grid: {grid}')
         if distributed.first():
-            text = json.dumps(asked | score.values, indent=1)
+            text = json.dumps(made_by | score.values, indent=1)
             (workdir / 'score.json').write_text(text, encoding='utf-8')
     except OSError as error:
-        logging.warning('The grids and score.json cannot be written: %s', error)
+        logging.warning('Cannot write the grids and score.json: %s', error)
     return '\n'.join(lines)
 
 
-def write(result: retrieval.Result, asked: dict, workdir: Path) -> str:
-    """`grid.png` and `result.json`, by the first host; the table, with the grid's path if written.
+def write(result: retrieval.Result, made_by: dict, workdir: Path) -> str:
+    """The first host writes `grid.png` and `result.json`; gives the table, with the grid's path.
 
-    `asked`: step and seed, kept in the grid, where each picture has the size of its drawing.
+    `made_by`: step and seed, kept in the grid. There each picture has the size of the generated one
+    beside it, which is black if the run does not train generation.
     """
-    drawn = result.drawn or [np.zeros_like(truth) for truth in result.truth]  # not trained: black
+    generated = result.generated or [np.zeros_like(truth) for truth in result.truth]
     answers = result.answers or [''] * result.count
     pictures, captions = [], []
     for i in range(min(SHOWN, result.count)):
-        pictures += [images.resize(result.truth[i], *drawn[i].shape[:2]), drawn[i]]
+        pictures += [images.resize(result.truth[i], *generated[i].shape[:2]), generated[i]]
         captions += [result.labels[i], f'> {answers[i]}']
     grid = workdir / 'grid.png'
     kept = asdict(result)
-    for name in ('drawn', 'truth'):
+    for name in ('generated', 'truth'):
         del kept[name]
     table = result.table()
     try:
         if distributed.first():
-            png.write(grid, images.grid(pictures, COLUMNS, captions), asked)
-            table += f'\ngrid: {grid} (pairs: picture with its label, drawing with "> answer")'
+            png.write(grid, images.grid(pictures, COLUMNS, captions), made_by)
+            table += f'\ngrid: {grid} (pairs: picture and label, generated picture and "> caption")'
             (workdir / 'result.json').write_text(json.dumps(kept, indent=1), encoding='utf-8')
     except OSError as error:
-        logging.warning('grid.png or result.json cannot be written: %s', error)
+        logging.warning('Cannot write grid.png and result.json: %s', error)
     return table

@@ -1,10 +1,11 @@
-"""The score of one checkpoint trained on scenes: generation, understanding, distances, codebook."""
+"""The score of a checkpoint trained on scenes: generation, understanding, distances, codebook."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from rf_jax.data import images, pipeline, source_list
 from rf_jax.data.tokenizer import Tokenizer
@@ -24,22 +25,22 @@ from rf_jax.runtime.errors import UserError, require
 from rf_jax.scenes import prompts
 
 SIDES = ('seen', 'held_out')  # of prompts.prompt_set
-_SHOWN = 2  # prompts of a category whose first picture is kept to look at
-_NEW = 1_000_003  # added to the seed of the scenes; simple ones occur under any seed
+_SHOWN = 2  # prompts of a category whose first picture is kept for the grid
+_NEW = 1_000_003  # added to the seed of the scenes
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How much is asked of a model; 0 leaves a part out."""
+    """How much a model is evaluated; 0 leaves a part out."""
 
     prompts: int = 50  # per category, of each side
     pictures: int = 4  # per prompt
-    captions: int = 200  # of new scenes, drawn to be compared with those scenes
+    captions: int = 200  # of new scenes; their pictures are compared with those scenes
     questions: int = 50  # per kind
 
     @classmethod
     def of(cls, samples: int) -> 'Amount':
-        """About `samples` pictures of each side and as many questions, for the end of a run."""
+        """About `samples` pictures of each side and as many questions: the end of a run."""
         few = -(-samples // len(prompts.CATEGORIES))
         return cls(prompts=few, pictures=1, captions=samples, questions=few)
 
@@ -48,7 +49,7 @@ class Amount:
 
     @property
     def size(self) -> int:
-        """Pictures drawn and questions answered, nearly: what the time goes with."""
+        """About the number of pictures and answers, to which the time is proportional."""
         categories = len(SIDES) * len(prompts.CATEGORIES)
         return categories * self.prompts * self.pictures + self.captions + self.questions
 
@@ -57,29 +58,29 @@ class Amount:
 class Score:
     """`values`: for JSON. `shown`: {side: uint8 [n, h, w, 3]}, a few pictures of each category.
 
-    values['generation'][side][category]: 'prompts' and 'correct', a list of 1 or 0 for each;
-    values['understanding'][kind]: see understanding.evaluate; values['distances'],
+    values['generation'][side][category]: 'prompts' and, for each, 'correct', a list with 1 or 0 of
+    each picture; values['understanding'][kind]: see `vqa.evaluate`; values['distances'],
     values['variety'], values['codebook'] and values['autoencoder']: numbers;
-    values['shown'][side]: prompts. What a run does not train is empty.
+    values['shown'][side]: the prompts of `shown`. Parts that the run does not train are empty.
     """
 
     values: dict
     shown: dict[str, np.ndarray]
 
 
-def applies(config) -> bool:
-    """Whether a run is scored here: it has learned scenes."""
+def trains_on_scenes(config: ConfigDict) -> bool:
+    """Whether a run has a source of scenes, so that `score` applies to it."""
     return any(
         source_list.kind_and_argument(part)[0] == 'scenes'
         for part in source_list.parts(config.data.sources)
     )
 
 
-def new_scenes(config):
-    """The first source of scenes of a run, but of another seed than it was trained on. There are
-    few scenes of a single object, and training has seen most of them.
+def new_scenes(config: ConfigDict):
+    """The run's first source of scenes, with another seed than in training.
 
-    Raises UserError for a run that has none.
+    Simple scenes occur under any seed: there are few of a single object, and training has seen most
+    of them. Raises UserError for a run without scenes.
     """
     for part in source_list.parts(config.data.sources):
         kind, argument = source_list.kind_and_argument(part)
@@ -90,18 +91,19 @@ def new_scenes(config):
             text = '/'.join([f'scenes:{kept[0]}', *kept[1:], f'seed={sum(seeds) + _NEW}'])
             return source_list.build(text, config.data.max_pixels)[0]
     raise UserError(
-        f'data.sources={config.data.sources!r} of the run has no scenes (scenes:aligned/32): '
-        'prompts and questions about scenes cannot be put to it'
+        f'data.sources={config.data.sources!r} of the run has no scenes: only runs with a '
+        'source such as scenes:aligned/32 can be scored by prompts and questions about scenes'
     )
 
 
 def score(
     sampler: Sampler, amount: Amount, codebook: np.ndarray | None = None, seed: int = 0
 ) -> Score:
-    """Draws the prompts, puts the questions; only what the run trains (data.tasks).
+    """Generates from the prompts and answers the questions, as far as data.tasks trains them.
 
-    `codebook` float32 [K, Denc] of the checkpoint, None leaves its use out. The prompts, questions
-    and scenes are always the same, `seed` is of the noise. Raises UserError as `check` does.
+    `codebook` float32 [K, Denc] of the checkpoint; None leaves its usage out. The prompts,
+    questions and scenes are always the same; `seed` is that of the noise. Raises UserError as
+    `check` does.
     """
     config = sampler.config
     check(config, sampler.tokenizer, amount)
@@ -110,32 +112,32 @@ def score(
     values['autoencoder'], values['variety'] = {}, {}
     values['shown'] = shown = {}
     pictures: dict[str, np.ndarray] = {}
-    if draws(config):
+    if generates(config):
         for side in SIDES if amount.prompts else ():
-            asked = prompts.prompt_set(side, source.rung, amount.prompts)
-            drawn = geneval_like.draw(sampler, asked, amount.pictures, seed)
-            correct = geneval_like.judge(asked, drawn)
-            values['generation'][side] = _by_category(asked, correct)
+            prompt_set = prompts.prompt_set(side, source.rung, amount.prompts)
+            generated = geneval_like.generate(sampler, prompt_set, amount.pictures, seed)
+            correct = geneval_like.judge(prompt_set, generated)
+            values['generation'][side] = _by_category(prompt_set, correct)
             if side == SIDES[0]:
                 values['variety'] = diversity.measure(
                     picture
-                    for prompt, row in zip(asked, drawn)
+                    for prompt, row in zip(prompt_set, generated)
                     if prompt.category == diversity.CATEGORY
                     for picture in row
                 )
-            chosen = _first_of_each([prompt.category for prompt in asked])
-            shown[side] = [asked[i].text for i in chosen]
-            pictures[side] = np.stack([drawn[i][0] for i in chosen])
+            chosen = _first_of_each([prompt.category for prompt in prompt_set])
+            shown[side] = [prompt_set[i].text for i in chosen]
+            pictures[side] = np.stack([generated[i][0] for i in chosen])
         if amount.captions:
-            side = pipeline.fitted(source.size, source.size, config)
-            real = [images.resize(source.picture(i), *side) for i in range(amount.captions)]
+            size = pipeline.fitted(source.size, source.size, config)
+            real = [images.resize(source.picture(i), *size) for i in range(amount.captions)]
             captions = [source.record(i).captions[0] for i in range(amount.captions)]
-            made = sampler.draw(geneval_like.requests(sampler, captions, 1, seed, side))
-            if amount.captions > 1:  # of one picture there is no distribution
-                values['distances'] = image_distances.distances(made, real)
+            generated = [each.image for each in sampler.generate(captions, seed, size)]
+            if amount.captions > 1:  # one picture is not a distribution
+                values['distances'] = image_distances.distances(generated, real)
         if codebook is not None and amount.captions and has_codes(config):
             scenes = [source.scene(i) for i in range(amount.captions)]
-            values['codebook'] = use_of_codebook(sampler, codebook, real, scenes)
+            values['codebook'] = codebook_statistics(sampler, codebook, real, scenes)
     if config.losses.reconstruction and amount.captions:
         values['autoencoder'] = reconstruction.evaluate(sampler, source, amount.captions)
     if config.data.tasks.get('image_to_text', 0) > 0 and amount.questions:
@@ -143,44 +145,48 @@ def score(
     return Score(values, pictures)
 
 
-def draws(config) -> bool:
-    """Whether a run learns to draw."""
+def generates(config: ConfigDict) -> bool:
+    """Whether a run learns to generate pictures."""
     return config.data.tasks.get('text_to_image', 0) > 0 and config.losses.flow > 0
 
 
-def check(config, tokenizer: Tokenizer, amount: Amount) -> None:
-    """Raises UserError for a run that cannot be asked this much, or has no scenes at all."""
+def check(config: ConfigDict, tokenizer: Tokenizer, amount: Amount) -> None:
+    """Raises UserError if a run has no scenes, too few of them, or a tokenizer of other texts."""
     source = new_scenes(config)
     require(
         amount.captions <= len(source),
-        f'captions={amount.captions} (--samples of evaluate): there are {len(source)} new scenes',
+        f'captions={amount.captions} (--samples of evaluate): there are only {len(source)} new '
+        'scenes',
     )
-    for side in SIDES if draws(config) and amount.prompts else ():
-        asked = prompts.prompt_set(side, source.rung, amount.prompts)
-        check_tokenizer(config, tokenizer, [prompt.text for prompt in asked])
+    for side in SIDES if generates(config) and amount.prompts else ():
+        prompt_set = prompts.prompt_set(side, source.rung, amount.prompts)
+        check_tokenizer(config, tokenizer, [prompt.text for prompt in prompt_set])
 
 
-def check_tokenizer(config, tokenizer: Tokenizer, texts: list[str]) -> None:
-    """Raises UserError if a prompt is too long for the run: its tokenizer knows no scenes."""
+def check_tokenizer(config: ConfigDict, tokenizer: Tokenizer, texts: list[str]) -> None:
+    """Raises UserError if a prompt is too long: the tokenizer was not trained on scenes."""
     longest = max(texts, key=lambda text: len(tokenizer.encode(text)))
     need, most = len(tokenizer.encode(longest)) + 2, config.data.max_text_tokens
     require(
         need <= most,
-        f'the tokenizer of the run makes {need} tokens of {longest!r}, more than '
+        f"the run's tokenizer splits {longest!r} into {need} tokens, more than "
         f'data.max_text_tokens={most}: it was not trained on scenes, or data.max_text_tokens is '
         'too small for the prompts',
     )
 
 
-def has_codes(config) -> bool:
-    """Whether a codebook is learned."""
+def has_codes(config: ConfigDict) -> bool:
+    """Whether a run learns a codebook."""
     return representation.of(config).learns_codebook
 
 
-def use_of_codebook(sampler: Sampler, codebook: np.ndarray, pictures, scenes) -> dict[str, float]:
-    """What the pictures of scenes are given of the K prototypes, each the nearest: the share used,
-    the perplexity (1 to K: as many, evenly used, would have the same entropy), and in bits a token
-    what it tells of the look under it, of its place, and what the look leaves unexplained.
+def codebook_statistics(
+    sampler: Sampler, codebook: np.ndarray, pictures, scenes
+) -> dict[str, float]:
+    """How the pictures of scenes use the K prototypes when each token takes the nearest.
+
+    Gives the share that is used, the perplexity (1 to K: so many prototypes, used evenly, would
+    have the same entropy), and `code_content.measure` in bits a token.
     """
     codes = inspection.Inspector(sampler, codebook).codes(pictures)
     looks = [
@@ -196,23 +202,23 @@ def _first_of_each(categories: Sequence[str]) -> list[int]:
     return [i for i, name in enumerate(categories) if list(categories[:i]).count(name) < _SHOWN]
 
 
-def _by_category(asked, correct: np.ndarray) -> dict[str, dict]:
-    found: dict[str, dict] = {}
-    for prompt, each in zip(asked, np.asarray(correct, int).tolist()):
-        entry = found.setdefault(prompt.category, {'prompts': [], 'correct': []})
+def _by_category(prompt_set, correct: np.ndarray) -> dict[str, dict]:
+    categories: dict[str, dict] = {}
+    for prompt, each in zip(prompt_set, np.asarray(correct, int).tolist()):
+        entry = categories.setdefault(prompt.category, {'prompts': [], 'correct': []})
         entry['prompts'].append(prompt.text)
         entry['correct'].append(each)
-    return found
+    return categories
 
 
 def overall(generation: Mapping[str, dict]) -> float:
-    """Mean over categories of the share of pictures that are right; nan if nothing was drawn."""
+    """Mean over categories of the share of correct pictures; nan without pictures."""
     each = [float(np.mean(entry['correct'])) for entry in generation.values()]
     return float(np.mean(each)) if each else math.nan
 
 
 def table(values: Mapping) -> str:
-    """The score as text: by category and by kind of question, with 95 % intervals."""
+    """The score as text, by category and by kind of question, with 95 % intervals."""
     parts = []
     for side in values['generation']:
         parts += [f'{side.replace("_", " ")} prompts']

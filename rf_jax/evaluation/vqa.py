@@ -1,4 +1,4 @@
-"""Does the model understand scenes? Questions about new ones, answers compared word for word."""
+"""Visual question answering on scenes: questions about new scenes, scored by exact match."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,39 +9,43 @@ from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.rng import generator
 from rf_jax.scenes.language import Question
 
-_MOST = 50  # scenes looked at for each question wanted of a kind
+_MOST = 50  # scenes searched for each question of a kind
 
 
-def ask(source, count: int) -> list[tuple[int, Question]]:
-    """(number of the scene, question) by kind: up to `count` of each, one a kind and scene.
+def question_set(source, count: int) -> list[tuple[int, Question]]:
+    """(number of the scene, question), up to `count` of each kind, ordered by kind.
 
-    From the first scenes that have such a question; which of several is drawn.
+    At most one question of a kind about a scene, sampled with a fixed seed from those of the kind;
+    from the first scenes that have such a question.
     """
-    asked: dict[str, list[tuple[int, Question]]] = {}
+    chosen: dict[str, list[tuple[int, Question]]] = {}
     for i in range(min(len(source), _MOST * count)):
         rng = generator('asked', i)
         by_kind: dict[str, list[Question]] = {}
         for question in source.questions(i):
             by_kind.setdefault(question.kind, []).append(question)
         for kind, several in by_kind.items():
-            kept = asked.setdefault(kind, [])
+            kept = chosen.setdefault(kind, [])
             if len(kept) < count:
                 kept.append((i, several[int(rng.integers(len(several)))]))
-    return [each for kind in sorted(asked) for each in asked[kind]]
+    return [each for kind in sorted(chosen) for each in chosen[kind]]
 
 
 def evaluate(sampler: Sampler, source, count: int) -> dict[str, dict]:
     """{kind: {'correct': 1 or 0 of each question, 'commonest': share of its commonest answer}}.
 
-    Right is an answer that is the same but for case and white space. `source`: scenes of another
-    seed than those of training. Who always gives the commonest answer is right in its share.
+    An answer is correct if it equals the true one up to case and white space. `source`: scenes of
+    another seed than in training. A model that always gives the commonest answer of a kind scores
+    'commonest'.
     """
-    asked = ask(source, count)
-    pictures = {i: source.picture(i) for i in sorted({i for i, _ in asked})}
-    answers = sampler.describe([pictures[i] for i, _ in asked], [q.question for _, q in asked])
+    questions = question_set(source, count)
+    pictures = {i: source.picture(i) for i in sorted({i for i, _ in questions})}
+    answers = sampler.answer(
+        [pictures[i] for i, _ in questions], [question.question for _, question in questions]
+    )
     correct: dict[str, list[int]] = {}
     truth: dict[str, Counter] = {}
-    for (_, question), answer in zip(asked, answers):
+    for (_, question), answer in zip(questions, answers):
         right = clean(question.answer).lower()
         correct.setdefault(question.kind, []).append(int(clean(answer).lower() == right))
         truth.setdefault(question.kind, Counter())[right] += 1
@@ -51,13 +55,13 @@ def evaluate(sampler: Sampler, source, count: int) -> dict[str, dict]:
     }
 
 
-def table(found: Mapping[str, dict]) -> str:
-    """Rates by kind as text, with 95 % Wilson intervals."""
+def table(kinds: Mapping[str, dict]) -> str:
+    """What `evaluate` gives as text, with 95 % Wilson intervals."""
     lines = [
         f'{"understanding":28s} {"asked":>6s} {"right":>7s} {"95 % interval":>17s} '
         f'{"commonest":>10s}'
     ]
-    for kind, entry in found.items():
+    for kind, entry in kinds.items():
         count, rate = len(entry['correct']), sum(entry['correct']) / len(entry['correct'])
         low, high = wilson(rate, count)
         common = entry['commonest']

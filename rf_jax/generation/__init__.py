@@ -1,1 +1,7 @@
-"""Drawing and describing with one key/value cache."""
+"""Runs a trained model: generates pictures from text, captions pictures, answers questions.
+
+`sampler.Sampler` is the user's interface. Below it: `inputs` lays out prompts and questions as rows
+of `data.layout`, `image_sampling` and `captioning` are the jitted programs, `token_sampling`
+samples the representation, `kv_cache` runs the model on part of a row, `placement` shards the
+parameters.
+"""

@@ -1,43 +1,44 @@
-"""Picture and question to text, token by token with the same cache."""
-
-from collections.abc import Mapping
+"""Captions and answers: a picture and a question to text, token by token with a KV cache."""
 
 import jax
 import jax.numpy as jnp
 
+from rf_jax.data.batch import Batch
 from rf_jax.generation import kv_cache
 from rf_jax.models.unified import Unified
 
-Arrays = Mapping[str, jax.Array]
 
-
-def describe(model: Unified, params, batch: Arrays, heads, length: int, eos: int):
+def answer(
+    model: Unified, params, batch: Batch, prompt_lengths: jax.Array, length: int, eos: int
+) -> jax.Array:
     """Greedy answers.
 
-    batch: rows of a Vision span and a Text span whose last `length` tokens are to be written;
-    heads int32 [B]: tokens before them. Gives int32 [B, length], `eos` from where an answer ends.
+    batch: rows of a Vision span and a Text span whose last `length` tokens are to be sampled
+    (`inputs.answer_rows`); prompt_lengths int32 [B]: text tokens before them. Gives int32
+    [B, length]; from where an answer ends all tokens are `eos`.
     """
     text = batch['text_tokens'].shape[1]
-    vision = model.apply({'params': params}, batch, method='embed_vision')
-    words = model.apply({'params': params}, batch['text_tokens'], method='embed_text')
+    bound = model.bind({'params': params})
+    vision = bound.embed_vision(batch)
+    words = bound.embed_text(batch['text_tokens'])
     x = jnp.concatenate([words, vision.astype(words.dtype)], 1)
-    # Places to be written are in the cache too, unseen: their order lies beyond every reach.
+    # The cache has the places of the answer too. No earlier token sees those of a later order.
     x, cache = kv_cache.prefill(model, params, batch, x, (x.shape[1], 0, 0))
-    rows = jnp.arange(heads.shape[0])
+    rows = jnp.arange(prompt_lengths.shape[0])
 
-    def choose(x):
-        logits = model.apply({'params': params}, x, method='text_logits')
+    def most_likely(x):
+        logits = model.bind({'params': params}).text_logits(x)
         return jnp.argmax(logits, -1).astype(jnp.int32)
 
-    def write(carry, i):
+    def decode(carry, i):
         cache, token, ended = carry
-        x = model.apply({'params': params}, token[:, None], method='embed_text')
-        slot = jnp.minimum(heads + i, text - 1)
+        x = model.bind({'params': params}).embed_text(token[:, None])
+        slot = jnp.minimum(prompt_lengths + i, text - 1)
         x, cache = kv_cache.one(model, params, batch, cache, slot, x, (1, 0, 0))
         ended |= token == eos
-        return (cache, jnp.where(ended, eos, choose(x)[:, 0]), ended), token
+        return (cache, jnp.where(ended, eos, most_likely(x)[:, 0]), ended), token
 
-    first = choose(x[rows, heads - 1])
-    start = (cache, first, jnp.zeros(heads.shape, bool))
-    _, tokens = jax.lax.scan(write, start, jnp.arange(length))
+    first = most_likely(x[rows, prompt_lengths - 1])
+    start = (cache, first, jnp.zeros(prompt_lengths.shape, bool))
+    _, tokens = jax.lax.scan(decode, start, jnp.arange(length))
     return tokens.T

@@ -1,7 +1,7 @@
 """Text to picture: representation tokens one by one, then the flow in pixels (paper, appendix A).
 
-All functions are pure and batched; a sample's randomness depends on its own seed alone, so a batch
-gives what the samples give one by one.
+All functions are pure and batched. The randomness of an example depends only on its own key, so a
+batch gives what its examples give one by one.
 """
 
 from collections.abc import Mapping
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from rf_jax.data.batch import Batch
 from rf_jax.generation import guidance, kv_cache, token_sampling
 from rf_jax.models.unified import Unified
 from rf_jax.training import flow
 
-Arrays = Mapping[str, jax.Array]
-
 
 @dataclass(frozen=True)
 class Options:
-    """Of one drawing; defaults are the paper's. See `config.sampling`."""
+    """How pictures are generated: the fields of `config.sampling`; the defaults are the paper's."""
 
     steps: int = 25
     method: str = 'euler'
@@ -35,36 +35,50 @@ class Options:
         return guidance.pixel_weights(self.guidance_pixels, self.guidance_text)
 
     def contexts(self) -> tuple[bool, ...]:
-        """Which contexts to keep: with text, without, or both; with text comes first."""
+        """The contexts to cache: with text (True), without (False), or both in this order."""
         need = set(guidance.token_weights(self.guidance_representation))
         need |= {text for text, _ in self.branches()}
         return tuple(sorted(need, reverse=True))
 
 
-def options(config, **changes) -> Options:
-    """`config.sampling` with changes; None changes nothing."""
+def options(config: ConfigDict, **changes) -> Options:
+    """`config.sampling` with changes; a value of None changes nothing."""
     values = {name: config.sampling[name] for name in Options.__dataclass_fields__}
+    values |= {name: value for name, value in changes.items() if value is not None}
     values['guidance_interval'] = tuple(values['guidance_interval'])
-    return Options(**values | {name: v for name, v in changes.items() if v is not None})
+    return Options(**values)
 
 
-def draw(model: Unified, config, options: Options, params, rows, keys):
+def generate(
+    model: Unified,
+    config: ConfigDict,
+    options: Options,
+    params,
+    rows: Mapping[guidance.Branch, Batch],
+    keys: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     """Pictures of the rows.
 
-    rows: {(text kept, representation kept): arrays of `data.layout`} for all four, one sample a
-    row; keys: one key a row. Gives (patches float32 [B, P, C] in [-1, 1], what
-    `token_sampling.write` wrote before them [B, N, ...]).
+    rows: a batch for each of the four branches (`inputs.generation_rows`), one example a row;
+    keys [B]. Gives (patches float32 [B, P, C] in [-1, 1], representation tokens [B, N, ...] as
+    `token_sampling.sample` says).
     """
     contexts = options.contexts()
     batch = _stack([rows[text, True] for text in contexts])
-    tokens, cache = token_sampling.write(model, options, params, batch, contexts, keys)
+    tokens, cache = token_sampling.sample(model, options, params, batch, contexts, keys)
     caches = dict(zip(contexts, _split(cache, len(contexts))))
-    drawn = draw_pixels(model, config, options, params, rows, caches, keys)
-    return model.apply({'params': params}, drawn, rows[True, True], method='pixels'), tokens
+    latents = generate_latents(model, config, options, params, rows, caches, keys)
+    bound = model.bind({'params': params})
+    return bound.pixels(latents, rows[True, True]), tokens
 
 
-def draw_pixels(model: Unified, config, options: Options, params, rows, caches, keys) -> jax.Array:
-    """The flow from noise to pictures with the context cached: float32 [B, P, Z]."""
+def generate_latents(
+    model: Unified, config: ConfigDict, options: Options, params, rows, caches, keys
+) -> jax.Array:
+    """Integrates the flow from noise at t = 0 to clean patches or latents: float32 [B, P, Z].
+
+    caches: {text kept: keys and values of the text and representation tokens}.
+    """
     branches = options.branches()
     batch = _stack([rows[branch] for branch in branches])
     cache = _stack_caches([caches[text] for text, _ in branches])
@@ -76,12 +90,12 @@ def draw_pixels(model: Unified, config, options: Options, params, rows, caches, 
     patches = conditional['pixels'].shape[1]
 
     def predict(z, t):
-        """Guided clean patches of z [B, P, Z] at t [B, P]."""
+        """Guided prediction of the clean latents from z [B, P, Z] at t [B, P]."""
         tiled = (jnp.concatenate([a] * len(branches)) for a in (z, t))
-        x = model.apply({'params': params}, *tiled, batch['pixel_cells'], method='embed_patches')
+        bound = model.bind({'params': params})  # here, as flax binds within one trace only
+        x = bound.embed_patches(*tiled, batch['pixel_cells'])
         x = kv_cache.after(model, params, batch, cache, x, (0, 0, patches))
-        x = model.apply({'params': params}, x, method='predict')
-        x = dict(zip(branches, jnp.split(x, len(branches))))
+        x = dict(zip(branches, jnp.split(bound.predict(x), len(branches))))
         guided = guidance.combine(x, branches)
         if options.guidance_interval == (0.0, 1.0) or (True, True) not in x:
             return guided
@@ -99,8 +113,8 @@ def draw_pixels(model: Unified, config, options: Options, params, rows, caches, 
     return jax.lax.scan(step, noise, (times[:-1], times[1:]))[0]
 
 
-def _noise(keys, patches: int, channels: int) -> jax.Array:
-    """Unit noise [B, P, Z]; patch p of a sample has its own key, whatever P the batch needs."""
+def _noise(keys: jax.Array, patches: int, channels: int) -> jax.Array:
+    """Unit noise [B, P, Z]. Each patch has its own key, so the noise does not depend on P."""
 
     def of_patch(key, p):
         return jax.random.normal(jax.random.fold_in(key, 1_000_000 + p), (channels,))
@@ -108,15 +122,15 @@ def _noise(keys, patches: int, channels: int) -> jax.Array:
     return jax.vmap(lambda k: jax.vmap(lambda p: of_patch(k, p))(jnp.arange(patches)))(keys)
 
 
-def _stack(parts):
-    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+def _stack(batches):
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *batches)
 
 
-def _stack_caches(parts):
-    return jax.tree.map(lambda *a: jnp.concatenate(a, 1), *parts)
+def _stack_caches(caches):
+    return jax.tree.map(lambda *a: jnp.concatenate(a, 1), *caches)
 
 
-def _split(cache, count: int):
-    """Caches of `count` contexts stacked along the rows."""
+def _split(cache: kv_cache.Cache, count: int) -> list[kv_cache.Cache]:
+    """The caches of `count` contexts that are stacked along the rows."""
     k, v = (jnp.split(a, count, axis=1) for a in cache)
     return list(zip(k, v))

@@ -1,4 +1,4 @@
-"""Where the model lies that draws and answers: on one device, or sharded as in training."""
+"""Where a model generates: on one device, or sharded as in training."""
 
 import math
 from collections.abc import Callable
@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from rf_jax.models import unified
 from rf_jax.runtime import mesh, sharding
 
 
 def without_context(mesh_: Mesh) -> Mesh:
-    """The mesh with its context axis merged into `data`: a row that is sampled stays whole."""
+    """The mesh with its `context` axis merged into `data`: sampling does not split a row."""
     sizes = dict(mesh_.shape)
     sizes['data'], sizes['context'] = sizes['data'] * sizes['context'], 1
     at = mesh_.axis_names.index('data'), mesh_.axis_names.index('context')
@@ -24,32 +25,34 @@ def without_context(mesh_: Mesh) -> Mesh:
 
 @dataclass(frozen=True)
 class Placement:
-    """`mesh` None: one device. Else parameters keep their training shards, the rows of a batch go
-    over the batch axes, and all processes run the same programs and get whole results.
+    """One device (`mesh` None), or the mesh of a run.
+
+    On a mesh the parameters keep the sharding of training, the rows of a batch are sharded over the
+    batch axes, and all processes run the same programs and get complete results.
     """
 
     mesh: Mesh | None = None
 
     @classmethod
     def of(cls, mesh_: Mesh) -> 'Placement':
-        """For the mesh of a run."""
+        """The placement for the mesh of a run."""
         return cls(without_context(mesh_) if mesh_.size > 1 else None)
 
     @property
     def multiple(self) -> int:
-        """The rows of a batch must be a multiple of this."""
+        """The number of rows of a batch must be a multiple of this."""
         return math.prod(self.mesh.shape[axis] for axis in mesh.BATCH_AXES) if self.mesh else 1
 
     def full(self, rows: int) -> int:
-        """`rows` rounded up to a multiple."""
+        """`rows` rounded up to `multiple`."""
         return -(-rows // self.multiple) * self.multiple
 
-    def model(self, config, vocabulary: int) -> unified.Unified:
-        """The model as its programs need it. Raises UserError."""
+    def model(self, config: ConfigDict, vocabulary: int) -> unified.Unified:
+        """The model, built for these devices. Raises UserError."""
         return unified.build(config, vocabulary, self.mesh)
 
     def params(self, tree: Any) -> Any:
-        """Parameters as training shards them, in the memory of the devices."""
+        """The parameters, sharded as in training, in device memory."""
         tree = sharding.near(tree)
         if self.mesh is None:
             return tree
@@ -58,7 +61,7 @@ class Placement:
         )
 
     def inputs(self, tree: Any) -> Any:
-        """Arrays [B, ...] that are the same in all processes, B a multiple, on their devices."""
+        """Shards arrays [B, ...] that are equal in all processes; B is a multiple of `multiple`."""
         if self.mesh is None:
             return tree
         where = mesh.batch_sharding(self.mesh)
@@ -67,13 +70,13 @@ class Placement:
         )
 
     def jit(self, program: Callable) -> Callable:
-        """`jax.jit`, with results that every process can read whole."""
+        """`jax.jit` with replicated results, so that every process can read them."""
         if self.mesh is None:
             return jax.jit(program)
         return jax.jit(program, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
 
     def gather(self, x: jax.Array) -> np.ndarray:
-        """A small array, whole in every process."""
+        """A small array, complete in every process."""
         if self.mesh is None or x.is_fully_addressable:
             return np.asarray(x)
         whole = NamedSharding(x.sharding.mesh, PartitionSpec())

@@ -1,10 +1,15 @@
-"""A trained model ready to draw and describe; in a notebook: `Sampler.load('runs/emoji')`."""
+"""A trained model ready for use.
+
+sampler = Sampler.load('runs/emoji')
+(apple,) = sampler.generate('red apple', seed=0)
+sampler.caption(apple)
+sampler.answer(apple, 'What colour is it?')
+"""
 
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,58 +18,56 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from rf_jax.data import arrays, images, layout, patch_grid, pipeline, spans
+from rf_jax.data import arrays, images, spans
 from rf_jax.data.records import clean
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.generation import captioning, image_sampling
+from rf_jax.generation import captioning, image_sampling, inputs
+from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.generation.inputs import Request
 from rf_jax.generation.placement import ONE_DEVICE, Placement
 from rf_jax.models import unified
 from rf_jax.runtime import checkpoint, compilation, paths, renamed_fields
 from rf_jax.runtime.errors import UserError
-from rf_jax.runtime.rng import fold
 from rf_jax.training import bounds
 
-ROWS = 32  # rows of a compiled call; fewer requests are filled up, more are cut into calls
-ROUND = 8  # text capacities are rounded up to this, so that few programs are compiled
+ROWS = 32  # rows of a compiled call: shorter batches are padded, longer ones split into calls
 
-
-@dataclass(frozen=True)
-class Request:
-    """A picture to draw: size in pixels, seed of its own."""
-
-    prompt: str
-    height: int
-    width: int
-    seed: int
+Size = tuple[int, int]
 
 
 class Sampler:
-    """Holds what drawing needs: `draw(requests)` and `describe(pictures)`."""
+    """A model with its tokenizer: `generate`, `caption` and `answer`.
+
+    Batches may have any length. Programs are compiled on their first use.
+    """
 
     def __init__(
         self,
-        config,
+        config: ConfigDict,
         model: unified.Unified,
         params: Any,
         tokenizer: Tokenizer,
         placement: Placement = ONE_DEVICE,
     ):
-        """`model` and `params` as `placement` gives them. On several processes all must make the
-        same calls.
+        """`model` and `params` are those of `placement`. With several processes, all of them must
+        make the same calls.
         """
         self.config, self.model, self.params, self.tokenizer = config, model, params, tokenizer
         self.placement = placement
-        self.step: int | None = None  # of the checkpoint, if the weights are from one
-        self.pool = spans.pool_of(config)  # 0: no representation tokens
+        self.step: int | None = None  # of the checkpoint, if the parameters are from one
+        self.pool = spans.pool_of(config)  # 0: the representation has no tokens
         self._programs: dict = {}
 
     @classmethod
     def load(cls, workdir: str | os.PathLike, step: int | None = None) -> 'Sampler':
-        """From a run's folder alone, with the EMA weights. Raises UserError if it is no run."""
+        """The EMA parameters of a run, from its folder alone.
+
+        `step` of the checkpoint; None is the newest. Raises UserError if the folder is not a run.
+        """
         workdir = paths.local(workdir, '--workdir')
         path = workdir / 'config.json'
         if not path.exists():
-            raise UserError(f'--workdir={workdir} holds no config.json; give the folder of a run')
+            raise UserError(f'--workdir={workdir} has no config.json; give the folder of a run')
         try:
             config = ConfigDict(json.loads(path.read_text(encoding='utf-8')))
         except (OSError, ValueError) as error:
@@ -76,198 +79,200 @@ class Sampler:
         try:
             for_this_machine(config)
             sampler = cls(config, unified.build(config, tokenizer.size), saved['ema'], tokenizer)
-            sampler.options()  # its fields are read now, not at the first drawing
+            sampler.options()  # a missing field fails here rather than in the first `generate`
         except (AttributeError, KeyError) as error:
             raise UserError(
-                f'{path} was written by another version of rf_jax: {error}. Add the field as '
-                'configs/base.py has it'
+                f'{path} was written by another version of rf_jax: {error}. Add the field as in '
+                'configs/base.py'
             ) from None
         sampler.step = step
         return sampler
 
     def options(self, **changes) -> image_sampling.Options:
-        """`config.sampling` with changes; None changes nothing.
+        """`config.sampling` with changes; a value of None changes nothing.
 
-        Raises UserError for a number that is out of its bounds.
+        Raises UserError for an unknown option or a value that is out of bounds.
         """
+        names = image_sampling.Options.__dataclass_fields__
+        if unknown := [name for name in changes if name not in names]:
+            raise UserError(f'generate has no option {unknown[0]!r}; options: {", ".join(names)}')
         bounds.check({f'sampling.{k}': v for k, v in changes.items() if v is not None})
         return image_sampling.options(self.config, **changes)
 
-    def request(self, prompt: str, seed: int, number: int = 0, size=None) -> Request:
-        """A request whose randomness depends on (seed, prompt, number) alone.
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        seed: int = 0,
+        size: Size | Sequence[Size] | None = None,
+        number: int | Sequence[int] | None = None,
+        **options,
+    ) -> list[GeneratedImage]:
+        """One picture for each prompt; its randomness depends only on (seed, prompt, number).
 
-        `size` (height, width) in pixels; None is a square of the largest training size. Raises
-        UserError for a size that does not divide into groups of patches.
+        `size` (height, width) in pixels, of all pictures or one a prompt; None is a square of the
+        largest training size. `number` tells pictures of one prompt apart, of all or one a prompt;
+        None numbers the occurrences of a prompt from 0, so that `['red apple'] * 4` gives four
+        different pictures. `options`: fields of `config.sampling`, such as steps=50.
+
+        Raises UserError for a size, an option or a number of values that does not fit.
         """
-        group = patch_grid.unit(self.pool)
-        unit = group * self.config.data.patch_size
-        height, width = size or (max(entry[0] for entry in self.config.data.sizes),) * 2
-        if height < unit or width < unit or height % unit or width % unit:
-            raise UserError(
-                f'--size={height}x{width}: both sides must be multiples of {unit} pixels '
-                f'({group} x data.patch_size)'
-            )
-        frame = self.config.model.representation.position_grid
-        token = self.pool * self.config.data.patch_size
-        if token and max(height, width) // token > frame:
-            raise UserError(
-                f'--size={height}x{width}: the longest side may be {frame * token} pixels '
-                f'({self.pool} x data.patch_size x model.representation.position_grid)'
-            )
-        prompt = clean(prompt)
-        return Request(prompt, height, width, fold(seed, prompt, number) % 2**31)
+        prompts = [clean(each) for each in _strings(prompts, 'prompts')]
+        sizes = (
+            _integers('size', size, prompts, (2,)) if size is not None else [None] * len(prompts)
+        )
+        numbers = _occurrences(prompts) if number is None else _integers('number', number, prompts)
+        requests = [
+            inputs.request(self.config, *each)
+            for each in zip(prompts, [seed] * len(prompts), numbers, sizes)
+        ]
+        images = self._images(requests, self.options(**options))
+        return [
+            GeneratedImage(image, tokens, prompt, seed, n)
+            for (image, tokens), prompt, n in zip(images, prompts, numbers)
+        ]
 
-    def draw(self, requests: Sequence[Request], options: image_sampling.Options | None = None):
-        """List of uint8 [height, width, 3], one a request."""
-        return self.draw_with_codes(requests, options)[0]
+    def caption(self, images: Any) -> str | list[str]:
+        """A caption of each picture; a string if one picture was given.
 
-    def draw_with_codes(
-        self, requests: Sequence[Request], options: image_sampling.Options | None = None
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Pictures as `draw`, and their representation tokens: int32 [rows, columns], or features
-        float32 [rows, columns, Denc] where they are continuous; without tokens [0, 0].
+        `images`: uint8 [h, w, 3] or anything else that `data.arrays.as_rgb` takes (other arrays,
+        Pillow images, paths), one or a sequence. Raises UserError for what is not a picture.
         """
-        pictures, tokens, patch = [], [], self.config.data.patch_size
-        limit = self.config.data.max_text_tokens
-        self._warn_of_truncated('prompt', [r.prompt for r in requests], limit - 2)
-        for chunk, full in _chunks(requests, self.placement):
-            patches, codes = self._draw(full, options or self.options())
-            for request, values, row in zip(chunk, patches, codes):
+        return self.answer(images, '')
+
+    def answer(self, images: Any, questions: str | Sequence[str]) -> str | list[str]:
+        """The greedy answer to a question about each picture.
+
+        `images`: as `caption` takes them. One question may be asked about several pictures, and
+        several questions about one picture; a string if both are single. An empty question asks
+        for a caption. Raises UserError for what is not a picture, and for lists of unequal length.
+        """
+        one_image, one_question = arrays.is_single(images), isinstance(questions, str)
+        images = arrays.as_rgb(images, self.config.data.max_pixels)
+        questions = _strings(questions, 'questions')
+        if one_image:
+            images *= len(questions)
+        if one_question:
+            questions *= len(images)
+        if len(questions) != len(images):
+            raise UserError(
+                f'{len(images)} pictures and {len(questions)} questions: give one question for all '
+                'pictures, or one for each'
+            )
+        limit = self.config.data.max_text_tokens // 2
+        self._warn_of_truncated('question', map(clean, questions), limit)
+        answers = []
+        for chunk, padded in _chunks(list(zip(images, questions)), self.placement):
+            tokens = self._answer(padded)[: len(chunk)]
+            answers += [self.tokenizer.decode(row.tolist()) for row in tokens]
+        return answers[0] if one_image and one_question else answers
+
+    def _images(self, requests: Sequence[Request], options: image_sampling.Options):
+        """[(image, tokens)] of the requests, as in `GeneratedImage`."""
+        pairs, patch = [], self.config.data.patch_size
+        limit = self.config.data.max_text_tokens - 2  # begin and end
+        self._warn_of_truncated('prompt', [r.prompt for r in requests], limit)
+        for chunk, padded in _chunks(requests, self.placement):
+            patches, tokens = self._generate(padded, options)
+            for request, values, row in zip(chunk, patches, tokens):
                 height, width = request.height // patch, request.width // patch
-                picture = images.unpatchify(
+                image = images.unpatchify(
                     values[: height * width], request.height, request.width, patch, self.pool
                 )
-                pictures.append(np.clip((picture + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8))
-                grid = (height // self.pool, width // self.pool) if self.pool else (0, 0)
-                tokens.append(row[: grid[0] * grid[1]].reshape(*grid, *row.shape[1:]))
-        return pictures, tokens
+                image = np.clip((image + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+                pairs.append((image, self._token_map(row, height, width)))
+        return pairs
 
-    def _draw(self, requests: Sequence[Request], options: image_sampling.Options):
-        """(patches float32 [B, P, C], codes int32 [B, R - 1]) of one compiled call."""
-        seeds = np.array([r.seed for r in requests], np.uint32)
+    def _token_map(self, tokens: np.ndarray, height: int, width: int) -> np.ndarray | None:
+        """Tokens [N, ...] of a picture of height x width patches as [rows, columns, ...]."""
+        if not self.pool:
+            return None
+        rows, columns = height // self.pool, width // self.pool
+        return tokens[: rows * columns].reshape(rows, columns, *tokens.shape[1:])
+
+    def _generate(self, requests: Sequence[Request], options: image_sampling.Options):
+        """(patches float32 [B, P, C], tokens [B, N, ...]) of one compiled call."""
         if options not in self._programs:
 
-            def draw(params, rows, seeds):
+            def generate(params, rows, seeds):
                 keys = jax.vmap(jax.random.key)(seeds)
-                return image_sampling.draw(self.model, self.config, options, params, rows, keys)
+                return image_sampling.generate(self.model, self.config, options, params, rows, keys)
 
-            self._programs[options] = self.placement.jit(draw)
-        inputs = self.placement.inputs((self.rows(requests), seeds))
-        patches, codes = self._programs[options](self.params, *inputs)
-        return np.asarray(patches), np.asarray(codes)
+            self._programs[options] = self.placement.jit(generate)
+        rows = inputs.generation_rows(self.config, self.tokenizer, self.model.channels, requests)
+        seeds = np.array([r.seed for r in requests], np.uint32)
+        arguments = self.placement.inputs((rows, seeds))
+        patches, tokens = self._programs[options](self.params, *arguments)
+        return np.asarray(patches), np.asarray(tokens)
 
-    def rows(self, requests: Sequence[Request]) -> dict[tuple[bool, bool], dict]:
-        """{(text kept, representation kept): layout arrays}, one sample a row."""
-        data = self.config.data
-        prompts = [
-            spans.text_span(self.tokenizer, r.prompt, data.max_text_tokens, None, Counter())
-            for r in requests
-        ]
-        grids = [(r.height // data.patch_size, r.width // data.patch_size) for r in requests]
-        patches = max(h * w for h, w in grids)
-        capacity = {
-            'text': _round(max(len(p.tokens) for p in prompts)),
-            'vision': 0,
-            'representation': patches // self.pool**2 + 1 if self.pool else 0,
-            'pixels': patches,
-            'vision_pictures': 0,
-            'pixel_pictures': 1,
-        }
-
-        def place(text: bool, representation: bool):
-            samples = [
-                [
-                    spans.drawing(
-                        [prompt],
-                        grid,
-                        None,
-                        self.pool,
-                        drop_text=not text,
-                        drop_representation=not representation,
-                        keep_positions=data.dropout_keeps_positions,
-                    )
-                ]
-                for prompt, grid in zip(prompts, grids)
-            ]
-            return layout.place(samples, capacity, self.model.channels)
-
-        return {(c, r): place(c, r) for c in (True, False) for r in (True, False)}
-
-    def describe(self, pictures: Sequence[np.ndarray], questions: Sequence[str] = ()) -> list[str]:
-        """Answers; without questions the pictures are described.
-
-        `pictures`: uint8 [h, w, 3] or whatever else `arrays.as_rgb` takes (other arrays, Pillow
-        images, paths). Raises UserError for what is no picture, and for questions that are not as
-        many as the pictures.
-        """
-        pictures = arrays.as_rgb(pictures, self.config.data.max_pixels)
-        questions = list(questions) or [''] * len(pictures)
-        if len(questions) != len(pictures):
-            raise UserError(
-                f'describe got {len(pictures)} pictures and {len(questions)} questions: give one '
-                'question a picture, or none'
+    def _answer(self, pairs: Sequence[tuple[np.ndarray, str]]) -> np.ndarray:
+        """Answers int32 [B, length] of one compiled call."""
+        length = self.config.sampling.max_answer_tokens
+        if ('answer', length) not in self._programs:
+            self._programs['answer', length] = self.placement.jit(
+                partial(captioning.answer, self.model, length=length, eos=self.tokenizer.eos)
             )
-        self._warn_of_truncated(
-            'question', map(clean, questions), self.config.data.max_text_tokens // 2
-        )
-        answers = []
-        for chunk, full in _chunks(list(zip(pictures, questions)), self.placement):
-            tokens = self._describe(full)[: len(chunk)]
-            answers += [self.tokenizer.decode(row.tolist()) for row in tokens]
-        return answers
+        rows = inputs.answer_rows(self.config, self.tokenizer, self.model.channels, pairs, length)
+        arguments = self.placement.inputs(rows)
+        return np.asarray(self._programs['answer', length](self.params, *arguments))
 
-    def _describe(self, pairs) -> np.ndarray:
-        data, length = self.config.data, self.config.sampling.max_answer_tokens
-        rows, heads = [], []
-        for picture, question in pairs:
-            height, width = pipeline.fitted(*picture.shape[:2], self.config)
-            pixels = images.patchify(images.resize(picture, height, width), data.patch_size)
-            head = spans.dialogue_span(
-                self.tokenizer, clean(question), None, data.max_text_tokens, Counter()
-            )
-            heads.append(len(head.tokens))
-            open_text = layout.Text([*head.tokens, *[self.tokenizer.pad] * length])
-            vision = layout.Vision(height // data.patch_size, width // data.patch_size, pixels)
-            rows.append([[vision, open_text]])
-        sizes = np.max([layout.size(row[0]) for row in rows], axis=0)
-        capacity = dict(zip(layout.SIZES, sizes.tolist()))
-        capacity['text'] = _round(capacity['text'])
-        batch = layout.place(rows, capacity, self.model.channels)
-        if ('describe', length) not in self._programs:
-            self._programs['describe', length] = self.placement.jit(
-                partial(captioning.describe, self.model, length=length, eos=self.tokenizer.eos)
-            )
-        inputs = self.placement.inputs((batch, np.array(heads, np.int32)))
-        return np.asarray(self._programs['describe', length](self.params, *inputs))
-
-    def _warn_of_truncated(self, what: str, texts: Iterable[str], most: int) -> None:
-        """Logs how many different texts have more tokens than `most`; the rest of each is lost."""
+    def _warn_of_truncated(self, what: str, texts: Iterable[str], limit: int) -> None:
+        """Logs how many different texts have more than `limit` tokens; the rest is dropped."""
         distinct = dict.fromkeys(texts)
-        long = [text for text in distinct if text and len(self.tokenizer.encode(text)) > most]
+        long = [text for text in distinct if text and len(self.tokenizer.encode(text)) > limit]
         if long:
             logging.warning(
                 '%d of %d %s(s) were truncated to %d tokens (data.max_text_tokens=%d): %r',
-                *(len(long), len(distinct), what, most, self.config.data.max_text_tokens),
+                *(len(long), len(distinct), what, limit, self.config.data.max_text_tokens),
                 long[0] if len(long[0]) <= 60 else f'{long[0][:57]}...',
             )
 
 
 def for_this_machine(config: ConfigDict) -> None:
-    """Replaces in a run's config what was chosen for the machine that trained it.
+    """Replaces the fields of a run's config that were chosen for the machine of its training.
 
-    The rest of such settings (mesh, offload, threads, compilation_cache) nobody reads here.
+    Sampling reads none of the other such fields (mesh, offload, threads, compilation_cache).
     """
     config.model.attention.implementation = 'auto'
     config.model.backbone.moe.grouped_matmul = 'auto'
 
 
-def _round(count: int) -> int:
-    return -(-count // ROUND) * ROUND
+def _strings(texts: str | Iterable[str], what: str) -> list[str]:
+    """A string or several as a list. Raises UserError."""
+    if not isinstance(texts, Iterable):
+        raise UserError(f'{what}={texts!r}: expected a string or a list of strings')
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise UserError(f'{what} contain {wrong[0]!r}: expected a string or a list of strings')
+    return texts
+
+
+def _integers(name: str, value, prompts: Sequence[str], shape: tuple[int, ...] = ()) -> list:
+    """`value`, of `shape`, for each prompt; or the values that are given one a prompt."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # ragged
+        array = np.zeros(0)
+    whole = np.issubdtype(array.dtype, np.integer)
+    if not whole or array.shape not in (shape, (len(prompts), *shape)):
+        one = '(height, width) in pixels' if shape else 'an integer'
+        raise UserError(
+            f'{name}={value!r}: expected {one}, or a list of one for each of {len(prompts)} prompts'
+        )
+    return np.broadcast_to(array, (len(prompts), *shape)).tolist()
+
+
+def _occurrences(prompts: Sequence[str]) -> list[int]:
+    """How many times each prompt occurs before its place in the list."""
+    seen, numbers = Counter(), []
+    for prompt in prompts:
+        numbers.append(seen[prompt])
+        seen[prompt] += 1
+    return numbers
 
 
 def _chunks(items: Sequence, placement: Placement):
-    """(chunk, chunk filled up to ROWS by its first item); a few items are filled up to as many as
-    the devices need.
+    """(chunk, chunk padded with its first item to ROWS); up to four items are padded only to as
+    many rows as the devices need.
     """
     most = placement.full(ROWS)
     for start in range(0, len(items), most):

@@ -15,11 +15,11 @@ Arrays = Mapping[str, jax.Array]
 
 def _prefill(model: Unified, params, batch: Arrays):
     """Keys and values of the prompt."""
-    x = model.apply({'params': params}, batch['text_tokens'], method='embed_text')
+    x = model.bind({'params': params}).embed_text(batch['text_tokens'])
     return kv_cache.prefill(model, params, batch, x, (x.shape[1], 0, 0))[1]
 
 
-def write(model: Unified, options, params, batch: Arrays, contexts, keys):
+def sample(model: Unified, options, params, batch: Arrays, contexts, keys):
     """(tokens [B, N, ...] with N = 0 for a kind that has none, cache of the prompt and the tokens).
 
     options: of `image_sampling`. `batch` has the rows of the contexts (text kept or not) one after
@@ -33,12 +33,13 @@ def write(model: Unified, options, params, batch: Arrays, contexts, keys):
 
     def following(carry, place):
         cache, token = carry
+        bound = model.bind({'params': params})
         cell = jax.lax.dynamic_slice_in_dim(batch['cells'], place, 1, 1)
         tiled = jnp.concatenate([token] * len(contexts))[:, None]
-        x = model.apply({'params': params}, tiled, cell, method='embed_representation')
+        x = bound.embed_representation(tiled, cell)
         slot = jnp.full(tiled.shape[0], text + place)
         x, cache = kv_cache.one(model, params, batch, cache, slot, x, (0, 1, 0))
-        found = model.apply({'params': params}, x, method='predict_representation')[:, 0]
+        found = bound.predict_representation(x)[:, 0]
         found = dict(zip(contexts, jnp.split(found, len(contexts))))
         guided = guidance.combine(found, weights)
         token = model.kind.sample(guided, place, keys, options.temperature, options.top_k)

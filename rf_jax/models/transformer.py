@@ -1,17 +1,18 @@
 """The shared backbone: Qwen3's block with three expert groups, scanned over layers."""
 
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from ml_collections import ConfigDict
 
 from rf_jax.models.attention import rotary
+from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.layers import REMAT, Dense, RMSNorm
 from rf_jax.models.moe import experts
-from rf_jax.models.moe.experts import by_group
+from rf_jax.models.moe.experts import FeedForward, by_group
 from rf_jax.models.token_sharding import UNCUT, Cut
 from rf_jax.runtime.errors import choose, require
 
@@ -22,7 +23,7 @@ Cache = tuple[jax.Array, jax.Array]
 class Projections(nn.Module):
     """Norm, then queries, keys and values with qk-norm: [B, L, D] -> 3 x [B, L, H or Hkv, Dh]."""
 
-    config: object
+    config: ConfigDict
 
     @nn.compact
     def __call__(self, x: jax.Array):
@@ -41,9 +42,9 @@ class Projections(nn.Module):
 class SharedAttention(nn.Module):
     """Split `ffn`, the paper's: attention and norms are shared, feed-forwards are split."""
 
-    config: object
-    form: object  # of attention
-    feed: Callable  # of experts.build
+    config: ConfigDict
+    attend: Attention  # not `attention`: the parameters of the projections have that name
+    feed: FeedForward
     cut: Cut
     lengths: tuple[int, int, int]  # tokens of each expert group in the row
 
@@ -51,7 +52,7 @@ class SharedAttention(nn.Module):
     def __call__(self, x, angles, seen, live, cache):
         c = self.config
         q, k, v = Projections(c, name='attention')(x)
-        attended, kept = _attend(self.form, q, k, v, angles, seen, cache)
+        attended, kept = _attended(self.attend, q, k, v, angles, seen, cache)
         x = x + checkpoint_name(Dense(c.width, name='output')(attended), 'projected')
         normed = RMSNorm(c.norm_eps, name='ffn_norm')(x)
         y, losses = self.feed(self.cut, self.of_groups(), normed, live, normed=True)
@@ -65,9 +66,9 @@ class SharedAttention(nn.Module):
 class SplitAttention(nn.Module):
     """Split `full`, BAGEL's: only the attention product itself is shared."""
 
-    config: object
-    form: object  # of attention
-    feed: Callable  # of experts.build
+    config: ConfigDict
+    attend: Attention  # not `attention`: the parameters of the projections have that name
+    feed: FeedForward
     cut: Cut
     lengths: tuple[int, int, int]  # tokens of each expert group in the row
 
@@ -76,20 +77,20 @@ class SplitAttention(nn.Module):
         c = self.config
         each = partial(by_group, self.cut, self.lengths)
         q, k, v = each(lambda g: Projections(c, name=f'{g}_attention'), x)
-        attended, kept = _attend(self.form, q, k, v, angles, seen, cache)
+        attended, kept = _attended(self.attend, q, k, v, angles, seen, cache)
         y = each(lambda g: Dense(c.width, name=f'{g}_output'), attended)
         x = x + checkpoint_name(y, 'projected')
         y, losses = self.feed(self.cut, self.lengths, x, live, normed=False)
         return x + y, losses, kept
 
 
-def _attend(form, q, k, v, angles, seen, cache: Cache | None):
+def _attended(attend: Attention, q, k, v, angles, seen, cache: Cache | None):
     """Attention over the cache, then the tokens themselves; gives [B, L, H Dh], own (k, v)."""
     q, k = rotary.rotate(q, angles), rotary.rotate(k, angles)
     kept = (k, v)
     if cache is not None:
         k, v = (jnp.concatenate(pair, 1) for pair in zip(cache, kept))
-    attended = form(q, k, v, seen)
+    attended = attend(q, k, v, seen)
     return attended.reshape(*attended.shape[:2], -1), kept
 
 
@@ -106,10 +107,10 @@ SPLITS = {'ffn': SharedAttention, 'full': SplitAttention, 'none': Undivided}
 class Backbone(nn.Module):
     """`layers` blocks and the final norm; the scanned stack is the only form on disk."""
 
-    config: object
+    config: ConfigDict
     block: type[nn.Module]
-    form: object  # of attention
-    feed: Callable  # of experts.build
+    attention: Attention
+    feed: FeedForward
     cut: Cut
     taps: int | None  # layer whose output is wanted too
 
@@ -149,7 +150,7 @@ class Backbone(nn.Module):
             unroll=c.unroll,
         )
         (x, tapped), (losses, kept) = stack(
-            block(c, self.form, self.feed, self.cut, lengths, name='layers'),
+            block(c, self.attention, self.feed, self.cut, lengths, name='layers'),
             (x, None if self.taps is None else x),
             (jnp.arange(1, c.layers + 1), cache),
         )
@@ -157,8 +158,14 @@ class Backbone(nn.Module):
         return RMSNorm(c.norm_eps, name='norm')(x), losses, kept, tapped
 
 
-def build(config, form, platform: str, cut: Cut = UNCUT, taps: int | None = None) -> partial:
-    """Backbone of `config.model.backbone` with a form of attention, ready to be named.
+def build(
+    config: ConfigDict,
+    attention: Attention,
+    platform: str,
+    cut: Cut = UNCUT,
+    taps: int | None = None,
+) -> partial:
+    """Backbone of `config.model.backbone` with this attention, ready to be named.
 
     `taps`: a layer, from 1 on, whose output it gives too. Raises UserError.
     """
@@ -181,4 +188,4 @@ def build(config, form, platform: str, cut: Cut = UNCUT, taps: int | None = None
         f'{field}.head_dim / 2 = {c.head_dim / 2:g}',
     )
     feed = experts.build(config, platform, cut.mesh)
-    return partial(Backbone, c, block, form, feed, cut, taps)
+    return partial(Backbone, c, block, attention, feed, cut, taps)

@@ -1,7 +1,6 @@
 """The whole model: four streams into one backbone, three heads out (paper, figure 2)."""
 
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -9,10 +8,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rf_jax.data.batch import Batch
 from rf_jax.models import transformer
 from rf_jax.models.attention import select
 from rf_jax.models.attention.masks import FIELDS
-from rf_jax.models.attention.sharded import Spread
+from rf_jax.models.attention.protocol import Attention
+from rf_jax.models.attention.sharded import ShardedAttention
 from rf_jax.models.denoiser import PatchIn, PatchOut
 from rf_jax.models.layers import REMAT, Head, Logits, Table
 from rf_jax.models.representation import choice as representation
@@ -23,8 +24,6 @@ from rf_jax.models.token_sharding import Cut
 from rf_jax.models.vision_encoder import Connector, VisionEncoder
 from rf_jax.runtime.errors import choose, require
 
-Batch = Mapping[str, jax.Array]
-
 
 def to_signed(pixels: jax.Array) -> jax.Array:
     """uint8 pictures to float32 in [-1, 1]."""
@@ -32,7 +31,7 @@ def to_signed(pixels: jax.Array) -> jax.Array:
 
 
 class Unified(nn.Module):
-    """Built by `build(config, vocabulary)`; its methods work on the arrays of `data.layout`.
+    """Built by `build(config, vocabulary)`; its methods work on the arrays of `data.batch`.
 
     `channels`: C of a patch of pixels, `drawn`: Z of what the flow generates.
     Streams are named in the order of the row, [text | vision | representation | pixels].
@@ -42,21 +41,21 @@ class Unified(nn.Module):
     vocabulary: int
     channels: int
     drawn: int
-    backbone_of: Any
+    backbone_of: partial
     kind: Kind  # of representation
     space: Space
-    form: Any  # of attention
+    attention: Attention
     cut: Cut
-    dtype: Any  # of activations
+    dtype: jnp.dtype  # of activations
 
     def setup(self):
         c = self.config
         width = c.backbone.width
         self.text_embed = Table(self.vocabulary, width)
-        self.encoder = VisionEncoder(c.encoder, self.form, self.cut)
+        self.encoder = VisionEncoder(c.encoder, self.attention, self.cut)
         self.connector = Connector(width)
         self.representation_embed = self.kind.embedding(c)
-        self.autoencoder = self.space.codec(c, self.channels, self.form, self.cut, self.dtype)
+        self.autoencoder = self.space.codec(c, self.channels, self.attention, self.cut, self.dtype)
         self.patch_in = PatchIn(c.denoiser, width)
         self.backbone = self.backbone_of()
         self.text_head = Head(self.vocabulary)
@@ -80,7 +79,7 @@ class Unified(nn.Module):
         sizes = text, vision, representation, pixels = [s.shape[1] for s in streams]
         x = self.cut.join([self.cut.lay(s) for s in streams])
         stand = {name: self.cut.arrange(batch[name], sizes) for name in (*FIELDS, 'position')}
-        seen, live = self.form.prepare(stand, stand), stand['segment'] > 0
+        seen, live = self.attention.prepare(stand, stand), stand['segment'] > 0
         lengths = (text + vision, representation, pixels)
         x, losses, _, tapped = self.backbone(x, stand['position'], seen, lengths, live)
         x = self.cut.split(x, sizes)
@@ -193,11 +192,11 @@ def build(
     representation.check(config)
     _check(config.model, space.towers)
     platform = platform or jax.default_backend()
-    form, cut = select.build(config, platform), Cut(mesh)
+    attention, cut = select.build(config, platform), Cut(mesh)
     if mesh is not None and mesh.size > 1:
-        form = Spread(form, mesh)
+        attention = ShardedAttention(attention, mesh)
     tapped_layer = kind.tapped_layer(config.model)
-    backbone = transformer.build(config, form, platform, cut, tapped_layer)
+    backbone = transformer.build(config, attention, platform, cut, tapped_layer)
     return Unified(
         config=config.model,
         vocabulary=vocabulary,
@@ -206,7 +205,7 @@ def build(
         kind=kind,
         space=space,
         drawn=space.width(config),
-        form=form,
+        attention=attention,
         cut=cut,
         dtype=jnp.dtype(config.compute_dtype),
     )

@@ -3,9 +3,11 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from rf_jax.data.layout import NEVER
 from rf_jax.models.attention import rotary
+from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.layers import GELU, REMAT, Dense, LayerNorm, SwiGLU
 from rf_jax.models.token_sharding import UNCUT, Cut
 
@@ -13,8 +15,8 @@ from rf_jax.models.token_sharding import UNCUT, Cut
 class EncoderBlock(nn.Module):
     """Pre-norm block with layer scale; query, value and output have biases, key has none."""
 
-    config: object
-    form: object  # of attention
+    config: ConfigDict  # model.encoder, or model.autoencoder
+    attention: Attention
 
     @nn.compact
     def __call__(self, x: jax.Array, angles: jax.Array, seen) -> jax.Array:
@@ -26,7 +28,7 @@ class EncoderBlock(nn.Module):
             return Dense(c.width, use_bias, name=name)(y).reshape(*y.shape[:-1], c.heads, -1)
 
         q, k, v = heads('query', True), heads('key', False), heads('value', True)
-        y = self.form(rotary.rotate(q, angles), rotary.rotate(k, angles), v, seen)
+        y = self.attention(rotary.rotate(q, angles), rotary.rotate(k, angles), v, seen)
         y = Dense(c.width, True, name='output')(y.reshape(x.shape))
         x = x + y * self.param('attention_scale', scale, (c.width,)).astype(x.dtype)
         y = LayerNorm(c.norm_eps, name='ffn_norm')(x)
@@ -42,8 +44,8 @@ class VisionEncoder(nn.Module):
     Each picture has its own class token and registers, as DINOv3 puts before the patches.
     """
 
-    config: object
-    form: object  # of attention
+    config: ConfigDict  # model.encoder, or model.autoencoder
+    attention: Attention
     cut: Cut = UNCUT
 
     @nn.compact
@@ -65,7 +67,7 @@ class VisionEncoder(nn.Module):
         owner = jnp.repeat(jnp.arange(pictures, dtype=picture.dtype), 1 + c.registers)
         owner = self.cut.join([jnp.broadcast_to(owner, (rows, extra)), picture])
         integers = integers_of(owner)
-        seen = self.form.prepare(integers, integers)
+        seen = self.attention.prepare(integers, integers)
         angles = self._angles(coords)
         angles = self.cut.join([jnp.zeros((rows, extra, angles.shape[-1])), angles])  # not turned
 
@@ -78,7 +80,7 @@ class VisionEncoder(nn.Module):
 
         stack = nn.scan(body, variable_axes={'params': 0}, split_rngs={'params': True},
                         length=c.layers, unroll=c.unroll)  # fmt: skip
-        x, _ = stack(block(c, self.form, name='layers'), x, None)
+        x, _ = stack(block(c, self.attention, name='layers'), x, None)
         normed = LayerNorm(c.norm_eps, name='norm')(x)
         return self.cut.split(x, sizes)[1], self.cut.split(normed, sizes)[1]
 

@@ -248,7 +248,7 @@ def sample(config, vocabulary: int, mesh_: Mesh) -> Cost:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=where)
     options = image_sampling.options(config)
-    program = jax.jit(partial(image_sampling.draw, model, config, options))
+    program = jax.jit(partial(image_sampling.generate, model, config, options))
     # As training cuts it. Where the average lies in the memory of the host, it is fetched before.
     params = jax.tree.map(
         lambda a: a.update(sharding=NamedSharding(whole, a.sharding.spec)), built.abstract.ema

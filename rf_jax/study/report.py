@@ -189,7 +189,7 @@ def _minus(groups, name: str, reference: str, side: str) -> Estimate | str:
 
 
 def _shapes(outcomes: Outcomes) -> dict:
-    return {name: trials.right.shape for name, trials in outcomes.items()}
+    return {name: trials.correct.shape for name, trials in outcomes.items()}
 
 
 def _categories(groups, side: str) -> str:

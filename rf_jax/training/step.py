@@ -1,12 +1,14 @@
 """One optimizer step: quantize, noise, forward, three losses, update (paper, figure 2)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
+from rf_jax.data.batch import Batch, StepBatch
 from rf_jax.models import microbatches
 from rf_jax.models.representation.kind import Targets
 from rf_jax.models.unified import Unified
@@ -15,13 +17,17 @@ from rf_jax.training import ema, flow, losses, optimizer
 from rf_jax.training.cross_entropy import CrossEntropy
 from rf_jax.training.state import State
 
-Batch = Mapping[str, jax.Array]
 WHOLE = microbatches.Part()  # a batch that is not cut
 
 
 def add_noise(
-    config, model, params, key: jax.Array, batch: Batch, part: microbatches.Part = WHOLE
-) -> dict[str, jax.Array]:
+    config: ConfigDict,
+    model: Unified,
+    params,
+    key: jax.Array,
+    batch: Batch,
+    part: microbatches.Part = WHOLE,
+) -> StepBatch:
     """Clean patches or latents x, their times t (one a picture) and the noisy z_t, as batch
     entries, and the noise that the space adds for itself.
 
@@ -34,7 +40,7 @@ def add_noise(
     t = part.of(flow.sample_times(time_key, shape, c.time_mean, c.time_std))
     t = flow.shift(t, flow.shift_of(counts * config.data.patch_size**2, c.shift, c.base_pixels))
     t = jnp.take_along_axis(t, jnp.maximum(batch['pixel_picture'], 0), axis=1)
-    x = model.apply({'params': params}, batch, method='clean')
+    x = model.bind({'params': params}).clean(batch)
     z = flow.path(x, c.noise_scale * part.normal(noise_key, x.shape), t)
     own = model.space.noise(jax.random.fold_in(key, 2), part, x.shape)
     return {'x': x, 't': t, 'z': z} | own
@@ -47,14 +53,23 @@ def prepare(find_targets: Targets, state: State, batch: Batch):
     return dict(batch) | found | {'live': live}, codebook, metrics
 
 
-def complete(config, model, find_targets: Targets, state: State, batch: Batch, part=WHOLE) -> Batch:
+def complete(
+    config: ConfigDict,
+    model: Unified,
+    find_targets: Targets,
+    state: State,
+    batch: StepBatch,
+    part: microbatches.Part = WHOLE,
+) -> StepBatch:
     """The prepared rows of a part with their own targets, times and noise."""
     key = random_key(config.seed, 'noise', state.step)
     noise = add_noise(config, model, state.params, key, batch, part)
     return dict(batch) | find_targets.of_part(state, batch) | noise
 
 
-def gradients(config, model, terms, params, batch: Batch, finish: Callable):
+def gradients(
+    config: ConfigDict, model: Unified, terms, params, batch: StepBatch, finish: Callable
+):
     """(gradients, metrics), the batch cut into `optimizer.grad_accum_steps` parts along its rows.
 
     `finish(rows, part)` completes a part's rows, so that features, noise and noisy patches are in
@@ -92,7 +107,7 @@ def gradients(config, model, terms, params, batch: Batch, finish: Callable):
     return jax.lax.scan(add, zero, (rows, jnp.arange(count)))[0]
 
 
-def build(config, model: Unified, optimizer_of) -> Callable:
+def build(config: ConfigDict, model: Unified, optimizer_of) -> Callable:
     """`step(state, batch) -> (state, metrics)`, pure; jit it with the state donated."""
     find_targets = model.kind.targets(config, model)
     terms = losses.build(config, CrossEntropy(model.cut, tuple(config.sharding)))

@@ -39,7 +39,7 @@ def workdir(tmp_path_factory):
         *('train', DEBUG, f'--workdir={folder}'),
         *('--config.log.samples_every=8', '--config.seed=1'),
     )
-    assert 'described: exact label' in output
+    assert 'captioned: exact label' in output
     assert 'of the prototypes are used over an epoch' in output
     assert f'grid: {folder}/grid.png' in output
     return folder
@@ -91,10 +91,11 @@ def test_every_png_is_drawn_again_from_its_own_text_and_none_is_overwritten(work
             text, size, shown = picture.text, picture.size[::-1], np.asarray(picture)
         assert text['prompt'] == 'Piñata 🪅' and int(text['checkpoint']) == sampler.step == 12
         fields = {name: text[name] for name in sampler.options().__dataclass_fields__}
-        options = sampler.options(**{k: v if k == 'method' else literal_eval(v)
-                                     for k, v in fields.items()})  # fmt: skip
-        request = sampler.request(text['prompt'], int(text['seed']), int(text['number']), size)
-        np.testing.assert_array_equal(sampler.draw([request], options)[0], shown)
+        options = {k: v if k == 'method' else literal_eval(v) for k, v in fields.items()}
+        (again,) = sampler.generate(
+            text['prompt'], int(text['seed']), size, int(text['number']), **options
+        )
+        np.testing.assert_array_equal(again.image, shown)
 
 
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
@@ -112,7 +113,7 @@ def test_evaluate_names_no_grid_that_it_could_not_write(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / 'run', ignore=shutil.ignore_patterns('.claim', 'grid.png'))
     (tmp_path / 'run/grid.png').mkdir()  # what cannot be written, also by root
     output = command('evaluate', f'--workdir={tmp_path}/run', '--samples=4')
-    assert 'described: exact label' in output and 'cannot be written' in output
+    assert 'captioned: exact label' in output and 'Cannot write' in output
     assert 'grid: ' not in output
     output = command('evaluate', f'--workdir={tmp_path}/run', '--samples=4', f'--out={tmp_path}/o')
     assert f'grid: {tmp_path}/o/grid.png' in output
@@ -171,9 +172,9 @@ def test_a_run_that_never_learned_the_task_is_told(workdir, tmp_path):
     Image.new('RGB', (64, 64)).save(tmp_path / 'a.png')
     arguments = '--prompt=x', '--number=1', '--steps=1'
     output = command('sample', f'--workdir={tmp_path}/run', *arguments)
-    assert output.count('did not learn to draw (data.tasks.text_to_image=0.0') == 1
+    assert output.count('did not train generation (data.tasks.text_to_image=0.0') == 1
     output = command('describe', f'--workdir={tmp_path}/run', f'--image={tmp_path}/a.png')
-    assert output.count('did not learn to describe (data.tasks.image_to_text=0.0)') == 1
+    assert output.count('did not train captioning (data.tasks.image_to_text=0.0)') == 1
 
 
 def test_evaluate_repeats_the_table(workdir):

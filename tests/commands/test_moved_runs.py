@@ -92,11 +92,11 @@ def test_nothing_in_a_folder_decides_about_the_machine_it_is_opened_on(elsewhere
     config['data'] |= {'threads': 999, 'sources': 'folder:/none'}
     config['tokenizer']['path'] = '/none'
     (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
-    drawn = []
+    generated = []
     for folder in (elsewhere, tmp_path / 'run'):
         sampler = Sampler.load(folder)
-        drawn += sampler.draw([sampler.request('word1', seed=0)])
-        sampler.describe(drawn[-1:])
-    assert np.array_equal(*drawn)
+        generated += sampler.generate('word1', seed=0)
+        sampler.caption(generated[-1])
+    assert np.array_equal(*(each.image for each in generated))
     assert jax.config.jax_compilation_cache_dir != str(tmp_path / 'trap')
     assert not (tmp_path / 'trap').exists()

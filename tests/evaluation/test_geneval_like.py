@@ -20,35 +20,28 @@ def picture(colour, shape):
 
 
 class Painter:
-    """Draws the look that a prompt names, but a red circle for number 1 of each."""
+    """Paints the look that a prompt names, but a red circle for the second picture of each."""
 
-    def request(self, prompt, seed, number=0, size=None):
-        return SimpleNamespace(prompt=prompt, seed=seed, number=number)
-
-    def draw(self, requests):
-        self.requests = requests
-        return [
-            picture(*(('red', 'circle') if r.number == 1 else r.prompt.split()[1:]))
-            for r in requests
-        ]
+    def generate(self, prompts, seed):
+        self.prompts, self.seed = prompts, seed
+        looks = [prompt.split()[1:] for prompt in prompts]
+        looks[1::3] = [['red', 'circle']] * len(looks[1::3])
+        return [SimpleNamespace(image=picture(*each)) for each in looks]
 
 
-def test_pictures_are_drawn_and_judged_by_prompt():
+def test_pictures_are_generated_and_judged_by_prompt():
     prompts = [look('blue', 'cross'), look('red', 'circle'), look('white', 'ring')]
-    pictures = geneval_like.draw(Painter(), prompts, each=3, seed=5)
+    pictures = geneval_like.generate(Painter(), prompts, each=3, seed=5)
     correct = geneval_like.judge(prompts, pictures)
     assert correct.tolist() == [[True, False, True], [True, True, True], [True, False, True]]
 
 
-def test_a_prompt_that_comes_again_is_drawn_anew():
-    painter, prompts = (
-        Painter(),
-        [look('blue', 'cross'), look('red', 'ring'), look('blue', 'cross')],
-    )
-    geneval_like.draw(painter, prompts, each=2, seed=5)
-    asked = [(r.prompt, r.seed, r.number) for r in painter.requests]
-    assert len(set(asked)) == 6
-    assert [r.number for r in painter.requests] == [0, 1, 0, 1, 2, 3]
+def test_every_prompt_is_generated_as_often_as_asked():
+    """In one call, in which `Sampler.generate` tells the pictures of equal prompts apart."""
+    painter, prompts = Painter(), [look('blue', 'cross'), look('red', 'ring')] * 2
+    rows = geneval_like.generate(painter, prompts, each=2, seed=5)
+    assert painter.prompts == [p.text for p in prompts for _ in range(2)] and painter.seed == 5
+    assert [len(row) for row in rows] == [2] * 4
 
 
 def test_every_prompt_needs_its_pictures():

@@ -46,7 +46,7 @@ def test_intervals_count_prompts_not_pictures():
     assert 1.6 < width[0] / width[1] < 2.5  # the root of 4 pictures
     again = of_rates((alike * 1).tolist())
     again['generation']['seen']['colors']['prompts'] = [f'text {i % 25}' for i in range(50)]
-    assert len(intervals.gather([(None, again)], 'seen')['colors'].asked) == 25
+    assert len(intervals.gather([(None, again)], 'seen')['colors'].total) == 25
 
 
 def test_the_interval_of_one_seed_holds_the_truth_as_often_as_it_says():

@@ -16,7 +16,7 @@ from rf_jax.runtime.errors import UserError
 class Pictures:
     """Ten flat colours with names; number 3 cannot be read."""
 
-    name = 'colours'
+    name, procedural = 'colours', False
 
     def __len__(self):
         return 30
@@ -32,7 +32,7 @@ class Pictures:
 
 
 class Painter:
-    """Draws what the label says when `right`, else always the same picture."""
+    """Paints what the label says when `right`, else always the same picture."""
 
     def __init__(self, source, right):
         self.source, self.right = source, right
@@ -40,15 +40,12 @@ class Painter:
     config = base.get_config()
     tokenizer = SimpleNamespace(encode=str.split)
 
-    def request(self, prompt, seed, size):
-        assert size == (64, 64)  # the 32 px pictures are enlarged to the only training size
-        return SimpleNamespace(prompt=prompt)
+    def generate(self, prompts, seed, size, number):
+        assert set(size) == {(64, 64)}  # the 32 px pictures are enlarged to the only training size
+        labels = [int(prompt.split()[1]) if self.right else 0 for prompt in prompts]
+        return [SimpleNamespace(image=self.source.picture(i)) for i in labels]
 
-    def draw(self, requests):
-        numbers = [int(r.prompt.split()[1]) if self.right else 0 for r in requests]
-        return [self.source.picture(i) for i in numbers]
-
-    def describe(self, pictures):
+    def caption(self, pictures):
         known = {self.source.picture(i).tobytes(): i for i in range(30) if i != 3}
         return [f'colour {known[p.tobytes()]}' if self.right else 'colour 0' for p in pictures]
 
@@ -59,21 +56,21 @@ def test_a_task_that_is_not_trained_is_not_judged():
     painter.config = base.get_config()
     painter.config.data.tasks.text_to_image = 0.0
     result = retrieval.evaluate(painter, source, 12, seed=0)
-    assert result.top10 is None and result.drawn == [] and result.exact == 1.0
-    assert 'described' in result.table() and 'drawn' not in result.table()
+    assert result.top10 is None and result.generated == [] and result.exact == 1.0
+    assert 'captioned' in result.table() and 'generated' not in result.table()
 
 
 def test_ranks_count_the_nearer_pictures():
     rng = np.random.default_rng(0)
     gallery = rng.normal(5, 1, (20, 7)).astype(np.float32)
-    drawn = rng.normal(5, 1, (4, 7)).astype(np.float32)
+    generated = rng.normal(5, 1, (4, 7)).astype(np.float32)
     truth = [3, 0, 19, 7]
     mean = gallery.mean(0)
     for i, right in enumerate(truth):
-        a = drawn[i] - mean
+        a = generated[i] - mean
         cosines = [a @ (g - mean) / np.linalg.norm(a) / np.linalg.norm(g - mean) for g in gallery]
         expected = sorted(cosines, reverse=True).index(cosines[right])
-        assert retrieval.ranks(drawn, gallery, truth)[i] == expected
+        assert retrieval.ranks(generated, gallery, truth)[i] == expected
 
 
 def test_a_right_painter_scores_all_and_a_wrong_one_almost_nothing():
@@ -130,12 +127,12 @@ def test_wilson_interval_holds_known_values():
     assert retrieval.wilson(0.0, 200)[0] == pytest.approx(0, abs=1e-12)
 
 
-def test_a_picture_and_its_drawing_have_one_size_on_a_grid_that_fits_a_screen(tmp_path):
+def test_real_and_generated_pictures_have_one_size_on_a_grid_that_fits_a_screen(tmp_path):
     count, blue, red = 24, (0, 0, 255), (255, 0, 0)
     truth = [np.full((500, 375 if i % 2 else 500, 3), blue, np.uint8) for i in range(count)]
-    drawn = [np.full((64, 32 if i % 2 else 64, 3), red, np.uint8) for i in range(count)]
+    generated = [np.full((64, 32 if i % 2 else 64, 3), red, np.uint8) for i in range(count)]
     labels = ['a label of some words'] * count
-    result = retrieval.Result(count, count, 0.5, 0.5, 0.5, labels, drawn, truth, labels)
+    result = retrieval.Result(count, count, 0.5, 0.5, 0.5, labels, generated, truth, labels)
     run_report.write(result, {'step': 1, 'seed': 0}, tmp_path)
     sheet = np.asarray(Image.open(tmp_path / 'grid.png'))
     assert max(sheet.shape) <= 1600

@@ -6,19 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
-from shrink import quick_compilation, shrink
+from shrink import quick_compilation
+from tiny_sampler import WORDS, make_sampler
 
 from configs import base
-from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.generation import captioning, guidance, image_sampling, kv_cache, token_sampling
-from rf_jax.generation.sampler import Request, Sampler
-from rf_jax.models import unified
+from rf_jax.generation import captioning, guidance, image_sampling, inputs, kv_cache, token_sampling
+from rf_jax.generation.inputs import Request
 from rf_jax.models.representation import forcing
-from rf_jax.runtime.errors import UserError
-from rf_jax.training.state import example_row
 
-WORDS = ['a red heart', 'two small dogs', 'grinning face with big eyes', 'flag', 'a blue square']
 BRANCHES = [(True, True), (True, False), (False, True), (False, False)]
 REQUESTS = [
     Request('a red heart', 64, 64, 11),
@@ -31,26 +26,6 @@ REQUESTS = [
 def quick():
     with quick_compilation():
         yield
-
-
-def make_sampler(split):
-    config = shrink(base.get_config())
-    config.data.max_text_tokens = 40
-    config.model.backbone.split = split
-    tokenizer = Tokenizer.train(WORDS * 3, 384)
-    model = unified.build(config, tokenizer.size)
-    example = example_row(model.channels)
-    z = jnp.zeros((1, 4, model.channels))
-
-    def new(key):
-        params = model.init(key, example, example['input_group'], z, jnp.zeros((1, 4)))['params']
-        leaves, structure = jax.tree.flatten(params)
-        keys = jax.random.split(key, len(leaves))
-        # Off the initial point, where pictures are zero and most scales are one.
-        noisy = [x + 0.15 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
-        return jax.tree.unflatten(structure, noisy)
-
-    return Sampler(config, model, jax.jit(new)(jax.random.key(0)), tokenizer)
 
 
 @pytest.fixture(scope='module')
@@ -67,21 +42,26 @@ def counts_of(requests):
     return [r.height * r.width // 32**2 for r in requests]
 
 
-def inputs(codes):
+def rows_of(sampler, requests):
+    channels = sampler.model.channels
+    return inputs.generation_rows(sampler.config, sampler.tokenizer, channels, requests)
+
+
+def with_begin(codes):
     """Codes as the representation stream's inputs: begin, then the codes."""
     return jnp.concatenate([jnp.full((codes.shape[0], 1), -1, jnp.int32), codes], 1)
 
 
 @pytest.mark.parametrize('split', ['ffn', 'full'])
-def test_cached_drawing_equals_the_full_forward(sampler, split):
+def test_cached_generation_equals_the_full_forward(sampler, split):
     if split != 'ffn':
         sampler = make_sampler(split)
-    model, params, rows = sampler.model, sampler.params, sampler.rows(REQUESTS)
+    model, params, rows = sampler.model, sampler.params, rows_of(sampler, REQUESTS)
     options = image_sampling.Options(temperature=0.0, guidance_representation=2.0)
     contexts = (True, False)
     batch = image_sampling._stack([rows[text, True] for text in contexts])
     codes, cache = jax.jit(
-        lambda params, keys: token_sampling.write(model, options, params, batch, contexts, keys)
+        lambda params, keys: token_sampling.sample(model, options, params, batch, contexts, keys)
     )(params, keys_of(REQUESTS))
     caches = dict(zip(contexts, image_sampling._split(cache, 2)))
     assert codes.shape == (3, 4) and codes.dtype == jnp.int32
@@ -90,13 +70,15 @@ def test_cached_drawing_equals_the_full_forward(sampler, split):
     keys = jax.random.split(jax.random.key(5), 2)
     z = jax.random.normal(keys[0], (3, 16, model.channels))
     t = jnp.broadcast_to(jax.random.uniform(keys[1], (3, 1)), (3, 16))
-    full = jax.jit(lambda params, row: model.apply({'params': params}, row, inputs(codes), z, t))
+    full = jax.jit(
+        lambda params, row: model.apply({'params': params}, row, with_begin(codes), z, t)
+    )
 
     @jax.jit
     def after(params, row, cache):
-        x = model.apply({'params': params}, z, t, row['pixel_cells'], method='embed_patches')
+        x = model.bind({'params': params}).embed_patches(z, t, row['pixel_cells'])
         x = kv_cache.after(model, params, row, cache, x, (0, 0, 16))
-        return model.apply({'params': params}, x, method='predict')
+        return model.bind({'params': params}).predict(x)
 
     outputs = {branch: full(params, rows[branch]) for branch in BRANCHES}
     real = np.asarray(rows[True, True]['pixel_weight']) > 0
@@ -119,7 +101,7 @@ def test_cached_drawing_equals_the_full_forward(sampler, split):
 
 def test_codes_follow_the_models_distribution(sampler):
     """Temperature and top-k: frequencies of the first code over many keys."""
-    model, params, rows = sampler.model, sampler.params, sampler.rows(REQUESTS[:1])
+    model, params, rows = sampler.model, sampler.params, rows_of(sampler, REQUESTS[:1])
     count, temperature, k = 2000, 1.5, 5
     options = image_sampling.Options(top_k=k, temperature=temperature, guidance_representation=2.0)
     many = {b: jax.tree.map(lambda a: np.repeat(a, count, 0), row) for b, row in rows.items()}
@@ -127,13 +109,13 @@ def test_codes_follow_the_models_distribution(sampler):
     batch['cells'] = batch['cells'][:, :2]  # one code is enough
     keys = jax.vmap(jax.random.key)(np.arange(count))
     codes, _ = jax.jit(
-        lambda params: token_sampling.write(model, options, params, batch, (True, False), keys)
+        lambda params: token_sampling.sample(model, options, params, batch, (True, False), keys)
     )(params)
     assert codes.shape == (count, 1)
     empty = jnp.full((1, 4), -1, jnp.int32)
     z, t = jnp.zeros((1, 16, model.channels)), jnp.zeros((1, 16))
     kept, dropped = (
-        model.apply({'params': params}, rows[c, True], inputs(empty), z, t)[
+        model.apply({'params': params}, rows[c, True], with_begin(empty), z, t)[
             'representation_logits'
         ].whole()[0, 0]
         for c in (True, False)
@@ -149,13 +131,13 @@ def test_codes_follow_the_models_distribution(sampler):
 
 @pytest.fixture(scope='module')
 def together(sampler):
-    return sampler._draw(REQUESTS, sampler.options(method='heun'))
+    return sampler._generate(REQUESTS, sampler.options(method='heun'))
 
 
 def test_a_batch_gives_what_its_prompts_give_one_by_one(sampler, together):
     patches, codes = together
     for row, (request, count) in enumerate(zip(REQUESTS, counts_of(REQUESTS))):
-        own_patches, own_codes = sampler._draw([request], sampler.options(method='heun'))
+        own_patches, own_codes = sampler._generate([request], sampler.options(method='heun'))
         np.testing.assert_array_equal(own_codes[0, :count], codes[row, :count])
         np.testing.assert_allclose(
             own_patches[0, : 4 * count], patches[row, : 4 * count], atol=1e-4, rtol=1e-4
@@ -164,34 +146,27 @@ def test_a_batch_gives_what_its_prompts_give_one_by_one(sampler, together):
 
 def test_randomness_is_the_seeds(sampler, together):
     options = sampler.options(method='heun')
-    patches, codes = sampler._draw(REQUESTS, options)
+    patches, codes = sampler._generate(REQUESTS, options)
     np.testing.assert_array_equal(patches, together[0])
     np.testing.assert_array_equal(codes, together[1])
     other = [Request(r.prompt, r.height, r.width, r.seed + 100) for r in REQUESTS[:2]]
-    patches, codes = sampler._draw([*other, REQUESTS[2]], options)
+    patches, codes = sampler._generate([*other, REQUESTS[2]], options)
     assert (codes[:2] != together[1][:2]).any()
     assert (np.abs(patches[:2] - together[0][:2]).max((1, 2)) > 1e-2).all()
     np.testing.assert_allclose(patches[2, :8], together[0][2, :8], atol=1e-5)  # a new neighbour
 
 
-def test_requests_name_their_randomness(sampler):
-    first = sampler.request('a  flag ', 3)
-    assert first == sampler.request('a flag', 3) and (first.height, first.width) == (64, 64)
-    others = [
-        sampler.request('a flag', 4),
-        sampler.request('a flag', 3, number=1),
-        sampler.request('two flags', 3),
-    ]
+def test_the_randomness_of_a_request_depends_on_seed_prompt_and_number(sampler):
+    def request(*given):
+        return inputs.request(sampler.config, *given)
+
+    first = request('a  flag ', 3)
+    assert first == request('a flag', 3) and (first.height, first.width) == (64, 64)
+    others = [request('a flag', 4), request('a flag', 3, 1), request('two flags', 3)]
     assert len({first.seed, *(r.seed for r in others)}) == 4
 
 
-def test_pictures_have_the_asked_sizes_in_any_number(sampler):
-    pictures = sampler.draw(REQUESTS, sampler.options(method='heun'))
-    assert [p.shape for p in pictures] == [(64, 64, 3), (32, 64, 3), (64, 32, 3)]
-    assert all(p.dtype == np.uint8 and p.std() > 1 for p in pictures)
-
-
-# Describing
+# Captioning
 
 
 @pytest.fixture(scope='module')
@@ -203,11 +178,11 @@ def questions():
 
 
 @pytest.fixture(scope='module')
-def described(sampler, questions):
+def answered(sampler, questions):
     """(tokens [3, 4], batch, heads) of greedy answers."""
     seen = {}
-    sampler._describe(questions)
-    key = 'describe', sampler.config.sampling.max_answer_tokens
+    sampler._answer(questions)
+    key = 'answer', sampler.config.sampling.max_answer_tokens
     program = sampler._programs[key]
 
     def spy(params, batch, heads):
@@ -215,13 +190,13 @@ def described(sampler, questions):
         return program(params, batch, heads)
 
     sampler._programs[key] = spy
-    tokens = sampler._describe(questions)
+    tokens = sampler._answer(questions)
     sampler._programs[key] = program
     return tokens, seen['batch'], seen['heads']
 
 
-def test_greedy_answers_equal_the_full_forward(sampler, described):
-    tokens, batch, heads = described
+def test_greedy_answers_equal_the_full_forward(sampler, answered):
+    tokens, batch, heads = answered
     model, batch = sampler.model, dict(batch)
     assert len(set(heads.tolist())) == 3, 'questions of different lengths'
     codes, t = np.zeros((3, 0), np.int32), np.zeros((3, 0), np.float32)
@@ -243,22 +218,20 @@ def test_greedy_answers_equal_the_full_forward(sampler, described):
     assert len(np.unique(tokens)) > 3, 'the answers should not be all the same'
 
 
-def test_longer_answers_may_be_asked_for_later(sampler, questions, described):
-    short, *_ = described
+def test_a_longer_limit_continues_the_same_answers(sampler, questions, answered):
+    short, *_ = answered
     sampler.config.sampling.max_answer_tokens += 3
-    longer = sampler._describe(questions)
+    longer = sampler._answer(questions)
     sampler.config.sampling.max_answer_tokens -= 3
     assert longer.shape == (3, short.shape[1] + 3)
     np.testing.assert_array_equal(longer[:, : short.shape[1]], short)
 
 
-def test_answers_end(sampler, described):
-    tokens, batch, heads = described
+def test_answers_end(sampler, answered):
+    tokens, batch, heads = answered
     end = int(tokens[0, 1])  # pretend that the second token ends the answer
     found = jax.jit(
-        lambda params, batch, heads: captioning.describe(
-            sampler.model, params, batch, heads, 4, end
-        )
+        lambda params, batch, heads: captioning.answer(sampler.model, params, batch, heads, 4, end)
     )(sampler.params, batch, heads)
     for row, right in zip(np.asarray(found), tokens):
         stop = list(right).index(end) if end in right else 4
@@ -266,29 +239,26 @@ def test_answers_end(sampler, described):
         assert (row[stop:] == end).all()
 
 
-def test_a_question_that_is_cut_is_told(sampler, questions, caplog):
+def test_truncated_questions_are_logged(sampler, questions, caplog):
     long = ' '.join(WORDS * 4)
     with caplog.at_level('WARNING', logger='absl'):
-        sampler.describe([questions[0][0]], [long])
-        sampler.describe([questions[0][0]] * 5, [long] + ['what?'] * 4)  # one call of 32 rows
-    told = '1 of {} question(s) were truncated to 20 tokens (data.max_text_tokens=40)'
-    assert [told.format(n) in caplog.text for n in (1, 2)] == [True, True]
-    with pytest.raises(UserError, match='1 pictures and 2 questions'):
-        sampler.describe([questions[0][0]], [long, long])
+        sampler.answer(questions[0][0], long)
+        sampler.answer([questions[0][0]] * 5, [long] + ['what?'] * 4)  # one call of 32 rows
+    said = '1 of {} question(s) were truncated to 20 tokens (data.max_text_tokens=40)'
+    assert [said.format(n) in caplog.text for n in (1, 2)] == [True, True]
 
 
-def test_answers_do_not_depend_on_the_batch(sampler, questions, described):
-    tokens, _, heads = described
-    np.testing.assert_array_equal(sampler._describe(questions[1:2])[0], tokens[1])
+def test_answers_do_not_depend_on_the_batch(sampler, questions, answered):
+    tokens, _, heads = answered
+    np.testing.assert_array_equal(sampler._answer(questions[1:2])[0], tokens[1])
     assert heads[1] > heads[0]
-    assert sampler.describe([questions[0][0]]) == [sampler.tokenizer.decode(tokens[0])]
+    assert sampler.caption([questions[0][0]]) == [sampler.tokenizer.decode(tokens[0])]
 
 
 def test_truncated_prompts_are_counted_once_whatever_the_rows_of_a_call(sampler, caplog):
     prompts = [' '.join(WORDS * 9), *WORDS[:4]]  # a call of 32 rows is filled up by the first
-    requests = [sampler.request(prompt, 0, number) for prompt in prompts for number in range(2)]
     with caplog.at_level('WARNING', logger='absl'):
-        sampler.draw(requests, sampler.options(steps=1))
+        sampler.generate(prompts * 2, seed=0, steps=1)
     (said,) = [r.getMessage() for r in caplog.records if 'truncated' in r.getMessage()]
     assert said.startswith(
         '1 of 5 prompt(s) were truncated to 38 tokens (data.max_text_tokens=40): '
@@ -350,7 +320,13 @@ class Constant:
         self.calls = collections.Counter()
         monkeypatch.setattr(kv_cache, 'after', self.after)
 
-    def apply(self, params, x, *rest, method):
+    def bind(self, variables):
+        return self
+
+    def embed_patches(self, z, t, cells):
+        return z
+
+    def predict(self, x):
         return x
 
     def after(self, model, params, row, cache, x, groups):
@@ -384,19 +360,7 @@ def test_flow_ends_at_the_guided_picture(monkeypatch, method, changes, right):
     caches = dict.fromkeys((True, False), (none, none))
     options = image_sampling.Options(steps=10, method=method, **changes)
     keys = jax.vmap(jax.random.key)(np.arange(2))
-    found = image_sampling.draw_pixels(
+    found = image_sampling.generate_latents(
         Constant(monkeypatch), config, options, None, rows, caches, keys
     )
     np.testing.assert_allclose(found, np.full((2, 8, 3), right), atol=1e-5)
-
-
-def test_describe_takes_pictures_as_a_notebook_holds_them(sampler, questions, tmp_path):
-    picture = questions[0][0]
-    Image.fromarray(picture).save(tmp_path / 'a.png')
-    floats, file = picture / np.float32(255), tmp_path / 'a.png'
-    given = [picture, floats, Image.fromarray(picture), file, np.dstack([picture, picture[..., 0]])]
-    *same, _ = sampler.describe(given)
-    assert len(set(same)) == 1 and same[0]
-    assert sampler.describe(floats) == same[:1]
-    with pytest.raises(UserError, match=r'picture 2 of 2: float32 values from 0 to 255'):
-        sampler.describe([picture, picture.astype(np.float32)])

@@ -1,4 +1,4 @@
-"""Drawing and describing with parameters sharded as in training: never a whole copy on a device."""
+"""Generating and captioning with parameters sharded as in training: no device has a full copy."""
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ def quick():
 
 
 def noisy(ema):
-    """New weights draw grey pictures; these do not."""
+    """New parameters generate grey pictures; these do not."""
 
     def add(x):
         rng = np.random.default_rng(x.size)
@@ -35,10 +35,10 @@ def outputs(run, params):
     sampler = run_report.sampler_of(run)
     shardings = jax.tree.map(lambda a: a.sharding, run.abstract.ema)
     sampler.params = sampler.placement.params(jax.device_put(params, shardings))
-    requests = [sampler.request(prompt, 3) for prompt in ('red apple', 'blue sky', 'cat')]
-    pictures, codes = sampler.draw_with_codes(requests)
+    generated = sampler.generate(['red apple', 'blue sky', 'cat'], seed=3)
+    pictures, codes = zip(*((each.image, each.tokens) for each in generated))
     encoded = Inspector(sampler, np.eye(32, dtype=np.float32)).codes(PICTURES)
-    return sampler, pictures, codes, sampler.describe(PICTURES), encoded
+    return sampler, pictures, codes, sampler.caption(PICTURES), encoded
 
 
 def share(params):
@@ -48,7 +48,7 @@ def share(params):
     return held / sum(x.nbytes for x in leaves)
 
 
-def test_a_sharded_model_draws_and_describes_as_one_device(tmp_path):
+def test_a_sharded_model_generates_and_captions_as_one_device(tmp_path):
     """Over parameters, heads, rows of pictures and devices that share a row in training."""
     alone = tiny_run(tmp_path / 'alone')
     params = noisy(alone.initialise().ema)
@@ -74,7 +74,7 @@ def test_no_device_holds_the_average_whole_to_evaluate_it(tmp_path, monkeypatch,
     def look(self, *_, **__):
         raise Evaluated(share(self.params))
 
-    monkeypatch.setattr(Sampler, 'draw', look)
+    monkeypatch.setattr(Sampler, 'generate', look)
     with pytest.raises(Evaluated) as found:
         if moment == 'at the end':
             run_report.at_end(run, state)
@@ -84,12 +84,14 @@ def test_no_device_holds_the_average_whole_to_evaluate_it(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize('field', ['evaluation.samples', 'log.samples_every'])
-def test_what_cannot_be_drawn_is_refused_before_the_training(tmp_path, field):
+def test_generation_without_memory_is_refused_before_the_training(tmp_path, field):
     """Too small for what is held already by one byte, to which keys and values are added."""
     changes = {'evaluation.samples': 0, 'log.samples_every': 0} | {field: 5}
     run = tiny_run(tmp_path, CHANGES | changes, devices=8)
     held = run.abstract.ema if field == 'evaluation.samples' else run.abstract
-    with pytest.raises(UserError, match=f'^{field}=5: drawing needs at least .* or set {field}=0$'):
+    with pytest.raises(
+        UserError, match=f'^{field}=5: generation needs at least .* or set {field}=0$'
+    ):
         run_report.check(run, jitted.nbytes_per_device(held) + run_report.cache_bytes(run) - 1)
     run_report.check(run, jitted.nbytes_per_device(held) + run_report.cache_bytes(run))
     assert run_report.cache_bytes(run) > 0

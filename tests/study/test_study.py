@@ -560,10 +560,10 @@ class Answers:
         for i in range(60):
             for each in source.questions(i):
                 self.truth[source.picture(i).tobytes(), each.question] = each.answer
-        self.answer = answer
+        self.answer_to = answer
 
-    def describe(self, pictures, questions):
-        return [self.answer(self.truth[p.tobytes(), q]) for p, q in zip(pictures, questions)]
+    def answer(self, pictures, questions):
+        return [self.answer_to(self.truth[p.tobytes(), q]) for p, q in zip(pictures, questions)]
 
 
 @pytest.mark.parametrize(
@@ -654,7 +654,7 @@ def test_a_run_without_scenes_is_refused(arm):
     with pytest.raises(UserError, match=r"data.sources='emoji' of the run has no scenes"):
         scoring.score(SimpleNamespace(config=config, tokenizer=None), scoring.Amount())
     letters = SimpleNamespace(encode=list)
-    with pytest.raises(UserError, match='not made from scenes'):
+    with pytest.raises(UserError, match='not trained on scenes'):
         scoring.score(SimpleNamespace(config=arm.config, tokenizer=letters), scoring.Amount())
 
 

@@ -10,7 +10,7 @@ import pytest
 from shrink import quick_compilation, tiny_run
 
 from rf_jax.data import layout, patch_grid
-from rf_jax.generation import guidance, image_sampling, kv_cache, token_sampling
+from rf_jax.generation import guidance, image_sampling, inputs, kv_cache, token_sampling
 from rf_jax.generation.sampler import Request, Sampler
 from rf_jax.models import quantizer
 from rf_jax.models.representation import choice, features
@@ -101,13 +101,14 @@ def test_drawing_with_a_cache_equals_the_training_forward(variant):
     """Guided tokens one by one, then one look at the pixels, in all four branches."""
     name, run, state, _ = variant
     model, params = run.model, state.params
-    sampler = Sampler(run.config, model, params, run.tokenizer)
-    rows = jax.tree.map(jnp.asarray, sampler.rows(REQUESTS))
+    rows = jax.tree.map(
+        jnp.asarray, inputs.generation_rows(run.config, run.tokenizer, model.channels, REQUESTS)
+    )
     options = image_sampling.Options(temperature=0.0, guidance_representation=2.0)
     batch = image_sampling._stack([rows[text, True] for text in (True, False)])
     keys = jax.vmap(jax.random.key)(np.array([r.seed for r in REQUESTS], np.uint32))
     with quick_compilation():
-        write = token_sampling.write
+        write = token_sampling.sample
         tokens, cache = jax.jit(lambda p: write(model, options, p, batch, (True, False), keys))(
             params
         )
@@ -115,9 +116,9 @@ def test_drawing_with_a_cache_equals_the_training_forward(variant):
         outputs = {}
         for branch, row in rows.items():
             outputs[branch], z, t = jax.jit(lambda p, row=row: full(run, p, row, tokens))(params)
-            x = model.apply({'params': params}, z, t, row['pixel_cells'], method='embed_patches')
+            x = model.bind({'params': params}).embed_patches(z, t, row['pixel_cells'])
             x = kv_cache.after(model, params, row, caches[branch[0]], x, (0, 0, x.shape[1]))
-            found = model.apply({'params': params}, x, method='predict')
+            found = model.bind({'params': params}).predict(x)
             np.testing.assert_allclose(found, outputs[branch]['x'], atol=2e-4)
     weights = guidance.token_weights(2.0)
     if 'representation_logits' in outputs[True, True]:
@@ -136,13 +137,21 @@ def test_drawing_with_a_cache_equals_the_training_forward(variant):
     assert tokens.shape[1] == (4 if name == 'continuous' else count)
 
 
-def test_pictures_are_drawn_and_described(variant):
-    _, run, state, _ = variant
+def test_pictures_are_generated_and_captioned(variant):
+    name, run, state, _ = variant
     with quick_compilation():
         sampler = Sampler(run.config, run.model, state.params, run.tokenizer)
-        one, two = sampler.draw(REQUESTS)
-        assert one.shape == (64, 64, 3) and one.std() > 0 and (one != two).any()
-        assert len(sampler.describe([one])) == 1
+        prompts = [request.prompt for request in REQUESTS]
+        one, two = sampler.generate(prompts, seed=0)
+        assert one.image.shape == (64, 64, 3) and one.image.std() > 0
+        assert (one.image != two.image).any()
+        assert isinstance(sampler.caption(one), str)
+        if sampler.pool:
+            assert one.tokens.shape[:2] == (4 // sampler.pool,) * 2
+            integers = np.issubdtype(one.tokens.dtype, np.integer)
+            assert integers == (one.tokens.ndim == 2) == (name != 'continuous')
+        else:
+            assert one.tokens is None
 
 
 @pytest.mark.parametrize('pool', [1, 2, 4])
@@ -258,8 +267,8 @@ def test_autoencoder_learns_to_give_pictures_back(tmp_path):
             state, metrics = run.train_step(state, batch)
             seen.append((float(metrics['reconstruction']), float(metrics['kl'])))
         assert seen[-1][0] < 0.4 * seen[0][0] and seen[-1][1] > 0
-        clean = run.model.apply({'params': state.params}, batch, method='clean')
-        back = run.model.apply({'params': state.params}, clean, batch, method='pixels')
+        clean = run.model.bind({'params': state.params}).clean(batch)
+        back = run.model.bind({'params': state.params}).pixels(clean, batch)
     real = np.asarray(batch['pixel_weight']) > 0
     right = np.asarray(batch['pixels'])[real] / 127.5 - 1
     error = np.mean((np.asarray(back)[real] - right) ** 2)
@@ -272,10 +281,10 @@ def test_a_picture_is_decoded_from_its_own_latents(tmp_path):
     run = tiny_run(tmp_path, AUTOENCODER)
     with quick_compilation():
         state, batch = run.initialise(), run.put(run.batches.batch(0))
-        clean = run.model.apply({'params': state.params}, batch, method='clean')
+        clean = run.model.bind({'params': state.params}).clean(batch)
 
         def first(latents):
-            return run.model.apply({'params': state.params}, latents, batch, method='pixels')[0]
+            return run.model.bind({'params': state.params}).pixels(latents, batch)[0]
 
         picture = np.asarray(batch['pixel_picture'])
         change = jnp.where(jnp.asarray(picture == 0)[..., None], 1.0, 0.0)

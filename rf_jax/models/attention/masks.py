@@ -1,7 +1,33 @@
-"""Who sees whom (design rule 2), of tokens and of whole tiles: blocks of queries x blocks of keys.
+"""The attention mask: of tokens, and of tiles (blocks of queries x blocks of keys).
 
-Samples are packed, so of the tiles of a long row most hold no visible pair; the forms of attention
-that are linear in memory skip those.
+Key k is visible to query q when
+    segment[q] == segment[k] and (order[k] <= reach[q] or (block[q] == block[k] and block[q] > 0)).
+
+`segment` is the example within the packed row, `order` the place in the example, `reach` the last
+order that a token attends to, and `block` marks tokens that all attend to each other. A row of two
+words, a representation token and two noisy pixel patches of the same picture:
+
+    token     segment   order   reach   block
+    red             1       0       0       0
+    apple           1       1       1       0
+    code            1       2       2       0
+    noise_0         1   NEVER       2       1
+    noise_1         1   NEVER       2       1
+
+gives this mask (rows are queries, columns are keys, x is visible):
+
+              red  apple  code  noise_0  noise_1
+    red        x     .      .      .        .
+    apple      x     x      .      .        .
+    code       x     x      x      .        .
+    noise_0    x     x      x      x        x
+    noise_1    x     x      x      x        x
+
+Text and representation are causal. Pixels see all of them and each other, and nothing else sees
+pixels: no reach covers NEVER. A pixel that drops the representation (guidance) has reach 1.
+
+Most tiles of a long packed row have no visible pair; implementations whose memory is linear in the
+length of the row skip them.
 """
 
 from collections.abc import Mapping
@@ -12,7 +38,7 @@ import jax.numpy as jnp
 from rf_jax.data.layout import NEVER
 
 FIELDS = ('segment', 'order', 'reach', 'block')
-SLOTS = 512  # samples, and pictures, of a row that tiles are told apart by
+SLOTS = 512  # examples, and pictures, of a row that tiles are distinguished by
 MASKED = -1e30  # finite, so that a query that sees nothing gives a number instead of NaN
 PADDING = {'segment': 0, 'order': NEVER, 'reach': -1, 'block': 0}
 
@@ -20,7 +46,7 @@ Integers = Mapping[str, jax.Array]  # int32 [B, L] by the names of FIELDS, numpy
 
 
 def rule(query: Integers, key: Integers):
-    """bool: which keys are visible to which queries, for integers that broadcast to the pairs."""
+    """The rule, bool: which keys are visible to which queries, for integers that broadcast."""
     same = query['segment'] == key['segment']
     before = key['order'] <= query['reach']
     together = (query['block'] == key['block']) & (query['block'] > 0)
@@ -30,7 +56,7 @@ def rule(query: Integers, key: Integers):
 def visible(query: Integers, key: Integers) -> jax.Array:
     """bool [B, Lq, Lk] from int32 [B, Lq] and [B, Lk] arrays segment, order, reach, block.
 
-    Padding has segment 0, order `never` and reach -1: it sees nothing and nothing sees it.
+    Padding has segment 0, order NEVER and reach -1: it sees nothing and nothing sees it.
     """
     queries = {name: query[name][:, :, None] for name in FIELDS}
     return rule(queries, {name: key[name][:, None] for name in FIELDS})

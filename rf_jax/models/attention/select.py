@@ -3,34 +3,36 @@
 from dataclasses import dataclass
 
 import jax
+from ml_collections import ConfigDict
 
 from rf_jax.models.attention.blockwise import Blockwise
 from rf_jax.models.attention.masks import Integers
 from rf_jax.models.attention.pallas import Pallas
+from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.attention.reference import Cudnn, Reference
 from rf_jax.runtime.errors import choose, require
 
 
 @dataclass(frozen=True)
 class ByLength:
-    """The first of `choices` (form, least Lq, least Lk) that the shapes reach; else reference."""
+    """The first of `choices` (attention, least Lq and Lk) that the shapes reach, else reference."""
 
-    choices: tuple[tuple[object, int, int], ...]
+    choices: tuple[tuple[Attention, int, int], ...]
 
-    def _form(self, queries: int, keys: int):
-        long = (f for f, least_q, least_k in self.choices if queries >= least_q and keys >= least_k)
+    def _choice(self, queries: int, keys: int) -> Attention:
+        long = (a for a, least_q, least_k in self.choices if queries >= least_q and keys >= least_k)
         return next(long, Reference())
 
     def prepare(self, query: Integers, key: Integers):
-        form = self._form(query['segment'].shape[1], key['segment'].shape[1])
-        return form.prepare(query, key)
+        attention = self._choice(query['segment'].shape[1], key['segment'].shape[1])
+        return attention.prepare(query, key)
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, prepared) -> jax.Array:
-        return self._form(q.shape[1], k.shape[1])(q, k, v, prepared)
+        return self._choice(q.shape[1], k.shape[1])(q, k, v, prepared)
 
 
 def _auto(c, platform: str) -> ByLength:
-    """Short rows, or a few queries, take the reference: one product without the steps of a loop."""
+    """Short rows and few queries take the reference: one product instead of a loop."""
     blockwise = Blockwise(c.block_q, c.block_k)
     if platform == 'tpu':
         return ByLength(((_pallas(c, platform), c.block_q, c.block_k),))
@@ -52,8 +54,8 @@ IMPLEMENTATIONS = {
 }
 
 
-def build(config, platform: str | None = None):
-    """The form of `config.model.attention` for cpu, gpu or tpu; None: where this process runs.
+def build(config: ConfigDict, platform: str | None = None) -> Attention:
+    """The attention of `config.model.attention` for cpu, gpu or tpu; None: where this process runs.
 
     Raises UserError.
     """

@@ -1,4 +1,4 @@
-"""A form of attention over the devices of a mesh: rows and heads apart, keys of a row together."""
+"""Attention on a mesh: rows and heads are sharded, the keys of a row are gathered."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -7,26 +7,28 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from rf_jax.models.attention.masks import FIELDS, Integers
+from rf_jax.models.attention.protocol import Attention
 from rf_jax.runtime.mesh import BATCH_AXES
 
 ROWS = (*BATCH_AXES, 'context')
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Each device has the queries of its rows, of its part of a row (`context`) and of its heads
-    (`tensor`), and gathers the keys and values of the row: with grouped queries they are few.
+class ShardedAttention:
+    """Runs `attention` on each device, for the queries of its rows, of its part of a row
+    (`context`) and of its heads (`tensor`). It gathers the keys and values of the row, which are
+    few with grouped queries.
     """
 
-    form: object
+    attention: Attention
     mesh: Mesh
 
     def prepare(self, query: Integers, key: Integers):
-        """As the form's, of each device's queries: the leading axis is B times `context`."""
+        """As `attention` prepares each device's queries: the leading axis is B times `context`."""
         tokens = PartitionSpec(BATCH_AXES, 'context')
 
         def local(query, key):
-            return self.form.prepare(query, {name: _whole(a) for name, a in key.items()})
+            return self.attention.prepare(query, {name: _whole(a) for name, a in key.items()})
 
         run = self._map(local, in_specs=(tokens, tokens), out_specs=PartitionSpec(ROWS))
         return run(*({name: side[name] for name in FIELDS} for side in (query, key)))
@@ -40,7 +42,7 @@ class Spread:
         heads = PartitionSpec(BATCH_AXES, 'context', 'tensor' if divides else None)
 
         def local(q, k, v, prepared):
-            return self.form(q, _whole(k), _whole(v), prepared)
+            return self.attention(q, _whole(k), _whole(v), prepared)
 
         specs = (heads, heads, heads, PartitionSpec(ROWS))
         return self._map(local, in_specs=specs, out_specs=heads)(q, k, v, prepared)

@@ -4,13 +4,15 @@ The three groups are understanding (text and vision), representation and pixels.
 dense feed-forward or a pool of routed experts; the pool may also be one for all groups.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
 
 from rf_jax.models.layers import RMSNorm, SwiGLU, linear_init
 from rf_jax.models.moe import dispatch, grouped_matmul, routing, weight_gather
@@ -19,6 +21,24 @@ from rf_jax.runtime.errors import choose, require
 from rf_jax.runtime.mesh import BATCH_AXES
 
 GROUPS = ('understanding', 'representation', 'pixels')
+
+
+class FeedForward(Protocol):
+    """The feed-forward half of a block, for the three expert groups; `build` makes it.
+
+    To be called within a linen module, which then owns its parameters.
+    """
+
+    def __call__(
+        self, cut: Cut, lengths: tuple[int, int, int], x: jax.Array, live: jax.Array, normed: bool
+    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        """x [B, L, D], live bool [B, L] (False for padding) -> (y [B, L, D], losses [B, L]).
+
+        `lengths`: tokens of the groups in the row, in the order of GROUPS; they sum to L. `normed`:
+        whether x comes out of a norm; if not, each group norms it with parameters of its own. The
+        losses are named (`balance` and `router_z` of routed experts) and may be none.
+        """
+        ...
 
 
 def by_group(cut: Cut, lengths, make: Callable[[str], nn.Module], *x: jax.Array):
@@ -36,7 +56,7 @@ def by_group(cut: Cut, lengths, make: Callable[[str], nn.Module], *x: jax.Array)
 class Dense(nn.Module):
     """Qwen3's SwiGLU; x [B, n, D] and live bool [B, n] -> ([B, n, D], no losses)."""
 
-    config: object  # model.backbone
+    config: ConfigDict  # model.backbone
     normed: bool  # whether x comes out of a norm; else it has one of its own
 
     @nn.compact
@@ -49,7 +69,7 @@ class Dense(nn.Module):
 class Routed(nn.Module):
     """Qwen3's sparse feed-forward: each token meets `top_k` of `num_experts` SwiGLU experts."""
 
-    config: object  # model.backbone
+    config: ConfigDict  # model.backbone
     normed: bool
     product: Callable
     mesh: Mesh | None = None
@@ -152,15 +172,12 @@ def _moe(config, platform, mesh):
 KINDS = {'dense': _dense, 'moe': _moe}
 
 
-def build(config, platform: str, mesh: Mesh | None) -> Callable:
-    """`feed(cut, lengths, x, live, normed) -> (y, losses a token)` of `config.model.backbone`.
-
-    To be called within a linen module. Raises UserError.
-    """
+def build(config: ConfigDict, platform: str, mesh: Mesh | None) -> FeedForward:
+    """The feed-forward of `config.model.backbone.ffn`. Raises UserError."""
     kind = choose('model.backbone.ffn', config.model.backbone.ffn, KINDS)
     module, pool = kind(config, platform, mesh)
 
-    def feed(cut: Cut, lengths, x: jax.Array, live: jax.Array, normed: bool):
+    def feed(cut: Cut, lengths: tuple, x: jax.Array, live: jax.Array, normed: bool):
         return pool(cut, lengths, lambda name: module(normed=normed, name=name), x, live)
 
     return feed

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
+from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.spaces.space import Batch, Space, Where
 from rf_jax.models.token_sharding import Cut
 from rf_jax.runtime.errors import require
@@ -37,9 +38,11 @@ class Pixels(Space):
         """C."""
         return config.data.patch_size**2 * 3
 
-    def codec(self, model: ConfigDict, channels: int, form: Any, cut: Cut, dtype: Any) -> nn.Module:
+    def codec(
+        self, model: ConfigDict, channels: int, attention: Attention, cut: Cut, dtype: Any
+    ) -> nn.Module:
         """The identity."""
-        del model, channels, form, cut, dtype
+        del model, channels, attention, cut, dtype
         return Identity()
 
     def check(self, config: ConfigDict) -> None:

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
+from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.microbatches import Part
 from rf_jax.models.token_sharding import Cut
 
@@ -41,8 +42,10 @@ class Space(Protocol):
     def width(self, config: ConfigDict) -> int:
         """Z."""
 
-    def codec(self, model: ConfigDict, channels: int, form: Any, cut: Cut, dtype: Any) -> nn.Module:
-        """The `Codec`. `model`: config.model, `channels`: C, `form`: of attention, `dtype`: of
+    def codec(
+        self, model: ConfigDict, channels: int, attention: Attention, cut: Cut, dtype: Any
+    ) -> nn.Module:
+        """The `Codec`. `model`: config.model, `channels`: C, `dtype`: of
         activations.
         """
 

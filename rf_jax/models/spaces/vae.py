@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.layers import Dense
 from rf_jax.models.microbatches import Part
 from rf_jax.models.spaces.space import Batch, Space, Where
@@ -29,15 +30,15 @@ class Autoencoder(nn.Module):
 
     model: ConfigDict
     channels: int  # C
-    form: Any  # of attention
+    attention: Attention
     cut: Cut
     dtype: Any  # of activations
 
     def setup(self):
         c = self.model.autoencoder
-        self.encoder = VisionEncoder(c, self.form, self.cut)
+        self.encoder = VisionEncoder(c, self.attention, self.cut)
         self.posterior = Dense(2 * c.channels, True)
-        self.decoder = VisionEncoder(c, self.form, self.cut)
+        self.decoder = VisionEncoder(c, self.attention, self.cut)
         self.patch = Dense(self.channels, True)
 
     def _posterior(self, patches, where) -> tuple[jax.Array, jax.Array]:
@@ -78,9 +79,11 @@ class Vae(Space):
         """As the config says."""
         return config.model.autoencoder.channels
 
-    def codec(self, model: ConfigDict, channels: int, form: Any, cut: Cut, dtype: Any) -> nn.Module:
+    def codec(
+        self, model: ConfigDict, channels: int, attention: Attention, cut: Cut, dtype: Any
+    ) -> nn.Module:
         """The two towers."""
-        return Autoencoder(model, channels, form, cut, dtype)
+        return Autoencoder(model, channels, attention, cut, dtype)
 
     def noise(self, key: jax.Array, part: Part, shape: tuple[int, ...]) -> dict[str, jax.Array]:
         """Of the posterior."""

@@ -113,7 +113,7 @@ def test_a_comma_in_the_name_of_a_folder(folder):
     class config:
         data = type('data', (), {'sources': f'folder:{escaped}'})
 
-    assert not scoring.applies(config), 'nor is it taken for scenes'
+    assert not scoring.trains_on_scenes(config), 'nor is it taken for scenes'
 
 
 def test_a_bad_line_says_what_is_wrong(folder, caplog):

@@ -1,5 +1,7 @@
 """The mask, rotary positions and the product against slow spelled-out forms."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,3 +131,17 @@ def test_visible_compares_every_field():
     assert not is_visible((1, never, 3, 2), (1, never, 3, 3))
     assert not is_visible((1, never, 3, 2), (2, never, 3, 2))
     assert not is_visible((0, never, -1, 0), (0, never, -1, 0))
+
+
+def test_the_drawn_example_is_the_mask_of_its_integers():
+    """The two tables in the docstring of masks.py: the integers, and the mask that follows."""
+    _, integers, mask = re.split(r'\n    token .*\n|\n +red +apple .*\n', masks.__doc__)
+    rows = [line.split() for line in integers.splitlines() if line.startswith('    ')]
+    assert [len(row) for row in rows] == [5] * 5
+    values = [[masks.NEVER if x == 'NEVER' else int(x) for x in row[1:]] for row in rows]
+    row = dict(zip(masks.FIELDS, np.array(values, np.int32).T[:, None]))
+    drawn = [line.split() for line in mask.splitlines() if line.startswith('    ')]
+    assert [line[0] for line in drawn] == [line[0] for line in rows]
+    drawn = np.array([line[1:] for line in drawn]) == 'x'
+    np.testing.assert_array_equal(masks.visible(row, row)[0], drawn)
+    assert 0 < drawn.sum() < drawn.size

@@ -295,7 +295,7 @@ def test_a_pool_for_each_group_or_one_for_all(split):
     'changes, words',
     [
         ({'top_k': 9}, r'top_k=9 must be between 1 and model\.backbone\.moe\.num_experts=8'),
-        ({'count': 6}, r'count=6 experts do not divide over mesh\.expert=4'),
+        ({'num_experts': 6}, r'num_experts=6 is not a multiple of mesh\.expert=4'),
         ({'pool': 'none'}, r"pool='none' is not known"),
         ({'grouped_matmul': 'dense'}, r"grouped_matmul='dense' is not known"),
         ({'capacity_factor': 0.5}, r'capacity_factor=0\.5 must be at least 1'),

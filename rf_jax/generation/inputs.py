@@ -1,0 +1,136 @@
+"""Prompts, questions and pictures as rows of `data.layout`, one example a row."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from rf_jax.data import images, layout, patch_grid, pipeline, spans
+from rf_jax.data.batch import Batch
+from rf_jax.data.records import clean
+from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.generation.guidance import Branch
+from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.rng import fold
+
+ROUND = 8  # text capacities are rounded up to a multiple of this, so that few programs are compiled
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to generate. `height` and `width` are in pixels; `seed` is the picture's own."""
+
+    prompt: str
+    height: int
+    width: int
+    seed: int
+
+
+def request(
+    config: ConfigDict,
+    prompt: str,
+    seed: int,
+    number: int = 0,
+    size: tuple[int, int] | None = None,
+) -> Request:
+    """A request whose randomness depends only on (seed, prompt, number).
+
+    `size` (height, width) in pixels; None is a square of the largest training size. Raises
+    UserError if the model cannot generate pictures of that size.
+    """
+    pool, patch = spans.pool_of(config), config.data.patch_size
+    group = patch_grid.unit(pool)
+    unit = group * patch
+    height, width = size or (max(entry[0] for entry in config.data.sizes),) * 2
+    if height < unit or width < unit or height % unit or width % unit:
+        raise UserError(
+            f'size={height}x{width}: both sides must be multiples of {unit} pixels '
+            f'({group} x data.patch_size)'
+        )
+    longest = config.model.representation.position_grid * pool * patch
+    if longest and max(height, width) > longest:
+        raise UserError(
+            f'size={height}x{width}: the longest side may be {longest} pixels '
+            f'({pool} x data.patch_size x model.representation.position_grid)'
+        )
+    prompt = clean(prompt)
+    return Request(prompt, height, width, fold(seed, prompt, number) % 2**31)
+
+
+def generation_rows(
+    config: ConfigDict, tokenizer: Tokenizer, channels: int, requests: Sequence[Request]
+) -> dict[Branch, Batch]:
+    """The rows of the requests for each guidance branch.
+
+    `channels`: C, values of a patch. Gives {(text kept, representation kept): batch} for all four.
+    """
+    data, pool = config.data, spans.pool_of(config)
+    prompts = [
+        spans.text_span(tokenizer, r.prompt, data.max_text_tokens, None, Counter())
+        for r in requests
+    ]
+    grids = [(r.height // data.patch_size, r.width // data.patch_size) for r in requests]
+    patches = max(h * w for h, w in grids)
+    capacity = {
+        'text': _rounded(max(len(p.tokens) for p in prompts)),
+        'vision': 0,
+        'representation': patches // pool**2 + 1 if pool else 0,
+        'pixels': patches,
+        'vision_pictures': 0,
+        'pixel_pictures': 1,
+    }
+
+    def place(text: bool, representation: bool) -> Batch:
+        examples = [
+            [
+                spans.drawing(
+                    [prompt],
+                    grid,
+                    None,
+                    pool,
+                    drop_text=not text,
+                    drop_representation=not representation,
+                    keep_positions=data.dropout_keeps_positions,
+                )
+            ]
+            for prompt, grid in zip(prompts, grids)
+        ]
+        return layout.place(examples, capacity, channels)
+
+    return {(text, rep): place(text, rep) for text in (True, False) for rep in (True, False)}
+
+
+def answer_rows(
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    channels: int,
+    pairs: Sequence[tuple[np.ndarray, str]],
+    length: int,
+) -> tuple[Batch, np.ndarray]:
+    """Rows of a picture and a question, with room for an answer of `length` tokens.
+
+    `pairs`: (uint8 [h, w, 3], question); `channels`: C, values of a patch. Gives (batch, tokens
+    before each answer int32 [B]).
+    """
+    data = config.data
+    rows, prompt_lengths = [], []
+    for picture, question in pairs:
+        height, width = pipeline.fitted(*picture.shape[:2], config)
+        pixels = images.patchify(images.resize(picture, height, width), data.patch_size)
+        prompt = spans.dialogue_span(
+            tokenizer, clean(question), None, data.max_text_tokens, Counter()
+        )
+        prompt_lengths.append(len(prompt.tokens))
+        text = layout.Text([*prompt.tokens, *[tokenizer.pad] * length])
+        vision = layout.Vision(height // data.patch_size, width // data.patch_size, pixels)
+        rows.append([[vision, text]])
+    sizes = np.max([layout.size(row[0]) for row in rows], axis=0)
+    capacity = dict(zip(layout.SIZES, sizes.tolist()))
+    capacity['text'] = _rounded(capacity['text'])
+    return layout.place(rows, capacity, channels), np.array(prompt_lengths, np.int32)
+
+
+def _rounded(count: int) -> int:
+    return -(-count // ROUND) * ROUND

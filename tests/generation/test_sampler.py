@@ -1,0 +1,146 @@
+"""`generate`, `caption` and `answer` are the low-level path, for batches of any length."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from shrink import quick_compilation
+from tiny_sampler import make_sampler
+
+from rf_jax.data import images
+from rf_jax.generation import inputs
+from rf_jax.generation.sampler import ROWS
+from rf_jax.runtime.errors import UserError
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick():
+    with quick_compilation():
+        yield
+
+
+@pytest.fixture(scope='module')
+def sampler():
+    return make_sampler()
+
+
+@pytest.fixture(scope='module')
+def pictures():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(64, 64), (32, 64)]]
+
+
+def test_generate_is_the_low_level_path_bit_for_bit(sampler):
+    """With the seed of (seed, prompt, number) for each picture, of each size."""
+    given = [('a red heart', 0, (64, 64)), ('a red heart', 1, (32, 64)), ('flag', 0, (64, 32))]
+    requests = [inputs.request(sampler.config, p, 7, n, size) for p, n, size in given]
+    patches, codes = sampler._generate(requests, sampler.options(method='heun'))
+    generated = sampler.generate(
+        [prompt for prompt, *_ in given], 7, [size for *_, size in given], method='heun'
+    )
+    assert len(generated) == 3
+    for each, (prompt, number, size), values, row in zip(generated, given, patches, codes):
+        assert (each.prompt, each.seed, each.number) == (prompt, 7, number)
+        values = images.unpatchify(values[: size[0] * size[1] // 16**2], *size, 16, 2)
+        values = np.clip((values + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+        np.testing.assert_array_equal(each.image, values)
+        assert each.image.shape == (*size, 3) and each.image.std() > 1
+        # One token for 2 x 2 patches of 16 pixels.
+        assert each.tokens.shape == (size[0] // 32, size[1] // 32)
+        assert each.tokens.dtype == np.int32
+        np.testing.assert_array_equal(each.tokens.ravel(), row[: each.tokens.size])
+
+
+def test_a_string_is_a_list_of_one_and_numbers_count_equal_prompts(sampler):
+    (one,) = sampler.generate('a  flag ', seed=3)
+    first, second, other = sampler.generate(['a flag', 'a flag', 'flag'], seed=3)
+    assert one.prompt == 'a flag' and one.image.shape == (64, 64, 3)
+    np.testing.assert_allclose(one.image.astype(int), first.image, atol=1)
+    assert [first.number, second.number, other.number] == [0, 1, 0]
+    assert (first.image != second.image).any() and (first.image != other.image).any()
+    same = sampler.generate(['a flag', 'a flag'], seed=3, number=1)
+    for each in same:
+        np.testing.assert_allclose(each.image.astype(int), second.image, atol=1)
+
+
+def test_options_change_the_config_for_one_call(sampler):
+    plain, steps = sampler.generate('flag'), sampler.generate('flag', steps=3, top_k=None)
+    assert (plain[0].image != steps[0].image).any()
+    assert sampler.options().steps == sampler.config.sampling.steps == 2
+
+
+@pytest.mark.parametrize(
+    'given, options, message',
+    [
+        (['flag'], {'step': 3}, r"no option 'step'; options: steps, method, .*interval$"),
+        (['flag'], {'steps': 0}, r'sampling\.steps=0'),
+        (['flag'], {'size': 64}, r'size=64: expected \(height, width\) in pixels, or .* 1 prompts'),
+        (['flag'], {'size': (50, 64)}, r'size=50x64: both sides must be multiples of 32 pixels'),
+        (['flag'], {'size': (64, 640)}, r'size=64x640: the longest side may be 128 pixels'),
+        (['flag'] * 3, {'size': [(64, 64)] * 2}, r'size=.* for each of 3 prompts'),
+        (
+            ['flag'] * 3,
+            {'number': [0, 1]},
+            r'number=\[0, 1\]: expected an integer, or .* 3 prompts',
+        ),
+        (['flag'], {'number': 0.5}, r'number=0\.5: expected an integer'),
+        (['flag', 3], {}, r'prompts contain 3: expected a string or a list of strings'),
+        (None, {}, r'prompts=None: expected a string or a list of strings'),
+    ],
+)
+def test_mistakes_are_named_in_one_line(sampler, given, options, message):
+    with pytest.raises(UserError, match=message) as error:
+        sampler.generate(given, **options)
+    assert '\n' not in str(error.value)
+
+
+def test_a_batch_of_any_length(sampler, pictures):
+    assert sampler.generate([]) == [] and sampler.caption([]) == [] == sampler.answer([], 'why?')
+    many = [pictures[i % 2] for i in range(ROWS + 1)]
+    captions = sampler.caption(many)
+    assert captions == sampler.caption(pictures) * (ROWS // 2) + [captions[0]]
+
+
+def test_jupyter_shows_the_picture(sampler):
+    (one,) = sampler.generate('flag', seed=1)
+    with Image.open(io.BytesIO(one._repr_png_())) as shown:
+        np.testing.assert_array_equal(np.asarray(shown), one.image)
+    assert repr(one) == "GeneratedImage('flag', seed=1, number=0, 64 x 64 pixels)"
+
+
+def test_captions_and_answers_are_the_low_level_path(sampler, pictures):
+    questions = ['two small dogs', 'flag']
+    decode = sampler.tokenizer.decode
+    wanted = [decode(row.tolist()) for row in sampler._answer(list(zip(pictures, questions)))]
+    assert sampler.answer(pictures, questions) == wanted
+    wanted = [decode(row.tolist()) for row in sampler._answer([(p, '') for p in pictures])]
+    assert sampler.caption(pictures) == wanted == sampler.answer(pictures, '')
+
+
+def test_one_picture_or_question_stands_for_all(sampler, pictures):
+    one, other = pictures
+    questions = ['two small dogs', 'flag']
+    assert sampler.caption(one) == sampler.caption([one])[0]
+    assert sampler.answer(one, 'flag') == sampler.answer([one], ['flag'])[0]
+    assert sampler.answer(pictures, 'flag') == sampler.answer(pictures, ['flag'] * 2)
+    assert sampler.answer(one, questions) == sampler.answer([one] * 2, questions)
+    with pytest.raises(UserError, match='2 pictures and 3 questions: give one question for all'):
+        sampler.answer(pictures, ['flag'] * 3)
+    with pytest.raises(UserError, match='1 pictures and 2 questions'):
+        sampler.answer([other], ['flag'] * 2)
+
+
+def test_pictures_are_taken_as_a_notebook_holds_them(sampler, pictures, tmp_path):
+    picture = pictures[0]
+    Image.fromarray(picture).save(tmp_path / 'a.png')
+    floats, file = picture / np.float32(255), tmp_path / 'a.png'
+    given = [picture, floats, Image.fromarray(picture), file, np.dstack([picture, picture[..., 0]])]
+    *same, _ = sampler.caption(given)
+    assert len(set(same)) == 1 and same[0]
+    assert sampler.caption(floats) == sampler.caption(str(file)) == same[0]
+    generated = sampler.generate('flag')
+    assert sampler.caption(generated) == [sampler.caption(generated[0])]
+    assert sampler.caption(generated[0]) == sampler.caption(generated[0].image)
+    with pytest.raises(UserError, match=r'picture 2 of 2: float32 values from 0 to 255'):
+        sampler.caption([picture, picture.astype(np.float32)])

@@ -1,0 +1,33 @@
+"""A sampler of a tiny model whose pictures and answers are not all the same."""
+
+import jax
+import jax.numpy as jnp
+from shrink import shrink
+
+from configs import base
+from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.generation.sampler import Sampler
+from rf_jax.models import unified
+from rf_jax.training.state import example_row
+
+WORDS = ['a red heart', 'two small dogs', 'grinning face with big eyes', 'flag', 'a blue square']
+
+
+def make_sampler(split: str = 'ffn') -> Sampler:
+    config = shrink(base.get_config())
+    config.data.max_text_tokens = 40
+    config.model.backbone.split = split
+    tokenizer = Tokenizer.train(WORDS * 3, 384)
+    model = unified.build(config, tokenizer.size)
+    example = example_row(model.channels)
+    z = jnp.zeros((1, 4, model.channels))
+
+    def new(key):
+        params = model.init(key, example, example['input_group'], z, jnp.zeros((1, 4)))['params']
+        leaves, structure = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        # Off the initial point, where pictures are zero and most scales are one.
+        noisy = [x + 0.15 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
+        return jax.tree.unflatten(structure, noisy)
+
+    return Sampler(config, model, jax.jit(new)(jax.random.key(0)), tokenizer)
