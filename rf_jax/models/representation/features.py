@@ -20,7 +20,7 @@ Batch = Mapping[str, jax.Array]
 
 def patch_features(model: nn.Module, ema: Any, batch: Batch) -> jax.Array:
     """Features of the pictures to be generated, float32 [B, P, Denc]."""
-    return model.apply({'params': ema}, batch, method='features')
+    return model.bind({'params': ema}).features(batch)
 
 
 def group_features(config: ConfigDict, model: nn.Module, ema: Any, batch: Batch):
