@@ -15,7 +15,7 @@ from pathlib import Path
 # Seconds that the others get to end by themselves once one has failed. They need 5 to 30, but wait
 # for minutes for one that died before all had found each other, as they cannot know that it came.
 GRACE = 45.0
-MISTAKE, INTERRUPTED, AFTER_PROGRESS = 64, 75, 76  # rf_jax/runtime/exits.py
+MISTAKE, INTERRUPTED, AFTER_PROGRESS = 64, 75, 76  # rf_jax/runtime/exit_codes.py
 
 
 def free_port() -> int:

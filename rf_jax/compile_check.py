@@ -37,8 +37,8 @@ def sweep(config, devices) -> tuple[bool, list]:
     variants = compile_report.sweep(config, config.tokenizer.vocab_size, devices)
     for fields, cost, fit in variants:
         tried.append((fields, cost, fit))
-        print(compile_report.ranked(tried[-1:]).splitlines()[-1], flush=True)
-    print(compile_report.ranked(tried))
+        print(compile_report.sweep_table(tried[-1:]).splitlines()[-1], flush=True)
+    print(compile_report.sweep_table(tried))
     return any(fit for *_, fit in tried), [compile_report.tried_as_json(*each) for each in tried]
 
 
@@ -48,7 +48,9 @@ def check(config, devices, name: str) -> tuple[bool, list]:
     each = sorted({len(held) for held in rows.values()})
     print(f'{len(rows)} processes, rows of each: {" or ".join(map(str, each))}', flush=True)
     found = []
-    for checked in compile_report.each(config, config.tokenizer.vocab_size, mesh_, _ONLY.value):
+    for checked in compile_report.compile_programs(
+        config, config.tokenizer.vocab_size, mesh_, _ONLY.value
+    ):
         print(checked.text, flush=True)
         found.append(checked)
         if _TABLE.value and checked.cost:

@@ -48,7 +48,7 @@ def made_up_plan(config, kind: str) -> Plan:
     weights = {task: float(weight) for task, weight in config.data.tasks.items()}
     mixture = Mixture(dict.fromkeys(weights, 1_000_000), weights, config.seed)
     capacity = [config.data.capacity[name] for name in layout.SIZES]
-    sizes = synthetic_sizes.MadeUp(kind, config).sizes
+    sizes = synthetic_sizes.SyntheticSizes(kind, config).sizes
     return Plan(mixture, sizes, capacity, config.data.batch_size)
 
 

@@ -61,7 +61,7 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
         drawn = sampler.draw(requests)
         answers = sampler.describe(list(chosen.values()))
         sampler.params = None  # the step that follows reuses the state's memory
-        if not distributed.first():
+        if not distributed.is_main():
             return
         sheet = images.grid(drawn, COLUMNS, prompts)
         writer.image(step, 'drawn', sheet)
@@ -140,7 +140,8 @@ def at_end(run: Run, state: State) -> str:
     table = evaluate(trained, source, run.workdir, samples, run.config.seed)
     drawn = run.config.data.tasks.get('text_to_image', 0) > 0
     if drawn and scoring.has_codes(run.config) and not scoring.applies(run.config):
-        share = codebook_usage.codes_over_an_epoch(run, state.replace(ema=sharding.near(state.ema)))
+        ema = sharding.to_device_memory(state.ema)
+        share = codebook_usage.codes_over_an_epoch(run, state.replace(ema=ema))
         table += f'\ncodebook: {share:.1%} of the prototypes are used over an epoch'
     return table
 
@@ -164,14 +165,14 @@ def write_score(score: scoring.Score, asked: dict, workdir: Path) -> str:
     """`score.json`, with what was asked, and a grid of each side, by the first host; the table."""
     lines = [scoring.table(score.values)]
     try:
-        for side, pictures in score.shown.items() if distributed.first() else ():
+        for side, pictures in score.shown.items() if distributed.is_main() else ():
             grid = workdir / f'grid_{side}.png'
             prompts = score.values['shown'][side]
             sheet = images.grid(pictures, COLUMNS, prompts)
             made_by = {'step': asked['step'], 'seed': asked['seed'], 'prompts': '\n'.join(prompts)}
             png.write(grid, sheet, made_by)
             lines.append(f'grid: {grid}')
-        if distributed.first():
+        if distributed.is_main():
             text = json.dumps(asked | score.values, indent=1)
             (workdir / 'score.json').write_text(text, encoding='utf-8')
     except OSError as error:
@@ -196,7 +197,7 @@ def write(result: retrieval.Result, asked: dict, workdir: Path) -> str:
         del kept[name]
     table = result.table()
     try:
-        if distributed.first():
+        if distributed.is_main():
             png.write(grid, images.grid(pictures, COLUMNS, captions), asked)
             table += f'\ngrid: {grid} (pairs: picture with its label, drawing with "> answer")'
             (workdir / 'result.json').write_text(json.dumps(kept, indent=1), encoding='utf-8')

@@ -50,7 +50,7 @@ class Placement:
 
     def params(self, tree: Any) -> Any:
         """Parameters as training shards them, in the memory of the devices."""
-        tree = sharding.near(tree)
+        tree = sharding.to_device_memory(tree)
         if self.mesh is None:
             return tree
         return jax.device_put(

@@ -21,7 +21,7 @@ from rf_jax.models.attention.pallas import Pallas
 from rf_jax.planning import hlo_cost, hlo_memory, memory_parts, roofline
 from rf_jax.runtime import hardware, mesh
 from rf_jax.runtime.errors import UserError
-from rf_jax.runtime.sharding import readable
+from rf_jax.runtime.sharding import format_bytes
 from rf_jax.training import jitted
 from rf_jax.training.checks import flatten
 
@@ -102,7 +102,7 @@ class DoesNotFit(UserError):
 
     def __init__(self, name: str, needs: float, has: float):
         super().__init__(
-            f'{name} needs {readable(needs)} of the {readable(has)} that a chip offers a program'
+            f'{name} needs {format_bytes(needs)} of the {format_bytes(has)} that a chip offers a program'
         )
         self.name, self.needs, self.has = name, needs, has
 

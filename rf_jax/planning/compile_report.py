@@ -13,7 +13,7 @@ from rf_jax.planning import ahead_of_time
 from rf_jax.planning.ahead_of_time import ROOM, Cost
 from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import UserError, choose
-from rf_jax.runtime.sharding import readable
+from rf_jax.runtime.sharding import format_bytes
 from rf_jax.training import checks, jitted
 
 SHOWN = 8  # collectives of a table
@@ -44,15 +44,15 @@ def table(cost: Cost, mesh: Mesh, config) -> str:
     lines = [
         f'{cost.name}: compiled in {cost.compile_seconds:.0f} s '
         f'({cost.compile_processor_seconds:.0f} s of processors)',
-        f'  memory of a chip   {readable(cost.peak):>12}{of}',
+        f'  memory of a chip   {format_bytes(cost.peak):>12}{of}',
         *held(cost, config, mesh),
         f'  FLOPs of a chip    {cost.flops / 1e9:12,.1f} G{times_model}',
-        f'  memory traffic     {readable(cost.memory_traffic):>12}, '
+        f'  memory traffic     {format_bytes(cost.memory_traffic):>12}, '
         f'{cost.intensity:.0f} FLOPs a byte',
     ]
     for row in cost.collectives[:SHOWN]:
         lines.append(
-            f'  {row.kind:18s} {readable(row.bytes):>12} over {" x ".join(row.axes) or "nothing"}: '
+            f'  {row.kind:18s} {format_bytes(row.bytes):>12} over {" x ".join(row.axes) or "nothing"}: '
             f'{row.ici * 1e3:.1f} ms ICI, {row.dcn * 1e3:.1f} ms DCN'
         )
     if cost.times:
@@ -85,9 +85,9 @@ def held(cost: Cost, config, mesh: Mesh) -> Iterator[str]:
             continue
         now = f'={fields[part.field]}' if part.field in fields else ''
         field = f'  [{part.field}{now}]' if part.field else ''
-        yield f'    {readable(part.bytes):>26}  {part.what}, the largest {part.shape}{field}'
+        yield f'    {format_bytes(part.bytes):>26}  {part.what}, the largest {part.shape}{field}'
     if cost.host:
-        yield f'  memory of the host {readable(cost.host):>12} a chip'
+        yield f'  memory of the host {format_bytes(cost.host):>12} a chip'
 
 
 HEADER = (
@@ -177,7 +177,7 @@ def advice(config, vocabulary: int, mesh: Mesh) -> str:
         field = '--config.model.backbone.remat=full'
     else:
         field = 'fewer tokens a chip: mesh.context=2, or smaller data.capacity'
-    shown = ', '.join(f'{name} {readable(count)}' for name, count in parts.items())
+    shown = ', '.join(f'{name} {format_bytes(count)}' for name, count in parts.items())
     return f'{shown}; try {field}'
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from rf_jax.runtime import cli, exits
+from rf_jax.runtime import cli, exit_codes
 from rf_jax.runtime.errors import require
 from rf_jax.study import ladder, plots, runner
 
@@ -40,17 +40,17 @@ def main(argv):
         )
         plots.require()
         print(ladder.write(ladder.rungs(_CONFIG.value, Path(_STUDIES.value)), workdir))
-        return exits.DONE
+        return exit_codes.DONE
     require(
         'rungs' not in _CONFIG.value,
         'this config names finished studies: --studies=FOLDER says where they are',
     )
     if not runner.run(_CONFIG.value, workdir):
-        return exits.INTERRUPTED
+        return exit_codes.INTERRUPTED
     report = workdir / 'report.md'
     print(report.read_text(encoding='utf-8'))
     print(report)
-    return exits.DONE
+    return exit_codes.DONE
 
 
 if __name__ == '__main__':

@@ -91,7 +91,7 @@ def load_arms(path: str) -> Arms:
     """Of a Python file with ARMS and STAGES (name -> object with `needs`) and get_config(name)."""
     path = paths.config_file(path, 'runs')
     if not os.path.exists(path):
-        raise UserError(f'runs={path!r}: there is no such file (looked from {os.getcwd()})')
+        raise UserError(f'runs={path!r}: no such file (working directory {os.getcwd()})')
     found = runpy.run_path(path)
     if not {'ARMS', 'STAGES', 'get_config'} <= found.keys():
         raise UserError(

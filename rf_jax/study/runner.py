@@ -16,7 +16,7 @@ from absl import logging
 
 import rf_jax
 from rf_jax.evaluation import run_report, scoring
-from rf_jax.runtime import checkpoint, distributed, exits, paths, workdir
+from rf_jax.runtime import checkpoint, distributed, exit_codes, paths, workdir
 from rf_jax.runtime.errors import Unavailable, UserError
 from rf_jax.study import plan, plots, report
 from rf_jax.study.plan import Piece
@@ -87,8 +87,8 @@ def unfinished(pieces: Sequence[Piece]) -> list[Piece]:
     arms started from.
     """
     left = [piece for piece in pieces if not piece.finished]
-    needed = {s for piece in left if not checkpoint.any_in(piece.folder) for s in piece.stages}
-    gone = [p for p in pieces if p.folder in needed and not checkpoint.holds(p.folder, p.last)]
+    needed = {s for piece in left if not checkpoint.exists_in(piece.folder) for s in piece.stages}
+    gone = [p for p in pieces if p.folder in needed and not checkpoint.has_step(p.folder, p.last)]
     return [piece for piece in pieces if piece in left or piece in gone]
 
 
@@ -100,7 +100,7 @@ def claim_next(left: Sequence[Piece]) -> tuple[Piece | None, contextlib.Abstract
     for piece in left:
         if folders.intersection(piece.stages):
             continue
-        file = workdir.claim(piece.folder)
+        file = workdir.lock(piece.folder)
         if file and piece in unfinished(left):  # else another process has just finished it
             return piece, file
         if file:
@@ -112,10 +112,10 @@ def check_stages(piece: Piece, pieces: Sequence[Piece]) -> None:
     """Raises UserError if a run that is to begin would start from less than the end of a stage: it
     takes the newest checkpoint that has a description, and stops if the arrays are damaged.
     """
-    if checkpoint.any_in(piece.folder):
+    if checkpoint.exists_in(piece.folder):
         return
     for stage in (each for each in pieces if each.folder in piece.stages):
-        step, _ = checkpoint.newest(stage.folder / 'checkpoints')
+        step, _ = checkpoint.latest(stage.folder / 'checkpoints')
         if step != stage.last:
             raise UserError(
                 f'of {stage.folder} step {step} can be read, and not {stage.last}, its end: remove '
@@ -135,7 +135,7 @@ def finish(piece: Piece, score: Score, tell: Callable[[], None]) -> bool:
     state = train_loop.train(run_, scorer.while_training)
     if run_.stopped:
         return False
-    if piece.is_stage and not checkpoint.holds(piece.folder, piece.last):
+    if piece.is_stage and not checkpoint.has_step(piece.folder, piece.last):
         raise UserError(
             f'the checkpoint of step {piece.last}, which arms start from, is not in '
             f'{piece.folder}/checkpoints: see the warnings above, and whether the disk is full'
@@ -143,7 +143,7 @@ def finish(piece: Piece, score: Score, tell: Callable[[], None]) -> bool:
     if piece.score(piece.last) is None:
         with run_.goodput.phase('evaluation'):
             scorer.at(piece.last, state.ema, scorer.sampler.placement.gather(state.codebook))
-    run_.goodput.save(piece.last, distributed.first())
+    run_.goodput.save(piece.last, distributed.is_main())
     return True
 
 
@@ -158,10 +158,10 @@ class Scorer:
 
     def newest_checkpoint(self) -> None:
         """Scores what a run left unscored that was stopped between its checkpoint and its score."""
-        if not checkpoint.any_in(self.piece.folder):
+        if not checkpoint.exists_in(self.piece.folder):
             return
         folder = self.piece.folder / 'checkpoints'
-        step, _ = checkpoint.newest(folder)
+        step, _ = checkpoint.latest(folder)
         if step != self.piece.last and self.due(step):  # the end is scored after training
             step, saved = checkpoint.restore_to_device(folder, None, only='ema')
             self.while_training(step, jax.device_put(saved['ema'], self.shardings), None)
@@ -196,7 +196,7 @@ class Scorer:
         # Last, as a score that can be read says that all is there.
         text = json.dumps(values | found.values)
         workdir.write_run_files(path.parent, {path.name: text})
-        exits.made_progress()
+        exit_codes.record_progress()
         logging.info('%s at step %d: %s', self.piece.folder.name, step, scoring.line(found.values))
         self.tell()
 
@@ -225,5 +225,5 @@ def progress(pieces: Sequence[Piece]) -> str:
     if not trained or not scored:
         return f'{line} | ETA unknown yet'
     left = train_left * train_seconds / trained + score_left * score_seconds / scored
-    left /= max(1, sum(workdir.claimed(piece.folder) for piece in pieces))
+    left /= max(1, sum(workdir.is_locked(piece.folder) for piece in pieces))
     return f'{line} | ETA {int(left // 3600)}:{int(left // 60) % 60:02d} h'

@@ -152,7 +152,7 @@ def test_every_flag_of_a_file_or_folder_is_a_path(module):
 
 @pytest.mark.parametrize('module', COMMANDS)
 def test_a_stray_word_is_named_and_nothing_starts(told, folders, module):
-    assert "'apple' belongs to no flag" in error(told, f'word {module}')
+    assert "'apple' is not a flag" in error(told, f'word {module}')
     line = error(told, f'dash {module}')
     assert "'–config.steps=2'" in line and 'write --config.steps=2' in line
     assert not list(folders[0].iterdir())

@@ -20,7 +20,7 @@ from configs import debug
 from rf_jax import sample
 from rf_jax.evaluation import run_report
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import exits
+from rf_jax.runtime import exit_codes
 from rf_jax.runtime.cli import explain
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import claim
@@ -109,7 +109,7 @@ def test_prompts_of_any_editor_are_those_of_the_plain_file(encoding, end, tmp_pa
 
 
 def test_evaluate_names_no_grid_that_it_could_not_write(workdir, tmp_path):
-    shutil.copytree(workdir, tmp_path / 'run', ignore=shutil.ignore_patterns('.claim', 'grid.png'))
+    shutil.copytree(workdir, tmp_path / 'run', ignore=shutil.ignore_patterns('.lock', 'grid.png'))
     (tmp_path / 'run/grid.png').mkdir()  # what cannot be written, also by root
     output = command('evaluate', f'--workdir={tmp_path}/run', '--samples=4')
     assert 'described: exact label' in output and 'cannot be written' in output
@@ -138,7 +138,7 @@ def test_one_bad_picture_of_three_leaves_the_answers_for_the_others(workdir, tmp
         Image.new('RGB', (64, 64), 'red').save(tmp_path / name)
     (tmp_path / 'b.png').write_text('<html>not found</html>')
     pictures = [f'--image={tmp_path}/{name}.png' for name in 'abc']
-    output = command('describe', f'--workdir={workdir}', *pictures, code=exits.MISTAKE)
+    output = command('describe', f'--workdir={workdir}', *pictures, code=exit_codes.USER_ERROR)
     assert f'{tmp_path}/a.png: ' in output and f'{tmp_path}/c.png: ' in output
     assert output.count('b.png') == 1 and f'error: --image={tmp_path}/b.png: an HTML page' in output
 
@@ -239,15 +239,15 @@ def test_a_wrong_flag_names_the_nearest_field(argument, expected, monkeypatch):
 @pytest.mark.parametrize(
     ('arguments', 'expected'),
     [
-        (['--config=configs/nope.py'], 'configs/nope.py: there is no such file'),
-        (['--config', 'configs/nope.py'], 'configs/nope.py: there is no such file'),
+        (['--config=configs/nope.py'], 'configs/nope.py: no such file'),
+        (['--config', 'configs/nope.py'], 'configs/nope.py: no such file'),
         (['--config=configs/emoji.py:lng'], "did you mean 'long'"),
         (['--config=configs/debug.py:x'], 'get_config() takes 0 positional arguments'),
         ([DEBUG, '--config.steps=x'], '--config.steps=x: invalid literal for int() with base 10'),
     ],
 )
 def test_a_wrong_config_gets_one_line_and_leaves_no_workdir(arguments, expected, tmp_path):
-    output = command('train', *arguments, f'--workdir={tmp_path}/run', code=exits.MISTAKE)
+    output = command('train', *arguments, f'--workdir={tmp_path}/run', code=exit_codes.USER_ERROR)
     (line,) = [line for line in output.splitlines() if 'WARNING' not in line]
     assert line.startswith('error: ') and expected in line
     assert not (tmp_path / 'run').exists()
@@ -277,18 +277,18 @@ def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp
         ('sample', [f'--workdir={workdir}', '--prompt=x', '--size=50x64'], 'multiples of 32'),
         ('describe', [f'--workdir={workdir}', f'--image={tmp_path}/broken.png'], 'broken.png'),
     ]:
-        assert expected in command(module, *arguments, code=exits.MISTAKE)
+        assert expected in command(module, *arguments, code=exit_codes.USER_ERROR)
     assert not (tmp_path / 'few/checkpoints').exists(), 'told after the training, not before'
     old = tmp_path / 'old'
-    shutil.copytree(workdir, old, ignore=shutil.ignore_patterns('.claim'))
+    shutil.copytree(workdir, old, ignore=shutil.ignore_patterns('.lock'))
     config = json.loads((old / 'config.json').read_text())
     del config['sampling']['guidance_text']
     (old / 'config.json').write_text(json.dumps(config))
     assert 'another version' in command(
-        'sample', f'--workdir={old}', '--prompt=x', code=exits.MISTAKE
+        'sample', f'--workdir={old}', '--prompt=x', code=exit_codes.USER_ERROR
     )
     with claim(workdir):
-        output = command('train', DEBUG, f'--workdir={workdir}', code=exits.FAULT)
+        output = command('train', DEBUG, f'--workdir={workdir}', code=exit_codes.FAILURE)
     assert 'Another process trains' in output
 
 

@@ -32,7 +32,7 @@ def checked():
     mesh = make_mesh(config.mesh, topology.devices('cpu:8'))
     with quick_compilation():
         names = ('initialise', 'train_step', 'sample')
-        found = dict(zip(names, compile_report.each(config, VOCABULARY, mesh, names)))
+        found = dict(zip(names, compile_report.compile_programs(config, VOCABULARY, mesh, names)))
     return config, found
 
 
@@ -163,11 +163,11 @@ def test_a_program_that_does_not_fit_says_what_is_largest_and_what_helps(monkeyp
         raise ahead_of_time.DoesNotFit('train step', 120.5e9, 102.8e9)
 
     monkeypatch.setitem(compile_report.PROGRAMS, 'train_step', refuse)
-    (found,) = compile_report.each(config, VOCABULARY, mesh, ['train_step'])
+    (found,) = compile_report.compile_programs(config, VOCABULARY, mesh, ['train_step'])
     assert not found.fits and '120.5 GB of the 102.8 GB' in found.text
     assert 'parameters' in found.text and 'model.backbone.remat' in found.text
     with pytest.raises(UserError, match="--only='trainstep' is not known; did you mean"):
-        list(compile_report.each(config, VOCABULARY, mesh, ['trainstep']))
+        list(compile_report.compile_programs(config, VOCABULARY, mesh, ['trainstep']))
 
 
 def cost(seconds, peak):
@@ -199,7 +199,7 @@ def test_a_sweep_tries_meshes_and_policies(monkeypatch):
         ('no: data.capacity.text=33 is no multiple of mesh.context=2', False)
     }
     assert compile_report.tried_as_json(*cut[0])['reason'].startswith('data.capacity.text=33')
-    _, best, *others = compile_report.ranked(tried).splitlines()
+    _, best, *others = compile_report.sweep_table(tried).splitlines()
     assert 'expert=4' in best and best.split()[0] == 'yes'
     assert sum('no: data.capacity.text=33' in line for line in others) == len(cut)
 
@@ -238,6 +238,6 @@ def test_a_sweep_ranks_what_fits_by_time():
         ({'mesh.tensor': 2}, cost(1.0, 1e9), True),
         ({'mesh.context': 2}, cost(0.5, 1e12), False),
     ]
-    lines = compile_report.ranked(tried).splitlines()
+    lines = compile_report.sweep_table(tried).splitlines()
     order = [line.split()[-1] for line in lines[1:]]
     assert order == ['tensor=2', 'expert=4', 'context=2', 'expert=8']

@@ -62,7 +62,7 @@ def test_the_compiler_refuses_at_the_same_figure():
         'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO '
         'temporaries (16.06G) exceeds available HBM (15.75G).'
     )
-    refused = ahead_of_time.refusal('step', message)
+    refused = ahead_of_time.out_of_memory_error('step', message)
     at = {tokens: 1e9 * peak for tokens, peak in ((86_016, 15.285), (94_208, 16.594))}
     a_token = (at[94_208] - at[86_016]) / (94_208 - 86_016)
     expected = at[94_208] + (98_304 - 94_208) * a_token
@@ -77,7 +77,7 @@ def test_a_kernel_that_finds_no_room_in_vmem_is_not_said_to_need_a_larger_chip()
         'requirement 256.00M:\n    scoped          256.00M\n\n  Largest program allocations in '
         'vmem:\n\n  1. Size: 128.00M\n     Operator: op_name="jit(f)/double/pallas_call"\n'
     )
-    refused = ahead_of_time.refusal('step', message)
+    refused = ahead_of_time.out_of_memory_error('step', message)
     assert not isinstance(refused, ahead_of_time.DoesNotFit)
     for words in ('jit(f)/double/pallas_call', '256.00M of the 128.00M', 'model.attention.block_q'):
         assert words in str(refused)

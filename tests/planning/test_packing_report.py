@@ -4,7 +4,7 @@ import re
 
 from command_line import command
 
-from rf_jax.runtime import exits
+from rf_jax.runtime import exit_codes
 
 
 def share(output, name):
@@ -25,7 +25,7 @@ def test_capacities_are_found_for_a_row_of_so_many_tokens():
         'packing_report',
         '--distribution=coco',
         '--config.data.sizes=((256, 1.0),)',
-        code=exits.MISTAKE,
+        code=exit_codes.USER_ERROR,
     )
     assert 'data.capacity' in output
 

@@ -15,7 +15,7 @@ import pytest
 from shrink import CACHE, quick_compilation
 
 from configs import debug
-from rf_jax.runtime import distributed, exits
+from rf_jax.runtime import distributed, exit_codes
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import train_loop
 
@@ -145,7 +145,7 @@ def test_all_stop_at_one_step_and_one_process_goes_on(tmp_path, undisturbed, cou
     processes = start(count, workdir, folder, **{'config.steps': 100_000})
     until(lambda: len(logged(workdir)) >= 2, processes)
     processes.processes[1].send_signal(signal.SIGTERM)
-    assert processes.wait() == [exits.INTERRUPTED] * count, told(folder)
+    assert processes.wait() == [exit_codes.INTERRUPTED] * count, told(folder)
     logs = [told(folder, index) for index in range(count)]
     steps = {int(re.search(r'Stopped by a signal at step (\d+), saved', log)[1]) for log in logs}
     assert steps == {saved(workdir)[-1]}
@@ -212,7 +212,7 @@ def test_one_killed_ends_all_with_a_clear_word(tmp_path, victim):
     codes = processes.wait(grace=60.0)
     assert codes[victim] == -signal.SIGKILL
     # Not killed by the launcher, not ended well, and step 4 is on disk.
-    assert codes[1 - victim] == exits.FAULT_AFTER_PROGRESS
+    assert codes[1 - victim] == exit_codes.FAILURE_AFTER_PROGRESS
     last = told(folder, 1 - victim).strip().splitlines()[-1]
     assert last.startswith(f'error: process {victim} of 2') and 'was lost' in last
     assert 'same command' in last
@@ -222,20 +222,20 @@ def test_one_killed_ends_all_with_a_clear_word(tmp_path, victim):
 def test_other_data_on_one_host_is_refused(monkeypatch):
     distributed.check_same('3 samples', 'data.sources')
     monkeypatch.setattr(distributed.jax, 'process_count', lambda: 3)
-    monkeypatch.setattr(distributed, 'gather', lambda text: [text, text, '2 samples'])
+    monkeypatch.setattr(distributed, 'gather_texts', lambda text: [text, text, '2 samples'])
     with pytest.raises(UserError, match=r'data\.sources .* 0 has 3 samples; process 2 has 2 samp'):
         distributed.check_same('3 samples', 'data.sources')
-    monkeypatch.setattr(distributed, 'gather', lambda text: [text] * 3)
+    monkeypatch.setattr(distributed, 'gather_texts', lambda text: [text] * 3)
     distributed.check_same('3 samples', 'data.sources')
 
 
 def test_the_first_reads_the_data_before_the_others(monkeypatch):
     told = []
-    monkeypatch.setattr(distributed, 'from_first', lambda make: told.append('the first is done'))
+    monkeypatch.setattr(distributed, 'broadcast', lambda make: told.append('the first is done'))
     for first in (True, False):
         told.clear()
-        monkeypatch.setattr(distributed, 'first', lambda first=first: first)
-        assert distributed.first_alone(lambda: told.append('read') or 'data') == 'data'
+        monkeypatch.setattr(distributed, 'is_main', lambda first=first: first)
+        assert distributed.main_first(lambda: told.append('read') or 'data') == 'data'
         assert told == (['read', 'the first is done'] if first else ['the first is done', 'read'])
 
 
@@ -248,7 +248,7 @@ def test_a_workdir_of_ones_own_is_refused(tmp_path):
         2, ['bash', '-c', script, str(tmp_path), *command], folder,
         {**os.environ, 'XLA_FLAGS': ''}, False, ROOT,
     )  # fmt: skip
-    assert processes.wait() == [exits.MISTAKE] * 2
+    assert processes.wait() == [exit_codes.USER_ERROR] * 2
     for index in range(2):
         assert 'is not shared between the hosts: process 1 cannot see' in told(folder, index)
         assert 'Traceback' not in told(folder, index)

@@ -54,10 +54,10 @@ def test_rows_are_cut_along_data_fsdp_and_expert():
 
 def test_rows_must_divide():
     mesh = mesh_lib.make_mesh(sizes(data=2, fsdp=2, tensor=2))
-    mesh_lib.check_rows(12, mesh)
+    mesh_lib.check_batch_size(12, mesh)
     for rows in (6, 0):
         with pytest.raises(UserError, match=rf'data\.batch_size is {rows}.*multiple of 4'):
-            mesh_lib.check_rows(rows, mesh)
+            mesh_lib.check_batch_size(rows, mesh)
 
 
 def pretended_slices(count, each):

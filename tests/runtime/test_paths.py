@@ -21,14 +21,14 @@ READERS = {
     'Inspector.load': (Inspector.load, 'holds no config.json'),
     'restore_numpy': (checkpoint.restore_numpy, 'No checkpoint in'),
     'Tokenizer.load': (Tokenizer.load, 'cannot read tokenizer'),
-    'load_arms': (plan.load_arms, 'there is no such file'),
+    'load_arms': (plan.load_arms, 'no such file'),
     'folder': (lambda path: source_list.build(f'folder:{path}', 9), 'looked for'),
     'text': (lambda path: source_list.build(f'text:{path}', 9), 'looked for'),
 }
 WRITERS = {
     'check_writable': workdir.check_writable,
     'write_run_files': lambda path: workdir.write_run_files(path, {'a': 'b'}),
-    'claim': lambda path: workdir.claim(path).close(),
+    'claim': lambda path: workdir.lock(path).close(),
     'Checkpoints': lambda path: checkpoint.Checkpoints(path, 1, 1).close(),
 }
 FIELDS = {

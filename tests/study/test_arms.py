@@ -119,4 +119,4 @@ def test_an_arm_finds_its_first_weights_in_its_stages(name):
 
 
 def held_by(saved: state.State) -> dict:
-    return checkpoint_files.named({part: getattr(saved, part) for part in initial_weights.TAKEN})
+    return checkpoint_files.flatten({part: getattr(saved, part) for part in initial_weights.TAKEN})

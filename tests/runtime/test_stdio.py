@@ -66,7 +66,7 @@ def test_an_ascii_terminal_is_shown_what_it_can_show(tmp_path):
 @pytest.mark.parametrize('unbuffered', ['', '1'])
 def test_nothing_printed_to_stderr_is_lost_when_a_process_ends_at_once(unbuffered):
     script = (
-        'import os, sys; from rf_jax.runtime import streams; streams.prepare(); '
+        'import os, sys; from rf_jax.runtime import stdio; stdio.prepare(); '
         'print("last words", file=sys.stderr); os._exit(1)'
     )
     done = subprocess.run(

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rf_jax.runtime import profile
+from rf_jax.runtime import profiling
 from rf_jax.runtime.errors import UserError
 
 
 def test_a_trace_holds_the_steps_asked_for(tmp_path):
     double = jax.jit(lambda x: 2 * x)
-    with profile.Profile(tmp_path / 'profile', (2, 3)) as trace:
+    with profiling.Profile(tmp_path / 'profile', (2, 3)) as trace:
         for number in range(1, 6):
             with trace.step(number):
                 double(jnp.ones(3)).block_until_ready()
@@ -25,24 +25,24 @@ def test_a_trace_holds_the_steps_asked_for(tmp_path):
 
 
 def test_a_run_that_ends_within_still_leaves_its_trace(tmp_path):
-    with profile.Profile(tmp_path / 'profile', (1, 10)) as trace, trace.step(1):
+    with profiling.Profile(tmp_path / 'profile', (1, 10)) as trace, trace.step(1):
         jnp.ones(3).block_until_ready()
     assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
 
 def test_a_trace_waits_for_what_its_last_step_gives(tmp_path, monkeypatch):
     waited = []
-    monkeypatch.setattr(profile.jax, 'block_until_ready', waited.append)
-    with profile.Profile(tmp_path / 'profile', (1, 1)) as trace:
+    monkeypatch.setattr(profiling.jax, 'block_until_ready', waited.append)
+    with profiling.Profile(tmp_path / 'profile', (1, 1)) as trace:
         for number in (1, 2):
             with trace.step(number):
                 pass
-            trace.gives(number)
+            trace.wait_for(number)
     assert waited == [1]
 
 
 def test_nothing_is_traced_unasked(tmp_path):
-    with profile.Profile(tmp_path / 'profile', profile.parse('')) as trace, trace.step(1):
+    with profiling.Profile(tmp_path / 'profile', profiling.parse('')) as trace, trace.step(1):
         pass
     assert not (tmp_path / 'profile').exists()
 
@@ -50,5 +50,5 @@ def test_nothing_is_traced_unasked(tmp_path):
 @pytest.mark.parametrize('text', ['5', '5:', ':5', '6:5', '0:5', 'a:b', '-1:5'])
 def test_steps_that_cannot_be(text):
     with pytest.raises(UserError, match='expected first:last'):
-        profile.parse(text)
-    assert profile.parse('10:15') == (10, 15)
+        profiling.parse(text)
+    assert profiling.parse('10:15') == (10, 15)
