@@ -60,7 +60,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
 
 
 def tiny_run(workdir, changes=None, devices: int = 1):
-    """`loop.build` of the shrunk base config with {'field.name': value} changed."""
+    """`train_loop.build` of the shrunk base config with {'field.name': value} changed."""
     from configs import base
     from rf_jax.training import train_loop
 

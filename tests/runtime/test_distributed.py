@@ -158,24 +158,24 @@ APART = """
 import signal, sys
 import jax
 from configs import debug
-from rf_jax.learning import loop
-from rf_jax.runtime import hosts
+from rf_jax.training import train_loop
+from rf_jax.runtime import distributed
 
-hosts.start()
+distributed.start()
 config = debug.get_config()
 config.update_from_flattened_dict(eval(sys.argv[2]))
 config.mesh.update(fsdp=4, tensor=2)
 own = [[d for d in jax.devices() if d.process_index == i] for i in range(2)]
 # Two devices a place of rows: the first and the last place lie on both processes.
-run = loop.build(config, sys.argv[1], [own[i].pop(0) for i in (0, 1, 1, 1, 0, 0, 0, 1)])
+run = train_loop.build(config, sys.argv[1], [own[i].pop(0) for i in (0, 1, 1, 1, 0, 0, 0, 1)])
 
 def on_samples(number, ema, writer):
     if number == 1 and jax.process_index() == 1:
         signal.raise_signal(signal.SIGTERM)
 
-state = loop.train(run, on_samples)
+state = train_loop.train(run, on_samples)
 print('rows', run.batches.rows.tolist(), 'stopped', run.stopped, 'at', int(state.step))
-hosts.finish()
+distributed.finish()
 """
 
 

@@ -13,7 +13,7 @@ SCRIPT = r"""
 import sys
 from pathlib import Path
 from absl import flags, logging
-from rf_jax.runtime import command
+from rf_jax.runtime import cli
 from rf_jax.runtime.errors import UserError
 
 FILE = flags.DEFINE_string('file', None, '')
@@ -27,7 +27,7 @@ def main(argv):
     if KIND.value == 'mistake':
         raise UserError('pi\u00f1ata is no flag')
 
-command.run(main)
+cli.run(main)
 """
 
 

@@ -240,11 +240,11 @@ def test_a_program_may_end_while_the_next_window_is_planned():
     """Ended inside the tokenizer's C++, that thread would abort the process."""
     code = """
 from configs import scenes
-from rf_jax.data import captions, pipeline, sources
+from rf_jax.data import captions, pipeline, source_list
 from rf_jax.data.tokenizer import Tokenizer
 config = scenes.get_config()
 config.data.sources += '/count=4000'
-found = sources.build(config.data.sources, config.data.max_pixels)
+found = source_list.build(config.data.sources, config.data.max_pixels)
 batches = pipeline.Batches(config, found, Tokenizer.train(captions.corpus(found), 512))
 batches.batch(0)
 print('done')
