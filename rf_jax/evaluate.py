@@ -1,6 +1,6 @@
-"""Evaluate a run again: `python -m rf_jax.evaluate --workdir=runs/emoji [--samples=100]`.
+"""Evaluate a trained run: `python -m rf_jax.evaluate --workdir=runs/emoji [--samples=100]`.
 
-A run on scenes is put to the judge: --prompts of each category, --pictures of each prompt.
+Runs on scenes are scored by the judge: --prompts per category, --pictures per prompt.
 """
 
 from pathlib import Path
@@ -16,18 +16,21 @@ _WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
 _SAMPLES = flags.DEFINE_integer(
     'samples',
     None,
-    'Captions drawn and pictures described; of scenes: captions drawn. evaluation.samples of the '
-    'run by default.',
+    'Captions to generate from and pictures to describe (scenes: captions only). Default: '
+    'evaluation.samples of the run.',
     1,
 )
-_PROMPTS = flags.DEFINE_integer('prompts', 50, 'Of scenes: prompts of each category and side.', 1)
-_PICTURES = flags.DEFINE_integer('pictures', 4, 'Of scenes: pictures of each prompt.', 1)
-_QUESTIONS = flags.DEFINE_integer('questions', 50, 'Of scenes: questions of each kind.', 1)
+_PROMPTS = flags.DEFINE_integer('prompts', 50, 'Scenes: prompts per category and side.', 1)
+_PICTURES = flags.DEFINE_integer('pictures', 4, 'Scenes: pictures per prompt.', 1)
+_QUESTIONS = flags.DEFINE_integer('questions', 50, 'Scenes: questions per kind.', 1)
 _OUT = flags.DEFINE(
-    cli.PATH, 'out', None, 'Folder of the table and the grid; the workdir by default.'
+    cli.PATH, 'out', None, 'Folder for the table and the grid; the workdir by default.'
 )
 _SEED = flags.DEFINE_integer(
-    'seed', None, "The noise; but of scenes, also which pictures. The run's own by default.", 0
+    'seed',
+    None,
+    'Seed of the noise and, for scenes, of the pictures. Default: the seed of the run.',
+    0,
 )
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
@@ -43,12 +46,12 @@ def main(argv):
     if not samples:
         raise UserError('evaluation.samples=0 of the run: give --samples')
     try:
-        found = source_list.build(data.sources, data.max_pixels)
+        sources = source_list.build(data.sources, data.max_pixels)
     except UserError as error:
         raise UserError(
             f'{error}. If the data was moved, change data.sources in {_WORKDIR.value}/config.json'
         ) from None
-    with_pictures = [source for source in found if source_list.pictured(source)]
+    with_pictures = [source for source in sources if source_list.pictured(source)]
     if not with_pictures:
         raise UserError(f'data.sources={data.sources!r} of the run has no pictures')
     amount = scoring.Amount(_PROMPTS.value, _PICTURES.value, samples, _QUESTIONS.value)

@@ -272,7 +272,7 @@ def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp
         ('train', [DEBUG, f'--workdir={workdir}', '--config.model.backbone.width=64'], 'expected'),
         ('compile_check', ['--topology=cpu:1', '--json=/nowhere/x'], 'no folder /nowhere'),
         ('compile_check', ['--topology=cpu:1', '--sweep', '--only=sample'], '--only'),
-        ('compile_check', ['--topology=cpu:1', '--slices=2'], 'leave --slices=2 out'),
+        ('compile_check', ['--topology=cpu:1', '--slices=2'], 'omit --slices=2'),
         ('sample', [f'--workdir={tmp_path}', '--prompt=x'], 'config.json'),
         ('sample', [f'--workdir={workdir}', '--prompt=x', '--size=50x64'], 'multiples of 32'),
         ('describe', [f'--workdir={workdir}', f'--image={tmp_path}/broken.png'], 'broken.png'),

@@ -39,7 +39,7 @@ def checked():
 def test_every_program_compiles_and_tells_its_cost(checked):
     _, found = checked
     for name, program in found.items():
-        assert program.fits and 'memory of a chip' in program.text
+        assert program.fits and 'memory per chip' in program.text
         assert 's of processors' in program.text
         assert program.values['peak'] > 0 and (program.values['flops'] > 0) == (
             name != 'initialise'
