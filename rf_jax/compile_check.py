@@ -1,10 +1,10 @@
 """Compile for a pod without having one: `python -m rf_jax.compile_check --topology=v5p:8x8x8
 --config=configs/paper/joint.py`.
 
-Compiles the initialisation, the train step and the sampling program for the chips of a topology and
-prints the memory, FLOPs, network traffic and roofline time of each. Exit code 0 if all fit into
-90 % of a chip's memory, 2 if not. Needs libtpu (pip install -e '.[tpu]') but no TPU; `--topology=cpu:8`
-compiles for virtual CPU devices.
+Compiles the initialisation, the train step and the sampling program for the chips of a topology
+and prints the memory, FLOPs, network traffic and roofline time of each. Exit code 0 if all fit into
+90 % of a chip's memory, 2 if not. Needs libtpu (pip install -e '.[tpu]') but no TPU;
+`--topology=cpu:8` compiles for virtual CPU devices.
 """
 
 import json

@@ -30,9 +30,9 @@ def shardings(abstract_tree: Any, mesh: Mesh, rules: Iterable) -> Any:
       mesh: from make_mesh.
       rules: ordered (regex, axes) rows; the first match wins. The regex is searched in the
         '/'-joined path; anchor it at the end ('kernel$'), because optimizer state and EMA prefix
-        the path of the parameter. `axes` has one entry per trailing dimension: None, an axis, or a
-        tuple of axes. Leading dimensions without an entry are replicated, and so are scalars, which need
-        no row. An axis that does not divide its dimension is dropped there.
+        the path of the parameter. `axes` has one entry per trailing dimension: None, an axis, or
+        a tuple of axes. Leading dimensions without an entry are replicated, and so are scalars,
+        which need no row. An axis that does not divide its dimension is dropped there.
 
     Returns:
       The same tree of NamedSharding.

@@ -7,11 +7,11 @@ import pytest
 
 from rf_jax.runtime import exit_codes, heartbeat
 from rf_jax.runtime.heartbeat import (
+    FAILED_TIMEOUT,
     INTERVAL,
     LINGER,
-    FAILED_TIMEOUT,
-    TIMEOUT,
     SLOW,
+    TIMEOUT,
     FailureDetector,
     Heartbeat,
 )
