@@ -134,7 +134,7 @@ def _only(categories: Mapping, pattern: str) -> dict:
 
 
 def write(rungs_: Iterable[Rung], folder: Path) -> str:
-    """Writes ladder.md, which it returns, and ladder.png. Raises UserError if no rung has scores."""
+    """Writes ladder.md, which it returns, and ladder.png. Raises UserError if none has scores."""
     rungs_, folder = list(rungs_), paths.local(folder, '--workdir')
     measured = [each for rung in rungs_ if (each := measure(rung))]
     if not measured:

@@ -23,7 +23,7 @@ from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import exit_codes
 from rf_jax.runtime.cli import explain
 from rf_jax.runtime.errors import UserError
-from rf_jax.runtime.workdir import claim
+from rf_jax.runtime.workdir import lock
 from rf_jax.training import train_loop
 
 DEBUG = '--config=configs/debug.py'
@@ -287,7 +287,7 @@ def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp
     assert 'another version' in command(
         'sample', f'--workdir={old}', '--prompt=x', code=exit_codes.USER_ERROR
     )
-    with claim(workdir):
+    with lock(workdir):
         output = command('train', DEBUG, f'--workdir={workdir}', code=exit_codes.FAILURE)
     assert 'Another process trains' in output
 
