@@ -96,6 +96,7 @@ def test_a_job_started_by_another_process_with_another_config_is_not_touched(
     def other_first(left):
         (folder / 'half-s0').mkdir()
         text = (undisturbed / 'half-s0' / 'config.json').read_text()
+        changed = text.replace('"batch_size": 4', '"batch_size": 5')
         (folder / 'half-s0' / 'config.json').write_text(changed)
         return lock_next(left)
 
