@@ -45,10 +45,10 @@ def test_the_trial_measures_tells_failures_goes_on_and_resumes(tmp_path):
     record = f'--record={tmp_path / "trial.jsonl"}'
     items = 'train 0.3B,packed cudnn,packed triton,attention pallas'
     head, lines = trial('--seconds=3000', f'--only={items}', record)
-    assert re.search(r'^cpu, .*jax \d.*tiny shapes: no figure of a card.*\d{4}-\d\d-\d\d$', head)
+    assert re.search(r'^cpu, .*jax \d.*tiny shapes: not a benchmark.*\d{4}-\d\d-\d\d$', head)
     assert list(lines) == items.split(','), 'in the order asked for'
     (train,) = lines['train 0.3B']
-    assert re.search(r'ms a step', train['time']) and re.search(r'tokens/s', train['rate'])
+    assert re.search(r'ms per step', train['time']) and re.search(r'tokens/s', train['rate'])
     assert train['counted: arguments, outputs, temporaries'].endswith('GB')
     assert train["counted: compiler's peak"].endswith('GB')
     assert all('cuDNN is not detected' in line['settings'] for line in lines['packed cudnn'])
@@ -60,7 +60,7 @@ def test_the_trial_measures_tells_failures_goes_on_and_resumes(tmp_path):
     assert kept == items.split(',')
     _, again = trial('--seconds=55', '--only=packed triton,train 1.7B', record)
     assert again['packed triton'] == lines['packed triton'], 'from the record, not measured again'
-    assert 'not started' in again['train 1.7B'][0]['settings'], 'it would not end in time'
+    assert 'not started' in again['train 1.7B'][0]['settings'], 'it would not finish in time'
 
 
 def arrays_within(jaxpr):
