@@ -1,4 +1,4 @@
-"""Every test runs on eight pretended CPU devices; this must stand before jax is imported."""
+"""Every test runs on eight virtual CPU devices; this must be set before jax is imported."""
 
 import os
 from importlib.metadata import version

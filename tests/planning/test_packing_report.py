@@ -1,4 +1,4 @@
-"""`python -m rf_jax.packing_report`: how full rows would be, before anything is trained."""
+"""`python -m rf_jax.packing_report` predicts how full rows are before anything is trained."""
 
 import re
 
@@ -11,7 +11,7 @@ def share(output, name):
     return float(re.search(rf'^ *{name} +([\d.]+)%$', output, re.M)[1])
 
 
-def test_capacities_are_found_for_a_row_of_so_many_tokens():
+def test_capacities_are_recommended_for_a_given_row_length():
     output = command(
         'packing_report', '--config=configs/base.py', '--distribution=coco', '--row_tokens=8192',
         '--samples=40000', "--config.data.sizes=((256, 1.0),)",
@@ -30,7 +30,7 @@ def test_capacities_are_found_for_a_row_of_so_many_tokens():
     assert 'data.capacity' in output
 
 
-def test_it_reports_the_sources_of_a_config():
+def test_the_sources_of_a_config_are_reported():
     output = command('packing_report', '--config=configs/emoji.py')
     assert 80 < share(output, 'row fill') < 100
     assert 'peak memory' in output

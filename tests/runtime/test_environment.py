@@ -1,4 +1,4 @@
-"""What is set before a process computes."""
+"""Environment variables that are set before a process computes."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from rf_jax.runtime import environment
 
 
-def test_pretended_devices_get_threads_and_patience():
+def test_virtual_devices_get_threads_and_longer_timeouts():
     found = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8 --xla_dump_to=x'}
     environment.set_cpu_threads(found)
     assert int(found['PJRT_NPROC']) >= 16
@@ -20,13 +20,13 @@ def test_pretended_devices_get_threads_and_patience():
     assert again == found
 
 
-def test_other_processes_stay_as_they_are():
+def test_processes_without_virtual_devices_are_unchanged():
     found = {'XLA_FLAGS': '--xla_dump_to=x'}
     environment.set_cpu_threads(found)
     assert found == {'XLA_FLAGS': '--xla_dump_to=x'}
 
 
-def test_huge_pages_and_kept_memory_are_asked_for_once(tmp_path, monkeypatch):
+def test_huge_pages_and_kept_memory_are_set_once(tmp_path, monkeypatch):
     setting = tmp_path / 'enabled'
     monkeypatch.setattr(environment, '_HUGE_PAGES', setting)
     monkeypatch.setattr(environment.platform, 'libc_ver', lambda: ('glibc', '2.36'))
@@ -52,7 +52,7 @@ def test_huge_pages_and_kept_memory_are_asked_for_once(tmp_path, monkeypatch):
     assert environment.malloc_tunables(laptop) == ''
 
 
-def test_command_starts_again_as_it_was(tmp_path):
+def test_a_command_reexecutes_itself_with_the_same_arguments(tmp_path):
     program = (
         'import os, sys\n'
         'from rf_jax.runtime import environment\n'
@@ -79,7 +79,7 @@ def test_command_starts_again_as_it_was(tmp_path):
     'asked, plugins, expected',
     [('cpu', ['cuda'], True), ('cuda,cpu', [], False), ('', [], True), ('', ['cuda'], False)],
 )
-def test_computing_on_cpus_is_told_before_jax_starts(asked, plugins, expected, monkeypatch):
+def test_running_on_cpu_is_detected_before_jax_starts(asked, plugins, expected, monkeypatch):
     monkeypatch.setattr(environment, 'entry_points', lambda group: plugins)
     monkeypatch.setattr(environment.importlib.util, 'find_spec', lambda name: None)
     assert environment.on_cpu({'JAX_PLATFORMS': asked}) == expected

@@ -1,4 +1,4 @@
-"""Exit codes of real processes: what a launcher may do next."""
+"""Exit codes of real processes, which tell a launcher what to do next."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from rf_jax.runtime import exit_codes
 from rf_jax.runtime.errors import Unavailable, UserError
 
 ROOT = Path(__file__).parents[2]
-# Trains with a fault of ours in the code: `where` is module:class.method or module:function.
+# Trains with an injected error: `where` is module:class.method or module:function.
 FAULTY = """
 import functools, importlib, runpy, sys
 where, number = sys.argv.pop(), int(sys.argv.pop())
@@ -55,14 +55,16 @@ def train(*start, workdir, after=(), **changes):
 @pytest.mark.parametrize(
     ('step', 'code'), [('2', exit_codes.FAILURE), ('4', exit_codes.FAILURE_AFTER_PROGRESS)]
 )
-def test_a_crash_says_whether_a_checkpoint_was_saved_since_the_start(tmp_path, step, code):
+def test_the_exit_code_of_a_crash_depends_on_checkpoints_saved_since_the_start(
+    tmp_path, step, code
+):
     where = 'rf_jax.training.step_metrics:Report.later'
     done = train('-c', FAULTY, workdir=tmp_path / 'run', after=[step, where])
     assert done.returncode == code, done.stderr
     assert 'ZeroDivisionError: a fault of ours' in done.stderr
 
 
-def test_an_evaluation_that_fails_does_not_fail_the_training(tmp_path):
+def test_a_failed_evaluation_does_not_fail_the_training(tmp_path):
     where = 'rf_jax.evaluation.run_report:at_end'
     changes = {'steps': 2, 'evaluation.samples': 2}
     done = train('-c', FAULTY, workdir=tmp_path / 'run', after=['1', where], **changes)
@@ -73,7 +75,7 @@ def test_an_evaluation_that_fails_does_not_fail_the_training(tmp_path):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_the_first_step_is_an_interruption(tmp_path, number):
+def test_a_signal_before_the_first_step_counts_as_an_interruption(tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, '-m', 'rf_jax.train', *command(tmp_path / 'run')],
         cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
@@ -86,13 +88,13 @@ def test_a_signal_before_the_first_step_is_an_interruption(tmp_path, number):
     assert 'Traceback' not in rest
 
 
-def test_what_may_pass_is_no_mistake():
+def test_a_temporary_obstacle_is_not_a_user_error():
     assert UserError.code == exit_codes.USER_ERROR
     assert Unavailable('locked').code == exit_codes.FAILURE
 
 
-def test_a_full_disk_is_said_in_a_line_each_time_without_tracebacks(tmp_path):
-    """Files may not grow beyond 500 kB, which meets real writes as a full disk does."""
+def test_a_full_disk_logs_one_line_per_save_and_no_traceback(tmp_path):
+    """Files may not grow beyond 500 kB, which makes real writes fail as on a full disk."""
     script = 'ulimit -f 500; exec "$@"'
     done = subprocess.run(
         ['bash', '-c', script, 'bash', sys.executable, '-m', 'rf_jax.train',
