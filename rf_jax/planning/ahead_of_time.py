@@ -84,15 +84,15 @@ def out_of_memory_error(name: str, message: str) -> UserError | None:
     """Turns a compiler's out-of-memory message for program `name` into an error; else None."""
     number = r'([\d.]+)([KMGT]?)'
     hbm = rf'\({number}\) exceeds available HBM \({number}\)|Used {number} of {number} hbm'
-    if found := re.search(hbm, message):
-        values = [part for part in found.groups() if part is not None]
+    if match := re.search(hbm, message):
+        values = [part for part in match.groups() if part is not None]
         needs, has = (float(n) * UNITS[unit] for n, unit in zip(values[::2], values[1::2]))
         return DoesNotFit(name, needs, has)
-    if found := re.search(rf'Used {number} of {number} vmem', message):
+    if match := re.search(rf'Used {number} of {number} vmem', message):
         kernel = re.search(r'op_name="([^"]*)"', message)
         return UserError(
             f'{name}: the kernel {kernel[1] if kernel else "of a product"} needs '
-            f'{found[1]}{found[2]} of the {found[3]}{found[4]} bytes of VMEM; lower '
+            f'{match[1]}{match[2]} of the {match[3]}{match[4]} bytes of VMEM; lower '
             'model.attention.block_q or model.attention.block_k'
         )
     return None
@@ -229,17 +229,17 @@ def sample(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
 
     Rows are not sharded over `context`: devices along it generate pictures of their own.
     """
-    whole = without_context(mesh_)
+    sampling_mesh = without_context(mesh_)
     platform = mesh_.devices.flat[0].platform
     built = jitted.build(config, vocabulary, mesh_, platform)
-    model = unified.build(config, vocabulary, whole, platform)
-    count = math.prod(whole.shape[axis] for axis in mesh.BATCH_AXES)
+    model = unified.build(config, vocabulary, sampling_mesh, platform)
+    count = math.prod(sampling_mesh.shape[axis] for axis in mesh.BATCH_AXES)
     side = max(size for size, _ in config.data.sizes) // config.data.patch_size
     pool = spans.pool_of(config)
     tokens = side**2 // pool**2 + 1 if pool else 0
     capacity = {'text': PROMPT, 'vision': 0, 'representation': tokens, 'pixels': side**2,
                 'vision_pictures': 0, 'pixel_pictures': 1}  # fmt: skip
-    where = mesh.batch_sharding(whole)
+    where = mesh.batch_sharding(sampling_mesh)
 
     def shapes(array):
         return jax.ShapeDtypeStruct((count, *array.shape), array.dtype, sharding=where)
@@ -252,6 +252,7 @@ def sample(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
     program = jax.jit(partial(image_sampling.draw, model, config, options))
     # Sharded as in training. An EMA offloaded to the host is copied to the device beforehand.
     params = jax.tree.map(
-        lambda a: a.update(sharding=NamedSharding(whole, a.sharding.spec)), built.abstract.ema
+        lambda a: a.update(sharding=NamedSharding(sampling_mesh, a.sharding.spec)),
+        built.abstract.ema,
     )
-    return cost('sample', program, (params, rows, keys), whole, config)
+    return cost('sample', program, (params, rows, keys), sampling_mesh, config)

@@ -61,14 +61,14 @@ class Instruction:
 
     def called(self, attribute: str) -> list[str]:
         """Computations in an attribute such as calls=%a or branch_computations={%a, %b}."""
-        found = re.search(attribute + r'=(\{[^}]*\}|%[\w.\-]+)', self.attributes)
-        return _NAME.findall(found[1]) if found else []
+        match = re.search(attribute + r'=(\{[^}]*\}|%[\w.\-]+)', self.attributes)
+        return _NAME.findall(match[1]) if match else []
 
     @property
     def op_name(self) -> str:
         """Path of the JAX operation it was lowered from; '' if the compiler created it."""
-        found = _OP_NAME.search(self.attributes)
-        return re.sub(r'\\(.)', r'\1', found[1]) if found else ''
+        match = _OP_NAME.search(self.attributes)
+        return re.sub(r'\\(.)', r'\1', match[1]) if match else ''
 
 
 @dataclass
@@ -138,8 +138,8 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
         if header:
             current = computations.setdefault(header[2], {})
             entry = header[2] if header[1] else entry
-        elif current is not None and (found := _instruction(part)):
-            current[found.name] = found
+        elif current is not None and (instruction := _instruction(part)):
+            current[instruction.name] = instruction
     return computations, entry
 
 
@@ -169,8 +169,8 @@ def convolution_flops(out: Array, left: Array, right: Array, attributes: str) ->
 
 def dot_flops(out: Array, left: Array, attributes: str) -> float:
     """2 x multiplications of a `dot`."""
-    found = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', attributes)
-    contracted = math.prod(left.dims[int(d)] for d in found[1].split(',') if d) if found else 1
+    match = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', attributes)
+    contracted = math.prod(left.dims[int(d)] for d in match[1].split(',') if d) if match else 1
     return 2.0 * math.prod(out.dims) * contracted
 
 

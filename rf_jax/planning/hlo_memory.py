@@ -72,8 +72,8 @@ def at_peak(text: str) -> list[Buffer]:
 
 def _aliased(text: str) -> set[int]:
     """Indices of the outputs that reuse the memory of donated arguments."""
-    found = re.search(r'input_output_alias=\{(.*?)\) \}', text.partition('\n')[0])
-    return {int(n) for n in re.findall(r'\{(\d+)\}: \(', found[1])} if found else set()
+    match = re.search(r'input_output_alias=\{(.*?)\) \}', text.partition('\n')[0])
+    return {int(n) for n in re.findall(r'\{(\d+)\}: \(', match[1])} if match else set()
 
 
 def _peak(table, computations, of, aliased: set[int] | None) -> tuple[float, tuple[Buffer, ...]]:
@@ -134,12 +134,12 @@ def _reused(i: Instruction, new, ending, sizes) -> set[str]:
     if 'kind=kLoop' not in i.attributes:
         return set()
     wanted = [sizes[name].bytes for name in new]
-    found = set()
+    reused = set()
     for name in ending:
         if name not in new and sizes[name].bytes in wanted:
             wanted.remove(sizes[name].bytes)
-            found.add(name)
-    return found
+            reused.add(name)
+    return reused
 
 
 def _called(i: Instruction) -> list[str]:
@@ -160,8 +160,8 @@ def _value(i: Instruction, values, table, computations, done):
     if i.op == 'tuple':
         return tuple(values.get(name, frozenset()) for name in i.operands)
     if i.op == 'get-tuple-element':
-        whole, index = values[i.operands[0]], re.search(r'index=(\d+)', i.attributes)
-        return whole[int(index[1])] if isinstance(whole, tuple) else whole
+        operand, index = values[i.operands[0]], re.search(r'index=(\d+)', i.attributes)
+        return operand[int(index[1])] if isinstance(operand, tuple) else operand
     if i.op in _VIEWS or i.op.endswith(('-done', '-update')):
         return values[i.operands[0]]
     if i.op == 'fusion' and (operand := _in_place(i, computations)):

@@ -19,13 +19,13 @@ class Measured:
     steps: int
     fill: dict[str, float]
     row_fill: float  # over the tokens of all four streams
-    carried: int  # draws that did not fit into their window and moved to the next
+    carried: int  # samples that did not fit into their window and moved to the next
     left_out: int  # did not fit there either
     seconds: float  # CPU time
 
 
 def measure(plan: Plan, draws: int) -> Measured:
-    """Plans the first windows that hold at least `draws` draws."""
+    """Plans the first windows with at least `draws` samples in total."""
     began = time.process_time()
     number = -(-draws // plan.draws_per_window)
     room, carried, left_out = np.zeros(len(plan.capacity), np.int64), 0, 0

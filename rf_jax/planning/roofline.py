@@ -49,10 +49,10 @@ class Collective:
     dcn: float
 
 
-def collectives(found: Mapping, mesh: Mesh, chip: Chip | None) -> list[Collective]:
+def collectives(sent_bytes: Mapping, mesh: Mesh, chip: Chip | None) -> list[Collective]:
     """One entry per kind and mesh axes of `hlo_cost.Totals.collectives`, largest first."""
     rows: dict = {}
-    for (kind, groups), sent in found.items():
+    for (kind, groups), sent in sent_bytes.items():
         axes = _axes(groups, mesh)
         ici, dcn = (0.0, 0.0) if chip is None else _seconds(kind, groups[0], sent, mesh, chip)
         old = rows.get((kind, axes), (0.0, 0.0, 0.0))
@@ -69,13 +69,13 @@ def _axes(groups: Sequence[Sequence[int]], mesh: Mesh) -> tuple[str, ...]:
 
 def _seconds(kind: str, group, sent: float, mesh: Mesh, chip: Chip) -> tuple[float, float]:
     devices = [mesh.devices.flat[i] for i in group]
-    whole = [device.coords for device in mesh.devices.flat]
+    all_coords = [device.coords for device in mesh.devices.flat]
     slices = {getattr(device, 'slice_index', 0) for device in devices}
     here = [d for d in devices if getattr(d, 'slice_index', 0) == min(slices)]
     bandwidth, longest = 0.0, 1
     for i in range(len(devices[0].coords)):
         span = len({device.coords[i] for device in here})
-        full = len({coords[i] for coords in whole})
+        full = len({coords[i] for coords in all_coords})
         if span > 1:
             ring = span == full and full % chip.wraps == 0
             bandwidth += chip.axis * (1.0 if ring else 0.5)

@@ -32,30 +32,30 @@ class SyntheticSizes:
         data = self._data
         samples = fold(self._seed, 'sample'), index
         draws = fold(self._seed, 'draw', task), index, turn
-        found = dict.fromkeys(SIZES, np.zeros(len(index), np.int64))
+        sizes = dict.fromkeys(SIZES, np.zeros(len(index), np.int64))
         if task == 'text_only':
             # A chunk of a document has its begin token and all tokens but the last.
-            found['text'] = np.minimum(self._caption(draws) + 1, data.max_text_tokens)
-            return np.stack([found[name] for name in SIZES], 1)
+            sizes['text'] = np.minimum(self._caption(draws) + 1, data.max_text_tokens)
+            return np.stack([sizes[name] for name in SIZES], 1)
         height, width = self._kind.picture(*(_uniform(*samples, lane=i) for i in range(4)))
         chance = _uniform(*draws, lane=10)
         patches = fitted_patches(height, width, data, self._pool, chance)
         if task == 'image_to_text':
-            asked = _uniform(*draws, lane=11) < data.question_prob
-            question = np.where(asked, _tokens(*_QUESTION, *_normals(draws, 12)), 0)
+            has_question = _uniform(*draws, lane=11) < data.question_prob
+            question = np.where(has_question, _tokens(*_QUESTION, *_normals(draws, 12)), 0)
             head = np.minimum(question, data.max_text_tokens // 2) + 2  # begin and answer tokens
             tail = np.minimum(self._caption(draws), data.max_text_tokens - head - 1) + 1
-            found |= {'text': head + tail, 'vision': patches // 4}
-            found['vision_pictures'] = np.ones_like(patches)
+            sizes |= {'text': head + tail, 'vision': patches // 4}
+            sizes['vision_pictures'] = np.ones_like(patches)
         else:
             prompt = np.minimum(self._caption(draws), data.max_text_tokens - 2) + 2
             dropped = _uniform(*draws, lane=14) < data.text_dropout
             dropped |= _uniform(*draws, lane=15) < data.joint_dropout
-            found |= {'text': np.where(dropped, 0, prompt), 'pixels': patches}
+            sizes |= {'text': np.where(dropped, 0, prompt), 'pixels': patches}
             if self._pool:
-                found['representation'] = patches // self._pool**2 + 1
-            found['pixel_pictures'] = np.ones_like(patches)
-        return np.stack([found[name] for name in SIZES], 1)
+                sizes['representation'] = patches // self._pool**2 + 1
+            sizes['pixel_pictures'] = np.ones_like(patches)
+        return np.stack([sizes[name] for name in SIZES], 1)
 
     def _caption(self, draws) -> np.ndarray:
         return _tokens(*self._kind.caption, *_normals(draws, 16))

@@ -233,8 +233,10 @@ def connect(mesh: jax.sharding.Mesh) -> None:
     def sums(x):
         return [jax.lax.psum(x, names) for names in groups]
 
-    whole = PartitionSpec()
-    total = jax.shard_map(sums, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+    replicated = PartitionSpec()
+    total = jax.shard_map(
+        sums, mesh=mesh, in_specs=replicated, out_specs=replicated, check_vma=False
+    )
     jax.block_until_ready(jax.jit(total)(np.float32(1)))
 
 

@@ -130,17 +130,17 @@ def _finished(figure, panels) -> bytes | None:
 def _bars(arms, scores) -> bytes | None:
     figure, panels = _panels(len(scoring.SIDES), sharey=True)
     for axes, side in zip(panels, scoring.SIDES):
-        found = {}
+        by_arm = {}
         for name, runs in arms.items():
             ends = [(p, scores[p.name, p.seed].get(p.last)) for p in runs]
             outcomes = gather([each for each in ends if each[1]], side)
-            found |= {name: outcomes} if outcomes else {}
-        width = 0.8 / max(len(found), 1)
-        for number, (name, outcomes) in enumerate(found.items()):
+            by_arm |= {name: outcomes} if outcomes else {}
+        width = 0.8 / max(len(by_arm), 1)
+        for number, (name, outcomes) in enumerate(by_arm.items()):
             each = [estimate({category: rows}) for category, rows in outcomes.items()]
             values = np.array([e.value for e in each])
             reach = [values - [e.low for e in each], [e.high for e in each] - values]
-            at = np.arange(len(each)) + (number - (len(found) - 1) / 2) * width
+            at = np.arange(len(each)) + (number - (len(by_arm) - 1) / 2) * width
             axes.bar(at, values, width, label=name, yerr=np.maximum(reach, 0), capsize=2)
             axes.set_xticks(range(len(each)), list(outcomes), rotation=20, ha='right')
         axes.set(title=f'{_words(side)} prompts, equal FLOPs', ylim=(0, 1))

@@ -199,26 +199,26 @@ def _shapes(outcomes: Outcomes) -> dict:
 
 
 def _categories(groups, side: str) -> str:
-    found = {name: gather(group, side) for name, group in groups.items()}
-    found = {name: outcomes for name, outcomes in found.items() if outcomes}
-    columns = list(dict.fromkeys(category for each in found.values() for category in each))
+    by_arm = {name: gather(group, side) for name, group in groups.items()}
+    by_arm = {name: outcomes for name, outcomes in by_arm.items() if outcomes}
+    columns = list(dict.fromkeys(category for each in by_arm.values() for category in each))
     rows = [
         [name, *(estimate({c: outcomes[c]}) if c in outcomes else '' for c in columns)]
-        for name, outcomes in found.items()
+        for name, outcomes in by_arm.items()
     ]
     return table(['arm', *columns], rows)
 
 
 def _understanding(groups) -> str:
-    found = {name: gather(group, 'understanding') for name, group in groups.items()}
-    found = {name: outcomes for name, outcomes in found.items() if outcomes}
+    by_arm = {name: gather(group, 'understanding') for name, group in groups.items()}
+    by_arm = {name: outcomes for name, outcomes in by_arm.items() if outcomes}
     rows = [
         [name, estimate(outcomes), *(estimate({c: each}) for c, each in outcomes.items())]
-        for name, outcomes in found.items()
+        for name, outcomes in by_arm.items()
     ]
     if not rows:
         return ''
-    kinds = groups[next(iter(found))][0][1]['understanding']
+    kinds = groups[next(iter(by_arm))][0][1]['understanding']
     common = [entry['commonest'] for entry in kinds.values()]
     rows.append(['always the commonest answer', *(f'{x:.3f}' for x in (np.mean(common), *common))])
     return table(['arm', 'overall', *kinds], rows)
@@ -227,15 +227,15 @@ def _understanding(groups) -> str:
 def _numbers(groups) -> str:
     """Distances, variety, codebook and autoencoder: mean over seeds, each seed in parentheses."""
     columns: dict[str, None] = {}
-    found: dict[str, dict[str, list[float]]] = {}
+    by_arm: dict[str, dict[str, list[float]]] = {}
     for name, group in groups.items():
         for _, score in group:
             for part in ('distances', 'variety', 'codebook', 'autoencoder'):
                 for key, value in score.get(part, {}).items():  # older scores lack some
                     column = key if part == 'distances' else f'{part} {key}'
                     columns[column] = None
-                    found.setdefault(name, {}).setdefault(column, []).append(value)
-    rows = [[name, *(_mean(each.get(c, ())) for c in columns)] for name, each in found.items()]
+                    by_arm.setdefault(name, {}).setdefault(column, []).append(value)
+    rows = [[name, *(_mean(each.get(c, ())) for c in columns)] for name, each in by_arm.items()]
     return table(['arm', *columns], rows)
 
 
