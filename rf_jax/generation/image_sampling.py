@@ -28,7 +28,7 @@ class Options:
     guidance_representation: float = 2.0
     guidance_pixels: float = 3.0
     guidance_text: float = 0.0
-    interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def branches(self) -> dict[guidance.Branch, float]:
         """Weights of the pixel branches."""

@@ -50,7 +50,7 @@ class Collective:
 
 
 def collectives(sent_bytes: Mapping, mesh: Mesh, chip: Chip | None) -> list[Collective]:
-    """One entry per kind and mesh axes of `hlo_cost.Totals.collectives`, largest first."""
+    """One entry per kind and mesh axes of `hlo.Totals.collectives`, largest first."""
     rows: dict = {}
     for (kind, groups), sent in sent_bytes.items():
         axes = _axes(groups, mesh)

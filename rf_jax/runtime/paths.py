@@ -42,7 +42,7 @@ def expanded(path: str | os.PathLike) -> Path:
 
 
 def config_file(text: str, field: str = '--config') -> str:
-    """Path of a config file, with its variant if any (`file.py:variant`).
+    """Path of a config file, with its variant if any (`configs/emoji.py:long`).
 
     A relative path below configs/ that does not exist resolves to the config installed with rf_jax.
     Raises UserError as `local` does.

@@ -94,7 +94,7 @@ def test_a_study_that_cannot_run_is_refused(tmp_path, changes, match):
 @pytest.mark.parametrize(
     'change, match',
     [
-        ('data.row=4', 'did you mean .data.batch_size'),
+        ('data.batch=4', 'did you mean .data.batch_size'),
         ('data.batch_size=many', 'data.batch_size=many'),
     ],
 )
