@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A run on TPU slices of GKE, as a JobSet; starts again by itself when a host is lost.
+# Runs training on TPU slices of GKE as a JobSet, which restarts when a host is lost.
 #   IMAGE=europe-docker.pkg.dev/me/rf/rf_jax CLAIM=runs HOSTS=4 TOPOLOGY=4x4 \
 #     launch/gke.sh NAME --config=configs/emoji.py --workdir=/runs/emoji
-# IMAGE has rf_jax[tpu] and, as its working directory, this repository. HOSTS is the number of machines
-# of a slice, CHIPS those of one machine; SLICES, ACCELERATOR: see below. DRY=1 prints the yaml only.
+# IMAGE contains rf_jax[tpu], with this repository as working directory. HOSTS: machines per slice,
+# CHIPS: chips per machine; SLICES, ACCELERATOR: see below. DRY=1 only prints the yaml.
 set -euo pipefail
 if [ $# -lt 2 ]; then
   sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
@@ -11,8 +11,8 @@ if [ $# -lt 2 ]; then
 fi
 NAME=$1
 shift
-: "${IMAGE:?the container image}" "${CLAIM:?the volume claim that all hosts share}"
-: "${HOSTS:?machines of a slice}" "${TOPOLOGY:?of a slice, as in 4x4}"
+: "${IMAGE:?the container image}" "${CLAIM:?the volume claim shared by all hosts}"
+: "${HOSTS:?machines per slice}" "${TOPOLOGY:?topology of a slice, as in 4x4}"
 : "${CHIPS:=4}" "${SLICES:=1}" "${ACCELERATOR:=tpu-v5-lite-podslice}"
 ARGUMENTS=$(python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@")
 export NAME IMAGE CLAIM HOSTS TOPOLOGY CHIPS SLICES ACCELERATOR ARGUMENTS

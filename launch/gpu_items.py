@@ -1,8 +1,8 @@
-"""One item of the trial of a GPU: `python launch/gpu_items.py 'train 0.6B' [--tiny]`.
+"""One item of the GPU trial: `python launch/gpu_items.py 'train 0.6B' [--tiny]`.
 
-Prints one JSON line a result; see COLUMNS of gpu_trial.py for its keys. Items:
-machine · train SIZE [tokens=of a row] [form=of attention] · sample SIZE · attention FORM (rows with
-pictures) · packed KERNEL of gpu_kernels.py (rows of text).
+Prints one JSON line per result, with the COLUMNS of gpu_trial.py as keys. Items:
+machine · train SIZE [tokens=N per row] [attention=implementation] · sample SIZE ·
+attention IMPLEMENTATION (rows with pictures) · packed KERNEL of gpu_kernels.py (rows of text).
 """
 
 import json
@@ -12,7 +12,7 @@ from functools import partial
 import gpu_attention
 import jax
 import numpy as np
-from gpu_measure import counted_memory, gigabytes, seconds, share, tell, words_of
+from gpu_measure import counted_memory, gigabytes, report, seconds, share, summary
 
 from configs.paper import joint
 from rf_jax.data import layout, spans, typical_row
@@ -21,19 +21,19 @@ from rf_jax.models import flops, unified
 from rf_jax.runtime import mesh
 from rf_jax.training import jitted
 
-ROW = 8192  # of training
-ROWS = {'0.3B': 4, '0.6B': 4, '1.7B': 2}  # of a step
-ROOM = 0.9  # share of the card's memory that state and gradients may take, of what is there
-ANSWER = 128  # tokens of a description
-BATCHES = (1, 8)  # pictures drawn together
+ROW = 8192  # tokens per row in training
+ROWS = {'0.3B': 4, '0.6B': 4, '1.7B': 2}  # rows per step
+ROOM = 0.9  # share of the card's memory that state and gradients may use
+ANSWER = 128  # tokens per caption
+BATCHES = (1, 8)  # pictures generated together
 
 
 def machine(tiny: bool) -> None:
     device = jax.devices()[0]
     backend = ' '.join(device.client.platform_version.split())
-    limit = gigabytes((device.memory_stats() or {}).get('bytes_limit')) or 'memory not known'
+    limit = gigabytes((device.memory_stats() or {}).get('bytes_limit')) or 'memory unknown'
     about = f'{device.device_kind}, {limit}, jax {jax.__version__}, jaxlib {jax.lib.__version__}'
-    about += f', {backend}' + (', **tiny shapes: no figure of a card**' if tiny else '')
+    about += f', {backend}' + (', **tiny shapes: not a benchmark**' if tiny else '')
     print(json.dumps({'card': device.device_kind, 'about': about}), flush=True)
 
 
@@ -42,7 +42,7 @@ def config_of(size: str, tiny: bool, tokens: int = ROW):
     config = joint.get_config(size)
     config.offload = ()
     tokens = min(tokens, 1024) if tiny else tokens
-    capacity = joint.get_config('30B-A3B').data.capacity  # of a row of 32,768
+    capacity = joint.get_config('30B-A3B').data.capacity  # for rows of 32,768
     config.data.capacity.update({name: n * tokens // 32_768 for name, n in capacity.items()})
     config.data.capacity.pixels -= config.data.capacity.pixels % 4  # whole groups
     config.data.batch_size = ROWS[size] * ROW // tokens or 1
@@ -59,9 +59,9 @@ def config_of(size: str, tiny: bool, tokens: int = ROW):
 
 
 def built_of(config):
-    """(programs, label of what was left out so that the state fits into the card)."""
+    """(programs, label of the layers left out so that the state fits into the card's memory)."""
     limit = (jax.devices()[0].memory_stats() or {}).get('bytes_limit')
-    whole = config.model.backbone.layers
+    all_layers = config.model.backbone.layers
     while True:
         devices = mesh.make_mesh(config.mesh, jax.devices()[:1])
         built = jitted.build(config, config.tokenizer.vocab_size, devices)
@@ -69,13 +69,13 @@ def built_of(config):
         needed += jitted.nbytes_per_device(built.abstract.params)  # gradients
         layers = config.model.backbone.layers
         if limit is None or needed < ROOM * limit or layers == 1:
-            return built, '' if layers == whole else f', {layers} of {whole} layers'
+            return built, '' if layers == all_layers else f', {layers} of {all_layers} layers'
         config.model.backbone.layers = layers // 2
         config.model.representation.alignment_layer = max(1, layers // 6)
 
 
 def batch_of(built, row) -> dict[str, jax.Array]:
-    """The row in each place of the batch, with pictures of noise and tokens drawn at random."""
+    """A batch that repeats the row, with noise for pictures and random tokens."""
     rng, batch = np.random.default_rng(0), {}
     for name, shape in built.batch().items():
         array = np.broadcast_to(row[name], shape.shape)
@@ -87,10 +87,10 @@ def batch_of(built, row) -> dict[str, jax.Array]:
     return batch
 
 
-def train(tiny: bool, size: str, tokens: str = str(ROW), form: str = 'auto') -> None:
+def train(tiny: bool, size: str, tokens: str = str(ROW), attention: str = 'auto') -> None:
     config = config_of(size, tiny, int(tokens))
-    config.model.attention.implementation = form
-    built, less = built_of(config)
+    config.model.attention.implementation = attention
+    built, reduced = built_of(config)
     row = typical_row.row(config)
     batch, state = batch_of(built, row), built.initialise()
     compiled = built.train_step.lower(state, batch).compile()
@@ -103,15 +103,15 @@ def train(tiny: bool, size: str, tokens: str = str(ROW), form: str = 'auto') -> 
     took = seconds(step, 2 if tiny else 10)
     peak = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
     pairs = flops.visible_pairs(config, row)
-    done = flops.train_step(config, config.tokenizer.vocab_size, pairs)
+    total = flops.train_step(config, config.tokenizer.vocab_size, pairs)
     length = row['segment'].shape[0]
-    tell(
-        f'train {size}{less}',
-        f'{config.data.batch_size} rows of {length:,}, attention {form}, '
+    report(
+        f'train {size}{reduced}',
+        f'{config.data.batch_size} rows of {length:,}, attention {attention}, '
         f'remat {config.model.backbone.remat}',
-        time=f'{took * 1e3:,.1f} ms a step',
+        time=f'{took * 1e3:,.1f} ms per step',
         rate=f'{config.data.batch_size * length / took:,.0f} tokens/s',
-        **{'share of peak': share(done, took)},
+        **{'share of peak': share(total, took)},
         **{'peak memory, measured': gigabytes(peak)},
         **counted_memory(compiled),
     )
@@ -119,11 +119,11 @@ def train(tiny: bool, size: str, tokens: str = str(ROW), form: str = 'auto') -> 
 
 def sample(tiny: bool, size: str) -> None:
     config = config_of(size, tiny)
-    built, less = built_of(config)
+    built, reduced = built_of(config)
     params, pool = built.initialise().params, spans.pool_of(config)
     model = unified.build(config, config.tokenizer.vocab_size)
     side = config.data.sizes[0][0] // config.data.patch_size
-    what = f'sample {size}{less}'
+    what = f'sample {size}{reduced}'
     capacity = {'text': 64, 'vision': 0, 'representation': side**2 // pool**2 + 1,
                 'pixels': side**2, 'vision_pictures': 0, 'pixel_pictures': 1}  # fmt: skip
 
@@ -146,7 +146,7 @@ def sample(tiny: bool, size: str) -> None:
         compiled = jax.jit(generate).lower(params, rows, keys).compile()
         took = seconds(lambda: compiled(params, rows, keys), 2) / count  # noqa: B023
         settings = f'pictures of {side * config.data.patch_size} px, {count} together'
-        tell(what, settings, time=f'{took:.3f} s a picture', **counted_memory(compiled))
+        report(what, settings, time=f'{took:.3f} s per picture', **counted_memory(compiled))
 
     count, length = (1, 4) if tiny else (8, ANSWER)
     pixels = np.zeros((side**2, model.channels), np.uint8)
@@ -156,11 +156,11 @@ def sample(tiny: bool, size: str) -> None:
     arguments = params, layout.place(rows, capacity, model.channels), np.full(count, 8, np.int32)
     compiled = jax.jit(answer).lower(*arguments).compile()
     took = seconds(lambda: compiled(*arguments), 2)
-    tell(
+    report(
         what,
         f'{count} captions of {length} tokens together',
         time=f'{took:.3f} s',
-        rate=f'{count * length / took:,.0f} tokens/s of text',
+        rate=f'{count * length / took:,.0f} text tokens/s',
         **counted_memory(compiled),
     )
 
@@ -170,10 +170,10 @@ def main(item: str, tiny: bool) -> None:
     if kind == 'machine':
         machine(tiny)
     elif kind == 'train':
-        size, *how = rest.split()
-        train(tiny, size, **dict(word.split('=') for word in how))
+        size, *options = rest.split()
+        train(tiny, size, **dict(option.split('=') for option in options))
     elif kind == 'attention':
-        gpu_attention.form(tiny, rest, config_of)
+        gpu_attention.implementation(tiny, rest, config_of)
     else:
         {'sample': sample, 'packed': gpu_attention.packed}[kind](tiny, rest)
 
@@ -183,6 +183,6 @@ if __name__ == '__main__':
         jax.config.update('jax_disable_most_optimizations', True)  # compiles in half the time
     try:
         main(sys.argv[1], '--tiny' in sys.argv[2:])
-    except Exception as error:  # told as a line of the table
-        tell(sys.argv[1], '', failed=words_of(error))
+    except Exception as error:  # reported as a line of the table
+        report(sys.argv[1], '', failed=summary(error))
         sys.exit(1)

@@ -1,8 +1,9 @@
-"""GPU attention kernels of other libraries, on the one case that all of them can express: rows of
-text, packed one document after another, each token seeing its own document up to itself.
+"""GPU attention kernels of other libraries, for the one case that all of them support: rows of
+packed text documents with causal attention within each document.
 
 `kernel(q, k, v, segment)` with q [B, L, H, Dh], k and v [B, L, Hkv, Dh], segment int32 [B, L] that
-counts up from 1 along a row without gaps (no padding) -> [B, L, H, Dh]. None holds an L x L mask.
+counts up from 1 along a row without gaps (no padding) -> [B, L, H, Dh]. No kernel materialises an
+L x L mask.
 """
 
 from functools import partial
@@ -14,21 +15,21 @@ from rf_jax.models.attention.blockwise import Blockwise
 
 
 def text_integers(segment: jax.Array) -> dict[str, jax.Array]:
-    """What `models.attention.masks` reads of such a row."""
+    """The inputs of `models.attention.masks` for such a row."""
     order = jnp.broadcast_to(jnp.arange(segment.shape[1], dtype=jnp.int32), segment.shape)
     return {'segment': segment, 'order': order, 'reach': order, 'block': jnp.zeros_like(segment)}
 
 
 def blockwise(q, k, v, segment):
-    """Ours, in plain XLA: what the others are compared with."""
-    form, integers = Blockwise(512, 512), text_integers(segment)
-    return form(q, k, v, form.prepare(integers, integers))
+    """Our own, in plain XLA; the baseline for the others."""
+    attention, integers = Blockwise(512, 512), text_integers(segment)
+    return attention(q, k, v, attention.prepare(integers, integers))
 
 
 def cudnn(q, k, v, segment, most: int = 256):
-    """cuDNN with segment lengths and offsets: Hopper or later, bfloat16, `most` documents a row.
+    """cuDNN with segment lengths and offsets: Hopper or newer, bfloat16, at most `most` documents.
 
-    jax.nn.dot_product_attention passes lengths on, but no offsets: JAX's own binding takes both.
+    jax.nn.dot_product_attention accepts lengths but no offsets; JAX's internal binding takes both.
     """
     from jax._src.cudnn import fused_attention_stablehlo as binding
 
@@ -51,7 +52,7 @@ def cudnn(q, k, v, segment, most: int = 256):
 
 
 def triton(q, k, v, segment):
-    """JAX's Pallas kernel for Triton: segment ids, as many key heads as query heads."""
+    """JAX's Pallas kernel for Triton: takes segment ids; needs as many key heads as query heads."""
     from jax.experimental.pallas.ops.gpu import attention
 
     group = q.shape[2] // k.shape[2]
@@ -61,7 +62,7 @@ def triton(q, k, v, segment):
 
 
 def tokamax(implementation: str, q, k, v, segment):
-    """tokamax: a first and a last key for each query; its public function takes no such ranges."""
+    """tokamax with a key range per query, which its public function does not accept."""
     from tokamax._src.ops.attention import api, base
 
     before = segment != jnp.pad(segment, ((0, 0), (1, 0)))[:, :-1]

@@ -1,4 +1,4 @@
-"""How the items of the trial of a GPU measure, and how they tell it: one JSON line a result."""
+"""How the items of the GPU trial measure and report: one JSON line per result."""
 
 import json
 import statistics
@@ -9,23 +9,23 @@ import jax
 from rf_jax.runtime import hardware
 
 
-def tell(what: str, settings: str, **values) -> None:
+def report(what: str, settings: str, **values) -> None:
     print(json.dumps({'what': what, 'settings': settings, **values}), flush=True)
 
 
-def words_of(error: Exception) -> str:
+def summary(error: Exception) -> str:
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:160]
 
 
 def seconds(run, times: int = 10) -> float:
-    """Median of some runs, after one that compiles and warms up."""
+    """Median of `times` runs, after one warm-up run that compiles."""
     jax.block_until_ready(run())
-    found = []
+    durations = []
     for _ in range(times):
         began = time.perf_counter()
         jax.block_until_ready(run())
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+        durations.append(time.perf_counter() - began)
+    return statistics.median(durations)
 
 
 def gigabytes(number) -> str:
@@ -34,11 +34,11 @@ def gigabytes(number) -> str:
 
 def share(done: float, took: float) -> str:
     peak = hardware.peak_flops(jax.devices()[0])
-    return f'{done / took / peak:.1%}' if peak else 'peak not known'
+    return f'{done / took / peak:.1%}' if peak else 'peak unknown'
 
 
 def counted_memory(compiled) -> dict[str, str]:
-    """By the compiler: all buffers as if they lived at once, and its own peak."""
+    """Memory by the compiler: the sum of all buffers, and its own peak."""
     counted = compiled.memory_analysis()
     total = counted.argument_size_in_bytes + counted.output_size_in_bytes
     total += counted.temp_size_in_bytes - counted.alias_size_in_bytes

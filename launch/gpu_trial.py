@@ -1,8 +1,8 @@
-"""One table about one GPU: training, attention, sampling and memory. See gpu_trial.sh.
+"""Benchmarks training, attention, sampling and memory of one GPU in one table. See gpu_trial.sh.
 
-Each item is a process of its own (launch/gpu_items.py): its peak memory is its own, and what fails,
-crashes or hangs costs its line only. Items come in the order of their worth; one that would not end
-within the time left is not started, and the table says so.
+Each item runs in its own process (launch/gpu_items.py), so that its peak memory is its own and a
+failure, crash or hang only affects its line. Items run in order of importance; one that would not
+finish in the time left is not started, and the table says so.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 ITEMS = Path(__file__).resolve().parent / 'gpu_items.py'
-# (item, seconds that it may take), the most valuable first. gpu_items.py tells what each does.
+# (item, time limit in seconds), the most important first; gpu_items.py describes the items.
 PLAN = (
     ('train 0.6B', 150),
     ('train 0.3B', 100),
@@ -31,16 +31,16 @@ PLAN = (
     ('attention reference', 45),
     ('attention pallas', 20),
     ('train 0.6B tokens=16384', 120),
-    ('train 0.6B form=blockwise', 120),
+    ('train 0.6B attention=blockwise', 120),
 )
-LEAST = 0.4  # share of its seconds that must be left for an item to be started
+LEAST = 0.4  # an item starts only if this share of its time limit is left
 COLUMNS = ('what', 'settings', 'time', 'rate', 'share of peak', 'peak memory, measured',
            'counted: arguments, outputs, temporaries', "counted: compiler's peak",
            'largest error')  # fmt: skip
 
 
 def run(item: str, tiny: bool, seconds: float) -> tuple[list[dict], bool]:
-    """(lines of an item, whether it came to its end): a failure is a line as well."""
+    """(table lines of an item, whether it finished); a failure is a line too."""
     command = [sys.executable, str(ITEMS), item, *(['--tiny'] if tiny else [])]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors='replace'
@@ -59,8 +59,8 @@ def run(item: str, tiny: bool, seconds: float) -> tuple[list[dict], bool]:
     timer.cancel()
     if code and not any('failed' in line for line in lines):
         late = time.monotonic() - began >= seconds
-        said = next((x.strip() for x in reversed(errors) if x.strip()), '')
-        why = f'not finished in {seconds:.0f} s' if late else f'ended with {code}: {said}'
+        last = next((x.strip() for x in reversed(errors) if x.strip()), '')
+        why = f'not finished in {seconds:.0f} s' if late else f'exited with {code}: {last}'
         lines.append({'what': item, 'failed': why})
     return lines, code == 0
 
@@ -72,67 +72,71 @@ def cell(line: dict, column: str) -> str:
 
 
 def table(head: str, lines: list[dict]) -> str:
-    """Markdown: a sentence about the machine, and one table."""
+    """Markdown: a line about the machine, and one table."""
     rows = [COLUMNS, ['---'] * len(COLUMNS), *([cell(x, c) for c in COLUMNS] for x in lines)]
     escaped = (' | '.join(text.replace('|', '/') for text in row) for row in rows)
     return '\n'.join([head, '', *(f'| {row} |' for row in escaped)])
 
 
 def recorded(path: Path | None, card: str) -> dict[str, list[dict]]:
-    """{item: its lines} of the items that came to their end on this card."""
-    found = {}
+    """{item: its lines} of the items that finished on this card."""
+    results = {}
     if path and path.exists():
         for text in path.read_text(encoding='utf-8').splitlines():
             entry = json.loads(text)
             if entry['card'] == card:
-                found[entry['item']] = entry['lines']
-    return found
+                results[entry['item']] = entry['lines']
+    return results
 
 
 def chosen(only: str) -> list[tuple[str, int]]:
-    """Items whose names begin with one of the comma-separated words, in their order."""
+    """Items whose names start with one of the comma-separated words, in the order of the words."""
     words = [word.strip() for word in only.split(',') if word.strip()]
-    found = [entry for word in words for entry in PLAN if entry[0].startswith(word)]
-    if words and not found:
-        sys.exit(f'gpu_trial.py: --only={only}: no item begins so; known: '
+    items = [entry for word in words for entry in PLAN if entry[0].startswith(word)]
+    if words and not items:
+        sys.exit(f'gpu_trial.py: --only={only}: no item starts with that; known: '
                  f'{", ".join(name for name, _ in PLAN)}')  # fmt: skip
-    return list(dict.fromkeys(found)) or list(PLAN)
+    return list(dict.fromkeys(items)) or list(PLAN)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--seconds', type=float, default=570.0, help='for everything')
-    parser.add_argument('--only', default='', help='beginnings of items, in the order wanted')
-    parser.add_argument('--record', type=Path, help='file that results are kept in, line by line')
+    parser.add_argument('--seconds', type=float, default=570.0, help='time limit for all items')
     parser.add_argument(
-        '--tiny', action='store_true', help='small shapes, to try the script on CPU'
+        '--only', default='', help='comma-separated prefixes of items, in the order to run'
     )
-    asked = parser.parse_args()
+    parser.add_argument(
+        '--record', type=Path, help='JSON-lines file of results; finished items are not run again'
+    )
+    parser.add_argument(
+        '--tiny', action='store_true', help='small shapes, to test the script on CPU'
+    )
+    options = parser.parse_args()
     began = time.monotonic()
 
     def left() -> float:
-        return asked.seconds - (time.monotonic() - began)
+        return options.seconds - (time.monotonic() - began)
 
-    about, there = run('machine', asked.tiny, left())
-    if not there:
+    about, ok = run('machine', options.tiny, left())
+    if not ok:
         print(f'gpu_trial.py: {about[-1]["failed"]}', file=sys.stderr)
         return 1
     card, head = about[0]['card'], about[0]['about']
-    known, lines = recorded(asked.record, card), []
-    for item, seconds in chosen(asked.only):
+    known, lines = recorded(options.record, card), []
+    for item, seconds in chosen(options.only):
         if item in known:
             lines += known[item]
             continue
         if left() < LEAST * seconds:
-            lines.append({'what': item, 'failed': f'not started: {left():.0f} s were left'})
+            lines.append({'what': item, 'failed': f'not started: only {left():.0f} s left'})
             continue
-        limit = left() if asked.tiny else min(seconds, left())
-        found, ended = run(item, asked.tiny, limit)
-        print(*(json.dumps(line) for line in found), sep='\n', file=sys.stderr, flush=True)
-        lines += found
-        if asked.record and ended:
-            with asked.record.open('a', encoding='utf-8') as file:
-                file.write(json.dumps({'card': card, 'item': item, 'lines': found}) + '\n')
+        limit = left() if options.tiny else min(seconds, left())
+        results, finished = run(item, options.tiny, limit)
+        print(*(json.dumps(line) for line in results), sep='\n', file=sys.stderr, flush=True)
+        lines += results
+        if options.record and finished:
+            with options.record.open('a', encoding='utf-8') as file:
+                file.write(json.dumps({'card': card, 'item': item, 'lines': results}) + '\n')
     print(table(f'{head}, {datetime.date.today()}', lines))
     return 0
 

@@ -2,11 +2,11 @@
 
 python launch/kill_trial.py [--processes=4] [--kills=10] [--devices=1] [--seed=0] [--folder=...]
 
-For each kill: start all processes, send SIGKILL to one at a random moment (of the start, and every
-second time of training), wait until all have ended, start again. After the last kill the run goes
-on to its end, and its state is compared with that of a run that nobody disturbed. Prints a table;
-the exit code is 0 if every process ended within 60 s, every restart resumed from the newest
-finished checkpoint, and the states are equal bit for bit. About 10 minutes on 2 cores.
+For each kill: start all processes, send SIGKILL to one at a random moment (alternately during
+startup and during training), wait until all have exited, start again. After the last kill the run
+continues to its end, and its state is compared with that of an undisturbed run. Prints a table; the
+exit code is 0 if all processes exited within 60 s, every restart resumed from the newest finished
+checkpoint, and the states are bit-identical. About 10 minutes on 2 cores.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from pathlib import Path
 import local
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT = 60.0  # seconds in which all processes must end
+LIMIT = 60.0  # seconds within which all processes must exit
 EVERY = 5  # steps between checkpoints
-TRAINING = 15.0  # seconds of training within which every second kill falls
+TRAINING = 15.0  # kills during training happen within this many seconds of it
 
 
 def command(workdir: Path, steps: int, cache: Path) -> list[str]:
-    """The debug config, saved often."""
+    """Trains the debug config with frequent checkpoints."""
     flags = {
         'config': 'configs/debug.py',
         'workdir': workdir,
@@ -44,12 +44,12 @@ def command(workdir: Path, steps: int, cache: Path) -> list[str]:
 
 def saved(workdir: Path) -> list[int]:
     """Steps of the finished checkpoints."""
-    found = (workdir / 'checkpoints').glob('*')
-    return sorted(int(path.name) for path in found if path.name.isdecimal())
+    folders = (workdir / 'checkpoints').glob('*')
+    return sorted(int(path.name) for path in folders if path.name.isdecimal())
 
 
 class Trial:
-    """Attempts of one run in one folder."""
+    """One run and its attempts."""
 
     def __init__(self, folder: Path, name: str, options, cache: Path):
         self.workdir, self.logs, self.options = folder / name, folder / f'{name}_logs', options
@@ -66,18 +66,18 @@ class Trial:
             environment, show=False, cwd=ROOT,
         )  # fmt: skip
 
-    def told(self, index: int = 0) -> str:
-        """The log of a process of the last attempt."""
+    def log(self, index: int = 0) -> str:
+        """The log of one process of the last attempt."""
         path = self.logs / str(self.attempts) / f'{index}.log'
         return path.read_text(errors='replace') if path.exists() else ''
 
     def resumed(self) -> int:
-        """The step that the last attempt resumed from, 0 if it began anew; -1 if not so far."""
-        found = re.search(r'Resumed .* at step (\d+) of', self.told())
-        return int(found[1]) if found else 0 if 'from new weights' in self.told() else -1
+        """The step that the last attempt resumed from; 0: it started from scratch; -1: unknown."""
+        match = re.search(r'Resumed .* at step (\d+) of', self.log())
+        return int(match[1]) if match else 0 if 'from new weights' in self.log() else -1
 
     def kill(self, rng: random.Random, until: float, training: bool) -> dict:
-        """One attempt, killed: within `until` seconds, or, `training`, after its first step."""
+        """One attempt, killed within `until` seconds or, if `training`, after the first step."""
         before = saved(self.workdir)
         processes = self.start()
         victim = rng.randrange(self.options.processes)
@@ -86,41 +86,41 @@ class Trial:
         while since is None or time.monotonic() - since < moment:
             if processes.processes[victim].poll() is not None:
                 break
-            if since is None and '\nstep ' in self.told():
+            if since is None and '\nstep ' in self.log():
                 since = time.monotonic()
             time.sleep(0.01)
         moment = time.monotonic() - began
         if any(p.poll() is not None for p in processes.processes):
-            raise SystemExit(f'ended before it was killed, raise --steps: {self.told()[-2000:]}')
+            raise SystemExit(f'finished before it was killed, raise --steps: {self.log()[-2000:]}')
         killed = time.monotonic()
         processes.processes[victim].send_signal(signal.SIGKILL)
         codes = processes.wait()
-        row = {'victim': victim, 'after': moment, 'ended in': time.monotonic() - killed}
-        row['codes'] = codes  # -9 of another than the victim: ended by the launcher
+        row = {'victim': victim, 'after': moment, 'exited in': time.monotonic() - killed}
+        row['codes'] = codes  # -9 for another process: killed by the launcher
         row['newest before'] = max(before, default=0)
         row['resumed'] = self.resumed()
         row['newest after'] = max(saved(self.workdir), default=0)
         others = [i for i in range(self.options.processes) if i != victim]
-        row['told'] = sum('error: process ' in self.told(i) for i in others)
+        row['named'] = sum('error: process ' in self.log(i) for i in others)
         return row
 
 
 def check(row: dict, number: int) -> list[str]:
-    """What is wrong with one kill."""
+    """Violated promises of one kill."""
     wrong = []
-    if row['ended in'] > LIMIT:
-        wrong.append(f'kill {number}: took {row["ended in"]:.0f} s to end')
+    if row['exited in'] > LIMIT:
+        wrong.append(f'kill {number}: took {row["exited in"]:.0f} s to exit')
     if row['resumed'] not in (-1, row['newest before']):
         wrong.append(f'kill {number}: resumed {row["resumed"]}, not {row["newest before"]}')
     if row['newest after'] < row['newest before']:
-        wrong.append(f'kill {number}: a finished checkpoint is gone')
+        wrong.append(f'kill {number}: a finished checkpoint is missing')
     if 0 in row['codes']:
-        wrong.append(f'kill {number}: a process ended with code 0')
+        wrong.append(f'kill {number}: a process exited with code 0')
     return wrong
 
 
 def different(a: Path, b: Path) -> list[str]:
-    """Paths of arrays that are not equal in the newest checkpoints of two workdirs."""
+    """Paths of arrays that differ between the newest checkpoints of two workdirs."""
     os.environ['JAX_PLATFORMS'] = 'cpu'
     sys.path.insert(0, str(ROOT))
     import jax
@@ -130,12 +130,12 @@ def different(a: Path, b: Path) -> list[str]:
     (step, left), (other, right) = (
         checkpoint.restore_numpy(workdir / 'checkpoints') for workdir in (a, b)
     )
-    found = [] if step == other else [f'steps {step} and {other}']
+    differ = [] if step == other else [f'steps {step} and {other}']
     left, right = (jax.tree_util.tree_leaves_with_path(tree) for tree in (left, right))
     for (path, x), (_, y) in zip(left, right, strict=True):
         if x.tobytes() != y.tobytes():
-            found.append(jax.tree_util.keystr(path))
-    return found
+            differ.append(jax.tree_util.keystr(path))
+    return differ
 
 
 def losses(workdir: Path) -> list:
@@ -159,32 +159,32 @@ def main() -> int:
     rng, cache = random.Random(options.seed), folder / 'programs'
     print(f'in {folder}', flush=True)
 
-    whole = Trial(folder, 'undisturbed', options, cache)
+    undisturbed = Trial(folder, 'undisturbed', options, cache)
     began = time.time()
-    if any(whole.start().wait()):
-        raise SystemExit(whole.told()[-3000:])
-    lines = (whole.workdir / 'metrics.jsonl').read_text().splitlines()
+    if any(undisturbed.start().wait()):
+        raise SystemExit(undisturbed.log()[-3000:])
+    lines = (undisturbed.workdir / 'metrics.jsonl').read_text().splitlines()
     until = json.loads(lines[0])['time'] - began
     print(f'first step after {until:.1f} s', flush=True)
 
-    cut, wrong = Trial(folder, 'cut', options, cache), []
-    print(f'{"kill":>4} {"process":>7} {"after s":>8} {"all ended in s":>14} {"told why":>8} '
+    killed, wrong = Trial(folder, 'killed', options, cache), []
+    print(f'{"kill":>4} {"process":>7} {"after s":>8} {"all exited in s":>15} {"named lost":>10} '
           f'{"resumed":>7} {"newest before":>13} {"newest after":>12}  exit codes')  # fmt: skip
     for number in range(1, options.kills + 1):
-        row = cut.kill(rng, until, training=number % 2 == 0)
+        row = killed.kill(rng, until, training=number % 2 == 0)
         wrong += check(row, number)
         resumed = row['resumed'] if row['resumed'] >= 0 else '-'
-        print(f'{number:4} {row["victim"]:7} {row["after"]:8.1f} {row["ended in"]:14.1f} '
-              f'{row["told"]:8} {resumed:>7} {row["newest before"]:13} {row["newest after"]:12}  '
+        print(f'{number:4} {row["victim"]:7} {row["after"]:8.1f} {row["exited in"]:15.1f} '
+              f'{row["named"]:10} {resumed:>7} {row["newest before"]:13} {row["newest after"]:12}  '
               f'{row["codes"]}', flush=True)  # fmt: skip
-    newest = max(saved(cut.workdir), default=0)
-    if any(cut.start().wait()):
-        raise SystemExit(cut.told()[-3000:])
-    if cut.resumed() != newest:
-        wrong.append(f'the last attempt resumed {cut.resumed()}, not {newest}')
-    unequal = different(cut.workdir, whole.workdir)
+    newest = max(saved(killed.workdir), default=0)
+    if any(killed.start().wait()):
+        raise SystemExit(killed.log()[-3000:])
+    if killed.resumed() != newest:
+        wrong.append(f'the last attempt resumed {killed.resumed()}, not {newest}')
+    unequal = different(killed.workdir, undisturbed.workdir)
     wrong += [f'not equal: {", ".join(unequal[:5])} ({len(unequal)})'] if unequal else []
-    wrong += ['the losses differ'] if losses(cut.workdir) != losses(whole.workdir) else []
+    wrong += ['the losses differ'] if losses(killed.workdir) != losses(undisturbed.workdir) else []
     print('\n'.join(wrong) or 'final state and all losses equal those of the undisturbed run')
     return int(bool(wrong))
 

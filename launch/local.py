@@ -1,4 +1,4 @@
-"""N processes of one command on this machine; see local.sh. Needs nothing but Python."""
+"""Runs N processes of one command on this machine; see local.sh. Needs only Python."""
 
 import contextlib
 import os
@@ -12,21 +12,21 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# Seconds that the others get to end by themselves once one has failed. They need 5 to 30, but wait
-# for minutes for one that died before all had found each other, as they cannot know that it came.
+# Seconds that the other processes get to exit once one has failed. They need 5 to 30, but if one
+# dies before all have connected, they would wait for it for minutes.
 GRACE = 45.0
-MISTAKE, INTERRUPTED, AFTER_PROGRESS = 64, 75, 76  # rf_jax/runtime/exits.py
+USER_ERROR, INTERRUPTED, AFTER_PROGRESS = 64, 75, 76  # rf_jax/runtime/exit_codes.py
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
+    """A port of this machine that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]
 
 
 class Processes:
-    """`count` processes of a command; each writes into `folder`/<index>.log and, if asked, here."""
+    """`count` processes of a command, logged to `folder`/<index>.log and, if `show`, to stdout."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C goes through us, once to each
+                start_new_session=True,  # we forward Ctrl-C, once to each
             )
             reader = threading.Thread(target=self._read, args=(index, process.stdout, show))
             reader.start()
@@ -62,7 +62,7 @@ class Processes:
             self._readers.append(reader)
 
     def _read(self, index: int, pipe, show: bool) -> None:
-        # Read to the end, whoever still listens: a process whose pipe is full stands still.
+        # Always read to the end: a process blocks once its pipe is full.
         with (self.folder / f'{index}.log').open('ab', buffering=0) as log:
             for line in pipe:
                 with contextlib.suppress(OSError):  # the disk is full
@@ -71,24 +71,24 @@ class Processes:
                     show = _show(b'[%d] %b' % (index, line))
 
     def send(self, number: int) -> None:
-        """A signal to all that still run."""
+        """Sends a signal to all running processes."""
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(number)
 
     def wait(self, grace: float = GRACE) -> list[int]:
-        """Exit codes, as subprocess gives them, once all have ended.
+        """Waits for all processes and returns their exit codes, as subprocess gives them.
 
-        After the first failure the others have `grace` seconds, then they are killed.
+        After the first failure the others get `grace` seconds, then they are killed.
         """
         failed_at = None
         while None in (codes := [process.poll() for process in self.processes]):
             if failed_at is None and any(codes):
                 failed_at = time.monotonic()
                 index = next(i for i, code in enumerate(codes) if code)
-                self._tell(f'process {index} {how(codes[index])}; the others have {grace:.0f} s')
+                self._log(f'process {index} {describe(codes[index])}; the others get {grace:.0f} s')
             if failed_at is not None and time.monotonic() - failed_at > grace:
-                self._tell('killing the others')
+                self._log('killing the others')
                 self.send(signal.SIGKILL)
                 failed_at = float('inf')
             time.sleep(0.05)
@@ -96,12 +96,12 @@ class Processes:
             reader.join()
         return codes
 
-    def _tell(self, message: str) -> None:
-        tell(message)
+    def _log(self, message: str) -> None:
+        log(message)
 
 
 def _show(line: bytes) -> bool:
-    """Whether standard output took the line: it may be closed, or have no reader any more."""
+    """Writes to stdout; False if it is closed or has no reader any more."""
     try:
         os.write(1, line)
     except OSError:
@@ -109,53 +109,53 @@ def _show(line: bytes) -> bool:
     return True
 
 
-def tell(message: str) -> None:
-    """A line on standard error, if there is one."""
+def log(message: str) -> None:
+    """Writes a line to stderr, if there is one."""
     with contextlib.suppress(OSError):
         os.write(2, f'local.sh: {message}\n'.encode(errors='backslashreplace'))
 
 
 def worst(codes: Sequence[int]) -> int:
-    """The exit code of all, as a shell gives it: a mistake, progress, an interruption, else the
-    first that is not 0.
+    """The exit code for all, as a shell gives it: a user error, else a failure after progress, else
+    an interruption, else the first that is not 0.
     """
     shell = [code if code >= 0 else 128 - code for code in codes]
-    known = [code for code in (MISTAKE, AFTER_PROGRESS, INTERRUPTED) if code in shell]
+    known = [code for code in (USER_ERROR, AFTER_PROGRESS, INTERRUPTED) if code in shell]
     return next(iter(known + [code for code in shell if code]), 0)
 
 
-def how(code: int) -> str:
+def describe(code: int) -> str:
     """An exit code in words."""
     if code < 0:
-        return f'was ended by {signal.Signals(-code).name}'
-    return f'ended with code {code}'
+        return f'was killed by {signal.Signals(-code).name}'
+    return f'exited with code {code}'
 
 
 def main() -> int:
     if len(sys.argv) < 3 or not sys.argv[1].isdecimal() or int(sys.argv[1]) < 1:
-        tell('usage: launch/local.sh N command ...')
+        log('usage: launch/local.sh N command ...')
         return 2
     folder = os.environ.get('RF_JAX_LOGS') or tempfile.mkdtemp(prefix='rf_jax_logs_')
-    tell(f'logs in {folder}')
+    log(f'logs in {folder}')
     started: list[Processes] = []
-    early: list[int] = []  # signals that came while they were being started
+    early: list[int] = []  # signals received while processes were being started
 
-    def pass_on(number, _):
+    def forward(number, _):
         if started:
             started[0].send(number)
         else:
             early.append(number)
 
-    # Before the processes are: they inherit what is ignored, as Ctrl-C is in a shell's background.
+    # Before starting them: processes inherit ignored signals, as Ctrl-C is in background jobs.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, pass_on)
+        signal.signal(number, forward)
     started.append(Processes(int(sys.argv[1]), sys.argv[2:], folder))
     for number in early:
         started[0].send(number)
     codes = started[0].wait()
     for index, code in enumerate(codes):
         if code:
-            tell(f'process {index} {how(code)}')
+            log(f'process {index} {describe(code)}')
     return worst(codes)
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One process per GPU, on as many nodes as asked for; stops before the time limit and queues itself again.
+# One process per GPU on any number of nodes; stops before the time limit and requeues itself.
 #   sbatch --nodes=4 launch/slurm.sh --config=configs/emoji.py --workdir=/shared/runs/emoji
-# From the root of the repository, in an environment that has rf_jax. --workdir must be on a file
-# system that all nodes share.
+# Run it from the root of the repository, in an environment with rf_jax. --workdir must be on a file
+# system shared by all nodes.
 #SBATCH --job-name=rf_jax
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -13,32 +13,32 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=rf_jax-%j.log
-# Not --gpus-per-task: JAX takes the GPU with the number of the task, so all have to be visible.
+# Not --gpus-per-task: JAX uses the GPU with the index of the task, so all must be visible.
 set -uo pipefail
 
 
-: "${ATTEMPTS:=3}"  # in a row that may fail without a newer checkpoint
-: "${RESTARTS:=50}" # times that the job may queue itself again
+: "${ATTEMPTS:=3}"  # failures in a row without a newer checkpoint before giving up
+: "${RESTARTS:=50}" # times that the job may requeue itself
 stopped=''
 trap 'stopped=1; kill -TERM "$step" 2>/dev/null' TERM
 export RF_JAX_COORDINATOR=auto
 
-requeue() { # not if somebody cancels the job, which sends the same signal
+requeue() { # not after scancel, which sends the same signal
   state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
   if [ "$state" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$RESTARTS" ]; then
-    echo "slurm.sh: code $code, queued again; the run resumes from its newest checkpoint"
+    echo "slurm.sh: code $code, requeued; the run resumes from its newest checkpoint"
     scontrol requeue "$SLURM_JOB_ID"
   fi
   exit "$code"
 }
 
-fruitless=0 # attempts in a row that saved no checkpoint
+fruitless=0 # consecutive failures without a new checkpoint
 while :; do
   srun --label --kill-on-bad-exit=0 --wait=45 python -m rf_jax.train "$@" &
   step=$!
   wait "$step"
-  code=$? # the greatest of all tasks
-  if [ -n "$stopped" ]; then # the signal ended the first wait; the run is saving
+  code=$? # the highest of all tasks
+  if [ -n "$stopped" ]; then # the signal interrupted the first wait; the run is saving
     wait "$step"
     code=$?
   fi
@@ -53,7 +53,7 @@ while :; do
     echo "slurm.sh: $fruitless attempts in a row without a newer checkpoint, the last with code $code"
     exit "$code"
   fi
-  echo "slurm.sh: code $code, starting again; the run resumes from its newest checkpoint"
+  echo "slurm.sh: code $code, restarting; the run resumes from its newest checkpoint"
   sleep 30
   [ -n "$stopped" ] && requeue
 done

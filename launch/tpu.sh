@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A run on a TPU pod slice of Google Cloud, through queued resources; starts again after preemption.
+# Runs training on a TPU pod slice of Google Cloud through queued resources; restarts when preempted.
 #   launch/tpu.sh NAME v5litepod-64 europe-west4-b --config=configs/emoji.py --workdir=/runs/emoji
-# Run it from the root of the repository; it copies what is committed to all hosts. --workdir must
-# be on a file system that all hosts share: SETUP, run before each attempt, mounts it; for example
+# Run it from the root of the repository; it copies the committed files to all hosts. --workdir must
+# be on a file system shared by all hosts; SETUP, run before each attempt, mounts it, for example
 #   SETUP='mountpoint -q /runs || { sudo mkdir -p /runs && sudo mount 10.0.0.2:/share /runs; }'
-# RUNTIME is the TPU software version of the kind of chip, SPOT=0 asks for on-demand capacity. Which
-# exit codes start the run again is listed in README.md; ATTEMPTS in a row may fail without progress.
-# When it has ended: gcloud compute tpus queued-resources delete NAME --zone=ZONE --force
+# RUNTIME overrides the TPU software version; SPOT=0 requests on-demand capacity. README.md lists the
+# exit codes that restart the run; after ATTEMPTS failures in a row without progress it gives up.
+# When it is done: gcloud compute tpus queued-resources delete NAME --zone=ZONE --force
 set -euo pipefail
 if [ $# -lt 4 ]; then
   sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
@@ -27,7 +27,7 @@ spot=()
 queue() { gcloud compute tpus queued-resources "$@" --zone="$zone" --quiet; }
 everywhere() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
 
-active() { # creates what is not there, deletes what was taken back, waits for the rest
+active() { # creates the resource if missing, deletes it if preempted, waits until active
   while :; do
     state=$(queue describe "$name" --format='value(state.state)' 2>/dev/null || echo NONE)
     echo "tpu.sh: $name is $state"
@@ -42,7 +42,7 @@ active() { # creates what is not there, deletes what was taken back, waits for t
 }
 
 install() {
-  git diff --quiet HEAD || echo 'tpu.sh: what is not committed stays here' >&2
+  git diff --quiet HEAD || echo 'tpu.sh: uncommitted changes are not copied' >&2
   git archive --format=tar.gz --output=/tmp/rf_jax.tar.gz HEAD
   gcloud compute tpus tpu-vm scp /tmp/rf_jax.tar.gz "$name":~/ --zone="$zone" --worker=all
   everywhere "${SETUP:-true} && mkdir -p rf_jax && tar xzf rf_jax.tar.gz -C rf_jax \
@@ -50,25 +50,25 @@ install() {
 }
 
 
-verdict() { # of the exit codes of the workers, one a line (README.md)
+verdict() { # from the exit codes of the workers, one per line (README.md)
   if grep -qx 64 "$1"; then
-    echo mistake
+    echo user_error
   elif grep -qxE '75|76' "$1"; then
-    echo again
+    echo restart
   elif [ "$2" = 0 ] && ! grep -qvx 0 "$1"; then
     echo done
   else
-    echo fault
+    echo failure
   fi
 }
 
 arguments=$(printf ' %q' "$@")
-# gcloud ends with the code of the first worker, by number, that failed; each one's own says more.
+# gcloud only returns the code of the first failed worker, so each worker prints its own.
 train="cd rf_jax && RF_JAX_COORDINATOR=auto ../env/bin/python -m rf_jax.train$arguments
 code=\$?; echo \"tpu.sh: exit code \$code\"; exit \$code"
 codes=$(mktemp)
 trap 'rm -f "$codes"' EXIT
-fruitless=0 # attempts in a row that saved no checkpoint, and were not stopped by a signal either
+fruitless=0 # consecutive failures without a new checkpoint
 while :; do
   active
   : >"$codes"
@@ -83,17 +83,17 @@ while :; do
       echo 'tpu.sh: done'
       exit 0
       ;;
-    mistake)
-      echo 'tpu.sh: the same command would fail again: see the error above' >&2
+    user_error)
+      echo 'tpu.sh: the same command would fail again; see the error above' >&2
       exit 64
       ;;
-    again) fruitless=0 ;;
-    fault) fruitless=$((fruitless + 1)) ;;
+    restart) fruitless=0 ;;
+    failure) fruitless=$((fruitless + 1)) ;;
   esac
   if [ "$fruitless" -ge "${ATTEMPTS:-3}" ]; then
-    echo "tpu.sh: $fruitless attempts in a row without a newer checkpoint: see the errors above" >&2
+    echo "tpu.sh: $fruitless attempts in a row without a newer checkpoint; see the errors above" >&2
     exit 1
   fi
-  echo 'tpu.sh: starting again; the run resumes from its newest checkpoint' >&2
+  echo 'tpu.sh: restarting; the run resumes from its newest checkpoint' >&2
   sleep 30
 done

@@ -1,7 +1,7 @@
 """Time the train step: `python -m rf_jax.benchmark [--config=configs/emoji.py] [--steps=30]`.
 
 Prints step time, model GFLOP/s and its share of the matrix-product peak measured in the same run,
-input wait, compile time and row fill. Speed is judged here and never in a test.
+input wait, compile time and row fill. Speed is measured here, never in a test.
 """
 
 import statistics
@@ -20,16 +20,19 @@ from rf_jax.training import step_metrics, train_loop
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'What to time; configs/emoji.py by default.'
 )
-_STEPS = flags.DEFINE_integer('steps', 30, 'Steps timed, after three to warm up.', lower_bound=1)
+_STEPS = flags.DEFINE_integer(
+    'steps', 30, 'Steps to time, after three warm-up steps.', lower_bound=1
+)
 
 
 def peak_flops(dtype, repeats: int = 5) -> float:
-    """FLOP/s of the best of some square matrix products on one device.
+    """FLOP/s of the fastest of `repeats` square matrix products on one device.
 
-    An accelerator is given a chain of large ones: one alone takes less time than its start.
+    On an accelerator, a chain of large products is timed: a single one takes less time than its
+    launch.
     """
-    side, links = (2048, 1) if jax.default_backend() == 'cpu' else (8192, 32)
-    product = jax.jit(lambda a: jax.lax.fori_loop(0, links, lambda _, x: x @ a, a))
+    side, chain = (2048, 1) if jax.default_backend() == 'cpu' else (8192, 32)
+    product = jax.jit(lambda a: jax.lax.fori_loop(0, chain, lambda _, x: x @ a, a))
     a = jnp.full((side, side), 1 / side, dtype)
     product(a).block_until_ready()
 
@@ -38,11 +41,11 @@ def peak_flops(dtype, repeats: int = 5) -> float:
         product(a).block_until_ready()
         return time.perf_counter() - began
 
-    return links * 2 * side**3 / min(seconds() for _ in range(repeats))
+    return chain * 2 * side**3 / min(seconds() for _ in range(repeats))
 
 
 def time_steps(run: train_loop.Run, steps: int) -> dict[str, float]:
-    """Medians over `steps` steps, as the training loop takes them."""
+    """Medians over `steps` steps of the training loop."""
     state = run.initialise()
     batches = run.batches.iterate(0, steps + 3)
     began = time.perf_counter()
@@ -73,7 +76,7 @@ def main(argv):
         run = train_loop.build(config, workdir)
         before = peak_flops(config.compute_dtype)
         timed = time_steps(run, _STEPS.value)
-        # Pretended devices of a CPU share its cores.
+        # Virtual CPU devices share the cores of one CPU.
         devices = 1 if jax.default_backend() == 'cpu' else run.mesh.size
         peak = max(before, peak_flops(config.compute_dtype)) * devices
     needed = flops.train_step(config, run.tokenizer.size, flops.visible_pairs(config))

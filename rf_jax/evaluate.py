@@ -1,6 +1,6 @@
-"""Evaluates a run again: `python -m rf_jax.evaluate --workdir=runs/emoji [--samples=100]`.
+"""Evaluate a trained run: `python -m rf_jax.evaluate --workdir=runs/emoji [--samples=100]`.
 
-A run on scenes is scored by the judge: --prompts of each category, --pictures of each prompt.
+Runs on scenes are scored by the judge: --prompts per category, --pictures per prompt.
 """
 
 from pathlib import Path
@@ -16,20 +16,20 @@ _WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
 _SAMPLES = flags.DEFINE_integer(
     'samples',
     None,
-    'Pictures to generate and to caption; of scenes: captions to generate. The default is '
+    'Captions to generate from and pictures to describe (scenes: captions only). Default: '
     'evaluation.samples of the run.',
     1,
 )
-_PROMPTS = flags.DEFINE_integer('prompts', 50, 'Of scenes: prompts of each category and side.', 1)
-_PICTURES = flags.DEFINE_integer('pictures', 4, 'Of scenes: pictures of each prompt.', 1)
-_QUESTIONS = flags.DEFINE_integer('questions', 50, 'Of scenes: questions of each kind.', 1)
+_PROMPTS = flags.DEFINE_integer('prompts', 50, 'Scenes: prompts per category and side.', 1)
+_PICTURES = flags.DEFINE_integer('pictures', 4, 'Scenes: pictures per prompt.', 1)
+_QUESTIONS = flags.DEFINE_integer('questions', 50, 'Scenes: questions per kind.', 1)
 _OUT = flags.DEFINE(
-    cli.PATH, 'out', None, 'Folder of the table and the grid; the workdir by default.'
+    cli.PATH, 'out', None, 'Folder for the table and the grid; the workdir by default.'
 )
 _SEED = flags.DEFINE_integer(
     'seed',
     None,
-    "Of the noise and, except for scenes, of the choice of pictures; the run's own by default.",
+    "Seed of the noise and, except for scenes, of the choice of pictures. Default: the run's.",
     0,
 )
 _STEP = flags.DEFINE_integer(

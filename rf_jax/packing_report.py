@@ -1,14 +1,14 @@
-"""Plan without training: `python -m rf_jax.packing_report [--config=configs/emoji.py]`.
+"""Plan the packing without training: `python -m rf_jax.packing_report [--config=configs/emoji.py]`.
 
-Prints the fill of every stream, processor seconds, memory, and better capacities if there are any.
-With `--row_tokens=32768` it finds the capacities of rows of so many tokens, with
-`--distribution=coco|laion` the sizes are made up, in place of the config's sources.
+Prints the fill of every stream, CPU seconds, memory, and better capacities if there are any.
+`--row_tokens=32768` finds capacities for rows of that many tokens; `--distribution=coco|laion` uses
+synthetic sizes in place of the config's sources.
 """
 
 import time
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from rf_jax.data import captions, layout, patch_grid, source_list, spans
 from rf_jax.data.mixture import Mixture
@@ -23,46 +23,46 @@ from rf_jax.training import bounds, checks
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Whose data to plan; configs/emoji.py by default.'
 )
-_SAMPLES = flags.DEFINE_integer('samples', 0, 'Draws planned; 0: an epoch.', lower_bound=0)
+_SAMPLES = flags.DEFINE_integer('samples', 0, 'Samples to plan; 0: an epoch.', lower_bound=0)
 _ROW_TOKENS = flags.DEFINE_integer(
     'row_tokens',
     0,
-    "Tokens of a row, shared out as suits the samples; 0: the config's own rows.",
+    "Tokens per row, divided among the streams to suit the samples; 0: the config's capacities.",
     lower_bound=0,
 )
 _DISTRIBUTION = flags.DEFINE_enum(
-    'distribution', '', ['', *synthetic_sizes.KINDS], 'Made-up sizes of a million samples.'
+    'distribution', '', ['', *synthetic_sizes.KINDS], 'Synthetic sizes of a million samples.'
 )
 
 
-def plan_of_sources(config) -> Plan:
-    found = source_list.build(config.data.sources, config.data.max_pixels)
+def plan_of_sources(config: ConfigDict) -> Plan:
+    sources = source_list.build(config.data.sources, config.data.max_pixels)
     if config.tokenizer.path:
         tokenizer = Tokenizer.load(config.tokenizer.path)
     else:
-        tokenizer = Tokenizer.train(captions.corpus(found), config.tokenizer.vocab_size)
-    return Batches(config, found, tokenizer).plan
+        tokenizer = Tokenizer.train(captions.corpus(sources), config.tokenizer.vocab_size)
+    return Batches(config, sources, tokenizer).plan
 
 
-def made_up_plan(config, kind: str) -> Plan:
+def synthetic_plan(config: ConfigDict, kind: str) -> Plan:
     weights = {task: float(weight) for task, weight in config.data.tasks.items()}
     mixture = Mixture(dict.fromkeys(weights, 1_000_000), weights, config.seed)
     capacity = [config.data.capacity[name] for name in layout.SIZES]
-    sizes = synthetic_sizes.MadeUp(kind, config).sizes
+    sizes = synthetic_sizes.SyntheticSizes(kind, config).sizes
     return Plan(mixture, sizes, capacity, config.data.batch_size)
 
 
-def group_of(config) -> int:
-    """Patches that are stored together."""
+def group_of(config: ConfigDict) -> int:
+    """Patches stored together."""
     return patch_grid.unit(spans.pool_of(config)) ** 2
 
 
-def planned(config, kind: str, row_tokens: int) -> Plan:
-    """Raises UserError when a sample does not fit into a row."""
-    if row_tokens:  # for a first look at the sizes, a row takes so many of each
+def make_plan(config: ConfigDict, kind: str, row_tokens: int) -> Plan:
+    """Raises UserError if a sample does not fit into a row."""
+    if row_tokens:  # measure the sizes first, with room for that many tokens in each stream
         config.data.capacity.update(dict.fromkeys(layout.SIZES, row_tokens // 4 * 4))
     try:
-        plan = made_up_plan(config, kind) if kind else plan_of_sources(config)
+        plan = synthetic_plan(config, kind) if kind else plan_of_sources(config)
         if not row_tokens:
             return plan
         capacity, _ = packing_stats.recommended(plan, row_tokens, group_of(config))
@@ -76,8 +76,8 @@ def main(argv):
     del argv
     began = time.process_time()
     bounds.check(checks.flatten(_CONFIG.value.to_dict()))
-    plan = planned(_CONFIG.value, _DISTRIBUTION.value, _ROW_TOKENS.value)
-    print(f'seconds, to start      {time.process_time() - began:12.1f}')
+    plan = make_plan(_CONFIG.value, _DISTRIBUTION.value, _ROW_TOKENS.value)
+    print(f'CPU seconds to start   {time.process_time() - began:12.1f}')
     draws = _SAMPLES.value or round(plan.mixture.epoch())
     print('\n'.join(packing_stats.lines(plan, draws, group_of(_CONFIG.value))))
     print(f'peak memory            {metrics.peak_process_gb():12.2f} GB')

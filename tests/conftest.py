@@ -1,12 +1,12 @@
-"""Every test runs on eight pretended CPU devices; this must stand before jax is imported."""
+"""Every test runs on eight virtual CPU devices; this must be set before jax is imported."""
 
 import os
 from importlib.metadata import version
 
 import pytest
 
-from rf_jax.runtime import exits
-from rf_jax.runtime.environment import give_threads, one_blas_thread
+from rf_jax.runtime import exit_codes
+from rf_jax.runtime.environment import one_blas_thread, set_cpu_threads
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
@@ -15,12 +15,12 @@ os.environ['XLA_FLAGS'] = (
 if version('jaxlib').startswith('0.10.'):  # XLA ends a process that gives a flag it does not know
     # Programs of `shrink.quick_compilation` are compiled in 4 s in place of 10 s.
     os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
-give_threads(os.environ)
+set_cpu_threads(os.environ)
 one_blas_thread(os.environ)
 
 
 @pytest.fixture(autouse=True)
 def _no_progress_yet(monkeypatch):
     """Exit codes depend on what this process has saved, and other tests have saved a lot."""
-    monkeypatch.setattr(exits, '_progress', False)
-    monkeypatch.setattr(exits, '_newest', {})
+    monkeypatch.setattr(exit_codes, '_progress', False)
+    monkeypatch.setattr(exit_codes, '_newest', {})

@@ -1,4 +1,4 @@
-"""The devices of every known TPU topology as libtpu describes them, recorded for machines without.
+"""Devices of every known TPU topology as described by libtpu, for machines without libtpu.
 
 `python tests/topologies.py` asks libtpu and writes tests/topologies.json: for each topology and
 number of slices the columns of its devices, in libtpu's order. Coordinates are one base-36 digit

@@ -19,7 +19,7 @@ from rf_jax.data.packing.plan import Plan
 from rf_jax.data.picture_cache import PictureCache
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.runtime.errors import UserError, require
-from rf_jax.runtime.rng import passing_generator
+from rf_jax.runtime.rng import reused_generator
 
 TASKS = ('text_to_image', 'image_to_text', 'text_only')
 _LOST = 100  # pictures one after another that cannot be decoded, and the run stops
@@ -78,7 +78,7 @@ class Batches:
         """The sample's spans. Raises images.BadPicture when its picture cannot be decoded."""
         source, index, piece = self.samples[draw.task][draw.index]
         record = source.record(index)
-        rng = passing_generator(self.seed, 'draw', draw.task, draw.index, draw.turn)
+        rng = reused_generator(self.seed, 'draw', draw.task, draw.index, draw.turn)
         counts = self.counts if decode else Counter()  # planning counts nothing
         longest = _pick(rng, self.data.sizes)
         if draw.task == 'text_only':

@@ -61,7 +61,7 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
         generated = sampler.generate(prompts, run.config.seed, sizes, number=0)
         captions = sampler.caption(list(chosen.values()))
         sampler.params = None  # the next step reuses the state's memory
-        if not distributed.first():
+        if not distributed.is_main():
             return
         sheet = images.grid([each.image for each in generated], COLUMNS, prompts)
         writer.image(step, 'generated', sheet)
@@ -144,7 +144,8 @@ def at_end(run: Run, state: State) -> str:
     table = evaluate(trained, source, run.workdir, samples, run.config.seed)
     generates = run.config.data.tasks.get('text_to_image', 0) > 0
     if generates and scoring.has_codes(run.config) and not scoring.trains_on_scenes(run.config):
-        share = codebook_usage.codes_over_an_epoch(run, state.replace(ema=sharding.near(state.ema)))
+        ema = sharding.to_device_memory(state.ema)
+        share = codebook_usage.codes_over_an_epoch(run, state.replace(ema=ema))
         table += f'\ncodebook: {share:.1%} of the prototypes are used over an epoch'
     return table
 
@@ -171,14 +172,14 @@ def write_score(score: scoring.Score, made_by: dict, workdir: Path) -> str:
     """
     lines = [scoring.table(score.values)]
     try:
-        for side, pictures in score.shown.items() if distributed.first() else ():
+        for side, pictures in score.shown.items() if distributed.is_main() else ():
             grid = workdir / f'grid_{side}.png'
             prompts = score.values['shown'][side]
             sheet = images.grid(pictures, COLUMNS, prompts)
             text = {name: made_by[name] for name in ('step', 'seed')}
             png.write(grid, sheet, text | {'prompts': '\n'.join(prompts)})
             lines.append(f'grid: {grid}')
-        if distributed.first():
+        if distributed.is_main():
             text = json.dumps(made_by | score.values, indent=1)
             (workdir / 'score.json').write_text(text, encoding='utf-8')
     except OSError as error:
@@ -204,7 +205,7 @@ def write(result: retrieval.Result, made_by: dict, workdir: Path) -> str:
         del kept[name]
     table = result.table()
     try:
-        if distributed.first():
+        if distributed.is_main():
             png.write(grid, images.grid(pictures, COLUMNS, captions), made_by)
             table += f'\ngrid: {grid} (pairs: picture and label, generated picture and "> caption")'
             (workdir / 'result.json').write_text(json.dumps(kept, indent=1), encoding='utf-8')

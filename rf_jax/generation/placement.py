@@ -53,7 +53,7 @@ class Placement:
 
     def params(self, tree: Any) -> Any:
         """The parameters, sharded as in training, in device memory."""
-        tree = sharding.near(tree)
+        tree = sharding.to_device_memory(tree)
         if self.mesh is None:
             return tree
         return jax.device_put(

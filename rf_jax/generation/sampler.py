@@ -73,7 +73,7 @@ class Sampler:
         except (OSError, ValueError) as error:
             raise UserError(f'{path} cannot be read: {error}') from None
         renamed_fields.check(config, path)
-        compilation.use_cache_of_this_machine()
+        compilation.use_local_cache()
         tokenizer = Tokenizer.load(workdir / 'tokenizer.model')
         step, saved = checkpoint.restore_to_device(workdir / 'checkpoints', step, only='ema')
         try:

@@ -1,4 +1,4 @@
-"""Compiles the programs of a run for devices that need not be there, and reads off their cost."""
+"""Compiles the programs of a run for devices that need not exist here, and computes their cost."""
 
 import math
 import re
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
 
 from rf_jax.data import layout, spans, typical_row
 from rf_jax.generation import image_sampling
@@ -21,27 +22,27 @@ from rf_jax.models.attention.pallas import Pallas
 from rf_jax.planning import hlo_cost, hlo_memory, memory_parts, roofline
 from rf_jax.runtime import hardware, mesh
 from rf_jax.runtime.errors import UserError
-from rf_jax.runtime.sharding import readable
+from rf_jax.runtime.sharding import format_bytes
 from rf_jax.training import jitted
 from rf_jax.training.checks import flatten
 
-PROMPT = 64  # text tokens of the sampling program
-ROOM = 0.9  # share of a chip's memory that a program may take
+PROMPT = 64  # text tokens of a prompt in the sampling program
+MEMORY_LIMIT = 0.9  # share of a chip's memory that a program may use
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one program on one chip: bytes, FLOPs and seconds."""
+    """Cost of one program on one chip: bytes, FLOPs and seconds."""
 
     name: str
     compile_seconds: float
-    compile_processor_seconds: float  # of all threads: what the wall clock is on one free core
-    peak: float  # of the device's memory; what decides whether the program fits
+    compile_processor_seconds: float  # of all threads: wall-clock time on one idle core
+    peak: float  # device memory; decides whether the program fits
     arguments: float
-    outputs: float  # beside the arguments
-    temporaries: float  # before they share memory with the others
-    host: float  # memory of the host
-    parts: tuple[memory_parts.Part, ...]  # an estimate of what the peak consists of
+    outputs: float  # those not aliased to arguments
+    temporaries: float  # as if they shared no memory
+    host: float  # host memory
+    parts: tuple[memory_parts.Part, ...]  # estimated parts of the peak
     flops: float
     model_flops: float | None
     memory_traffic: float
@@ -52,7 +53,7 @@ class Cost:
 
     @property
     def intensity(self) -> float:
-        """FLOPs a byte of main memory."""
+        """FLOPs per byte of memory traffic."""
         return self.flops / max(self.memory_traffic, 1.0)
 
 
@@ -62,47 +63,47 @@ class Compiled(NamedTuple):
     processor_seconds: float
 
 
-def compiled(name: str, program: Callable, arguments: Sequence, platform: str) -> Compiled:
-    """Compiles for `platform`. Raises UserError if the compiler finds no room for the program."""
+def compile_program(name: str, program: Callable, arguments: Sequence, platform: str) -> Compiled:
+    """Compiles for `platform`. Raises UserError if the program does not fit into memory."""
     wall, processor = time.perf_counter(), time.process_time()
     try:
         lowered = program.trace(*arguments).lower(lowering_platforms=(platform,))
-        ready = lowered.compile()
+        executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        refused = refusal(name, str(error))
-        if not refused:
+        refusal = out_of_memory_error(name, str(error))
+        if not refusal:
             raise
-        raise refused from None
-    return Compiled(ready, time.perf_counter() - wall, time.process_time() - processor)
+        raise refusal from None
+    return Compiled(executable, time.perf_counter() - wall, time.process_time() - processor)
 
 
 UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
-def refusal(name: str, message: str) -> UserError | None:
-    """What a compiler's message means if it found no room for program `name`."""
+def out_of_memory_error(name: str, message: str) -> UserError | None:
+    """Turns a compiler's out-of-memory message for program `name` into an error; else None."""
     number = r'([\d.]+)([KMGT]?)'
     hbm = rf'\({number}\) exceeds available HBM \({number}\)|Used {number} of {number} hbm'
-    if found := re.search(hbm, message):
-        values = [part for part in found.groups() if part is not None]
+    if match := re.search(hbm, message):
+        values = [part for part in match.groups() if part is not None]
         needs, has = (float(n) * UNITS[unit] for n, unit in zip(values[::2], values[1::2]))
         return DoesNotFit(name, needs, has)
-    if found := re.search(rf'Used {number} of {number} vmem', message):
+    if match := re.search(rf'Used {number} of {number} vmem', message):
         kernel = re.search(r'op_name="([^"]*)"', message)
         return UserError(
             f'{name}: the kernel {kernel[1] if kernel else "of a product"} needs '
-            f'{found[1]}{found[2]} of the {found[3]}{found[4]} bytes of VMEM; lower '
+            f'{match[1]}{match[2]} of the {match[3]}{match[4]} bytes of VMEM; lower '
             'model.attention.block_q or model.attention.block_k'
         )
     return None
 
 
 class DoesNotFit(UserError):
-    """The compiler found no way to place a program; `needs` and `has`: bytes of a chip's memory."""
+    """The compiler cannot fit a program; `needs` and `has`: bytes of a chip's memory."""
 
     def __init__(self, name: str, needs: float, has: float):
         super().__init__(
-            f'{name} needs {readable(needs)} of the {readable(has)} that a chip offers a program'
+            f'{name} needs {format_bytes(needs)} of memory, but a chip has {format_bytes(has)}'
         )
         self.name, self.needs, self.has = name, needs, has
 
@@ -112,28 +113,28 @@ def cost(
     program: Callable,
     arguments: Sequence,
     mesh_: Mesh,
-    config,
+    config: ConfigDict,
     *,
     model_flops: float | None = None,
-    kernel_flops: Callable[[str, float], float | None] = lambda label, says: None,
+    kernel_flops: Callable[[str, float], float | None] = lambda label, reported: None,
 ) -> Cost:
     """Compiles `program` for the mesh's devices.
 
-    `model_flops`: of all chips, for the MFU. `kernel_flops(label, says)`: FLOPs of one run of a
-    kernel where it is known better than what the kernel says of itself.
+    `model_flops`: of all chips, for the MFU. `kernel_flops(label, reported)`: FLOPs of one run of a
+    kernel where they are known better than what the kernel itself reports, else None.
     """
     device = mesh_.devices.flat[0]
-    ready = compiled(name, program, arguments, device.platform)
+    ready = compile_program(name, program, arguments, device.platform)
     memory, text = ready.program.memory_analysis(), ready.program.as_text()
     totals = hlo_cost.totals(text)
-    done = totals.flops
-    for label, (runs, says) in totals.kernels.items():
-        each = says / max(runs, 1)
+    total_flops = totals.flops
+    for label, (runs, reported) in totals.kernels.items():
+        each = reported / max(runs, 1)
         known = kernel_flops(label, each)
-        done += runs * (each if known is None else known)
+        total_flops += runs * (each if known is None else known)
     chip, peak = hardware.chip(device), hardware.peak_flops(device)
     rows = tuple(roofline.collectives(totals.collectives, mesh_, chip))
-    times = chip and roofline.times(done, totals.bytes, rows, chip, peak)
+    times = chip and roofline.times(total_flops, totals.bytes, rows, chip, peak)
     share = model_flops and model_flops / mesh_.size
     return Cost(
         name=name,
@@ -145,7 +146,7 @@ def cost(
         temporaries=memory.temp_size_in_bytes,
         host=hlo_memory.host(memory),
         parts=memory_parts.parts(hlo_memory.at_peak(text), flatten(config.to_dict())),
-        flops=done,
+        flops=total_flops,
         model_flops=share,
         memory_traffic=totals.bytes,
         collectives=rows,
@@ -155,16 +156,16 @@ def cost(
     )
 
 
-# FLOPs of the attention kernels a pair, head and channel: two products forward; backward three
-# for the queries and four for the keys, the logits computed anew.
+# FLOPs of the attention kernels per pair, head and channel: two products forward; backward three
+# for the queries and four for the keys, which include recomputing the logits.
 KERNELS = {'attention': 4.0, 'attention_dq': 6.0, 'attention_dkv': 8.0}
 
 
-def kernel_flops(config, row: Mapping[str, np.ndarray], chips: int):
-    """`cost`'s argument of a train step: each kernel's FLOPs at even routing and in a typical row.
+def kernel_flops(config: ConfigDict, row: Mapping[str, np.ndarray], chips: int):
+    """The `kernel_flops` argument of `cost` for a train step: even routing, typical rows.
 
-    Attention's walk a list of tiles that is known only when they run; pairs of a tile that do not
-    see each other are computed all the same.
+    Attention kernels visit a list of tiles that is known only at run time; within a tile, masked
+    pairs are computed too.
     """
     model, rows = config.model, config.data.batch_size / chips
     moe = model.backbone.moe
@@ -180,21 +181,21 @@ def kernel_flops(config, row: Mapping[str, np.ndarray], chips: int):
         for tower, tokens in integers.items()
     }
 
-    def of(label: str, says: float) -> float | None:
-        if 'gmm' in label:  # an exchange holds more than what even routing sends
-            return says / (moe.capacity_factor if config.mesh.expert > 1 else 1.0)
+    def of(label: str, reported: float) -> float | None:
+        if 'gmm' in label:  # dispatch buffers are larger than even routing needs
+            return reported / (moe.capacity_factor if config.mesh.expert > 1 else 1.0)
         name, _, where = label.partition(' ')
         if name not in KERNELS:
             return None
-        seen = 'autoencoder' not in where and 'encoder' in where
-        tower = 'pixels' if 'features' in where else 'vision' if seen else 'backbone'
+        in_encoder = 'autoencoder' not in where and 'encoder' in where
+        tower = 'pixels' if 'features' in where else 'vision' if in_encoder else 'backbone'
         return None if 'autoencoder' in where else KERNELS[name] * each[tower]
 
     return of
 
 
 def tile_pairs(config, tokens) -> float:
-    """Pairs in the tiles that a row's attention kernel visits; `config`: model.attention."""
+    """Pairs in the tiles that the attention kernel visits in a row; `config`: model.attention."""
     length = tokens['segment'].shape[1]
     if not length:
         return 0.0
@@ -202,8 +203,8 @@ def tile_pairs(config, tokens) -> float:
     return float(masks.tiles(tokens, tokens, *sizes).sum()) * math.prod(sizes)
 
 
-def train_step(config, vocabulary: int, mesh_: Mesh) -> Cost:
-    """The real train step at the config's rows and capacities."""
+def train_step(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
+    """Cost of the train step at the batch size and capacities of the config."""
     built = jitted.build(config, vocabulary, mesh_, mesh_.devices.flat[0].platform)
     row = typical_row.row(config)
     return cost(
@@ -217,28 +218,28 @@ def train_step(config, vocabulary: int, mesh_: Mesh) -> Cost:
     )
 
 
-def initialise(config, vocabulary: int, mesh_: Mesh) -> Cost:
-    """The birth of the state."""
+def initialise(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
+    """Cost of initialising the state."""
     built = jitted.build(config, vocabulary, mesh_, mesh_.devices.flat[0].platform)
     return cost('initialise', built.initialise, (), mesh_, config)
 
 
-def sample(config, vocabulary: int, mesh_: Mesh) -> Cost:
-    """Drawing of one picture a device, of the largest size, with guidance: codes, then the flow.
+def sample(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
+    """Cost of generating one picture of the largest size per device, with guidance.
 
-    A row is not cut: devices along `context` take rows of their own.
+    Rows are not sharded over `context`: devices along it generate pictures of their own.
     """
-    whole = without_context(mesh_)
+    sampling_mesh = without_context(mesh_)
     platform = mesh_.devices.flat[0].platform
     built = jitted.build(config, vocabulary, mesh_, platform)
-    model = unified.build(config, vocabulary, whole, platform)
-    count = math.prod(whole.shape[axis] for axis in mesh.BATCH_AXES)
+    model = unified.build(config, vocabulary, sampling_mesh, platform)
+    count = math.prod(sampling_mesh.shape[axis] for axis in mesh.BATCH_AXES)
     side = max(size for size, _ in config.data.sizes) // config.data.patch_size
     pool = spans.pool_of(config)
     tokens = side**2 // pool**2 + 1 if pool else 0
     capacity = {'text': PROMPT, 'vision': 0, 'representation': tokens, 'pixels': side**2,
                 'vision_pictures': 0, 'pixel_pictures': 1}  # fmt: skip
-    where = mesh.batch_sharding(whole)
+    where = mesh.batch_sharding(sampling_mesh)
 
     def shapes(array):
         return jax.ShapeDtypeStruct((count, *array.shape), array.dtype, sharding=where)
@@ -249,8 +250,9 @@ def sample(config, vocabulary: int, mesh_: Mesh) -> Cost:
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=where)
     options = image_sampling.options(config)
     program = jax.jit(partial(image_sampling.generate, model, config, options))
-    # As training cuts it. Where the average lies in the memory of the host, it is fetched before.
+    # Sharded as in training. An EMA offloaded to the host is copied to the device beforehand.
     params = jax.tree.map(
-        lambda a: a.update(sharding=NamedSharding(whole, a.sharding.spec)), built.abstract.ema
+        lambda a: a.update(sharding=NamedSharding(sampling_mesh, a.sharding.spec)),
+        built.abstract.ema,
     )
-    return cost('sample', program, (params, rows, keys), whole, config)
+    return cost('sample', program, (params, rows, keys), sampling_mesh, config)

@@ -1,4 +1,4 @@
-"""What a compile check prints, for people and as JSON; and the sweep over meshes and remat."""
+"""The report of a compile check, as text and JSON, and the sweep over meshes and remat policies."""
 
 import dataclasses
 import itertools
@@ -8,51 +8,54 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from rf_jax.planning import ahead_of_time
-from rf_jax.planning.ahead_of_time import ROOM, Cost
+from rf_jax.planning.ahead_of_time import MEMORY_LIMIT, Cost
 from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import UserError, choose
-from rf_jax.runtime.sharding import readable
+from rf_jax.runtime.sharding import format_bytes
 from rf_jax.training import checks, jitted
 
-SHOWN = 8  # collectives of a table
-SMALL = 0.02  # share of the peak below which a part of it is not listed
-# Fields changed; cost, bytes needed as text or 'no: reason'; whether it fits.
+SHOWN = 8  # collectives listed per program, at most
+SMALL = 0.02  # parts below this share of the peak are not listed
+# Changed fields; the cost, or the GB needed or 'no: reason' as text; whether it fits.
 Tried = tuple[dict, Cost | str, bool]
 
 
-ASSUMED = """Assumed: bfloat16 products at the chip's peak; each collective over the torus axes that
-its devices span, both directions at once, at half where an axis is no ring; a host's network shared
-by its chips; a typical row of this config's tasks and sizes; even routing. The step is the greatest
-of compute, memory, ICI and DCN, as if all overlapped. Memory is the peak that libtpu gives, which
-decides whether a program fits; what it consists of is estimated from the schedule. For CPU devices
-it is an upper bound: arguments, outputs and temporaries as if none shared memory."""
+ASSUMED = """Assumptions: matrix products run at the chip's bfloat16 peak; each collective uses the
+torus axes that its devices span, in both directions, at half the bandwidth where an axis is not a
+ring; the chips of a host share its network; rows are typical of the config's tasks and sizes;
+routing is even. The step time is the maximum of compute, memory, ICI and DCN, as if all overlapped.
+Memory is the peak reported by libtpu, which decides whether a program fits; its parts are estimated
+from the schedule. For CPU devices it is an upper bound: arguments, outputs and temporaries as if
+none shared memory."""
 
 
 def fits(cost: Cost, mesh: Mesh) -> bool:
-    """Whether a program takes no more than ROOM of a chip's memory; True where that is unknown."""
+    """Whether a program stays within MEMORY_LIMIT; True if the chip's memory is unknown."""
     chip = hardware.chip(mesh.devices.flat[0])
-    return chip is None or cost.peak <= ROOM * chip.memory
+    return chip is None or cost.peak <= MEMORY_LIMIT * chip.memory
 
 
-def table(cost: Cost, mesh: Mesh, config) -> str:
-    """One program, a line a figure."""
+def table(cost: Cost, mesh: Mesh, config: ConfigDict) -> str:
+    """The figures of one program, one per line."""
     chip = hardware.chip(mesh.devices.flat[0])
     of = f' of {chip.memory / 1e9:.0f} GB ({cost.peak / chip.memory:.0%})' if chip else ''
     times_model = f', {cost.flops / cost.model_flops:.2f} x the model' if cost.model_flops else ''
     lines = [
         f'{cost.name}: compiled in {cost.compile_seconds:.0f} s '
-        f'({cost.compile_processor_seconds:.0f} s of processors)',
-        f'  memory of a chip   {readable(cost.peak):>12}{of}',
-        *held(cost, config, mesh),
-        f'  FLOPs of a chip    {cost.flops / 1e9:12,.1f} G{times_model}',
-        f'  memory traffic     {readable(cost.memory_traffic):>12}, '
-        f'{cost.intensity:.0f} FLOPs a byte',
+        f'({cost.compile_processor_seconds:.0f} s of CPU time)',
+        f'  memory per chip    {format_bytes(cost.peak):>12}{of}',
+        *memory_lines(cost, config, mesh),
+        f'  FLOPs per chip     {cost.flops / 1e9:12,.1f} G{times_model}',
+        f'  memory traffic     {format_bytes(cost.memory_traffic):>12}, '
+        f'{cost.intensity:.0f} FLOPs per byte',
     ]
     for row in cost.collectives[:SHOWN]:
         lines.append(
-            f'  {row.kind:18s} {readable(row.bytes):>12} over {" x ".join(row.axes) or "nothing"}: '
+            f'  {row.kind:18s} {format_bytes(row.bytes):>12} '
+            f'over {" x ".join(row.axes) or "nothing"}: '
             f'{row.ici * 1e3:.1f} ms ICI, {row.dcn * 1e3:.1f} ms DCN'
         )
     if cost.times:
@@ -60,23 +63,23 @@ def table(cost: Cost, mesh: Mesh, config) -> str:
         lines.append(
             f'  roofline           {t.step * 1e3:9.1f} ms, bound by {t.bound} (compute '
             f'{t.compute * 1e3:.1f}, memory {t.memory * 1e3:.1f}, ICI {t.ici * 1e3:.1f}, DCN '
-            f'{t.dcn * 1e3:.1f}; {t.in_a_row * 1e3:.1f} in a row)'
+            f'{t.dcn * 1e3:.1f}; {t.serial * 1e3:.1f} without overlap)'
         )
     if cost.mfu:
-        in_a_row = cost.mfu * cost.times.step / cost.times.in_a_row
+        serial = cost.mfu * cost.times.step / cost.times.serial
         lines.append(
-            f'  predicted MFU      {cost.mfu:9.1%} if all overlaps, {in_a_row:.1%} if nothing'
+            f'  predicted MFU      {cost.mfu:9.1%} with full overlap, {serial:.1%} with none'
         )
     if cost.loops_of_unknown_length:
         lines.append(
-            f'  {cost.loops_of_unknown_length} loops whose length is known only at run time count '
-            'as not run: further rounds of an exchange, of which even routing needs none'
+            f'  {cost.loops_of_unknown_length} loops with a trip count known only at run time '
+            'count as not run: further rounds of expert dispatch, which even routing does not need'
         )
     return '\n'.join(lines)
 
 
-def held(cost: Cost, config, mesh: Mesh) -> Iterator[str]:
-    """What the peak consists of, a line a part, and the field that makes it smaller."""
+def memory_lines(cost: Cost, config: ConfigDict, mesh: Mesh) -> Iterator[str]:
+    """The parts of the peak, one per line, with the config field that reduces each."""
     fields = checks.flatten(config.to_dict()) | {
         f'mesh.{axis}': n for axis, n in mesh.shape.items()
     }
@@ -85,9 +88,9 @@ def held(cost: Cost, config, mesh: Mesh) -> Iterator[str]:
             continue
         now = f'={fields[part.field]}' if part.field in fields else ''
         field = f'  [{part.field}{now}]' if part.field else ''
-        yield f'    {readable(part.bytes):>26}  {part.what}, the largest {part.shape}{field}'
+        yield f'    {format_bytes(part.bytes):>26}  {part.what}, largest {part.shape}{field}'
     if cost.host:
-        yield f'  memory of the host {readable(cost.host):>12} a chip'
+        yield f'  host memory        {format_bytes(cost.host):>12} per chip'
 
 
 HEADER = (
@@ -96,8 +99,8 @@ HEADER = (
 )
 
 
-def markdown(what: str, chips: str, config, cost: Cost, mesh: Mesh) -> str:
-    """A line of the table that HEADER begins."""
+def markdown(what: str, chips: str, config: ConfigDict, cost: Cost, mesh: Mesh) -> str:
+    """A row of the table with this HEADER."""
     chip = hardware.chip(mesh.devices.flat[0])
     sizes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items() if size > 1)
     share = f' ({cost.peak / chip.memory:.0%})' if chip else ''
@@ -112,7 +115,7 @@ def markdown(what: str, chips: str, config, cost: Cost, mesh: Mesh) -> str:
 
 
 def add_line(table: Path, line: str) -> None:
-    """Adds a line of `markdown` to the file's table, or begins one at the end of the file."""
+    """Appends a row to the table in the file, or starts a table at the end of the file."""
     text = table.read_text(encoding='utf-8') if table.exists() else ''
     before, header, after = text.partition(HEADER)
     if not header and before:
@@ -122,13 +125,13 @@ def add_line(table: Path, line: str) -> None:
 
 
 def as_json(cost: Cost) -> dict:
-    """All of a cost, as plain values."""
+    """A cost as plain values."""
     return dataclasses.asdict(cost) | {'intensity': cost.intensity}
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A program that was compiled, or that found no room."""
+    """The result for one program: compiled, or refused by the compiler for lack of memory."""
 
     text: str
     fits: bool
@@ -143,8 +146,10 @@ PROGRAMS = {
 }
 
 
-def each(config, vocabulary: int, mesh: Mesh, names: Sequence[str]) -> Iterator[Checked]:
-    """Compiles the named programs one after another. Raises UserError for an unknown name."""
+def compile_programs(
+    config: ConfigDict, vocabulary: int, mesh: Mesh, names: Sequence[str]
+) -> Iterator[Checked]:
+    """Compiles the named programs one by one. Raises UserError for an unknown name."""
     for name in names:
         compile_ = choose('--only', name, PROGRAMS)
         try:
@@ -156,18 +161,16 @@ def each(config, vocabulary: int, mesh: Mesh, names: Sequence[str]) -> Iterator[
         fit = fits(cost, mesh)
         text = table(cost, mesh, config)
         if not fit:
-            text += (
-                f'\n  does not fit into {ROOM:.0%} of a chip; the fields above make parts smaller'
-            )
+            text += f'\n  needs more than {MEMORY_LIMIT:.0%} of a chip; the fields above reduce it'
         yield Checked(text, fit, {'fits': fit} | as_json(cost), cost)
 
 
-def advice(config, vocabulary: int, mesh: Mesh) -> str:
-    """Which field would help a program that the compiler refuses: of that there are no buffers."""
+def advice(config: ConfigDict, vocabulary: int, mesh: Mesh) -> str:
+    """Which field to change if the compiler refuses a program and reports no buffers."""
     state = jitted.build(config, vocabulary, mesh, mesh.devices.flat[0].platform).abstract
     parts = {
         'parameters': jitted.nbytes_per_device(state.params),
-        'their average': jitted.nbytes_per_device(state.ema),
+        'EMA': jitted.nbytes_per_device(state.ema),
         'optimizer state': jitted.nbytes_per_device(state.opt_state),
     }
     chip = hardware.chip(mesh.devices.flat[0])
@@ -176,15 +179,14 @@ def advice(config, vocabulary: int, mesh: Mesh) -> str:
     elif config.model.backbone.remat != 'full':
         field = '--config.model.backbone.remat=full'
     else:
-        field = 'fewer tokens a chip: mesh.context=2, or smaller data.capacity'
-    shown = ', '.join(f'{name} {readable(count)}' for name, count in parts.items())
+        field = 'fewer tokens per chip: mesh.context=2, or smaller data.capacity'
+    shown = ', '.join(f'{name} {format_bytes(count)}' for name, count in parts.items())
     return f'{shown}; try {field}'
 
 
-def variants(config, devices: int) -> Iterator[dict]:
-    """Meshes and remat policies worth a try, on as many devices as data.batch_size allows or more.
-
-    Each a {field: value} of the config.
+def variants(config: ConfigDict, devices: int) -> Iterator[dict]:
+    """Meshes and remat policies to try, as {config field: value}; those whose batch rows divide
+    evenly over the devices.
     """
     routed = config.model.backbone.ffn == 'moe'
     experts = (1, 4, 8) if routed else (1,)
@@ -200,16 +202,16 @@ def variants(config, devices: int) -> Iterator[dict]:
             }  # fmt: skip
 
 
-def ranked(found: Sequence[Tried]) -> str:
-    """The sweep's table: what fits first, then by predicted step time."""
+def sweep_table(tried: Sequence[Tried]) -> str:
+    """The table of a sweep: variants that fit first, by predicted step time."""
 
     def key(entry):
         _, cost, fit = entry
-        late = math.inf if isinstance(cost, str) or not cost.times else cost.times.step
-        return (not fit, late)
+        seconds = math.inf if isinstance(cost, str) or not cost.times else cost.times.step
+        return (not fit, seconds)
 
     lines = [f'{"fits":>5} {"GB":>7} {"ms":>8} {"MFU":>6} {"FLOPs/model":>11}  fields']
-    for fields, cost, fit in sorted(found, key=key):
+    for fields, cost, fit in sorted(tried, key=key):
         shown = ' '.join(f'{name.split(".")[-1]}={value}' for name, value in fields.items()
                          if name.startswith('model') or value not in (1, -1))  # fmt: skip
         if isinstance(cost, str):
@@ -226,15 +228,16 @@ def ranked(found: Sequence[Tried]) -> str:
     return '\n'.join(lines)
 
 
-def sweep(config, vocabulary: int, devices: Sequence) -> Iterator[Tried]:
-    """(fields, cost or what the compiler says it needs, fits) of each of `variants`.
+def sweep(config: ConfigDict, vocabulary: int, devices: Sequence) -> Iterator[Tried]:
+    """Compiles the train step of each of `variants`; yields (fields, cost, fits).
 
-    A variant that cannot be built has 'no: reason' for its cost. Raises UserError if there is none.
+    If the compiler refuses a variant, its cost is the GB needed as text; if it cannot be built,
+    'no: reason'. Raises UserError if there is no variant.
     """
     to_try = list(variants(config, len(devices)))
     if not to_try:
         raise UserError(
-            f'--sweep finds no mesh for {len(devices)} devices and '
+            f'--sweep: no mesh for {len(devices)} devices and '
             f'data.batch_size={config.data.batch_size}: use a multiple of the number of devices, '
             'or of half of it'
         )
@@ -252,7 +255,7 @@ def sweep(config, vocabulary: int, devices: Sequence) -> Iterator[Tried]:
 
 
 def tried_as_json(fields: dict, cost: Cost | str, fit: bool) -> dict:
-    """A variant of a sweep, as plain values."""
+    """A variant of a sweep as plain values."""
     if isinstance(cost, str):
         figures = {'reason' if cost.startswith('no: ') else 'needs': cost.removeprefix('no: ')}
     else:

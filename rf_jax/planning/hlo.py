@@ -1,8 +1,8 @@
-"""What a compiled program does, read from its text: FLOPs, bytes of memory and of the network.
+"""Parses the text of compiled HLO: instructions, array sizes, FLOPs and collective groups.
 
 XLA's own cost analysis counts the body of a loop once. Here a body counts as often as it runs,
-kernels say their own cost or are listed, and collectives are told apart by the devices they join.
-All figures are of one device.
+kernels report their own cost or are listed, and collectives are grouped by the devices they join.
+All figures are per device.
 """
 
 import math
@@ -17,8 +17,8 @@ _ARRAY = re.compile(r'([a-z]+[\da-z]*)\[([\d,]*)\](\{[^{}]*\})?')
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{')
 _NAME = re.compile(r'%([\w.\-]+)')
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
-# Where an instruction or the header of a computation begins. XLA prints JSON in the attributes of
-# a kernel over several lines; the attributes that follow it stand on the last of these.
+# Start of an instruction or of a computation's header. XLA prints JSON in the attributes of a
+# kernel over several lines; further attributes follow on the last of these.
 _BEGINS = re.compile(r'\n(?=\s*(?:ROOT )?%[\w.\-]+ = |(?:ENTRY )?%?[\w.\-]+ \(.*\) -> )')
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all',
                'collective-permute')  # fmt: skip
@@ -28,14 +28,12 @@ FREE = {'parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant', 'while
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a type: element size in bytes, dimensions, whether it lies in main memory, and
-    its type as XLA writes it, such as bf16.
-    """
+    """One array of an HLO type."""
 
-    item: float
+    item: float  # bytes per element
     dims: tuple[int, ...]
-    main: bool = True
-    kind: str = ''
+    main: bool = True  # in main memory
+    kind: str = ''  # element type as XLA writes it, such as bf16
 
     @property
     def bytes(self) -> float:
@@ -43,7 +41,7 @@ class Array:
 
     @property
     def shape(self) -> str:
-        """As in bf16[8,128]."""
+        """Such as bf16[8,128]."""
         return f'{self.kind}[{",".join(map(str, self.dims))}]'
 
 
@@ -52,7 +50,7 @@ class Instruction:
     name: str
     arrays: tuple[Array, ...]
     op: str
-    argument: str  # what stands in the parentheses
+    argument: str  # text in the parentheses
     operands: tuple[str, ...]
     attributes: str
     root: bool
@@ -62,22 +60,22 @@ class Instruction:
         return sum(a.bytes for a in self.arrays)
 
     def called(self, attribute: str) -> list[str]:
-        """Computations named by an attribute, as in calls=%a or branch_computations={%a, %b}."""
-        found = re.search(attribute + r'=(\{[^}]*\}|%[\w.\-]+)', self.attributes)
-        return _NAME.findall(found[1]) if found else []
+        """Computations in an attribute such as calls=%a or branch_computations={%a, %b}."""
+        match = re.search(attribute + r'=(\{[^}]*\}|%[\w.\-]+)', self.attributes)
+        return _NAME.findall(match[1]) if match else []
 
     @property
     def op_name(self) -> str:
-        """The path of the JAX operation that it comes from, '' if the compiler made it."""
-        found = _OP_NAME.search(self.attributes)
-        return re.sub(r'\\(.)', r'\1', found[1]) if found else ''
+        """Path of the JAX operation it was lowered from; '' if the compiler created it."""
+        match = _OP_NAME.search(self.attributes)
+        return re.sub(r'\\(.)', r'\1', match[1]) if match else ''
 
 
 @dataclass
 class Totals:
-    """Of one device. `collectives`: {(kind, groups): bytes that a device sends}; `kernels`:
-    {name: [runs, FLOPs that it says of itself]}; `unknown`: loops whose length is known only when
-    they run, such as an exchange's further rounds. They count as not run.
+    """Totals per device. `collectives`: {(kind, groups): bytes that a device sends}; `kernels`:
+    {name: [runs, FLOPs that it reports]}; `unknown`: loops with a trip count known only at run
+    time, such as further rounds of expert dispatch. They count as not run.
     """
 
     flops: float = 0.0
@@ -97,14 +95,14 @@ class Totals:
 
 
 def arrays_of(text: str) -> tuple[Array, ...]:
-    """The arrays of an HLO type, tuples flattened; other memory spaces are marked by S(n)."""
-    found = []
+    """The arrays of an HLO type, with tuples flattened; S(n) marks other memory spaces."""
+    arrays = []
     for kind, dims, layout in _ARRAY.findall(text):
         digits = re.sub(r'\D', '', kind.split('e')[0].split('fn')[0]) or '0'
         size = _SIZES.get(kind, 1 if kind.startswith('f8') else int(digits) / 8)
         shape = tuple(int(d) for d in dims.split(',') if d)
-        found.append(Array(size, shape, 'S(' not in layout, kind))
-    return tuple(found)
+        arrays.append(Array(size, shape, 'S(' not in layout, kind))
+    return tuple(arrays)
 
 
 def _closing(text: str, start: int) -> int:
@@ -140,14 +138,14 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
         if header:
             current = computations.setdefault(header[2], {})
             entry = header[2] if header[1] else entry
-        elif current is not None and (found := _instruction(part)):
-            current[found.name] = found
+        elif current is not None and (instruction := _instruction(part)):
+            current[instruction.name] = instruction
     return computations, entry
 
 
 def convolution_flops(out: Array, left: Array, right: Array, attributes: str) -> float:
-    """2 x multiplications that meet no padding and no hole, as XLA's own count; TPU programs write
-    matrix products so, their batch as a dilated window.
+    """2 x multiplications, leaving out padding and holes, as XLA counts them. TPU programs express
+    matrix products as convolutions, with the batch as a dilated window.
     """
     a, b, o = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', attributes).groups()
     window = re.search(r'window=\{([^}]*)\}', attributes)
@@ -160,23 +158,24 @@ def convolution_flops(out: Array, left: Array, right: Array, attributes: str) ->
     for i in range(sum(c.isdigit() for c in o)):
         low = int(option('pad', i, '0_0').split('_')[0])
         names = ('stride', 'lhs_dilate', 'rhs_dilate')
-        stride, spread, holes = (int(option(name, i, '1')) for name in names)
+        stride, left_dilation, right_dilation = (int(option(name, i, '1')) for name in names)
         place = np.arange(out.dims[o.index(str(i))])[:, None] * stride - low
-        place = place + np.arange(right.dims[b.index(str(i))]) * holes
+        place = place + np.arange(right.dims[b.index(str(i))]) * right_dilation
         size = left.dims[a.index(str(i))]
-        total *= np.sum((place >= 0) & (place % spread == 0) & (place // spread < size))
+        inside = (place >= 0) & (place // left_dilation < size)
+        total *= np.sum(inside & (place % left_dilation == 0))
     return float(total)
 
 
 def dot_flops(out: Array, left: Array, attributes: str) -> float:
     """2 x multiplications of a `dot`."""
-    found = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', attributes)
-    contracted = math.prod(left.dims[int(d)] for d in found[1].split(',') if d) if found else 1
+    match = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', attributes)
+    contracted = math.prod(left.dims[int(d)] for d in match[1].split(',') if d) if match else 1
     return 2.0 * math.prod(out.dims) * contracted
 
 
 def groups_of(attributes: str) -> tuple[tuple[int, ...], ...]:
-    """Which devices a collective joins, from any of the forms of replica_groups."""
+    """Groups of devices that a collective joins, from any notation of replica_groups."""
     if pairs := re.search(r'source_target_pairs=\{(.*?)\}\}', attributes):
         return tuple(tuple(map(int, p)) for p in re.findall(r'(\d+),(\d+)', pairs[1]))
     if named := re.search(

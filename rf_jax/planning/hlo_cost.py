@@ -1,4 +1,4 @@
-"""The sums over a parsed program: each instruction times how often it runs."""
+"""Total cost of a compiled program: each instruction times how often it runs."""
 
 import re
 from functools import cache
@@ -8,54 +8,54 @@ from rf_jax.planning.hlo import Instruction, Totals
 
 
 def totals(text: str) -> Totals:
-    """FLOPs, bytes, collectives and kernels of `compiled.as_text()`, of one device."""
+    """FLOPs, bytes, collectives and kernels of `compiled.as_text()`, per device."""
     computations, entry = hlo.parse(text)
 
     @cache
     def of(name: str, fused: bool = False) -> Totals:
-        found = Totals()
+        result = Totals()
         for instruction in computations.get(name, {}).values():
-            _count(found, instruction, computations, name, of, fused)
-        return found
+            _count(result, instruction, computations, name, of, fused)
+        return result
 
     return of(entry)
 
 
-def _count(found: Totals, i: Instruction, computations, name: str, of, fused: bool) -> None:
+def _count(result: Totals, i: Instruction, computations, name: str, of, fused: bool) -> None:
     table = computations[name]
     kind = i.op.removesuffix('-start')
     if i.op.endswith(('-done', '-update')):
         return
     if kind in hlo.COLLECTIVES:
-        _collective(found, i, kind, name)
+        _collective(result, i, kind, name)
     elif i.op == 'convolution':
         left, right = (table[o].arrays[0] for o in i.operands)
-        found.flops += hlo.convolution_flops(i.arrays[0], left, right, i.attributes)
+        result.flops += hlo.convolution_flops(i.arrays[0], left, right, i.attributes)
     elif i.op == 'dot':
-        found.flops += hlo.dot_flops(i.arrays[0], table[i.operands[0]].arrays[0], i.attributes)
+        result.flops += hlo.dot_flops(i.arrays[0], table[i.operands[0]].arrays[0], i.attributes)
     elif i.op == 'custom-call':
-        _kernel(found, i)
+        _kernel(result, i)
     if i.op == 'while':
         trips = _trips(i, table, computations)
-        found.unknown += trips is None
-        found.add(of(i.called('body')[0]), trips or 0)
+        result.unknown += trips is None
+        result.add(of(i.called('body')[0]), trips or 0)
     elif i.op == 'conditional':
         branches = i.called('branch_computations') or [
             *i.called('true_computation'),
             *i.called('false_computation'),
         ]
-        found.add(max((of(b) for b in branches), key=lambda t: (t.flops, t.bytes)))
+        result.add(max((of(b) for b in branches), key=lambda t: (t.flops, t.bytes)))
     elif i.op == 'fusion':
-        found.add(of(i.called('calls')[0], True))
+        result.add(of(i.called('calls')[0], True))
     elif i.op in ('call', 'async-start'):
         for called in i.called('to_apply') or i.called('calls'):
-            found.add(of(called))
+            result.add(of(called))
     if not fused:
-        found.bytes += _traffic(i, table, computations)
+        result.bytes += _traffic(i, table, computations)
 
 
 def _trips(loop: Instruction, table, computations) -> int | None:
-    """How often a loop runs: XLA's note, or from its counter's start, step and limit."""
+    """Trip count of a loop: as noted by XLA, or from the start, step and limit of its counter."""
     if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(noted[1])
     condition, body = (computations[loop.called(name)[0]] for name in ('condition', 'body'))
@@ -80,10 +80,10 @@ def _trips(loop: Instruction, table, computations) -> int | None:
     return -(-(int(limit.argument) - first) // int(steps[0].argument))
 
 
-def _collective(found: Totals, i: Instruction, kind: str, name: str) -> None:
+def _collective(result: Totals, i: Instruction, kind: str, name: str) -> None:
     groups = hlo.groups_of(i.attributes)
     size = len(groups[0]) if groups else 1
-    if name.startswith('all-reduce-scatter'):  # a fusion of TPU programs, which keeps one share
+    if name.startswith('all-reduce-scatter'):  # a fusion in TPU programs that keeps one shard
         kind = 'reduce-scatter'
         sent = i.bytes * (size - 1) / size
     elif kind == 'collective-permute':
@@ -96,22 +96,22 @@ def _collective(found: Totals, i: Instruction, kind: str, name: str) -> None:
     else:
         sent = i.bytes * (size - 1) / size * (2 if kind == 'all-reduce' else 1)
     if size > 1:
-        found.collectives[kind, groups] += sent
+        result.collectives[kind, groups] += sent
 
 
-def _kernel(found: Totals, i: Instruction) -> None:
+def _kernel(result: Totals, i: Instruction) -> None:
     target = re.search(r'custom_call_target="([^"]*)"', i.attributes)
     if target and target[1] == 'tpu_custom_call':
-        says = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', i.attributes)
-        flops = float(says[1]) if says else 0.0
+        reported = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', i.attributes)
+        flops = float(reported[1]) if reported else 0.0
         label = re.sub(r'[.\d]+$', '', i.name) + (f' [{i.op_name}]' if i.op_name else '')
-        found.kernels[label] = found.kernels[label] + (1, flops)
+        result.kernels[label] = result.kernels[label] + (1, flops)
 
 
 def _traffic(i: Instruction, table, computations) -> float:
     """Bytes of main memory that an instruction reads and writes.
 
-    What reads a slice, or writes one into an operand, moves the slice only, also within a fusion.
+    Reading a slice, or writing one into an operand, moves the slice only, also within a fusion.
     """
     if i.op in hlo.FREE or i.op.endswith(('-start', '-done')):
         return 0.0
@@ -122,46 +122,46 @@ def _traffic(i: Instruction, table, computations) -> float:
     return total
 
 
-def _read(whole: float, i: Instruction, n: int, computations) -> float:
-    """Bytes that an instruction reads of its operand n, which has `whole`."""
+def _read(size: float, i: Instruction, n: int, computations) -> float:
+    """Bytes that an instruction reads of its operand n, which has `size` bytes."""
     if i.op in ('dynamic-slice', 'gather', 'slice'):
-        return min(whole, i.bytes)
+        return min(size, i.bytes)
     if i.op == 'dynamic-update-slice' and n == 0:
         return 0.0
     if i.op == 'fusion' and (body := computations.get(i.called('calls')[0])):
         parameter = next(x for x in body.values() if x.op == 'parameter' and int(x.argument) == n)
-        return _read_within(whole, parameter.name, body, computations)
-    return whole
+        return _read_within(size, parameter.name, body, computations)
+    return size
 
 
-def _read_within(whole: float, name: str, body, computations) -> float:
-    """Bytes that a fusion's instructions read of the value `name` in its body."""
+def _read_within(size: float, name: str, body, computations) -> float:
+    """Bytes that the instructions of a fusion read of the value `name` in its body."""
     total = 0.0
     for user in body.values():
         for n, operand in enumerate(user.operands):
             if operand == name:
                 same = user.op == 'bitcast'
                 total += (
-                    _read_within(whole, user.name, body, computations)
+                    _read_within(size, user.name, body, computations)
                     if same
-                    else _read(whole, user, n, computations)
+                    else _read(size, user, n, computations)
                 )
-    return min(whole, total)
+    return min(size, total)
 
 
 def _written(i: Instruction, table, computations) -> float:
     """Bytes that an instruction writes to main memory."""
     while i.op == 'bitcast' and i.operands[0] in table:
         i = table[i.operands[0]]
-    whole = sum(a.bytes for a in i.arrays if a.main)
+    size = sum(a.bytes for a in i.arrays if a.main)
     if i.op == 'dynamic-update-slice':
-        return min(whole, table[i.operands[1]].bytes) if i.operands[1] in table else whole
+        return min(size, table[i.operands[1]].bytes) if i.operands[1] in table else size
     body = computations.get(i.called('calls')[0]) if i.op == 'fusion' else None
     if not body:
-        return whole
+        return size
     root = next(x for x in body.values() if x.root)
     parts = [body[o] for o in root.operands] if root.op == 'tuple' else [root]
     if len(parts) != len(i.arrays):
-        return whole
+        return size
     written = zip(i.arrays, (_written(part, body, computations) for part in parts))
     return sum(min(array.bytes, part) for array, part in written if array.main)

@@ -1,10 +1,10 @@
-"""How much memory a compiled program needs at its peak, and which buffers that is.
+"""Peak memory of a compiled program, and the buffers that are live at the peak.
 
-libtpu tells the size of the peak, but not its buffers: `serialized_buffer_assignment_proto` of the
-analysis is empty. Here they are found from the program's text, whose instructions stand in the
-order in which they run. A buffer is alive from the instruction that writes it to the last that
-reads it; loops update theirs in place. Padding to whole tiles is left out: an estimate, which names
-what is large. Of the programs of configs/paper it is within some percent of libtpu's figure.
+libtpu reports the size of the peak but not its buffers: `serialized_buffer_assignment_proto` of its
+analysis is empty. They are estimated here from the text of the program, whose instructions are in
+execution order. A buffer is live from the instruction that writes it to the last one that reads it;
+loops update theirs in place. Padding to whole tiles is ignored. For the programs of configs/paper
+the estimate is within a few percent of libtpu's figure.
 """
 
 import re
@@ -15,7 +15,7 @@ from functools import cache
 from rf_jax.planning import hlo
 from rf_jax.planning.hlo import Instruction
 
-# They give a view of their operand, not memory of their own.
+# Operations that return a view of their operand and allocate no memory.
 _VIEWS = {'bitcast', 'while', 'optimization-barrier', 'dynamic-update-slice'}
 _SMALL = {'parameter', 'constant', 'iota', 'after-all', 'partition-id', 'replica-id'}
 
@@ -23,26 +23,26 @@ _SMALL = {'parameter', 'constant', 'iota', 'after-all', 'partition-id', 'replica
 def peak(memory, platform: str) -> float:
     """Bytes of a device's memory that a program needs, from `compiled.memory_analysis()`.
 
-    libtpu's peak is what decides: a program compiles if it is below the memory of a chip, also if
-    arguments, outputs and temporaries add up to more, since they share memory. It includes what
-    lies in the memory of the host, which is subtracted here. Peaks of other compilers do not
-    include temporaries: for them it is the sum, an upper bound.
+    On TPU this is libtpu's peak: a program compiles if that is below the memory of a chip, even if
+    arguments, outputs and temporaries add up to more, since they share memory. It includes host
+    memory, which is subtracted here. The peaks of other compilers leave out temporaries, so for
+    them this is the sum of all parts, an upper bound.
     """
     if platform == 'tpu':
         return memory.peak_memory_in_bytes - host(memory)
-    beside = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.argument_size_in_bytes + beside + memory.temp_size_in_bytes
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes
 
 
 def host(memory) -> float:
-    """Bytes of the host's memory that a program needs for one device, as `peak`."""
-    beside = memory.host_output_size_in_bytes - memory.host_alias_size_in_bytes
-    return memory.host_argument_size_in_bytes + beside + memory.host_temp_size_in_bytes
+    """Bytes of host memory that a program needs for one device; `memory` as for `peak`."""
+    outputs = memory.host_output_size_in_bytes - memory.host_alias_size_in_bytes
+    return memory.host_argument_size_in_bytes + outputs + memory.host_temp_size_in_bytes
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """One array in memory: its size, its shape as in f32[8,128], and the JAX operation it is of."""
+    """One array in memory: its bytes, its shape as in f32[8,128], and its JAX operation."""
 
     bytes: float
     shape: str
@@ -50,7 +50,7 @@ class Buffer:
 
 
 def at_peak(text: str) -> list[Buffer]:
-    """The arguments and the buffers alive at the peak of `compiled.as_text()`, largest first."""
+    """Arguments and live buffers at the peak of `compiled.as_text()`, largest first."""
     computations, entry = hlo.parse(text)
     if not entry:
         return []
@@ -71,49 +71,49 @@ def at_peak(text: str) -> list[Buffer]:
 
 
 def _aliased(text: str) -> set[int]:
-    """Outputs of the program that are written over its donated arguments."""
-    found = re.search(r'input_output_alias=\{(.*?)\) \}', text.partition('\n')[0])
-    return {int(n) for n in re.findall(r'\{(\d+)\}: \(', found[1])} if found else set()
+    """Indices of the outputs that reuse the memory of donated arguments."""
+    match = re.search(r'input_output_alias=\{(.*?)\) \}', text.partition('\n')[0])
+    return {int(n) for n in re.findall(r'\{(\d+)\}: \(', match[1])} if match else set()
 
 
 def _peak(table, computations, of, aliased: set[int] | None) -> tuple[float, tuple[Buffer, ...]]:
-    """(bytes, buffers) of a computation at its fullest, those of the ones it calls included.
+    """(bytes, buffers) at the peak of a computation, including the computations it calls.
 
-    `aliased`: outputs that lie in memory of the caller; None: all of them.
+    `aliased`: indices of outputs in memory owned by the caller; None: all of them.
     """
     order = list(table.values())
     done = {i.operands[0]: i for i in order if i.op.endswith('-done')}
-    sizes: dict[str, Buffer] = {}  # of every buffer that is made here
-    born, values = defaultdict(list), {}
+    sizes: dict[str, Buffer] = {}  # of every buffer allocated here
+    created, values = defaultdict(list), {}
     last: dict[str, int] = {}
     for n, i in enumerate(order):
         values[i.name] = _value(i, values, table, computations, done)
-        for name, buffer in _made(i, values[i.name], _named(i, table, done), done):
+        for name, buffer in _new_buffers(i, values[i.name], _op_name_of(i, table, done), done):
             if name not in sizes:
                 sizes[name] = buffer
-                born[n].append(name)
+                created[n].append(name)
         for operand in i.operands:
             for name in _leaves(values.get(operand, ())):
                 last[name] = n
                 if name in sizes and not sizes[name].op_name:  # zeros that a loop fills
                     sizes[name] = replace(sizes[name], op_name=i.op_name)
     root = next((i for i in order if i.root), None)
-    given = values[root.name] if root else ()
-    for k, part in enumerate(given if isinstance(given, tuple) else (given,)):
+    outputs = values[root.name] if root else ()
+    for k, part in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)):
         for name in _leaves(part):
             last[name] = len(order)
             if aliased is None or k in aliased:
                 sizes.pop(name, None)
-    return _fullest(order, born, last, sizes, of)
+    return _find_peak(order, created, last, sizes, of)
 
 
-def _fullest(order, born, last, sizes, of) -> tuple[float, tuple[Buffer, ...]]:
+def _find_peak(order, created, last, sizes, of) -> tuple[float, tuple[Buffer, ...]]:
     ends, alive, total, best = defaultdict(list), set(), 0.0, (0.0, ())
-    for n, names in born.items():
+    for n, names in created.items():
         for name in names:
             ends[max(n, last.get(name, n))].append(name)
     for n, i in enumerate(order):
-        new = [name for name in born[n] if name in sizes]
+        new = [name for name in created[n] if name in sizes]
         ending = [name for name in ends[n] if name in alive]
         total += sum(sizes[name].bytes for name in new)
         alive |= set(new)
@@ -130,16 +130,16 @@ def _fullest(order, born, last, sizes, of) -> tuple[float, tuple[Buffer, ...]]:
 
 
 def _reused(i: Instruction, new, ending, sizes) -> set[str]:
-    """Buffers read here for the last time that an elementwise fusion writes its output over."""
+    """Buffers whose last read is here, and whose memory an elementwise fusion reuses."""
     if 'kind=kLoop' not in i.attributes:
         return set()
     wanted = [sizes[name].bytes for name in new]
-    found = set()
+    reused = set()
     for name in ending:
         if name not in new and sizes[name].bytes in wanted:
             wanted.remove(sizes[name].bytes)
-            found.add(name)
-    return found
+            reused.add(name)
+    return reused
 
 
 def _called(i: Instruction) -> list[str]:
@@ -154,14 +154,14 @@ def _called(i: Instruction) -> list[str]:
 
 
 def _value(i: Instruction, values, table, computations, done):
-    """The buffers that an instruction's result lies in: a set, or a tuple of such values."""
+    """The buffers that hold the result of an instruction: a set, or a tuple of such values."""
     if i.op in _SMALL:
         return frozenset()
     if i.op == 'tuple':
         return tuple(values.get(name, frozenset()) for name in i.operands)
     if i.op == 'get-tuple-element':
-        whole, index = values[i.operands[0]], re.search(r'index=(\d+)', i.attributes)
-        return whole[int(index[1])] if isinstance(whole, tuple) else whole
+        operand, index = values[i.operands[0]], re.search(r'index=(\d+)', i.attributes)
+        return operand[int(index[1])] if isinstance(operand, tuple) else operand
     if i.op in _VIEWS or i.op.endswith(('-done', '-update')):
         return values[i.operands[0]]
     if i.op == 'fusion' and (operand := _in_place(i, computations)):
@@ -190,16 +190,18 @@ def _in_place(i: Instruction, computations) -> str | None:
     return i.operands[int(at.argument)] if at is not None and at.op == 'parameter' else None
 
 
-def _named(i: Instruction, table, done) -> str:
-    """The operation behind an instruction; of a cast that the compiler moved, what it casts."""
+def _op_name_of(i: Instruction, table, done) -> str:
+    """JAX operation of an instruction; for a cast that the compiler moved, that of its operand."""
     name = i.op_name or (done[i.name].op_name if i.name in done else '')
     if i.op in ('convert', 'copy') and not name:
-        return _named(table[i.operands[0]], table, done) if i.operands[0] in table else ''
-    return '' if re.fullmatch(r'[a-z_\-]+[.\d]*', name) else name  # broadcast.406 names nothing
+        return _op_name_of(table[i.operands[0]], table, done) if i.operands[0] in table else ''
+    return (
+        '' if re.fullmatch(r'[a-z_\-]+[.\d]*', name) else name
+    )  # broadcast.406 names no JAX operation
 
 
-def _made(i: Instruction, value, op_name: str, done):
-    """(name, Buffer) of each buffer that an instruction may make."""
+def _new_buffers(i: Instruction, value, op_name: str, done):
+    """(name, Buffer) of each buffer that an instruction may allocate."""
     arrays = done[i.name].arrays if i.name in done else i.arrays
     if i.name in done:
         total = sum(array.bytes for array in arrays if array.main)

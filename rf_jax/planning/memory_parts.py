@@ -1,4 +1,4 @@
-"""What a program spends its memory on, and the config field that makes each part smaller."""
+"""What a program uses its memory for, and the config field that reduces each part."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,21 +6,23 @@ from dataclasses import dataclass, replace
 
 from rf_jax.planning.hlo_memory import Buffer
 
-_LOOP = r'/backbone/(while|broadcast_in_dim)$'  # what the loop over layers fills or sums up
-# (regex on the path of an operation or of an argument, what its arrays are, the field that makes
-# them smaller and the one to turn to where that is spent); the first row that matches counts.
+_LOOP = (
+    r'/backbone/(while|broadcast_in_dim)$'  # buffers that the loop over layers fills or accumulates
+)
+# (regex on the path of an operation or argument, what its arrays are, the field that reduces them,
+# the next field once that one is exhausted); the first match wins.
 PARTS = (
     (r'(state\.)?params\b', 'parameters and their casts', 'mesh.fsdp', ''),
-    (r'(state\.)?ema\b', 'average of the parameters', 'offload', 'mesh.fsdp'),
+    (r'(state\.)?ema\b', 'EMA of the parameters', 'offload', 'mesh.fsdp'),
     (r'(state\.)?opt_state\b', 'optimizer state', 'offload', 'mesh.fsdp'),
     (r'batch\b', 'batch', 'data.capacity', ''),
     (r'.*(loss_text|text_head)', 'text logits, head and gradients', 'mesh.tensor', ''),
     (r'.*(loss_representation|representation_head)', 'representation logits, head and gradients',
      'mesh.tensor', ''),
     (r'.*\bautoencoder\b', 'autoencoder', 'model.autoencoder.remat', 'data.capacity.pixels'),
-    (r'.*Unified\.features/', 'encoder of targets', 'data.capacity.pixels', ''),
+    (r'.*Unified\.features/', 'encoder of the targets', 'data.capacity.pixels', ''),
     (r'.*\bencoder/', 'encoder', 'model.encoder.remat', 'data.capacity.vision'),
-    (rf'.*/jvp\(Unified\){_LOOP}', 'what layers keep for the backward',
+    (rf'.*/jvp\(Unified\){_LOOP}', 'activations kept for the backward pass',
      'model.backbone.remat', 'mesh.context'),
     (rf'.*transpose\(jvp\(Unified\)\){_LOOP}', 'gradients of the backbone', 'mesh.fsdp', ''),
     (r'.*/(understanding|representation|pixels|shared)/.*shard_map',
@@ -42,12 +44,12 @@ class Part:
 
 
 def parts(buffers: Iterable[Buffer], fields: Mapping[str, object]) -> tuple[Part, ...]:
-    """Buffers, the largest first, summed by kind. `fields`: {dotted name: value} of a config."""
-    found: dict[str, Part] = {}
+    """Sums buffers by kind, largest first. `fields`: {dotted name: value} of a config."""
+    totals: dict[str, Part] = {}
     for buffer in buffers:
-        _, what, field, then = next(row for row in PARTS if re.match(row[0], buffer.op_name))
-        spent = fields.get(field) == 'full' or (field == 'offload' and len(fields[field]) == 2)
-        new = Part(what, 0.0, buffer.shape, then if spent else field)
-        old = found.get(what, new)
-        found[what] = replace(old, bytes=old.bytes + buffer.bytes)
-    return tuple(sorted(found.values(), key=lambda part: -part.bytes))
+        _, what, field, fallback = next(row for row in PARTS if re.match(row[0], buffer.op_name))
+        exhausted = fields.get(field) == 'full' or (field == 'offload' and len(fields[field]) == 2)
+        new = Part(what, 0.0, buffer.shape, fallback if exhausted else field)
+        old = totals.get(what, new)
+        totals[what] = replace(old, bytes=old.bytes + buffer.bytes)
+    return tuple(sorted(totals.values(), key=lambda part: -part.bytes))

@@ -1,4 +1,4 @@
-"""How well a plan fills its rows, and which capacities would suit its samples."""
+"""How well a packing plan fills its rows, and which capacities suit its samples."""
 
 import itertools
 import time
@@ -13,19 +13,19 @@ from rf_jax.data.packing.plan import Plan
 
 @dataclass(frozen=True)
 class Measured:
-    """Of some windows in a row. `fill`: share of each capacity in use, as `layout.SIZES`."""
+    """Statistics of consecutive windows. `fill`: share of each capacity in use (`layout.SIZES`)."""
 
     draws: int
     steps: int
     fill: dict[str, float]
-    row_fill: float  # of the tokens of all four streams
-    carried: int  # draws that had no room in their own window and stand in the next
-    left_out: int  # had no room there either
-    seconds: float  # of the processor: other work on the machine does not count
+    row_fill: float  # over the tokens of all four streams
+    carried: int  # samples that did not fit into their window and moved to the next
+    left_out: int  # did not fit there either
+    seconds: float  # CPU time
 
 
 def measure(plan: Plan, draws: int) -> Measured:
-    """Plans the first windows that hold at least `draws` draws."""
+    """Plans the first windows with at least `draws` samples in total."""
     began = time.process_time()
     number = -(-draws // plan.draws_per_window)
     room, carried, left_out = np.zeros(len(plan.capacity), np.int64), 0, 0
@@ -48,15 +48,15 @@ def measure(plan: Plan, draws: int) -> Measured:
     )
 
 
-# Percent of the mean demand of text and vision that are tried: where a stream just lacks the room
-# for a row's last sample, that of the others stays empty too.
+# Capacities to try, in percent of the mean demand of each stream: if one stream has no room for the
+# last sample of a row, the room left in the others is wasted too.
 _LEANS = tuple(itertools.product((100, 103, 106), (100, 101, 103), (100,), (100,)))
 
 
 def recommended(plan: Plan, tokens: int, group: int = 4) -> tuple[np.ndarray, float]:
-    """(capacities that suit a window's samples at so many tokens a row, row fill with them).
+    """(capacities that suit the samples of a window at `tokens` per row, row fill with them).
 
-    `group`: patches that are stored together, of which a row's pixels are a multiple.
+    `group`: patches stored together; the pixel capacity is a multiple of it.
     """
     sizes = plan.sizes(plan.mixture.window(0, plan.shares))
 
@@ -71,29 +71,29 @@ def recommended(plan: Plan, tokens: int, group: int = 4) -> tuple[np.ndarray, fl
 
 
 def lines(plan: Plan, draws: int, group: int = 4) -> list[str]:
-    """What a person wants to know of a plan; `group` as in `recommended`."""
-    found = measure(plan, draws)
-    told = [
-        f'draws planned          {found.draws:12,d}',
-        f'seconds, to plan       {found.seconds:12.1f}',
-        f'steps                  {found.steps:12,d}',
-        f'steps of a window      {plan.steps_per_window:12,d}',
-        f'steps of an epoch      {plan.steps_per_epoch:12,d}',
-        f'row fill               {found.row_fill:12.1%}',
+    """The report on a plan, as lines of text; `group` as in `recommended`."""
+    measured = measure(plan, draws)
+    report = [
+        f'samples planned        {measured.draws:12,d}',
+        f'CPU seconds to plan    {measured.seconds:12.1f}',
+        f'steps                  {measured.steps:12,d}',
+        f'steps per window       {plan.steps_per_window:12,d}',
+        f'steps per epoch        {plan.steps_per_epoch:12,d}',
+        f'row fill               {measured.row_fill:12.1%}',
     ]
-    told += [f'  {name:20} {value:12.1%}' for name, value in found.fill.items()]
-    told += [
-        f'in the next window     {found.carried / found.draws:12.3%}',
-        f'left out               {found.left_out / found.draws:12.3%}',
+    report += [f'  {name:20} {value:12.1%}' for name, value in measured.fill.items()]
+    report += [
+        f'moved to next window   {measured.carried / measured.draws:12.3%}',
+        f'left out               {measured.left_out / measured.draws:12.3%}',
     ]
     capacity, fill = recommended(plan, int(plan.capacity[:4].sum()), group)
-    if fill < found.row_fill + 0.01:
-        return told
-    return [*told, f'rows would be {fill:.1%} full with', *flags(capacity)]
+    if fill < measured.row_fill + 0.01:
+        return report
+    return [*report, f'row fill would be {fill:.1%} with', *flags(capacity)]
 
 
 def flags(capacity: np.ndarray) -> list[str]:
-    """As one gives them to a command."""
+    """Capacities as command-line flags."""
     return [
         f'  --config.data.capacity.{name}={value}' for name, value in zip(layout.SIZES, capacity)
     ]

@@ -1,9 +1,9 @@
-"""From what a program does to how long it takes at best: FLOPs, memory, network, each at its peak.
+"""Roofline: the least time a program can take, with compute, memory and network at their peaks.
 
-Assumptions, printed with every table: products run at the chip's bfloat16 peak; a collective moves
-over the torus axes that its devices span, both directions of each at once, at half where the axis
-does not close to a ring; between slices each host's network is shared by its chips. `step` takes
-the greatest of the four, as if all overlapped; `in a row` their sum, as if nothing did.
+Assumptions, printed with every table: matrix products run at the chip's bfloat16 peak; a collective
+uses the torus axes that its devices span, in both directions, at half the bandwidth where the axis
+is not a ring; between slices, the chips of a host share its network. `step` is the maximum of the
+four times, as if all overlapped; `serial` is their sum, as if nothing did.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class Times:
         return max(self.compute, self.memory, self.ici, self.dcn)
 
     @property
-    def in_a_row(self) -> float:
+    def serial(self) -> float:
         return self.compute + self.memory + self.ici + self.dcn
 
     @property
@@ -40,7 +40,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Collective:
-    """Bytes that a chip sends in a run, over which mesh axes, and the seconds it takes."""
+    """Bytes that a chip sends per run of the program, the mesh axes, and the seconds it takes."""
 
     kind: str
     axes: tuple[str, ...]
@@ -49,10 +49,10 @@ class Collective:
     dcn: float
 
 
-def collectives(found: Mapping, mesh: Mesh, chip: Chip | None) -> list[Collective]:
-    """One row for each kind and mesh axes of `hlo.Totals.collectives`, largest first."""
+def collectives(sent_bytes: Mapping, mesh: Mesh, chip: Chip | None) -> list[Collective]:
+    """One entry per kind and mesh axes of `hlo.Totals.collectives`, largest first."""
     rows: dict = {}
-    for (kind, groups), sent in found.items():
+    for (kind, groups), sent in sent_bytes.items():
         axes = _axes(groups, mesh)
         ici, dcn = (0.0, 0.0) if chip is None else _seconds(kind, groups[0], sent, mesh, chip)
         old = rows.get((kind, axes), (0.0, 0.0, 0.0))
@@ -69,18 +69,18 @@ def _axes(groups: Sequence[Sequence[int]], mesh: Mesh) -> tuple[str, ...]:
 
 def _seconds(kind: str, group, sent: float, mesh: Mesh, chip: Chip) -> tuple[float, float]:
     devices = [mesh.devices.flat[i] for i in group]
-    whole = [device.coords for device in mesh.devices.flat]
+    all_coords = [device.coords for device in mesh.devices.flat]
     slices = {getattr(device, 'slice_index', 0) for device in devices}
     here = [d for d in devices if getattr(d, 'slice_index', 0) == min(slices)]
     bandwidth, longest = 0.0, 1
     for i in range(len(devices[0].coords)):
         span = len({device.coords[i] for device in here})
-        full = len({coords[i] for coords in whole})
+        full = len({coords[i] for coords in all_coords})
         if span > 1:
             ring = span == full and full % chip.wraps == 0
             bandwidth += chip.axis * (1.0 if ring else 0.5)
             longest = max(longest, span)
-    # In an all-to-all bytes pass a quarter of the ring on their way.
+    # In an all-to-all, bytes travel a quarter of the ring on average.
     hops = max(1.0, longest / 4) if kind.endswith('all-to-all') else 1.0
     ici = sent * hops / bandwidth if bandwidth else 0.0
     dcn = sent / max(len(here), 1) / chip.slice if len(slices) > 1 else 0.0
@@ -88,6 +88,6 @@ def _seconds(kind: str, group, sent: float, mesh: Mesh, chip: Chip) -> tuple[flo
 
 
 def times(flops: float, bytes_: float, rows: Sequence[Collective], chip: Chip, peak: float):
-    """`Times` of a program of so many FLOPs and bytes of memory a chip."""
+    """`Times` of a program with these FLOPs and bytes of memory traffic per chip."""
     ici, dcn = (sum(getattr(row, name) for row in rows) for name in ('ici', 'dcn'))
     return Times(flops / peak, bytes_ / chip.bandwidth, ici, dcn)

@@ -1,11 +1,12 @@
-"""Sizes like those of COCO and of LAION, made from a seed: to try a plan without the data.
+"""Synthetic sample sizes like those of COCO and LAION, to try a packing plan without the data.
 
-Shapes of the distributions only, no sample of either set: COCO has longest sides of 640 px and
-five captions of about ten words; LAION has sides from 200 px to thousands, any aspect ratio and
-captions with a long tail. Every size is a function of (seed, task, index, turn).
+Only the shapes of the distributions are imitated: COCO has longest sides of 640 px and captions of
+about ten words; LAION has sides from 200 px to thousands, any aspect ratio and captions with a long
+tail. Every size is a function of (seed, task, index, turn).
 """
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from rf_jax.data import patch_grid
 from rf_jax.data.layout import SIZES
@@ -16,45 +17,45 @@ from rf_jax.runtime.rng import fold
 _QUESTION = (5.0, 0.25)  # tokens of a question: median, spread of its logarithm
 
 
-class MadeUp:
-    """`sizes(task, index, turn)` of a set that `kind` names, as `config` fits and drops it.
+class SyntheticSizes:
+    """`sizes(task, index, turn)` of a data set of `kind`, resized and dropped as in `config`.
 
     Raises UserError at construction for an unknown pool or kind of representation.
     """
 
-    def __init__(self, kind: str, config):
+    def __init__(self, kind: str, config: ConfigDict):
         self._kind = KINDS[kind]
         self._data, self._seed, self._pool = config.data, config.seed, pool_of(config)
 
     def sizes(self, task: str, index: np.ndarray, turn: np.ndarray) -> np.ndarray:
-        """int64[S, 6] as `layout.SIZES`, for sample numbers and passes int64[S]."""
+        """int64[S, 6], columns as `layout.SIZES`, for sample indices and epochs int64[S]."""
         data = self._data
         samples = fold(self._seed, 'sample'), index
         draws = fold(self._seed, 'draw', task), index, turn
-        found = dict.fromkeys(SIZES, np.zeros(len(index), np.int64))
+        sizes = dict.fromkeys(SIZES, np.zeros(len(index), np.int64))
         if task == 'text_only':
-            # A piece of a document takes its begin mark and all tokens but the end.
-            found['text'] = np.minimum(self._caption(draws) + 1, data.max_text_tokens)
-            return np.stack([found[name] for name in SIZES], 1)
+            # A chunk of a document has its begin token and all tokens but the last.
+            sizes['text'] = np.minimum(self._caption(draws) + 1, data.max_text_tokens)
+            return np.stack([sizes[name] for name in SIZES], 1)
         height, width = self._kind.picture(*(_uniform(*samples, lane=i) for i in range(4)))
         chance = _uniform(*draws, lane=10)
         patches = fitted_patches(height, width, data, self._pool, chance)
         if task == 'image_to_text':
-            asked = _uniform(*draws, lane=11) < data.question_prob
-            question = np.where(asked, _tokens(*_QUESTION, *_normals(draws, 12)), 0)
-            head = np.minimum(question, data.max_text_tokens // 2) + 2  # begin and answer marks
+            has_question = _uniform(*draws, lane=11) < data.question_prob
+            question = np.where(has_question, _tokens(*_QUESTION, *_normals(draws, 12)), 0)
+            head = np.minimum(question, data.max_text_tokens // 2) + 2  # begin and answer tokens
             tail = np.minimum(self._caption(draws), data.max_text_tokens - head - 1) + 1
-            found |= {'text': head + tail, 'vision': patches // 4}
-            found['vision_pictures'] = np.ones_like(patches)
+            sizes |= {'text': head + tail, 'vision': patches // 4}
+            sizes['vision_pictures'] = np.ones_like(patches)
         else:
             prompt = np.minimum(self._caption(draws), data.max_text_tokens - 2) + 2
             dropped = _uniform(*draws, lane=14) < data.text_dropout
             dropped |= _uniform(*draws, lane=15) < data.joint_dropout
-            found |= {'text': np.where(dropped, 0, prompt), 'pixels': patches}
+            sizes |= {'text': np.where(dropped, 0, prompt), 'pixels': patches}
             if self._pool:
-                found['representation'] = patches // self._pool**2 + 1
-            found['pixel_pictures'] = np.ones_like(patches)
-        return np.stack([found[name] for name in SIZES], 1)
+                sizes['representation'] = patches // self._pool**2 + 1
+            sizes['pixel_pictures'] = np.ones_like(patches)
+        return np.stack([sizes[name] for name in SIZES], 1)
 
     def _caption(self, draws) -> np.ndarray:
         return _tokens(*self._kind.caption, *_normals(draws, 16))
@@ -65,7 +66,7 @@ class _Coco:
 
     @staticmethod
     def picture(shape, other, turned, _) -> tuple[np.ndarray, np.ndarray]:
-        """Most are 640 x 480 or 640 x 427, some of any shape; a quarter stands upright."""
+        """Most are 640 x 480 or 640 x 427, some of any shape; a quarter is in portrait format."""
         short = np.where(shape < 0.4, 480, np.where(shape < 0.75, 427, np.floor(320 + 320 * other)))
         upright = turned < 0.25
         return np.where(upright, 640, short), np.where(upright, short, 640)
@@ -76,7 +77,7 @@ class _Laion:
 
     @staticmethod
     def picture(shape, other, size, more) -> tuple[np.ndarray, np.ndarray]:
-        """Geometric means around 500 px with a long tail; a third square, the others any shape."""
+        """Geometric means around 500 px with a long tail; a third is square, the rest any shape."""
         normal, ratio = _normal(size, more), _normal(shape, other)
         mean = np.clip(500 * np.exp(0.6 * normal), 200, 6000)
         aspect = np.where(other < 0.33, 1.0, np.exp(np.clip(0.4 * ratio, -1.6, 1.6)))
@@ -87,7 +88,7 @@ KINDS = {'coco': _Coco, 'laion': _Laion}
 
 
 def fitted_patches(height, width, data, pool, chance) -> np.ndarray:
-    """int64[S]: patches of `pipeline.fitted` pictures whose `data.sizes` entry `chance` picks."""
+    """int64[S]: patches of pictures resized as in `pipeline.fitted`; `chance` picks the size."""
     sizes = np.array([size for size, _ in data.sizes])
     weights = np.cumsum([weight for _, weight in data.sizes], dtype=float)
     longest = sizes[np.searchsorted(weights / weights[-1], chance)]
@@ -102,7 +103,7 @@ def fitted_patches(height, width, data, pool, chance) -> np.ndarray:
 
 
 def _uniform(key: int, *numbers: np.ndarray, lane: int) -> np.ndarray:
-    """float64[S] in (0, 1): one for each row of numbers and lane."""
+    """float64[S] in (0, 1), a hash of the key, the numbers and the lane."""
     state = np.full(len(numbers[0]), key, np.uint64)
     for number in (*numbers, np.uint64(lane)):
         state = mixed(state ^ np.asarray(number, np.uint64))
@@ -114,7 +115,7 @@ def _normals(draws, lane: int) -> tuple[np.ndarray]:
 
 
 def _normal(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Standard normal of two uniforms (Box and Muller)."""
+    """Standard normal from two uniforms (Box-Muller)."""
     return np.sqrt(-2 * np.log(one)) * np.cos(2 * np.pi * two)
 
 

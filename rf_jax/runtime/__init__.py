@@ -1,1 +1,1 @@
-"""Devices, sharding, checkpoints, metrics: knows nothing of models or data."""
+"""Devices, sharding, checkpoints and metrics; independent of models and data."""

@@ -1,4 +1,4 @@
-"""One checkpoint off the disk, and what is damage to it and what only keeps it from being read."""
+"""Reading one checkpoint, and telling damaged files from temporary read failures."""
 
 import contextlib
 import os
@@ -16,54 +16,57 @@ from rf_jax.runtime.errors import Unavailable, UserError
 from rf_jax.runtime.sharding import path_name
 
 ITEM = 'default'  # Orbax's name for the only tree of a checkpoint
-SHOWN = 10  # most differing paths of an error message
+SHOWN = 10  # differing paths listed in an error message, at most
 
 
 def read(folder: epath.Path, abstract_state: Any) -> tuple[Any, str | None]:
-    """(state, None), or (None, why the folder is damaged); raises what is not damage.
+    """(state, None), or (None, reason) if the checkpoint is damaged. Other errors are raised.
 
-    UserError: it cannot be read just now, or holds other arrays than `abstract_state`.
+    Raises:
+      UserError: it cannot be read at the moment, or its arrays differ from `abstract_state`.
     """
     try:
-        held = described(folder)
-    except Exception as error:  # whatever a damaged description makes of its reader
-        raise_if_out_of_reach(folder, error)
+        metadata = read_metadata(folder)
+    except Exception as error:  # damaged metadata can raise anything
+        raise_unless_damaged(folder, error)
         return None, reason(error)
-    _check_same(folder, held, abstract_state)
-    # Not by ocp.Checkpointer: all processes meet at its end, and one that fails would not come.
+    _check_same(folder, metadata, abstract_state)
+    # Not ocp.Checkpointer: it ends with a barrier that a process which fails never reaches.
     arguments = ocp.args.StandardRestore(abstract_state)
     try:
         with contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
             return reader.restore(folder / ITEM, args=arguments), None
     except Exception as error:
-        sharded = named(abstract_state)
-        wanted = jax.tree_util.tree_map_with_path(lambda path, _: sharded[path_name(path)], held)
+        sharded = flatten(abstract_state)
+        wanted = jax.tree_util.tree_map_with_path(
+            lambda path, _: sharded[path_name(path)], metadata
+        )
         return None, _damage(folder, wanted, error)
 
 
 def read_parts(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[Any, str | None]:
-    """As `read`, of some arrays of a checkpoint: see `read_arrays`."""
+    """Like `read`, for the arrays of `wanted` only; see `read_arrays`."""
     try:
         return read_arrays(folder, wanted), None
     except Exception as error:
         return None, _damage(folder, wanted, error)
 
 
-def described(folder: epath.Path) -> Any:
-    """What a checkpoint says it holds: nested dictionaries and lists of shape and type."""
+def read_metadata(folder: epath.Path) -> Any:
+    """Shapes and dtypes of a checkpoint: nested dictionaries and lists of ShapeDtypeStruct."""
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        found = reader.metadata(folder / ITEM)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found.tree)
+        metadata = reader.metadata(folder / ITEM)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree)
 
 
 def read_arrays(folder: epath.Path, wanted: Any) -> Any:
-    """The arrays of a tree of ShapeDtypeStruct like that of `described`, or of a part of it.
+    """Reads the arrays of a tree of ShapeDtypeStruct like that of `read_metadata`, or part of it.
 
-    One with a sharding is read straight into its shards, of which a process reads its own; one
-    without becomes a whole numpy array.
+    An array with a sharding is read into its shards, each process reading its own; an array
+    without one becomes a numpy array.
     """
 
-    def how(leaf):
+    def restore_args(leaf):
         if leaf.sharding is None:
             return ocp.RestoreArgs(restore_type=np.ndarray)
         return ocp.ArrayRestoreArgs(
@@ -71,74 +74,75 @@ def read_arrays(folder: epath.Path, wanted: Any) -> Any:
         )
 
     arguments = ocp.args.PyTreeRestore(
-        item=wanted, restore_args=jax.tree.map(how, wanted), partial_restore=True
+        item=wanted, restore_args=jax.tree.map(restore_args, wanted), partial_restore=True
     )
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         return reader.restore(folder / ITEM, args=arguments)
 
 
-def named(tree: Any) -> dict[str, Any]:
-    """{'/'-joined path: leaf} of a tree, in its order."""
+def flatten(tree: Any) -> dict[str, Any]:
+    """{'/'-joined path: leaf} of a tree, in order."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _damage(folder: epath.Path, wanted: Mapping[str, Any], error: Exception) -> str:
-    """Why the files of a checkpoint cannot be read after an error of its reader; raises the error
-    if they can: no memory, a mesh that does not fit, ...
+    """The reason why the files cannot be read, after a restore has failed with `error`.
 
-    Reads one top-level part at a time and keeps none: as `wanted` is sharded, no process and no
-    device holds more than it would have held.
+    If they can be read, `error` has another cause (no memory, a mesh that does not fit, ...) and is
+    raised. Reads one top-level part at a time and discards it, sharded as in `wanted`, so that no
+    process or device needs more memory than the restore itself.
     """
-    raise_if_out_of_reach(folder, error)
+    raise_unless_damaged(folder, error)
     if isinstance(error, JSONDecodeError):
         return reason(error)
     for name, part in wanted.items():
         try:
             read_arrays(folder, {name: part})
-        except Exception as cause:  # the reader has many names for a damaged file
-            raise_if_out_of_reach(folder, cause)
+        except Exception as cause:  # Orbax raises many types for a damaged file
+            raise_unless_damaged(folder, cause)
             return reason(cause)
     raise error
 
 
-def raise_if_out_of_reach(folder: epath.Path, error: Exception) -> None:
-    """Raises UserError where not the files are at fault for an error of their reader: no memory,
-    no permission, a server that does not answer, ...; what is missing or short is damage. An error
-    of a device is raised as it is.
+def raise_unless_damaged(folder: epath.Path, error: Exception) -> None:
+    """Returns if `error` means damaged files, that is missing or truncated ones.
+
+    Raises UserError for everything else that keeps files from being read: no memory, no
+    permission, a server that does not answer, ... Device errors are raised unchanged.
     """
     if isinstance(error, jax.errors.JaxRuntimeError):
         raise error
 
-    def refuse(cause: Exception) -> None:
+    def raise_if_unavailable(cause: Exception) -> None:
         if isinstance(cause, MemoryError | OSError) and not isinstance(cause, FileNotFoundError):
             raise Unavailable(
                 f'checkpoint {folder} cannot be read now ({reason(cause)}); nothing was changed. '
-                'Give the same command again when it can, or move the folder away if it never will'
+                'Run the same command again once it can, or move the folder away if it never will'
             ) from error
 
-    refuse(error)
-    try:  # the reader has names of its own for these too
-        for parent, _, names in os.walk(folder, onerror=refuse):
+    raise_if_unavailable(error)
+    try:  # Orbax may have wrapped the error, so read the files ourselves
+        for parent, _, names in os.walk(folder, onerror=raise_if_unavailable):
             for name in names:
                 with open(os.path.join(parent, name), 'rb') as file:
                     file.read(1)
     except OSError as cause:
-        refuse(cause)
+        raise_if_unavailable(cause)
 
 
-def _check_same(folder: epath.Path, held: Any, abstract_state: Any) -> None:
-    """Raises UserError if the checkpoint holds other paths, shapes or types than expected."""
+def _check_same(folder: epath.Path, metadata: Any, abstract_state: Any) -> None:
+    """Raises UserError if paths, shapes or dtypes of the checkpoint differ from the expected."""
 
-    def listed(tree: Any) -> dict[str, str]:
-        leaves = named(tree).items()
+    def describe(tree: Any) -> dict[str, str]:
+        leaves = flatten(tree).items()
         return {path: f'{np.dtype(x.dtype).name}{list(x.shape)}' for path, x in leaves}
 
-    there, expected = listed(held), listed(abstract_state)
-    differ = sorted(k for k in there.keys() | expected.keys() if there.get(k) != expected.get(k))
+    saved, expected = describe(metadata), describe(abstract_state)
+    differ = sorted(k for k in saved.keys() | expected.keys() if saved.get(k) != expected.get(k))
     if differ:
-        told = '\n  {}: {} in the checkpoint, {} expected'
+        line = '\n  {}: {} in the checkpoint, {} expected'
         lines = [
-            told.format(key, there.get(key, 'absent'), expected.get(key, 'absent'))
+            line.format(key, saved.get(key, 'absent'), expected.get(key, 'absent'))
             for key in differ[:SHOWN]
         ]
         lines += [f'\n  and {len(differ) - SHOWN} more'] if len(differ) > SHOWN else []
@@ -149,7 +153,7 @@ def _check_same(folder: epath.Path, held: Any, abstract_state: Any) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """First line of an error; of a long one its beginning and its end, where the cause stands."""
+    """First line of an error; a long one is shortened in the middle, as the cause comes last."""
     line = re.split(r' \[(?:source|os_error|tensorstore)|\n', str(error).strip())[0]
     line = line if len(line) < 240 else f'{line[:80]} ... {line[-150:]}'
     return f'{type(error).__name__}: {line}'

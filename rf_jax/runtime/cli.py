@@ -1,4 +1,4 @@
-"""Command lines that speak to people: one line for a mistake of theirs, a traceback for ours."""
+"""Entry point of all commands: user errors print one line, bugs a traceback."""
 
 import difflib
 import errno
@@ -16,18 +16,18 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from rf_jax.runtime import distributed, environment, exits, paths, renamed_fields, streams
+from rf_jax.runtime import distributed, environment, exit_codes, paths, renamed_fields, stdio
 from rf_jax.runtime.errors import UserError
 
-# What word processors and chats make of a hyphen.
+# Dashes that word processors and chats substitute for hyphens.
 _DASHES = tuple('\u2010\u2011\u2012\u2013\u2014\u2015\u2212')
 _CONFIG = ('--config', '-config')
-_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_signals: list[int] = []  # that were not left to `metrics.StopSignal`
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_signals: list[int] = []  # received while no `metrics.StopSignal` was active
 
 
 class _Path(flags.ArgumentParser):
-    """A local path, with `~` expanded; an empty one and URLs are refused."""
+    """A local path with `~` expanded; rejects an empty path and URLs."""
 
     def parse(self, argument: str) -> str:
         return str(paths.expanded(argument))
@@ -37,28 +37,30 @@ class _Path(flags.ArgumentParser):
 
 
 class Finite(flags.FloatParser):
-    """As FloatParser, but neither nan nor inf."""
+    """Like FloatParser, but rejects nan and inf."""
 
     def is_outside_bounds(self, val: float) -> bool:
         return not math.isfinite(val) or super().is_outside_bounds(val)
 
 
-PATH = _Path()  # flags.DEFINE(command.PATH, name, ...)
+PATH = _Path()  # flags.DEFINE(cli.PATH, name, ...)
 
 
 def run(
-    main: Callable, required: Sequence[str] = (), several: bool = False, config: str = ''
+    main: Callable, required: Sequence[str] = (), multiprocess: bool = False, config: str = ''
 ) -> None:
-    """`absl.app.run(main)`; UserError and unknown config fields end with one line.
+    """Like `absl.app.run(main)`, but UserError and unknown config fields print one line.
 
-    The exit codes are those of runtime/exits.py. `required`: flags that must be given; `config`:
-    the file of --config if it is not given. `several`: this command may be one of several processes
-    (runtime/distributed.py).
+    Args:
+      main: takes argv; what it returns is the exit code (runtime/exit_codes.py).
+      required: flags that must be given.
+      multiprocess: the command may run as one of several processes (runtime/distributed.py).
+      config: default of --config.
     """
-    streams.prepare()
+    stdio.prepare()
     environment.prepare()
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell does for its background
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored in a shell's background jobs
             signal.signal(number, _interrupt)
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
@@ -66,19 +68,19 @@ def run(
 
     def guarded(argv):
         try:
-            if several:
+            if multiprocess:
                 distributed.start()
             result = main(argv)
             distributed.finish()
             return result
         except (Exception, KeyboardInterrupt) as error:
-            _end(error)
+            _exit(error)
 
     app.run(guarded, flags_parser=partial(_parse, required=required, config=config))
 
 
 def _parse(argv: Sequence[str], required: Sequence[str], config: str) -> Sequence[str]:
-    flags.FLAGS.set_gnu_getopt(True)  # flags after a stray word are flags, not further words
+    flags.FLAGS.set_gnu_getopt(True)  # also parse flags that follow a positional argument
     try:
         argv = _with_config_file(argv, config)
         rest = flags.FLAGS(argv)
@@ -88,42 +90,46 @@ def _parse(argv: Sequence[str], required: Sequence[str], config: str) -> Sequenc
             if flags.FLAGS[name].value is None:
                 _fail(f'--{name} is missing (--helpshort lists all flags)')
         if 'config' in flags.FLAGS:
-            flags.FLAGS.config.keys()  # a file that is not there raises at the first use only
+            flags.FLAGS.config.keys()  # a missing file raises only on first use
         return rest
     except UserError as error:
         _fail(str(error))
     except (AttributeError, KeyError, TypeError, OSError) as error:
         _fail(explain(argv, error))
     except flags.Error as error:
-        in_the_file = 'Error whilst parsing config file' in str(error)  # config_flags' traceback
-        _fail(explain(argv, error) if in_the_file else f'{error} (--helpshort lists all flags)')
+        from_config_file = 'Error whilst parsing config file' in str(
+            error
+        )  # config_flags' traceback
+        _fail(
+            explain(argv, error) if from_config_file else f'{error} (--helpshort lists all flags)'
+        )
 
 
 def _with_config_file(argv: Sequence[str], default: str) -> list[str]:
-    """The command line with the file of --config, or the default, as `paths.config_file` finds it.
+    """argv with the path of --config, or its default, resolved by `paths.config_file`.
 
-    A default that the flag itself had would be read while the command is imported, where its errors
-    and those of its overrides can only be tracebacks.
+    A default on the flag itself would be loaded while the command is imported, where errors in the
+    file or in its overrides could only print tracebacks.
     """
-    found, given = list(argv), False
+    resolved, given = list(argv), False
     for i, argument in enumerate(argv[1:], 1):
         name, equals, value = argument.partition('=')
         if equals and name in _CONFIG:
-            found[i], given = f'{name}={paths.config_file(value)}', True
+            resolved[i], given = f'{name}={paths.config_file(value)}', True
         elif argv[i - 1] in _CONFIG:
-            found[i], given = paths.config_file(argument), True
+            resolved[i], given = paths.config_file(argument), True
     if default and not given:
-        found.insert(1, f'--config={paths.config_file(default)}')
-    return found
+        resolved.insert(1, f'--config={paths.config_file(default)}')
+    return resolved
 
 
 def _stray(argv: Sequence[str], word: str) -> str:
-    """What to say of a word of the command line that is no flag and no value of one."""
+    """The error message for a positional argument, which no command takes."""
     if word.startswith(_DASHES):
         return f'{word!r} begins with {word[0]!r}, not with two hyphens: write --' + word.lstrip(
             '-' + ''.join(_DASHES)
         )
-    place = argv.index(word) if word in argv else 0  # 0: it comes from a --flagfile
+    place = argv.index(word) if word in argv else 0  # 0: it came from a --flagfile
     before = argv[place - 1]
     if place and before.startswith('-') and '=' in before:
         flag, _, value = before.partition('=')
@@ -134,34 +140,34 @@ def _stray(argv: Sequence[str], word: str) -> str:
                 break
             words.append(each)
         quoted = shlex.quote(' '.join(words))
-        return f'{word!r} belongs to no flag; a value with spaces needs quotes: {flag}={quoted}'
-    return f'{word!r} belongs to no flag; flags are written --name=value'
+        return f'{word!r} is not a flag; quote a value that has spaces: {flag}={quoted}'
+    return f'{word!r} is not a flag; flags are written --name=value'
 
 
-def _fail(message: str, code: int = exits.MISTAKE) -> NoReturn:
+def _fail(message: str, code: int = exit_codes.USER_ERROR) -> NoReturn:
     print(f'error: {message}', file=sys.stderr)
     sys.exit(code)
 
 
-def _end(error: BaseException) -> NoReturn:
-    """Ends this process and all others with the exit code of an error."""
-    if _signals:  # libraries turn a KeyboardInterrupt in their callbacks into errors of their own
+def _exit(error: BaseException) -> NoReturn:
+    """Exits this process and all others with the exit code of an error."""
+    if _signals:  # libraries wrap a KeyboardInterrupt raised in their callbacks
         error = KeyboardInterrupt(signal.Signals(_signals[0]).name)
     if isinstance(error, KeyboardInterrupt):
-        distributed.abandon(error, exits.INTERRUPTED)
-        _fail(f'stopped by a signal ({error or "SIGINT"})', exits.INTERRUPTED)
-    if isinstance(error, OSError) and error.errno in _DISK_REFUSES:
+        distributed.abort(error, exit_codes.INTERRUPTED)
+        _fail(f'stopped by a signal ({error or "SIGINT"})', exit_codes.INTERRUPTED)
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         error = UserError(f'{error}: free space there, or choose another folder')
     if isinstance(error, UserError):
-        distributed.abandon(error, error.code)
+        distributed.abort(error, error.code)
         _fail(str(error), error.code)
-    distributed.abandon(error, exits.fault())
+    distributed.abort(error, exit_codes.failure_code())
     traceback.print_exception(error)
-    sys.exit(exits.fault())
+    sys.exit(exit_codes.failure_code())
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """A second signal ends the process even within compiled code."""
+    """Raises KeyboardInterrupt; a second signal kills the process even inside compiled code."""
     del frame
     _signals.append(number)
     signal.signal(number, signal.SIG_DFL)
@@ -169,17 +175,17 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def explain(argv: Sequence[str], error: Exception) -> str:
-    """What is wrong with `--config...`: no such file, or no such field and the nearest ones."""
+    """The error message for a bad `--config...`: no such file, or no such field and the nearest."""
     path = ''
     for argument, after in zip(argv, [*argv[1:], '']):
         if argument.partition('=')[0] in _CONFIG:
             path = argument.partition('=')[2] or after
     path, _, variant = str(path).partition(':')
     if not os.path.exists(path):
-        return f'--config={path}: there is no such file (looked from {os.getcwd()})'
+        return f'--config={path}: no such file (working directory {os.getcwd()})'
     try:
-        make = runpy.run_path(path)['get_config']
-        fields = list(field_names(make(variant) if variant else make()))
+        get_config = runpy.run_path(path)['get_config']
+        fields = list(field_names(get_config(variant) if variant else get_config()))
     except Exception as failure:
         return f'--config={path}{":" if variant else ""}{variant}: {_no_field(failure or error)}'
     for argument in argv:
@@ -196,7 +202,7 @@ def explain(argv: Sequence[str], error: Exception) -> str:
 
 
 def _no_field(failure: Exception) -> str:
-    """What a config file got wrong; of a field that is not there, its name and the new one."""
+    """The error of a config file; for an unknown field, its name and the new name if renamed."""
     missing = re.search(r'Key "(\w+)" does not exist|^["\']+(\w+)["\']+$', str(failure))
     if not missing:
         return str(failure)

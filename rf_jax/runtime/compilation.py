@@ -1,4 +1,4 @@
-"""The persistent cache of compiled programs."""
+"""The persistent compilation cache."""
 
 import os
 
@@ -8,15 +8,16 @@ CACHE = '~/.cache/rf_jax'
 
 
 def use_cache(folder: str) -> None:
-    """Keeps compiled programs between runs in `folder`; '' turns it off."""
+    """Caches compiled programs in `folder` across runs; '' disables it."""
     if folder:
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser(folder))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
-def use_cache_of_this_machine() -> None:
-    """For a run that is opened: the cache that JAX already has (JAX_COMPILATION_CACHE_DIR, or an
-    earlier `use_cache`), else CACHE. What the run was trained with may be somebody else's folder.
+def use_local_cache() -> None:
+    """Uses the cache that JAX is already configured with, else CACHE.
+
+    For opening a trained run: the cache folder in its config may belong to another machine.
     """
     if not jax.config.jax_compilation_cache_dir:
         use_cache(CACHE)

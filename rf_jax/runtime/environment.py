@@ -1,4 +1,4 @@
-"""What a process that computes on CPUs needs in its environment before it begins."""
+"""Environment variables to set before a process computes on CPUs."""
 
 import importlib.util
 import os
@@ -10,22 +10,22 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 _HUGE_PAGES = Path('/sys/kernel/mm/transparent_hugepage/enabled')
-# One heap from which large blocks come too, and which gives nothing back.
-_KEEP = {'arena_max': 1, 'mmap_max': 0, 'trim_threshold': 2**40}
-_PRETENDED = re.compile(r'--xla_force_host_platform_device_count=(\d+)')
+# glibc malloc: one heap, also for large blocks, which never returns memory to the kernel.
+_KEEP_MEMORY = {'arena_max': 1, 'mmap_max': 0, 'trim_threshold': 2**40}
+_CPU_DEVICES = re.compile(r'--xla_force_host_platform_device_count=(\d+)')
 
 
-def give_threads(environment: MutableMapping[str, str]) -> None:
-    """Threads and patience for pretended CPU devices; call before the first computation.
+def set_cpu_threads(environment: MutableMapping[str, str]) -> None:
+    """Threads and longer timeouts for virtual CPU devices; call before the first computation.
 
-    XLA has one thread a device and each waits in a collective for all others. Beside other work
-    on few cores they starve: the process hangs, or aborts after 40 s.
+    XLA runs one thread per device, and in a collective each waits for all others. On a few cores
+    shared with other work they starve: the process hangs, or aborts after 40 s.
     """
     flags = environment.get('XLA_FLAGS', '')
-    found = _PRETENDED.search(flags)
-    if not found:
+    devices = _CPU_DEVICES.search(flags)
+    if not devices:
         return
-    environment.setdefault('PJRT_NPROC', str(3 * int(found[1])))
+    environment.setdefault('PJRT_NPROC', str(3 * int(devices[1])))
     for name, seconds in (('warn_stuck', 120), ('terminate', 1200)):
         flag = f'--xla_cpu_collective_call_{name}_timeout_seconds'
         if flag not in flags:
@@ -34,52 +34,52 @@ def give_threads(environment: MutableMapping[str, str]) -> None:
 
 
 def one_blas_thread(environment: MutableMapping[str, str]) -> None:
-    """One thread for numpy's products; call before numpy is imported.
+    """One thread for numpy's matrix products; call before numpy is imported.
 
-    They are small here, and beside other work its threads wait for one another: 26 ms for the judge
-    of scenes to look at a picture, in place of 6.
+    Our products are small, and on shared cores the threads wait for one another: the scene judge
+    takes 26 ms for a picture instead of 6.
     """
     environment.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 
 def on_cpu(environment: Mapping[str, str]) -> bool:
-    """Whether JAX will compute on CPUs, told without starting it."""
-    asked = environment.get('JAX_PLATFORMS', '')
-    if asked:
-        return asked == 'cpu'
+    """Whether JAX will run on CPUs, decided without initialising it."""
+    platforms = environment.get('JAX_PLATFORMS', '')
+    if platforms:
+        return platforms == 'cpu'
     return not entry_points(group='jax_plugins') and importlib.util.find_spec('libtpu') is None
 
 
-def tunables(environment: Mapping[str, str]) -> str:
-    """GLIBC_TUNABLES with what they lack, '' where the C library is another or they lack nothing.
+def malloc_tunables(environment: Mapping[str, str]) -> str:
+    """GLIBC_TUNABLES with our settings added; '' if nothing is missing or the libc is not glibc.
 
-    XLA allocates its temporary buffers anew at each step, and blocks of their size are by default
-    given back to the kernel, which clears every page of the next ones.
+    XLA allocates its temporary buffers at every step. By default glibc returns blocks of their size
+    to the kernel, which clears every page of the next ones.
     """
     if platform.libc_ver()[0] != 'glibc':
         return ''
-    wanted = dict(_KEEP) if on_cpu(environment) else {}
+    wanted = dict(_KEEP_MEMORY) if on_cpu(environment) else {}
     if _HUGE_PAGES.exists() and '[madvise]' in _HUGE_PAGES.read_text():
-        wanted['hugetlb'] = 1  # only those who ask are given huge pages
+        wanted['hugetlb'] = 1  # with madvise, only programs that ask get huge pages
     given = environment.get('GLIBC_TUNABLES', '')
     full = {f'glibc.malloc.{name}': value for name, value in wanted.items()}
-    lacking = [f'{name}={value}' for name, value in full.items() if name not in given]
-    return ':'.join(filter(None, [given, *lacking])) if lacking else ''
+    missing = [f'{name}={value}' for name, value in full.items() if name not in given]
+    return ':'.join(filter(None, [given, *missing])) if missing else ''
 
 
 def prepare() -> None:
-    """Sets up the environment; starts this command again if it must be there from the beginning.
+    """Sets up the environment; re-executes the command for variables that are read at startup.
 
-    A step of configs/scenes.py on one core: 480 ms of processor time as it comes, with huge pages
-    330 to 380, with memory kept as well 300 to 330 (68,759 page faults, 286, none).
+    Processor time of a step of configs/scenes.py on one core: 480 ms by default, 330 to 380 ms with
+    huge pages, 300 to 330 ms with memory kept as well (68,759, 286 and 0 page faults).
     """
-    give_threads(os.environ)
-    ascii_only = sys.getfilesystemencoding() == 'ascii'  # no name of a file could have an umlaut
+    set_cpu_threads(os.environ)
+    ascii_only = sys.getfilesystemencoding() == 'ascii'  # file names could not have umlauts
     if ascii_only:
         os.environ['PYTHONUTF8'] = '1'
-    too_late = 'OPENBLAS_NUM_THREADS' not in os.environ  # for numpy, which this process has read
+    too_late = 'OPENBLAS_NUM_THREADS' not in os.environ  # numpy is already imported here
     one_blas_thread(os.environ)
-    wanted = tunables(os.environ)
+    wanted = malloc_tunables(os.environ)
     if wanted:
         os.environ['GLIBC_TUNABLES'] = wanted
     if wanted or too_late or ascii_only:

@@ -1,26 +1,26 @@
-"""Errors that are meant for the person at the keyboard."""
+"""Errors caused by user input; commands print them as one line."""
 
 import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from rf_jax.runtime import exits
+from rf_jax.runtime import exit_codes
 
 
 class UserError(ValueError):
-    """Says what was given, what was expected and which field to change; shown without traceback."""
+    """States what was given, what was expected and which field to change; no traceback."""
 
-    code = exits.MISTAKE
+    code = exit_codes.USER_ERROR
 
 
 class Unavailable(UserError):
-    """The same command may succeed later: a lock, a server or another process is in the way."""
+    """The same command may succeed later: a lock, server or other process blocks it now."""
 
-    code = exits.FAULT
+    code = exit_codes.FAILURE
 
 
 def choose(field: str, name: str, table: Mapping[str, Any]) -> Any:
-    """`table[name]`; raises UserError with the known names and the nearest one."""
+    """`table[name]`; if absent, raises UserError with the known names and the closest match."""
     if name in table:
         return table[name]
     near = difflib.get_close_matches(str(name), table, n=1)

@@ -1,6 +1,6 @@
 """Where the time of a run goes, over all its attempts: `workdir/goodput.json` and a table.
 
-Goodput is the time of steps that count over all time since the run first began.
+Goodput is the time spent in steps that count, divided by all time since the run first started.
 """
 
 import contextlib
@@ -13,25 +13,25 @@ from pathlib import Path
 
 from absl import logging
 
-# In the order of the table. What is none of the others is steps.
+# In table order. Time that belongs to no other phase counts as steps.
 PHASES = {
     'steps': 'steps that count',
-    'start': 'building, initial weights or restoring',
+    'start': 'start: building, initialising or restoring',
     'compile': 'first step, with compilation',
     'data': 'waiting for batches',
-    'checkpoint': 'checkpoints (what the loop waits for)',
+    'checkpoint': 'waiting for checkpoints',
     'evaluation': 'samples and evaluation',
-    'again': 'steps done again after a restart',
+    'again': 'steps repeated after a restart',
     'idle': 'between attempts, from the last record of one to the start of the next',
 }
 DERIVED = ('steps', 'again', 'idle')
 
 
 class Goodput:
-    """The phases of this attempt, and those of the attempts before it, read from the folder."""
+    """Times the phases of this attempt and adds those of earlier attempts from the workdir."""
 
     def __init__(self, workdir: str | os.PathLike, clock: Callable[[], float] = time.time):
-        """Begins an attempt now; `clock` gives seconds since 1970."""
+        """Starts an attempt now; `clock` returns seconds since 1970."""
         self._path, self._clock = Path(workdir) / 'goodput.json', clock
         self._began = clock()
         self._seconds = {name: 0.0 for name in PHASES if name not in DERIVED}
@@ -40,21 +40,21 @@ class Goodput:
         self._start = self._step = 0
 
     def resumed(self, step: int) -> None:
-        """The start is over; `step` steps are done. Reads what earlier attempts recorded."""
+        """Ends the start phase at `step`. Reads the records of earlier attempts."""
         self._seconds['start'] = self._clock() - self._began - sum(self._seconds.values())
         self._start = self._step = step
         try:
             self._attempts = json.loads(self._path.read_text(encoding='utf-8'))['attempts']
         except (OSError, ValueError, KeyError, TypeError):
-            self._attempts = []  # the first attempt, or a file that is not ours
-        end = step  # steps beyond are done again by a later attempt
+            self._attempts = []  # the first attempt, or not our file
+        end = step  # a later attempt repeats the steps beyond
         for attempt in reversed(self._attempts):
             attempt['kept'] = max(min(attempt['last_step'], end), attempt['first_step'])
             end = min(end, attempt['first_step'])
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts the time within as that of a phase; a phase within another is the outer one's."""
+        """Attributes the time inside the block to a phase; nested phases count as the outer one."""
         if self._inside or name == 'steps':
             yield
             return
@@ -66,7 +66,7 @@ class Goodput:
             self._seconds[name] += self._clock() - since
 
     def _record(self) -> dict:
-        """This attempt as it stands in the file."""
+        """This attempt as an entry of the file."""
         now = self._clock()
         steps = max(now - self._began - sum(self._seconds.values()), 0.0)
         return {
@@ -78,10 +78,10 @@ class Goodput:
         }
 
     def totals(self) -> dict[str, float]:
-        """Seconds of each phase over all attempts; they add up to all time since the first began.
+        """Seconds of each phase over all attempts; they add up to all time since the first start.
 
-        Steps that had to be done again are the share of an attempt's steps beyond the checkpoint
-        that the next one resumed from.
+        Repeated steps are the share of an attempt's steps beyond the checkpoint that the next
+        attempt resumed from.
         """
         attempts = [*self._attempts, self._record()]
         total = dict.fromkeys(PHASES, 0.0)
@@ -103,28 +103,28 @@ class Goodput:
         return total['steps'] / max(sum(total.values()), 1e-9)
 
     def save(self, step: int, write: bool = True) -> None:
-        """Notes that `step` steps are done and writes the file; a full disk is only a warning."""
+        """Records that `step` is done and writes the file; a full disk only logs a warning."""
         self._step = step
         if not write:
             return
-        held = {
+        record = {
             'goodput': round(self.share(), 4),
             'seconds': {name: round(value, 3) for name, value in self.totals().items()},
             'attempts': [*self._attempts, self._record()],
         }
         temporary = self._path.with_suffix('.tmp')
         try:
-            temporary.write_text(json.dumps(held, indent=1), encoding='utf-8')
+            temporary.write_text(json.dumps(record, indent=1), encoding='utf-8')
             temporary.replace(self._path)
         except OSError as error:
             logging.warning('%s cannot be written: %s', self._path, error)
 
     def table(self) -> str:
-        """The phases of all attempts, one a line."""
+        """The phases of all attempts, one per line."""
         total = self.totals()
-        whole = max(sum(total.values()), 1e-9)
+        seconds = max(sum(total.values()), 1e-9)
         attempts = len(self._attempts) + 1
-        lines = [f'goodput {self.share():.1%} of {whole:,.1f} s, {attempts} attempt(s)']
-        for name, told in PHASES.items():
-            lines.append(f'  {told:72s}{total[name]:12,.1f} s {total[name] / whole:7.1%}')
+        lines = [f'goodput {self.share():.1%} of {seconds:,.1f} s, {attempts} attempt(s)']
+        for name, label in PHASES.items():
+            lines.append(f'  {label:72s}{total[name]:12,.1f} s {total[name] / seconds:7.1%}')
         return '\n'.join(lines)

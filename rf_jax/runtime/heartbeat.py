@@ -1,6 +1,6 @@
-"""One process lost ends all, soon and with one clear line: heartbeats through JAX's coordinator.
+"""Heartbeats through JAX's coordinator: if a process is lost, all others exit with one clear line.
 
-JAX itself notices a lost process too, but later, and ends the others with a C++ trace.
+JAX detects a lost process too, but later, and aborts the others with a C++ stack trace.
 """
 
 import contextlib
@@ -14,59 +14,61 @@ from typing import Any
 
 from absl import logging
 
-from rf_jax.runtime import exits
+from rf_jax.runtime import exit_codes
 
-BEAT = 1.0  # seconds between two signs of life
-SILENCE = 20.0  # seconds without one after which a process counts as lost
-PATIENCE = 4.0  # the same, once another process has failed
-SLOW = 2.0  # seconds without an answer after which the coordinator is tried by other means
-LINGER = 4.0  # seconds that the coordinator stays, so that the others can read why
-AGAIN = 'Start all processes again with the same command: the run resumes from its last checkpoint'
+INTERVAL = 1.0  # seconds between heartbeats
+TIMEOUT = 20.0  # seconds without a heartbeat after which a process counts as lost
+FAILED_TIMEOUT = 4.0  # the same, once another process has failed
+SLOW = 2.0  # seconds without an answer after which the coordinator is probed directly
+LINGER = 4.0  # seconds that the coordinator stays up, so that the others can read the reason
+RESTART = (
+    'Start all processes again with the same command: the run resumes from its last checkpoint'
+)
 
 _ALIVE, _FAILED, _VERDICT = 'rf_jax/alive', 'rf_jax/failed', 'rf_jax/verdict'
 _SURE, _UNSURE = 'sure', 'unsure'
 
 
-class Judge:
-    """Decides, from what it is shown each beat, which process is to blame; in process 0 only."""
+class FailureDetector:
+    """Decides from the heartbeats which process ended the run; runs in process 0 only."""
 
     def __init__(self, count: int, now: float):
-        # Last sign of life of each process, and when it changed.
+        # Last heartbeat of each process, and when it arrived.
         self._seen = dict.fromkeys(range(count), ('', now))
         self._failed_at: float | None = None
 
-    def look(
-        self, signs: dict[int, str], failed: dict[int, str], now: float
+    def check(
+        self, beats: dict[int, str], failed: dict[int, str], now: float
     ) -> tuple[int, str] | None:
-        """(exit code of all, which process ended the run and how); None while all is well.
+        """(exit code for all, message that names the process and its failure); None if all run.
 
         Args:
-          signs: process -> its last sign of life, new each beat, ending in its host's name.
-          failed: process -> 'sure' or 'unsure', its exit code and its own account of what went
-            wrong, with spaces between; unsure if another process's loss can have caused it.
+          beats: process -> its last heartbeat, 'count host'.
+          failed: process -> 'sure' or 'unsure', its exit code and its error message, separated by
+            spaces; unsure if the loss of another process may have caused the error.
           now: seconds of any clock.
         """
-        for i, sign in signs.items():
-            if self._seen[i][0] != sign:
-                self._seen[i] = sign, now
-        reports = {i: _report(told) for i, told in sorted(failed.items())}
-        # A mistake of the user outweighs an interruption: it would be met again.
-        sure = [(code, i, told) for i, (is_sure, code, told) in reports.items() if is_sure]
+        for i, beat in beats.items():
+            if self._seen[i][0] != beat:
+                self._seen[i] = beat, now
+        reports = {i: _parse_report(text) for i, text in sorted(failed.items())}
+        # A user error outweighs an interruption: it would occur again.
+        sure = [(code, i, reason) for i, (is_sure, code, reason) in reports.items() if is_sure]
         if sure:
-            code, i, told = min(sure, key=lambda each: (each[0] != exits.MISTAKE, each[1]))
-            return code, f'{self._name(i)} stopped: {told}'
+            code, i, reason = min(sure, key=lambda x: (x[0] != exit_codes.USER_ERROR, x[1]))
+            return code, f'{self._name(i)} stopped: {reason}'
         if failed and self._failed_at is None:
             self._failed_at = now
-        limit = PATIENCE if failed else SILENCE
+        limit = FAILED_TIMEOUT if failed else TIMEOUT
         silent = [i for i, (_, at) in self._seen.items() if i not in failed and now - at > limit]
         if silent:
             names = ', '.join(map(self._name, silent))
-            lost = f'{names} was lost: no sign of life for {limit:.0f} s (killed?). {AGAIN}'
-            return exits.fault(), lost
-        if failed and now - self._failed_at > 2 * PATIENCE:
+            lost = f'{names} was lost: no heartbeat for {limit:.0f} s (killed?). {RESTART}'
+            return exit_codes.failure_code(), lost
+        if failed and now - self._failed_at > 2 * FAILED_TIMEOUT:
             first = min(failed)
-            _, code, told = reports[first]
-            return code, f'{self._name(first)} failed: {told}. {AGAIN}'
+            _, code, reason = reports[first]
+            return code, f'{self._name(first)} failed: {reason}. {RESTART}'
         return None
 
     def _name(self, i: int) -> str:
@@ -74,14 +76,14 @@ class Judge:
         return f'process {i} of {len(self._seen)}' + (f' on {host}' if host else '')
 
 
-def _report(text: str) -> tuple[bool, int, str]:
-    """(sure, exit code, account) of what `Watch.report` wrote."""
-    kind, code, told = text.split(' ', 2)
-    return kind == _SURE, int(code), told
+def _parse_report(text: str) -> tuple[bool, int, str]:
+    """(sure, exit code, reason) as `Heartbeat.report` wrote them."""
+    kind, code, reason = text.split(' ', 2)
+    return kind == _SURE, int(code), reason
 
 
-class Watch(threading.Thread):
-    """Sends signs of life and ends this process when any other has ended before its time."""
+class Heartbeat(threading.Thread):
+    """Sends heartbeats and exits this process when any other one was lost or has failed."""
 
     def __init__(
         self,
@@ -95,41 +97,41 @@ class Watch(threading.Thread):
     ):
         """
         Args:
-          client: JAX's client of the coordinator, a store of keys that all processes share.
+          client: JAX's client of the coordinator, a key-value store shared by all processes.
           host: name of this machine.
-          coordinator: address of process 0.
+          coordinator: host and port of process 0.
         """
-        super().__init__(name='watch', daemon=True)
+        super().__init__(name='heartbeat', daemon=True)
         self._client, self._index, self._count, self._host = client, index, count, host
         self._leave, self._clock = leave, clock
         self._coordinator = coordinator
-        self._asked: float | None = None  # when the question began that has no answer yet
-        self._judge = Judge(count, clock()) if index == 0 else None
+        self._request_at: float | None = None  # start of the request that has no answer yet
+        self._detector = FailureDetector(count, clock()) if index == 0 else None
         self._stop = threading.Event()
         self._beats = 0
-        self._trace = ''  # of this process's own error, shown if it is the one to blame
+        self._trace = ''  # of this process's own error, printed if it is the one that ended the run
 
     def run(self) -> None:
         threading.Thread(target=self._guard, name='guard', daemon=True).start()
-        while not self._stop.wait(BEAT):
+        while not self._stop.wait(INTERVAL):
             self.beat()
 
     def _guard(self) -> None:
-        """The client itself may be stuck when the coordinator is gone."""
-        while not self._stop.wait(BEAT):
-            self.guard()
+        """Runs in a thread of its own: the client may block if the coordinator is gone."""
+        while not self._stop.wait(INTERVAL):
+            self.check_coordinator()
 
-    def guard(self) -> None:
-        """One look at the beat on its way."""
-        asked = self._asked
-        waited = 0.0 if asked is None else self._clock() - asked
-        error = self._trouble() if waited > SLOW else None
-        # Who refuses is gone; a network may be silent for a while.
-        if isinstance(error, ConnectionRefusedError) or (error and waited > SILENCE):
-            self._end(exits.fault(), self._no_coordinator())
+    def check_coordinator(self) -> None:
+        """Exits if the current request gets no answer because the coordinator is gone."""
+        since = self._request_at
+        waited = 0.0 if since is None else self._clock() - since
+        error = self._probe() if waited > SLOW else None
+        # A refused connection means it is gone; a network may be silent for a while.
+        if isinstance(error, ConnectionRefusedError) or (error and waited > TIMEOUT):
+            self._end(exit_codes.failure_code(), self._no_coordinator())
 
-    def _trouble(self) -> OSError | None:
-        """What a connection to the coordinator meets."""
+    def _probe(self) -> OSError | None:
+        """The error of a connection to the coordinator, None if it accepts."""
         try:
             socket.create_connection(self._coordinator, timeout=SLOW).close()
         except OSError as error:
@@ -137,19 +139,19 @@ class Watch(threading.Thread):
         return None
 
     def _no_coordinator(self) -> str:
-        return f'process 0 of {self._count}, which coordinates the others, was lost. {AGAIN}'
+        return f'process 0 of {self._count}, which coordinates the others, was lost. {RESTART}'
 
     def beat(self) -> None:
-        """One sign of life, one look at the others."""
-        self._asked = self._clock()
+        """Sends one heartbeat and checks the other processes."""
+        self._request_at = self._clock()
         try:
             verdict = self._exchange()
-        except Exception as error:  # the client has many names for a coordinator that is gone
+        except Exception as error:  # the client raises many types if the coordinator is gone
             if self._stop.is_set():
                 return
             logging.debug('coordinator: %s', error)
-            verdict = exits.fault(), self._no_coordinator()
-        self._asked = None
+            verdict = exit_codes.failure_code(), self._no_coordinator()
+        self._request_at = None
         if verdict and not self._stop.is_set():
             self._end(*verdict)
 
@@ -158,48 +160,47 @@ class Watch(threading.Thread):
         self._client.key_value_set(
             f'{_ALIVE}/{self._index}', f'{self._beats} {self._host}', allow_overwrite=True
         )
-        if self._judge is None:
-            found = dict(self._client.key_value_dir_get(_VERDICT))
-            for text in found.values():
-                code, _, told = text.partition(' ')
-                return int(code), told
+        if self._detector is None:
+            for _, text in self._client.key_value_dir_get(_VERDICT):
+                code, _, reason = text.partition(' ')
+                return int(code), reason
             return None
-        verdict = self._judge.look(self._table(_ALIVE), self._table(_FAILED), self._clock())
+        verdict = self._detector.check(self._table(_ALIVE), self._table(_FAILED), self._clock())
         if verdict:
             text = '{} {}'.format(*verdict)
             self._client.key_value_set(f'{_VERDICT}/0', text, allow_overwrite=True)
         return verdict
 
     def _table(self, folder: str) -> dict[int, str]:
-        found = self._client.key_value_dir_get(folder)
-        return {int(key.rpartition('/')[2]): value for key, value in found}
+        entries = self._client.key_value_dir_get(folder)
+        return {int(key.rpartition('/')[2]): value for key, value in entries}
 
     def _end(self, code: int, verdict: str) -> None:
-        """Whatever the other threads are stuck in."""
-        self._stop.set()  # the guard and the watch say it once
+        """Prints the verdict and exits, even if other threads are stuck."""
+        self._stop.set()  # printed once, by either thread
         own = verdict.startswith(f'process {self._index} ')
         lines = self._trace + '\n' if own and self._trace else ''
-        with contextlib.suppress(Exception):  # no stdout, or nobody who reads it
+        with contextlib.suppress(Exception):  # no stdout, or no reader
             sys.stdout.flush()
         _say(f'{lines}error: {verdict}')
-        if self._judge is not None:
-            time.sleep(LINGER)  # the store is in this process
+        if self._detector is not None:
+            time.sleep(LINGER)  # this process hosts the key-value store
         self._leave(code)
 
     def report(self, reason: str, sure: bool, code: int, trace: str = '') -> None:
-        """Tells the others that this process cannot go on; all end with its exit code."""
+        """Reports a failure of this process to the others; all exit with its exit code."""
         self._trace = trace
-        told = f'{_SURE if sure else _UNSURE} {code} {reason}'
+        text = f'{_SURE if sure else _UNSURE} {code} {reason}'
         try:
-            self._client.key_value_set(f'{_FAILED}/{self._index}', told, allow_overwrite=True)
-        except Exception as error:  # no coordinator: the next beat says so
+            self._client.key_value_set(f'{_FAILED}/{self._index}', text, allow_overwrite=True)
+        except Exception as error:  # no coordinator: the next heartbeat reports it
             logging.debug('coordinator: %s', error)
 
     def stop(self) -> None:
-        """The run is over, the others may go."""
+        """Stops the heartbeat: the run is over, other processes may exit."""
         self._stop.set()
 
 
 def _say(message: str) -> None:
-    with contextlib.suppress(OSError):  # no stderr, or nobody who reads it
-        os.write(2, f'\n{message}\n'.encode())  # no lock that a stuck thread might hold
+    with contextlib.suppress(OSError):  # no stderr, or no reader
+        os.write(2, f'\n{message}\n'.encode())  # needs no lock that a stuck thread may hold

@@ -1,4 +1,4 @@
-"""The device mesh: how many devices stand along each named axis, and where batch rows go."""
+"""The device mesh: sizes of its named axes, and which process holds which batch rows."""
 
 import math
 from collections import Counter, defaultdict
@@ -13,15 +13,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rf_jax.runtime.errors import UserError
 
 AXES = ('data', 'fsdp', 'expert', 'tensor', 'context')
-BATCH_AXES = ('data', 'fsdp', 'expert')  # rows of a batch are cut along these
+BATCH_AXES = ('data', 'fsdp', 'expert')  # batch rows are sharded along these
 
 
 def axis_sizes(sizes: Mapping[str, int], count: int) -> tuple[int, ...]:
-    """Sizes of AXES for `count` devices; one of `sizes` may be -1, the rest.
+    """Sizes of AXES for `count` devices; one of `sizes` may be -1 to take the rest.
 
     Raises:
-      UserError: unknown or missing axis, a size that is neither -1 nor positive, two -1, or a
-        product that is not `count`.
+      UserError: an axis is unknown or missing, a size is neither -1 nor positive, two are -1, or
+        their product is not `count`.
     """
     unknown = sorted(set(sizes) - set(AXES))
     missing = [axis for axis in AXES if axis not in sizes]
@@ -40,7 +40,7 @@ def axis_sizes(sizes: Mapping[str, int], count: int) -> tuple[int, ...]:
     shown = ', '.join(f'mesh.{axis}={sizes[axis]}' for axis in AXES if sizes[axis] not in (1, -1))
     if free and count % named:
         raise UserError(
-            f'{shown} ask for a multiple of {named} devices, but there are {count}; change one '
+            f'{shown} need a multiple of {named} devices, but there are {count}; change one '
             f'of them (mesh.{free[0]}=-1 takes the rest).'
         )
     if not free and named != count:
@@ -55,12 +55,12 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """The mesh of a run, all axes Auto, in the order of AXES.
 
     Args:
-      sizes: config.mesh, devices along each axis; at most one -1, the rest.
+      sizes: config.mesh, devices along each axis; at most one is -1, the rest.
       devices: default: all devices of all hosts.
 
     Raises:
-      UserError: see axis_sizes; several slices that neither mesh.data nor mesh.fsdp can be split
-        into, or devices that do not fill a block of the torus.
+      UserError: see axis_sizes; or neither mesh.data nor mesh.fsdp can be split over the slices, or
+        the devices do not fill a block of the torus.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = axis_sizes(sizes, len(devices))
@@ -68,7 +68,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
-    """Devices in `shape`. Slices, joined by a slow network, go along `data`, then along `fsdp`."""
+    """Devices in `shape`. Slices, linked by a slow network, go along `data`, then along `fsdp`."""
     slices = Counter(getattr(device, 'slice_index', 0) for device in devices)
     if len(set(slices.values())) > 1:
         raise UserError(f'slices of unequal size, {dict(slices)} devices: leave the odd one out.')
@@ -104,26 +104,26 @@ def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of batch arrays [B, ...]: rows over data, fsdp and expert, the rest whole."""
+    """Sharding of batch arrays [B, ...]: B over data, fsdp and expert, the rest replicated."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def rows_by_process(mesh: Mesh, rows: int) -> dict[int, np.ndarray]:
-    """{process: the rows of a batch that its devices hold}, int64, ascending.
+    """{process: batch rows that its devices hold}, int64, ascending.
 
-    A host's devices are a block of the torus, so its rows need not be contiguous. Processes that
-    hold the same rows, by the tensor or context axis, each have them.
+    The devices of a host form a block of the torus, so its rows need not be contiguous. Processes
+    along the tensor or context axis hold the same rows.
     """
     held = defaultdict(set)
     for device, (index, *_) in batch_sharding(mesh).devices_indices_map((rows,)).items():
         held[device.process_index].update(range(*index.indices(rows)))
-    return {process: np.array(sorted(found)) for process, found in sorted(held.items())}
+    return {process: np.array(sorted(indices)) for process, indices in sorted(held.items())}
 
 
 def put_rows(mesh: Mesh, array: np.ndarray, rows: np.ndarray, count: int) -> jax.Array:
     """An array [count, ...] sharded as `batch_sharding`.
 
-    `array`: [len(rows), ...], rows `rows` of it, those of this process in `rows_by_process`.
+    `array`: [len(rows), ...], the rows of this process; `rows`: their indices (`rows_by_process`).
     """
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
@@ -138,14 +138,14 @@ def put_rows(mesh: Mesh, array: np.ndarray, rows: np.ndarray, count: int) -> jax
 def put_flag(mesh: Mesh, flag: bool) -> jax.Array:
     """bool[devices]: each device holds the flag of its process.
 
-    Unlike a row, no element is on two processes, which might disagree about it.
+    Unlike batch rows, no element is replicated on two processes, which might disagree.
     """
     each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     return jax.make_array_from_callback((mesh.size,), each, lambda _: np.full(1, flag))
 
 
-def check_rows(rows: int, mesh: Mesh) -> None:
-    """Raises UserError if `rows` of the global batch cannot be shared out evenly."""
+def check_batch_size(rows: int, mesh: Mesh) -> None:
+    """Raises UserError if `rows`, the global batch size, cannot be sharded evenly."""
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if rows < 1 or rows % parts:
         shown = ' x '.join(f'mesh.{axis}={mesh.shape[axis]}' for axis in BATCH_AXES)

@@ -1,4 +1,4 @@
-"""What a run tells about itself: JSON lines, TensorBoard, one progress line, and when to stop."""
+"""Logging of a run (JSON lines, TensorBoard, the progress line) and its stop signal."""
 
 import contextlib
 import json
@@ -23,16 +23,16 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 
 class MetricWriter:
-    """Writes `workdir/metrics.jsonl` and `workdir/tensorboard`; only the first host writes.
+    """Writes `workdir/metrics.jsonl` and `workdir/tensorboard`, in process 0 only.
 
-    A full disk is reported once and does not stop the run.
+    A full disk is logged once and does not stop the run.
     """
 
     def __init__(self, workdir: str | os.PathLike, start_step: int):
         """
         Args:
-          workdir: made if it is not there.
-          start_step: steps done; what an earlier run wrote about later steps is dropped.
+          workdir: created if missing.
+          start_step: steps done; records that an earlier attempt wrote of later steps are dropped.
         """
         self._active = jax.process_index() == 0
         self._warned = False
@@ -43,13 +43,13 @@ class MetricWriter:
         boards.mkdir(parents=True, exist_ok=True)
         _drop_after(lines, start_step)
         self._lines = lines.open('ab')
-        # Not SummaryWriter: its writer thread dies on a full disk, and then its queue blocks us.
+        # Not SummaryWriter: its thread dies on a full disk, and then its queue blocks.
         self._events = EventsWriter(str(boards / 'events'), f'.{time.time_ns()}')
-        restart = SessionLog(status=SessionLog.START)  # TensorBoard drops what came after
+        restart = SessionLog(status=SessionLog.START)  # TensorBoard drops later events
         self._write(Event(step=start_step + 1, wall_time=time.time(), session_log=restart))
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line {"step", "time" (seconds since 1970), name: number}; NaN and inf are null."""
+        """Writes a line {"step", "time" (seconds since 1970), name: number}; NaN, inf are null."""
         if not self._active:
             return
         line = {'step': int(step), 'time': round(time.time(), 3)}
@@ -62,13 +62,13 @@ class MetricWriter:
         )
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
-        """A picture uint8 [height, width, 3], for TensorBoard."""
+        """Writes a picture, uint8 [height, width, 3], to TensorBoard."""
         if self._active:
             picture = summary.image(name, np.asarray(picture, np.uint8), dataformats='HWC')
             self._write(Event(step=step, wall_time=time.time(), summary=picture))
 
     def text(self, step: int, name: str, text: str) -> None:
-        """A text (Markdown), for TensorBoard."""
+        """Writes a text (Markdown) to TensorBoard."""
         if self._active:
             written = summary.text(name, text)
             self._write(Event(step=step, wall_time=time.time(), summary=written))
@@ -94,12 +94,14 @@ class MetricWriter:
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
-            logging.warning('Metrics cannot be written: %s. Training goes on without.', error)
+            logging.warning(
+                'Metrics cannot be written: %s. Training continues without them.', error
+            )
         self._warned = True
 
 
 def _drop_after(path: Path, start_step: int) -> None:
-    """Rewrites a file of JSON lines without later steps and lines that are not whole."""
+    """Rewrites a JSON-lines file without later steps and incomplete lines."""
     if not path.exists():
         return
     kept = []
@@ -108,7 +110,7 @@ def _drop_after(path: Path, start_step: int) -> None:
             if json.loads(line)['step'] <= start_step:
                 kept.append(line + b'\n')
         except (ValueError, KeyError, TypeError):
-            continue  # torn by a kill
+            continue  # incomplete: the process was killed
     temporary = path.with_suffix('.tmp')
     temporary.write_bytes(b''.join(kept))
     temporary.replace(path)
@@ -120,7 +122,7 @@ def _number(value: Any) -> int | float:
 
 
 class Progress:
-    """The clock of a run. The first step (compilation) counts in no rate and no estimate."""
+    """Throughput and ETA of a run, leaving out the first step, which compiles."""
 
     def __init__(
         self, start_step: int, total_steps: int, clock: Callable[[], float] = time.monotonic
@@ -131,7 +133,7 @@ class Progress:
         self._counts: dict[str, float] = {}
 
     def done(self, step: int, **counts: float) -> None:
-        """Notes that `step` is finished; `counts` (samples, tokens, flops) are summed for rates."""
+        """Records a finished step; `counts` (samples, tokens, flops) are summed for the rates."""
         if self._first is None:
             self._since = self._clock()
             self._first = step, self._since
@@ -141,13 +143,13 @@ class Progress:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Around what is no training: it counts in no rate."""
+        """Leaves the time inside the block out of the rates: it is not training."""
         began = self._clock()
         yield
         self._since += self._clock() - began
 
     def rates(self) -> dict[str, float]:
-        """{name_per_second} of the counts since the last call; empty if there was no step."""
+        """{name_per_second: rate} since the last call; empty if there was no step."""
         now = self._clock()
         seconds, self._since = now - self._since, now
         counts, self._counts = self._counts, {}
@@ -156,13 +158,13 @@ class Progress:
         return {f'{name}_per_second': count / seconds for name, count in counts.items()}
 
     def line(self, step: int, metrics: Mapping[str, Any]) -> str:
-        """One line of the log.
+        """The progress line.
 
         Args:
           step: steps done.
-          metrics: shown if there: 'loss' and 'loss/<term>', 'samples_per_second',
+          metrics: shown if present: 'loss' and 'loss/<term>', 'samples_per_second',
             'tokens_per_second', 'mfu' (0 to 1) or else 'flops_per_second', 'fill' (0 to 1),
-            'skipped' (steps). The rest is left out.
+            'skipped' (steps). Others are not shown.
         """
         metrics = {name: _number(value) for name, value in metrics.items()}
         parts = [f'step {step}/{self._total}']
@@ -171,7 +173,7 @@ class Progress:
             for name, value in metrics.items()
             if name == 'loss' or name.startswith('loss/')
         ]
-        forms = {
+        formats = {
             'samples_per_second': lambda v: f'{_short(v)} samples/s',
             'tokens_per_second': lambda v: f'{_short(v)} tokens/s',
             'mfu': lambda v: f'MFU {v:.1%}',
@@ -180,8 +182,8 @@ class Progress:
             'skipped': lambda v: f'skipped {v:.0f}',
         }
         if 'mfu' in metrics:
-            del forms['flops_per_second']
-        parts += [form(metrics[name]) for name, form in forms.items() if name in metrics]
+            del formats['flops_per_second']
+        parts += [show(metrics[name]) for name, show in formats.items() if name in metrics]
         now = self._clock()
         parts.append(f'elapsed {_duration(now - self._started)}')
         first, at = self._first or (self._start_step, self._started)
@@ -191,7 +193,7 @@ class Progress:
 
 
 def _short(value: float) -> str:
-    """A number in about three digits: 0.123, 45.6, 789, 12.3k, 4.56M."""
+    """A number with about three digits: 0.123, 45.6, 789, 12.3k, 4.56M."""
     for unit in ('', 'k', 'M', 'G'):
         if abs(value) < 999.5:
             return f'{value:.3g}{unit}'
@@ -207,12 +209,12 @@ def _duration(seconds: float) -> str:
 
 
 class StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into a flag; the second one acts at once.
+    """Turns the first Ctrl-C or SIGTERM into a flag; the second one has its usual effect.
 
     with StopSignal() as stop:
         while not stop.requested: ...
 
-    Outside of the main thread, where Python allows no handlers, the flag is never set by signals.
+    Outside the main thread, where Python allows no handlers, signals do not set the flag.
     """
 
     def __init__(self):
@@ -231,12 +233,12 @@ class StopSignal:
     def _handle(self, number: int, frame: Any) -> None:
         del frame
         self.requested = True
-        self._restore()  # the next signal finds its usual handler
+        self._restore()  # the next signal gets its usual handler
         name = signal.Signals(number).name
-        with contextlib.suppress(OSError):  # no stderr, or nobody who reads it
-            # os.write: a handler may run in the middle of a print.
-            told = f'\n{name}: stopping after this step; once more to stop at once.\n'
-            os.write(2, told.encode())
+        with contextlib.suppress(OSError):  # no stderr, or no reader
+            # os.write, because a handler may run in the middle of a print.
+            line = f'\n{name}: stopping after this step; signal again to stop immediately.\n'
+            os.write(2, line.encode())
 
     def _restore(self) -> None:
         while self._old:
@@ -245,7 +247,7 @@ class StopSignal:
 
 
 def peak_memory_gb() -> float:
-    """Peak memory so far in 10^9 bytes, of the fullest local device or else of this process."""
+    """Peak memory so far in GB (10^9 bytes): of the fullest local device, else of this process."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [each.get('peak_bytes_in_use', 0) for each in stats if each]
     if any(peaks):
@@ -254,6 +256,6 @@ def peak_memory_gb() -> float:
 
 
 def peak_process_gb() -> float:
-    """Peak memory of this process so far in 10^9 bytes, that of devices not counted."""
+    """Peak host memory of this process so far in GB (10^9 bytes), without device memory."""
     unit = 1 if sys.platform == 'darwin' else 1024  # Linux counts in units of 1024 bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,9 +1,8 @@
-"""What Orbax and TensorStore print by themselves, kept out of the log of a run.
+"""Keeps the output of Orbax and TensorStore out of the log of a run.
 
-Orbax logs some twenty lines a save. When a save fails, each of its threads logs a traceback of the
-error that is also raised, and TensorStore prints another for every array that was still being
-written when Orbax had given up: thousands of lines for a full disk. `runtime.checkpoint` says it in
-one.
+Orbax logs about twenty lines per save. When a save fails, each of its threads logs a traceback of
+the error that is raised anyway, and TensorStore prints another for every array still being written:
+thousands of lines for a full disk. `runtime.checkpoint` logs it in one.
 """
 
 import os
@@ -14,26 +13,26 @@ from logging import CRITICAL, ERROR, INFO, LogRecord, getLogger
 from absl import logging
 
 
-def condense() -> None:
-    """For the whole process."""
+def quiet() -> None:
+    """Installs the filters for the whole process."""
     logging.get_absl_logger().addFilter(_keep)
-    # Orbax alone uses asyncio here. After the first error it leaves tasks and futures behind whose
-    # exceptions nobody retrieves, and coroutines that nobody awaits.
+    # Only Orbax uses asyncio here. After the first error it leaves behind tasks and futures whose
+    # exceptions are never retrieved, and coroutines that are never awaited.
     getLogger('asyncio').setLevel(CRITICAL)
     warnings.filterwarnings('ignore', "coroutine '.*' was never awaited", RuntimeWarning)
-    usual = sys.unraisablehook
+    previous = sys.unraisablehook
 
     def hook(unraisable):
         error = unraisable.exc_value
         late = isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
         if unraisable.object is not None or not late:
-            usual(unraisable)
+            previous(unraisable)
 
     sys.unraisablehook = hook
 
 
 def _keep(record: LogRecord) -> bool:
-    """Of Orbax only warnings, without their tracebacks; its errors are raised as well."""
+    """Keeps only warnings of Orbax, without tracebacks; its errors are raised anyway."""
     if not _of_orbax(record.pathname):
         return True
     if not INFO < record.levelno < ERROR:

@@ -1,4 +1,4 @@
-"""Paths as people write them: `~` is the home folder, and a URL (gs://bucket) is no folder yet."""
+"""Paths as users write them: `~` is expanded, URLs (gs://bucket) are not supported yet."""
 
 import os
 import re
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from rf_jax.runtime.errors import UserError
 
-_URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')  # one slash: what pathlib leaves of gs://bucket
-_PACKAGED = Path(__file__).parents[2]  # holds the folders rf_jax/ and configs/, installed or cloned
+_URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')  # pathlib reduces gs://bucket to one slash
+_PACKAGED = Path(__file__).parents[2]  # parent of rf_jax/ and configs/, installed or cloned
 
 
 def local(path: str | os.PathLike, field: str) -> Path:
-    """The path with `~` expanded; `field` is the flag, config field or argument that it comes from.
+    """The path with `~` expanded; `field` names the flag, config field or argument it came from.
 
-    Raises UserError, naming the field, as `expanded` does.
+    Raises UserError, naming the field, where `expanded` raises ValueError.
     """
     try:
         return expanded(path)
@@ -22,16 +22,18 @@ def local(path: str | os.PathLike, field: str) -> Path:
 
 
 def expanded(path: str | os.PathLike) -> Path:
-    """As `local`. Raises ValueError, with what is wrong, for a URL (gs://, s3://, ...), an empty
-    path, and the home folder of an unknown user.
+    """The path with `~` expanded.
+
+    Raises ValueError, with the reason, for a URL (gs://, s3://, ...), an empty path or the home
+    folder of an unknown user.
     """
     text = os.fspath(path)
     if not text:
         raise ValueError('is empty; expected a path')
     if _URL.match(text):
         raise ValueError(
-            'is a URL, and buckets cannot be read or written yet: give a folder of this machine or '
-            'of a network file system'
+            'is a URL, and buckets are not supported yet: give a folder on this machine or on a '
+            'network file system'
         )
     try:
         return Path(text).expanduser()
@@ -40,9 +42,9 @@ def expanded(path: str | os.PathLike) -> Path:
 
 
 def config_file(text: str, field: str = '--config') -> str:
-    """A config file, with its variant if any (`configs/emoji.py:long`): the file itself where it
-    exists, else, of a relative path below configs/, the one that is installed with rf_jax.
+    """Path of a config file, with its variant if any (`configs/emoji.py:long`).
 
+    A relative path below configs/ that does not exist resolves to the config installed with rf_jax.
     Raises UserError as `local` does.
     """
     local(text, field)

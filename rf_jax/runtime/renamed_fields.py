@@ -1,4 +1,4 @@
-"""Config fields that had another name in an earlier version: who uses that is told the new one."""
+"""Config fields renamed since an earlier version, so that errors can name the new field."""
 
 import os
 from collections.abc import Mapping
@@ -43,24 +43,21 @@ RENAMED = {
 
 
 def new_name(field: str) -> str:
-    """The new name of a dotted field, or of the only field that ends so; '' if there is none."""
+    """The new name of a dotted field, or of a leaf name if only one matches; else ''."""
     if field in RENAMED:
         return RENAMED[field]
-    found = [new for old, new in RENAMED.items() if old.rpartition('.')[2] == field]
-    return found[0] if len(found) == 1 else ''
+    matches = [new for old, new in RENAMED.items() if old.rpartition('.')[2] == field]
+    return matches[0] if len(matches) == 1 else ''
 
 
 def check(config: Mapping, path: str | os.PathLike) -> None:
-    """Raises UserError if the config of a run, as config.json holds it, has fields renamed since.
-
-    A line of it names all of them, so that they can be renamed in that file.
-    """
-    found = [(old, new) for old, new in RENAMED.items() if _holds(config, old.split('.'))]
-    if found:
-        names = ', '.join(f'{old} is {new}' for old, new in found)
+    """Raises UserError, naming all of them, if a config loaded from `path` has renamed fields."""
+    renamed = [(old, new) for old, new in RENAMED.items() if _holds(config, old.split('.'))]
+    if renamed:
+        names = ', '.join(f'{old} is {new}' for old, new in renamed)
         raise UserError(
-            f'{path} was written by an earlier version of rf_jax and has fields by their old '
-            f'names. Rename them there: {names}'
+            f'{path} was written by an earlier version of rf_jax and has fields that were '
+            f'renamed since. Rename them in that file: {names}'
         )
 
 

@@ -1,29 +1,29 @@
-"""Random numbers as a function of names: nothing random is ever saved (rule 9 of the design)."""
+"""Random numbers as a function of names, so that no generator state is ever saved."""
 
 import hashlib
 import threading
 
 import numpy as np
 
-_OWN = threading.local()
+_LOCAL = threading.local()
 
 
 def fold(*names: int | str) -> int:
-    """A 64-bit integer that depends on every name and on their order."""
+    """A 64-bit hash of the names and their order."""
     text = '\x1f'.join(f'{type(name).__name__}:{name}' for name in names)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'little')
 
 
 def generator(*names: int | str) -> np.random.Generator:
-    """A generator for `fold(*names)`; equal names give equal streams on every host."""
+    """A generator seeded with `fold(*names)`; equal names give equal numbers on every host."""
     return np.random.Generator(np.random.Philox(key=fold(*names)))
 
 
-def passing_generator(*names: int | str) -> np.random.Generator:
-    """As `generator(*names)`, but only until this thread asks for the next; far cheaper."""
-    if not hasattr(_OWN, 'generator'):
-        _OWN.generator = generator('')
-        _OWN.begin = _OWN.generator.bit_generator.state
-    _OWN.begin['state']['key'][0] = fold(*names)
-    _OWN.generator.bit_generator.state = _OWN.begin
-    return _OWN.generator
+def reused_generator(*names: int | str) -> np.random.Generator:
+    """Like `generator(*names)`, but far cheaper; valid only until the next call in this thread."""
+    if not hasattr(_LOCAL, 'generator'):
+        _LOCAL.generator = generator('')
+        _LOCAL.state = _LOCAL.generator.bit_generator.state
+    _LOCAL.state['state']['key'][0] = fold(*names)
+    _LOCAL.generator.bit_generator.state = _LOCAL.state
+    return _LOCAL.generator

@@ -1,4 +1,4 @@
-"""Which mesh axes cut which parameter: one ordered table of (regex on the path, axes)."""
+"""Sharding of parameters by one ordered table of (regex on the parameter path, mesh axes)."""
 
 import math
 import re
@@ -11,8 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rf_jax.runtime.errors import UserError
 
-MAX_REPLICATED = 0.02  # share of the bytes that may stay whole on every device when fsdp > 1
-SHOWN = 10  # most paths of an error message
+MAX_REPLICATED = 0.02  # share of the bytes that may be replicated when fsdp > 1
+SHOWN = 10  # paths listed in an error message, at most
 
 Axes = tuple[tuple[str, ...], ...]  # mesh axes of each trailing dimension, outermost first
 
@@ -28,23 +28,22 @@ def shardings(abstract_tree: Any, mesh: Mesh, rules: Iterable) -> Any:
     Args:
       abstract_tree: arrays or ShapeDtypeStructs.
       mesh: from make_mesh.
-      rules: ordered (regex, axes) rows, first match wins. The regex is searched in the
-        '/'-joined path; anchor it at the end ('kernel$'), for optimizer state and EMA put their
-        own names before the parameter's. `axes` has one entry for each trailing dimension: None,
-        an axis, or a tuple of axes. Leading dimensions that a row does not name stay whole, as
-        do single numbers, which need no row. An axis that does not divide its dimension is left
-        out there.
+      rules: ordered (regex, axes) rows; the first match wins. The regex is searched in the
+        '/'-joined path; anchor it at the end ('kernel$'), because optimizer state and EMA prefix
+        the path of the parameter. `axes` has one entry per trailing dimension: None, an axis, or
+        a tuple of axes. Leading dimensions without an entry are replicated, and so are scalars,
+        which need no row. An axis that does not divide its dimension is dropped there.
 
     Returns:
       The same tree of NamedSharding.
 
     Raises:
-      UserError: a row that cannot be, a parameter that no row covers, a row with more axes than
-        a parameter has dimensions, or, when fsdp > 1, more than 2 % of the bytes left whole.
+      UserError: a row is invalid, no row matches a parameter, a row has more axes than a parameter
+        has dimensions, or, when fsdp > 1, more than 2 % of the bytes are replicated.
     """
     table = [_parse(row, mesh) for row in rules]
     leaves, structure = jax.tree_util.tree_flatten_with_path(abstract_tree)
-    found, uncovered, whole = [], [], []
+    placed, uncovered, replicated = [], [], []
     for path, leaf in leaves:
         name, axes = path_name(path), PartitionSpec()
         if math.prod(leaf.shape) > 1:
@@ -55,28 +54,28 @@ def shardings(abstract_tree: Any, mesh: Mesh, rules: Iterable) -> Any:
                 axes = _spec(name, leaf.shape, *row, mesh)
         sharding = NamedSharding(mesh, axes)
         if sharding.is_fully_replicated:
-            whole.append((_bytes(leaf), name))
-        found.append(sharding)
+            replicated.append((_bytes(leaf), name))
+        placed.append(sharding)
     if uncovered:
         raise UserError(
-            f'sharding: no row covers {_some(uncovered, limit=None)}; add a row (regex on the '
+            f'sharding: no row matches {_some(uncovered, limit=None)}; add a row (regex on the '
             'path, axes of its last dimensions).'
         )
     if mesh.shape.get('fsdp', 1) > 1:
-        _check_replicated(whole, sum(_bytes(leaf) for _, leaf in leaves))
-    return jax.tree_util.tree_unflatten(structure, found)
+        _check_replicated(replicated, sum(_bytes(leaf) for _, leaf in leaves))
+    return jax.tree_util.tree_unflatten(structure, placed)
 
 
 def spec(name: str, shape: Sequence[int], mesh: Mesh, rules: Iterable) -> PartitionSpec:
-    """What `shardings` gives one parameter; raises UserError if no row covers it."""
+    """PartitionSpec of one parameter, as in `shardings`; raises UserError if no row matches it."""
     row = next((row for row in (_parse(row, mesh) for row in rules) if row[0].search(name)), None)
     if row is None:
-        raise UserError(f'sharding: no row covers {name} {list(shape)}')
+        raise UserError(f'sharding: no row matches {name} {list(shape)}')
     return _spec(name, shape, *row, mesh)
 
 
 def _parse(row: Sequence, mesh: Mesh) -> tuple[re.Pattern, Axes]:
-    """One row of the table, checked."""
+    """Validates one row of the table."""
     try:
         pattern, axes = row
         regex = re.compile(pattern)
@@ -125,13 +124,15 @@ def _spec(
     return PartitionSpec(*entries)
 
 
-def _check_replicated(whole: list[tuple[int, str]], total: int) -> None:
-    share = sum(size for size, _ in whole) / max(total, 1)
+def _check_replicated(replicated: list[tuple[int, str]], total: int) -> None:
+    share = sum(size for size, _ in replicated) / max(total, 1)
     if share > MAX_REPLICATED:
-        largest = [f'{name} ({readable(count)})' for count, name in sorted(whole, reverse=True)]
+        largest = [
+            f'{name} ({format_bytes(count)})' for count, name in sorted(replicated, reverse=True)
+        ]
         raise UserError(
-            f'sharding: {share:.1%} of the bytes stay whole on every device, at most '
-            f'{MAX_REPLICATED:.0%} may when mesh.fsdp > 1. The largest: {_some(largest)}. Name '
+            f'sharding: {share:.1%} of the bytes are replicated on every device, at most '
+            f'{MAX_REPLICATED:.0%} may be when mesh.fsdp > 1. The largest: {_some(largest)}. Name '
             'an axis that divides one of their dimensions, or set mesh.fsdp=1 and mesh.data=-1.'
         )
 
@@ -145,8 +146,8 @@ def _bytes(leaf: Any) -> int:
     return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
 
 
-def readable(count: float) -> str:
-    """Bytes for people."""
+def format_bytes(count: float) -> str:
+    """Bytes with a unit, as in 6.14 kB."""
     for unit in ('B', 'kB', 'MB'):
         if count < 1000:
             return f'{count:.3g} {unit}'
@@ -155,10 +156,10 @@ def readable(count: float) -> str:
 
 
 def overview(tree: Any) -> str:
-    """Table of a tree of arrays or ShapeDtypeStructs, one line each, then totals.
+    """Table of a tree of arrays or ShapeDtypeStructs, one line per leaf, then totals.
 
-    Columns: path, shape, type, values, bytes, and the mesh axes of each dimension if the leaf has
-    a NamedSharding. Totals are by the first name in which paths differ.
+    Columns: path, shape, dtype, values, bytes, and the mesh axes of each dimension if the leaf has
+    a NamedSharding. Totals are grouped by the first name in which the paths differ.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     rows, totals = [], {}
@@ -177,7 +178,7 @@ def overview(tree: Any) -> str:
             totals[key] = values + count, total + size
     totals['total'] = totals.pop('total', (0, 0))  # last
     rows += [(key, '', '', *both, '') for key, both in totals.items()]
-    cells = [(*row[:3], f'{row[3]:,}', readable(row[4]), row[5]) for row in rows]
+    cells = [(*row[:3], f'{row[3]:,}', format_bytes(row[4]), row[5]) for row in rows]
     cells.insert(0, ('path', 'shape', 'type', 'values', 'bytes', 'mesh axes'))
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = [
@@ -191,6 +192,6 @@ def overview(tree: Any) -> str:
     return '\n'.join(lines)
 
 
-def near(tree):
-    """The tree in the memory of the devices: parts of it may lie in that of the host."""
+def to_device_memory(tree: Any) -> Any:
+    """The tree with all arrays in device memory; some may be offloaded to host memory."""
     return jax.device_put(tree, jax.memory.Space.Device)

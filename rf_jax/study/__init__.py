@@ -1,8 +1,8 @@
-"""The controlled study: RF and its comparisons trained at equal budget, scored and compared.
+"""The controlled study: RF and its baselines trained on equal budgets, scored and compared.
 
-`plan.py` turns configs/study.py into runs, `runner.py` trains and scores them and resumes after any
-interruption, `report.py`, `plots.py` and `notes.py` write what was found. `ladder.py` compares
-finished studies, rung after rung. Command: `python -m rf_jax.study`.
+`plan.py` turns configs/study.py into jobs, `runner.py` trains and scores them and resumes after any
+interruption, `report.py`, `plots.py` and `notes.py` write the results. `ladder.py` compares
+finished studies rung by rung. Command: `python -m rf_jax.study`.
 
 Imports evaluation and every floor below it; only entry points import study.
 """

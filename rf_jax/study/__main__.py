@@ -1,12 +1,12 @@
 """The controlled study: `python -m rf_jax.study --config=configs/study.py --workdir=runs/study`.
 
-Trains the arms one after another, scores them and writes WORKDIR/report.md, results.csv and
-figures. The same command resumes after any interruption. Each run is an ordinary workdir,
-WORKDIR/ARM-sSEED, that sample, describe and evaluate take.
+Trains the arms one by one, scores them and writes WORKDIR/report.md, results.csv and figures. The
+same command resumes after any interruption. Each run is an ordinary workdir, WORKDIR/ARM-sSEED,
+which sample, describe and evaluate accept.
 
     python -m rf_jax.study --config=configs/ladder.py --studies=runs --workdir=runs/ladder
 
-compares finished studies, rung by rung: it trains nothing and writes WORKDIR/ladder.md and
+compares finished studies rung by rung: it trains nothing and writes WORKDIR/ladder.md and
 ladder.png.
 """
 
@@ -15,18 +15,21 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from rf_jax.runtime import cli, exits
+from rf_jax.runtime import cli, exit_codes
 from rf_jax.runtime.errors import require
 from rf_jax.study import ladder, plots, runner
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Which arms, how long; configs/study.py by default.'
+    'config', None, 'Which arms and how long; configs/study.py by default.'
 )
 _STUDIES = flags.DEFINE(
-    cli.PATH, 'studies', None, 'Folder of finished studies, to compare those of configs/ladder.py.'
+    cli.PATH,
+    'studies',
+    None,
+    'Folder of finished studies, to compare those named in configs/ladder.py.',
 )
 _WORKDIR = flags.DEFINE(
-    cli.PATH, 'workdir', None, 'Folder of the study; a study that is there is resumed.'
+    cli.PATH, 'workdir', None, 'Folder of the study; an existing study is resumed.'
 )
 
 
@@ -40,17 +43,17 @@ def main(argv):
         )
         plots.require()
         print(ladder.write(ladder.rungs(_CONFIG.value, Path(_STUDIES.value)), workdir))
-        return exits.DONE
+        return exit_codes.DONE
     require(
         'rungs' not in _CONFIG.value,
-        'this config names finished studies: --studies=FOLDER says where they are',
+        'this config compares finished studies: give their folder as --studies=FOLDER',
     )
     if not runner.run(_CONFIG.value, workdir):
-        return exits.INTERRUPTED
+        return exit_codes.INTERRUPTED
     report = workdir / 'report.md'
     print(report.read_text(encoding='utf-8'))
     print(report)
-    return exits.DONE
+    return exit_codes.DONE
 
 
 if __name__ == '__main__':

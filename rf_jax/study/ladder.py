@@ -1,4 +1,4 @@
-"""The study's effect along the ladder: an arm against its reference, on rung after rung."""
+"""The effect of an arm over its reference along a ladder of finished studies, rung by rung."""
 
 import json
 import re
@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from rf_jax.evaluation.intervals import Estimate, difference, estimate, first, gather
 from rf_jax.runtime import paths, workdir
@@ -15,14 +16,15 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.study import plots
 from rf_jax.study.report import table
 
-FORM = "('name', 'folder', 'arm', 'reference', steps) and, if wanted, 'regex of prompts'"
+FORMAT = "('name', 'folder', 'arm', 'reference', steps) and optionally 'regex of prompts'"
 
 
 @dataclass(frozen=True)
 class Rung:
-    """An arm and its reference of the study in `folder`; `steps` 0: where it compares its arms.
+    """An arm and its reference in the study in `folder`.
 
-    If there is a regex `asked`, prompts that it does not match as a whole are left out.
+    `steps`: the step to compare at; 0: the equal steps of the study. `pattern`: if given, only
+    prompts that this regex matches in full are used.
     """
 
     heading: str
@@ -31,12 +33,12 @@ class Rung:
     arm: str
     reference: str
     steps: int
-    asked: str = ''
+    pattern: str = ''
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Rates over the seeds that both arms have, on seen prompts and of the questions."""
+    """Scores over common seeds on seen prompts, and the differences arm minus reference."""
 
     rung: Rung
     steps: int
@@ -46,27 +48,29 @@ class Measured:
     understanding: Estimate | None
 
 
-def rungs(config, folder: Path) -> list[Rung]:
-    """Of a config such as configs/ladder.py; raises UserError for what is not such a list."""
-    found, folder = [], paths.local(folder, '--folder')
+def rungs(config: ConfigDict, folder: Path) -> list[Rung]:
+    """Parses a config such as configs/ladder.py; raises UserError for an invalid rung."""
+    parsed, folder = [], paths.local(folder, '--folder')
     for heading, lines in config.rungs.items():
         for line in lines:
             if not (len(line) in (5, 6) and isinstance(line[4], int)):
-                raise UserError(f'rungs: {heading!r} has {tuple(line)!r}; expected {FORM}')
+                raise UserError(f'rungs: {heading!r} has {tuple(line)!r}; expected {FORMAT}')
             name, study, *rest = line
             rung = Rung(heading, name, folder / study, *rest)
             try:
-                re.compile(rung.asked)
+                re.compile(rung.pattern)
             except (re.error, TypeError) as error:
-                raise UserError(f'rungs: {name!r}: {rung.asked!r} is no regex: {error}') from None
-            found.append(rung)
-    return found
+                raise UserError(
+                    f'rungs: {name!r}: {rung.pattern!r} is not a regex: {error}'
+                ) from None
+            parsed.append(rung)
+    return parsed
 
 
 def measure(rung: Rung) -> Measured | None:
-    """None if the study has no seed with both scores yet.
+    """Compares the arms of a rung; None if no seed has both scores yet.
 
-    Raises UserError for a study or score that cannot be read, and if no prompt is the rung's.
+    Raises UserError if the study or a score cannot be read, or no prompt matches the pattern.
     """
     path = rung.folder / 'study.json'
     try:
@@ -76,7 +80,7 @@ def measure(rung: Rung) -> Measured | None:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f'{path} cannot be read: {error}') from None
     steps = rung.steps or study['steps']
-    # Of a point of the curve, where little is drawn: every point is cut to that.
+    # Points of the curve have few prompts: use as many of the others.
     few = study['curve']['prompts'] if rung.steps else None
     pairs = []
     for seed in range(study['seeds']):
@@ -89,66 +93,66 @@ def measure(rung: Rung) -> Measured | None:
     def outcomes(which: int, side: str):
         return gather([(SimpleNamespace(), pair[which]) for pair in pairs], side)
 
-    seen, asked = ([outcomes(i, side) for i in (0, 1)] for side in ('seen', 'understanding'))
+    seen, understanding = (
+        [outcomes(i, side) for i in (0, 1)] for side in ('seen', 'understanding')
+    )
     return Measured(
         rung, steps, *(estimate(each) for each in seen), difference(*seen),
-        difference(*asked) if all(asked) and not rung.asked else None,
+        difference(*understanding) if all(understanding) and not rung.pattern else None,
     )  # fmt: skip
 
 
 def _score(rung: Rung, name: str, seed: int, steps: int, few: int | None) -> dict | None:
     path = rung.folder / f'{name}-s{seed}' / 'scores' / f'{steps:08d}.json'
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
+        score = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f'{path} cannot be read: {error}') from None
-    if not found['generation']:
+    if not score['generation']:
         return None
     if few:
-        found = first(found, few)
-    if rung.asked:
-        seen = _only(found['generation']['seen'], rung.asked)
+        score = first(score, few)
+    if rung.pattern:
+        seen = _only(score['generation']['seen'], rung.pattern)
         if not seen:
-            raise UserError(f'rungs: {rung.name!r}: no prompt of {path} is {rung.asked!r}')
-        found['generation'] = {'seen': seen}
-    return found
+            raise UserError(f'rungs: {rung.name!r}: no prompt of {path} matches {rung.pattern!r}')
+        score['generation'] = {'seen': seen}
+    return score
 
 
-def _only(categories: Mapping, asked: str) -> dict:
-    """The prompts of each category that the regex matches; a category without one is left out."""
-    found = {}
+def _only(categories: Mapping, pattern: str) -> dict:
+    """The prompts of each category that match the regex; categories without any are dropped."""
+    matching = {}
     for category, entry in categories.items():
-        places = [i for i, text in enumerate(entry['prompts']) if re.fullmatch(asked, text)]
+        places = [i for i, text in enumerate(entry['prompts']) if re.fullmatch(pattern, text)]
         if places:
             chosen = {key: [entry[key][i] for i in places] for key in ('prompts', 'correct')}
-            found[category] = entry | chosen
-    return found
+            matching[category] = entry | chosen
+    return matching
 
 
-def write(found: Iterable[Rung], folder: Path) -> str:
-    """ladder.md and ladder.png into the folder; the text of the first. Raises UserError if no rung
-    is scored.
-    """
-    found, folder = list(found), paths.local(folder, '--workdir')
-    measured = [each for rung in found if (each := measure(rung))]
+def write(rungs_: Iterable[Rung], folder: Path) -> str:
+    """Writes ladder.md, which it returns, and ladder.png. Raises UserError if none has scores."""
+    rungs_, folder = list(rungs_), paths.local(folder, '--workdir')
+    measured = [each for rung in rungs_ if (each := measure(rung))]
     if not measured:
-        folders = ', '.join(dict.fromkeys(str(rung.folder) for rung in found))
-        raise UserError(f'no rung is scored yet; looked into {folders}')
-    left = [rung for rung in found if rung not in {each.rung for each in measured}]
+        folders = ', '.join(dict.fromkeys(str(rung.folder) for rung in rungs_))
+        raise UserError(f'no rung has scores yet in {folders}')
+    left = [rung for rung in rungs_ if rung not in {each.rung for each in measured}]
     text = report(measured, left)
     workdir.check_writable(folder)
-    workdir.write_run_files(folder, {'ladder.md': text, 'ladder.png': draw(measured)})
+    workdir.write_run_files(folder, {'ladder.md': text, 'ladder.png': plot(measured)})
     return text
 
 
 def report(measured: Sequence[Measured], left: Sequence[Rung]) -> str:
-    """Markdown: a table for each heading, and what is not scored yet."""
+    """Markdown: a table per heading, and the rungs without scores."""
     parts = [
         '# Ladder',
-        'Overall score on seen prompts, at equal steps; 95 % intervals, which tell of prompts only '
-        'where there is one seed.',
+        'Overall score on seen prompts, at equal steps; 95 % intervals, which with one '
+        'seed cover only the choice of prompts.',
     ]
     head = [
         'rung',
@@ -174,8 +178,8 @@ def report(measured: Sequence[Measured], left: Sequence[Rung]) -> str:
     return '\n\n'.join(parts) + '\n'
 
 
-def draw(measured: Sequence[Measured]) -> bytes:
-    """PNG: a panel for each heading of several rungs, both scores against them."""
+def plot(measured: Sequence[Measured]) -> bytes:
+    """PNG: a panel per heading with several rungs, showing both scores for each rung."""
     from matplotlib.figure import Figure  # slow to import, and only studies need it
 
     groups = _by_heading(measured)
@@ -199,7 +203,7 @@ def draw(measured: Sequence[Measured]) -> bytes:
         axes.set_xticks(at, [m.rung.name for m in group])
     panels[0].set_ylabel('overall, seen prompts')
     panels[0].legend(fontsize='x-small')
-    return plots.png(figure)
+    return plots.to_png(figure)
 
 
 def _names(arms: Iterable[str]) -> str:
@@ -207,7 +211,7 @@ def _names(arms: Iterable[str]) -> str:
 
 
 def _by_heading(measured: Sequence[Measured]) -> Mapping[str, list[Measured]]:
-    found: dict[str, list[Measured]] = {}
+    groups: dict[str, list[Measured]] = {}
     for each in measured:
-        found.setdefault(each.rung.heading, []).append(each)
-    return found
+        groups.setdefault(each.rung.heading, []).append(each)
+    return groups

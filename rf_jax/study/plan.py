@@ -1,4 +1,4 @@
-"""Which runs a study is made of: arms and the stages they start from, their configs and budgets."""
+"""The jobs of a study: arms and the stages they start from, with their configs and budgets."""
 
 import ast
 import contextlib
@@ -22,65 +22,59 @@ from rf_jax.runtime.errors import UserError, choose, require
 from rf_jax.training import checks, initial_weights, train_loop
 
 COUNTS = ('seeds', 'steps', 'prompts', 'pictures', 'questions', 'curve.points', 'curve.prompts')
-# What a study sets for its runs, so that no override can.
-_OWN = ('seed', 'steps', 'initialise_from', 'tokenizer.path', 'log.samples_every',
-        'checkpoint.keep_period')  # fmt: skip
-# What may differ from what a run was begun with: where things lie, and how often they are told.
-_FREE = ('steps', 'initialise_from', 'tokenizer.path', 'compilation_cache', 'checkpoint.', 'log.')
+# Fields that the study itself sets, so that overrides cannot.
+_SET_BY_STUDY = ('seed', 'steps', 'initialise_from', 'tokenizer.path', 'log.samples_every',
+                 'checkpoint.keep_period')  # fmt: skip
+# Fields that may change when a job resumes: paths, and intervals of saving and logging.
+_MAY_CHANGE = ('steps', 'initialise_from', 'tokenizer.path', 'compilation_cache', 'checkpoint.',
+               'log.')  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Arms:
-    """`config_of(name)` gives a config of its own; `needs[name]`: stages that it starts from.
+    """The arms and stages that a study can run."""
 
-    `needs` has arms and stages, `stages` names the latter.
-    """
-
-    config_of: Callable[[str], ConfigDict]
-    needs: Mapping[str, tuple[str, ...]]
+    config_of: Callable[[str], ConfigDict]  # name -> a new config
+    needs: Mapping[str, tuple[str, ...]]  # arm or stage -> the stages that it starts from
     stages: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """One training run of a study: an arm, or a stage that arms start from, at one seed.
-
-    Scores are taken at `points` with the amounts there. `steps`: where arms are compared; `last`:
-    where the run ends. `flops` of one step.
-    """
+class Job:
+    """One training run of a study: one seed of an arm, or of a stage that arms start from."""
 
     name: str
     seed: int
     folder: Path
     config: ConfigDict
     is_stage: bool
-    steps: int
-    last: int
-    points: Mapping[int, Amount]
-    flops: float
+    steps: int  # where arms are compared at equal steps
+    last: int  # where the run ends
+    points: Mapping[int, Amount]  # step -> how much is scored there
+    flops: float  # of one step
 
     @property
     def stages(self) -> list[Path]:
-        """Folders of the runs that it starts from."""
+        """Workdirs of the jobs that it starts from."""
         return initial_weights.other_runs(self.config)
 
     def score_file(self, step: int) -> Path:
         return self.folder / 'scores' / f'{step:08d}.json'
 
     def score(self, step: int) -> dict | None:
-        """What was scored after `step` steps in the amount of the plan, None if it was not."""
+        """The score of `step`; None if there is none with the planned amount."""
         try:
-            found = json.loads(self.score_file(step).read_text(encoding='utf-8'))
+            score = json.loads(self.score_file(step).read_text(encoding='utf-8'))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise UserError(f'{self.score_file(step)} cannot be read: {error}') from None
-        return found if found['amount'] == self.points[step].to_dict() else None
+        return score if score['amount'] == self.points[step].to_dict() else None
 
     def scores(self) -> dict[int, dict]:
-        """{step: score} of what there is."""
-        found = {step: self.score(step) for step in sorted(self.points)}
-        return {step: score for step, score in found.items() if score}
+        """{step: score} of all scores so far."""
+        scores = {step: self.score(step) for step in sorted(self.points)}
+        return {step: score for step, score in scores.items() if score}
 
     @property
     def finished(self) -> bool:
@@ -88,26 +82,26 @@ class Piece:
 
 
 def load_arms(path: str) -> Arms:
-    """Of a Python file with ARMS and STAGES (name -> object with `needs`) and get_config(name)."""
+    """Loads a Python file with ARMS, STAGES (name -> object with `needs`) and get_config(name)."""
     path = paths.config_file(path, 'runs')
     if not os.path.exists(path):
-        raise UserError(f'runs={path!r}: there is no such file (looked from {os.getcwd()})')
-    found = runpy.run_path(path)
-    if not {'ARMS', 'STAGES', 'get_config'} <= found.keys():
+        raise UserError(f'runs={path!r}: no such file (working directory {os.getcwd()})')
+    module = runpy.run_path(path)
+    if not {'ARMS', 'STAGES', 'get_config'} <= module.keys():
         raise UserError(
             f'runs={path!r} must have ARMS, STAGES and get_config(name), as configs/scenes.py has'
         )
-    needs = {name: tuple(arm.needs) for name, arm in (found['STAGES'] | found['ARMS']).items()}
-    return Arms(found['get_config'], needs, tuple(found['STAGES']))
+    needs = {name: tuple(arm.needs) for name, arm in (module['STAGES'] | module['ARMS']).items()}
+    return Arms(module['get_config'], needs, tuple(module['STAGES']))
 
 
-def names(study) -> list[str]:
-    """The arms asked for."""
+def arm_names(study: ConfigDict) -> list[str]:
+    """Names of the arms of a study, in order."""
     return [name.strip() for name in study.arms.split(',') if name.strip()]
 
 
-def check(study, arms: Arms) -> None:
-    """Raises UserError for a study that cannot run."""
+def check(study: ConfigDict, arms: Arms) -> None:
+    """Raises UserError if the study cannot run."""
     flat = checks.flatten(study.to_dict())
     for field in COUNTS:
         require(flat[field] >= 1, f'{field}={flat[field]} must be at least 1')
@@ -121,10 +115,10 @@ def check(study, arms: Arms) -> None:
     )
     require(
         study.captions == 0 or study.captions >= 2,
-        f'captions={study.captions} must be 0 or at least 2: distances are between two sets',
+        f'captions={study.captions} must be 0 or at least 2, as distances compare two sets',
     )
     known = {name: None for name in arms.needs if name not in arms.stages}
-    chosen = names(study)
+    chosen = arm_names(study)
     require(bool(chosen), f'arms is empty; known: {", ".join(known)}')
     for name in chosen:
         choose('arms', name, known)
@@ -134,15 +128,15 @@ def check(study, arms: Arms) -> None:
         require(study.get(field, 0) >= 1, f'{field}={study.get(field)}: {stage} needs at least 1')
 
 
-def check_recorded(study, folder: Path) -> None:
-    """Raises UserError if the folder holds another study, or a run; naming what differs.
+def check_recorded(study: ConfigDict, folder: Path) -> None:
+    """Raises UserError, naming what differs, if the folder holds another study or a single run.
 
-    Seeds may be more or fewer than before, and so may the arms after the first, which sets the
-    budget of all: what others were scored for stays, and is reported when it is asked for again.
+    Seeds may be added or removed, and so may arms after the first, which sets the budget of all.
+    Scores of removed arms stay and are reported once the arm is added again.
     """
     require(
         ',' not in str(folder),
-        f'--workdir={folder} has a comma, which parts the folders of initialise_from',
+        f'--workdir={folder} has a comma, which separates folders in initialise_from',
     )
     if (folder / 'config.json').exists():
         raise UserError(f'--workdir={folder} holds a run, not a study; give another folder')
@@ -155,7 +149,7 @@ def check_recorded(study, folder: Path) -> None:
         raise UserError(f'{path} cannot be read: {error}; give another --workdir') from None
     now = checks.flatten(json.loads(study.to_json()))
     before, now = (_comparable(fields) for fields in (before, now))
-    differ = [told for _, told in checks.changes(before, now)]
+    differ = [change for _, change in checks.changes(before, now)]
     if differ:
         raise UserError(
             f'--workdir={folder} holds a study of another config: {"; ".join(differ)}. Nothing '
@@ -164,16 +158,14 @@ def check_recorded(study, folder: Path) -> None:
 
 
 def _comparable(fields: dict) -> dict:
-    """Fields of a study that must stay; of the arms only the first, the others' reference."""
-    first = names(ConfigDict({'arms': fields.get('arms', '')}))[:1]
+    """Fields of a study that must not change; of the arms only the first, the reference."""
+    first = arm_names(ConfigDict({'arms': fields.get('arms', '')}))[:1]
     return {k: v for k, v in fields.items() if k not in ('arms', 'seeds')} | {'arms': first}
 
 
-def check_run(piece: Piece) -> None:
-    """Raises UserError if the folder holds the beginning of a run of another config, or one whose
-    config cannot be read.
-    """
-    path = piece.folder / 'config.json'
+def check_run(job: Job) -> None:
+    """Raises UserError if the job was started with another config, or its config is unreadable."""
+    path = job.folder / 'config.json'
     if not path.exists():
         return
     try:
@@ -184,31 +176,35 @@ def check_run(piece: Piece) -> None:
         ) from None
     renamed_fields.check(before, path)
     before = checks.flatten(before)
-    now = checks.flatten(json.loads(piece.config.to_json_best_effort()))
-    differ = [told for field, told in checks.changes(before, now) if not field.startswith(_FREE)]
+    now = checks.flatten(json.loads(job.config.to_json_best_effort()))
+    differ = [
+        change for field, change in checks.changes(before, now) if not field.startswith(_MAY_CHANGE)
+    ]
     if differ:
         raise UserError(
-            f'{piece.folder} was trained with another config: {"; ".join(differ)}. Nothing was '
+            f'{job.folder} was trained with another config: {"; ".join(differ)}. Nothing was '
             'changed; give another --workdir'
         )
 
 
-def plan(study, folder: Path, arms: Arms) -> list[Piece]:
-    """The runs in their order: seed by seed, arm by arm, each after the stages that it needs.
+def plan(study: ConfigDict, folder: Path, arms: Arms) -> list[Job]:
+    """The jobs in order: seed by seed, arm by arm, each after the stages that it needs.
 
-    Writes WORKDIR/tokenizer.model, which all runs share, so that all count the same tokens.
+    Writes WORKDIR/tokenizer.model, shared by all jobs so that all count the same tokens.
     """
-    chosen = names(study)
+    chosen = arm_names(study)
     configs = {name: _config(study, arms, name) for name in _with_needs(chosen, arms.needs)}
     first = configs[chosen[0]]
-    found = source_list.build(first.data.sources, first.data.max_pixels)
-    tokenizer = train_loop.find_tokenizer(first, folder, found)
+    sources = source_list.build(first.data.sources, first.data.max_pixels)
+    tokenizer = train_loop.find_tokenizer(first, folder, sources)
     for name, config in configs.items():
         _check_builds(name, config, tokenizer, _full(study))
     workdir.write_run_files(folder, {'tokenizer.model': tokenizer.model_bytes})
     cost = {name: flops.train_step(config, tokenizer.size) for name, config in configs.items()}
-    reference = cost[chosen[0]]  # not the dearest: a new arm must not move the ends of old ones
-    pieces: dict[tuple[str, int], Piece] = {}
+    reference = cost[
+        chosen[0]
+    ]  # not the most expensive: a new arm must not change the steps of others
+    jobs: dict[tuple[str, int], Job] = {}
     for seed in range(study.seeds):
         for name in _with_needs(chosen, arms.needs):
             is_stage = name in arms.stages
@@ -217,17 +213,17 @@ def plan(study, folder: Path, arms: Arms) -> list[Piece]:
             config = configs[name].copy_and_resolve_references()
             config.seed, config.steps = seed, last
             config.initialise_from = ','.join(
-                str(pieces[stage, seed].folder) for stage in arms.needs[name]
+                str(jobs[stage, seed].folder) for stage in arms.needs[name]
             )
             config.tokenizer.path = str(folder / 'tokenizer.model')
             points = _points(study, last, is_stage)
             every = study.steps // study.curve.points
             config.log.samples_every = 0 if is_stage else every
             most = min(config.checkpoint.every, steps if is_stage else every)
-            # A divisor, so that there is a checkpoint at every point, and at the equal steps.
+            # A divisor, so that there is a checkpoint at every point and at the equal steps.
             config.checkpoint.every = next(n for n in range(most, 0, -1) if every % n == 0)
             config.checkpoint.keep_period = steps
-            pieces[name, seed] = Piece(
+            jobs[name, seed] = Job(
                 name=name,
                 seed=seed,
                 folder=folder / f'{name}-s{seed}',
@@ -238,28 +234,28 @@ def plan(study, folder: Path, arms: Arms) -> list[Piece]:
                 points=points,
                 flops=cost[name],
             )
-    return list(pieces.values())
+    return list(jobs.values())
 
 
-def _check_builds(name: str, config: ConfigDict, tokenizer: Tokenizer, asked: Amount) -> None:
-    """Raises UserError now for what the run would raise at its turn, perhaps hours from now."""
+def _check_builds(name: str, config: ConfigDict, tokenizer: Tokenizer, amount: Amount) -> None:
+    """Raises UserError now for errors that the job would otherwise raise hours later."""
     try:
         pipeline.check(config)
         unified.build(config, tokenizer.size)
-        scoring.check(config, tokenizer, asked)
+        scoring.check(config, tokenizer, amount)
     except UserError as error:
         raise UserError(f'{name}: {error}') from None
 
 
 def equal_flops_steps(steps: int, own: float, reference: float) -> int:
-    """Fewest steps, but no less than `steps`, in which an arm of `own` FLOPs a step spends what
-    `steps` of `reference` do.
+    """Least number of steps, at least `steps`, in which an arm with `own` FLOPs per step spends as
+    many FLOPs as `steps` steps of `reference` FLOPs.
     """
     return max(steps, math.ceil(steps * reference / own - 1e-6))
 
 
 def _with_needs(chosen: Sequence[str], needs: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """The arms with the stages that they need, each after its own, each once."""
+    """The arms and all stages they need, without repeats, each after the stages it needs."""
 
     def visit(name: str) -> Iterator[str]:
         for stage in choose('needs', name, needs):
@@ -269,13 +265,13 @@ def _with_needs(chosen: Sequence[str], needs: Mapping[str, tuple[str, ...]]) -> 
     return list(dict.fromkeys(each for name in chosen for each in visit(name)))
 
 
-def _full(study) -> Amount:
+def _full(study: ConfigDict) -> Amount:
     return Amount(study.prompts, study.pictures, study.captions, study.questions)
 
 
-def _points(study, last: int, is_stage: bool) -> dict[int, Amount]:
-    """{step: how much is scored there}: all at the equal steps and at the end, less between."""
-    if is_stage:  # they do not draw; an autoencoder gives pictures back
+def _points(study: ConfigDict, last: int, is_stage: bool) -> dict[int, Amount]:
+    """{step: amount to score}: the full amount at the equal steps and the end, less in between."""
+    if is_stage:  # stages do not generate pictures; an autoencoder reconstructs them
         return {last: Amount(0, 0, study.captions, study.questions)}
     full = _full(study)
     few = Amount(study.curve.prompts, 1, 0, min(study.curve.prompts, study.questions))
@@ -284,15 +280,15 @@ def _points(study, last: int, is_stage: bool) -> dict[int, Amount]:
     return points | {study.steps: full, last: full}
 
 
-def _config(study, arms: Arms, name: str) -> ConfigDict:
-    """The arm's config with the overrides of the study."""
+def _config(study: ConfigDict, arms: Arms, name: str) -> ConfigDict:
+    """The config of an arm with the overrides of the study."""
     config = arms.config_of(name)
     fields = checks.flatten(config.to_dict())
     for change in study.overrides:
         field, _, value = change.partition('=')
         choose('overrides', field, fields)
-        require(field not in _OWN, f'overrides: {change!r}: the study itself sets {field}')
-        with contextlib.suppress(SyntaxError, ValueError):  # else a word
+        require(field not in _SET_BY_STUDY, f'overrides: {change!r}: the study itself sets {field}')
+        with contextlib.suppress(SyntaxError, ValueError):  # else a plain string
             value = ast.literal_eval(value)
         try:
             config.update_from_flattened_dict({field: value})

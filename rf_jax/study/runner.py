@@ -1,6 +1,6 @@
-"""The study's runner: trains what the plan names, scores it, goes on where it was stopped.
+"""Runs a study: trains and scores the jobs of the plan, and resumes where it was stopped.
 
-Several processes may run the same study: each claims a run that no other has.
+Several processes may run the same study; each locks the job that it works on.
 """
 
 import contextlib
@@ -13,28 +13,28 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 import rf_jax
 from rf_jax.evaluation import run_report, scoring
-from rf_jax.runtime import checkpoint, distributed, exits, paths, workdir
+from rf_jax.runtime import checkpoint, distributed, exit_codes, paths, workdir
 from rf_jax.runtime.errors import Unavailable, UserError
 from rf_jax.study import plan, plots, report
-from rf_jax.study.plan import Piece
+from rf_jax.study.plan import Job
 from rf_jax.training import train_loop
 
-WAIT = 5  # seconds between looks at the runs of other processes
+WAIT = 5  # seconds between checks of the jobs of other processes
 Score = Callable[..., scoring.Score]
 
 
-def run(study, folder: str | Path, score: Score = scoring.score) -> bool:
-    """Trains and scores what is not finished yet; False if a signal stopped it.
+def run(study: ConfigDict, folder: str | Path, score: Score = scoring.score) -> bool:
+    """Trains and scores all unfinished jobs; returns False if a signal stopped it.
 
-    A run that cannot go on, as one whose values are not finite, ends neither the study nor what
-    does not grow from it; UserError is raised for it when all others are done.
+    If a job fails, for example on a non-finite loss, the study continues with all jobs that do not
+    depend on it and raises UserError at the end. `report.md`, `results.csv` and figures are
+    rewritten after each arm. Jobs locked by other processes on the same folder are waited for.
 
-    `report.md`, `results.csv` and pictures are written anew after each arm. Runs of other processes
-    that work on the same folder are waited for. Raises UserError for an unknown arm, or a folder of
-    another study; then nothing is written.
+    Raises UserError for an unknown arm or the folder of another study, before writing anything.
     """
     plots.require()
     folder = paths.local(folder, '--workdir')
@@ -42,127 +42,130 @@ def run(study, folder: str | Path, score: Score = scoring.score) -> bool:
     plan.check(study, arms)
     plan.check_recorded(study, folder)
     workdir.check_writable(folder)
-    pieces = plan.plan(study, folder, arms)
-    for piece in pieces:
-        plan.check_run(piece)
-    kept = {'config': json.loads(study.to_json()), 'rf_jax': rf_jax.__version__,
-            'jax': jax.__version__}  # fmt: skip
-    workdir.write_run_files(folder, {'study.json': json.dumps(kept, indent=1)})
+    jobs = plan.plan(study, folder, arms)
+    for job in jobs:
+        plan.check_run(job)
+    record = {'config': json.loads(study.to_json()), 'rf_jax': rf_jax.__version__,
+              'jax': jax.__version__}  # fmt: skip
+    workdir.write_run_files(folder, {'study.json': json.dumps(record, indent=1)})
     failed: dict[Path, UserError] = {}
-    while left := [p for p in unfinished(pieces) if not failed.keys() & {p.folder, *p.stages}]:
-        piece, held = claim_next(left)
-        if piece is None:
+    while left := [p for p in unfinished(jobs) if not failed.keys() & {p.folder, *p.stages}]:
+        job, lock = lock_next(left)
+        if job is None:
             time.sleep(WAIT)
             continue
-        with held:
-            number = pieces.index(piece) + 1
-            logging.info('Run %d of %d: %s to %d', number, len(pieces), piece.folder, piece.last)
+        with lock:
+            number = jobs.index(job) + 1
+            logging.info('Job %d of %d: %s to step %d', number, len(jobs), job.folder, job.last)
             try:
-                plan.check_run(piece)  # another process may have begun it
-                check_stages(piece, pieces)
-                done = finish(piece, score, lambda: logging.info('%s', progress(pieces)))
+                plan.check_run(job)  # another process may have started it
+                check_stages(job, jobs)
+                done = finish(job, score, lambda: logging.info('%s', progress(jobs)))
             except UserError as error:
-                logging.error('%s cannot go on: %s', piece.folder, error)
-                failed[piece.folder], done = error, True
+                logging.error('%s failed: %s', job.folder, error)
+                failed[job.folder], done = error, True
             if not done:
-                logging.warning('The study was stopped; run the same command again to go on')
+                logging.warning('The study was stopped; run the same command again to resume it')
                 return False
-        jax.clear_caches()  # programs of this run; the next has its own
-        if not piece.is_stage:
-            report.write(study, pieces, folder)
-    report.write(study, pieces, folder)
+        jax.clear_caches()  # the next job compiles its own programs
+        if not job.is_stage:
+            report.write(study, jobs, folder)
+    report.write(study, jobs, folder)
     if failed:
-        told = '; '.join(f'{path.name}: {error}' for path, error in failed.items())
-        passing = all(isinstance(error, Unavailable) for error in failed.values())
-        raise (Unavailable if passing else UserError)(
-            f'{len(failed)} run(s) could not go on, nor what grows from them; all others are done. '
-            f'{told}. Another config needs another --workdir'
+        reasons = '; '.join(f'{path.name}: {error}' for path, error in failed.items())
+        temporary = all(isinstance(error, Unavailable) for error in failed.values())
+        raise (Unavailable if temporary else UserError)(
+            f'{len(failed)} job(s) failed, and jobs that depend on them did not run; all others '
+            f'are done. {reasons}. Another config needs another --workdir'
         )
     return True
 
 
-def unfinished(pieces: Sequence[Piece]) -> list[Piece]:
-    """What is not scored to its end, and stages that a run which is to begin needs and whose last
-    checkpoint was removed: one of fewer steps, of a training that goes on again, is not what other
-    arms started from.
+def unfinished(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs without their final score, and stages that a new job needs but whose last checkpoint was
+    removed: an earlier checkpoint is not what the other arms started from.
     """
-    left = [piece for piece in pieces if not piece.finished]
-    needed = {s for piece in left if not checkpoint.any_in(piece.folder) for s in piece.stages}
-    gone = [p for p in pieces if p.folder in needed and not checkpoint.holds(p.folder, p.last)]
-    return [piece for piece in pieces if piece in left or piece in gone]
+    left = [job for job in jobs if not job.finished]
+    needed = {s for job in left if not checkpoint.exists_in(job.folder) for s in job.stages}
+    missing = [p for p in jobs if p.folder in needed and not checkpoint.has_step(p.folder, p.last)]
+    return [job for job in jobs if job in left or job in missing]
 
 
-def claim_next(left: Sequence[Piece]) -> tuple[Piece | None, contextlib.AbstractContextManager]:
-    """The first run that is not finished, can start and is no other process's, held until the
-    context is left; None if all are waiting for others.
+def lock_next(left: Sequence[Job]) -> tuple[Job | None, contextlib.AbstractContextManager]:
+    """Locks the first unfinished job whose stages are done; the lock is the returned context.
+
+    None if all jobs are locked by other processes or wait for them.
     """
-    folders = {piece.folder for piece in left}
-    for piece in left:
-        if folders.intersection(piece.stages):
+    folders = {job.folder for job in left}
+    for job in left:
+        if folders.intersection(job.stages):
             continue
-        file = workdir.claim(piece.folder)
-        if file and piece in unfinished(left):  # else another process has just finished it
-            return piece, file
+        file = workdir.lock(job.folder)
+        if file and job in unfinished(left):  # else another process just finished it
+            return job, file
         if file:
             file.close()
     return None, contextlib.nullcontext()
 
 
-def check_stages(piece: Piece, pieces: Sequence[Piece]) -> None:
-    """Raises UserError if a run that is to begin would start from less than the end of a stage: it
-    takes the newest checkpoint that has a description, and stops if the arrays are damaged.
+def check_stages(job: Job, jobs: Sequence[Job]) -> None:
+    """Raises UserError if a new job would start from an earlier checkpoint than the end of a stage.
+
+    It would load the newest checkpoint with readable metadata, and fail if its arrays are damaged.
     """
-    if checkpoint.any_in(piece.folder):
+    if checkpoint.exists_in(job.folder):
         return
-    for stage in (each for each in pieces if each.folder in piece.stages):
-        step, _ = checkpoint.newest(stage.folder / 'checkpoints')
+    for stage in (each for each in jobs if each.folder in job.stages):
+        step, _ = checkpoint.latest(stage.folder / 'checkpoints')
         if step != stage.last:
             raise UserError(
-                f'of {stage.folder} step {step} can be read, and not {stage.last}, its end: remove '
-                f'{stage.folder} and it is trained again'
+                f'the newest readable checkpoint of {stage.folder} is step {step}, not '
+                f'{stage.last}, its end: remove {stage.folder} to train it again'
             )
 
 
-def finish(piece: Piece, score: Score, tell: Callable[[], None]) -> bool:
-    """Trains a run to its end and scores it at the points of the plan; False if stopped before.
+def finish(job: Job, score: Score, log_progress: Callable[[], None]) -> bool:
+    """Trains a job to its end and scores it at the planned points; False if a signal stopped it.
 
-    Raises UserError for a run that cannot go on, and for a stage that leaves no checkpoint.
+    Raises UserError if training fails or a stage leaves no checkpoint.
     """
-    run_ = train_loop.build(piece.config, piece.folder)
-    scorer = Scorer(piece, run_, score, tell)
+    run_ = train_loop.build(job.config, job.folder)
+    scorer = Scorer(job, run_, score, log_progress)
     with run_.goodput.phase('evaluation'):
         scorer.newest_checkpoint()
     state = train_loop.train(run_, scorer.while_training)
     if run_.stopped:
         return False
-    if piece.is_stage and not checkpoint.holds(piece.folder, piece.last):
+    if job.is_stage and not checkpoint.has_step(job.folder, job.last):
         raise UserError(
-            f'the checkpoint of step {piece.last}, which arms start from, is not in '
-            f'{piece.folder}/checkpoints: see the warnings above, and whether the disk is full'
+            f'the checkpoint of step {job.last}, which arms start from, is missing in '
+            f'{job.folder}/checkpoints: see the warnings above; is the disk full?'
         )
-    if piece.score(piece.last) is None:
+    if job.score(job.last) is None:
         with run_.goodput.phase('evaluation'):
-            scorer.at(piece.last, state.ema, scorer.sampler.placement.gather(state.codebook))
-    run_.goodput.save(piece.last, distributed.first())
+            scorer.at(job.last, state.ema, scorer.sampler.placement.gather(state.codebook))
+    run_.goodput.save(job.last, distributed.is_main())
     return True
 
 
 class Scorer:
-    """Scores one run at the points of its plan, with programs that are compiled once."""
+    """Scores one job at its planned points, compiling the programs once."""
 
-    def __init__(self, piece: Piece, run_: train_loop.Run, score: Score, tell: Callable[[], None]):
-        self.piece, self.score, self.tell = piece, score, tell
+    def __init__(
+        self, job: Job, run_: train_loop.Run, score: Score, log_progress: Callable[[], None]
+    ):
+        self.job, self.score, self.log_progress = job, score, log_progress
         self.sampler = run_report.sampler_of(run_)
         self.shardings = jax.tree.map(lambda a: a.sharding, run_.abstract.ema)
         self.parameters = sum(x.size for x in jax.tree.leaves(run_.abstract.params))
 
     def newest_checkpoint(self) -> None:
-        """Scores what a run left unscored that was stopped between its checkpoint and its score."""
-        if not checkpoint.any_in(self.piece.folder):
+        """Takes the score that is missing if a run was stopped between checkpoint and score."""
+        if not checkpoint.exists_in(self.job.folder):
             return
-        folder = self.piece.folder / 'checkpoints'
-        step, _ = checkpoint.newest(folder)
-        if step != self.piece.last and self.due(step):  # the end is scored after training
+        folder = self.job.folder / 'checkpoints'
+        step, _ = checkpoint.latest(folder)
+        if step != self.job.last and self.due(step):  # the last step is scored after training
             step, saved = checkpoint.restore_to_device(folder, None, only='ema')
             self.while_training(step, jax.device_put(saved['ema'], self.shardings), None)
 
@@ -173,57 +176,57 @@ class Scorer:
             self.at(step, ema)
 
     def due(self, step: int) -> bool:
-        """Whether the plan wants a score of this step that is not there."""
-        return step in self.piece.points and self.piece.score(step) is None
+        """Whether a score of this step is planned and missing."""
+        return step in self.job.points and self.job.score(step) is None
 
     def at(self, step: int, ema, codebook: np.ndarray | None = None) -> None:
-        """Scores averaged parameters and writes the score beside the run."""
-        began, amount = time.monotonic(), self.piece.points[step]
+        """Scores the EMA parameters and writes the score into the workdir of the job."""
+        began, amount = time.monotonic(), self.job.points[step]
         self.sampler.params = self.sampler.placement.params(ema)
-        found = self.score(self.sampler, amount, codebook)
-        self.sampler.params = None  # the steps that follow reuse the memory
+        score = self.score(self.sampler, amount, codebook)
+        self.sampler.params = None  # frees the memory for the next steps
         values = {
             'step': step,
             'amount': amount.to_dict(),
             'seconds': round(time.monotonic() - began, 1),
             'parameters': self.parameters,
-            'flops_per_step': self.piece.flops,
+            'flops_per_step': self.job.flops,
         }
-        path = self.piece.score_file(step)
+        path = self.job.score_file(step)
         packed = io.BytesIO()
-        np.savez_compressed(packed, **found.shown)
+        np.savez_compressed(packed, **score.shown)
         workdir.write_run_files(path.parent, {path.with_suffix('.npz').name: packed.getvalue()})
-        # Last, as a score that can be read says that all is there.
-        text = json.dumps(values | found.values)
+        # Written last: a readable score means that all files are complete.
+        text = json.dumps(values | score.values)
         workdir.write_run_files(path.parent, {path.name: text})
-        exits.made_progress()
-        logging.info('%s at step %d: %s', self.piece.folder.name, step, scoring.line(found.values))
-        self.tell()
+        exit_codes.record_progress()
+        logging.info('%s at step %d: %s', self.job.folder.name, step, scoring.line(score.values))
+        self.log_progress()
 
 
-def progress(pieces: Sequence[Piece]) -> str:
-    """One line: what is done of the study and when it will be, from what it took so far, if as many
-    processes go on with it as do now.
+def progress(jobs: Sequence[Job]) -> str:
+    """One line: how much of the study is done, and an ETA from the times so far, assuming that as
+    many processes keep working on it as now.
     """
     done = trained = train_seconds = scored = score_seconds = 0.0
     train_left = score_left = 0.0
-    for piece in pieces:
-        spent = report.spent(piece)
-        done += piece.finished
-        trained += spent.steps * piece.flops
+    for job in jobs:
+        spent = report.training_time(job)
+        done += job.finished
+        trained += spent.steps * job.flops
         train_seconds += spent.seconds
-        if not piece.finished:
-            train_left += max(piece.last - spent.steps, 0) * piece.flops
-        for step, amount in piece.points.items():
-            found = piece.score(step)
-            if found:
+        if not job.finished:
+            train_left += max(job.last - spent.steps, 0) * job.flops
+        for step, amount in job.points.items():
+            score = job.score(step)
+            if score:
                 scored += amount.size
-                score_seconds += found['seconds']
-            elif not piece.finished:
+                score_seconds += score['seconds']
+            elif not job.finished:
                 score_left += amount.size
-    line = f'study: {done:.0f} of {len(pieces)} runs done'
+    line = f'study: {done:.0f} of {len(jobs)} jobs done'
     if not trained or not scored:
-        return f'{line} | ETA unknown yet'
+        return f'{line} | ETA not known yet'
     left = train_left * train_seconds / trained + score_left * score_seconds / scored
-    left /= max(1, sum(workdir.claimed(piece.folder) for piece in pieces))
+    left /= max(1, sum(workdir.is_locked(job.folder) for job in jobs))
     return f'{line} | ETA {int(left // 3600)}:{int(left // 60) % 60:02d} h'

@@ -156,7 +156,7 @@ def all_finite(tree) -> bool:
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     far = [x for x in leaves if x.sharding.memory_kind == 'pinned_host']
     here = [x for x in leaves if x.sharding.memory_kind != 'pinned_host']
-    return bool(_finite(here)) and all(bool(_finite([sharding.near(x)])) for x in far)
+    return bool(_finite(here)) and all(bool(_finite([sharding.to_device_memory(x)])) for x in far)
 
 
 def not_finite(number: int) -> UserError:

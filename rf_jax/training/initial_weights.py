@@ -55,9 +55,9 @@ def check(config) -> None:
 
 def _fault(folder: Path) -> str:
     """What is wrong with the folder of a run to start from; '' if nothing is."""
-    if checkpoint.any_in(folder):
+    if checkpoint.exists_in(folder):
         return ''
-    run = next((above for above in (folder, *folder.parents) if checkpoint.any_in(above)), None)
+    run = next((above for above in (folder, *folder.parents) if checkpoint.exists_in(above)), None)
     if run:
         return f'{folder} lies within a run; give its folder, {run}'
     if folder.is_file():
@@ -66,7 +66,7 @@ def _fault(folder: Path) -> str:
         fault, place = f'{folder} holds no checkpoint (looked in {folder}/checkpoints)', folder
     else:
         fault, place = f'there is no folder {folder.absolute()}', folder.parent
-    runs = [path.name for path in sorted(place.glob('*')) if checkpoint.any_in(path)]
+    runs = [path.name for path in sorted(place.glob('*')) if checkpoint.exists_in(path)]
     near = difflib.get_close_matches(folder.name, runs, n=1)
     if near:
         return f'{fault}; did you mean {place / near[0]}?'
@@ -87,8 +87,8 @@ def from_others(run: jitted.Programs) -> tuple[state.State, list[Source]]:
     found: dict[str, jax.Array] = {}
     for number, source in enumerate(sources):
         paths = {to: origin.path for to, origin in origins.items() if origin.source == number}
-        found |= _read(source, paths, checkpoint_files.named(run.abstract))
-    names = checkpoint_files.named(run.abstract)
+        found |= _read(source, paths, checkpoint_files.flatten(run.abstract))
+    names = checkpoint_files.flatten(run.abstract)
     new = run.initialise_only(names.keys() - found.keys())
     leaves = [found[name] if name in found else new[name] for name in names]
     return jax.tree.unflatten(jax.tree.structure(run.abstract), leaves), sources
@@ -97,14 +97,14 @@ def from_others(run: jitted.Programs) -> tuple[state.State, list[Source]]:
 def _open(folder: Path) -> Source:
     """Of the same step on all hosts, also while the other run goes on and saves."""
     directory = folder / 'checkpoints'
-    step = int(distributed.from_first(lambda: str(checkpoint.newest(directory)[0]).encode()))
-    held = checkpoint_files.described(directory.resolve() / str(step))
+    step = int(distributed.broadcast(lambda: str(checkpoint.latest(directory)[0]).encode()))
+    held = checkpoint_files.read_metadata(directory.resolve() / str(step))
     if not set(TAKEN) <= held.keys():
         raise UserError(
             f'initialise_from: the checkpoint in {directory} holds {", ".join(sorted(held))}, where'
             f' {", ".join(TAKEN)} were looked for: it is of another kind of run'
         )
-    return Source(folder, step, checkpoint_files.named({name: held[name] for name in TAKEN}))
+    return Source(folder, step, checkpoint_files.flatten({name: held[name] for name in TAKEN}))
 
 
 def plan(abstract: state.State, sources: Sequence[Source], config) -> dict[str, Origin]:
@@ -116,7 +116,7 @@ def plan(abstract: state.State, sources: Sequence[Source], config) -> dict[str, 
     after them, which shall not move. Raises UserError.
     """
     origins, wrong = {}, []
-    for name, leaf in checkpoint_files.named({n: getattr(abstract, n) for n in TAKEN}).items():
+    for name, leaf in checkpoint_files.flatten({n: getattr(abstract, n) for n in TAKEN}).items():
         part, _, path = name.partition('/')
         path = path or name  # of the codebook
         if any(re.search(pattern, path) for pattern in config.initialise_new):
@@ -153,7 +153,7 @@ def _read(source: Source, paths: Mapping[str, str], wanted: Mapping[str, Any]) -
         first.setdefault(path, name)
     shapes = {tuple(path.split('/')): wanted[name] for path, name in first.items()}
     tree = traverse_util.unflatten_dict(shapes)
-    read = checkpoint_files.named(
+    read = checkpoint_files.flatten(
         checkpoint.restore_parts(source.folder / 'checkpoints', source.step, tree)
     )
     found = {}
@@ -168,7 +168,7 @@ def _read(source: Source, paths: Mapping[str, str], wanted: Mapping[str, Any]) -
 def table(abstract: state.State, sources: Sequence[Source], origins: Mapping[str, Origin]) -> str:
     """A line for each group of parameters: how many, and which source and step they come from."""
     counts: Counter = Counter()
-    for name, leaf in checkpoint_files.named({n: getattr(abstract, n) for n in TAKEN}).items():
+    for name, leaf in checkpoint_files.flatten({n: getattr(abstract, n) for n in TAKEN}).items():
         origin, group = origins.get(name), _group(name)
         told = 'new'
         if origin:

@@ -76,7 +76,7 @@ def check(config, mesh_: Mesh) -> None:
             f'data.batch_size={config.data.batch_size} is not a multiple of '
             f'optimizer.grad_accum_steps={parts}'
         )
-    mesh.check_rows(config.data.batch_size // parts, mesh_)
+    mesh.check_batch_size(config.data.batch_size // parts, mesh_)
     for name in layout.SIZES:
         if capacity[name] % mesh_.shape['context']:
             raise UserError(
@@ -116,11 +116,11 @@ def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> 
         donate_argnums=0,
         out_shardings=(where, None),
     )
-    shardings = checkpoint_files.named(where)
+    shardings = checkpoint_files.flatten(where)
 
     def initialise_only(paths):
         def new_arrays():
-            return {p: x for p, x in checkpoint_files.named(new_state()).items() if p in paths}
+            return {p: x for p, x in checkpoint_files.flatten(new_state()).items() if p in paths}
 
         return jax.jit(new_arrays, out_shardings={p: shardings[p] for p in paths})()
 

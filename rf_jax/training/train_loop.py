@@ -23,7 +23,7 @@ from rf_jax.runtime import (
     mesh,
     metrics,
     paths,
-    profile,
+    profiling,
     sharding,
     workdir,
 )
@@ -70,7 +70,7 @@ def find_tokenizer(config, folder: Path, found) -> Tokenizer:
     others = [str(other / 'tokenizer.model') for other in initial_weights.other_runs(config)[:1]]
     asked = [config.tokenizer.path] if config.tokenizer.path else others
     own = folder / 'tokenizer.model'
-    if own.exists() and (checkpoint.any_in(folder) or not _asks_for_another(config, folder)):
+    if own.exists() and (checkpoint.exists_in(folder) or not _asks_for_another(config, folder)):
         asked = [own]
     if asked:
         logging.info('Tokenizer: %s', asked[0])
@@ -108,7 +108,7 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     folder = paths.local(folder, '--workdir')
     spent = goodput.Goodput(folder)
     mesh_, rows = checks.start(config, devices)
-    if not checkpoint.any_in(folder):  # else the run goes on from its own
+    if not checkpoint.exists_in(folder):  # else the run goes on from its own
         initial_weights.check(config)
     config = located(config)
     workdir.check_writable(folder)
@@ -116,17 +116,17 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     compilation.use_cache(config.compilation_cache)
     open_sources = partial(source_list.build, config.data.sources, config.data.max_pixels)
     one_first = source_list.caches_metadata(config.data.sources)
-    found = distributed.first_alone(open_sources) if one_first else open_sources()
+    found = distributed.main_first(open_sources) if one_first else open_sources()
     data = source_list.summary(found)
     distributed.check_same(data, 'data.sources')
     tokenizer = Tokenizer(
-        distributed.from_first(lambda: find_tokenizer(config, folder, found).model_bytes)
+        distributed.broadcast(lambda: find_tokenizer(config, folder, found).model_bytes)
     )
     distributed.connect(mesh_)
     process = jax.process_index()
     require(process in rows, f'process {process} has none of the devices that the run was given')
     batches = pipeline.Batches(config, found, tokenizer, rows[process])
-    if distributed.first():
+    if distributed.is_main():
         lengths.tell_truncated(found, tokenizer, config.data)
     built = jitted.build(config, tokenizer.size, mesh_)
     own = {'workdir': folder, 'tokenizer': tokenizer, 'batches': batches, 'goodput': spent}
@@ -140,7 +140,7 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
     total = run.config.steps
     restored = checkpoints.restore(run.abstract)
     if restored:
-        if distributed.first():
+        if distributed.is_main():
             checks.warn_of_changes(run.config, run.workdir)
             checks.warn_of_other_data(run.data, run.workdir)
         logging.info('Resumed %s at step %d of %d', run.workdir, restored[0], total)
@@ -148,7 +148,7 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
             logging.info('Nothing to train; raise steps (--config.steps) to go on')
         return restored
     if not initial_weights.other_runs(run.config):
-        if distributed.first():
+        if distributed.is_main():
             checks.warn_of_new_weights(run.config)
         logging.info('Started %s from new weights, %d steps', run.workdir, total)
         return 0, run.initialise()
@@ -201,7 +201,7 @@ def train(
         writer = metrics.MetricWriter(run.workdir, start)
         stack.callback(writer.close)
         stop = stack.enter_context(metrics.StopSignal())
-        trace = stack.enter_context(profile.Profile(run.workdir / 'profile', traced))
+        trace = stack.enter_context(profiling.Profile(run.workdir / 'profile', traced))
         spent.resumed(start)
         report = Report(config, run.tokenizer.size, run.batches, writer, start, spent)
         batches = run.batches.iterate(start, config.steps)
@@ -210,7 +210,7 @@ def train(
                 batch = next(batches)
             with trace.step(number), spent.phase('compile' if number == start + 1 else 'steps'):
                 current, values = run.train_step(current, run.put(batch, stop.requested))
-            trace.gives(values)
+            trace.wait_for(values)
             report.later(number, values, batch)  # reads the step before, while this one runs
             stopping = distributed.agreed(
                 stop.requested, report.stop
@@ -221,7 +221,7 @@ def train(
                 checks.raise_unless_finite(number, current)
                 with spent.phase('checkpoint'):
                     checkpoints.save(number, current)
-                spent.save(number, distributed.first())
+                spent.save(number, distributed.is_main())
             every = config.log.samples_every
             if on_samples and every and number % every == 0 and not last:
                 report.flush()
@@ -236,5 +236,5 @@ def train(
         report.flush()
         with spent.phase('checkpoint'):
             checkpoints.ensure(int(current.step), current)
-        spent.save(int(current.step), distributed.first())
+        spent.save(int(current.step), distributed.is_main())
     return current

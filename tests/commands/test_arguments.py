@@ -1,4 +1,4 @@
-"""Command lines: stray words, home folders, URLs, numbers and configs, for every command."""
+"""Command lines: positional arguments, home folders, URLs, numbers and configs of all commands."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Runs each case in a fork of one process that has imported what takes seconds.
+# Runs each case in a fork of one process that has done the slow imports.
 FORKS = """
 import json, os, runpy, sys, tempfile, traceback, warnings
 from rf_jax.runtime import environment
@@ -40,7 +40,7 @@ for name, (module, *arguments) in json.loads(sys.argv[1]).items():
         output.seek(0)
         print(json.dumps([name, code, output.read().decode()]))
 """
-# What each command needs, so that only what is added to it is wrong, and its flags that are paths.
+# Valid arguments of each command, so that only what is added is wrong, and its path flags.
 COMMANDS = {
     'benchmark': ((), ()),
     'compile_check': (('--topology=cpu:1',), ('json', 'table')),
@@ -82,7 +82,7 @@ def cases():
         found[f'dash {module}'] = [module, '–config.steps=2']
         for flag in paths:
             found[f'url {module} {flag}'] = [module, *needed, f'--{flag}=gs://b/run']
-    found['mistake'] = ['train', '--workdir=run', '--no_such_flag']
+    found['user error'] = ['train', '--workdir=run', '--no_such_flag']
     found['empty'] = ['train', '--workdir=']
     for module, flag, value in NUMBERS:
         found[f'number {module} {flag} {value}'] = [
@@ -108,7 +108,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def told(folders):
+def results(folders):
     """{name: (exit code, output)} of all cases, run in an empty folder."""
     here, home = folders
     done = subprocess.run(
@@ -125,16 +125,16 @@ def told(folders):
     return {name: (code, output) for name, code, output in lines}
 
 
-def error(told, name):
-    """The line of an error, whose exit code is that of any other mistake."""
-    code, output = told[name]
-    assert code == told['mistake'][0] != 0, output
+def error(results, name):
+    """The error line of a case, which must exit with the code of user errors."""
+    code, output = results[name]
+    assert code == results['user error'][0] != 0, output
     (line,) = output.splitlines()
     assert line.startswith('error: '), output
     return line
 
 
-def test_every_command_is_tried():
+def test_every_command_is_covered():
     modules = {path.stem for path in (ROOT / 'rf_jax').glob('*.py')} - {'__init__'}
     assert {*modules, 'data.tokenizer'} == set(COMMANDS)
 
@@ -151,48 +151,48 @@ def test_every_flag_of_a_file_or_folder_is_a_path(module):
 
 
 @pytest.mark.parametrize('module', COMMANDS)
-def test_a_stray_word_is_named_and_nothing_starts(told, folders, module):
-    assert "'apple' belongs to no flag" in error(told, f'word {module}')
-    line = error(told, f'dash {module}')
+def test_a_positional_argument_is_named_and_nothing_starts(results, folders, module):
+    assert "'apple' is not a flag" in error(results, f'word {module}')
+    line = error(results, f'dash {module}')
     assert "'–config.steps=2'" in line and 'write --config.steps=2' in line
     assert not list(folders[0].iterdir())
 
 
-def test_a_forgotten_quote_is_shown_in_its_place(told):
-    assert error(told, 'quotes').endswith("--prompt='red apple pie'")
+def test_a_missing_quote_is_shown_in_place(results):
+    assert error(results, 'quotes').endswith("--prompt='red apple pie'")
 
 
 @pytest.mark.parametrize('module', COMMANDS)
-def test_a_flag_that_is_a_path_takes_no_url(told, folders, module):
+def test_a_path_flag_refuses_a_url(results, folders, module):
     for flag in COMMANDS[module][1]:
-        line = error(told, f'url {module} {flag}')
+        line = error(results, f'url {module} {flag}')
         assert f'--{flag}=gs://b/run' in line and 'is a URL' in line
-    assert '--workdir=: is empty' in error(told, 'empty')
+    assert '--workdir=: is empty' in error(results, 'empty')
     assert not list(folders[0].iterdir())
 
 
 @pytest.mark.parametrize(('module', 'flag', 'value'), NUMBERS)
-def test_a_number_out_of_bounds_names_its_flag(told, folders, module, flag, value):
-    line = error(told, f'number {module} {flag} {value}')
+def test_a_number_out_of_bounds_names_its_flag(results, folders, module, flag, value):
+    line = error(results, f'number {module} {flag} {value}')
     assert f'{flag.removeprefix("config.")}={value}' in line
     assert not list(folders[0].iterdir())
 
 
 @pytest.mark.parametrize('module', WITH_CONFIG)
-def test_the_default_config_is_found_from_any_folder(told, module):
-    line = error(told, f'default {module}')
+def test_the_default_config_is_found_from_any_folder(results, module):
+    line = error(results, f'default {module}')
     assert f'{ROOT}/configs/' in line and 'has no such field' in line
 
 
-def test_a_packaged_config_is_found_from_any_folder(told):
-    assert f'{ROOT}/configs/paper/joint.py has no such field' in error(told, 'packaged')
+def test_a_packaged_config_is_found_from_any_folder(results):
+    assert f'{ROOT}/configs/paper/joint.py has no such field' in error(results, 'packaged')
 
 
-def test_a_tilde_is_the_home_folder(told, folders):
+def test_a_tilde_is_expanded(results, folders):
     here, home = folders
-    assert f'{home}/runs/a holds no config.json' in error(told, 'home sample')
-    assert told['home out'][0] == 0, told['home out'][1]
+    assert f'{home}/runs/a holds no config.json' in error(results, 'home sample')
+    assert results['home out'][0] == 0, results['home out'][1]
     assert (home / 't/t.model').is_file()
-    code, output = told['home train']
+    code, output = results['home train']
     assert code and f'looked for {home}/none/captions.jsonl' in output
     assert (home / 'runs/b').is_dir() and not list(here.iterdir())

@@ -1,4 +1,4 @@
-"""The command lines as a person meets them: train, sample, describe, evaluate, and their errors."""
+"""The commands as a user runs them: train, sample, describe, evaluate, and their errors."""
 
 import json
 import os
@@ -20,10 +20,10 @@ from configs import debug
 from rf_jax import sample
 from rf_jax.evaluation import run_report
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import exits
+from rf_jax.runtime import exit_codes
 from rf_jax.runtime.cli import explain
 from rf_jax.runtime.errors import UserError
-from rf_jax.runtime.workdir import claim
+from rf_jax.runtime.workdir import lock
 from rf_jax.training import train_loop
 
 DEBUG = '--config=configs/debug.py'
@@ -45,7 +45,7 @@ def workdir(tmp_path_factory):
     return folder
 
 
-def test_train_leaves_what_a_notebook_needs(workdir):
+def test_training_writes_what_a_notebook_needs(workdir):
     names = {path.name for path in workdir.iterdir()}
     assert names >= {
         *('config.json', 'tokenizer.model', 'version.json', 'parameters.txt', 'metrics.jsonl'),
@@ -57,7 +57,7 @@ def test_train_leaves_what_a_notebook_needs(workdir):
     assert {'loss/flow_t0', 'loss/flow_t3', 'fill', 'codes_used'} <= lines[-1].keys()
 
 
-def test_sample_draws_every_prompt(workdir, tmp_path):
+def test_sample_generates_a_picture_for_every_prompt(workdir, tmp_path):
     prompts = tmp_path / 'prompts.txt'
     prompts.write_text('green tea\n\n' + 'very ' * 200 + 'long\n', encoding='utf-8')
     command(
@@ -70,7 +70,7 @@ def test_sample_draws_every_prompt(workdir, tmp_path):
     assert Image.open(tmp_path / 'out' / '000-red-apple-seed0-1.png').size == (64, 32)
 
 
-def test_every_png_is_drawn_again_from_its_own_text_and_none_is_overwritten(workdir, tmp_path):
+def test_every_png_can_be_regenerated_from_its_own_text_and_none_is_overwritten(workdir, tmp_path):
     out = tmp_path / 'out'
     ask = ['--prompt=Piñata 🪅', '--number=1', '--steps=2', '--temperature=0.5', f'--out={out}']
     command('sample', f'--workdir={workdir}', *ask, '--seed=1')
@@ -100,7 +100,7 @@ def test_every_png_is_drawn_again_from_its_own_text_and_none_is_overwritten(work
 
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
 @pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
-def test_prompts_of_any_editor_are_those_of_the_plain_file(encoding, end, tmp_path):
+def test_prompt_files_of_any_encoding_and_line_ending_are_read(encoding, end, tmp_path):
     prompts = ['a cat\u2028on a mat', 'red apple', 'sail\x85boat']
     file = tmp_path / 'prompts.txt'
     file.write_bytes(end.join([*prompts, '', '']).encode(encoding))
@@ -109,9 +109,9 @@ def test_prompts_of_any_editor_are_those_of_the_plain_file(encoding, end, tmp_pa
         assert sample._prompts() == prompts
 
 
-def test_evaluate_names_no_grid_that_it_could_not_write(workdir, tmp_path):
-    shutil.copytree(workdir, tmp_path / 'run', ignore=shutil.ignore_patterns('.claim', 'grid.png'))
-    (tmp_path / 'run/grid.png').mkdir()  # what cannot be written, also by root
+def test_evaluate_does_not_name_a_grid_that_it_could_not_write(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / 'run', ignore=shutil.ignore_patterns('.lock', 'grid.png'))
+    (tmp_path / 'run/grid.png').mkdir()  # cannot be written, even by root
     output = command('evaluate', f'--workdir={tmp_path}/run', '--samples=4')
     assert 'captioned: exact label' in output and 'Cannot write' in output
     assert 'grid: ' not in output
@@ -134,18 +134,18 @@ def test_describe_answers(workdir, tmp_path):
     assert f'{tmp_path}/dot.png: ' in output
 
 
-def test_one_bad_picture_of_three_leaves_the_answers_for_the_others(workdir, tmp_path):
+def test_one_bad_picture_does_not_affect_the_answers_for_the_others(workdir, tmp_path):
     for name in ('a.png', 'c.png'):
         Image.new('RGB', (64, 64), 'red').save(tmp_path / name)
     (tmp_path / 'b.png').write_text('<html>not found</html>')
     pictures = [f'--image={tmp_path}/{name}.png' for name in 'abc']
-    output = command('describe', f'--workdir={workdir}', *pictures, code=exits.MISTAKE)
+    output = command('describe', f'--workdir={workdir}', *pictures, code=exit_codes.USER_ERROR)
     assert f'{tmp_path}/a.png: ' in output and f'{tmp_path}/c.png: ' in output
     assert output.count('b.png') == 1 and f'error: --image={tmp_path}/b.png: an HTML page' in output
 
 
 @pytest.mark.parametrize('stdout', ['ascii', 'closed', 'without a reader'])
-def test_answers_end_quietly_whatever_standard_output_is(workdir, tmp_path, stdout):
+def test_answers_end_quietly_whatever_stdout_is(workdir, tmp_path, stdout):
     Image.new('RGB', (64, 64)).save(tmp_path / 'piñata.png')
     shown = ' >&-' if stdout == 'closed' else ''
     coding = {'PYTHONIOENCODING': 'ascii'} if stdout == 'ascii' else {}
@@ -164,7 +164,7 @@ def test_answers_end_quietly_whatever_standard_output_is(workdir, tmp_path, stdo
     assert process.wait() == 0 and 'Error' not in errors and 'Traceback' not in errors, errors
 
 
-def test_a_run_that_never_learned_the_task_is_told(workdir, tmp_path):
+def test_a_run_not_trained_on_the_task_is_reported(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / 'run')
     config = json.loads((workdir / 'config.json').read_text())
     config['data']['tasks'] = {'text_to_image': 0.0, 'image_to_text': 0.0, 'text_only': 1.0}
@@ -218,7 +218,7 @@ def test_evaluate_repeats_the_table(workdir):
         ({'sampling.max_answer_tokens': 0}, 'sampling.max_answer_tokens=0'),
     ],
 )
-def test_a_config_that_cannot_run_names_its_field(changes, expected, tmp_path):
+def test_a_config_that_cannot_run_names_the_field(changes, expected, tmp_path):
     config = debug.get_config()
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=re.escape(expected)):
@@ -240,21 +240,21 @@ def test_a_wrong_flag_names_the_nearest_field(argument, expected, monkeypatch):
 @pytest.mark.parametrize(
     ('arguments', 'expected'),
     [
-        (['--config=configs/nope.py'], 'configs/nope.py: there is no such file'),
-        (['--config', 'configs/nope.py'], 'configs/nope.py: there is no such file'),
+        (['--config=configs/nope.py'], 'configs/nope.py: no such file'),
+        (['--config', 'configs/nope.py'], 'configs/nope.py: no such file'),
         (['--config=configs/emoji.py:lng'], "did you mean 'long'"),
         (['--config=configs/debug.py:x'], 'get_config() takes 0 positional arguments'),
         ([DEBUG, '--config.steps=x'], '--config.steps=x: invalid literal for int() with base 10'),
     ],
 )
 def test_a_wrong_config_gets_one_line_and_leaves_no_workdir(arguments, expected, tmp_path):
-    output = command('train', *arguments, f'--workdir={tmp_path}/run', code=exits.MISTAKE)
+    output = command('train', *arguments, f'--workdir={tmp_path}/run', code=exit_codes.USER_ERROR)
     (line,) = [line for line in output.splitlines() if 'WARNING' not in line]
     assert line.startswith('error: ') and expected in line
     assert not (tmp_path / 'run').exists()
 
 
-def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp_path):
+def test_user_errors_print_one_line_and_no_traceback(workdir, tmp_path):
     (tmp_path / 'file').write_text('not a folder')
     (tmp_path / 'broken.png').write_bytes(b'\x89PNG nothing')
     for module, arguments, expected in [
@@ -273,28 +273,28 @@ def test_mistakes_at_the_command_line_get_one_line_and_no_traceback(workdir, tmp
         ('train', [DEBUG, f'--workdir={workdir}', '--config.model.backbone.width=64'], 'expected'),
         ('compile_check', ['--topology=cpu:1', '--json=/nowhere/x'], 'no folder /nowhere'),
         ('compile_check', ['--topology=cpu:1', '--sweep', '--only=sample'], '--only'),
-        ('compile_check', ['--topology=cpu:1', '--slices=2'], 'leave --slices=2 out'),
+        ('compile_check', ['--topology=cpu:1', '--slices=2'], 'omit --slices=2'),
         ('sample', [f'--workdir={tmp_path}', '--prompt=x'], 'config.json'),
         ('sample', [f'--workdir={workdir}', '--prompt=x', '--size=50x64'], 'multiples of 32'),
         ('describe', [f'--workdir={workdir}', f'--image={tmp_path}/broken.png'], 'broken.png'),
     ]:
-        assert expected in command(module, *arguments, code=exits.MISTAKE)
-    assert not (tmp_path / 'few/checkpoints').exists(), 'told after the training, not before'
+        assert expected in command(module, *arguments, code=exit_codes.USER_ERROR)
+    assert not (tmp_path / 'few/checkpoints').exists(), 'reported before the training'
     old = tmp_path / 'old'
-    shutil.copytree(workdir, old, ignore=shutil.ignore_patterns('.claim'))
+    shutil.copytree(workdir, old, ignore=shutil.ignore_patterns('.lock'))
     config = json.loads((old / 'config.json').read_text())
     del config['sampling']['guidance_text']
     (old / 'config.json').write_text(json.dumps(config))
     assert 'another version' in command(
-        'sample', f'--workdir={old}', '--prompt=x', code=exits.MISTAKE
+        'sample', f'--workdir={old}', '--prompt=x', code=exit_codes.USER_ERROR
     )
-    with claim(workdir):
-        output = command('train', DEBUG, f'--workdir={workdir}', code=exits.FAULT)
+    with lock(workdir):
+        output = command('train', DEBUG, f'--workdir={workdir}', code=exit_codes.FAILURE)
     assert 'Another process trains' in output
 
 
 @quick_compilation()
-def test_a_run_with_parts_in_the_memory_of_the_host_saves_resumes_and_draws(tmp_path):
+def test_a_run_with_state_offloaded_to_the_host_saves_resumes_and_samples(tmp_path):
     config = debug.get_config()
     config.steps, config.log.samples_every, config.offload = 2, 1, ('ema', 'opt_state')
     config.evaluation.samples = config.log.samples = 2
@@ -303,6 +303,6 @@ def test_a_run_with_parts_in_the_memory_of_the_host_saves_resumes_and_draws(tmp_
     assert state.ema['text_head']['kernel'].sharding.memory_kind == 'pinned_host'
     assert 'of the prototypes are used' in run_report.at_end(run, state)
     config.steps, config.initialise_from = 3, str(tmp_path)
-    for folder in (tmp_path, tmp_path / 'next'):  # goes on; starts from its weights
+    for folder in (tmp_path, tmp_path / 'next'):  # resumes; starts from its weights
         state = train_loop.train(train_loop.build(config, folder))
         assert state.step == 3 and int(state.skipped) == 0

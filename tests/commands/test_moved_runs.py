@@ -1,4 +1,4 @@
-"""A run that is opened in another folder, or comes from somebody else's machine."""
+"""Runs that are opened from another folder or come from another machine."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ PICTURES = 12
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """(folder, table, log): a run on a/pics, named as such, whose captions are all too long."""
+    """(folder, table, log) of a run on the relative folder a/pics with too long captions."""
     folder = tmp_path_factory.mktemp('start')
     pictures = folder / 'a' / 'pics'
     pictures.mkdir(parents=True)
@@ -46,7 +46,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def elsewhere(trained, monkeypatch):
-    """The run, and b/ as the working folder."""
+    """The run, with b/ as the working directory."""
     folder = trained[0] / 'b'
     folder.mkdir(exist_ok=True)
     monkeypatch.chdir(folder)
@@ -61,7 +61,7 @@ def test_the_start_says_how_many_captions_are_truncated(trained):
     )
 
 
-def test_no_rate_is_shown_that_cannot_be_reached(trained):
+def test_rates_that_cannot_be_reached_are_not_shown(trained):
     assert 'right picture among' in trained[1] and 'exact label' not in trained[1]
     assert '2 of 2 labels have more than 4 tokens and cannot be answered exactly' in trained[1]
 
@@ -74,14 +74,14 @@ def test_a_run_on_a_relative_folder_gives_the_same_table_from_another_folder(tra
     assert table.replace(str(elsewhere), 'run') == trained[1].split('\ncodebook')[0]
 
 
-def test_a_run_whose_data_was_moved_says_where_it_looked(trained, elsewhere, tmp_path):
+def test_a_run_with_moved_data_names_the_path_it_looked_at(trained, elsewhere, tmp_path):
     data = Sampler.load(elsewhere).config.data
     text = data.sources.replace(str(trained[0]), str(tmp_path))
     with pytest.raises(UserError, match=f'looked for {tmp_path}/a/pics/captions.jsonl'):
         source_list.build(text, data.max_pixels)
 
 
-def test_nothing_in_a_folder_decides_about_the_machine_it_is_opened_on(elsewhere, tmp_path):
+def test_a_workdir_does_not_dictate_settings_of_the_machine_it_is_opened_on(elsewhere, tmp_path):
     shutil.copytree(elsewhere, tmp_path / 'run')
     config = json.loads((elsewhere / 'config.json').read_text())
     config['compilation_cache'] = str(tmp_path / 'trap')

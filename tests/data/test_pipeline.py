@@ -17,7 +17,7 @@ from rf_jax.data.picture_cache import PictureCache
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.runtime.errors import UserError
-from rf_jax.runtime.rng import generator, passing_generator
+from rf_jax.runtime.rng import generator, reused_generator
 
 COUNT = 40
 UNDECODABLE = 'picture_not_decodable'
@@ -120,11 +120,11 @@ def test_a_passing_generator_gives_the_stream_of_a_new_one():
 
     names = [('draw', i, turn) for i in range(20) for turn in (0, 2**70)]
     expected = [stream(generator(*each)) for each in names]
-    assert [stream(passing_generator(*each)) for each in names] == expected
+    assert [stream(reused_generator(*each)) for each in names] == expected
     assert len(set(map(tuple, expected))) == len(names)
     other = {}
-    mine = passing_generator('mine')
-    thread = threading.Thread(target=lambda: other.update(got=passing_generator('other')))
+    mine = reused_generator('mine')
+    thread = threading.Thread(target=lambda: other.update(got=reused_generator('other')))
     thread.start()
     thread.join()
     assert stream(mine) == stream(generator('mine'))

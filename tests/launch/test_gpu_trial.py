@@ -1,4 +1,4 @@
-"""The trial of a GPU runs to its end unattended, here on CPU with tiny shapes."""
+"""The GPU trial runs to its end unattended; here on CPU with tiny shapes."""
 
 import json
 import os
@@ -23,7 +23,7 @@ import gpu_kernels  # noqa: E402
 
 
 def trial(*flags):
-    """(sentence about the machine, {what: rows of the table as {column: cell}})."""
+    """(line about the machine, {what: rows of the table as {column: cell}})."""
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHON': sys.executable}
     environment.pop('XLA_FLAGS', None)
     found = subprocess.run(
@@ -32,7 +32,7 @@ def trial(*flags):
     )  # fmt: skip
     assert found.returncode == 0, found.stderr[-2000:]
     head, empty, names, line, *rows = found.stdout.splitlines()
-    assert not empty and set(line) <= set('| -'), 'one table, after one sentence'
+    assert not empty and set(line) <= set('| -'), 'one table, after one line'
     columns = [cell.strip() for cell in names.strip('|').split('|')]
     by_item = {}
     for row in rows:
@@ -41,30 +41,30 @@ def trial(*flags):
     return head, by_item
 
 
-def test_the_trial_measures_tells_failures_goes_on_and_resumes(tmp_path):
+def test_the_trial_measures_reports_failures_continues_and_resumes(tmp_path):
     record = f'--record={tmp_path / "trial.jsonl"}'
     items = 'train 0.3B,packed cudnn,packed triton,attention pallas'
     head, lines = trial('--seconds=3000', f'--only={items}', record)
-    assert re.search(r'^cpu, .*jax \d.*tiny shapes: no figure of a card.*\d{4}-\d\d-\d\d$', head)
-    assert list(lines) == items.split(','), 'in the order asked for'
+    assert re.search(r'^cpu, .*jax \d.*tiny shapes: not a benchmark.*\d{4}-\d\d-\d\d$', head)
+    assert list(lines) == items.split(','), 'in the requested order'
     (train,) = lines['train 0.3B']
-    assert re.search(r'ms a step', train['time']) and re.search(r'tokens/s', train['rate'])
+    assert re.search(r'ms per step', train['time']) and re.search(r'tokens/s', train['rate'])
     assert train['counted: arguments, outputs, temporaries'].endswith('GB')
     assert train["counted: compiler's peak"].endswith('GB')
     assert all('cuDNN is not detected' in line['settings'] for line in lines['packed cudnn'])
     half, full = (float(line['largest error']) for line in lines['packed triton'])
-    assert half < 0.02 and full < 1e-5, 'a kernel of another library sees whom ours sees'
+    assert half < 0.02 and full < 1e-5, 'kernels of other libraries use the same mask as ours'
     assert 'another platform' in lines['attention pallas'][0]['settings']
 
     kept = [json.loads(line)['item'] for line in (tmp_path / 'trial.jsonl').open()]
     assert kept == items.split(',')
     _, again = trial('--seconds=55', '--only=packed triton,train 1.7B', record)
     assert again['packed triton'] == lines['packed triton'], 'from the record, not measured again'
-    assert 'not started' in again['train 1.7B'][0]['settings'], 'it would not end in time'
+    assert 'not started' in again['train 1.7B'][0]['settings'], 'it would not finish in time'
 
 
 def arrays_within(jaxpr):
-    """Shapes of all arrays of a program, also within its loops, branches and calls."""
+    """Shapes of all arrays of a program, including its loops, branches and calls."""
     for equation in jaxpr.eqns:
         yield from (v.aval.shape for v in equation.outvars if hasattr(v.aval, 'shape'))
         for inner in jax.core.jaxprs_in_params(equation.params):
@@ -72,7 +72,7 @@ def arrays_within(jaxpr):
 
 
 @pytest.mark.parametrize('name', ['auto', 'blockwise', 'triton', 'reference'])
-def test_rows_of_16k_hold_no_mask_of_all_pairs_on_a_gpu(name):
+def test_attention_on_rows_of_16k_materialises_no_full_mask_on_a_gpu(name):
     length, config = 16_384, joint.get_config('0.6B')
     segment = gpu_attention.segments(length)
     if name == 'triton':
@@ -87,7 +87,7 @@ def test_rows_of_16k_hold_no_mask_of_all_pairs_on_a_gpu(name):
     assert (largest >= length**2) == (name == 'reference'), largest
 
 
-def test_packed_rows_of_text_are_what_the_rule_says():
+def test_packed_rows_of_text_follow_the_attention_rule():
     segment = gpu_attention.segments(300)
     seen = masks.visible(*[gpu_kernels.text_integers(segment)] * 2)[0]
     same = segment[0][:, None] == segment[0]

@@ -1,4 +1,4 @@
-"""Launchers start a run again exactly when its exit codes say so: the real scripts in a real shell,
+"""Launchers restart a run exactly when its exit codes say so: the real scripts in a real shell,
 with the cluster's commands replaced by ones that record their calls and give codes.
 """
 
@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rf_jax.runtime import exits
+from rf_jax.runtime import exit_codes
 
 LAUNCH = Path(__file__).parents[2] / 'launch'
 KILLED = 128 + signal.SIGKILL
 
-# Runs `--command` for each worker, and ends as gcloud does: with the first code that is not 0.
+# Runs `--command` for each worker and exits as gcloud does, with the first nonzero code.
 GCLOUD = r"""
 echo "gcloud $*" >>"$ROOT/calls"
 case "$*" in
@@ -47,7 +47,7 @@ exit "$code"
 
 @pytest.fixture
 def cluster(tmp_path):
-    """(folder, environment in which the commands of a cluster are ours)."""
+    """(folder, environment with fake cluster commands)."""
     folder = tmp_path / 'bin'
     (tmp_path / 'worker' / 'rf_jax').mkdir(parents=True)
     (tmp_path / 'worker' / 'env' / 'bin').mkdir(parents=True)
@@ -86,7 +86,7 @@ def started(folder, name):
     [
         (['0 0'], 1, 0),
         (['64 64'], 1, 64),
-        (['1 64'], 1, 64),  # gcloud gives 1, the code of the first worker
+        (['1 64'], 1, 64),  # gcloud returns 1, the code of the first worker
         (['75 75', '0 0'], 2, 0),
         (['1 76', '75 1', '76 76', '75 75', '0 0'], 5, 0),
         (['1 1', '1 1', '1 1', '0 0'], 3, 1),
@@ -94,7 +94,7 @@ def started(folder, name):
         (['0 1', '0 0'], 2, 0),
     ],
 )
-def test_tpu_sh_starts_again_as_the_exit_codes_of_all_workers_say(
+def test_tpu_sh_restarts_according_to_the_exit_codes_of_all_workers(
     cluster, codes, attempts, expected
 ):
     folder, environment = cluster
@@ -122,7 +122,7 @@ def test_tpu_sh_starts_again_as_the_exit_codes_of_all_workers_say(
         ([1, 1, 76, 1, 1, 0], 6, 0, 0),
     ],
 )
-def test_slurm_sh_starts_again_as_the_exit_code_says(cluster, codes, attempts, queued, expected):
+def test_slurm_sh_restarts_according_to_the_exit_code(cluster, codes, attempts, queued, expected):
     folder, environment = cluster
     (folder / 'codes').write_text(''.join(f'{code}\n' for code in codes))
     done = subprocess.run(
@@ -134,9 +134,7 @@ def test_slurm_sh_starts_again_as_the_exit_code_says(cluster, codes, attempts, q
 
 
 @pytest.mark.parametrize(('state', 'queued'), [('RUNNING', 1), ('COMPLETING', 0)])
-def test_slurm_sh_queues_again_at_its_time_limit_and_not_when_it_is_cancelled(
-    cluster, state, queued
-):
+def test_slurm_sh_requeues_at_its_time_limit_but_not_when_cancelled(cluster, state, queued):
     folder, environment = cluster
     (folder / 'codes').write_text('wait\n')
     job = subprocess.Popen(
@@ -146,12 +144,12 @@ def test_slurm_sh_queues_again_at_its_time_limit_and_not_when_it_is_cancelled(
     assert job.stdout.readline() == 'started\n'
     job.send_signal(signal.SIGTERM)
     job.communicate(timeout=60)
-    assert job.returncode == exits.INTERRUPTED
+    assert job.returncode == exit_codes.INTERRUPTED
     assert started(folder, 'scontrol') == ['scontrol requeue 7'] * queued
 
 
 def action(jobset, code):
-    """What JobSet does once a container ends with this code, by the documented order of rules."""
+    """What JobSet does when a container exits with this code, by its documented order of rules."""
     job = jobset['spec']['replicatedJobs'][0]['template']['spec']
     assert job['backoffLimit'] == 0
     container = job['template']['spec']['containers'][0]['name']
@@ -173,7 +171,7 @@ def action(jobset, code):
     return 'RestartJobSet'
 
 
-def test_gke_yaml_starts_again_as_the_exit_code_says():
+def test_gke_yaml_restarts_according_to_the_exit_code():
     done = subprocess.run(
         [LAUNCH / 'gke.sh', 'mine', '--config=c', '--workdir=/runs/x'],
         env=os.environ
@@ -181,10 +179,10 @@ def test_gke_yaml_starts_again_as_the_exit_code_says():
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     jobset = yaml.safe_load(done.stdout)
-    assert action(jobset, exits.MISTAKE) == 'FailJobSet'
-    for code in (exits.INTERRUPTED, exits.FAULT_AFTER_PROGRESS):
+    assert action(jobset, exit_codes.USER_ERROR) == 'FailJobSet'
+    for code in (exit_codes.INTERRUPTED, exit_codes.FAILURE_AFTER_PROGRESS):
         assert action(jobset, code) == 'RestartJobSetAndIgnoreMaxRestarts'
-    for code in (exits.FAULT, KILLED):
+    for code in (exit_codes.FAILURE, KILLED):
         assert action(jobset, code) == 'RestartJobSet'  # up to maxRestarts
     job = jobset['spec']['replicatedJobs'][0]['template']['spec']
     assert job['podFailurePolicy']['rules'][2]['onPodConditions'] == [
@@ -196,7 +194,7 @@ def test_gke_yaml_starts_again_as_the_exit_code_says():
     ('codes', 'expected'),
     [((0, 0), 0), ((1, 64), 64), ((1, 76), 76), ((1, 75), 75), ((3, 1), 3), ((76, 64), 64)],
 )
-def test_local_sh_gives_the_code_that_says_most(tmp_path, codes, expected):
+def test_local_sh_returns_the_most_informative_code(tmp_path, codes, expected):
     script = f'codes=({" ".join(map(str, codes))}); exit ${{codes[$RF_JAX_PROCESS]}}'
     done = subprocess.run(
         [LAUNCH / 'local.sh', str(len(codes)), 'bash', '-c', script],
@@ -209,6 +207,6 @@ def test_local_sh_gives_the_code_that_says_most(tmp_path, codes, expected):
 
 def test_the_readme_of_the_launchers_lists_every_code():
     readme = (LAUNCH / 'README.md').read_text(encoding='utf-8')
-    for code in (exits.DONE, exits.FAULT, exits.MISTAKE, exits.INTERRUPTED,
-                 exits.FAULT_AFTER_PROGRESS):  # fmt: skip
+    for code in (exit_codes.DONE, exit_codes.FAILURE, exit_codes.USER_ERROR, exit_codes.INTERRUPTED,
+                 exit_codes.FAILURE_AFTER_PROGRESS):  # fmt: skip
         assert f'| {code} |' in readme or f'| {code},' in readme

@@ -1,4 +1,4 @@
-"""`launch/local.sh`: N processes with a log each, ending together; the scripts of the others."""
+"""`launch/local.sh`: N processes with a log each, ending together; and checks of all scripts."""
 
 import importlib
 import os
@@ -24,28 +24,28 @@ def launch(*arguments, logs=''):
     )
 
 
-def test_each_process_is_told_its_place_and_has_a_log(tmp_path):
+def test_each_process_gets_its_index_and_a_log(tmp_path):
     script = 'echo $RF_JAX_PROCESS of $RF_JAX_PROCESSES at $RF_JAX_COORDINATOR; echo bad >&2'
     done = launch('3', 'sh', '-c', script, logs=tmp_path / 'logs')
     assert done.returncode == 0
-    told = dict(line.split(' ', 1) for line in done.stdout.splitlines() if 'of' in line)
-    assert told.keys() == {'[0]', '[1]', '[2]'}
-    assert len({text.split(' at ')[1] for text in told.values()}) == 1, 'one coordinator'
+    output = dict(line.split(' ', 1) for line in done.stdout.splitlines() if 'of' in line)
+    assert output.keys() == {'[0]', '[1]', '[2]'}
+    assert len({text.split(' at ')[1] for text in output.values()}) == 1, 'one coordinator'
     for index in range(3):
-        assert told[f'[{index}]'].startswith(f'{index} of 3 at 127.0.0.1:')
+        assert output[f'[{index}]'].startswith(f'{index} of 3 at 127.0.0.1:')
         assert f'[{index}] bad' in done.stdout
         assert (tmp_path / 'logs' / f'{index}.log').read_text().endswith('bad\n')
 
 
 @pytest.mark.parametrize(('how', 'code'), [('exit 3', 3), ('kill -9 $$', 128 + signal.SIGKILL)])
-def test_one_that_fails_gives_its_code(tmp_path, how, code):
+def test_the_exit_code_of_a_failed_process_is_returned(tmp_path, how, code):
     script = f'if [ $RF_JAX_PROCESS = 1 ]; then {how}; fi'
     done = launch('2', 'sh', '-c', script, logs=tmp_path)
     assert done.returncode == code
     assert 'process 1' in done.stderr
 
 
-def test_the_rest_does_not_outlive_one_that_died(tmp_path):
+def test_the_other_processes_do_not_outlive_a_failed_one(tmp_path):
     script = 'if [ $RF_JAX_PROCESS = 1 ]; then exit 3; fi; exec sleep 1000'
     codes = local.Processes(3, ['sh', '-c', script], tmp_path).wait(grace=0.2)
     assert codes == [-signal.SIGKILL, 3, -signal.SIGKILL]
@@ -55,7 +55,7 @@ def test_the_rest_does_not_outlive_one_that_died(tmp_path):
 def test_signals_reach_every_process(tmp_path, number):
     script = 'trap "echo got it; exit 0" INT TERM; echo ready; while :; do sleep 0.05; done'
     process = subprocess.Popen(
-        # Born with both ignored, as Ctrl-C is in a shell's background.
+        # Started with both signals ignored, as Ctrl-C is in background jobs.
         [
             'sh',
             '-c',
@@ -79,8 +79,8 @@ def test_signals_reach_every_process(tmp_path, number):
     assert sorted(rest.splitlines()) == ['[0] got it', '[1] got it']
 
 
-def test_processes_go_on_when_nobody_reads_their_output(tmp_path):
-    """`launch/local.sh ... | head -1`: a process whose pipe is full would wait for ever."""
+def test_processes_continue_when_their_output_has_no_reader(tmp_path):
+    """`launch/local.sh ... | head -1`: a process whose pipe is full would block forever."""
     script = 'head -c 1000000 /dev/zero | tr "\\0" "\\n"; echo ended'
     done = subprocess.run(
         ['bash', '-c', '"$@" | head -1; exit ${PIPESTATUS[0]}', 'bash', LAUNCH / 'local.sh', '2',
@@ -98,7 +98,7 @@ def test_wrong_usage(arguments):
     assert done.returncode == 2 and 'usage' in done.stderr
 
 
-def test_the_job_of_gke_is_filled_in():
+def test_the_gke_job_is_filled_in():
     done = subprocess.run(
         [LAUNCH / 'gke.sh', 'mine', '--config=configs/emoji.py', '--workdir=/runs/it is "new"'],
         env=os.environ

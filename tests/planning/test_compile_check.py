@@ -1,4 +1,4 @@
-"""The compile check: its programs, its figures, and what it says when something cannot be."""
+"""The compile check: its programs, its figures, and its errors."""
 
 import itertools
 from types import SimpleNamespace
@@ -32,14 +32,14 @@ def checked():
     mesh = make_mesh(config.mesh, topology.devices('cpu:8'))
     with quick_compilation():
         names = ('initialise', 'train_step', 'sample')
-        found = dict(zip(names, compile_report.each(config, VOCABULARY, mesh, names)))
+        found = dict(zip(names, compile_report.compile_programs(config, VOCABULARY, mesh, names)))
     return config, found
 
 
-def test_every_program_compiles_and_tells_its_cost(checked):
+def test_every_program_compiles_and_reports_its_cost(checked):
     _, found = checked
     for name, program in found.items():
-        assert program.fits and 'memory of a chip' in program.text
+        assert program.fits and 'memory per chip' in program.text
         assert 's of processors' in program.text
         assert program.values['peak'] > 0 and (program.values['flops'] > 0) == (
             name != 'initialise'
@@ -48,7 +48,7 @@ def test_every_program_compiles_and_tells_its_cost(checked):
     assert moved & {'all-reduce', 'reduce-scatter'} and 'all-gather' in moved
 
 
-def test_the_train_step_says_what_fills_its_memory_and_which_fields_help(checked):
+def test_the_train_step_lists_the_parts_of_its_memory_and_the_fields_that_reduce_them(checked):
     config, found = checked
     values = found['train_step'].values
     named = {part['what']: part for part in values['parts']}
@@ -59,24 +59,26 @@ def test_the_train_step_says_what_fills_its_memory_and_which_fields_help(checked
 
 
 @quick_compilation()
-def test_drawing_compiles_where_training_cuts_its_rows():
-    """Devices along context draw rows of their own, more of them than a training batch has."""
+def test_sampling_compiles_on_a_mesh_that_shards_rows_in_training():
+    """Devices along context sample rows of their own, more than a training batch has."""
     config = tiny(**{'data.batch_size': 4, 'mesh.context': 2, 'data.capacity.vision': 8})
     config.data.capacity.update(representation=6, vision_pictures=2, pixel_pictures=2)
     mesh = make_mesh(config.mesh, topology.devices('cpu:8'))
     assert ahead_of_time.sample(config, VOCABULARY, mesh).peak > 0
 
 
-def test_flops_of_the_program_are_those_of_the_model(checked):
-    """Attention here computes every pair; the rest of the model is counted the same way."""
+def test_flops_of_the_program_agree_with_the_model(checked):
+    """Attention computes every pair here; the rest of the model is counted the same way."""
     config, found = checked
     values = found['train_step'].values
     whole = flops.train_step(config, VOCABULARY) / 8
     assert 0.95 < values['flops'] / whole < 1.35  # one kv head: attention on both tensor devices
-    assert values['model_flops'] < whole, 'pairs that see nothing are no need of the model'
+    assert values['model_flops'] < whole, 'masked pairs are not counted for the model'
     batches = SimpleNamespace(counts={}, rows=range(config.data.batch_size))
     logged = Report(config, VOCABULARY, batches, None, 0, None).flops
-    assert logged == pytest.approx(8 * values['model_flops']), 'a run tells the MFU of the same'
+    assert logged == pytest.approx(8 * values['model_flops']), (
+        'a run computes its MFU from the same FLOPs'
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_flops_of_the_program_are_those_of_the_model(checked):
         ({'mesh.tensor': 3}, r'mesh\.tensor=3'),
     ],
 )
-def test_what_training_refuses_at_its_start_is_not_compiled(changes, words, tmp_path, monkeypatch):
+def test_configs_that_training_refuses_are_not_compiled(changes, words, tmp_path, monkeypatch):
     config = tiny(**changes)
     with pytest.raises(UserError, match=words):
         train_loop.build(config, tmp_path)
@@ -100,7 +102,7 @@ def test_what_training_refuses_at_its_start_is_not_compiled(changes, words, tmp_
 
 
 class Torus:
-    """A pretended slice of v5p chips."""
+    """A fake slice of v5p chips."""
 
     def __init__(self, sizes, slices=1):
         places = itertools.product(range(slices), *map(range, sizes))
@@ -124,17 +126,17 @@ CHIP = hardware.CHIPS['TPU v5']
     [
         ((4, 4, 4), range(4), ('fsdp',), 1 / CHIP.axis),  # a ring
         ((4, 4, 4), range(16), ('fsdp',), 1 / (2 * CHIP.axis)),  # two axes of the torus
-        ((4, 4, 4), range(2), ('fsdp',), 2 / CHIP.axis),  # half of an axis: no ring
+        ((4, 4, 4), range(2), ('fsdp',), 2 / CHIP.axis),  # half of an axis: not a ring
     ],
 )
-def test_a_collective_takes_the_links_of_the_axes_it_spans(sizes, group, axes, ici):
+def test_a_collective_uses_the_links_of_the_axes_it_spans(sizes, group, axes, ici):
     mesh = Torus(sizes).mesh(fsdp=64)
     (row,) = roofline.collectives({('all-gather', (tuple(group),)): 1.0}, mesh, CHIP)
     assert row.axes == axes and row.dcn == 0
     np.testing.assert_allclose(row.ici, ici)
 
 
-def test_between_slices_a_chip_sends_its_share_over_the_slow_network():
+def test_between_slices_a_chip_sends_its_share_over_dcn():
     mesh = Torus((2, 2, 1), slices=2).mesh(data=2, fsdp=4)
     (row,) = roofline.collectives({('all-reduce', (tuple(range(8)),)): 8.0}, mesh, CHIP)
     assert row.axes == ('data', 'fsdp')
@@ -150,12 +152,12 @@ def test_between_slices_a_chip_sends_its_share_over_the_slow_network():
         ('cpu:99', 'there are 8 CPU devices'),
     ],
 )
-def test_unknown_topologies_list_the_known(name, words):
+def test_an_unknown_topology_lists_the_known_ones(name, words):
     with pytest.raises(UserError, match=words):
         topology.devices(name)
 
 
-def test_a_program_that_does_not_fit_says_what_is_largest_and_what_helps(monkeypatch):
+def test_a_program_that_does_not_fit_lists_its_largest_parts_and_advice(monkeypatch):
     config = tiny()
     mesh = make_mesh(config.mesh, topology.devices('cpu:8'))
 
@@ -163,11 +165,11 @@ def test_a_program_that_does_not_fit_says_what_is_largest_and_what_helps(monkeyp
         raise ahead_of_time.DoesNotFit('train step', 120.5e9, 102.8e9)
 
     monkeypatch.setitem(compile_report.PROGRAMS, 'train_step', refuse)
-    (found,) = compile_report.each(config, VOCABULARY, mesh, ['train_step'])
+    (found,) = compile_report.compile_programs(config, VOCABULARY, mesh, ['train_step'])
     assert not found.fits and '120.5 GB of the 102.8 GB' in found.text
     assert 'parameters' in found.text and 'model.backbone.remat' in found.text
     with pytest.raises(UserError, match="--only='trainstep' is not known; did you mean"):
-        list(compile_report.each(config, VOCABULARY, mesh, ['trainstep']))
+        list(compile_report.compile_programs(config, VOCABULARY, mesh, ['trainstep']))
 
 
 def cost(seconds, peak):
@@ -199,12 +201,12 @@ def test_a_sweep_tries_meshes_and_policies(monkeypatch):
         ('no: data.capacity.text=33 is no multiple of mesh.context=2', False)
     }
     assert compile_report.tried_as_json(*cut[0])['reason'].startswith('data.capacity.text=33')
-    _, best, *others = compile_report.ranked(tried).splitlines()
+    _, best, *others = compile_report.sweep_table(tried).splitlines()
     assert 'expert=4' in best and best.split()[0] == 'yes'
     assert sum('no: data.capacity.text=33' in line for line in others) == len(cut)
 
 
-def test_a_sweep_goes_on_after_a_mesh_that_cannot_be_made(monkeypatch):
+def test_a_sweep_continues_after_an_impossible_mesh(monkeypatch):
     monkeypatch.setattr(ahead_of_time, 'train_step', lambda *_: cost(1.0, 1e9))
     config = tiny(**{'model.backbone.ffn': 'moe', 'mesh.data': 2, 'mesh.fsdp': 4})
     tried = list(compile_report.sweep(config, VOCABULARY, topology.devices('cpu:8')))
@@ -213,13 +215,13 @@ def test_a_sweep_goes_on_after_a_mesh_that_cannot_be_made(monkeypatch):
     assert reasons and all(reason.startswith('no: ') for reason in reasons)
 
 
-def test_a_sweep_without_any_variant_says_so():
+def test_a_sweep_without_variants_is_an_error():
     config = tiny(**{'data.batch_size': 9})
     with pytest.raises(UserError, match=r'no mesh for 8 devices and data\.batch_size=9'):
         list(compile_report.sweep(config, VOCABULARY, topology.devices('cpu:8')))
 
 
-def test_a_line_is_added_to_the_table_and_not_to_what_follows_it(tmp_path):
+def test_a_row_is_added_to_the_table_and_not_to_the_text_after_it(tmp_path):
     file = tmp_path / 'memory.md'
     file.write_text('# Memory\n', encoding='utf-8')
     compile_report.add_line(file, '| a |\n')
@@ -238,6 +240,6 @@ def test_a_sweep_ranks_what_fits_by_time():
         ({'mesh.tensor': 2}, cost(1.0, 1e9), True),
         ({'mesh.context': 2}, cost(0.5, 1e12), False),
     ]
-    lines = compile_report.ranked(tried).splitlines()
+    lines = compile_report.sweep_table(tried).splitlines()
     order = [line.split()[-1] for line in lines[1:]]
     assert order == ['tensor=2', 'expert=4', 'context=2', 'expert=8']

@@ -1,4 +1,4 @@
-"""What is read off compiled programs is what the programs do."""
+"""Costs read from compiled programs are what the programs do."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def stack(w, x):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0].sum()
 
 
-def test_the_body_of_a_loop_counts_as_often_as_it_runs(mesh):
+def test_the_body_of_a_loop_counts_once_per_iteration(mesh):
     found = totals(
         jax.grad(stack, (0, 1)), shape(mesh, (LAYERS, SIDE, SIDE)), shape(mesh, (SIDE, SIDE))
     )
@@ -54,7 +54,7 @@ def test_gathers_are_counted_by_the_axes_they_run_over(mesh):
     assert found[kind, groups] == LAYERS * 4 * SIDE**2 * 3 / 4
 
 
-def test_a_loop_of_unknown_length_counts_as_not_run():
+def test_a_loop_of_unknown_trip_count_counts_as_not_run():
     def run(n, x):
         return jax.lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] @ c[1]), (0, x))[1]
 
@@ -62,7 +62,7 @@ def test_a_loop_of_unknown_length_counts_as_not_run():
     assert found.flops == 0 and found.unknown == 1
 
 
-# A Pallas kernel with metadata as libtpu 0.0.42 prints it; its body is shortened.
+# A Pallas kernel with metadata as printed by libtpu 0.0.42; the body is shortened.
 KERNEL = r"""HloModule jit_f, is_scheduled=true, entry_computation_layout={()->f32[256,256]{1,0}}
 
 ENTRY %main.1 (x.1: f32[256,256]) -> f32[256,256] {
@@ -75,7 +75,7 @@ ENTRY %main.1 (x.1: f32[256,256]) -> f32[256,256] {
 """  # noqa: E501
 
 
-def test_a_kernel_whose_metadata_holds_newlines_keeps_its_cost_and_its_name():
+def test_a_kernel_with_newlines_in_its_metadata_keeps_its_cost_and_name():
     found = hlo_cost.totals(KERNEL)
     ((label, (runs, says)),) = found.kernels.items()
     assert (runs, says) == (1, 12345)
@@ -83,8 +83,8 @@ def test_a_kernel_whose_metadata_holds_newlines_keeps_its_cost_and_its_name():
     assert found.bytes == 2 * 4 * 256**2
 
 
-def test_a_loop_whose_metadata_holds_newlines_keeps_its_length():
-    """Compiled here: XLA notes how often a loop runs behind the attributes that JAX gives it."""
+def test_a_loop_with_newlines_in_its_metadata_keeps_its_trip_count():
+    """Compiled here: XLA writes the trip count of a loop after the attributes from JAX."""
 
     def run(x):
         with set_xla_metadata(kernel_metadata='{\n"a": 1,\n"b": {"c": "}"}\n}'):
@@ -112,12 +112,12 @@ def test_a_loop_whose_metadata_holds_newlines_keeps_its_length():
         ('source_target_pairs={{0,1},{1,0}}, x=1', ((0, 1), (1, 0))),
     ],
 )
-def test_groups_of_every_form(text, groups):
+def test_replica_groups_in_every_notation(text, groups):
     assert hlo.groups_of(text) == groups
 
 
-def test_a_convolution_counts_what_meets_no_padding_and_no_hole():
-    # A batched matrix product as TPU programs write it: batch 4 as a dilated window.
+def test_a_convolution_does_not_count_padding_and_holes():
+    # A batched matrix product as in TPU programs, with batch 4 as a dilated window.
     (out,) = hlo.arrays_of('bf16[4,8,16]{2,1,0}')
     (left,) = hlo.arrays_of('bf16[4,8,32]{2,1,0}')
     (right,) = hlo.arrays_of('bf16[4,32,16]{2,1,0}')
@@ -125,7 +125,7 @@ def test_a_convolution_counts_what_meets_no_padding_and_no_hole():
     assert hlo.convolution_flops(out, left, right, attributes) == 2 * 4 * 8 * 32 * 16
 
 
-def test_types_name_bytes_and_memory():
+def test_array_types_give_bytes_and_memory_space():
     arrays = hlo.arrays_of('(s32[]{:T(128)}, bf16[4,2]{1,0:T(4,128)(2,1)S(1)}, pred[8]{0})')
     assert [a.bytes for a in arrays] == [4, 16, 8]
     assert [a.main for a in arrays] == [True, False, True]
@@ -165,7 +165,7 @@ ENTRY %main.1 (a.1: f32[100,8,8], a.2: f32[8,4], a.3: f32[50,8,4], a.4: s32[]) -
 """  # noqa: E501
 
 
-def test_a_fusion_moves_only_the_slices_that_it_reads_and_writes_of_saved_stacks():
+def test_a_fusion_only_moves_the_slices_it_reads_and_writes():
     found = hlo_cost.totals(SLICES)
     layer, x, y, number = 8 * 8 * 4, 8 * 4 * 4, 8 * 4 * 4, 4
     assert found.bytes == layer + x + number + y + y  # not the 100 and the 50 layers of the stacks

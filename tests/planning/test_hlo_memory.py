@@ -1,4 +1,4 @@
-"""Memory of compiled programs: the compiler's own peak, and the buffers of which it consists.
+"""Memory of compiled programs: the peak reported by the compiler, and the buffers at the peak.
 
 `recorded/tpu_step.txt.gz` is what libtpu 0.0.42 made of a train step of a small language model with
 94,208 tokens, for one v5e chip of 16.91 GB: 12 layers of 1,024 x 4,096 that are recomputed in the
@@ -25,7 +25,7 @@ V5E = hardware.CHIPS['TPU v5 lite'].memory
 
 
 def analysis(peak, arguments, outputs, aliases, temporaries, host=(0, 0, 0, 0)):
-    """What `memory_analysis()` of libtpu 0.0.42 said, in units of 10^9 bytes."""
+    """A `memory_analysis()` of libtpu 0.0.42, in units of 10^9 bytes."""
     named = {
         'peak_memory': peak, 'argument_size': arguments, 'output_size': outputs,
         'alias_size': aliases, 'temp_size': temporaries, 'host_argument_size': host[0],
@@ -34,7 +34,7 @@ def analysis(peak, arguments, outputs, aliases, temporaries, host=(0, 0, 0, 0)):
     return SimpleNamespace(**{f'{name}_in_bytes': 1e9 * value for name, value in named.items()})
 
 
-# Programs that libtpu compiled for a v5e, and bytes that the schedule says they need.
+# Programs that libtpu compiled for a v5e, and the bytes they need by their schedule.
 COMPILED = {
     'the recorded step': (analysis(16.594, 1.343, 1.342, 1.342, 17.760), 16.594),
     'momentum in the memory of the host': (
@@ -49,20 +49,20 @@ COMPILED = {
 
 
 @pytest.mark.parametrize('name', COMPILED)
-def test_the_peak_of_what_compiles_for_a_chip_is_below_its_memory(name):
-    """Arguments, outputs and temporaries of the recorded step add up to 19.1 GB of 16.9."""
+def test_the_peak_of_a_program_that_compiled_is_below_the_memory_of_its_chip(name):
+    """Arguments, outputs and temporaries of the recorded step add up to 19.1 of 16.9 GB."""
     memory, needed = COMPILED[name]
     found = hlo_memory.peak(memory, 'tpu')
     assert found < V5E and found == pytest.approx(1e9 * needed, rel=1e-3)
 
 
 def test_the_compiler_refuses_at_the_same_figure():
-    """Peaks grow with the tokens: those of 98,304 are the 16.06 GiB that the refusal names."""
+    """Peaks grow with the tokens: for 98,304, to the 16.06 GiB that the error message names."""
     message = (
         'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO '
         'temporaries (16.06G) exceeds available HBM (15.75G).'
     )
-    refused = ahead_of_time.refusal('step', message)
+    refused = ahead_of_time.out_of_memory_error('step', message)
     at = {tokens: 1e9 * peak for tokens, peak in ((86_016, 15.285), (94_208, 16.594))}
     a_token = (at[94_208] - at[86_016]) / (94_208 - 86_016)
     expected = at[94_208] + (98_304 - 94_208) * a_token
@@ -70,14 +70,14 @@ def test_the_compiler_refuses_at_the_same_figure():
     assert refused.has == V5E
 
 
-def test_a_kernel_that_finds_no_room_in_vmem_is_not_said_to_need_a_larger_chip():
+def test_a_kernel_that_exceeds_vmem_is_not_reported_as_needing_a_larger_chip():
     message = (
         'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space '
         'vmem. Used 256.00M of 128.00M vmem. Exceeded vmem capacity by 128.00M.\n\nProgram vmem '
         'requirement 256.00M:\n    scoped          256.00M\n\n  Largest program allocations in '
         'vmem:\n\n  1. Size: 128.00M\n     Operator: op_name="jit(f)/double/pallas_call"\n'
     )
-    refused = ahead_of_time.refusal('step', message)
+    refused = ahead_of_time.out_of_memory_error('step', message)
     assert not isinstance(refused, ahead_of_time.DoesNotFit)
     for words in ('jit(f)/double/pallas_call', '256.00M of the 128.00M', 'model.attention.block_q'):
         assert words in str(refused)
@@ -88,11 +88,11 @@ def test_the_buffers_at_the_peak_add_up_to_it_and_the_logits_are_the_largest():
     assert sum(buffer.bytes for buffer in buffers) == pytest.approx(16.594e9, rel=0.01)
     logits, kept = buffers[:2]
     assert logits.shape == 'f32[94208,32768]' and logits.op_name == 'jit(step)/jvp()/dot_general'
-    assert kept.shape == 'bf16[12,94208,1024]', 'the inputs of the layers, kept for the backward'
+    assert kept.shape == 'bf16[12,94208,1024]', 'inputs of the layers, kept for the backward pass'
 
 
-def test_what_is_freed_before_the_peak_is_not_part_of_it():
-    """Compiled here: the first array is gone before the second is made."""
+def test_buffers_freed_before_the_peak_are_not_part_of_it():
+    """Compiled here: the first array is freed before the second is allocated."""
 
     def run(x):
         first = jnp.cumsum(jnp.outer(x, x), axis=0)
@@ -128,14 +128,14 @@ def test_what_is_freed_before_the_peak_is_not_part_of_it():
         ('', ''),
     ],
 )
-def test_each_large_array_is_named_with_the_field_that_makes_it_smaller(op_name, field):
+def test_each_large_array_is_listed_with_the_field_that_reduces_it(op_name, field):
     fields = flatten(joint.get_config().to_dict())
     buffer = hlo_memory.Buffer(8.0, 'f32[2]', op_name)
     (part,) = memory_parts.parts([buffer, buffer], fields)
     assert part.field == field and part.bytes == 16
 
 
-def test_every_advised_field_is_one_of_the_config():
+def test_every_advised_field_exists_in_the_config():
     config = joint.get_config()
     for _, _, *fields in memory_parts.PARTS:
         for field in filter(None, fields):
@@ -146,7 +146,7 @@ def _has(config, names):
     return not names or (names[0] in config and _has(config[names[0]], names[1:]))
 
 
-def test_a_field_that_is_spent_is_not_advised():
+def test_an_exhausted_field_is_not_advised():
     fields = flatten(joint.get_config().to_dict()) | {
         'model.backbone.remat': 'full',
         'offload': ('ema', 'opt_state'),

@@ -1,17 +1,17 @@
-"""`python -m rf_jax.packing_report`: how full rows would be, before anything is trained."""
+"""`python -m rf_jax.packing_report` predicts how full rows are before anything is trained."""
 
 import re
 
 from command_line import command
 
-from rf_jax.runtime import exits
+from rf_jax.runtime import exit_codes
 
 
 def share(output, name):
     return float(re.search(rf'^ *{name} +([\d.]+)%$', output, re.M)[1])
 
 
-def test_capacities_are_found_for_a_row_of_so_many_tokens():
+def test_capacities_are_recommended_for_a_given_row_length():
     output = command(
         'packing_report', '--config=configs/base.py', '--distribution=coco', '--row_tokens=8192',
         '--samples=40000', "--config.data.sizes=((256, 1.0),)",
@@ -25,12 +25,12 @@ def test_capacities_are_found_for_a_row_of_so_many_tokens():
         'packing_report',
         '--distribution=coco',
         '--config.data.sizes=((256, 1.0),)',
-        code=exits.MISTAKE,
+        code=exit_codes.USER_ERROR,
     )
     assert 'data.capacity' in output
 
 
-def test_it_reports_the_sources_of_a_config():
+def test_the_sources_of_a_config_are_reported():
     output = command('packing_report', '--config=configs/emoji.py')
     assert 80 < share(output, 'row fill') < 100
     assert 'peak memory' in output

@@ -1,4 +1,4 @@
-"""Every known TPU topology starts, each process with exactly the rows of its own devices.
+"""Every known TPU topology starts, and each process gets exactly the rows of its own devices.
 
 Devices are libtpu's own where it is installed, else what it was recorded to give (topologies.py).
 """
@@ -23,7 +23,7 @@ from rf_jax.training import checks
 
 @pytest.fixture(scope='module')
 def batches_of(tmp_path_factory):
-    """rows: (the batches of one process alone, the first of them)."""
+    """rows -> (batches of a single process, the first of them)."""
     path = tmp_path_factory.mktemp('text') / 'words.txt'
     path.write_text('\n\n'.join(f'the sentence of number {i}' for i in range(50)))
     found = source_list.build(f'text:{path}', 10**6)
@@ -45,7 +45,7 @@ def batches_of(tmp_path_factory):
 
 
 def assert_fed_by_what_is_held(mesh, rows, shares):
-    """`shares` are, process by process, what JAX itself says that its devices hold."""
+    """`shares` are the rows that JAX itself assigns to the devices of each process."""
     where = meshes.batch_sharding(mesh).devices_indices_map((rows,))
     assert len(where) == mesh.size
     held = {device.process_index: set() for device in where}
@@ -69,7 +69,7 @@ def assert_batches_are_those_of_one_process(made, whole, shares):
 
 
 def fits(mesh, count, slices):
-    """Whether that many devices make the mesh, with tensor and context inside a slice."""
+    """Whether this many devices can form the mesh, with tensor and context inside a slice."""
     inside = mesh.tensor * mesh.context
     fixed = math.prod(size for size in mesh.values() if size > 0)
     return count % fixed == 0 and count // slices % inside == 0
@@ -77,7 +77,7 @@ def fits(mesh, count, slices):
 
 @pytest.mark.parametrize('topology', topologies.NAMES)
 @pytest.mark.parametrize('slices', topologies.SLICES)
-def test_every_config_starts_and_each_row_is_made_once_a_replica(topology, slices, batches_of):
+def test_every_config_starts_and_each_row_is_built_once_per_replica(topology, slices, batches_of):
     devices = topologies.devices(topology, slices)
     assert len(devices) == slices * math.prod(map(int, topology.split(':')[1].split('x')))
     seen = set()
@@ -99,7 +99,7 @@ def test_every_config_starts_and_each_row_is_made_once_a_replica(topology, slice
 @pytest.mark.parametrize('topology', topologies.NAMES)
 @pytest.mark.parametrize('slices', topologies.SLICES)
 def test_the_recorded_devices_are_those_of_libtpu(topology, slices):
-    """Without libtpu it compares the table with itself, by way of its columns."""
+    """Without libtpu the table is only compared with itself."""
     found = topologies.devices(topology, slices)
     assert topologies.columns(found) == topologies.columns(topologies.recorded(topology, slices))
     hosts = {device.process_index for device in found}

@@ -1,4 +1,4 @@
-"""No finished checkpoint is ever lost, and what is read equals what was saved bit for bit."""
+"""No finished checkpoint is ever lost, and restored arrays are bit-identical to the saved ones."""
 
 import errno
 import json
@@ -21,13 +21,13 @@ from orbax.checkpoint._src.serialization import serialization
 from rf_jax.runtime.checkpoint import Checkpoints, restore_numpy
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
-from rf_jax.runtime.workdir import alone, check_writable, claim, write_run_files
+from rf_jax.runtime.workdir import check_writable, lock, training_lock, write_run_files
 
 ROOT = Path(__file__).parents[2]
 
 
 def make_state(step):
-    """A small training state with every type of number and optax's nested state."""
+    """A small training state with every dtype and optax's nested state."""
     key = jax.random.key(step)
     params = {
         'dense': {'kernel': jax.random.normal(key, (16, 24)), 'bias': jnp.full((8,), -0.0)},
@@ -64,9 +64,9 @@ def one():
 def eight():
     mesh = make_mesh({'data': 1, 'fsdp': -1, 'expert': 1, 'tensor': 1, 'context': 1})
     layout = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), make_state(0))
-    cut = NamedSharding(mesh, PartitionSpec('fsdp', None))
+    sharded = NamedSharding(mesh, PartitionSpec('fsdp', None))
     return jax.tree_util.tree_map_with_path(
-        lambda path, whole: cut if 'kernel' in str(path[-1]) else whole, layout
+        lambda path, replicated: sharded if 'kernel' in str(path[-1]) else replicated, layout
     )
 
 
@@ -88,7 +88,7 @@ def folders(checkpoints):
 
 
 @pytest.mark.parametrize('saved_on, read_on', [('eight', 'one'), ('one', 'eight')])
-def test_bits_survive_a_change_of_mesh(opened, request, saved_on, read_on):
+def test_restored_bits_are_equal_on_another_mesh(opened, request, saved_on, read_on):
     source, target = (request.getfixturevalue(name) for name in (saved_on, read_on))
     state = jax.device_put(make_state(7), source)
     checkpoints = opened()
@@ -104,7 +104,7 @@ def test_bits_survive_a_change_of_mesh(opened, request, saved_on, read_on):
 
 @pytest.mark.parametrize('layout', ['one', 'eight'])
 def test_state_may_be_donated_right_after_save(opened, request, monkeypatch, layout):
-    """The writer is held back until the donated buffers have been overwritten."""
+    """The writer is blocked until the donated buffers have been overwritten."""
     overwritten, late = threading.Event(), []
     write = serialization.async_serialize_from_host
 
@@ -132,7 +132,7 @@ def test_state_may_be_donated_right_after_save(opened, request, monkeypatch, lay
     assert bits(checkpoints.restore(target)[1]) == expected
 
 
-def test_from_the_folder_alone(opened, eight):
+def test_restore_numpy_needs_only_the_folder(opened, eight):
     state = jax.device_put(make_state(3), eight)
     checkpoints = opened()
     checkpoints.save(2, make_state(2))
@@ -153,7 +153,7 @@ def test_from_the_folder_alone(opened, eight):
     assert folders(checkpoints) == before
 
 
-def test_due_and_kept(opened):
+def test_checkpoints_are_saved_when_due_and_old_ones_deleted(opened):
     checkpoints = opened(every=5, keep=2, keep_period=15)
     for step in range(1, 31):
         assert checkpoints.due(step) == (step % 5 == 0)
@@ -161,12 +161,12 @@ def test_due_and_kept(opened):
             checkpoints.save(step, {'a': jnp.ones(3)})
     assert checkpoints.latest_step() == 30
     assert folders(checkpoints) == ['15', '25', '30']
-    assert not checkpoints.save(30, {'a': jnp.zeros(3)})  # the end of a run may ask again
+    assert not checkpoints.save(30, {'a': jnp.zeros(3)})  # the end of a run may save again
     assert restore_numpy(checkpoints.directory)[1]['a'].sum() == 3
 
 
-@pytest.mark.parametrize('damage', ['delete', 'cut', 'description'])
-def test_damaged_one_is_set_aside_for_the_one_before(opened, one, caplog, damage):
+@pytest.mark.parametrize('damage', ['delete', 'truncate', 'metadata'])
+def test_a_damaged_checkpoint_is_renamed_and_the_previous_one_restored(opened, one, caplog, damage):
     target = abstract(make_state(0), one)
     checkpoints = opened(keep=3)
     for step in (1, 2):
@@ -176,7 +176,7 @@ def test_damaged_one_is_set_aside_for_the_one_before(opened, one, caplog, damage
     largest = max(Path(item).rglob('d/*'), key=lambda path: path.stat().st_size)
     if damage == 'delete':
         largest.unlink()
-    elif damage == 'cut':
+    elif damage == 'truncate':
         largest.write_bytes(largest.read_bytes()[:20])
     else:
         (item / '_METADATA').write_bytes(b'{"tree')
@@ -195,8 +195,8 @@ def test_damaged_one_is_set_aside_for_the_one_before(opened, one, caplog, damage
     assert folders(checkpoints) == ['1', '2.corrupt', '2.corrupt+']
 
 
-@pytest.mark.parametrize('reason', ['memory', 'disk', 'description', 'array'])
-def test_what_cannot_be_read_just_now_is_not_damage(opened, one, monkeypatch, reason):
+@pytest.mark.parametrize('reason', ['memory', 'disk', 'metadata', 'array'])
+def test_a_temporary_read_failure_is_not_treated_as_damage(opened, one, monkeypatch, reason):
     checkpoints = opened()
     for step in (1, 2):
         checkpoints.save(step, make_state(step))
@@ -210,9 +210,9 @@ def test_what_cannot_be_read_just_now_is_not_damage(opened, one, monkeypatch, re
                 raise fault
 
             patch.setattr('orbax.checkpoint.PyTreeCheckpointHandler.metadata', fail)
-        else:  # as root may read anything: a link that leads to itself
+        else:  # root may read anything, so use a link to itself
             largest = max(item.rglob('d/*'), key=lambda path: path.stat().st_size)
-            file = item / '_METADATA' if reason == 'description' else largest
+            file = item / '_METADATA' if reason == 'metadata' else largest
             file.rename(item.parent / 'kept')
             file.symlink_to(file)
         with pytest.raises(UserError, match=r'checkpoint .*/2 cannot be read now \(\w+Error: '):
@@ -224,7 +224,7 @@ def test_what_cannot_be_read_just_now_is_not_damage(opened, one, monkeypatch, re
     assert step == 2 and bits(state) == bits(make_state(2))
 
 
-def test_nothing_begins_anew_where_all_are_damaged(opened, one):
+def test_a_run_does_not_start_from_scratch_if_all_checkpoints_are_damaged(opened, one):
     checkpoints = opened()
     for step in (1, 2):
         checkpoints.save(step, make_state(step))
@@ -236,7 +236,7 @@ def test_nothing_begins_anew_where_all_are_damaged(opened, one):
     assert folders(checkpoints) == ['1', '2']
 
 
-def test_another_config_is_an_error_not_damage(opened, one):
+def test_a_checkpoint_of_another_config_is_an_error_not_damage(opened, one):
     checkpoints = opened()
     checkpoints.save(1, make_state(1))
     checkpoints.save(2, make_state(2))
@@ -257,7 +257,7 @@ def test_another_config_is_an_error_not_damage(opened, one):
     assert 'bias' not in str(error.value) and folders(checkpoints) == ['1', '2']
 
 
-def test_failure_that_is_not_damage_leaves_the_folder(opened, one, monkeypatch):
+def test_a_failure_that_is_not_damage_leaves_the_folder_unchanged(opened, one, monkeypatch):
     checkpoints = opened()
     checkpoints.save(1, make_state(1))
     checkpoints.wait()
@@ -271,7 +271,7 @@ def test_failure_that_is_not_damage_leaves_the_folder(opened, one, monkeypatch):
     assert folders(checkpoints) == ['1']
 
 
-def test_full_disk_at_once(opened, one, monkeypatch, caplog):
+def test_a_full_disk_when_a_save_starts(opened, one, monkeypatch, caplog):
     checkpoints = opened()
     checkpoints.save(1, make_state(1))
     checkpoints.wait()
@@ -289,7 +289,7 @@ def test_full_disk_at_once(opened, one, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize('refusals', [0, 1, 2])
-def test_the_last_one_is_tried_once_more_and_told_if_it_fails(
+def test_the_last_save_is_retried_once_and_raises_if_it_fails_again(
     opened, one, monkeypatch, caplog, refusals
 ):
     checkpoints, left = opened(), [1] * refusals
@@ -333,7 +333,7 @@ if job == 'forever':
         print(step, flush=True)
 assert checkpoints.save(1, state(1)) and checkpoints.wait()
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
-assert checkpoints.save(2, state(2))  # the writer finds out in the background
+assert checkpoints.save(2, state(2))  # fails in the background
 assert not checkpoints.wait() and checkpoints.failures == 1
 assert checkpoints.latest_step() == 1 and whole() == ['1']
 assert checkpoints.due(3)
@@ -357,7 +357,7 @@ def start(folder, job):
     )
 
 
-def test_full_disk_in_the_background(tmp_path):
+def test_a_full_disk_during_a_background_save(tmp_path):
     process = start(tmp_path / 'checkpoints', 'full')
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
@@ -365,7 +365,7 @@ def test_full_disk_in_the_background(tmp_path):
     assert errors.count(os.strerror(errno.EFBIG) + '. Newest on disk: 1') == 2
 
 
-def test_killed_at_any_moment(tmp_path):
+def test_a_process_may_be_killed_at_any_time(tmp_path):
     folder = tmp_path / 'checkpoints'
     finished = 0
     for lines in (2, 3, 5):
@@ -381,7 +381,7 @@ def test_killed_at_any_moment(tmp_path):
         expected = np.arange(200_000, dtype=np.int32) * 7919 ^ step
         assert np.array_equal(tree['a'], expected) and tree['step'] == step
         finished = step
-    # What the kills left half-written is swept away by the next run.
+    # The next run removes the partial checkpoints that the kills left.
     (folder / '99.orbax-checkpoint-tmp').mkdir()
     checkpoints = Checkpoints(folder, every=1, keep=1)
     assert checkpoints.latest_step() == finished
@@ -390,7 +390,7 @@ def test_killed_at_any_moment(tmp_path):
     assert folders(checkpoints) == [str(finished + 1)]
 
 
-def test_run_files_are_whole_or_absent(tmp_path, monkeypatch):
+def test_run_files_are_written_atomically(tmp_path, monkeypatch):
     write_run_files(tmp_path / 'run', {'config.json': '{"seed": 0}', 'tokenizer.model': b'\x00'})
     assert json.loads((tmp_path / 'run/config.json').read_text()) == {'seed': 0}
     assert sorted(os.listdir(tmp_path / 'run')) == ['config.json', 'tokenizer.model']
@@ -405,7 +405,7 @@ def test_run_files_are_whole_or_absent(tmp_path, monkeypatch):
     assert json.loads((tmp_path / 'run/config.json').read_text()) == {'seed': 0}
 
 
-def test_unwritable_folder_is_a_user_error(tmp_path):
+def test_an_unwritable_folder_is_a_user_error(tmp_path):
     check_writable(tmp_path / 'new/run')
     assert os.listdir(tmp_path / 'new/run') == []
     (tmp_path / 'file').write_text('')
@@ -420,18 +420,18 @@ def test_a_file_system_without_locks_is_a_user_error(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr('fcntl.flock', refuse)
         with pytest.raises(UserError, match=r'run cannot be locked.*No locks.*--workdir'):
-            claim(tmp_path / 'run')
-        with alone(tmp_path / 'run'):  # a training goes on without
+            lock(tmp_path / 'run')
+        with training_lock(tmp_path / 'run'):  # training runs without a lock
             pass
-    claim(tmp_path / 'run').close()
+    lock(tmp_path / 'run').close()
 
 
-def test_a_second_training_is_kept_out_of_a_folder(tmp_path):
-    for hold in (claim, alone):
+def test_a_second_training_in_the_same_workdir_is_refused(tmp_path):
+    for hold in (lock, training_lock):
         with hold(tmp_path), pytest.raises(UserError, match=rf'trains in {tmp_path}.*--workdir'):
-            alone(tmp_path)
-    with alone(tmp_path):
-        assert claim(tmp_path) is None
+            training_lock(tmp_path)
+    with training_lock(tmp_path):
+        assert lock(tmp_path) is None
 
 
 @pytest.mark.parametrize('field', ['every', 'keep'])
@@ -440,7 +440,7 @@ def test_numbers_out_of_range(tmp_path, field):
         Checkpoints(tmp_path, **({'every': 1, 'keep': 1} | {field: 0}))
 
 
-def test_logging_is_quiet_about_success(opened, caplog):
+def test_successful_saves_log_nothing(opened, caplog):
     with caplog.at_level(logging.INFO, logger='absl'):
         checkpoints = opened()
         checkpoints.save(1, make_state(1))

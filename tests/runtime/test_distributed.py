@@ -1,4 +1,4 @@
-"""Several processes train what one does, stop at one step, and end together."""
+"""Several processes train exactly as one does, stop after the same step, and end together."""
 
 import importlib
 import json
@@ -15,17 +15,17 @@ import pytest
 from shrink import CACHE, quick_compilation
 
 from configs import debug
-from rf_jax.runtime import distributed, exits
+from rf_jax.runtime import distributed, exit_codes
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import train_loop
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'launch'))
-local = importlib.import_module('local')  # a script beside the package
+local = importlib.import_module('local')  # a script outside the package
 
 STEPS = 10
-DEVICES = 4  # of all processes together
-# Four processes take a minute on 2 cores: RF_JAX_SLOW=1.
+DEVICES = 4  # over all processes
+# RF_JAX_SLOW=1 adds four processes, which take a minute on 2 cores.
 COUNTS = [2, 4] if os.environ.get('RF_JAX_SLOW') else [2]
 CHANGES = {'checkpoint.every': 4, 'log.every': 1, 'evaluation.samples': 2, 'sampling.steps': 1,
            'log.samples': 2, 'log.samples_every': 5, 'compilation_cache': CACHE}  # fmt: skip
@@ -43,7 +43,7 @@ CHANGES = {'checkpoint.every': 4, 'log.every': 1, 'evaluation.samples': 2, 'samp
         ({'RF_JAX_COORDINATOR': 'auto'}, {}),
     ],
 )
-def test_who_is_asked_for_the_others(given, expected):
+def test_how_the_other_processes_are_detected(given, expected):
     assert distributed.arguments(given) == expected
 
 
@@ -59,13 +59,13 @@ def test_plain_addresses():
     [('a:80', '4', '4'), ('a:80', '-1', '4'), ('a', '0', '4'), (':80', '0', '1'),
      ('a:b', '0', '1'), ('a:80', '', '4'), ('a:80', '0', ''), ('a:99999', '0', '1')],
 )  # fmt: skip
-def test_addresses_that_cannot_be(values):
+def test_invalid_addresses(values):
     with pytest.raises(UserError, match='expected host:port'):
         distributed.arguments(dict(zip(distributed.VARIABLES, values)))
 
 
 def start(count, workdir, folder, **flags):
-    """`python -m rf_jax.train` as `count` processes, DEVICES devices in all."""
+    """Runs `python -m rf_jax.train` as `count` processes with DEVICES devices in total."""
     flags = {'config.steps': STEPS, **{f'config.{k}': v for k, v in CHANGES.items()}, **flags}
     environment = {
         **os.environ,
@@ -82,7 +82,7 @@ def start(count, workdir, folder, **flags):
 
 
 def alone(workdir, steps=STEPS, devices=DEVICES):
-    """The same run in this process alone, without drawings."""
+    """The same run in this process, without samples."""
     config = debug.get_config()
     config.update_from_flattened_dict(CHANGES | {'steps': steps, 'log.samples_every': 0})
     with quick_compilation():
@@ -90,12 +90,12 @@ def alone(workdir, steps=STEPS, devices=DEVICES):
     return workdir
 
 
-def told(folder, index=0):
+def log(folder, index=0):
     return (folder / f'{index}.log').read_text(errors='replace')
 
 
 def logged(workdir):
-    """{step: its line of the log}."""
+    """{step: its line in metrics.jsonl}."""
     path = Path(workdir) / 'metrics.jsonl'
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return {line['step']: line for line in lines if 'loss' in line}
@@ -118,36 +118,38 @@ def saved(workdir):
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
-    """One process, one device."""
+    """An uninterrupted run of one process on one device."""
     return alone(tmp_path_factory.mktemp('alone') / 'run', devices=1)
 
 
 @pytest.mark.parametrize('count', COUNTS)
-def test_more_processes_go_on_from_one(tmp_path, undisturbed, count):
-    """With drawings while training and an evaluation at the end, which only the first writes."""
+def test_several_processes_resume_a_run_of_one(tmp_path, undisturbed, count):
+    """With samples during training and an evaluation at the end, written by process 0 only."""
     workdir = alone(tmp_path / 'run', steps=3)
     processes = start(count, workdir, tmp_path / 'logs')
-    assert processes.wait() == [0] * count, told(tmp_path / 'logs')
+    assert processes.wait() == [0] * count, log(tmp_path / 'logs')
     assert_same_losses(workdir, undisturbed)
-    assert f'Resumed {workdir} at step 3 of {STEPS}' in told(tmp_path / 'logs')
+    assert f'Resumed {workdir} at step 3 of {STEPS}' in log(tmp_path / 'logs')
     names = {path.name for path in workdir.rglob('*')}
     assert names >= {'00000005.png', '00000005.txt', 'grid.png', 'result.json', 'goodput.json'}
     assert not [name for name in names if '.shared.' in name or '.probe.' in name]
     for index in range(count):
-        assert ('goodput' in told(tmp_path / 'logs', index)) == (index == 0)
+        assert ('goodput' in log(tmp_path / 'logs', index)) == (index == 0)
     ours, theirs = logged(workdir)[STEPS], logged(undisturbed)[STEPS]
     assert ours.keys() >= theirs.keys() >= {'goodput', 'seconds/compile', 'seconds/again'}
 
 
 @pytest.mark.parametrize('count', COUNTS)
-def test_all_stop_at_one_step_and_one_process_goes_on(tmp_path, undisturbed, count):
+def test_all_processes_stop_after_the_same_step_and_one_process_resumes(
+    tmp_path, undisturbed, count
+):
     workdir, folder = tmp_path / 'run', tmp_path / 'logs'
     processes = start(count, workdir, folder, **{'config.steps': 100_000})
     until(lambda: len(logged(workdir)) >= 2, processes)
     processes.processes[1].send_signal(signal.SIGTERM)
-    assert processes.wait() == [exits.INTERRUPTED] * count, told(folder)
-    logs = [told(folder, index) for index in range(count)]
-    steps = {int(re.search(r'Stopped by a signal at step (\d+), saved', log)[1]) for log in logs}
+    assert processes.wait() == [exit_codes.INTERRUPTED] * count, log(folder)
+    logs = [log(folder, index) for index in range(count)]
+    steps = {int(re.search(r'Stopped by a signal at step (\d+), saved', text)[1]) for text in logs}
     assert steps == {saved(workdir)[-1]}
     if steps.pop() < STEPS:
         alone(workdir)
@@ -166,7 +168,7 @@ config = debug.get_config()
 config.update_from_flattened_dict(eval(sys.argv[2]))
 config.mesh.update(fsdp=4, tensor=2)
 own = [[d for d in jax.devices() if d.process_index == i] for i in range(2)]
-# Two devices a place of rows: the first and the last place lie on both processes.
+# Two devices per block of rows: the first and the last block are on both processes.
 run = train_loop.build(config, sys.argv[1], [own[i].pop(0) for i in (0, 1, 1, 1, 0, 0, 0, 1)])
 
 def on_samples(number, ema, writer):
@@ -179,8 +181,8 @@ distributed.finish()
 """
 
 
-def test_processes_whose_rows_lie_apart_and_overlap_train_what_one_does(tmp_path, undisturbed):
-    """And stop at one step, though only one of those that hold the same rows was asked to."""
+def test_processes_with_scattered_and_shared_rows_train_as_one_process_does(tmp_path, undisturbed):
+    """They also stop after the same step, although only one of two replicas got the signal."""
     changes = CHANGES | {'steps': STEPS, 'log.samples_every': 1}
     workdir, folder = tmp_path / 'run', tmp_path / 'logs'
     environment = {
@@ -189,11 +191,11 @@ def test_processes_whose_rows_lie_apart_and_overlap_train_what_one_does(tmp_path
         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
     }
     command = [sys.executable, '-c', APART, str(workdir), repr(changes)]
-    assert local.Processes(2, command, folder, environment, False, ROOT).wait() == [0, 0], told(
+    assert local.Processes(2, command, folder, environment, False, ROOT).wait() == [0, 0], log(
         folder
     )
-    assert 'rows [0, 1, 4, 5, 6, 7] stopped True at 3' in told(folder, 0)
-    assert 'rows [0, 1, 2, 3, 6, 7] stopped True at 3' in told(folder, 1)
+    assert 'rows [0, 1, 4, 5, 6, 7] stopped True at 3' in log(folder, 0)
+    assert 'rows [0, 1, 2, 3, 6, 7] stopped True at 3' in log(folder, 1)
     assert_same_losses(workdir, undisturbed, 3)
 
 
@@ -204,43 +206,43 @@ def until(condition, processes):
 
 
 @pytest.mark.parametrize('victim', [0, 1])
-def test_one_killed_ends_all_with_a_clear_word(tmp_path, victim):
+def test_killing_one_process_ends_all_with_a_clear_message(tmp_path, victim):
     workdir, folder = tmp_path / 'run', tmp_path / 'logs'
     processes = start(2, workdir, folder, **{'config.steps': 100_000})
     until((workdir / 'checkpoints' / '4').exists, processes)
     processes.processes[victim].send_signal(signal.SIGKILL)
     codes = processes.wait(grace=60.0)
     assert codes[victim] == -signal.SIGKILL
-    # Not killed by the launcher, not ended well, and step 4 is on disk.
-    assert codes[1 - victim] == exits.FAULT_AFTER_PROGRESS
-    last = told(folder, 1 - victim).strip().splitlines()[-1]
+    # Neither killed by the launcher nor successful, and step 4 is on disk.
+    assert codes[1 - victim] == exit_codes.FAILURE_AFTER_PROGRESS
+    last = log(folder, 1 - victim).strip().splitlines()[-1]
     assert last.startswith(f'error: process {victim} of 2') and 'was lost' in last
     assert 'same command' in last
     assert 4 in saved(workdir)
 
 
-def test_other_data_on_one_host_is_refused(monkeypatch):
+def test_different_data_on_one_host_is_refused(monkeypatch):
     distributed.check_same('3 samples', 'data.sources')
     monkeypatch.setattr(distributed.jax, 'process_count', lambda: 3)
-    monkeypatch.setattr(distributed, 'gather', lambda text: [text, text, '2 samples'])
+    monkeypatch.setattr(distributed, 'gather_texts', lambda text: [text, text, '2 samples'])
     with pytest.raises(UserError, match=r'data\.sources .* 0 has 3 samples; process 2 has 2 samp'):
         distributed.check_same('3 samples', 'data.sources')
-    monkeypatch.setattr(distributed, 'gather', lambda text: [text] * 3)
+    monkeypatch.setattr(distributed, 'gather_texts', lambda text: [text] * 3)
     distributed.check_same('3 samples', 'data.sources')
 
 
-def test_the_first_reads_the_data_before_the_others(monkeypatch):
-    told = []
-    monkeypatch.setattr(distributed, 'from_first', lambda make: told.append('the first is done'))
+def test_the_main_process_reads_the_data_first(monkeypatch):
+    calls = []
+    monkeypatch.setattr(distributed, 'broadcast', lambda make: calls.append('main is done'))
     for first in (True, False):
-        told.clear()
-        monkeypatch.setattr(distributed, 'first', lambda first=first: first)
-        assert distributed.first_alone(lambda: told.append('read') or 'data') == 'data'
-        assert told == (['read', 'the first is done'] if first else ['the first is done', 'read'])
+        calls.clear()
+        monkeypatch.setattr(distributed, 'is_main', lambda first=first: first)
+        assert distributed.main_first(lambda: calls.append('read') or 'data') == 'data'
+        assert calls == (['read', 'main is done'] if first else ['main is done', 'read'])
 
 
-def test_a_workdir_of_ones_own_is_refused(tmp_path):
-    """Each process is given a folder of its own, as on hosts without a shared file system."""
+def test_a_workdir_that_hosts_do_not_share_is_refused(tmp_path):
+    """Each process gets its own folder, as on hosts without a shared file system."""
     folder = tmp_path / 'logs'
     script = 'exec "$@" --workdir=$0/own$RF_JAX_PROCESS'
     command = [sys.executable, '-m', 'rf_jax.train', '--config=configs/debug.py']
@@ -248,7 +250,7 @@ def test_a_workdir_of_ones_own_is_refused(tmp_path):
         2, ['bash', '-c', script, str(tmp_path), *command], folder,
         {**os.environ, 'XLA_FLAGS': ''}, False, ROOT,
     )  # fmt: skip
-    assert processes.wait() == [exits.MISTAKE] * 2
+    assert processes.wait() == [exit_codes.USER_ERROR] * 2
     for index in range(2):
-        assert 'is not shared between the hosts: process 1 cannot see' in told(folder, index)
-        assert 'Traceback' not in told(folder, index)
+        assert 'is not shared between the hosts: process 1 cannot see' in log(folder, index)
+        assert 'Traceback' not in log(folder, index)

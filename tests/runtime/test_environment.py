@@ -1,4 +1,4 @@
-"""What is set before a process computes."""
+"""Environment variables that are set before a process computes."""
 
 import os
 import subprocess
@@ -9,24 +9,24 @@ import pytest
 from rf_jax.runtime import environment
 
 
-def test_pretended_devices_get_threads_and_patience():
+def test_virtual_devices_get_threads_and_longer_timeouts():
     found = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8 --xla_dump_to=x'}
-    environment.give_threads(found)
+    environment.set_cpu_threads(found)
     assert int(found['PJRT_NPROC']) >= 16
     assert '--xla_dump_to=x --xla_cpu_collective_call_warn_stuck' in found['XLA_FLAGS']
     assert found['XLA_FLAGS'].count('terminate_timeout_seconds=') == 1
     again = dict(found)
-    environment.give_threads(again)
+    environment.set_cpu_threads(again)
     assert again == found
 
 
-def test_other_processes_stay_as_they_are():
+def test_processes_without_virtual_devices_are_unchanged():
     found = {'XLA_FLAGS': '--xla_dump_to=x'}
-    environment.give_threads(found)
+    environment.set_cpu_threads(found)
     assert found == {'XLA_FLAGS': '--xla_dump_to=x'}
 
 
-def test_huge_pages_and_kept_memory_are_asked_for_once(tmp_path, monkeypatch):
+def test_huge_pages_and_kept_memory_are_set_once(tmp_path, monkeypatch):
     setting = tmp_path / 'enabled'
     monkeypatch.setattr(environment, '_HUGE_PAGES', setting)
     monkeypatch.setattr(environment.platform, 'libc_ver', lambda: ('glibc', '2.36'))
@@ -34,23 +34,25 @@ def test_huge_pages_and_kept_memory_are_asked_for_once(tmp_path, monkeypatch):
     keep = (
         'glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776'
     )
-    assert environment.tunables(pod) == '', 'no file: not Linux, or without huge pages'
-    assert environment.tunables(laptop) == keep
+    assert environment.malloc_tunables(pod) == '', 'no file: not Linux, or without huge pages'
+    assert environment.malloc_tunables(laptop) == keep
     for text in ('[always] madvise never\n', 'always madvise [never]\n'):
         setting.write_text(text)
-        assert environment.tunables(pod) == ''
+        assert environment.malloc_tunables(pod) == ''
     setting.write_text('always [madvise] never\n')
-    assert environment.tunables(pod) == 'glibc.malloc.hugetlb=1'
-    assert environment.tunables(laptop) == keep + ':glibc.malloc.hugetlb=1'
-    assert not environment.tunables(laptop | {'GLIBC_TUNABLES': environment.tunables(laptop)})
+    assert environment.malloc_tunables(pod) == 'glibc.malloc.hugetlb=1'
+    assert environment.malloc_tunables(laptop) == keep + ':glibc.malloc.hugetlb=1'
+    assert not environment.malloc_tunables(
+        laptop | {'GLIBC_TUNABLES': environment.malloc_tunables(laptop)}
+    )
     own = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=2'}
-    assert environment.tunables(pod | own) == ''
-    assert environment.tunables(laptop | own) == 'glibc.malloc.hugetlb=2:' + keep
+    assert environment.malloc_tunables(pod | own) == ''
+    assert environment.malloc_tunables(laptop | own) == 'glibc.malloc.hugetlb=2:' + keep
     monkeypatch.setattr(environment.platform, 'libc_ver', lambda: ('', ''))
-    assert environment.tunables(laptop) == ''
+    assert environment.malloc_tunables(laptop) == ''
 
 
-def test_command_starts_again_as_it_was(tmp_path):
+def test_a_command_reexecutes_itself_with_the_same_arguments(tmp_path):
     program = (
         'import os, sys\n'
         'from rf_jax.runtime import environment\n'
@@ -77,7 +79,7 @@ def test_command_starts_again_as_it_was(tmp_path):
     'asked, plugins, expected',
     [('cpu', ['cuda'], True), ('cuda,cpu', [], False), ('', [], True), ('', ['cuda'], False)],
 )
-def test_computing_on_cpus_is_told_before_jax_starts(asked, plugins, expected, monkeypatch):
+def test_running_on_cpu_is_detected_before_jax_starts(asked, plugins, expected, monkeypatch):
     monkeypatch.setattr(environment, 'entry_points', lambda group: plugins)
     monkeypatch.setattr(environment.importlib.util, 'find_spec', lambda name: None)
     assert environment.on_cpu({'JAX_PLATFORMS': asked}) == expected
@@ -110,7 +112,7 @@ def test_a_step_takes_no_new_pages_from_the_kernel():
 
     plain = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
     plain.pop('GLIBC_TUNABLES', None)
-    asked = environment.tunables(plain)
+    asked = environment.malloc_tunables(plain)
     assert bool(asked) == (environment.platform.libc_ver()[0] == 'glibc')
     as_it_comes, kept = faults(''), faults(asked)
     assert as_it_comes > 0 or not asked, 'this jaxlib keeps its memory itself: tunables can go'

@@ -16,59 +16,59 @@ class Clock:
 
 
 def attempt(folder, clock, first, last, *, start=5, compile=10, step=2, save=3, record=None):
-    """An attempt of fake seconds; `record`: the last step that is written, then it is killed."""
-    spent = Goodput(folder, clock)
+    """An attempt with a fake clock; `record`: the last step recorded before it is killed."""
+    goodput = Goodput(folder, clock)
     clock.now += start
-    spent.resumed(first)
+    goodput.resumed(first)
     for number in range(first + 1, last + 1):
-        with spent.phase('data'):
+        with goodput.phase('data'):
             clock.now += 0.5
-        with spent.phase('compile' if number == first + 1 else 'steps'):
+        with goodput.phase('compile' if number == first + 1 else 'steps'):
             clock.now += compile if number == first + 1 else step
-        with spent.phase('checkpoint'):
+        with goodput.phase('checkpoint'):
             clock.now += save
-            with spent.phase('evaluation'):  # within another: not counted twice
+            with goodput.phase('evaluation'):  # nested: not counted twice
                 clock.now += 0.25
         if number <= (record or last):
-            spent.save(number)
-    return spent
+            goodput.save(number)
+    return goodput
 
 
 def test_phases_of_one_attempt(tmp_path):
     clock = Clock()
-    spent = attempt(tmp_path, clock, 0, 5)
-    total = spent.totals()
+    goodput = attempt(tmp_path, clock, 0, 5)
+    total = goodput.totals()
     assert total == pytest.approx(
         {'start': 5, 'compile': 10, 'steps': 8, 'data': 2.5, 'checkpoint': 16.25,
          'evaluation': 0, 'again': 0, 'idle': 0}
     )  # fmt: skip
     assert sum(total.values()) == pytest.approx(clock.now - 1000)
-    assert spent.share() == pytest.approx(8 / 41.75)
+    assert goodput.share() == pytest.approx(8 / 41.75)
     held = json.loads((tmp_path / 'goodput.json').read_text())
-    assert held['goodput'] == pytest.approx(spent.share(), abs=1e-4)
+    assert held['goodput'] == pytest.approx(goodput.share(), abs=1e-4)
     assert held['seconds'] == pytest.approx(total)
 
 
-def test_scoring_before_steps_go_on_is_no_start(tmp_path):
+def test_scoring_before_training_resumes_does_not_count_as_start(tmp_path):
     clock = Clock()
-    spent = Goodput(tmp_path, clock)
+    goodput = Goodput(tmp_path, clock)
     clock.now += 2
-    with spent.phase('evaluation'):
+    with goodput.phase('evaluation'):
         clock.now += 60
     clock.now += 3
-    spent.resumed(8)
-    total = spent.totals()
+    goodput.resumed(8)
+    total = goodput.totals()
     assert (total['start'], total['evaluation']) == (5, 60)
     assert sum(total.values()) == clock.now - 1000
 
 
-def test_what_a_kill_costs_is_named(tmp_path):
+def test_the_cost_of_a_kill_is_attributed_to_its_phases(tmp_path):
     clock = Clock()
     attempt(tmp_path, clock, 0, 12, record=11)  # 10 of 11 recorded steps took 2 s each
     clock.now += 60
-    spent = attempt(tmp_path, clock, 8, 14)  # from the checkpoint of step 8
-    total = spent.totals()
-    assert total['again'] == pytest.approx(20 * 3 / 11), 'steps 9 to 11 were done twice'
+    goodput = attempt(tmp_path, clock, 8, 14)  # from the checkpoint of step 8
+    total = goodput.totals()
+    assert total['again'] == pytest.approx(20 * 3 / 11), 'steps 9 to 11 ran twice'
     assert total['idle'] == pytest.approx(60 + 0.5 + 2 + 3.25), 'and the step without a record'
     assert total['steps'] == pytest.approx(20 + 10 - total['again'])
     assert sum(total.values()) == pytest.approx(clock.now - 1000)
@@ -77,18 +77,18 @@ def test_what_a_kill_costs_is_named(tmp_path):
     assert total['again'] == pytest.approx(20 * 3 / 11 + 10 * 4 / 6)
     assert sum(total.values()) == pytest.approx(clock.now - 1000)
     assert 'goodput' in third.table() and '3 attempt(s)' in third.table()
-    assert all(told in third.table() for told in PHASES.values())
+    assert all(label in third.table() for label in PHASES.values())
 
 
 @pytest.mark.parametrize('content', ['', '{"attempts"', '[]', '{"other": 1}'])
-def test_a_torn_file_begins_anew(tmp_path, content):
+def test_an_unreadable_file_is_replaced(tmp_path, content):
     (tmp_path / 'goodput.json').write_text(content)
-    spent = attempt(tmp_path, Clock(), 0, 2)
-    assert '1 attempt(s)' in spent.table()
+    goodput = attempt(tmp_path, Clock(), 0, 2)
+    assert '1 attempt(s)' in goodput.table()
     assert len(json.loads((tmp_path / 'goodput.json').read_text())['attempts']) == 1
 
 
-def test_a_full_disk_is_only_a_warning(tmp_path, caplog):
-    spent = attempt(tmp_path / 'nowhere', Clock(), 0, 2)
-    assert spent.share() > 0
+def test_a_full_disk_only_logs_a_warning(tmp_path, caplog):
+    goodput = attempt(tmp_path / 'nowhere', Clock(), 0, 2)
+    assert goodput.share() > 0
     assert 'cannot be written' in caplog.text

@@ -1,4 +1,4 @@
-"""Peaks by device kind, as JAX names them."""
+"""Peak FLOP/s by JAX device kind."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""A resumed run leaves one clean record, the log line is right, and a signal stops gently."""
+"""A resumed run leaves one clean record, the progress line is right, and a signal stops a run."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def events(workdir):
     return found
 
 
-def test_scalars_of_any_kind_are_valid_json(tmp_path):
+def test_scalars_of_any_type_are_valid_json(tmp_path):
     writer = MetricWriter(tmp_path, 0)
     writer.scalars(1, {'loss': np.float32(0.5), 'skipped': np.int32(2), 'bad': float('nan')})
     writer.close()
@@ -36,7 +36,7 @@ def test_scalars_of_any_kind_are_valid_json(tmp_path):
     assert line == {'step': 1, 'loss': 0.5, 'skipped': 2, 'bad': None}
 
 
-def test_each_line_is_on_disk_at_once(tmp_path):
+def test_each_line_is_on_disk_immediately(tmp_path):
     writer = MetricWriter(tmp_path, 0)
     writer.scalars(1, {'loss': 1.0})
     assert [line['step'] for line in lines(tmp_path)] == [1]
@@ -44,7 +44,7 @@ def test_each_line_is_on_disk_at_once(tmp_path):
     writer.close()
 
 
-def test_resume_drops_later_and_torn_lines(tmp_path):
+def test_resuming_drops_later_and_incomplete_lines(tmp_path):
     writer = MetricWriter(tmp_path, 0)
     for step in (10, 20, 30):
         writer.scalars(step, {'loss': float(step)})
@@ -55,7 +55,7 @@ def test_resume_drops_later_and_torn_lines(tmp_path):
     writer.scalars(25, {'loss': 0.0})
     writer.close()
     assert [line['step'] for line in lines(tmp_path)] == [10, 20, 25]
-    # TensorBoard drops what stands before the START mark with its step or a later one.
+    # TensorBoard drops earlier events with the step of a START mark or a later one.
     marks = [event.step for event in events(tmp_path) if event.HasField('session_log')]
     assert sorted(marks) == [1, 21]
 
@@ -89,7 +89,7 @@ class Clock:
         return self.now
 
 
-def test_progress_leaves_out_the_compilation():
+def test_rates_leave_out_the_compilation():
     clock = Clock()
     progress = Progress(1000, 2000, clock)
     clock.now += 60  # compiling
@@ -112,7 +112,7 @@ def test_progress_leaves_out_the_compilation():
     assert 'GFLOP' not in progress.line(1011, {'mfu': 0.412, 'flops_per_second': 1.0})
 
 
-def test_what_is_no_training_counts_in_no_rate():
+def test_pauses_do_not_count_in_rates():
     clock = Clock()
     progress = Progress(0, 10, clock)
     progress.done(1)
@@ -124,7 +124,7 @@ def test_what_is_no_training_counts_in_no_rate():
     assert progress.rates() == {'tokens_per_second': 5.0}
 
 
-def test_rates_are_those_since_the_last_call():
+def test_rates_are_measured_since_the_last_call():
     clock = Clock()
     progress = Progress(0, 10, clock)
     progress.done(1, tokens=5)
@@ -140,7 +140,7 @@ def test_rates_are_those_since_the_last_call():
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_is_a_flag_and_handlers_come_back(number):
+def test_the_first_signal_sets_a_flag_and_restores_the_handlers(number):
     old = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with StopSignal() as stop:
         assert not stop.requested
@@ -151,20 +151,20 @@ def test_first_signal_is_a_flag_and_handlers_come_back(number):
 
 @pytest.fixture
 def interruptible():
-    """Python's own handler of Ctrl-C, which a background job of a shell begins without."""
+    """Python's default handler of Ctrl-C, which background jobs of a shell start without."""
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, old)
 
 
-def test_second_interrupt_acts_at_once(interruptible):
+def test_the_second_interrupt_acts_immediately(interruptible):
     with pytest.raises(KeyboardInterrupt), StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_handlers_come_back_without_a_signal():
+def test_handlers_are_restored_without_a_signal():
     old = signal.getsignal(signal.SIGTERM)
     with StopSignal():
         assert signal.getsignal(signal.SIGTERM) != old

@@ -1,4 +1,4 @@
-"""paths.py: home folders and URLs, wherever a path is taken from Python or from a config."""
+"""paths.py: home folders and URLs, wherever Python code or a config takes a path."""
 
 from pathlib import Path
 
@@ -15,20 +15,20 @@ from rf_jax.study import ladder, plan
 from rf_jax.training import train_loop
 
 URLS = ('gs://b/run', 's3://b/run', 'hdfs://b/run', 'file:///run', Path('gs://b/run'))
-# Everything that takes a path, and words of what it says of a folder that is not there.
+# Everything that takes a path, and part of its error message for a missing folder.
 READERS = {
     'Sampler.load': (Sampler.load, 'holds no config.json'),
     'Inspector.load': (Inspector.load, 'holds no config.json'),
     'restore_numpy': (checkpoint.restore_numpy, 'No checkpoint in'),
     'Tokenizer.load': (Tokenizer.load, 'cannot read tokenizer'),
-    'load_arms': (plan.load_arms, 'there is no such file'),
+    'load_arms': (plan.load_arms, 'no such file'),
     'folder': (lambda path: source_list.build(f'folder:{path}', 9), 'looked for'),
     'text': (lambda path: source_list.build(f'text:{path}', 9), 'looked for'),
 }
 WRITERS = {
     'check_writable': workdir.check_writable,
     'write_run_files': lambda path: workdir.write_run_files(path, {'a': 'b'}),
-    'claim': lambda path: workdir.claim(path).close(),
+    'lock': lambda path: workdir.lock(path).close(),
     'Checkpoints': lambda path: checkpoint.Checkpoints(path, 1, 1).close(),
 }
 FIELDS = {
@@ -40,7 +40,7 @@ FIELDS = {
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """A home folder, and an empty working folder beside it."""
+    """A home folder, and an empty working directory next to it."""
     for name in ('home', 'here'):
         (tmp_path / name).mkdir()
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
@@ -56,14 +56,14 @@ def test_a_url_is_refused(url):
 
 
 @pytest.mark.parametrize('name', [*READERS, *WRITERS])
-def test_no_function_takes_a_url(name):
+def test_every_function_refuses_a_url(name):
     function = WRITERS.get(name) or READERS[name][0]
     with pytest.raises(UserError, match='gs://b/run is a URL'):
         function('gs://b/run')
 
 
 @pytest.mark.parametrize('name', READERS)
-def test_a_tilde_is_home_where_files_are_read(name, home):
+def test_a_tilde_is_expanded_where_files_are_read(name, home):
     function, words = READERS[name]
     with pytest.raises(UserError, match=words) as error:
         function('~/none')
@@ -71,12 +71,12 @@ def test_a_tilde_is_home_where_files_are_read(name, home):
 
 
 @pytest.mark.parametrize('name', WRITERS)
-def test_a_tilde_is_home_where_files_are_written(name, home):
+def test_a_tilde_is_expanded_where_files_are_written(name, home):
     WRITERS[name]('~/run')
     assert (home / 'run').is_dir()
 
 
-def test_a_tilde_is_home_for_the_rungs_of_the_ladder(home):
+def test_a_tilde_is_expanded_for_the_rungs_of_the_ladder(home):
     (rung, *_) = ladder.rungs(base_of_rungs(), '~/runs')
     assert rung.folder == home / 'runs/study'
 
@@ -88,7 +88,7 @@ def base_of_rungs():
 
 
 @pytest.mark.parametrize('field', FIELDS)
-def test_a_field_that_is_a_path_takes_no_url_and_no_folder_is_made(field, tmp_path):
+def test_a_path_field_refuses_a_url_and_no_folder_is_created(field, tmp_path):
     config = base.get_config()
     config.update_from_flattened_dict({field: FIELDS[field].format('gs://b/x')})
     with pytest.raises(UserError, match=rf'^{field}=gs://b/x is a URL'):
@@ -96,7 +96,7 @@ def test_a_field_that_is_a_path_takes_no_url_and_no_folder_is_made(field, tmp_pa
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_tilde_is_home_in_initialise_from(home):
+def test_a_tilde_is_expanded_in_initialise_from(home):
     from rf_jax.training import initial_weights
 
     config = base.get_config()

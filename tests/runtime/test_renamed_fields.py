@@ -1,4 +1,4 @@
-"""Old names of config fields: one line that says the new one, wherever they are used."""
+"""Old names of config fields give one line with the new name, wherever they are used."""
 
 import json
 
@@ -15,20 +15,20 @@ from rf_jax.training import checks
 ALL = sorted(renamed_fields.RENAMED.items())
 
 
-def test_new_names_are_fields_and_old_ones_are_none():
+def test_new_names_are_fields_and_old_names_are_not():
     fields = set(field_names(base.get_config()))
     assert set(renamed_fields.RENAMED.values()) <= fields
     assert not set(renamed_fields.RENAMED) & fields
 
 
 @pytest.mark.parametrize(('old', 'new'), ALL)
-def test_an_override_by_its_old_name(old, new):
+def test_an_override_with_an_old_name(old, new):
     line = explain(['--config=configs/base.py', f'--config.{old}=8'], AttributeError(old))
     assert line == f'--config.{old} is now --config.{new}'
 
 
 @pytest.mark.parametrize(
-    ('change', 'told'),
+    ('change', 'expected'),
     [
         ('config.data.rows = 64', "there is no field 'rows': it is now data.batch_size"),
         ('config.optimizer.update(clip=2.0)', "there is no field 'clip': it is now optimizer.gra"),
@@ -36,17 +36,17 @@ def test_an_override_by_its_old_name(old, new):
         ('config.data.rowz = 64', "there is no field 'rowz'"),
     ],
 )
-def test_a_config_file_with_an_old_name(tmp_path, change, told):
+def test_a_config_file_with_an_old_name(tmp_path, change, expected):
     file = tmp_path / 'mine.py'
     file.write_text(
         'from configs import base\n\n\ndef get_config():\n'
         f'    config = base.get_config()\n    {change}\n    return config\n'
     )
     line = explain([f'--config={file}'], ValueError('cannot be read'))
-    assert line.startswith(f'--config={file}: {told}') and '\n' not in line
+    assert line.startswith(f'--config={file}: {expected}') and '\n' not in line
 
 
-def test_a_workdir_that_was_written_before(tmp_path):
+def test_a_workdir_of_an_earlier_version(tmp_path):
     run = tiny_run(tmp_path)
     fields = json.loads(run.config.to_json_best_effort())
     fields['data']['rows'] = fields['data'].pop('batch_size')
@@ -57,6 +57,6 @@ def test_a_workdir_that_was_written_before(tmp_path):
     ):
         with pytest.raises(
             UserError, match=r'earlier version.*data\.rows is data\.batch_size'
-        ) as told:
+        ) as expected:
             use()
-        assert '\n' not in str(told.value)
+        assert '\n' not in str(expected.value)

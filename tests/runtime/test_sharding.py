@@ -1,4 +1,4 @@
-"""The sharding table covers every parameter, and a mistake in it stops the start."""
+"""The sharding table must match every parameter, and mistakes in it are errors at startup."""
 
 import math
 
@@ -53,16 +53,16 @@ def test_golden_layout(mesh):
     assert specs(params(), mesh) == {
         'embedding': P('tensor', 'fsdp'),
         'layers': {
-            'query': {'kernel': P(None, 'fsdp', 'tensor')},  # the scanned layers stay whole
+            'query': {'kernel': P(None, 'fsdp', 'tensor')},  # the scanned layer axis is replicated
             'up': {'kernel': P(None, None, 'tensor')},  # 4 does not divide 30
             'norm': {'scale': P(None, None)},
         },
         'wide': {'kernel': P(('fsdp', 'tensor'), None)},
-        'gain': P(),  # one number needs no row
+        'gain': P(),  # a scalar needs no row
     }
 
 
-def test_part_of_an_entry_that_divides_is_kept(mesh):
+def test_axes_of_an_entry_that_divide_are_kept(mesh):
     rules = (('a$', (('fsdp', 'tensor'),)), ('b$', (('fsdp', 'tensor'),)))
     assert specs({'a': shape(12), 'b': shape(6)}, mesh, rules) == {'a': P('fsdp'), 'b': P('tensor')}
 
@@ -88,7 +88,7 @@ def test_optimizer_state_follows_its_parameters(mesh):
     assert '1/0/mu/layers/query/kernel' in names
 
 
-def test_every_uncovered_parameter_is_named(mesh):
+def test_every_unmatched_parameter_is_named(mesh):
     tree = params() | {f'new{i}': {'bias': shape(32)} for i in range(12)}
     with pytest.raises(UserError) as error:
         shardings(tree, mesh, RULES)
@@ -109,12 +109,12 @@ def test_every_uncovered_parameter_is_named(mesh):
         (('.',), r'not a row'),
     ],
 )
-def test_wrong_rows(mesh, row, words):
+def test_invalid_rows(mesh, row, words):
     with pytest.raises(UserError, match='^sharding: .*' + words):
         shardings(params(), mesh, (row, *RULES))
 
 
-def test_too_much_left_whole(mesh):
+def test_too_many_replicated_bytes(mesh):
     tree = {'big': shape(64, 1024), 'small': shape(97), 'odd': shape(33, 101)}
     rules = (('big', (None, 'fsdp')), ('.', ('fsdp',)))
     with pytest.raises(UserError, match=r'odd \(13\.3 kB\), small \(388 B\)\.') as error:
@@ -124,7 +124,7 @@ def test_too_much_left_whole(mesh):
     shardings(tree, mesh, rules)
 
 
-def test_anything_may_stay_whole_without_fsdp():
+def test_anything_may_be_replicated_without_fsdp():
     mesh = make_mesh({'data': -1, 'fsdp': 1, 'expert': 1, 'tensor': 1, 'context': 1})
     assert specs({'a': shape(64, 64)}, mesh, (('.', (None,)),)) == {'a': P(None, None)}
 
@@ -145,8 +145,8 @@ def test_overview(mesh):
     assert 'fsdp' not in overview(tree)
 
 
-def test_every_chip_of_a_pod_holds_another_part_of_the_papers_experts():
-    """128 experts over 512 chips: not four times over."""
+def test_every_chip_of_a_pod_holds_a_different_shard_of_the_papers_experts():
+    """128 experts over 512 chips without replicas."""
     config = joint.get_config()
     pod = AbstractMesh((4, 128, 1, 1, 1), AXES)
     model = config.model.backbone

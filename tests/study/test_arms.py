@@ -1,4 +1,4 @@
-"""The arms of the study differ in what they are named for, and each of them can be trained."""
+"""Each arm of the study differs only in what its name says, and can be trained."""
 
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ ROOM = tuple(f'data.capacity.{name}' for name in ('representation', 'pixels', 'p
 READING = ('data.capacity.text', 'data.capacity.vision', 'data.capacity.vision_pictures')
 SCRATCH = ('initialise_new', 'initialise_as', 'ema.warmup')
 KIND, FREEZE = ('model.representation.kind', 'data.representation_tokens'), 'optimizer.freeze'
-# What each arm may change of `pixel_rf`, beside its stages.
+# Fields in which each arm may differ from `pixel_rf`, apart from its stages.
 MAY = {
     'pixel': (*KIND, ROOM[0]),
     'pixel_rf': (),
@@ -50,7 +50,7 @@ def tokenizer():
 
 
 @pytest.mark.parametrize('name', scenes.ARMS)
-def test_an_arm_changes_what_it_is_named_for(name):
+def test_an_arm_changes_only_what_its_name_says(name):
     right, found = (checks.flatten(scenes.get_config(n).to_dict()) for n in ('pixel_rf', name))
     changed = {field for field in right if right[field] != found[field]}
     assert changed <= set(MAY[name]), changed - set(MAY[name])
@@ -64,7 +64,7 @@ def test_finer_patches_fill_their_rows(name, tokenizer):
     found = source_list.build(f'{config.data.sources}/count=300', config.data.max_pixels)
     batches = pipeline.Batches(config, found, tokenizer)
     assert (batches.batch(0)['segment'] > 0).mean() > 0.75
-    assert not batches.counts, 'nothing is cut'
+    assert not batches.counts, 'nothing is truncated'
 
 
 @pytest.mark.parametrize('name', BOTH)
@@ -74,7 +74,7 @@ def test_rows_are_full_and_the_model_can_be_built(name, tokenizer):
     found = source_list.build(f'{config.data.sources}/count=300', config.data.max_pixels)
     batches = pipeline.Batches(config, found, tokenizer)
     batch = batches.batch(0)
-    assert not batches.counts, 'no caption is cut'
+    assert not batches.counts, 'no caption is truncated'
     drawn = config.data.tasks.text_to_image > 0
     pictures = batch['pixel_counts'] > 0
     assert (pictures.size > 0 and pictures.all()) == drawn
@@ -103,8 +103,8 @@ def shapes(name: str, vocabulary: int) -> dict:
 
 
 @pytest.mark.parametrize('name', [n for n, arm in scenes.ARMS.items() if arm.needs])
-def test_an_arm_finds_its_first_weights_in_its_stages(name):
-    """And none but those of the drawing ends are new."""
+def test_an_arm_takes_its_initial_weights_from_its_stages(name):
+    """Only the weights of input and output for generation are initialised randomly."""
     config, vocabulary = scenes.get_config(name), 300
     stages = [
         initial_weights.Source(Path(stage), 1, held_by(shapes(stage, vocabulary)))
@@ -119,4 +119,4 @@ def test_an_arm_finds_its_first_weights_in_its_stages(name):
 
 
 def held_by(saved: state.State) -> dict:
-    return checkpoint_files.named({part: getattr(saved, part) for part in initial_weights.TAKEN})
+    return checkpoint_files.flatten({part: getattr(saved, part) for part in initial_weights.TAKEN})

@@ -1,4 +1,4 @@
-"""The ladder tells what the studies scored, and names what they did not."""
+"""The ladder reports the scores of the studies, and names the rungs without scores."""
 
 import json
 
@@ -14,7 +14,7 @@ from rf_jax.study import ladder, plan
 
 
 def score(folder, name, seed, right, step=30):
-    """A score of one category, where `right` of 10 prompts hold, and of 10 questions the others."""
+    """A score of one category: `right` of 10 prompts are correct, and of 10 questions the rest."""
     entry = {
         'prompts': [f'prompt {i}' for i in range(10)],
         'correct': [[i < right] for i in range(10)],
@@ -28,7 +28,7 @@ def score(folder, name, seed, right, step=30):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two studies: `near` with two seeds, of which the reference has one more; `far`, unscored."""
+    """Two studies: `near` with two seeds and a third of the reference; `far`, without scores."""
     for name in ('near', 'far'):
         (tmp_path / name).mkdir()
         study = {'config': {'steps': 30, 'seeds': 3, 'curve': {'prompts': 10}}}
@@ -50,7 +50,7 @@ def test_a_rung_is_the_paired_difference_of_its_arms(folder):
     (rung,) = ladder.rungs(config(('x', 'near', 'a', 'b', 0)), folder)
     found = ladder.measure(rung)
     assert (found.arm.value, found.reference.value) == pytest.approx((0.8, 0.4))
-    assert found.ahead.seeds == pytest.approx((0.5, 0.3)), 'seeds that both have'
+    assert found.ahead.seeds == pytest.approx((0.5, 0.3)), 'only seeds that both have'
     assert found.ahead.value == pytest.approx(0.4)
     assert found.ahead.low <= 0.4 <= found.ahead.high
     assert found.understanding.value == pytest.approx(-0.4)
@@ -58,7 +58,7 @@ def test_a_rung_is_the_paired_difference_of_its_arms(folder):
     assert ladder.measure(early).ahead.value == pytest.approx(0.1)
 
 
-def test_tables_and_plot_tell_what_there_is_and_name_what_is_not(folder):
+def test_tables_and_plot_show_the_scores_and_name_missing_rungs(folder):
     rungs = ladder.rungs(
         config(
             ('x', 'near', 'a', 'b', 0), ('y', 'far', 'a', 'b', 0), ('z', 'nowhere', 'a', 'b', 0)
@@ -74,16 +74,16 @@ def test_tables_and_plot_tell_what_there_is_and_name_what_is_not(folder):
     assert 'Not scored yet: heading y (far), heading z (nowhere).' in text
 
 
-def test_mistakes_are_told(folder):
+def test_invalid_rungs_are_reported(folder):
     with pytest.raises(UserError, match=r"'heading' has .*expected \('name', 'folder'"):
         ladder.rungs(config(('x', 'near', 'a')), folder)
-    with pytest.raises(UserError, match=r"rungs: 'x': '\[' is no regex"):
+    with pytest.raises(UserError, match=r"rungs: 'x': '\[' is not a regex"):
         ladder.rungs(config(('x', 'near', 'a', 'b', 0, '[')), folder)
     (nobody,) = ladder.rungs(config(('x', 'near', 'a', 'b', 0, 'nothing')), folder)
-    with pytest.raises(UserError, match=r"'x': no prompt of .*json is 'nothing'"):
+    with pytest.raises(UserError, match=r"'x': no prompt of .*json matches 'nothing'"):
         ladder.measure(nobody)
     rungs = ladder.rungs(config(('y', 'far', 'a', 'b', 0)), folder)
-    with pytest.raises(UserError, match=r'no rung is scored yet; looked into .*far'):
+    with pytest.raises(UserError, match=r'no rung has scores yet in .*far'):
         ladder.write(rungs, folder / 'ladder')
     assert not (folder / 'ladder').exists()
     (folder / 'far' / 'study.json').write_text('{')
@@ -91,7 +91,7 @@ def test_mistakes_are_told(folder):
         ladder.write(rungs, folder / 'ladder')
 
 
-def test_every_rung_of_the_config_is_one_that_a_study_can_score(tmp_path):
+def test_every_rung_of_the_config_can_be_scored_by_a_study(tmp_path):
     for rung in ladder.rungs(ladder_config.get_config(), tmp_path):
         _, _, variant = rung.folder.name.partition('_')
         study = study_config.get_config(variant)
@@ -102,8 +102,8 @@ def test_every_rung_of_the_config_is_one_that_a_study_can_score(tmp_path):
         assert (rung.steps or study.steps) in range(every, study.steps + 1, every)
 
 
-def test_points_of_the_curve_are_cut_to_what_all_of_them_ask(folder):
-    """Of one seed all prompts were drawn where of the others only some were."""
+def test_all_points_of_a_curve_are_scored_on_the_same_prompts(folder):
+    """One seed has pictures for all prompts, the others only for some."""
     study = {'config': {'steps': 30, 'seeds': 3, 'curve': {'prompts': 5}}}
     (folder / 'near' / 'study.json').write_text(json.dumps(study))
     score(folder / 'near', 'a', 1, 3, step=10)
@@ -120,13 +120,13 @@ def test_points_of_the_curve_are_cut_to_what_all_of_them_ask(folder):
     assert found.ahead.value == pytest.approx(0.3)
 
 
-def test_a_rung_may_be_of_some_prompts(folder):
-    """Of ten, 9 and 7 hold for the arm, 4 for the reference: the first of these do."""
+def test_a_rung_may_select_prompts_by_regex(folder):
+    """Of ten prompts 9 and 7 are correct for the arm, 4 for the reference: the first ones."""
     (rung,) = ladder.rungs(config(('x', 'near', 'a', 'b', 0, r'prompt [3-8]')), folder)
     found = ladder.measure(rung)
     assert found.arm.seeds == pytest.approx((6 / 6, 4 / 6))
     assert found.reference.seeds == pytest.approx((1 / 6, 1 / 6))
-    assert found.understanding is None, 'questions are not of prompts'
+    assert found.understanding is None, 'questions do not depend on prompts'
     study = {'config': {'steps': 30, 'seeds': 2, 'curve': {'prompts': 5}}}
     (folder / 'near' / 'study.json').write_text(json.dumps(study))
     (early,) = ladder.rungs(config(('x', 'near', 'a', 'b', 30, r'prompt [3-8]')), folder)
@@ -134,7 +134,7 @@ def test_a_rung_may_be_of_some_prompts(folder):
 
 
 @pytest.mark.parametrize('variant', ('', 'textures', 'clutter'))
-def test_no_rung_cuts_what_its_captions_name(variant):
+def test_captions_of_a_rung_are_not_truncated(variant):
     study = study_config.get_config(variant)
     config = plan.load_arms(study.runs).config_of(study.arms.split(',')[0])
     for field, _, value in (change.partition('=') for change in study.overrides):

@@ -96,16 +96,16 @@ def test_a_run_starts_from_one_whose_optimizer_state_cannot_be_read(
 
 
 def test_the_step_of_a_stage_is_learned_without_its_arrays(without_optimizer, tmp_path):
-    class Piece:
+    class Job:
         folder, last, stages = without_optimizer, 3, ()
 
     class Arm:
         folder, stages = tmp_path / 'arm', [without_optimizer]
 
-    runner.check_stages(Arm, [Piece])
-    Piece.last = 4
-    with pytest.raises(UserError, match='step 3 can be read, and not 4'):
-        runner.check_stages(Arm, [Piece])
+    runner.check_stages(Arm, [Job])
+    Job.last = 4
+    with pytest.raises(UserError, match='is step 3, not 4'):
+        runner.check_stages(Arm, [Job])
 
 
 @pytest.fixture(scope='module')

@@ -16,7 +16,7 @@ from shrink import quick_compilation, tiny_run
 
 from configs import base
 from rf_jax.data import source_list
-from rf_jax.runtime import checkpoint, exits
+from rf_jax.runtime import checkpoint, exit_codes
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import write_run_files
 from rf_jax.training import train_loop
@@ -127,7 +127,7 @@ def test_a_first_try_without_a_checkpoint_does_not_settle_the_tokenizer(tmp_path
 @pytest.mark.parametrize('stopped', [False, True])
 def test_a_last_checkpoint_that_is_lost_is_an_error(tmp_path, monkeypatch, caplog, stopped):
     if stopped:
-        monkeypatch.setattr(train_loop.hosts, 'agreed', lambda asked, told: True)
+        monkeypatch.setattr(train_loop.distributed, 'agreed', lambda local, common: True)
     monkeypatch.setattr(checkpoint.Checkpoints, 'save', lambda *_: False)
     with pytest.raises(UserError, match=f'step {1 if stopped else 3} could not be saved'):
         watched(tmp_path / 'run', steps=3)
@@ -228,7 +228,7 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, cache, undisturbed):
     training = Training(workdir, cache)
     training.until_saved_beyond(0)
     training.process.send_signal(signal.SIGTERM)
-    assert training.wait() == exits.INTERRUPTED, training.told()
+    assert training.wait() == exit_codes.INTERRUPTED, training.told()
     stopped = training.saved()[-1]
     assert stopped < STEPS, 'ended before it was stopped: raise STEPS'
     assert f'Stopped by a signal at step {stopped}, saved' in training.told()

@@ -1,4 +1,4 @@
-"""Exit codes of real processes: what a launcher may do next."""
+"""Exit codes of real processes, which tell a launcher what to do next."""
 
 import os
 import signal
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from shrink import CACHE
 
-from rf_jax.runtime import exits
+from rf_jax.runtime import exit_codes
 from rf_jax.runtime.errors import Unavailable, UserError
 
 ROOT = Path(__file__).parents[2]
-# Trains with a fault of ours in the code: `where` is module:class.method or module:function.
+# Trains with an injected error: `where` is module:class.method or module:function.
 FAULTY = """
 import functools, importlib, runpy, sys
 where, number = sys.argv.pop(), int(sys.argv.pop())
@@ -52,26 +52,30 @@ def train(*start, workdir, after=(), **changes):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(('step', 'code'), [('2', exits.FAULT), ('4', exits.FAULT_AFTER_PROGRESS)])
-def test_a_crash_says_whether_a_checkpoint_was_saved_since_the_start(tmp_path, step, code):
+@pytest.mark.parametrize(
+    ('step', 'code'), [('2', exit_codes.FAILURE), ('4', exit_codes.FAILURE_AFTER_PROGRESS)]
+)
+def test_the_exit_code_of_a_crash_depends_on_checkpoints_saved_since_the_start(
+    tmp_path, step, code
+):
     where = 'rf_jax.training.step_metrics:Report.later'
     done = train('-c', FAULTY, workdir=tmp_path / 'run', after=[step, where])
     assert done.returncode == code, done.stderr
     assert 'ZeroDivisionError: a fault of ours' in done.stderr
 
 
-def test_an_evaluation_that_fails_does_not_fail_the_training(tmp_path):
+def test_a_failed_evaluation_does_not_fail_the_training(tmp_path):
     where = 'rf_jax.evaluation.run_report:at_end'
     changes = {'steps': 2, 'evaluation.samples': 2}
     done = train('-c', FAULTY, workdir=tmp_path / 'run', after=['1', where], **changes)
-    assert done.returncode == exits.DONE, done.stderr
+    assert done.returncode == exit_codes.DONE, done.stderr
     assert 'ZeroDivisionError: a fault of ours' in done.stderr
     assert f'python -m rf_jax.evaluate --workdir={tmp_path}/run' in done.stderr
     assert (tmp_path / 'run' / 'checkpoints' / '2').is_dir()
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_the_first_step_is_an_interruption(tmp_path, number):
+def test_a_signal_before_the_first_step_counts_as_an_interruption(tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, '-m', 'rf_jax.train', *command(tmp_path / 'run')],
         cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
@@ -80,24 +84,24 @@ def test_a_signal_before_the_first_step_is_an_interruption(tmp_path, number):
     assert any('Training a SentencePiece tokenizer' in line for line in process.stderr)
     process.send_signal(number)
     rest = process.communicate(timeout=600)[1]
-    assert process.returncode == exits.INTERRUPTED, rest
+    assert process.returncode == exit_codes.INTERRUPTED, rest
     assert 'Traceback' not in rest
 
 
-def test_what_may_pass_is_no_mistake():
-    assert UserError.code == exits.MISTAKE
-    assert Unavailable('locked').code == exits.FAULT
+def test_a_temporary_obstacle_is_not_a_user_error():
+    assert UserError.code == exit_codes.USER_ERROR
+    assert Unavailable('locked').code == exit_codes.FAILURE
 
 
-def test_a_full_disk_is_said_in_a_line_each_time_without_tracebacks(tmp_path):
-    """Files may not grow beyond 500 kB, which meets real writes as a full disk does."""
+def test_a_full_disk_logs_one_line_per_save_and_no_traceback(tmp_path):
+    """Files may not grow beyond 500 kB, which makes real writes fail as on a full disk."""
     script = 'ulimit -f 500; exec "$@"'
     done = subprocess.run(
         ['bash', '-c', script, 'bash', sys.executable, '-m', 'rf_jax.train',
          *command(tmp_path / 'run', compilation_cache='')],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
-    assert done.returncode == exits.MISTAKE, 'it would fail again'
+    assert done.returncode == exit_codes.USER_ERROR, 'it would fail again'
     lines = done.stderr.splitlines()
     assert 'Traceback' not in done.stderr and len(lines) < 100, done.stderr
     assert sum('was NOT saved' in line and 'File too large' in line for line in lines) == 3

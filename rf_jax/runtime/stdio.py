@@ -1,4 +1,4 @@
-"""Standard output and error that cannot end a program: closed, without a reader, ASCII only."""
+"""Makes stdout and stderr robust: closed, without a reader, or ASCII only, they never end a run."""
 
 import contextlib
 import errno
@@ -9,11 +9,11 @@ from logging import StreamHandler, getLogger
 
 from absl import logging
 
-GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # `| head -1` has read enough; a terminal was closed
+GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # `| head -1` has exited; the terminal was closed
 
 
 class _Pipe(io.FileIO):
-    """A file descriptor that becomes /dev/null once nobody reads it any more."""
+    """A file descriptor that is redirected to /dev/null once its reader is gone."""
 
     def write(self, data) -> int | None:
         try:
@@ -26,7 +26,7 @@ class _Pipe(io.FileIO):
 
 
 def open_null(number: int) -> None:
-    """Makes a file descriptor /dev/null."""
+    """Redirects a file descriptor to /dev/null."""
     null = os.open(os.devnull, os.O_RDWR)
     if null != number:
         os.dup2(null, number)
@@ -37,8 +37,8 @@ def open_null(number: int) -> None:
 def prepare() -> None:
     """Replaces sys.stdout and sys.stderr; call before anything is printed.
 
-    A descriptor that the shell closed (`>&-`) is opened on /dev/null: otherwise the next file that
-    is opened would get its number, and be printed into.
+    A descriptor that the shell closed (`>&-`) is redirected to /dev/null. Otherwise the next file
+    to be opened would get its number, and output would be printed into it.
     """
     for number in (0, 1, 2):
         try:
@@ -53,7 +53,7 @@ def prepare() -> None:
 
 
 def _tolerant(stream: io.TextIOWrapper | None, number: int) -> io.TextIOBase:
-    if stream is None:  # it was closed
+    if stream is None:  # was closed
         return open(os.devnull, 'w', encoding='utf-8')
     with contextlib.suppress(OSError):
         stream.flush()
@@ -62,7 +62,7 @@ def _tolerant(stream: io.TextIOWrapper | None, number: int) -> io.TextIOBase:
     return io.TextIOWrapper(
         pipe if unbuffered else io.BufferedWriter(pipe),
         encoding=stream.encoding,
-        errors='backslashreplace',  # what an ASCII terminal cannot show comes as \xf1
+        errors='backslashreplace',  # an ASCII terminal shows ñ as \xf1
         line_buffering=stream.line_buffering,
         write_through=unbuffered,
     )

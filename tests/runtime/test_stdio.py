@@ -1,4 +1,4 @@
-"""Standard output and error without a reader, closed, or ASCII only never end a command."""
+"""stdout and stderr that are closed, without a reader or ASCII only never end a command."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Prints on both, as commands do, works on, and leaves a file that says so.
+# Prints to both, as commands do, continues, and writes a file at the end.
 SCRIPT = r"""
 import sys
 from pathlib import Path
@@ -23,16 +23,16 @@ def main(argv):
     for i in range(3000):
         print('pi\u00f1ata', i)
         logging.info('%s', 'pi\u00f1ata' * 30)
-    Path(FILE.value).write_text('worked on')
-    if KIND.value == 'mistake':
-        raise UserError('pi\u00f1ata is no flag')
+    Path(FILE.value).write_text('finished')
+    if KIND.value == 'user error':
+        raise UserError('pi\u00f1ata is not a flag')
 
 cli.run(main)
 """
 
 
 def run(tmp_path, redirected, kind='fine', **environment):
-    """(exit code, what came out) of the script under a shell with these redirections."""
+    """(exit code, output) of the script in a shell with these redirections."""
     done = subprocess.run(
         ['bash', '-c', f'set -o pipefail; "$@" {redirected}', 'bash', sys.executable, '-c', SCRIPT,
          f'--file={tmp_path}/file', f'--kind={kind}'],
@@ -48,15 +48,15 @@ def run(tmp_path, redirected, kind='fine', **environment):
 @pytest.mark.parametrize(
     'redirected', ['| head -1', '2>&1 | head -1', '>&-', '2>&-', '>&- 2>&- <&-']
 )
-def test_streams_that_nobody_reads(tmp_path, redirected):
+def test_output_without_a_reader(tmp_path, redirected):
     assert run(tmp_path, redirected)[0] == 0
 
 
-def test_the_exit_code_of_a_mistake_without_streams(tmp_path):
-    assert run(tmp_path, '>&- 2>&-', 'mistake')[0] == 64
+def test_the_exit_code_of_a_user_error_without_stdout_and_stderr(tmp_path):
+    assert run(tmp_path, '>&- 2>&-', 'user error')[0] == 64
 
 
-def test_an_ascii_terminal_is_shown_what_it_can_show(tmp_path):
+def test_an_ascii_terminal_gets_escaped_output(tmp_path):
     code, output = run(tmp_path, '', PYTHONIOENCODING='ascii')
     assert code == 0
     assert 'pi\\xf1ata 2999' in output
@@ -64,9 +64,9 @@ def test_an_ascii_terminal_is_shown_what_it_can_show(tmp_path):
 
 
 @pytest.mark.parametrize('unbuffered', ['', '1'])
-def test_nothing_printed_to_stderr_is_lost_when_a_process_ends_at_once(unbuffered):
+def test_stderr_output_is_not_lost_if_the_process_exits_immediately(unbuffered):
     script = (
-        'import os, sys; from rf_jax.runtime import streams; streams.prepare(); '
+        'import os, sys; from rf_jax.runtime import stdio; stdio.prepare(); '
         'print("last words", file=sys.stderr); os._exit(1)'
     )
     done = subprocess.run(

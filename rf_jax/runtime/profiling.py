@@ -1,4 +1,4 @@
-"""A trace of some steps, for XProf, TensorBoard or Perfetto."""
+"""Profiler traces of chosen steps, for XProf, TensorBoard or Perfetto."""
 
 import contextlib
 from pathlib import Path
@@ -11,17 +11,17 @@ from rf_jax.runtime.errors import UserError
 
 
 def parse(text: str) -> tuple[int, int] | None:
-    """(first, last) of 'first:last'; None of ''. Raises UserError for anything else."""
+    """Parses 'first:last' into (first, last), '' into None; otherwise raises UserError."""
     if not text:
         return None
     first, _, last = text.partition(':')
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise UserError(f'--profile={text}: expected first:last step, counted from 1, as in 10:15')
+        raise UserError(f'--profile={text}: expected first:last, steps counted from 1, as in 10:15')
     return int(first), int(last)
 
 
 class Profile:
-    """Traces steps first .. last of the first process into a folder; nothing if they are None.
+    """Traces steps first .. last of process 0 into a folder; does nothing if `steps` is None.
 
     with Profile(folder, (10, 15)) as profile:
         for number in ...:
@@ -29,10 +29,10 @@ class Profile:
     """
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None):
-        # One process is enough to read, and two on one machine would write the same files.
+        # One process is enough, and two on one machine would write the same files.
         self._folder, self._steps = folder, steps if jax.process_index() == 0 else None
         self._running = self._seen = False
-        self._last: Any = None  # what the newest step gives
+        self._last: Any = None  # outputs of the newest step
 
     def __enter__(self) -> 'Profile':
         return self
@@ -40,11 +40,11 @@ class Profile:
     def __exit__(self, *_: Any) -> None:
         self._stop()
         if self._steps and not self._seen:
-            logging.warning('None of the steps %d to %d was run: no profile', *self._steps)
+            logging.warning('No profile: none of the steps %d to %d ran', *self._steps)
 
     @contextlib.contextmanager
     def step(self, number: int):
-        """Around the dispatch of a step. The trace ends when the step after the last begins."""
+        """Wraps the dispatch of a step. The trace ends when the step after `last` begins."""
         if self._steps is None:
             yield
             return
@@ -58,8 +58,8 @@ class Profile:
         with jax.profiler.StepTraceAnnotation('train', step_num=number):
             yield
 
-    def gives(self, values: Any) -> None:
-        """Takes what the step just dispatched will give: a trace ends when it is there."""
+    def wait_for(self, values: Any) -> None:
+        """Sets the outputs of the step just dispatched, which the trace waits for at its end."""
         self._last = values
 
     def _stop(self) -> None:
