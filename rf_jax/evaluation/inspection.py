@@ -54,7 +54,7 @@ class Inspector:
             grid = height // data.patch_size, width // data.patch_size
             resized = images.resize(picture, height, width)
             pixels = images.patchify(resized, data.patch_size, self.pool)
-            drawn = spans.drawing(
+            drawn = spans.generation_spans(
                 *([], grid, pixels, self.pool),
                 drop_text=False,
                 drop_representation=False,
@@ -67,7 +67,7 @@ class Inspector:
         rows_of_batch = placement.full(BATCH if len(rows) > 1 else 1)  # few compiled programs
         rows += [[]] * (rows_of_batch - len(rows))
         capacity = dict(zip(layout.SIZES, sizes.tolist()))
-        batch = layout.place(rows, capacity, self.sampler.model.channels)
+        batch = layout.make_batch(rows, capacity, self.sampler.model.channels)
         batch = placement.inputs(batch)
         codes = np.asarray(self._encode(self.sampler.params, self.codebook, batch))
         return [

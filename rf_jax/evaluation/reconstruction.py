@@ -21,7 +21,7 @@ def evaluate(sampler: Sampler, source, count: int) -> dict[str, float]:
     rows = [[[layout.Pixels(*grid, images.patchify(picture, patch))]] for picture in pictures]
     rows += [[]] * (placement.full(count) - count)
     capacity = dict(zip(layout.SIZES, layout.size(rows[0][0]).tolist()))
-    batch = placement.inputs(layout.place(rows, capacity, model.channels))
+    batch = placement.inputs(layout.make_batch(rows, capacity, model.channels))
     variables = {'params': sampler.params}
     encode = placement.jit(lambda v, b: model.apply(v, b, method='clean'))
     latents = encode(variables, batch)

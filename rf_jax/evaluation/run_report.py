@@ -29,7 +29,7 @@ SHOWN = 24  # pairs in the grid of the end
 
 def first_pictures(run: Run) -> tuple[object, Sequence[int]]:
     """The first source with pictures and their numbers; (None, []) if there is none."""
-    for source, *_ in run.batches.samples['text_to_image'][:1]:
+    for source, *_ in run.batches.examples['text_to_image'][:1]:
         return source, source_list.pictured(source)
     return None, []
 

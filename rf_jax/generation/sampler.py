@@ -177,7 +177,7 @@ class Sampler:
         def place(text: bool, representation: bool):
             samples = [
                 [
-                    spans.drawing(
+                    spans.generation_spans(
                         [prompt],
                         grid,
                         None,
@@ -189,7 +189,7 @@ class Sampler:
                 ]
                 for prompt, grid in zip(prompts, grids)
             ]
-            return layout.place(samples, capacity, self.model.channels)
+            return layout.make_batch(samples, capacity, self.model.channels)
 
         return {(c, r): place(c, r) for c in (True, False) for r in (True, False)}
 
@@ -222,7 +222,7 @@ class Sampler:
         for picture, question in pairs:
             height, width = pipeline.fitted(*picture.shape[:2], self.config)
             pixels = images.patchify(images.resize(picture, height, width), data.patch_size)
-            head = spans.dialogue_span(
+            head = spans.question_answer_span(
                 self.tokenizer, clean(question), None, data.max_text_tokens, Counter()
             )
             heads.append(len(head.tokens))
@@ -232,7 +232,7 @@ class Sampler:
         sizes = np.max([layout.size(row[0]) for row in rows], axis=0)
         capacity = dict(zip(layout.SIZES, sizes.tolist()))
         capacity['text'] = _round(capacity['text'])
-        batch = layout.place(rows, capacity, self.model.channels)
+        batch = layout.make_batch(rows, capacity, self.model.channels)
         if ('describe', length) not in self._programs:
             self._programs['describe', length] = self.placement.jit(
                 partial(captioning.describe, self.model, length=length, eos=self.tokenizer.eos)

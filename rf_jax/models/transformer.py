@@ -171,7 +171,7 @@ def build(config, form, platform: str, cut: Cut = UNCUT, taps: int | None = None
     )
     require(
         c.heads % c.kv_heads == 0,
-        f'{field}.heads={c.heads} is no multiple of {field}.kv_heads={c.kv_heads}',
+        f'{field}.heads={c.heads} is not a multiple of {field}.kv_heads={c.kv_heads}',
     )
     require(
         c.head_dim % 2 == 0

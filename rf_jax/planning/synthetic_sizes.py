@@ -9,7 +9,7 @@ import numpy as np
 
 from rf_jax.data import patch_grid
 from rf_jax.data.layout import SIZES
-from rf_jax.data.mixture import mixed
+from rf_jax.data.mixture import hash64
 from rf_jax.data.spans import pool_of
 from rf_jax.runtime.rng import fold
 
@@ -105,7 +105,7 @@ def _uniform(key: int, *numbers: np.ndarray, lane: int) -> np.ndarray:
     """float64[S] in (0, 1): one for each row of numbers and lane."""
     state = np.full(len(numbers[0]), key, np.uint64)
     for number in (*numbers, np.uint64(lane)):
-        state = mixed(state ^ np.asarray(number, np.uint64))
+        state = hash64(state ^ np.asarray(number, np.uint64))
     return ((state >> np.uint64(12)).astype(float) + 0.5) / 2**52
 
 

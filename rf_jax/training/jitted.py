@@ -80,7 +80,7 @@ def check(config, mesh_: Mesh) -> None:
     for name in layout.SIZES:
         if capacity[name] % mesh_.shape['context']:
             raise UserError(
-                f'data.capacity.{name}={capacity[name]} is no multiple of mesh.context='
+                f'data.capacity.{name}={capacity[name]} is not a multiple of mesh.context='
                 f'{mesh_.shape["context"]}: every device of a row holds an equal part of it'
             )
 

@@ -91,11 +91,11 @@ def _asks_for_another(config, folder: Path) -> bool:
     )
 
 
-def located(config):
+def with_absolute_paths(config):
     """The config, or a copy of it, with absolute paths in `data.sources`: what is recorded of a run
     holds whatever the folder it is evaluated or resumed from.
     """
-    found = source_list.located(config.data.sources)
+    found = source_list.with_absolute_paths(config.data.sources)
     if found == config.data.sources:
         return config
     config = config.copy_and_resolve_references()
@@ -110,7 +110,7 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     mesh_, rows = checks.start(config, devices)
     if not checkpoint.any_in(folder):  # else the run goes on from its own
         initial_weights.check(config)
-    config = located(config)
+    config = with_absolute_paths(config)
     workdir.check_writable(folder)
     distributed.check_shared(folder)
     compilation.use_cache(config.compilation_cache)
@@ -127,7 +127,7 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     require(process in rows, f'process {process} has none of the devices that the run was given')
     batches = pipeline.Batches(config, found, tokenizer, rows[process])
     if distributed.first():
-        lengths.tell_truncated(found, tokenizer, config.data)
+        lengths.warn_of_truncation(found, tokenizer, config.data)
     built = jitted.build(config, tokenizer.size, mesh_)
     own = {'workdir': folder, 'tokenizer': tokenizer, 'batches': batches, 'goodput': spent}
     return Run(**vars(built), **own, data=data)

@@ -81,5 +81,5 @@ def test_offloaded_parts_lie_in_the_memory_of_the_host():
 def test_capacities_must_divide_over_the_context_axis():
     config = joint.get_config('0.6B')
     config.data.batch_size, config.data.capacity.vision_pictures = 2, 9
-    with pytest.raises(UserError, match=r'vision_pictures=9 is no multiple of mesh\.context=4'):
+    with pytest.raises(UserError, match=r'vision_pictures=9 is not a multiple of mesh\.context=4'):
         jitted.build(config, 1000, make_mesh(sizes(fsdp=2, context=4)), 'tpu')

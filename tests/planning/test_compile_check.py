@@ -82,7 +82,7 @@ def test_flops_of_the_program_are_those_of_the_model(checked):
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        ({'data.capacity.text': 4}, r'data\.capacity\.text=4 cannot hold one sample'),
+        ({'data.capacity.text': 4}, r'data\.capacity\.text=4 cannot hold one example'),
         ({'data.sizes': ((50, 1.0),)}, r'data\.sizes has 50 px'),
         ({'data.tasks.text_only': -1.0}, r'data\.tasks\.text_only=-1\.0'),
         ({'data.batch_size': 9}, r'data\.batch_size is 9'),
@@ -185,7 +185,7 @@ def test_a_sweep_tries_meshes_and_policies(monkeypatch):
         if config.mesh.expert == 8:
             raise ahead_of_time.DoesNotFit('train step', 120e9, 95e9)
         if config.mesh.context == 2:
-            raise UserError('data.capacity.text=33 is no multiple of mesh.context=2')
+            raise UserError('data.capacity.text=33 is not a multiple of mesh.context=2')
         return cost(1.0 / mesh.shape['expert'], 1e9)
 
     monkeypatch.setattr(ahead_of_time, 'train_step', compile_)
@@ -196,7 +196,7 @@ def test_a_sweep_tries_meshes_and_policies(monkeypatch):
     assert {fit for fields, _, fit in tried if fields['mesh.expert'] == 8} == {False}
     cut = [each for each in tried if each[0]['mesh.context'] == 2]
     assert {(cost, fit) for _, cost, fit in cut} == {
-        ('no: data.capacity.text=33 is no multiple of mesh.context=2', False)
+        ('no: data.capacity.text=33 is not a multiple of mesh.context=2', False)
     }
     assert compile_report.tried_as_json(*cut[0])['reason'].startswith('data.capacity.text=33')
     _, best, *others = compile_report.ranked(tried).splitlines()

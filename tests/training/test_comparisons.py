@@ -156,7 +156,7 @@ def test_each_token_stands_for_its_own_patches(pool):
         pixels = np.concatenate([pixels, np.zeros((32, 1), int)], 1).astype(np.uint8)
         samples.append([layout.Representation(*size, pool=pool),
                         layout.Pixels(*size, pixels, pool=pool)])  # fmt: skip
-    row = layout.place([samples], capacity, 3)
+    row = layout.make_batch([samples], capacity, 3)
     groups = row['pixels'].reshape(1, -1, pool**2, 3)[..., :2].astype(float).mean(2)
     read = np.asarray(targets.take(jnp.asarray(groups), row['target_group'], -1.0))[0]
     at = row['cells'][0] * pool + (pool - 1) / 2

@@ -54,7 +54,7 @@ def quick():
 
 
 def integers(rows, capacity):
-    batch = layout.place(rows, capacity, 12)
+    batch = layout.make_batch(rows, capacity, 12)
     return {name: batch[name] for name in masks.FIELDS}
 
 
@@ -237,7 +237,7 @@ def backbone_outputs(form, remat='none'):
     config.model.backbone.rope_sections = (2, 1, 1)
     backbone = transformer.build(config, form, 'cpu')()
     row = integers(ROWS, CAPACITY)
-    position = jnp.array(layout.place(ROWS, CAPACITY, 12)['position'])
+    position = jnp.array(layout.make_batch(ROWS, CAPACITY, 12)['position'])
     lengths = 95, 33, 94
     x = jax.random.normal(jax.random.key(0), (2, LENGTH, 16))
     # Parameters that do not hang on the form: another one must not change the tree.
