@@ -15,7 +15,7 @@ def measure(pictures: Iterable[np.ndarray]) -> dict[str, float]:
     """Of the objects that the judge finds in pictures, uint8 [s, s, 3]: over how many places, of
     nine thirds by thirds, and over how many colours they spread (`perplexity`).
     """
-    found = [each for picture in pictures for each in judge.find(picture)]
+    found = [each for picture in pictures for each in judge.detect(picture)]
     return {
         'places': perplexity(Counter((third(o.y), third(o.x)) for o in found).values()),
         'colours': perplexity(Counter(o.colour for o in found).values()),

@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 from rf_jax.models import autoencoder, representation, transformer
 from rf_jax.models.attention import select
 from rf_jax.models.attention.masks import FIELDS
-from rf_jax.models.attention.sharded import Spread
+from rf_jax.models.attention.sharded import Sharded
 from rf_jax.models.denoiser import PatchIn, PatchOut
 from rf_jax.models.layers import REMAT, Head, Logits, Table
-from rf_jax.models.token_sharding import Cut
+from rf_jax.models.token_sharding import TokenSharding
 from rf_jax.models.vision_encoder import Connector, VisionEncoder
 from rf_jax.runtime.errors import choose, require
 
@@ -40,14 +40,14 @@ class Unified(nn.Module):
     representation_of: representation.Parts
     autoencoder_of: object
     form: object  # of attention
-    cut: Cut
+    sharding: TokenSharding
     dtype: object  # of activations
 
     def setup(self):
         c = self.config
         width = c.backbone.width
         self.text_embed = Table(self.vocabulary, width)
-        self.encoder = VisionEncoder(c.encoder, self.form, self.cut)
+        self.encoder = VisionEncoder(c.encoder, self.form, self.sharding)
         self.connector = Connector(width)
         self.representation_embed = self.representation_of.embedding()
         self.autoencoder = self.autoencoder_of()
@@ -73,16 +73,18 @@ class Unified(nn.Module):
             self.embed_patches(z, t, batch['pixel_cells']),
         )
         sizes = text, vision, representation, pixels = [s.shape[1] for s in streams]
-        x = self.cut.join([self.cut.lay(s) for s in streams])
-        stand = {name: self.cut.arrange(batch[name], sizes) for name in (*FIELDS, 'position')}
+        x = self.sharding.join([self.sharding.constrain(s) for s in streams])
+        stand = {
+            name: self.sharding.interleave(batch[name], sizes) for name in (*FIELDS, 'position')
+        }
         seen, live = self.form.prepare(stand, stand), stand['segment'] > 0
         lengths = (text + vision, representation, pixels)
         x, losses, _, tapped = self.backbone(x, stand['position'], seen, lengths, live)
-        x = self.cut.split(x, sizes)
-        tapped = None if tapped is None else self.cut.split(tapped, sizes)[3]
+        x = self.sharding.split(x, sizes)
+        tapped = None if tapped is None else self.sharding.split(tapped, sizes)[3]
         found = self.representation_head(x[2], tapped)
         found |= self.autoencoder.outputs(*self._drawn(batch), posterior_noise)
-        return {name: self.cut.restore(a, sizes) for name, a in losses.items()} | {
+        return {name: self.sharding.deinterleave(a, sizes) for name, a in losses.items()} | {
             'text_logits': self.text_head(x[0]),
             'x': self.patch_out(x[3]),
             **found,
@@ -186,12 +188,12 @@ def build(
     """
     _check(config.model)
     platform = platform or jax.default_backend()
-    form, cut = select.build(config, platform), Cut(mesh)
+    form, sharding = select.build(config, platform), TokenSharding(mesh)
     if mesh is not None and mesh.size > 1:
-        form = Spread(form, mesh)
+        form = Sharded(form, mesh)
     before = representation.build(config)
-    backbone = transformer.build(config, form, platform, cut, before.taps)
-    space, drawn = autoencoder.build(config, form, cut)
+    backbone = transformer.build(config, form, platform, sharding, before.taps)
+    space, drawn = autoencoder.build(config, form, sharding)
     return Unified(
         config=config.model,
         vocabulary=vocabulary,
@@ -201,6 +203,6 @@ def build(
         drawn=drawn,
         autoencoder_of=space,
         form=form,
-        cut=cut,
+        sharding=sharding,
         dtype=jnp.dtype(config.compute_dtype),
     )

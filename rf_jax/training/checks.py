@@ -1,4 +1,4 @@
-"""What stops or warns a run: values that cannot work, changed configs, non-finite numbers."""
+"""Checks of a run: impossible config values, changed configs and data, non-finite numbers."""
 
 import json
 import re
@@ -24,10 +24,10 @@ DTYPES = dict.fromkeys(('float32', 'bfloat16'))
 def start(
     config, devices: Sequence[jax.Device] | None = None
 ) -> tuple[Mesh, dict[int, np.ndarray]]:
-    """(mesh of a run, {process: its rows of a batch}), after every check that needs no data.
+    """(mesh of a run, {process: its rows of a batch}), after all checks that need no data.
 
-    Training and the compile check both start here. `devices`: default: all; they may be those of
-    a topology. Raises UserError for what would stop any process of the run.
+    Training and the compile check both start here. `devices`: all by default; they may be those of
+    a topology. Raises UserError for anything that would stop a process of the run.
     """
     check(config)
     pipeline.check(config)
@@ -37,15 +37,15 @@ def start(
 
 
 def check(config) -> None:
-    """Raises UserError for values that would fail later with less to say."""
+    """Raises UserError for values that would fail later with a less helpful error."""
     choose('compute_dtype', config.compute_dtype, DTYPES)
     choose('sampling.method', config.sampling.method, flow.METHODS)
     bounds.check(flatten(config.to_dict()))
-    source_list.check(config.data.sources)  # before the workdir is made
+    source_list.check(config.data.sources)  # before the workdir is created
     if config.tokenizer.path:
         paths.local(config.tokenizer.path, 'tokenizer.path')
-    initial_weights.other_runs(config)  # raises for what is no path
-    require(any(config.losses.values()), 'all weights of losses are 0: nothing would be learned')
+    initial_weights.other_runs(config)  # raises for URLs
+    require(any(config.losses.values()), 'all weights of losses are 0: nothing would be trained')
     spans.pool_of(config)
     choose('model.space', config.model.space, autoencoder.SPACES)
     learned = config.losses.reconstruction > 0
@@ -56,18 +56,18 @@ def check(config) -> None:
     )
     require(
         not latents or learned or optimizer.frozen('autoencoder/', config.optimizer.freeze),
-        "model.space='vae' draws in latents that must not move: set optimizer.freeze="
-        "('^autoencoder/',), and initialise_from a run that learned them (losses.reconstruction)",
+        "model.space='vae' needs a frozen autoencoder: set optimizer.freeze=('^autoencoder/',) and "
+        'initialise_from to a run that trained it (losses.reconstruction)',
     )
     require(
         not learned or not config.losses.flow,
-        'losses.reconstruction and losses.flow are both above 0: the flow would draw latents that '
-        'move; let one run learn the autoencoder, and another draw with it (initialise_from)',
+        'losses.reconstruction and losses.flow are both above 0: the latents would change while '
+        'the flow learns them; train the autoencoder in a run of its own first (initialise_from)',
     )
     require(
         learned or not config.losses.kl,
-        f'losses.kl={config.losses.kl} needs losses.reconstruction above 0: it is of the '
-        'autoencoder that is being learned',
+        f'losses.kl={config.losses.kl} needs losses.reconstruction above 0: it applies to the '
+        'autoencoder while it is being trained',
     )
     for name in ('balance', 'router_z'):
         require(
@@ -77,9 +77,9 @@ def check(config) -> None:
 
 
 def warn_of_changes(config, workdir: Path) -> None:
-    """Names the config fields that differ from what this workdir was trained with so far.
+    """Logs the config fields that differ from those that this workdir was trained with so far.
 
-    Raises UserError if the workdir was written by an earlier version, with other names of fields.
+    Raises UserError if the workdir was written by an earlier version, with other field names.
     """
     try:
         before = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
@@ -94,47 +94,47 @@ def warn_of_changes(config, workdir: Path) -> None:
 
 
 def warn_of_other_data(data: str, workdir: Path) -> None:
-    """Tells where sources no longer hold what this workdir was trained with so far."""
+    """Logs a warning if the sources no longer hold the data that this workdir was trained on."""
     try:
         before = json.loads((workdir / 'version.json').read_text(encoding='utf-8'))['data']
     except (OSError, ValueError, KeyError):
         return
     if before != data:
         logging.warning(
-            'the data is %s and was %s: samples come in another order than before, some twice in a '
-            'pass',
+            'the data is now %s and was %s: examples come in a different order, some of them twice '
+            'in this epoch',
             data,
             before,
         )
 
 
 def warn_of_new_weights(config) -> None:
-    """Tells which fields of a config suppose weights of another run; to be called without any."""
+    """Logs the config fields that assume pretrained weights; for a run that has none."""
     representation, losses = config.model.representation, config.losses
-    for supposes, field, effect in (
+    for assumes, field, effect in (
         (
             config.model.space == 'vae' and not losses.reconstruction,
             "model.space='vae' without losses.reconstruction",
-            'draws in the latents of an autoencoder that has learned nothing',
+            'uses the latents of an untrained autoencoder',
         ),
-        (not config.ema.warmup, 'ema.warmup=False', 'keeps random weights long in the average'),
+        (not config.ema.warmup, 'ema.warmup=False', 'keeps random weights in the average for long'),
         (
             representation.kind == 'forcing' and not representation.quantizer.data_init_steps,
             'model.representation.quantizer.data_init_steps=()',
             'leaves the codebook at random prototypes',
         ),
     ):
-        if supposes:
+        if assumes:
             logging.warning(
-                '%s %s: it supposes weights of another run, and initialise_from is empty',
+                '%s %s: it assumes weights of another run, but initialise_from is empty',
                 field,
                 effect,
             )
 
 
-def warn_of_weights_of_another(config, other: Path, step: int) -> None:
-    """Tells where a run whose weights are taken was to be trained for more steps, and where what
-    its codebook has learned is thrown away.
+def warn_of_source_run(config, other: Path, step: int) -> None:
+    """Logs a warning if the run that weights come from is not finished, or if its codebook would be
+    replaced.
     """
     try:
         was = flatten(json.loads((other / 'config.json').read_text(encoding='utf-8')))
@@ -142,14 +142,14 @@ def warn_of_weights_of_another(config, other: Path, step: int) -> None:
     except (OSError, ValueError, KeyError, AttributeError):
         return
     if step < steps:
-        logging.warning('%s has %d of its %d steps; train it to its end first?', other, step, steps)
+        logging.warning('%s is at step %d of %d; finish its training first?', other, step, steps)
     mine = config.model.representation
     learned = kind == 'forcing' and was.get('data.tasks.text_to_image', 0) > 0
-    born_new = any(re.search(pattern, 'codebook') for pattern in config.initialise_new)
-    if learned and mine.kind == 'forcing' and mine.quantizer.data_init_steps and not born_new:
+    reinitialised = any(re.search(pattern, 'codebook') for pattern in config.initialise_new)
+    if learned and mine.kind == 'forcing' and mine.quantizer.data_init_steps and not reinitialised:
         logging.warning(
-            'the codebook of %s is drawn anew at steps %s, and what representation tokens have '
-            'learned of it is lost; to keep it set '
+            'the codebook of %s is replaced at steps %s, which discards what representation tokens '
+            'have learned; to keep it, set '
             'model.representation.quantizer.data_init_steps=()',
             other,
             ', '.join(map(str, mine.quantizer.data_init_steps)),
@@ -157,7 +157,7 @@ def warn_of_weights_of_another(config, other: Path, step: int) -> None:
 
 
 def changes(before: Mapping, now: Mapping) -> Iterator[tuple[str, str]]:
-    """(name, what it is and was) of each field that differs between two flat configs, by name."""
+    """(field, text with both values) of each field that differs between two flat configs."""
     for field in sorted(before.keys() | now.keys()):
         if now.get(field) != before.get(field):
             yield field, f'{field} is {now.get(field)!r} and was {before.get(field)!r}'
@@ -180,9 +180,9 @@ def _finite(leaves) -> jax.Array:
 
 
 def all_finite(tree) -> bool:
-    """Every number of every floating array is finite.
+    """Whether all numbers of all floating-point arrays are finite.
 
-    What lies in the memory of the host visits the device array by array: it has no room for all.
+    Arrays in host memory are copied to the device one at a time, since all of them may not fit.
     """
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     far = [x for x in leaves if x.sharding.memory_kind == 'pinned_host']
@@ -191,14 +191,14 @@ def all_finite(tree) -> bool:
 
 
 def not_finite(number: int) -> UserError:
-    """The error for a state that is not finite after step `number`."""
+    """The error for a non-finite state after step `number`."""
     return UserError(
-        f'the state is not finite after step {number}; nothing of it was saved. Lower '
+        f'the state is not finite after step {number} and was not saved. Lower '
         'optimizer.learning_rate and run again: it resumes from the last checkpoint'
     )
 
 
 def raise_unless_finite(number: int, state) -> None:
-    """Raises UserError before anything bad is saved (design rule 9)."""
+    """Raises UserError, so that no bad state is saved (design rule 9)."""
     if not all_finite(state):
         raise not_finite(number)

@@ -14,23 +14,23 @@ from rf_jax.training.cross_entropy import CrossEntropy
 from rf_jax.training.state import State, random_key
 
 Batch = Mapping[str, jax.Array]
-WHOLE = microbatches.Part()  # a batch that is not cut
+WHOLE = microbatches.Part()  # the whole batch as one part
 
 
 def add_noise(
     config, model, params, key: jax.Array, batch: Batch, part: microbatches.Part = WHOLE
 ) -> dict[str, jax.Array]:
-    """Clean patches or latents x, their times t (one a picture) and the noisy z_t, as batch
-    entries, and the noise that an autoencoder in learning draws its latents with.
+    """Clean patches or latents x, their times t (one per picture) and the noisy z_t, as batch
+    entries, and the noise with which an autoencoder in training samples its latents.
 
-    `batch` holds the rows of `part`, which get the values that they get in the whole batch.
+    `batch` holds the rows of `part`, which get the same values as in the whole batch.
     """
     c = config.flow
     time_key, noise_key = jax.random.split(key)
     posterior_key = jax.random.fold_in(key, 2)
     counts = batch['pixel_counts']
     shape = counts.shape[0] * part.count, counts.shape[1]
-    t = part.of(flow.sample_times(time_key, shape, c.time_mean, c.time_std))
+    t = part.take(flow.sample_times(time_key, shape, c.time_mean, c.time_std))
     t = flow.shift(t, flow.shift_of(counts * config.data.patch_size**2, c.shift, c.base_pixels))
     t = jnp.take_along_axis(t, jnp.maximum(batch['pixel_picture'], 0), axis=1)
     x = model.apply({'params': params}, batch, method='clean')
@@ -39,7 +39,7 @@ def add_noise(
 
 
 def prepare(find_targets: targets.Targets, state: State, batch: Batch):
-    """The batch with what needs all its rows, the new codebook, and metrics of the targets."""
+    """(batch with the entries that depend on all of its rows, new codebook, target metrics)."""
     found, codebook, metrics = find_targets.of_batch(state, batch)
     live = (batch['segment'] > 0).astype(jnp.float32)
     return dict(batch) | found | {'live': live}, codebook, metrics
@@ -48,23 +48,23 @@ def prepare(find_targets: targets.Targets, state: State, batch: Batch):
 def complete(
     config, model, find_targets: targets.Targets, state: State, batch: Batch, part=WHOLE
 ) -> Batch:
-    """The prepared rows of a part with their own targets, times and noise."""
+    """The prepared rows of a part, with their targets, times and noise."""
     key = random_key(config.seed, 'noise', state.step)
     noise = add_noise(config, model, state.params, key, batch, part)
     return dict(batch) | find_targets.of_part(state, batch) | noise
 
 
 def gradients(config, model, terms, params, batch: Batch, finish: Callable):
-    """(gradients, metrics), the batch cut into `optimizer.grad_accum_steps` parts along its rows.
+    """(gradients, metrics), accumulated over `optimizer.grad_accum_steps` parts of the rows.
 
-    `finish(rows, part)` completes a part's rows, so that features, noise and noisy patches are in
-    memory for one part only. Each part's loss is divided by the whole batch's counts, so the parts
-    add up to it exactly.
+    `finish(rows, part)` completes the rows of a part, so that features, noise and noisy patches are
+    in memory for one part only. The loss of each part is divided by the counts of the whole batch,
+    so the parts add up to its loss.
     """
     counts = losses.counts(terms, batch)
 
     def part_loss(params, part):
-        live = optimizer.held(params, config.optimizer.freeze)
+        live = optimizer.stop_frozen_gradients(params, config.optimizer.freeze)
         inputs = (part[name] for name in ('tokens', 'z', 't', 'posterior_noise'))
         outputs = model.apply({'params': live}, part, *inputs)
         loss, means = losses.total(terms, config.losses, counts, outputs, part)
@@ -95,7 +95,7 @@ def gradients(config, model, terms, params, batch: Batch, finish: Callable):
 def build(config, model: Unified, optimizer_of) -> Callable:
     """`step(state, batch) -> (state, metrics)`, pure; jit it with the state donated."""
     find_targets = targets.build(config, model)
-    terms = losses.build(config, CrossEntropy(model.cut, tuple(config.sharding)))
+    terms = losses.build(config, CrossEntropy(model.sharding, tuple(config.sharding)))
 
     def train_step(state: State, batch: Batch):
         batch, codebook, seen = prepare(find_targets, state, batch)

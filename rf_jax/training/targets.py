@@ -66,7 +66,7 @@ def batch_features(config, model: Unified, ema, batch: Batch):
 
     read = {name: batch[name] for name in names}
     z, valid = microbatches.join(
-        microbatches.each(features, config.optimizer.grad_accum_steps, read)
+        microbatches.map_parts(features, config.optimizer.grad_accum_steps, read)
     )
     return z.reshape(-1, z.shape[-1]), valid.reshape(-1)
 
@@ -87,7 +87,7 @@ def redraw(config, at: int, taken: jax.Array, codebook, z, valid):
     def draw(old):
         filled = turn < taken - at
         known = quantizer.nearest_similarity(z, old, filled, config.optimizer.grad_accum_steps)
-        fresh = quantizer.build_draw(config)(key, z, valid, many, known)[row % many]
+        fresh = quantizer.build_data_init(config)(key, z, valid, many, known)[row % many]
         return jnp.where((turn == taken - at)[:, None] & valid.any(), fresh, old)
 
     due = (taken >= at) & (taken <= at + turn[-1])

@@ -114,7 +114,7 @@ def test_no_valid_feature_gives_codes_and_no_nan(mode, features):
     assert ((codes >= 0) & (codes < K)).all()
     moved = quantizer.update(codebook, z, codes, none, 0.9)
     np.testing.assert_array_equal(moved, codebook)
-    assert jnp.isfinite(quantizer.from_data(jax.random.key(0), z * 0, none, K)).all()
+    assert jnp.isfinite(quantizer.random_features(jax.random.key(0), z * 0, none, K)).all()
 
 
 def test_momentum_update_equals_a_loop(features):
@@ -152,7 +152,7 @@ def test_normalise_is_float32_and_safe_at_zero():
 def test_data_initialisation_draws_valid_features_evenly(codes, features):
     z, _, valid = features
     z = unit(np.random.default_rng(2).normal(size=(M, 32))).astype(np.float32)  # far apart
-    book = np.asarray(quantizer.from_data(jax.random.key(0), jnp.array(z), valid, codes))
+    book = np.asarray(quantizer.random_features(jax.random.key(0), jnp.array(z), valid, codes))
     assert book.shape == (codes, 32)
     np.testing.assert_allclose(np.linalg.norm(book, axis=1), 1, atol=1e-5)
     nearest = (book @ z.T).argmax(1)
@@ -161,7 +161,7 @@ def test_data_initialisation_draws_valid_features_evenly(codes, features):
     assert not used[~valid].any()
     assert used[valid].max() - used[valid].min() <= 1
     assert len(np.unique(book, axis=0)) == codes  # repeats are set apart
-    other = quantizer.from_data(jax.random.key(1), jnp.array(z), valid, codes)
+    other = quantizer.random_features(jax.random.key(1), jnp.array(z), valid, codes)
     assert not np.array_equal(book, other)
 
 
@@ -173,12 +173,12 @@ def test_spread_prototypes_reach_what_is_rare():
     z = np.concatenate([ground, rare]).astype(np.float32)
     valid = np.arange(len(z)) != len(z) - 1  # the last of the rare is padding
     key = jax.random.key(0)
-    spread = np.asarray(quantizer.spread(key, jnp.array(z), jnp.array(valid), 8))
+    spread = np.asarray(quantizer.farthest_features(key, jnp.array(z), jnp.array(valid), 8))
     assert (spread @ rare.T).max(0)[:-1].min() > 0.99 > 0.9 > (spread @ rare[-1]).max()
     assert (spread @ ground.T).max() > 0.99 and len(np.unique(spread, axis=0)) == 8
-    drawn = np.asarray(quantizer.from_data(key, jnp.array(z), jnp.array(valid), 8))
+    drawn = np.asarray(quantizer.random_features(key, jnp.array(z), jnp.array(valid), 8))
     assert ((drawn @ rare.T).max(0) > 0.99).sum() < 3
-    none = quantizer.spread(key, jnp.array(z) * 0, jnp.zeros(len(z), bool), 300)
+    none = quantizer.farthest_features(key, jnp.array(z) * 0, jnp.zeros(len(z), bool), 300)
     assert none.shape == (300, 32) and jnp.isfinite(none).all()
 
 
@@ -190,7 +190,7 @@ def test_eight_devices_give_what_one_gives(features):
     def run(z, codebook, valid):
         codes = {mode: build(mode)(z, codebook, valid) for mode in MODES}
         moved = quantizer.update(codebook, z, codes['printed'], valid, 0.9)
-        return codes, moved, quantizer.from_data(jax.random.key(0), z, valid, K)
+        return codes, moved, quantizer.random_features(jax.random.key(0), z, valid, K)
 
     single = run(z, codebook, valid)
     mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))

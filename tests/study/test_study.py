@@ -535,7 +535,7 @@ def test_an_override_that_no_config_has_is_refused(tmp_path, change, match):
     [
         ('data.capacity.pixels=4', r'whole: data.capacity.pixels=4 cannot hold one example'),
         ("model.backbone.split='halves'", r"first: .*'halves' is not known"),
-        ('data.sources=scenes:aligned/32/objects=1', 'whole: prompts ask for two objects'),
+        ('data.sources=scenes:aligned/32/objects=1', 'whole: prompts ask for two or more objects'),
         ('data.sources=emoji', 'first: .* has no scenes'),
         (
             'data.max_text_tokens=8',

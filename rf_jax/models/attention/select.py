@@ -1,4 +1,4 @@
-"""Which implementation of attention a config asks for, and the default of each platform."""
+"""Chooses the implementation of attention from the config, with a default for each platform."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from rf_jax.runtime.errors import choose, require
 
 @dataclass(frozen=True)
 class ByLength:
-    """The first of `choices` (form, least Lq, least Lk) that the shapes reach; else reference."""
+    """The first of `choices` (implementation, least Lq, least Lk) for this length, else Reference."""
 
     choices: tuple[tuple[object, int, int], ...]
 
@@ -30,7 +30,7 @@ class ByLength:
 
 
 def _auto(c, platform: str) -> ByLength:
-    """Short rows, or a few queries, take the reference: one product without the steps of a loop."""
+    """Short rows, or a few queries, use the reference, which has no loop."""
     blockwise = Blockwise(c.block_q, c.block_k)
     if platform == 'tpu':
         return ByLength(((_pallas(c, platform), c.block_q, c.block_k),))
@@ -53,7 +53,7 @@ IMPLEMENTATIONS = {
 
 
 def build(config, platform: str | None = None):
-    """The form of `config.model.attention` for cpu, gpu or tpu; None: where this process runs.
+    """The implementation of `config.model.attention` for cpu, gpu or tpu (None: this process).
 
     Raises UserError.
     """

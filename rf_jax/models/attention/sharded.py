@@ -1,4 +1,4 @@
-"""A form of attention over the devices of a mesh: rows and heads apart, keys of a row together."""
+"""Attention on a mesh: rows, queries and heads are sharded; keys and values are gathered."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,16 +13,17 @@ ROWS = (*BATCH_AXES, 'context')
 
 
 @dataclass(frozen=True)
-class Spread:
+class Sharded:
     """Each device has the queries of its rows, of its part of a row (`context`) and of its heads
-    (`tensor`), and gathers the keys and values of the row: with grouped queries they are few.
+    (`tensor`), and gathers the keys and values of the whole row, which are small with grouped
+    queries.
     """
 
     form: object
     mesh: Mesh
 
     def prepare(self, query: Integers, key: Integers):
-        """As the form's, of each device's queries: the leading axis is B times `context`."""
+        """`prepare` for the queries of each device: the leading axis is B times `context`."""
         tokens = PartitionSpec(BATCH_AXES, 'context')
 
         def local(query, key):
@@ -34,7 +35,7 @@ class Spread:
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, prepared) -> jax.Array:
         """q [B, Lq, H, Dh], k and v [B, Lk, Hkv, Dh] -> [B, Lq, H, Dh].
 
-        Heads that `tensor` does not divide are computed on each of its devices.
+        If `tensor` does not divide the number of key/value heads, its devices compute all heads.
         """
         divides = k.shape[2] % self.mesh.shape['tensor'] == 0
         heads = PartitionSpec(BATCH_AXES, 'context', 'tensor' if divides else None)
@@ -46,7 +47,7 @@ class Spread:
         return self._map(local, in_specs=specs, out_specs=heads)(q, k, v, prepared)
 
     def _map(self, local, **specs):
-        # Kernels do not say how their outputs vary over the mesh.
+        # Pallas kernels do not declare how their outputs vary over the mesh.
         return partial(jax.shard_map, mesh=self.mesh, check_vma=False, **specs)(local)
 
 

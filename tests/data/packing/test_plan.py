@@ -202,7 +202,7 @@ def test_a_million_examples_fill_long_rows(kind, monkeypatch):
     found = packing_stats.measure(one, 2 * one.examples_per_window)
     assert found.row_fill >= 0.97
     assert min(found.fill[name] for name in SIZES[:4]) >= 0.965
-    assert found.left_out / found.examples < 0.01
+    assert found.left_out / found.draws < 0.01
 
 
 @pytest.mark.parametrize('pool', [0, 1, 2, 4])
@@ -240,11 +240,11 @@ def test_a_program_can_exit_while_a_window_is_planned():
     """A thread killed inside the tokenizer's C++ would abort the process."""
     code = """
 from configs import scenes
-from rf_jax.data import captions, pipeline, sources
+from rf_jax.data import captions, pipeline, source_list
 from rf_jax.data.tokenizer import Tokenizer
 config = scenes.get_config()
 config.data.sources += '/count=4000'
-found = sources.build(config.data.sources, config.data.max_pixels)
+found = source_list.build(config.data.sources, config.data.max_pixels)
 batches = pipeline.Batches(config, found, Tokenizer.train(captions.corpus(found), 512))
 batches.batch(0)
 print('done')

@@ -136,8 +136,8 @@ def test_a_bad_line_says_what_is_wrong(folder, caplog):
 @pytest.mark.parametrize(
     ('data', 'name', 'message'),
     [
-        (b'[{"file": "a.png",\n"caption": }]', 'captions.jsonl', 'JSON array and does not parse'),
-        (b'[' * 100_000, 'captions.jsonl', 'JSON array and does not parse'),
+        (b'[{"file": "a.png",\n"caption": }]', 'captions.jsonl', 'JSON array but does not parse'),
+        (b'[' * 100_000, 'captions.jsonl', 'JSON array but does not parse'),
         (b'\xff\xfe{\0"', 'captions.jsonl', 'starts with a UTF-16 byte-order mark'),
         (b'file_name,text\na.png,caf\xe9\n', 'metadata.csv', 'cannot be read as CSV'),
     ],

@@ -10,6 +10,7 @@ from PIL import Image
 from rf_jax.data import source_list
 from rf_jax.data.images import BadPicture
 from rf_jax.data.records import Record
+from rf_jax.data.sources import emoji as emoji_source
 from rf_jax.runtime.errors import UserError
 
 MANY = 10**6
@@ -51,7 +52,7 @@ def test_emoji_pictures_from_many_threads(emoji):
 
 
 def test_licences_stay_with_the_pictures():
-    notice = (source_list._EMOJI.parent / 'NOTICE.md').read_text(encoding='utf-8')
+    notice = (emoji_source._EMOJI.parent / 'NOTICE.md').read_text(encoding='utf-8')
     for holder in ('Microsoft Corporation', 'Miles Johnson', 'Unicode, Inc.'):
         assert holder in notice
     assert notice.count('The above copyright notice and this permission notice shall') == 2
@@ -98,16 +99,16 @@ def test_the_summary_has_everything_that_a_plan_depends_on(tmp_path):
 
     write_lines(tmp_path, *lines)
     whole = summary()
-    assert whole == summary() and whole.startswith('3 samples (0 left out')
+    assert whole == summary() and whole.startswith('3 examples (0 left out')
     write_lines(tmp_path, *lines[::-1])
     assert summary() != whole, 'another order'
     write_lines(tmp_path, *lines[:2], lines[2] | {'caption': 'another'})
     assert summary() != whole
     write_lines(tmp_path, *lines)
     (tmp_path / '1.png').unlink()
-    assert summary().startswith('2 samples (1 left out')
+    assert summary().startswith('2 examples (1 left out')
     procedural = source_list.build('scenes:aligned/48/count=2000000000', MANY)
-    assert source_list.summary(procedural).startswith('2000000000 samples'), (
+    assert source_list.summary(procedural).startswith('2000000000 examples'), (
         'nobody reads all of them'
     )
 

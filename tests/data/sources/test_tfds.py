@@ -164,7 +164,7 @@ def test_the_cache_belongs_to_one_data_set(tmp_path, monkeypatch, caplog):
 
     def asked(of='a set', count=4):
         counted.clear()
-        found = metadata_cache.survey('tfds:set', of, str(tmp_path), count, read)
+        found = metadata_cache.cached_scan('tfds:set', of, str(tmp_path), count, read)
         assert found == [read(i) for i in range(count)]
         return len(counted) - count  # without the examples counted above
 
@@ -173,7 +173,7 @@ def test_the_cache_belongs_to_one_data_set(tmp_path, monkeypatch, caplog):
     assert asked() == 0  # the others have files of their own
     for file in tmp_path.iterdir():
         file.write_bytes(file.read_bytes()[:-9])  # truncated
-    assert [asked(), asked()] == [4, 0] and 'is read again' in caplog.text
+    assert [asked(), asked()] == [4, 0] and 'scanning the data set again' in caplog.text
     assert all(file.suffix == '.gz' for file in tmp_path.iterdir())
 
 
@@ -194,7 +194,9 @@ def test_no_call_holds_the_interpreter_lock_for_the_whole_set(tmp_path, monkeypa
 
     monkeypatch.setattr(metadata_cache.json, 'loads', loads)
     monkeypatch.setattr(metadata_cache.json, 'dumps', dumps)
-    first, again = (metadata_cache.survey('a', 'b', str(tmp_path), count, read) for _ in range(2))
+    first, again = (
+        metadata_cache.cached_scan('a', 'b', str(tmp_path), count, read) for _ in range(2)
+    )
     assert again == first and len(sizes['loads']) > 50
     assert max(sizes['loads'] + sizes['dumps']) < 20_000  # of 900 kB
 
@@ -207,9 +209,11 @@ def test_a_cache_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypa
     monkeypatch.setattr(metadata_cache, '_MIN_COUNT', 0)
     monkeypatch.setattr(type(metadata_cache.epath.Path(tmp_path)), 'write_bytes', full)
     for _ in range(2):
-        found = metadata_cache.survey('tfds:set', 'a set', str(tmp_path), 1, lambda i: ((), 'bad'))
+        found = metadata_cache.cached_scan(
+            'tfds:set', 'a set', str(tmp_path), 1, lambda i: ((), 'bad')
+        )
         assert found == [((), 'bad')] and not list(tmp_path.iterdir())
-    assert 'No space left on device): each start reads the whole set' in caplog.text
+    assert 'No space left on device): every start will scan the whole data set' in caplog.text
 
 
 def test_tfds_is_an_optional_dependency(monkeypatch):

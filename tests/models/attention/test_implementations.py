@@ -19,7 +19,7 @@ from rf_jax.models.attention import masks, select
 from rf_jax.models.attention.blockwise import Blockwise
 from rf_jax.models.attention.pallas import Pallas
 from rf_jax.models.attention.reference import Cudnn, Reference
-from rf_jax.models.attention.sharded import Spread
+from rf_jax.models.attention.sharded import Sharded
 from rf_jax.models.vision_encoder import VisionEncoder
 from rf_jax.runtime import mesh as meshes
 from rf_jax.runtime.errors import UserError
@@ -295,7 +295,7 @@ def test_a_form_spread_over_a_mesh_is_the_same(name, sizes):
     batch, length = integers(ROWS, capacity), sum(capacity[s] for s in layout.STREAMS)
     inputs = arrays(length, length, 4, 2, 8, jnp.float32)
     wanted = run(Reference(), batch, batch, *inputs)
-    found = run(Spread(FORMS[name], mesh), batch, batch, *inputs)
+    found = run(Sharded(FORMS[name], mesh), batch, batch, *inputs)
     compare(found, wanted, rtol=2e-5, atol=2e-5)
 
 

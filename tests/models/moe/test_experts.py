@@ -311,7 +311,7 @@ def test_wrong_values_name_the_field(changes, words):
 def test_a_table_that_scatters_the_experts_of_a_device_is_refused():
     config = config_of()
     config.sharding = ((r'(gate|up|down)$', (('fsdp', 'expert'), None, None)), *config.sharding)
-    with pytest.raises(UserError, match=r"pixels/gate is cut over .*; name 'expert' first"):
+    with pytest.raises(UserError, match=r"pixels/gate is sharded over .*; name 'expert' first"):
         routed(config, mesh_of(expert=2, fsdp=2, data=2), weights_of(), *tokens())
 
 
