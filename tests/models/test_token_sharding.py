@@ -1,4 +1,4 @@
-"""Parts of a row: joined and split without loss, and each device has a part of every stream."""
+"""Sharded rows are joined and split without loss; each device has a part of every stream."""
 
 import jax.numpy as jnp
 import numpy as np

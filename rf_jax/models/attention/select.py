@@ -13,7 +13,7 @@ from rf_jax.runtime.errors import choose, require
 
 @dataclass(frozen=True)
 class ByLength:
-    """The first of `choices` (implementation, least Lq, least Lk) for this length, else Reference."""
+    """The first of `choices` (implementation, least Lq, least Lk) that fits, else Reference."""
 
     choices: tuple[tuple[object, int, int], ...]
 
