@@ -71,9 +71,7 @@ class Pixels:
 
     height: int
     width: int
-    pixels: np.ndarray | None = (
-        None  # uint8 [P, C], ordered as `patch_grid.patch_cells` for its pool
-    )
+    pixels: np.ndarray | None = None  # uint8 [P, C], in the order of `patch_grid.patch_cells`
     picture: int = 0
     reads_representation: bool = True
     pool: int = 2  # as its Representation's

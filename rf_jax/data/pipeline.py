@@ -90,9 +90,7 @@ class Batches:
         height, width = self.fitted(record.height, record.width, longest=longest)
         grid = (height // self.data.patch_size, width // self.data.patch_size)
         seen = example.task == 'image_to_text'
-        pool = (
-            2 if seen else patch_grid.unit(self.pool)
-        )  # sets the order in which patches are stored
+        pool = 2 if seen else patch_grid.unit(self.pool)  # determines the order of patches
         pixels = self._pixels(source, index, height, width, pool) if decode else None
         if seen:
             question, answer = captions.question_and_answer(record, rng, self.data.question_prob)

@@ -113,9 +113,8 @@ def update(codebook, z, codes, valid, momentum: float) -> jax.Array:
 
     A prototype without assigned features stays as it is; the paper's listing would divide by zero.
     """
-    slot = jnp.where(
-        valid, codes, codebook.shape[0]
-    )  # padding goes to an extra slot, dropped below
+    # Padding goes to an extra slot, which is dropped.
+    slot = jnp.where(valid, codes, codebook.shape[0])
     sums = jax.ops.segment_sum(z, slot, codebook.shape[0] + 1)[:-1]
     used = jax.ops.segment_sum(valid.astype(jnp.float32), slot, codebook.shape[0] + 1)[:-1] > 0
     moved = normalise(momentum * codebook + (1 - momentum) * normalise(sums))

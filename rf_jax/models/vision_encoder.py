@@ -68,9 +68,8 @@ class VisionEncoder(nn.Module):
         integers = integers_of(owner)
         seen = self.form.prepare(integers, integers)
         angles = self._angles(coords)
-        angles = self.sharding.join(
-            [jnp.zeros((rows, extra, angles.shape[-1])), angles]
-        )  # not turned
+        unrotated = jnp.zeros((rows, extra, angles.shape[-1]))
+        angles = self.sharding.join([unrotated, angles])
 
         block = EncoderBlock
         if c.remat != 'none':

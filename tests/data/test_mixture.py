@@ -74,9 +74,7 @@ def test_epochs_and_seeds_have_different_orders():
 def test_weights_are_relative_and_zero_is_left_out():
     counts = {'a': 30, 'b': 12, 'c': 0}
     mixture = Mixture(counts, {'a': 3.0, 'b': 2.0, 'c': 0.0}, 0)
-    assert (
-        mixture.examples_per_epoch() == 30
-    )  # task b, with 12 examples, is the first to be passed once
+    assert mixture.examples_per_epoch() == 30  # after which the 12 of b are passed once
     assert mixture.examples_per_task(30) == {'a': 18, 'b': 12}
     assert mixture.examples_per_task(30) == Mixture(
         counts, {'a': 30.0, 'b': 20.0, 'c': 0.0}, 0

@@ -240,9 +240,7 @@ def test_long_text_is_truncated_and_counted(tokenizer, max_text):
         assert len(span.tokens) <= max_text and counts[CUT] == cuts
         assert span.tokens[-1] == tokenizer.eos
         assert sum(target >= 0 for target in span.targets) >= 1  # part of the answer remains
-        assert (
-            tokenizer.eos not in span.targets
-        )  # does not learn to stop where the text was truncated
+        assert tokenizer.eos not in span.targets  # truncated text has no end to learn
     counts = Counter()
     spans.text_span(tokenizer, 'a', max_text, 0, counts)
     assert not counts

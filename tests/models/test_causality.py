@@ -116,9 +116,8 @@ def influence(samples, split: str = 'ffn') -> np.ndarray:
     found = {k: np.asarray(v) for k, v in
              jacobian_of(split)(inputs, params, row, codes, t, directions).items()}  # fmt: skip
     assert all(np.isfinite(g).all() for g in found.values())
-    found['vision'] = (
-        found['vision'].reshape(len(found['text']), -1, 4).sum(-1)
-    )  # the four patches of a token
+    # Sum over the four patches of a token.
+    found['vision'] = found['vision'].reshape(len(found['text']), -1, 4).sum(-1)
     columns = np.concatenate([found[stream] for stream in layout.STREAMS], 1)
     before, vision = CAPACITY['text'], CAPACITY['vision']
     unknown = np.full((vision, columns.shape[1]), np.nan)

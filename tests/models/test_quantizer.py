@@ -237,9 +237,7 @@ def test_a_codebook_larger_than_the_batch_is_initialised_over_several_steps(how)
         kept[drawn] = False
         np.testing.assert_array_equal(codebook[kept], before[kept])
         nearest = np.argmax(codebook[drawn] @ z.T, axis=1)
-        assert (
-            len(set(nearest.tolist())) == drawn.stop - drawn.start
-        )  # each from a different feature
+        assert len(set(nearest.tolist())) == drawn.stop - drawn.start  # all distinct features
     assert (np.abs(codebook - old).max(1) > 1e-3).all()
     if how == 'spread':  # features chosen in the previous step are chosen last
         half = jnp.concatenate([codebook[:4], z[:4]])

@@ -77,9 +77,8 @@ class TfdsSource(Source):
     def _identity(self, info: Any, key: str) -> str:
         """Everything that sizes and captions depend on, except the examples themselves."""
         splits = [(s.name, int(s.num_bytes), s.shard_lengths) for s in info.splits.values()]
-        labels = getattr(
-            info.features[key], 'names', ()
-        )  # of a ClassLabel, stored in a separate file
+        # The names of a ClassLabel are stored in a separate file.
+        labels = getattr(info.features[key], 'names', ())
         asked = f'{self.name}, features {self._image} and {key}, {splits}, {labels}'
         return f'{info.full_name}, {asked}, Pillow {PIL.__version__}'
 

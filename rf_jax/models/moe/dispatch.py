@@ -24,9 +24,8 @@ class Slots(NamedTuple):
 @jax.custom_vjp
 def dispatch(x: jax.Array, slots: Slots) -> jax.Array:
     """Tokens [S, D] to slots [M, D], zero where empty. The transpose of `combine`."""
-    x = jnp.pad(
-        x, ((0, 1), (0, 0))
-    )  # a row of zeros, since masking M rows would cost a pass over them
+    # Appends a row of zeros, since masking M rows would cost a pass over them.
+    x = jnp.pad(x, ((0, 1), (0, 0)))
     return x[jnp.where(slots.token >= 0, slots.token, x.shape[0] - 1)]
 
 

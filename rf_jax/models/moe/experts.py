@@ -69,9 +69,8 @@ class Routed(nn.Module):
         router = self.param('router', linear_init, (width, c.num_experts))
         shapes = {'gate': into, 'up': into, 'down': out}
         weights = tuple(self.param(name, init, shape) for name, shape in shapes.items())
-        logits = jnp.matmul(
-            x.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST
-        )  # float32, since near ties matter
+        # In float32, since near ties matter.
+        logits = jnp.matmul(x.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST)
         routes = routing.top_k(logits, live, c.top_k)
         weights = tuple(w.astype(x.dtype) for w in weights)
         y = self._run(weights, x, routes)

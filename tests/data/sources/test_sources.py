@@ -220,9 +220,7 @@ def test_missing_permission_is_reported(tmp_path, monkeypatch):
     (tmp_path / 'captions.jsonl').write_text('')
 
     def refuse(*_):
-        raise PermissionError(
-            13, 'Permission denied'
-        )  # tests may run as root, who can read anything
+        raise PermissionError(13, 'Permission denied')  # simulated: root can read anything
 
     monkeypatch.setattr('pathlib.Path.read_bytes', refuse)
     monkeypatch.setattr('os.listdir', refuse)
