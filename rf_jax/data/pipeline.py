@@ -42,7 +42,9 @@ class Batches:
         check(config)
         self.seed = config.seed
         self.data = SimpleNamespace(**config.data)  # a ConfigDict takes 2 us to find a field
-        self.fitted = functools.lru_cache(2**16)(functools.partial(fitted, config=config))
+        self.picture_size = functools.lru_cache(2**16)(
+            functools.partial(picture_size, config=config)
+        )
         self.tokenizer = tokenizer
         self.rows = np.arange(config.data.batch_size) if rows is None else np.asarray(rows)
         self.counts: Counter = Counter()  # what was truncated or left out; logged as metrics data/*
@@ -87,7 +89,7 @@ class Batches:
                 piece
                 or spans.first_piece(self.tokenizer, caption, self.data.max_text_tokens, counts)
             ]
-        height, width = self.fitted(record.height, record.width, longest=longest)
+        height, width = self.picture_size(record.height, record.width, longest=longest)
         grid = (height // self.data.patch_size, width // self.data.patch_size)
         seen = example.task == 'image_to_text'
         pool = 2 if seen else patch_grid.unit(self.pool)  # determines the order of patches
@@ -232,7 +234,7 @@ def check(config) -> None:
         raise UserError(f'data.capacity.pixels={capacity["pixels"]} is not a multiple of {group}')
 
 
-def fitted(height: int, width: int, config, longest: int | None = None) -> tuple[int, int]:
+def picture_size(height: int, width: int, config, longest: int | None = None) -> tuple[int, int]:
     """(height, width) in pixels to which a picture is resized for training and evaluation.
 
     `longest` defaults to the largest of `data.sizes`. Small pictures are not enlarged beyond the

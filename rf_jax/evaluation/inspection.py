@@ -50,7 +50,7 @@ class Inspector:
         data = self.sampler.config.data
         rows, grids = [], []
         for picture in pictures:
-            height, width = pipeline.fitted(*picture.shape[:2], self.sampler.config)
+            height, width = pipeline.picture_size(*picture.shape[:2], self.sampler.config)
             grid = height // data.patch_size, width // data.patch_size
             resized = images.resize(picture, height, width)
             pixels = images.patchify(resized, data.patch_size, self.pool)

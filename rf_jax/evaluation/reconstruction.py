@@ -14,7 +14,7 @@ def evaluate(sampler: Sampler, source, count: int) -> dict[str, float]:
     about 1.
     """
     model, patch = sampler.model, sampler.config.data.patch_size
-    side = pipeline.fitted(source.size, source.size, sampler.config)
+    side = pipeline.picture_size(source.size, source.size, sampler.config)
     grid = side[0] // patch, side[1] // patch
     pictures = [images.resize(source.picture(i), *side) for i in range(count)]
     placement = sampler.placement

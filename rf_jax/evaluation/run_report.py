@@ -51,7 +51,7 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
     chosen = retrieval.readable(source, rng.permutation(numbers), run.config.log.samples)
     prompts = [source.record(i).captions[0] for i in chosen]
     sampler = sampler_of(run)  # compiled once, weights change
-    sizes = [pipeline.fitted(*picture.shape[:2], run.config) for picture in chosen.values()]
+    sizes = [pipeline.picture_size(*picture.shape[:2], run.config) for picture in chosen.values()]
     requests = [sampler.request(p, run.config.seed, size=s) for p, s in zip(prompts, sizes)]
 
     def show(step: int, ema: Any, writer: metrics.MetricWriter) -> None:

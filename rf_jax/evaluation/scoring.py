@@ -126,7 +126,7 @@ def score(
             shown[side] = [asked[i].text for i in chosen]
             pictures[side] = np.stack([drawn[i][0] for i in chosen])
         if amount.captions:
-            side = pipeline.fitted(source.size, source.size, config)
+            side = pipeline.picture_size(source.size, source.size, config)
             real = [images.resize(source.picture(i), *side) for i in range(amount.captions)]
             captions = [source.record(i).captions[0] for i in range(amount.captions)]
             made = sampler.draw(geneval_like.requests(sampler, captions, 1, seed, side))

@@ -220,7 +220,7 @@ class Sampler:
         data, length = self.config.data, self.config.sampling.max_answer_tokens
         rows, heads = [], []
         for picture, question in pairs:
-            height, width = pipeline.fitted(*picture.shape[:2], self.config)
+            height, width = pipeline.picture_size(*picture.shape[:2], self.config)
             pixels = images.patchify(images.resize(picture, height, width), data.patch_size)
             head = spans.question_answer_span(
                 self.tokenizer, clean(question), None, data.max_text_tokens, Counter()
