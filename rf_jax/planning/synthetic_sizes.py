@@ -87,7 +87,7 @@ KINDS = {'coco': _Coco, 'laion': _Laion}
 
 
 def fitted_patches(height, width, data, pool, chance) -> np.ndarray:
-    """int64[S]: patches of `pipeline.picture_size` pictures whose `data.sizes` entry `chance` picks."""
+    """int64[S]: patches by `pipeline.picture_size`, with the `data.sizes` entry of `chance`."""
     sizes = np.array([size for size, _ in data.sizes])
     weights = np.cumsum([weight for _, weight in data.sizes], dtype=float)
     longest = sizes[np.searchsorted(weights / weights[-1], chance)]
