@@ -151,7 +151,7 @@ def get_config() -> ConfigDict:
     # At these steps (skipped ones not counted) the codebook is initialised from the features of the
     # batch, and of the following ones if there are fewer features than prototypes; paper: silent.
     quantizer.data_init_steps = (0,)
-    # How it is initialised: random (features sampled uniformly) | spread (features far from each
+    # How it is initialised: random (features sampled uniformly) | farthest (features far from each
     # other, so that rare ones get prototypes too)
     quantizer.data_init = 'random'
 

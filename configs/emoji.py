@@ -4,7 +4,7 @@ python -m rf_jax.train --config=configs/emoji.py --workdir=runs/emoji         (t
 python -m rf_jax.train --config=configs/emoji.py:long --workdir=runs/long     (4 times the steps)
 
 The README has the results. Differences from `base.py`, each measured on this data set: fewer and
-wider layers learn more per second on a CPU; which picture it becomes is decided at high noise (low
+wider layers learn more per second on a CPU; the model has to recall a picture at high noise (low
 t), so `flow` shifts times towards it in training and in sampling; rows of 45 tokens hold one
 picture to generate and one to caption, and are 84 % full.
 """

@@ -207,7 +207,7 @@ def get_config(variant: str = 'pixel_rf'):
     representation.codebook_size = 48
     representation.position_grid = 8
     representation.quantizer.mode = 'nearest'
-    representation.quantizer.data_init = 'spread'
+    representation.quantizer.data_init = 'farthest'
     # Without them, patches had the content of their token but did not know which quarter of it.
     config.model.denoiser.sinusoids = True
     config.optimizer.learning_rate = 5e-4

@@ -80,7 +80,7 @@ def form(tiny: bool, name: str, config_of) -> None:
         row = typical_row.row(config)
         tokens = {field: jnp.asarray(row[field][None]) for field in masks.FIELDS}
         for dtype in (jnp.bfloat16, jnp.float32):
-            made = select.FORMS[name](config.model.attention, jax.default_backend())
+            made = select.IMPLEMENTATIONS[name](config.model.attention, jax.default_backend())
             product = partial(_through, made, tokens)
             compare(f'attention {name}', tokens, product, dtype, tiny)
 

@@ -164,7 +164,7 @@ def _with_noise(key: jax.Array, prototypes: jax.Array) -> jax.Array:
     return normalise(prototypes + noise)
 
 
-DATA_INITS = {'random': random_features, 'spread': farthest_features}
+DATA_INITS = {'random': random_features, 'farthest': farthest_features}
 
 
 MODES = {

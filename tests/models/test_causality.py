@@ -17,7 +17,7 @@ from random_rows import CAPACITY, CHANNELS, filled, random_row, sees, tokens_of
 from configs import base
 from rf_jax.data import layout
 from rf_jax.data.layout import Pixels, Representation, Text, Vision
-from rf_jax.data.spans import drawing
+from rf_jax.data.spans import generation_spans
 from rf_jax.models import unified
 from rf_jax.models.moe.experts import GROUPS
 from rf_jax.training.state import example_row
@@ -256,7 +256,7 @@ def test_padding_influences_nothing():
 def test_a_dropped_condition_has_no_influence_on_the_pixels(
     drop_text, drop_representation, keep_positions
 ):
-    spans = drawing(
+    spans = generation_spans(
         [Text([5, 6, 7])], (4, 4), np.zeros((16, CHANNELS), np.uint8), 2,
         drop_text=drop_text, drop_representation=drop_representation,
         keep_positions=keep_positions,

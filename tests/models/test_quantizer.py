@@ -221,7 +221,7 @@ def test_an_epoch_of_emoji_uses_most_prototypes(mode, tmp_path):
     assert codebook_usage.codes_over_an_epoch(run, state) >= 0.6
 
 
-@pytest.mark.parametrize('how', ['random', 'spread'])
+@pytest.mark.parametrize('how', ['random', 'farthest'])
 def test_a_codebook_larger_than_the_batch_is_initialised_over_several_steps(how):
     config = base.get_config()
     config.model.representation.quantizer.data_init = how
@@ -239,7 +239,7 @@ def test_a_codebook_larger_than_the_batch_is_initialised_over_several_steps(how)
         nearest = np.argmax(codebook[drawn] @ z.T, axis=1)
         assert len(set(nearest.tolist())) == drawn.stop - drawn.start  # all distinct features
     assert (np.abs(codebook - old).max(1) > 1e-3).all()
-    if how == 'spread':  # features chosen in the previous step are chosen last
+    if how == 'farthest':  # features chosen in the previous step are chosen last
         half = jnp.concatenate([codebook[:4], z[:4]])
         again = np.asarray(targets.redraw(config, 4, jnp.int32(5), codebook, half, valid))
         assert set((again[8:12] @ half.T).argmax(1).tolist()) == {4, 5, 6, 7}

@@ -15,7 +15,7 @@ from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import AXES, make_mesh
 from rf_jax.training import train_loop
-from rf_jax.training.step_metrics import Report
+from rf_jax.training.step_metrics import StepMetrics
 
 VOCABULARY = 64
 
@@ -75,7 +75,7 @@ def test_flops_of_the_program_are_those_of_the_model(checked):
     assert 0.95 < values['flops'] / whole < 1.35  # one kv head: attention on both tensor devices
     assert values['model_flops'] < whole, 'pairs that see nothing are no need of the model'
     batches = SimpleNamespace(counts={}, rows=range(config.data.batch_size))
-    logged = Report(config, VOCABULARY, batches, None, 0, None).flops
+    logged = StepMetrics(config, VOCABULARY, batches, None, 0, None).flops
     assert logged == pytest.approx(8 * values['model_flops']), 'a run tells the MFU of the same'
 
 

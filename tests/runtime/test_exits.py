@@ -54,7 +54,7 @@ def train(*start, workdir, after=(), **changes):
 
 @pytest.mark.parametrize(('step', 'code'), [('2', exits.FAULT), ('4', exits.FAULT_AFTER_PROGRESS)])
 def test_a_crash_says_whether_a_checkpoint_was_saved_since_the_start(tmp_path, step, code):
-    where = 'rf_jax.training.step_metrics:Report.later'
+    where = 'rf_jax.training.step_metrics:StepMetrics.push'
     done = train('-c', FAULTY, workdir=tmp_path / 'run', after=[step, where])
     assert done.returncode == code, done.stderr
     assert 'ZeroDivisionError: a fault of ours' in done.stderr

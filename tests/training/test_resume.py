@@ -127,7 +127,7 @@ def test_a_run_without_a_checkpoint_does_not_fix_the_tokenizer(tmp_path, caplog)
 @pytest.mark.parametrize('stopped', [False, True])
 def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(tmp_path, monkeypatch, caplog, stopped):
     if stopped:
-        monkeypatch.setattr(train_loop.hosts, 'agreed', lambda asked, told: True)
+        monkeypatch.setattr(train_loop.distributed, 'agreed', lambda asked, told: True)
     monkeypatch.setattr(checkpoint.Checkpoints, 'save', lambda *_: False)
     with pytest.raises(UserError, match=f'step {1 if stopped else 3} could not be saved'):
         watched(tmp_path / 'run', steps=3)

@@ -36,7 +36,7 @@ class Options:
     seed: int = 0  # different seeds give different scenes
     objects: int | None = None  # most in a scene
     grid: int | None = None  # cells per side, for an aligned rung
-    overlap: float | None = None  # how much closer two colours may come: share of the gap
+    overlap: float | None = None  # fraction by which objects of two colours may come closer
     textures: bool = False  # striped and checked objects
     clutter: bool = False  # an uneven ground
     held_out: bool = False  # only scenes with a look or relation that never occurs in the others
