@@ -153,7 +153,8 @@ def sample(tiny: bool, size: str) -> None:
     rows = [[[layout.Vision(side, side, pixels), layout.Text([9] * (8 + length))]]] * count
     capacity = dict(zip(layout.SIZES, layout.size(rows[0][0]).tolist()))
     describe = partial(captioning.describe, model, length=length, eos=-1)
-    arguments = params, layout.make_batch(rows, capacity, model.channels), np.full(count, 8, np.int32)
+    batch = layout.make_batch(rows, capacity, model.channels)
+    arguments = params, batch, np.full(count, 8, np.int32)
     compiled = jax.jit(describe).lower(*arguments).compile()
     took = seconds(lambda: compiled(*arguments), 2)
     tell(

@@ -89,8 +89,8 @@ KEPT = {
     'model.representation.quantizer.temperature': 'paper',
     'model.representation.quantizer.sinkhorn_iterations': 'paper',
     'model.representation.quantizer.pool_first': 'paper: silent',
-    'model.representation.quantizer.data_init': 'farthest needs a pass over the features for each of '
-    '16,384 prototypes, and picks outliers first',
+    'model.representation.quantizer.data_init': 'farthest needs a pass over the features for each '
+    'of 16,384 prototypes, and picks outliers first',
     'model.denoiser.bottleneck': 'paper: none named; JiT: 128 to 256',
     'model.denoiser.time_embed_dim': 'JiT',
     'flow.time_mean': 'JiT; paper: silent',
