@@ -29,7 +29,7 @@ _RIVALS = 5  # number of best shapes and textures that are refined
 # this fraction of the object's energy are dropped.
 _BEHIND = (0.2, 0.08, 0.04, 0.04)
 _PALER = 60  # largest deviation of a channel from the nominal colour
-_CHANGE = np.array([0.1, 0.1, 0.05, 0.05])  # for derivatives: x, y, radius (share), blur
+_CHANGE = np.array([0.1, 0.1, 0.05, 0.05])  # for derivatives: x, y, radius (relative), blur
 _LONGEST = np.array([0.4, 0.4, 0.12, 0.3])  # longest step
 
 

@@ -150,7 +150,7 @@ def make(seed: int, index: int, rung: Rung, held_out: bool = False) -> Scene:
     """Scene `index` of a seed; `held_out`: with a look or relation that training never has."""
     rng = generator(seed, 'scene', held_out, index)
     kinds = [kind for kind in KINDS if COUNTS[kind][0] <= rung.objects]
-    # Sampled once, so that kinds that are often rejected below keep their share.
+    # Sampled once, so that kinds that are often rejected below keep their probability.
     kind = _pick(rng, kinds, [KINDS[kind] for kind in kinds])
     least, most = COUNTS[kind]
     count = int(rng.integers(least, min(most, rung.objects) + 1))

@@ -24,7 +24,7 @@ from rf_jax.runtime.rng import generator
 WINDOW = 2**16  # most examples of a window, about: what a plan holds in memory
 LEAST = 2**11  # fewest, about: even a small set is combined into ever new rows
 _CHUNK = 2**9  # examples that are sized at a time: a program that ends waits for one chunk
-_DEVIATIONS = 2  # windows vary: rows are planned for a size so many deviations above the mean
+_DEVIATIONS = 2  # windows vary: room for total sizes up to 2 standard deviations above the mean
 
 SizesOf = Callable[[str, np.ndarray, np.ndarray], np.ndarray]
 

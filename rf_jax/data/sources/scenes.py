@@ -34,7 +34,7 @@ class Options:
 
     count: int = 20_000  # number of scenes
     seed: int = 0  # different seeds give different scenes
-    objects: int | None = None  # most in a scene
+    objects: int | None = None  # largest number in a scene
     grid: int | None = None  # cells per side, for an aligned rung
     overlap: float | None = None  # fraction by which objects of two colours may come closer
     textures: bool = False  # striped and checked objects
