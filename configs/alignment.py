@@ -1,8 +1,8 @@
-"""Stage 1 of the paper: only the connector learns to speak for pictures.
+"""Stage 1 of the paper: only the connector is trained, to align the encoder with the backbone.
 
-The stages go one after another: give each its own `--workdir` and start the next from the last
-with `--config.initialise_from=runs/alignment`. Paper: 10K steps from pretrained backbone and
-encoder; from scratch this stage has little to align.
+The stages follow one another: give each its own `--workdir`, and start each from the previous one,
+as with `--config.initialise_from=runs/alignment`. Paper: 10K steps from a pretrained backbone and
+encoder; from scratch, this stage has little to align.
 """
 
 from configs import base
@@ -12,7 +12,7 @@ def get_config():
     config = base.get_config()
     config.steps = 300  # paper: 10,000
     config.data.tasks.text_to_image = 0.0
-    capacity = config.data.capacity  # no room for drawings
+    capacity = config.data.capacity  # no pictures to generate
     capacity.representation = capacity.pixels = capacity.pixel_pictures = 0
     config.losses.representation = 0.0
     config.losses.flow = 0.0

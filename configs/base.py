@@ -1,8 +1,8 @@
 """Every field of an rf_jax run, with its meaning. The other configs change a few lines.
 
 Override any field on the command line: `--config.optimizer.learning_rate=1e-3`.
-Values of the paper (arXiv 2605.31604, section 4.1 and appendices A-B) stand in the comments as
-"paper:"; where the paper is silent the comment says so.
+Comments give the values of the paper (arXiv 2605.31604, section 4.1 and appendices A-B) after
+"paper:"; "paper: silent" where it gives none.
 """
 
 from ml_collections import ConfigDict
@@ -10,28 +10,28 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0  # one seed fixes data order, initial weights, noise and samples
-    # Workdirs of other runs, comma-separated, whose weights to start from: each parameter comes
-    # from the first that has it.
+    config.seed = 0  # determines data order, initial weights, noise and samples
+    # Workdirs of other runs, comma-separated, to initialise from: each parameter comes from the
+    # first one that has it.
     config.initialise_from = ''
-    config.initialise_new = ()  # regexes of parameters that are born new all the same
-    # (regex, replacement) on the path of a parameter: the path under which its first value stands.
+    config.initialise_new = ()  # regexes of parameters to initialise from scratch anyway
+    # (regex, replacement) on the path of a parameter: gives its path in the other run.
     config.initialise_as = ()
-    config.steps = 1000  # optimizer steps of the whole run
+    config.steps = 1000  # optimizer steps of the run
     config.compute_dtype = 'float32'  # activations; parameters and float32 islands stay float32
 
     data = config.data = ConfigDict()
     # Comma-separated: emoji | scenes:rung/size[/option...] | folder:/path |
-    # tfds:name[/config][:split] | text:/path. Each is drawn as often as it has samples; one that is
-    # named three times, three times as often. \, is a comma in a path; folder+links and text+links
-    # follow symbolic links out of their folder.
+    # tfds:name[/config][:split] | text:/path. All examples are sampled equally often; those of a
+    # source that is listed three times, three times as often. \, is a comma in a path; folder+links
+    # and text+links follow symbolic links out of their folder.
     data.sources = 'emoji'
     data.batch_size = 32  # B, rows of the global batch
-    # Draws per kind of sample; a task that no source can serve stops the start.
+    # Sampling weight of each task; a task that no source can serve is an error.
     data.tasks = ConfigDict({'text_to_image': 1.0, 'image_to_text': 1.0, 'text_only': 0.0})
-    # Tokens that a row holds, by stream. A picture takes height/patch x width/patch pixel tokens,
-    # a representation token for each pool x pool of these, plus one; a quarter as many vision
-    # tokens.
+    # Tokens per row, by stream. A picture to generate takes height/patch x width/patch pixel
+    # tokens, and one representation token per pool x pool of these, plus one; a picture to read
+    # takes a quarter as many vision tokens.
     data.capacity = ConfigDict({'text': 32, 'vision': 8, 'representation': 5, 'pixels': 16})
     # Whether the pixels of a picture follow representation tokens, as model.representation.kind has
     # them: True for forcing and continuous, False for alignment and none.
@@ -39,68 +39,70 @@ def get_config() -> ConfigDict:
     data.capacity.vision_pictures = 2  # pictures seen in a row
     data.capacity.pixel_pictures = 1  # pictures drawn in a row
     data.patch_size = 16  # side of a patch in pixels; paper: 16
-    # Longest side in pixels and its weight: each draw of a picture is fitted into one of these,
-    # to the nearest aspect ratio whose sides are multiples of 2 x patch (of 4 x patch with a pool
-    # of 4). Small pictures are not enlarged beyond the smallest entry.
+    # (longest side in pixels, weight): each time a picture is sampled it is resized to one of
+    # these, to the nearest aspect ratio whose sides are multiples of 2 x patch (4 x patch for a
+    # pool of 4). Small pictures are not enlarged beyond the smallest entry.
     data.sizes = ((64, 1.0),)
-    data.max_text_tokens = 24  # tokens of one text span; longer text is cut and counted
-    data.label_prob = 0.5  # chance that a prompt is the bare label, else a paraphrase with tags
-    data.question_prob = 0.3  # chance that image_to_text asks a question, else describes at once
-    data.text_dropout = 0.1  # chance to drop the prompt of text_to_image; paper: 0.1
+    data.max_text_tokens = 24  # tokens of one text span; longer text is truncated and counted
+    # Probability that a prompt is the bare label, else a paraphrase with tags.
+    data.label_prob = 0.5
+    data.question_prob = 0.3  # probability that image_to_text is a question, else a caption
+    data.text_dropout = 0.1  # probability of dropping the prompt of text_to_image; paper: 0.1
     data.representation_dropout = 0.1  # the same for the representation; paper: 0.1, independent
-    data.joint_dropout = 0.0  # extra chance to drop both together; paper: none
+    data.joint_dropout = 0.0  # extra probability of dropping both together; paper: none
     # Whether a dropped prompt still advances the positions of what follows; paper: silent.
     data.dropout_keeps_positions = False
-    data.prompt_loss = False  # language-model loss on prompts of text_to_image as well
+    data.prompt_loss = False  # language-model loss on the prompts of text_to_image too
     data.max_pixels = 64_000_000  # larger pictures are skipped and counted
-    data.prefetch = 4  # batches made ahead
-    data.threads = 1  # reader threads; each makes a whole batch, so at most `prefetch` are of use
+    data.prefetch = 4  # batches prefetched
+    # Reader threads; each makes whole batches, so more than `prefetch` are useless.
+    data.threads = 1
 
     tokenizer = config.tokenizer = ConfigDict()
-    tokenizer.vocab_size = 2048  # V; SentencePiece lowers it by itself on a tiny corpus
-    tokenizer.path = ''  # an existing .model; '' trains one on the sources and stores it
+    tokenizer.vocab_size = 2048  # V; SentencePiece lowers it itself on a tiny corpus
+    tokenizer.path = ''  # an existing .model file; '' trains one on the sources and saves it
 
     model = config.model = ConfigDict()
     backbone = model.backbone = ConfigDict()  # Qwen3's block
     backbone.layers = 4
     backbone.width = 128  # D
     backbone.heads = 2  # H, query heads
-    backbone.kv_heads = 1  # key/value heads; heads is a multiple of it
+    backbone.kv_heads = 1  # key/value heads; must divide heads
     backbone.head_dim = 64
     backbone.feedforward = 384  # F, SwiGLU width of each expert group
     backbone.ffn = 'dense'  # dense: one SwiGLU per group | moe: a mixture of experts
     moe = backbone.moe = ConfigDict()  # only with ffn='moe'
-    moe.num_experts = 8  # E, experts of a pool; paper: 128 (Qwen3-30B-A3B)
-    moe.top_k = 2  # experts that a token meets; paper: 8
+    moe.num_experts = 8  # E, experts per pool; paper: 128 (Qwen3-30B-A3B)
+    moe.top_k = 2  # experts per token; paper: 8
     moe.feedforward = 192  # F of one expert; paper: 768
-    moe.pool = 'separate'  # separate: one pool a group | shared: one pool for all groups
+    moe.pool = 'separate'  # separate: one pool per group | shared: one pool for all groups
     moe.grouped_matmul = 'auto'  # auto (kernel on TPU) | ragged (XLA) | kernel (Pallas, TPU)
-    # Over mesh.expert devices: what an exchange holds, in even shares. What it does not hold goes
-    # in further rounds; no token is dropped.
+    # Size of one all-to-all over mesh.expert devices, relative to an even load. Tokens beyond it
+    # are exchanged in further rounds; no token is dropped.
     moe.capacity_factor = 1.25
-    # What the three groups have of their own: ffn (paper): feed-forwards | full (BAGEL): all but
-    # the product of attention | none: nothing
+    # What each of the three groups has of its own: ffn (paper): feed-forwards | full (BAGEL):
+    # everything but the attention product | none: nothing
     backbone.split = 'ffn'
     backbone.rope_theta = 10_000.0  # Qwen3: 1e6
     # Shares of the rotary frequencies for (order, row, column); they sum to head_dim / 2.
     backbone.rope_sections = (16, 8, 8)
     backbone.norm_eps = 1e-6
-    # What the backward recomputes, from little to much: none | dots (all but products) |
-    # full (all but the input of a layer), and between them, by what is kept of a layer beside its
-    # input: attention (what the TPU kernel attended) | projections (that, queries, keys, values
-    # and the output) | gate (that and the gates of the feed-forward) | feedforward (that and `up`)
+    # What is recomputed in the backward pass: none | dots (all but matrix products) | full (all but
+    # the inputs of layers). In between, by what each layer saves beside its input: attention
+    # (output of the TPU kernel) | projections (also queries, keys, values and output projection) |
+    # gate (also the gates of the feed-forward) | feedforward (also `up`)
     backbone.remat = 'none'
-    backbone.unroll = 1  # layers per scan iteration; layers = no loop, the same tree
+    backbone.unroll = 1  # layers per scan iteration; = layers: no loop; same parameter tree
 
-    attention = model.attention = ConfigDict()  # how its product is computed, here and in encoder
-    # auto: the reference on short rows; on long ones pallas on TPU (from one block on), cudnn on
-    # GPU (to 8,192 tokens, then blockwise), blockwise on CPU (from 4,097 tokens on).
-    # reference: a mask and logits of L x L in memory | blockwise: XLA, memory linear in L | pallas:
-    # TPU kernel, linear, only tiles that see something (elsewhere interpreted, for tests) |
-    # cudnn: GPU, bfloat16; no logits, but its mask is L x L: some thousand tokens.
+    attention = model.attention = ConfigDict()  # implementation, in the backbone and the encoder
+    # auto: reference for short rows; for long ones pallas on TPU (from one block on), cudnn on GPU
+    # (up to 8,192 tokens, then blockwise), blockwise on CPU (from 4,097 tokens on).
+    # reference: L x L mask and logits in memory | blockwise: XLA, memory linear in L | pallas: TPU
+    # kernel, linear, skips tiles without visible pairs (interpreted elsewhere, for tests) | cudnn:
+    # GPU, bfloat16; no logits in memory, but an L x L mask: a few thousand tokens.
     attention.implementation = 'auto'
-    attention.block_q = 512  # queries of a tile of blockwise and pallas; multiples of 128
-    attention.block_k = 512  # keys of a tile
+    attention.block_q = 512  # queries per tile, for blockwise and pallas; a multiple of 128
+    attention.block_k = 512  # keys per tile
 
     encoder = model.encoder = ConfigDict()  # DINOv3's block
     encoder.layers = 3
@@ -115,10 +117,11 @@ def get_config() -> ConfigDict:
     encoder.remat = 'none'  # as backbone.remat
     encoder.unroll = 1  # as backbone.unroll
 
-    # What the flow draws: pixels | vae (latents of model.autoencoder, learned by a run of its own)
+    # What the flow generates: pixels | vae (latents of model.autoencoder, trained by a separate
+    # run)
     model.space = 'pixels'
-    autoencoder = model.autoencoder = ConfigDict()  # encoder and decoder alike, as model.encoder
-    autoencoder.channels = 16  # of a latent, one a patch
+    autoencoder = model.autoencoder = ConfigDict()  # encoder and decoder, both as model.encoder
+    autoencoder.channels = 16  # of a latent; one latent per patch
     autoencoder.layers = 2
     autoencoder.width = 128
     autoencoder.heads = 2
@@ -138,36 +141,35 @@ def get_config() -> ConfigDict:
     # with an object KIND (docs/adding_a_kind.md)
     representation.kind = 'forcing'
     representation.pool = 2  # side of the group of patches of one token: 1 | 2 (paper) | 4
-    # Of alignment: layer whose tokens are drawn to the features (REPA: about a third of them).
+    # For alignment: the layer that is aligned with the features (REPA: at about a third of them).
     representation.alignment_layer = 1
     representation.codebook_size = 512  # K; paper: 16384
-    representation.position_grid = (
-        16  # side of the learned 2D position table, in representation tokens
-    )
+    # Side of the learned 2D position table, in representation tokens.
+    representation.position_grid = 16
     quantizer = representation.quantizer = ConfigDict()
     quantizer.mode = 'printed'  # printed (paper's listing) | sinkhorn | nearest
     quantizer.temperature = 0.5  # paper: 0.5
-    quantizer.sinkhorn_iterations = 1  # of sinkhorn; paper: 1
+    quantizer.sinkhorn_iterations = 1  # for sinkhorn; paper: 1
     quantizer.momentum = 0.99  # paper: 0.9999, for runs a hundred times longer
     quantizer.pool_first = True  # 2x2 pooling before the normalisation; paper: silent
-    # Steps, skipped ones not counted, from which the codebook is drawn anew from the features of
-    # the batch, over as many as it takes to have a feature for each prototype; paper: silent.
+    # At these steps (skipped ones not counted) the codebook is initialised from the features of the
+    # batch, and of the following ones if there are fewer features than prototypes; paper: silent.
     quantizer.data_init_steps = (0,)
-    # How it is drawn: random (each feature as often as the next) | spread (far from each other, so
-    # that what is rare gets prototypes too)
+    # How it is initialised: random (features sampled uniformly) | farthest (features far from each
+    # other, so that rare ones get prototypes too)
     quantizer.data_init = 'random'
 
     denoiser = model.denoiser = ConfigDict()
-    denoiser.bottleneck = 0  # JiT's low-rank patch embedding; 0 is one full linear layer
+    denoiser.bottleneck = 0  # JiT's low-rank patch embedding; 0: a single full linear layer
     denoiser.time_embed_dim = 256  # sinusoids of the time embedding
     # Add fixed sinusoids of row and column to noisy patches, as JiT and BAGEL do: rotary positions
-    # alone tell a patch where others stand, not which part of a representation token it is.
+    # are relative and do not tell a patch which part of a representation token it belongs to.
     denoiser.sinusoids = False
 
     flow = config.flow = ConfigDict()
     flow.time_mean = -0.8  # t = sigmoid(N(mean, std)); JiT: -0.8, 0.8; paper: silent
     flow.time_std = 0.8
-    flow.t_eps = 0.05  # least 1 - t in the velocity; JiT: 0.05; paper: silent
+    flow.t_eps = 0.05  # lower bound of 1 - t in the velocity; JiT: 0.05; paper: silent
     flow.noise_scale = 1.0  # standard deviation of the noise; pictures are in [-1, 1]
     # Timestep shift alpha at pixels = base_pixels, growing as sqrt(pixels / base_pixels) (SD3).
     flow.shift = 1.0
@@ -177,10 +179,10 @@ def get_config() -> ConfigDict:
     losses.text = 1.0
     losses.representation = 1.0
     losses.flow = 1.0
-    losses.balance = 0.0  # of routed experts, top_k when even; Qwen3: 1e-3
+    losses.balance = 0.0  # load balance of routed experts, top_k if even; Qwen3: 1e-3
     losses.router_z = 0.0  # logsumexp(router logits)^2
     losses.reconstruction = 0.0  # of model.autoencoder: squared error of pixels in [-1, 1]
-    losses.kl = 0.0  # of its posterior to N(0, 1), nats a latent value
+    losses.kl = 0.0  # of its posterior from N(0, 1), nats per latent value
 
     optimizer = config.optimizer = ConfigDict()  # AdamW as in the paper
     optimizer.learning_rate = 1e-3  # paper: 5e-5 from pretrained weights
@@ -188,24 +190,24 @@ def get_config() -> ConfigDict:
     optimizer.beta1 = 0.9
     optimizer.beta2 = 0.95
     optimizer.epsilon = 1e-8
-    optimizer.weight_decay = 0.1  # on matrices; not on norms, biases, layer scale
+    optimizer.weight_decay = 0.1  # on matrices, not on norms, biases, layer scales
     optimizer.grad_clip_norm = 1.0  # global gradient norm
     # (regex on the parameter path, factor of the learning rate); first match wins.
     # Paper: 4x for newly initialised generation parameters.
     optimizer.lr_multipliers = ()
-    optimizer.freeze = ()  # regexes; matching parameters do not move
-    optimizer.grad_accum_steps = 1  # the batch is cut in so many parts, gradients averaged by token
+    optimizer.freeze = ()  # regexes; matching parameters are not trained
+    optimizer.grad_accum_steps = 1  # microbatches per step; gradients are averaged over all tokens
     optimizer.max_skipped_steps = 20  # non-finite steps in a row before the run stops
 
     ema = config.ema = ConfigDict()
     ema.decay = 0.999  # paper: 0.9999
-    # Decay of at most (1 + step) / (warmup_offset + step); False: only for `initialise_new`, while
-    # the rest continues the average of `initialise_from`.
+    # Limits the decay to (1 + step) / (warmup_offset + step). False: only for `initialise_new`; the
+    # rest continues the average of `initialise_from`.
     ema.warmup = True
-    # 10 forgets random weights fast but covers a ninth of the steps so far: 0.9999 is reached at
-    # step 89,990. 2 averages all steps so far alike and reaches it at step 9,998.
+    # 10 forgets random weights fast but averages over a ninth of the steps so far: it reaches
+    # 0.9999 at step 89,990. 2 averages all steps so far equally and reaches 0.9999 at step 9,998.
     ema.warmup_offset = 10.0
-    ema.encoder_decay = 0.999  # of the copy that the quantizer reads; paper: silent
+    ema.encoder_decay = 0.999  # of the encoder that the quantizer uses; paper: silent
 
     mesh = config.mesh = ConfigDict()  # devices along each axis; -1 takes the rest
     mesh.data = 1
@@ -213,8 +215,9 @@ def get_config() -> ConfigDict:
     mesh.expert = 1
     mesh.tensor = 1
     mesh.context = 1
-    # (regex on the parameter path, mesh axes of its dimensions); first match wins, all covered.
-    # Leading dimensions that a row does not name (the scanned layers) are not sharded.
+    # (regex on the parameter path, mesh axes of its dimensions); the first match wins, and every
+    # parameter needs one. Leading dimensions that a rule leaves out (scanned layers) are not
+    # sharded.
     config.sharding = (
         (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),
         (r'(output|down)/kernel$', ('tensor', 'fsdp')),
@@ -231,30 +234,30 @@ def get_config() -> ConfigDict:
         (r'(scale|bias)$', ('fsdp',)),
     )
 
-    # Parts of the state that lie in the memory of the host between steps: 'ema', 'opt_state'.
+    # Parts of the state that are kept in host memory between steps: 'ema', 'opt_state'.
     config.offload = ()
 
     sampling = config.sampling = ConfigDict()
     sampling.steps = 25  # flow steps; paper: 25
     sampling.method = 'euler'  # euler | heun
-    sampling.top_k = 0  # of representation tokens; 0 keeps all; paper: top-k without its k
+    sampling.top_k = 0  # for representation tokens; 0 keeps all; paper: top-k, k not given
     sampling.temperature = 1.0
     sampling.guidance_representation = 2.0  # paper: 2.0
-    sampling.guidance_pixels = 3.0  # paper: 3.0, both conditions together
-    sampling.guidance_text = 0.0  # scale of the prompt in the pixels if not the same; 0: the same
+    sampling.guidance_pixels = 3.0  # paper: 3.0, for both conditions together
+    sampling.guidance_text = 0.0  # separate scale of the prompt for pixels; 0: none
     sampling.guidance_interval = (0.0, 1.0)  # times t at which pixel guidance is on
-    sampling.max_answer_tokens = 16  # tokens of a description
+    sampling.max_answer_tokens = 16  # tokens of a caption or answer
 
     log = config.log = ConfigDict()
     log.every = 50  # steps between progress lines
     log.samples_every = 0  # steps between sample grids and captions; 0: at the end only
-    log.samples = 16  # pictures of a grid
+    log.samples = 16  # pictures per grid
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 200  # steps
     config.checkpoint.keep = 2  # newest kept
     config.checkpoint.keep_period = 0  # also keep every multiple of this; 0: none
 
     evaluation = config.evaluation = ConfigDict()
-    evaluation.samples = 200  # captions drawn and pictures described at the end; 0: none
+    evaluation.samples = 200  # captions generated from and pictures captioned at the end; 0: none
     config.compilation_cache = '~/.cache/rf_jax'  # persistent; '' turns it off
-    return config.lock()  # a field that a config misspells is an error, not one more field
+    return config.lock()  # a misspelt field in a config is an error, not a new field

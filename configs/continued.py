@@ -1,6 +1,6 @@
-"""Stage 3 of the paper: as `joint` at half the rate, larger pictures if the data has them.
+"""Stage 3 of the paper: `joint` at half the learning rate, with larger pictures if there are any.
 
-The timestep shift grows with the picture (`flow.base_pixels`).
+The timestep shift grows with the size of the picture (`flow.base_pixels`).
 """
 
 from configs import joint
@@ -18,7 +18,7 @@ def get_config():
     config.data.capacity.pixels = 64
     config.data.capacity.pixel_pictures = 4
     config.optimizer.learning_rate /= 2
-    # What comes from `initialise_from` is worth keeping: its codebook and its average.
+    # Keep the codebook and the EMA of `initialise_from`.
     config.model.representation.quantizer.data_init_steps = ()
     config.ema.warmup = False
     return config

@@ -1,4 +1,4 @@
-"""A few seconds from start to end: everything runs, nothing is learned."""
+"""A few seconds from start to end: runs everything, learns nothing."""
 
 from configs import base
 

@@ -1,12 +1,12 @@
-"""The default: 1,851 real pictures of 64 x 64 with their names, trained on two CPU cores.
+"""The default: 1,851 emoji of 64 x 64 pixels with their names, trained on two CPU cores.
 
 python -m rf_jax.train --config=configs/emoji.py --workdir=runs/emoji         (the README's command)
 python -m rf_jax.train --config=configs/emoji.py:long --workdir=runs/long     (4 times the steps)
 
-The README has the results. What differs from `base.py`, and why, by measurement on this
-set: fewer and wider layers learn more a second on a CPU; most noise (low t) carries the memory of
-the picture, so times lean there in training and in sampling (`flow`); rows of 45 tokens hold one
-picture to draw and one to describe and are 84 % full.
+The README has the results. Differences from `base.py`, each measured on this data set: fewer and
+wider layers learn more per second on a CPU; the model has to recall a picture at high noise (low
+t), so `flow` shifts times towards it in training and in sampling; rows of 45 tokens hold one
+picture to generate and one to caption, and are 84 % full.
 """
 
 from configs import base
@@ -30,10 +30,11 @@ def get_config(variant: str = ''):
     backbone.unroll = config.model.encoder.unroll = 3  # 7 % faster than a loop over 3 layers
     config.model.encoder.registers = 1
     representation = config.model.representation
-    # A batch brings 128 features: with more prototypes than that, many are left behind by the
-    # moving encoder (of 512, 38 to 46 % were still in use).
+    # A batch has 128 features: with more prototypes than that, many fall behind the changing
+    # encoder and go unused (of 512, 38 to 46 % were still in use).
     representation.codebook_size = 128
-    # The encoder starts from noise: its features are worth clustering only after some steps.
+    # The encoder starts from random weights: clustering its features makes sense only after a
+    # while.
     representation.quantizer.data_init_steps = (0, 100, 500)
     config.optimizer.learning_rate = 3e-3
     config.ema.decay = config.ema.encoder_decay = 0.998

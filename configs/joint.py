@@ -1,8 +1,8 @@
-"""Stage 2 of the paper: everything learns, small pictures, new generation parameters at 4x."""
+"""Stage 2 of the paper: everything is trained, on small pictures, new parameters at 4x the rate."""
 
 from configs import base
 
-# What a pretrained language model and encoder do not bring along.
+# Parameters that a pretrained language model and encoder do not have.
 GENERATION = r'^(representation_|patch_|backbone/layers/(representation|pixels)(_\w+)?/)'
 
 

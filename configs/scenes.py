@@ -4,10 +4,10 @@ python -m rf_jax.train --config=configs/scenes.py:first --workdir=runs/first
 python -m rf_jax.train --config=configs/scenes.py:pixel_rf --workdir=runs/pixel_rf \
     --config.initialise_from=runs/first
 
-`first` is the stage that all arms grow from: it reads pictures and text, and draws nothing.
-`autoencoder` is the stage that the arms in latents, `vae` and `vae_rf`, need as well:
+`first` is the stage that all arms start from: it is trained on understanding pictures and text, and
+generates nothing. The latent arms, `vae` and `vae_rf`, also need the stage `autoencoder`:
 `--config.initialise_from=runs/first,runs/autoencoder`.
-Arms differ in the lines of their function only. `python -m rf_jax.study` runs them all.
+Arms differ only by the lines of their function. `python -m rf_jax.study` runs them all.
 """
 
 from collections.abc import Callable
@@ -17,19 +17,19 @@ from configs import base
 from configs.joint import GENERATION
 from rf_jax.runtime.errors import choose
 
-# A drawing group begins as the group that reads: in the paper all come from the language model.
+# Generation groups start as copies of the understanding group; in the paper, of the language model.
 GROUPS = ((r'^backbone/layers/(representation|pixels)', 'backbone/layers/understanding'),)
-# The same where the first stage has one attention, and the arm one for each group.
+# The same if the first stage has shared attention, and the arm has one per group.
 SPLIT = (
     (r'/understanding_(attention|output)/', r'/\1/'),
     (r'/understanding/norm/', '/ffn_norm/'),
 )
-# What the first stage does not bring along.
+# Parameters that the first stage does not have.
 NEW = (r'^(representation_|patch_)', r'^codebook$')
 
 
 def first(config):
-    """Understanding alone: captions and questions, and text."""
+    """Understanding only: captions, questions, and text."""
     config.steps = 1200
     understanding(config)
     config.data.capacity.update(text=72, vision=27, vision_pictures=3)
@@ -38,7 +38,7 @@ def first(config):
 
 
 def autoencoder(config):
-    """The VAE alone."""
+    """The VAE only."""
     config.steps = 1000
     config.data.tasks.update(text_to_image=1.0, image_to_text=0.0)
     config.data.text_dropout = 1.0
@@ -60,11 +60,11 @@ def pixel(config):
 
 
 def pixel_rf(config):
-    """The paper's method: as `get_config` makes it."""
+    """The paper's method: `get_config` without changes."""
 
 
 def vae(config):
-    """Latents of the frozen autoencoder; the paper's are of the pretrained Wan 2.1 VAE."""
+    """Latents of the frozen autoencoder; the paper uses the pretrained Wan 2.1 VAE."""
     pixel(config)
     _latents(config)
 
@@ -75,8 +75,8 @@ def vae_rf(config):
 
 
 def repa(config):
-    """Pixels whose hidden states are drawn to the encoder's features. The paper's teacher is
-    pretrained, this one learns from the same scenes.
+    """Pixels, with hidden states aligned to the encoder's features. The paper's teacher is
+    pretrained; this one is trained on the same scenes.
     """
     config.model.representation.kind = 'alignment'
     config.data.representation_tokens = False
@@ -86,14 +86,15 @@ def repa(config):
 def continuous(config):
     """Features in place of discrete tokens, by plain squared-error regression.
 
-    It predicts the mean of what a prompt allows, so that variety collapses. The paper's continuous
-    arm has, as its example, a diffusion head at each position, which draws features.
+    It predicts the mean over all pictures that fit the prompt, so diversity collapses. As an
+    example of its continuous arm, the paper names a diffusion head at each position, which samples
+    features.
     """
     config.model.representation.kind = 'continuous'
 
 
 def understanding(config):
-    """Reference: goes on reading, draws nothing."""
+    """Reference: continues to train understanding, generates nothing."""
     config.data.tasks.text_to_image = 0.0
     config.data.capacity.update(representation=0, pixels=0, pixel_pictures=0)
     config.losses.flow = config.losses.representation = 0.0
@@ -102,14 +103,14 @@ def understanding(config):
 
 
 def generation(config):
-    """Reference: representation forcing without the reading."""
+    """Reference: representation forcing without understanding."""
     config.data.tasks.image_to_text = 0.0
     config.data.capacity.update(vision=0, vision_pictures=0)
-    config.optimizer.freeze = (r'^encoder/',)  # nothing would hold it in place
+    config.optimizer.freeze = (r'^encoder/',)  # no loss would keep it in place
 
 
 def frozen(config):
-    """The encoder stays as the first stage left it."""
+    """The encoder of the first stage, frozen."""
     config.optimizer.freeze = (r'^encoder/',)
 
 
@@ -153,7 +154,7 @@ def _latents(config):
 
 @dataclass(frozen=True)
 class Arm:
-    """`change(config)`, and the stages whose weights it starts from."""
+    """`change(config)`, and the stages whose weights the arm starts from."""
 
     change: Callable
     needs: tuple[str, ...] = ('first',)
@@ -190,7 +191,7 @@ def get_config(variant: str = 'pixel_rf'):
     data.patch_size = 8
     data.sizes = ((48, 1.0),)
     data.max_text_tokens = 44
-    data.label_prob = 1.0  # captions bring their own wordings
+    data.label_prob = 1.0  # captions already vary in wording
     data.question_prob = 0.6
     data.capacity.update(
         text=48, vision=9, representation=10, pixels=36, vision_pictures=1, pixel_pictures=1
@@ -198,23 +199,23 @@ def get_config(variant: str = 'pixel_rf'):
     config.tokenizer.vocab_size = 512
     backbone, encoder = config.model.backbone, config.model.encoder
     backbone.layers, backbone.width, backbone.feedforward = 4, 128, 384
-    # With 10,000, made for long texts, neighbouring patches get nearly equal positions, and the
-    # step at which patches found their token (1,000 or 2,550) was luck.
+    # With 10,000, which is meant for long texts, neighbouring patches have nearly equal positions,
+    # and it was luck at which step (1,000 or 2,550) patches learned to attend to their token.
     backbone.rope_theta = 100.0
-    # With a layer scale of 1 and one register the first stage kept the whole scene in patches of
-    # bare ground: 3.0 bits of a token were explained by nothing under it (64 codes), here 1.5.
+    # With a layer scale of 1 and one register, the first stage stored the whole scene in patches of
+    # bare ground: 3.0 bits of a token had no cause in the patches under it (64 codes); here 1.5.
     encoder.layer_scale = 0.1
     representation = config.model.representation
-    # 42 looks and the ground. Drawn at random, most prototypes stood for ground and 65 % of the
-    # looks shared theirs; far from each other, none did.
+    # 42 looks and the ground. With random initialisation most prototypes represented ground and 65
+    # % of the looks shared a prototype; with prototypes far from each other, none did.
     representation.codebook_size = 48
     representation.position_grid = 8
     representation.quantizer.mode = 'nearest'
-    representation.quantizer.data_init = 'spread'
-    # Without them patches had the content of their token but did not know which quarter of it.
+    representation.quantizer.data_init = 'farthest'
+    # Without them, patches had the content of their token but did not know which quarter of it.
     config.model.denoiser.sinusoids = True
     config.optimizer.learning_rate = 5e-4
-    config.optimizer.lr_multipliers = ((GENERATION, 4.0),)  # as the paper has it
+    config.optimizer.lr_multipliers = ((GENERATION, 4.0),)  # as in the paper
     config.flow.time_mean, config.flow.time_std, config.flow.shift = -0.4, 1.0, 4.0
     config.ema.decay = config.ema.encoder_decay = 0.998
     config.flow.base_pixels = 48 * 48
@@ -222,6 +223,6 @@ def get_config(variant: str = 'pixel_rf'):
     config.evaluation.samples = 96
     if arm.needs:
         config.initialise_new, config.initialise_as = NEW, GROUPS
-        config.ema.warmup = False  # the average goes on from that of the first stage
+        config.ema.warmup = False  # continues the average of the first stage
     arm.change(config)
     return config

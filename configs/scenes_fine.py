@@ -1,10 +1,10 @@
-"""configs/scenes.py with the same pictures cut finer: 16 pixel tokens for a representation token.
+"""configs/scenes.py with smaller patches: 16 pixel tokens for each representation token.
 
 python -m rf_jax.study --config=configs/study.py:fine --workdir=runs/study_fine
 
-Patches are half as wide, so there are four times the pixel tokens and vision tokens; a
-representation token still stands for a cell of the scene. With half the rows a step costs half as
-much again.
+Patches are half as wide, so there are four times as many pixel and vision tokens; a representation
+token still covers one cell of the scene. With half the batch size, a step costs one and a half
+times as much.
 """
 
 from configs import scenes

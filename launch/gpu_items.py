@@ -128,7 +128,7 @@ def sample(tiny: bool, size: str) -> None:
                 'pixels': side**2, 'vision_pictures': 0, 'pixel_pictures': 1}  # fmt: skip
 
     def place(count: int, text: bool, code: bool):
-        drawn = spans.drawing(
+        drawn = spans.generation_spans(
             [layout.Text([9] * 24)],
             (side, side),
             None,
@@ -137,7 +137,7 @@ def sample(tiny: bool, size: str) -> None:
             drop_representation=not code,
             keep_positions=config.data.dropout_keeps_positions,
         )
-        return layout.place([[drawn]] * count, capacity, model.channels)
+        return layout.make_batch([[drawn]] * count, capacity, model.channels)
 
     for count in BATCHES[:1] if tiny else BATCHES:
         rows = {(c, r): place(count, c, r) for c in (True, False) for r in (True, False)}
@@ -153,7 +153,11 @@ def sample(tiny: bool, size: str) -> None:
     rows = [[[layout.Vision(side, side, pixels), layout.Text([9] * (8 + length))]]] * count
     capacity = dict(zip(layout.SIZES, layout.size(rows[0][0]).tolist()))
     answer = partial(captioning.answer, model, length=length, eos=-1)
-    arguments = params, layout.place(rows, capacity, model.channels), np.full(count, 8, np.int32)
+    arguments = (
+        params,
+        layout.make_batch(rows, capacity, model.channels),
+        np.full(count, 8, np.int32),
+    )
     compiled = jax.jit(answer).lower(*arguments).compile()
     took = seconds(lambda: compiled(*arguments), 2)
     report(

@@ -67,7 +67,7 @@ def make_plan(config: ConfigDict, kind: str, row_tokens: int) -> Plan:
             return plan
         capacity, _ = packing_stats.recommended(plan, row_tokens, group_of(config))
         print('\n'.join(['capacities', *packing_stats.flags(capacity)]))
-        return Plan(plan.mixture, plan.sizes_of, capacity, plan.batch_rows)
+        return Plan(plan.mixture, plan.sizes_of, capacity, plan.batch_size)
     except ValueError as error:
         raise UserError(f'{error} ({", ".join(layout.SIZES)}): see data.capacity') from None
 
@@ -78,7 +78,7 @@ def main(argv):
     bounds.check(checks.flatten(_CONFIG.value.to_dict()))
     plan = make_plan(_CONFIG.value, _DISTRIBUTION.value, _ROW_TOKENS.value)
     print(f'CPU seconds to start   {time.process_time() - began:12.1f}')
-    draws = _SAMPLES.value or round(plan.mixture.epoch())
+    draws = _SAMPLES.value or round(plan.mixture.examples_per_epoch())
     print('\n'.join(packing_stats.lines(plan, draws, group_of(_CONFIG.value))))
     print(f'peak memory            {metrics.peak_process_gb():12.2f} GB')
 

@@ -107,5 +107,5 @@ def random_row(seed: int, samples: int = 4) -> list:
 
 def filled(samples) -> dict[str, np.ndarray]:
     """Arrays of one row without the leading B."""
-    batch = layout.place([samples], CAPACITY, CHANNELS)
+    batch = layout.make_batch([samples], CAPACITY, CHANNELS)
     return {name: array[0] for name, array in batch.items()}

@@ -181,7 +181,7 @@ def test_the_mask_in_the_design_is_that_of_the_code():
     capacity = dict.fromkeys(layout.SIZES, 0)
     capacity |= {'text': 1, 'representation': 2, 'pixels': 4, 'pixel_pictures': 1}
     spans = [layout.Text([1]), layout.Representation(2, 2), layout.Pixels(2, 2)]
-    row = layout.place([[spans]], capacity, channels=12)
+    row = layout.make_batch([[spans]], capacity, channels=12)
     drawn = text('docs/design.md').split('| sees |')[1].split('\n\n')[0].splitlines()[2:]
     sees = [[cell.strip() == 'x' for cell in line.split('|')[2:7]] for line in drawn]
     # The example has two of the four patches.

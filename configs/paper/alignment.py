@@ -1,4 +1,4 @@
-"""Stage 1 of the paper at its size: the connector alone, 10K steps. See `configs/alignment.py`.
+"""Stage 1 of the paper at its size: connector only, 10K steps. See `configs/alignment.py`.
 
 Sizes: configs/paper/alignment.py (30B-A3B), ...:1.7B, ...:0.6B, ...:0.3B.
 """
@@ -15,7 +15,7 @@ def get_config(size: str = '30B-A3B'):
     # As `rf_jax.packing_report` recommends: 355 pictures of 256 px.
     scale.row(config, text=10_048, vision=22_720, representation=0, pixels=0,
               vision_pictures=628, pixel_pictures=0)  # fmt: skip
-    if size == '30B-A3B':  # the frozen encoder saves nothing, which leaves room
+    if size == '30B-A3B':  # the frozen encoder saves no activations, which leaves memory
         config.model.backbone.remat = 'feedforward'
     config.losses.update(representation=0.0, flow=0.0)
     config.optimizer.freeze = (r'^(?!connector/)',)

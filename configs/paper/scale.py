@@ -1,4 +1,4 @@
-"""The paper's model, and two dense ones of Qwen3's family; the stages of this folder share it."""
+"""The paper's model, and three dense ones like Qwen3's; shared by the stages in this folder."""
 
 from ml_collections import ConfigDict
 
@@ -13,12 +13,12 @@ def sparse_30b(config: ConfigDict) -> None:
     model.backbone.ffn = 'moe'
     model.backbone.moe.update(num_experts=128, top_k=8, feedforward=768)
     encoder(model, layers=32, width=1280, heads=20, feedforward=5120, gated=True)
-    # Qwen3's router_aux_loss_coef; it has no z-loss, ST-MoE 1e-3: a little keeps logits small.
+    # Qwen3's router_aux_loss_coef; it has no z-loss (ST-MoE: 1e-3); a little keeps logits small.
     config.losses.update(balance=1e-3, router_z=1e-4)
-    config.data.batch_size = 512  # one a chip of v5p:8x8x8
-    # Each of 128 chips holds one of the 128 experts, and four such groups of chips (`data`) a
-    # quarter of its rows each: those of one matrix over 512 chips would be less than a tile of
-    # memory, and be padded to one.
+    config.data.batch_size = 512  # one row per chip of v5p:8x8x8
+    # Each of 128 chips holds one of the 128 experts, and the four such groups of chips (`data`)
+    # shard its rows. A matrix sharded over all 512 chips would be less than a memory tile per chip,
+    # and be padded to one.
     config.mesh.update(data=-1, fsdp=128)
     config.sharding = ((r'(gate|up|down)$', (('expert', 'fsdp'), 'data', None)), *config.sharding)
 
@@ -28,7 +28,7 @@ def dense_1b7(config: ConfigDict) -> None:
     model = config.model
     model.backbone.update(layers=28, width=2048, heads=16, kv_heads=8, feedforward=6144)
     encoder(model, layers=24, width=1024, heads=16, feedforward=4096)
-    # For chips of 16 GB, eight of which hold 73 GB of state.
+    # For chips of 16 GB: 73 GB of state on eight of them.
     config.offload = ('ema', 'opt_state')
     model.backbone.remat = 'full'
 
@@ -42,12 +42,12 @@ def dense_0b6(config: ConfigDict) -> None:
 
 
 def dense_0b3(config: ConfigDict) -> None:
-    """For one GPU: a narrower model of the same kind, and DINOv3 ViT-S/16: 0.3 B parameters."""
+    """For one GPU: a smaller model of the same kind, and DINOv3 ViT-S/16: 0.3 B parameters."""
     model = config.model
     model.backbone.update(layers=12, width=768, heads=8, kv_heads=4, feedforward=2048)
     model.backbone.remat = 'projections'
     encoder(model, layers=12, width=384, heads=6, feedforward=1536)
-    config.tokenizer.vocab_size = 32_768  # Qwen3's alone would be 0.23 B parameters
+    config.tokenizer.vocab_size = 32_768  # Qwen3's vocabulary alone would be 0.23 B parameters
 
 
 def encoder(model: ConfigDict, **changes) -> None:
@@ -55,27 +55,27 @@ def encoder(model: ConfigDict, **changes) -> None:
     model.encoder.update(registers=4, layer_scale=1e-5, remat='attention', **changes)
 
 
-# Fields that every stage and size takes from configs/base.py, and why; a group's name stands for
-# the fields within. tests/configs/test_paper_configs.py holds the list complete.
+# Fields that no stage or size changes from configs/base.py, and why; the name of a group stands for
+# all of its fields. tests/configs/test_paper_configs.py checks that the list is complete.
 KEPT = {
     'seed': 'any',
     'initialise_from': 'given on the command line, like the tokenizer',
     'tokenizer.path': 'see initialise_from',
     'compilation_cache': 'of the machine',
     'data.patch_size': 'paper',
-    'data.question_prob': 'paper: silent; the rest describes at once',
+    'data.question_prob': 'paper: silent; the rest are captions',
     'data.text_dropout': 'paper',
     'data.representation_dropout': 'paper',
     'data.joint_dropout': 'paper: none beyond the two',
-    'data.dropout_keeps_positions': 'paper: silent; nothing is left in place of what is dropped',
-    'data.prompt_loss': 'text of its own is in the mixture',
-    'data.max_pixels': 'larger pictures cost seconds to decode and are shrunk to 1,024 px',
+    'data.dropout_keeps_positions': 'paper: silent; nothing replaces what is dropped',
+    'data.prompt_loss': 'the mixture has text examples',
+    'data.max_pixels': 'larger pictures take seconds to decode and are reduced to 1,024 px',
     'model.backbone.norm_eps': 'Qwen3',
     'model.backbone.split': 'paper',
-    'model.backbone.unroll': 'compiles one layer for all',
+    'model.backbone.unroll': 'compiles a single layer',
     'model.backbone.moe.pool': 'paper',
     'model.backbone.moe.grouped_matmul': 'the fastest of the platform',
-    'model.backbone.moe.capacity_factor': 'only over mesh.expert, and no token is dropped',
+    'model.backbone.moe.capacity_factor': 'only for mesh.expert; no token is dropped',
     'model.attention.implementation': 'the fastest of the platform',
     'model.encoder.norm_eps': 'DINOv3',
     'model.encoder.rope_theta': 'DINOv3',
@@ -83,15 +83,15 @@ KEPT = {
     'model.encoder.unroll': 'compiles one layer for all',
     'data.representation_tokens': 'paper',
     'model.space': 'paper',
-    'model.autoencoder': 'only of space vae',
+    'model.autoencoder': 'only for space vae',
     'model.representation.kind': 'paper',
     'model.representation.pool': 'paper',
     'model.representation.quantizer.mode': 'paper, as printed',
     'model.representation.quantizer.temperature': 'paper',
     'model.representation.quantizer.sinkhorn_iterations': 'paper',
     'model.representation.quantizer.pool_first': 'paper: silent',
-    'model.representation.quantizer.data_init': 'spread takes a pass over the features for each of '
-    '16,384 prototypes, and gives them to outliers first',
+    'model.representation.quantizer.data_init': 'farthest needs a pass over the features for each '
+    'of 16,384 prototypes, and picks outliers first',
     'model.denoiser.bottleneck': 'paper: none named; JiT: 128 to 256',
     'model.denoiser.time_embed_dim': 'JiT',
     'flow.time_mean': 'JiT; paper: silent',
@@ -100,27 +100,27 @@ KEPT = {
     'flow.noise_scale': 'paper: unit noise',
     'flow.shift': 'none at 256 px, 2 at 512 and 4 at 1,024 by base_pixels, as BAGEL and JiT',
     'losses.text': 'paper',
-    'losses.kl': 'only of an autoencoder',
-    'losses.reconstruction': 'only of an autoencoder',
+    'losses.kl': 'only for an autoencoder',
+    'losses.reconstruction': 'only for an autoencoder',
     'optimizer.beta1': 'paper',
     'optimizer.beta2': 'paper',
     'optimizer.epsilon': 'paper',
     'optimizer.weight_decay': 'paper',
     'optimizer.grad_clip_norm': 'paper',
     'optimizer.grad_accum_steps': 'memory is planned for the whole batch',
-    'optimizer.max_skipped_steps': 'by then it is no spike',
-    'mesh': 'what a size does not set: sharding over fsdp was cheapest, see docs/scaling.md',
+    'optimizer.max_skipped_steps': 'more skipped steps in a row are not a spike',
+    'mesh': 'where a size does not set it: sharding over fsdp was cheapest, see docs/scaling.md',
     'sampling.steps': 'paper',
-    'sampling.method': 'paper: 25 steps, of one evaluation each',
+    'sampling.method': 'paper: 25 steps with one evaluation each',
     'sampling.temperature': 'paper: none named',
     'sampling.guidance_representation': 'paper',
     'sampling.guidance_pixels': 'paper',
     'sampling.guidance_text': 'paper: one scale for both conditions',
     'sampling.guidance_interval': 'paper: none named',
     'log.samples': 'one grid',
-    'log.samples_every': 'drawing would hold up the pod: evaluate kept checkpoints beside it',
-    'checkpoint.keep': 'one to resume from, and one more should that be damaged',
-    'evaluation.samples': 'chance is 0.5 % of 200; once, at the end',
+    'log.samples_every': 'generation would stall the pod: evaluate checkpoints separately',
+    'checkpoint.keep': 'one to resume from, and another in case it is damaged',
+    'evaluation.samples': 'chance level is 0.5 % with 200; only at the end',
 }
 
 
@@ -128,40 +128,40 @@ MODELS = {'30B-A3B': sparse_30b, '1.7B': dense_1b7, '0.6B': dense_0b6, '0.3B': d
 
 
 def get_config(size: str = '30B-A3B') -> ConfigDict:
-    """`base` at the scale of the paper; the stages change the rest. `KEPT` tells what stays."""
+    """`base` at the scale of the paper; the stages change the rest. `KEPT` lists what stays."""
     config = base.get_config()
     config.compute_dtype = 'bfloat16'
     config.data.sources = 'folder:/path/to/pictures'
-    config.data.label_prob = 1.0  # captions as they are: millions bring their own wordings
-    # A picture takes some milliseconds to read, and a host of a pod draws hundreds a step.
+    config.data.label_prob = 1.0  # unchanged captions: millions of them vary enough
+    # A picture takes a few milliseconds to read, and a host of a pod needs hundreds per step.
     config.data.update(threads=16, prefetch=16)
     config.tokenizer.vocab_size = 151_936  # Qwen3's
     model = config.model
-    model.attention.update(block_q=256, block_k=128)  # less of a tile is unseen than at 512
+    model.attention.update(block_q=256, block_k=128)  # fewer masked pairs per tile than at 512
     model.backbone.update(head_dim=128, rope_theta=1e6, remat='gate')
     model.backbone.rope_sections = (32, 16, 16)
-    config.data.batch_size = 8  # one a chip of one host
+    config.data.batch_size = 8  # one row per chip of one host
     choose('configs/paper:size', size, MODELS)(config)
-    model.denoiser.sinusoids = True  # as JiT and BAGEL; Qwen3's theta hardly turns between patches
+    # As in JiT and BAGEL: with the theta of Qwen3, angles hardly differ between patches.
+    model.denoiser.sinusoids = True
     model.representation.alignment_layer = model.backbone.layers // 3  # of alignment
     model.representation.codebook_size = 16_384
     model.representation.position_grid = 32  # 1,024 px
     model.representation.quantizer.momentum = 0.9999
-    config.optimizer.update(
-        learning_rate=5e-5, warmup_steps=500
-    )  # paper: its warm-up's length not given
-    # Paper: 0.9999. An even average of all steps until there are 10,000 of them.
+    # Paper: the length of the warm-up is not given.
+    config.optimizer.update(learning_rate=5e-5, warmup_steps=500)
+    # Paper: 0.9999. A uniform average over all steps until there are 10,000 of them.
     config.ema.update(decay=0.9999, encoder_decay=0.9999, warmup_offset=2.0)
     config.flow.base_pixels = 256 * 256
-    config.sampling.top_k = 1000  # paper: top-k, its k not given; LlamaGen's with as many codes
-    config.sampling.max_answer_tokens = 128  # a caption of the data, not a name
+    config.sampling.top_k = 1000  # paper: top-k, k not given; LlamaGen's k for as many codes
+    config.sampling.max_answer_tokens = 128  # captions are sentences, not names
     config.log.every = 20
-    # A checkpoint of 30B-A3B is 1.4 TB: beside the newest two, each 10,000 steps, as stages end.
+    # A checkpoint of 30B-A3B is 1.4 TB: keep the newest two, and every 10,000 steps, as stages end.
     config.checkpoint.update(every=500, keep=2, keep_period=10_000)
     return config
 
 
 def row(config: ConfigDict, **tokens: int) -> None:
-    """Capacities of a row of 32,768 tokens, a quarter of it for the dense models."""
-    cut = 1 if config.model.backbone.ffn == 'moe' else 4
-    config.data.capacity.update({name: count // cut for name, count in tokens.items()})
+    """Capacities of a row of 32,768 tokens, or a quarter of that for the dense models."""
+    factor = 1 if config.model.backbone.ffn == 'moe' else 4
+    config.data.capacity.update({name: count // factor for name, count in tokens.items()})

@@ -1,6 +1,6 @@
-"""Qwen3-30B-A3B on text alone, to compare with trainers of language models: `docs/scaling.md`.
+"""Qwen3-30B-A3B on text only, to compare with language-model trainers: `docs/scaling.md`.
 
-One expert group with one pool; no representation, no flow, and an encoder that reads nothing.
+One expert group with one pool; no representation, no flow, and an unused encoder.
 """
 
 from configs.paper import scale

@@ -1,1 +1,1 @@
-"""Pictures and texts to rows of integers: sources, tokenizer, layout, packing (no jax)."""
+"""From pictures and text to batches of integers: sources, tokenizer, layout, packing (no jax)."""

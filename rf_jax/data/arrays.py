@@ -1,4 +1,4 @@
-"""Pictures as a notebook holds them (arrays, Pillow images, paths) to uint8 RGB."""
+"""Pictures as users have them in a notebook (arrays, Pillow images, paths) to uint8 RGB."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +16,10 @@ _SINGLE = (str, Path, bytes, Image.Image)
 def as_rgb(pictures: Sequence, max_pixels: int) -> list[np.ndarray]:
     """List of uint8 [h, w, 3] in sRGB, on white.
 
-    `pictures`: a list, or an array [n, h, w, channels]; a picture alone is a list of one. Each is a
+    `pictures`: a list, an array [n, h, w, channels], or a single picture. Each picture is a
     path, encoded bytes, a Pillow image, or an array [h, w] or [h, w, 1 | 2 | 3 | 4] (grey, grey and
-    alpha, RGB, RGBA) of integers in [0, 255], floats in [0, 1] or bool. Raises UserError naming the
-    picture.
+    alpha, RGB, RGBA) of integers in [0, 255], floats in [0, 1] or bool. Raises UserError that says
+    which picture is wrong.
     """
     if is_single(pictures):
         pictures = [pictures]
@@ -60,11 +60,11 @@ def _rgb(picture, max_pixels: int) -> np.ndarray:
     try:
         values = np.asarray(picture)
     except Exception as error:  # ragged lists, tensors on another device, ...
-        raise BadPicture(f'{type(picture).__name__} is no array: {error}') from error
+        raise BadPicture(f'{type(picture).__name__} is not an array: {error}') from error
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     if values.ndim != 2 and not (values.ndim == 3 and values.shape[2] in (2, 3, 4)):
-        what = ', a batch: give its pictures one by one' if values.ndim == 4 else ''
+        what = ', a batch: pass its pictures one by one' if values.ndim == 4 else ''
         raise BadPicture(
             f'an array of shape {values.shape}{what}; expected [height, width] or [height, width, '
             f'1 to 4 channels]{_channels_first(values.shape)}'

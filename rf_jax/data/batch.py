@@ -1,6 +1,6 @@
 """The batch: every array that the model, the losses and the sampler read, in one place.
 
-`layout.place` makes the arrays of `Batch` on the host, in numpy; the train step adds those of
+`layout.make_batch` makes the arrays of `Batch` on the host, in numpy; the train step adds those of
 `StepBatch` on the devices. An annotation gives dtype and shape, its comment the meaning.
 
 Shape letters: B rows · T, V, R, P places of the text, vision, representation and pixel streams,
@@ -15,7 +15,7 @@ Array = Any  # np.ndarray on a host, jax.Array in a jitted function
 
 
 class Batch(TypedDict, total=False):
-    """What `layout.place` makes of examples; `layout.empty` gives the values of unused places."""
+    """What `layout.make_batch` makes of examples; unused places are as in `layout.empty`."""
 
     # Attention (models.attention.masks) and rotary positions of all tokens.
     segment: Annotated[Array, 'int32', 'B L']  # example within the row, from 1; 0 is padding

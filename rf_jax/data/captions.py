@@ -1,4 +1,4 @@
-"""Words for a picture: prompts to draw it from, questions about it, and the corpus of both."""
+"""Text for a picture: prompts to generate it from, questions about it, and the corpus of both."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from rf_jax.data.records import Record
 
-# The label stands whole and before the tags, so that a cut prompt loses tags first.
+# The whole label comes before the tags, so that truncating a prompt removes tags first.
 _PLAIN = ('a picture of {label}', 'an image of {label}', 'draw {label}', 'show me {label}')
 _TAGGED = ('{label}, {tags}', 'a picture of {label}, {tags}')
 _WHAT = 'What is this?'
@@ -14,43 +14,43 @@ _WORDS = 'Which words describe it?'
 _KIND = 'What kind of thing is it?'
 _PROMPT_TAGS = 3  # most tags in a prompt
 _ANSWER_TAGS = 4  # most tags in an answer
-_CORPUS_RECORDS = 200_000  # most records that a source lends to the corpus
-_CORPUS_PROCEDURAL = 2_000  # the same for one that says all its words in a few
+_CORPUS_RECORDS = 200_000  # most records that a source contributes to the corpus
+_CORPUS_PROCEDURAL = 2_000  # the same for a procedural source, whose words soon repeat
 
 
 def prompt(record: Record, rng: np.random.Generator, label_probability: float) -> str:
-    """What a person might ask for to get this picture: the bare label, else a paraphrase.
+    """A prompt for this picture: the bare label, or else a paraphrase.
 
-    The label (one of the captions) is always contained in full.
+    It always contains the whole label, which is one of the captions.
     """
-    label = _draw(record.captions, rng)
+    label = _choice(record.captions, rng)
     if rng.random() < label_probability:
         return label
-    tags = [tag for tag in record.tags if tag not in label]  # the others would add nothing
-    template = _draw(_PLAIN + _TAGGED if tags else _PLAIN, rng)
+    tags = [tag for tag in record.tags if tag not in label]  # the others add nothing
+    template = _choice(_PLAIN + _TAGGED if tags else _PLAIN, rng)
     count = int(rng.integers(1, _PROMPT_TAGS + 1))
     chosen = rng.permutation(len(tags))[:count]
     return template.format(label=label, tags=', '.join(tags[i] for i in sorted(chosen)))
 
 
-def dialogue(
+def question_and_answer(
     record: Record, rng: np.random.Generator, question_probability: float
 ) -> tuple[str, str]:
-    """(question, answer) about the picture; question '' asks to describe it at once.
+    """(question, answer) about the picture; question '' asks for a caption.
 
-    Describing answers one of the captions word for word. A question is the record's own if it
-    has any, else a generic one that its fields can answer.
+    The answer is then one of the captions, word for word. A question is one of the record's own if
+    it has any, or else a generic one that its fields can answer.
     """
-    label = _draw(record.captions, rng)
+    label = _choice(record.captions, rng)
     if rng.random() >= question_probability:
         return '', label
-    return _draw(record.questions or _generic_questions(record, label), rng)
+    return _choice(record.questions or _generic_questions(record, label), rng)
 
 
 def corpus(sources: Iterable) -> Iterator[str]:
-    """Every text that the sources lead to, in a fixed order: what a tokenizer is trained on.
+    """All text of the sources in a fixed order, to train a tokenizer on.
 
-    Tags and wordings are mixed in the share that prompts and dialogues show them.
+    Tags and templates occur about as often as in prompts and questions.
     """
     for source in sources:
         most = _CORPUS_PROCEDURAL if source.procedural else _CORPUS_RECORDS
@@ -77,5 +77,5 @@ def _generic_questions(record: Record, label: str) -> tuple[tuple[str, str], ...
     return tuple(questions)
 
 
-def _draw(choices, rng: np.random.Generator):
+def _choice(choices, rng: np.random.Generator):
     return choices[int(rng.integers(len(choices)))]

@@ -1,4 +1,4 @@
-"""Colours: pixels of any mode and depth, with a profile or without, to sRGB on white.
+"""Colour: pixels of any mode and depth, with or without a profile, to sRGB on white.
 
 Not used: gAMA and cHRM of a PNG without a profile. Nearly all files that carry them are sRGB, and
 those that are not are often wrong.
@@ -17,15 +17,15 @@ _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO = 0  # of _PHOTOMETRIC
 _SIGNED = 2  # of _SAMPLE_FORMAT
 _SPACES = {'RGB': 'RGB', 'L': 'GRAY', 'CMYK': 'CMYK'}  # mode -> colour space of its profiles
-_SAME = 2  # of 255; a profile that moves no colour further is sRGB by another name
-_PROFILES = 32  # transforms kept; a data set holds few different profiles
+_SAME = 2  # of 255; a profile that changes no colour by more is sRGB under another name
+_PROFILES = 32  # cached transforms; a data set has few different profiles
 
 
 def rgb_on_white(image: Image.Image) -> Image.Image:
-    """Mode RGB in sRGB; transparent pixels show white.
+    """Mode RGB in sRGB, composited on white.
 
-    A profile that is broken, or of other pixels than the picture has, is ignored. Raises BadPicture
-    where it is unclear which value is white.
+    A profile that is broken, or belongs to another colour mode, is ignored. Raises BadPicture where
+    it is unclear which value is white.
     """
     profile = image.info.get('icc_profile')
     image = _eight_bits(image)
@@ -56,7 +56,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @functools.lru_cache(_PROFILES)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From the profile (b'': CIELAB) to sRGB; None where pixels are to be left as they are."""
+    """From the profile (b'': CIELAB) to sRGB; None to leave the pixels unchanged."""
     try:
         srgb = ImageCms.createProfile('sRGB')
         source = (
@@ -79,10 +79,10 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         moved = np.asarray(ImageCms.applyTransform(_samples(mode), transform), int)
         same = np.abs(moved - np.asarray(_samples(mode).convert('RGB'))).max() <= _SAME
         return None if same else transform
-    except Exception as error:  # a broken profile leads to any error
+    except Exception as error:  # a broken profile can raise anything
         logging.log_first_n(
             logging.WARNING,
-            'a colour profile is broken (%s): its pictures are read as sRGB',
+            'a colour profile is broken (%s): reading its pictures as sRGB',
             3,
             error,
         )
@@ -99,7 +99,7 @@ def _samples(mode: str) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """The same colours, at 8 bits a channel and without premultiplied alpha."""
-    _scale_transparency(image)  # before pixels are loaded, which forgets how they are stored
+    _scale_transparency(image)  # before loading the pixels, which discards how they are stored
     if image.mode.startswith('I') or image.mode == 'F':
         return _deep_grey(image)
     straight = {'La': 'LA', 'RGBa': 'RGBA'}.get(image.mode)
@@ -107,8 +107,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _scale_transparency(image: Image.Image) -> None:
-    """Pillow scales grey of 2 and 4 bits and colours of 16 to 8 bits, but not the transparent
-    colour beside them.
+    """Pillow scales 2- and 4-bit grey and 16-bit colour to 8 bits, but not the value of the
+    transparent colour.
     """
     value, tile = image.info.get('transparency'), getattr(image, 'tile', None)
     if value is None or not tile:
@@ -123,7 +123,7 @@ def _scale_transparency(image: Image.Image) -> None:
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
-    """L, or LA with a transparent value, of more than 8 bits or of floats."""
+    """Grey of more than 8 bits, or of floats, to mode L, or LA if one value is transparent."""
     values = np.asarray(image)
     tags = getattr(image, 'tag_v2', {})
     if image.mode == 'F':
@@ -153,6 +153,6 @@ def _white(mode: str, format: str | None, tags, values: np.ndarray) -> tuple[int
         values = values.view(np.uint32)
     values = values.astype(np.int64)
     white = 2 ** (bits - signed) - 1
-    if bits == 32:  # often made from fewer bits; of 32 they would be black
+    if bits == 32:  # often holds 8- or 16-bit values, which would be black on a 32-bit scale
         white = next((w for w in (255, 65535) if values.max() <= w), white)
     return white, values

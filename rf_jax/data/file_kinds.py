@@ -1,11 +1,11 @@
-"""What a file is that cannot be read as a picture, and what its owner can do about it."""
+"""Explains files that cannot be read as pictures, and what the user can do about them."""
 
 import codecs
 
 _AGAIN = 'copy or download it again'
-HEAD = 1024  # bytes that are looked at
+HEAD = 1024  # bytes that are examined
 
-# Bytes at the start -> what to say.
+# First bytes -> explanation.
 _STARTS = (
     (b'version https://git-lfs.github.com/spec/', 'a Git LFS pointer: run `git lfs pull` for the '
      'picture itself'),
@@ -17,7 +17,7 @@ _STARTS = (
     (b'\x1f\x8b', 'a gzip archive: unpack it'),
     (b'\x1aE\xdf\xa3', 'a video (Matroska or WebM): save its frames as pictures'),
 )  # fmt: skip
-# Pictures that Pillow reads, if they are whole.
+# Pictures that Pillow reads if they are intact.
 _PICTURES = (
     (b'\xff\xd8\xff', 'JPEG'),
     (b'\x89PNG', 'PNG'),
@@ -33,7 +33,7 @@ _HEIC = (b'heic', b'heix', b'hevc', b'hevx', b'heim', b'heis', b'mif1', b'msf1')
 
 
 def explain(head: bytes) -> str:
-    """One line for the first bytes of a file that did not open as a picture."""
+    """One line about a file that cannot be opened as a picture, from its first bytes."""
     if not head:
         return f'the file is empty: {_AGAIN}'
     if not head.strip(b'\0'):
@@ -53,7 +53,7 @@ def explain(head: bytes) -> str:
 
 
 def _iso_media(head: bytes) -> str:
-    # The first brand may only say "some image" (mif1); the compatible ones behind it say which.
+    # The first brand may only say "some image" (mif1); the compatible brands after it say which.
     brands = [head[8:12], *(head[i : i + 4] for i in range(16, head[3], 4))]
     if any(brand in _AVIF for brand in brands):
         return 'AVIF, broken or not read by this Pillow: install pillow>=11.3, or convert it to PNG'
@@ -68,11 +68,11 @@ def _text(head: bytes) -> str | None:
         return 'SVG, which is not a raster picture: save it as PNG'
     if start.startswith((b'<!doctype html', b'<html', b'<head')):
         return (
-            'an HTML page, not a picture (often the answer of a server that wanted a login, or no '
-            'more requests): download it again'
+            'an HTML page, not a picture (often the reply of a server that requires a login or '
+            'limits requests): download it again'
         )
     try:
-        text = codecs.getincrementaldecoder('utf-8')().decode(head)  # which may end in a letter
+        text = codecs.getincrementaldecoder('utf-8')().decode(head)  # may end within a character
     except UnicodeDecodeError:
         return None
     words = ' '.join(text.split())

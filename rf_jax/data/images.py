@@ -1,4 +1,4 @@
-"""Pictures: reading any file into RGB, resizing, cutting into patches, contact sheets."""
+"""Pictures: reading any file into RGB, resizing, patchifying, contact sheets."""
 
 import contextlib
 import io
@@ -23,9 +23,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_VECTOR_FORMATS = ('EPS', 'WMF')  # Pillow hands these to other programs to draw
+_VECTOR_FORMATS = ('EPS', 'WMF')  # Pillow runs other programs to rasterise these
 _MIN_CELL = 96  # pixels; a contact sheet enlarges smaller pictures
-_SCREEN = 1600  # pixels; a contact sheet is not larger, unless its cells would be below the minimum
+_SCREEN = 1600  # pixels; the largest contact sheet, unless cells would be below the minimum
 _GAP = 4  # white pixels around a cell
 _FONT_SIZE = 12
 _LINES = 2  # of a caption
@@ -46,14 +46,14 @@ def read_rgb(file: str | Path | bytes, max_pixels: int) -> np.ndarray:
     """Decodes the first frame, upright, in sRGB and on white: uint8 [h, w, 3].
 
     `file` is a path or the encoded bytes. Raises BadPicture; a picture of more than `max_pixels`
-    pixels is refused before it is decoded.
+    pixels is rejected before it is decoded.
     """
     with _open(file) as image:
         return upright_rgb(image, max_pixels)
 
 
 def upright_rgb(image: Image.Image, max_pixels: int) -> np.ndarray:
-    """As read_rgb, of a Pillow image, which may not have been loaded yet."""
+    """As read_rgb, for a Pillow image, whose pixels need not be loaded yet."""
     width, height = image.size
     if width * height > max_pixels:
         raise BadPicture(f'{height} x {width} is more than {max_pixels} pixels')
@@ -64,7 +64,7 @@ def upright_rgb(image: Image.Image, max_pixels: int) -> np.ndarray:
         raise
     except MemoryError as error:
         raise BadPicture(f'{height} x {width} does not fit into memory') from error
-    except Exception as error:  # decoders raise whatever a broken file leads them to
+    except Exception as error:  # a broken file can make decoders raise anything
         reason = f'{type(error).__name__}: {error}'
         raise BadPicture(
             f'the file is damaged or truncated ({reason}): copy or download it again'
@@ -89,7 +89,7 @@ def _first_open(file: str | Path | bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
     except (OSError, ValueError, SyntaxError):
-        # Pillow refuses a PNG for its profile alone, if that is broken or very large.
+        # Pillow rejects a PNG whose colour profile is broken or very large.
         head = _head(file)
         at = head.find(b'iCCP')
         if not head.startswith(b'\x89PNG') or at < 0:
@@ -101,9 +101,9 @@ def _first_open(file: str | Path | bytes) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     if image.format == 'TIFF':
-        return 1  # Pillow turns these by itself, size included
+        return 1  # Pillow rotates these itself, size included
     try:
-        # The base class: PNG's own method decodes the whole picture to look behind the pixels.
+        # Not PNG's own method: it decodes the whole picture to look for EXIF after the pixels.
         found = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:  # a broken EXIF block does not make the picture unusable
         return 1
@@ -131,14 +131,15 @@ def _head(file: str | Path | bytes) -> bytes:
         return opened.read(file_kinds.HEAD)
 
 
-def fit(height: int, width: int, longest: int, unit: int) -> tuple[int, int]:
-    """Size that a picture is resized to: (height, width), both multiples of `unit`.
+def target_size(height: int, width: int, longest: int, unit: int) -> tuple[int, int]:
+    """(height, width) to resize a picture to, both multiples of `unit`.
 
-    The longer side becomes the largest multiple of `unit` within `longest`, up or down; the other
-    is rounded to the side whose aspect ratio is nearest, at least one unit. `unit` is 2 x patch.
+    The longer side becomes the largest multiple of `unit` up to `longest`, whether that enlarges or
+    reduces the picture; the other becomes the multiple, at least one unit, that keeps the aspect
+    ratio best. `unit` is 2 x patch.
     """
     if min(height, width) < 1:
-        raise ValueError(f'a picture has at least one pixel, not {height} x {width}')
+        raise ValueError(f'a picture needs at least one pixel, not {height} x {width}')
     if longest < unit:
         raise ValueError(
             f'longest side {longest} (data.sizes) is below 2 x data.patch_size = {unit}'
@@ -154,7 +155,7 @@ def fit(height: int, width: int, longest: int, unit: int) -> tuple[int, int]:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Lanczos: uint8 [h, w, 3] -> uint8 [height, width, 3]; the same array if nothing changes."""
+    """Lanczos: uint8 [h, w, 3] -> uint8 [height, width, 3]; the same array if the size matches."""
     if image.shape[:2] == (height, width):
         return image
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
@@ -168,9 +169,9 @@ def patchify(image: np.ndarray, patch: int, pool: int = 2) -> np.ndarray:
     """
     height, width, channels = image.shape
     rows, columns = _grid(height, width, patch, pool)
-    cut = image.reshape(rows, patch, columns, patch, channels).swapaxes(1, 2)
+    patches = image.reshape(rows, patch, columns, patch, channels).swapaxes(1, 2)
     at = patch_grid.patch_cells(rows, columns, pool)
-    return cut[at[:, 0], at[:, 1]].reshape(len(at), -1)
+    return patches[at[:, 0], at[:, 1]].reshape(len(at), -1)
 
 
 def unpatchify(
@@ -179,9 +180,9 @@ def unpatchify(
     """The inverse of patchify: [P, C] -> [height, width, 3]."""
     rows, columns = _grid(height, width, patch, pool)
     at = patch_grid.patch_cells(rows, columns, pool)
-    cut = np.empty((rows, columns, patch, patch, 3), patches.dtype)
-    cut[at[:, 0], at[:, 1]] = patches.reshape(-1, patch, patch, 3)
-    return cut.swapaxes(1, 2).reshape(height, width, 3)
+    grid = np.empty((rows, columns, patch, patch, 3), patches.dtype)
+    grid[at[:, 0], at[:, 1]] = patches.reshape(-1, patch, patch, 3)
+    return grid.swapaxes(1, 2).reshape(height, width, 3)
 
 
 def _grid(height: int, width: int, patch: int, pool: int) -> tuple[int, int]:
@@ -198,8 +199,9 @@ def grid(
 ) -> np.ndarray:
     """Contact sheet of uint8 [h, w, 3] pictures of any sizes on white: uint8 [H, W, 3].
 
-    All have cells of one size, between 96 pixels and what lets the sheet fit a screen; smaller
-    pictures are enlarged by a whole factor, larger ones reduced. A caption has two lines.
+    All cells have the same size, between 96 pixels and the size at which the sheet fits a screen.
+    Smaller pictures are enlarged by an integer factor, larger ones reduced. A caption has two
+    lines.
     """
     if len(images) == 0:
         raise ValueError('a contact sheet needs at least one picture')
@@ -227,7 +229,7 @@ def grid(
 
 
 def _scaled(pictures: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
-    """Each within the room, and as near to the size of the largest as whole factors allow."""
+    """Each no larger than `room`, and as near to the largest as integer factors allow."""
     longest = max(max(image.shape[:2]) for image in pictures)
     small = longest < _MIN_CELL
     target = math.ceil(_MIN_CELL / longest) * longest if small else min(longest, room)
@@ -243,19 +245,19 @@ def _scaled(pictures: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines within the width, the last of them clipped."""
-    words = text[:500].split()  # no cell shows more
+    """Lines of at most `width` pixels, the last one truncated."""
+    words = text[:500].split()  # more never fits into a cell
     lines = []
     while words and len(lines) < _LINES - 1:
         fitting = len(words)
         while fitting > 1 and font.getlength(' '.join(words[:fitting])) > width:
             fitting -= 1
-        lines.append(_clip(' '.join(words[:fitting]), font, width))
+        lines.append(_truncate(' '.join(words[:fitting]), font, width))
         words = words[fitting:]
-    return [*lines, _clip(' '.join(words), font, width)]
+    return [*lines, _truncate(' '.join(words), font, width)]
 
 
-def _clip(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _truncate(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + '…') > width:

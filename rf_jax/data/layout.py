@@ -9,9 +9,9 @@ Key k is visible to query q (`models.attention.masks`, with an example) when
 
     span             order             reach                       block
     text             counts up         own order                   0
-    vision           one an image      own order                   one an image
+    vision           one per image     own order                   one per image
     representation   counts up         own order                   0
-    pixels           never             last token before them      one an image
+    pixels           NEVER             last token before them      one per image
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,14 @@ from rf_jax.data.batch import Batch
 from rf_jax.data.patch_grid import group_cells, patch_cells, stored_groups
 
 STREAMS = ('text', 'vision', 'representation', 'pixels')
-NEVER = 2**30  # an order that no reach covers
-# What a sample takes of a row: tokens of the four streams, pictures seen, pictures drawn.
+NEVER = 2**30  # an order beyond every reach
+# What an example uses of a row: tokens of the four streams, pictures to read, to generate.
 SIZES = (*STREAMS, 'vision_pictures', 'pixel_pictures')
 
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids; `targets[i]` is what position i shall predict, -1 for no loss there."""
+    """Token ids; `targets[i]` is what position i must predict, -1 for no loss there."""
 
     tokens: Sequence[int]
     targets: Sequence[int] = ()
@@ -38,19 +38,19 @@ class Text:
 
 @dataclass(frozen=True)
 class Skip:
-    """Advances positions by `length` without a token: a dropped prompt that keeps its place."""
+    """Advances positions by `length` without tokens: a dropped prompt that keeps its positions."""
 
     length: int
 
 
 @dataclass(frozen=True)
 class Vision:
-    """A picture as the encoder sees it; height and width in patches, both even."""
+    """A picture that the encoder reads; height and width in patches, both even."""
 
     height: int
     width: int
     pixels: np.ndarray | None = None  # uint8 [P, C] in 2x2 groups
-    picture: int = 0  # pictures of a sample with equal number share one frame of positions
+    picture: int = 0  # spans with the same number share one frame of positions
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Representation:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Noisy patches of the picture whose representation stands before them.
+    """Noisy patches of a picture, after its representation if there is one.
 
-    `reads_representation` False: their reach stops before the representation (dropped condition).
+    `reads_representation` False: their reach ends before the representation (dropped condition).
     """
 
     height: int
@@ -82,7 +82,7 @@ Span = Text | Skip | Vision | Representation | Pixels
 
 
 def size(spans: Sequence[Span]) -> np.ndarray:
-    """int64[6]: what the sample takes of each entry of `SIZES`."""
+    """int64[6]: what an example uses of each entry of `SIZES`."""
     total = dict.fromkeys(SIZES, 0)
     for span in spans:
         if isinstance(span, Text):
@@ -134,7 +134,7 @@ def empty(capacity: Mapping[str, int], channels: int) -> Batch:
 
 @dataclass
 class Row:
-    """A row being filled; `add` one sample at a time, then read `arrays`."""
+    """A row being filled: `add` one example at a time, then read `arrays`."""
 
     capacity: Mapping[str, int]
     channels: int
@@ -150,10 +150,12 @@ class Row:
         self.start = dict(zip(STREAMS, starts))
 
     def add(self, spans: Sequence[Span]) -> None:
-        """Lays the sample out. Raises ValueError when it exceeds what is left of the row."""
+        """Adds an example. Raises ValueError when it exceeds what is left of the row."""
         left = np.array([self.capacity[name] for name in SIZES]) - self.used
         if (size(spans) > left).any():
-            raise ValueError(f'a sample of {size(spans)} does not fit into {left} (of {SIZES})')
+            raise ValueError(
+                f'an example of size {size(spans)} does not fit into {left} (of {SIZES})'
+            )
         self.samples += 1
         order = 0
         frames, begins, first_group = {}, {}, {}
@@ -169,7 +171,7 @@ class Row:
                 order = self._vision(span, order, frames[picture])
             elif isinstance(span, Representation):
                 begins[picture] = order
-                # The group of pixels that this picture will take, whose codes these tokens are.
+                # The first pixel group of this picture, whose codes these tokens predict.
                 first_group[picture] = self._next_group(spans, span)
                 order = self._representation(span, order, frames[picture], first_group[picture])
             else:
@@ -184,17 +186,17 @@ class Row:
                 if span.picture == representation.picture:
                     return group
                 group += span.height * span.width // span.pool**2
-        raise ValueError('a Representation span needs the Pixels span of the same picture after it')
+        raise ValueError('a Representation span needs a later Pixels span of the same picture')
 
     def _take(self, stream: str, count: int) -> tuple[slice, slice]:
-        """Slices of the next `count` places: within the stream, within the row."""
+        """Slices of the next `count` tokens: within the stream, within the row."""
         index = SIZES.index(stream)
         at = int(self.used[index])
         self.used[index] += count
         base = self.start[stream]
         return slice(at, at + count), slice(base + at, base + at + count)
 
-    def _place(self, where: slice, order, reach, block, position) -> None:
+    def _write(self, where: slice, order, reach, block, position) -> None:
         row = self.arrays
         row['segment'][where] = self.samples
         row['order'][where] = order
@@ -203,7 +205,7 @@ class Row:
         row['position'][where] = position
 
     def _picture(self, kind: str, cells: np.ndarray, span) -> None:
-        """Fills pixels, coordinates and picture number of a vision or pixel span."""
+        """Writes pixels, coordinates and picture number of a vision or pixel span."""
         index = SIZES.index(f'{kind}_pictures')
         number = int(self.used[index])
         self.used[index] += 1
@@ -221,7 +223,7 @@ class Row:
         count = len(span.tokens)
         within, where = self._take('text', count)
         orders = order + np.arange(count)
-        self._place(where, orders, orders, 0, orders[:, None])
+        self._write(where, orders, orders, 0, orders[:, None])
         self.arrays['text_tokens'][within] = span.tokens
         if len(span.targets):
             targets = np.asarray(span.targets)
@@ -233,9 +235,9 @@ class Row:
         cells = group_cells(span.height, span.width)
         _, where = self._take('vision', len(cells))
         self.blocks += 1
-        # A pooled token sits at the centre of its 2x2 patches.
+        # A pooled token has the position of the centre of its 2x2 patches.
         position = np.concatenate([np.full((len(cells), 1), order), frame + 2 * cells + 0.5], 1)
-        self._place(where, order, order, self.blocks, position)
+        self._write(where, order, order, self.blocks, position)
         self._picture('vision', patch_cells(span.height, span.width), span)
         return order + 1
 
@@ -247,7 +249,7 @@ class Row:
         position = np.full((count, 3), frame, np.float32)
         position[:, 0] = orders
         position[1:, 1:] += span.pool * cells + (span.pool - 1) / 2
-        self._place(where, orders, orders, 0, position)
+        self._write(where, orders, orders, 0, position)
         row = self.arrays
         groups = group + stored_groups(span.height, span.width, span.pool)
         row['cells'][within][1:] = cells
@@ -261,13 +263,13 @@ class Row:
         within, where = self._take('pixels', len(cells))
         self.blocks += 1
         position = np.concatenate([np.full((len(cells), 1), order), frame + cells], 1)
-        self._place(where, NEVER, reach, self.blocks, position)
+        self._write(where, NEVER, reach, self.blocks, position)
         self.arrays['pixel_weight'][within] = 1
         self.arrays['pixel_cells'][within] = cells
         self._picture('pixel', cells, span)
 
 
-def place(
+def make_batch(
     rows: Sequence[Sequence[Sequence[Span]]], capacity: Mapping[str, int], channels: int
 ) -> Batch:
     """Rows of samples of spans to a batch of numpy arrays.

@@ -1,4 +1,4 @@
-"""Decoded pictures that will be asked for again soon."""
+"""A cache of decoded pictures that are needed again soon."""
 
 import threading
 from collections import OrderedDict
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class PictureCache:
-    """Decoded patches, least recently used leave first. Safe to share between reader threads."""
+    """An LRU cache of decoded patches. Safe to share between reader threads."""
 
     def __init__(self, megabytes: int):
         self.limit = megabytes * 2**20

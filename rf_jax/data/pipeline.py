@@ -1,4 +1,4 @@
-"""Draws to batches: captions, sizes, condition dropout, decoding, prefetch.
+"""From examples to batches: captions, sizes, condition dropout, decoding, prefetching.
 
 `Batches.batch(step)` is a pure function of (seed, step). A process makes only the rows that its
 devices hold.
@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from rf_jax.data import captions, images, layout, patch_grid, spans
-from rf_jax.data.mixture import Draw, Mixture
+from rf_jax.data.mixture import Example, Mixture
 from rf_jax.data.packing.plan import Plan
 from rf_jax.data.picture_cache import PictureCache
 from rf_jax.data.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ from rf_jax.runtime.errors import UserError, require
 from rf_jax.runtime.rng import reused_generator
 
 TASKS = ('text_to_image', 'image_to_text', 'text_only')
-_LOST = 100  # pictures one after another that cannot be decoded, and the run stops
+_MAX_UNDECODABLE = 100  # undecodable pictures in a row that stop the run
 
 
 class Batches:
@@ -42,25 +42,27 @@ class Batches:
         check(config)
         self.seed = config.seed
         self.data = SimpleNamespace(**config.data)  # a ConfigDict takes 2 us to find a field
-        self.fitted = functools.lru_cache(2**16)(functools.partial(fitted, config=config))
+        self.picture_size = functools.lru_cache(2**16)(
+            functools.partial(picture_size, config=config)
+        )
         self.tokenizer = tokenizer
         self.rows = np.arange(config.data.batch_size) if rows is None else np.asarray(rows)
-        self.counts: Counter = Counter()  # what was cut or left out, for the log
-        self._lost = 0  # pictures that could not be decoded since the last that could
-        self.samples = _samples(
+        self.counts: Counter = Counter()  # what was truncated or left out; logged as metrics data/*
+        self._undecodable = 0  # undecodable pictures since the last one that could be decoded
+        self.examples = _examples_by_task(
             sources_, lambda text: spans.document(tokenizer, text, self.data.max_text_tokens)
         )
         self.channels = self.data.patch_size**2 * 3
         self.pool = spans.pool_of(config)
         self._pictures = PictureCache(megabytes=256)
         weights = {task: float(self.data.tasks.get(task, 0.0)) for task in TASKS}
-        empty = [t for t in TASKS if weights[t] > 0 and not self.samples[t]]
+        empty = [t for t in TASKS if weights[t] > 0 and not self.examples[t]]
         if empty or not any(weights.values()):
             raise UserError(
-                f'no sample of {self.data.sources!r} can serve {empty or "any task"}: set '
-                f'data.tasks.{(empty or TASKS)[0]}=0 or give a source that can (data.sources)'
+                f'no example of {self.data.sources!r} can serve {empty or "any task"}: set '
+                f'data.tasks.{(empty or TASKS)[0]}=0 or add a source that can (data.sources)'
             )
-        counts = {task: len(self.samples[task]) for task in TASKS}
+        counts = {task: len(self.examples[task]) for task in TASKS}
         self.plan = Plan(
             Mixture(counts, weights, config.seed),
             self.sizes,
@@ -69,31 +71,32 @@ class Batches:
             self.counts,
         )
 
-    def sizes(self, task: str, index: np.ndarray, turn: np.ndarray) -> np.ndarray:
-        """int64[S, 6] as `layout.SIZES`, for sample numbers and passes int64[S]; no decoding."""
-        draws = (Draw(task, *each) for each in zip(index.tolist(), turn.tolist()))
-        return np.stack([layout.size(self.spans(draw, decode=False)) for draw in draws])
+    def sizes(self, task: str, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """int64[S, 6] as `layout.SIZES`, for indices and epochs int64[S]; decodes nothing."""
+        examples = (Example(task, *each) for each in zip(index.tolist(), epoch.tolist()))
+        return np.stack([layout.size(self.spans(example, decode=False)) for example in examples])
 
-    def spans(self, draw: Draw, decode: bool = True) -> list[layout.Span]:
-        """The sample's spans. Raises images.BadPicture when its picture cannot be decoded."""
-        source, index, piece = self.samples[draw.task][draw.index]
+    def spans(self, example: Example, decode: bool = True) -> list[layout.Span]:
+        """The spans of an example. Raises images.BadPicture if its picture cannot be decoded."""
+        source, index, piece = self.examples[example.task][example.index]
         record = source.record(index)
-        rng = reused_generator(self.seed, 'draw', draw.task, draw.index, draw.turn)
+        rng = reused_generator(self.seed, 'draw', example.task, example.index, example.epoch)
         counts = self.counts if decode else Counter()  # planning counts nothing
         longest = _pick(rng, self.data.sizes)
-        if draw.task == 'text_only':
+        if example.task == 'text_only':
             caption = record.captions[0]
             return [
-                piece or spans.opening(self.tokenizer, caption, self.data.max_text_tokens, counts)
+                piece
+                or spans.first_piece(self.tokenizer, caption, self.data.max_text_tokens, counts)
             ]
-        height, width = self.fitted(record.height, record.width, longest=longest)
+        height, width = self.picture_size(record.height, record.width, longest=longest)
         grid = (height // self.data.patch_size, width // self.data.patch_size)
-        seen = draw.task == 'image_to_text'
-        pool = 2 if seen else patch_grid.unit(self.pool)  # in which order patches are stored
+        seen = example.task == 'image_to_text'
+        pool = 2 if seen else patch_grid.unit(self.pool)  # determines the order of patches
         pixels = self._pixels(source, index, height, width, pool) if decode else None
         if seen:
-            question, answer = captions.dialogue(record, rng, self.data.question_prob)
-            text = spans.dialogue_span(
+            question, answer = captions.question_and_answer(record, rng, self.data.question_prob)
+            text = spans.question_answer_span(
                 self.tokenizer, question, answer, self.data.max_text_tokens, counts
             )
             return [layout.Vision(*grid, pixels), text]
@@ -105,7 +108,7 @@ class Batches:
             self.data.representation_dropout,
             self.data.joint_dropout,
         )
-        return spans.drawing(
+        return spans.generation_spans(
             [prompt],
             grid,
             pixels,
@@ -124,35 +127,35 @@ class Batches:
         return images.patchify(picture, self.data.patch_size, pool)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """`self.rows` of global batch `step`: the arrays of `layout.empty`, leading len(rows).
+        """The rows `self.rows` of global batch `step`: arrays of `layout.empty`, leading len(rows).
 
-        Raises UserError when no picture can be decoded any more.
+        Raises UserError when too many pictures in a row cannot be decoded.
         """
-        rows = [self._row(draws) for draws in self.plan.rows(step, self.rows)]
-        return layout.place(rows, dict(self.data.capacity), self.channels)
+        rows = [self._row(examples) for examples in self.plan.rows(step, self.rows)]
+        return layout.make_batch(rows, dict(self.data.capacity), self.channels)
 
-    def _row(self, draws) -> list[list[layout.Span]]:
+    def _row(self, examples) -> list[list[layout.Span]]:
         row = []
-        for draw in draws:
+        for example in examples:
             try:
-                row.append(self.spans(draw))
-                if draw.task != 'text_only':
-                    self._lost = 0
+                row.append(self.spans(example))
+                if example.task != 'text_only':
+                    self._undecodable = 0
             except images.BadPicture as error:
-                source, index, _ = self.samples[draw.task][draw.index]
-                self.counts['picture_not_decodable'] += 1
-                self._lost += 1
-                if self._lost >= _LOST:
+                source, index, _ = self.examples[example.task][example.index]
+                self.counts['undecodable_pictures'] += 1
+                self._undecodable += 1
+                if self._undecodable >= _MAX_UNDECODABLE:
                     raise UserError(
-                        f'{self._lost} pictures one after another cannot be decoded, the last is '
-                        f'sample {index} of {source.name}: {error}. Is data.sources still there?'
+                        f'{self._undecodable} pictures in a row cannot be decoded; the last one is '
+                        f'example {index} of {source.name}: {error}. Do data.sources still exist?'
                     ) from error
-                if self.counts['picture_not_decodable'] <= 10:
-                    logging.warning('left out: %s sample %d: %s', source.name, index, error)
+                if self.counts['undecodable_pictures'] <= 10:
+                    logging.warning('skipped example %d of %s: %s', index, source.name, error)
         return row
 
     def iterate(self, start_step: int, stop_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of steps start .. stop, made ahead by grain's reader threads."""
+        """Batches of steps start_step .. stop_step - 1, prefetched by grain's reader threads."""
         dataset = grain.MapDataset.source(_Steps(self, start_step, stop_step))
         options = grain.ReadOptions(
             num_threads=self.data.threads, prefetch_buffer_size=self.data.prefetch
@@ -161,7 +164,7 @@ class Batches:
 
 
 def check(config) -> None:
-    """Raises UserError for rows, pictures and words that do not go together."""
+    """Raises UserError for capacities, picture sizes and text lengths that do not fit together."""
     data, capacity, pool = config.data, config.data.capacity, spans.pool_of(config)
     unit = patch_grid.unit(pool) * data.patch_size
     unknown = set(data.tasks) - set(TASKS)
@@ -171,7 +174,7 @@ def check(config) -> None:
         require(weight >= 0, f'data.tasks.{name}={weight} must be at least 0')
     for name in ('threads', 'prefetch'):
         require(data[name] >= 0, f'data.{name}={data[name]} must be at least 0')
-    busy = data.threads <= max(data.prefetch, 1)  # a thread makes a whole batch
+    busy = data.threads <= max(data.prefetch, 1)  # each thread makes whole batches
     require(busy, f'data.threads={data.threads} is more than data.prefetch={data.prefetch}')
     for name in (
         'label_prob',
@@ -195,8 +198,8 @@ def check(config) -> None:
         if longest < unit or longest % unit:
             near = max(unit, longest // unit * unit)
             raise UserError(
-                f'data.sizes has {longest} px, which is no multiple of {unit} '
-                f'({unit // data.patch_size} x data.patch_size = {unit}); take {near}'
+                f'data.sizes has {longest} px, which is not a multiple of {unit} '
+                f'({unit // data.patch_size} x data.patch_size = {unit}); use {near}'
             )
     largest = max(longest for longest, _ in data.sizes)
     frame = config.model.representation.position_grid
@@ -222,17 +225,17 @@ def check(config) -> None:
     for name, need in wanted.items():
         if capacity[name] < need:
             raise UserError(
-                f'data.capacity.{name}={capacity[name]} cannot hold one sample, which may '
+                f'data.capacity.{name}={capacity[name]} cannot hold one example, which may '
                 f'need {need}: raise it, or lower '
                 f'{"data.max_text_tokens" if name == "text" else "data.sizes"}'
             )
     group = patch_grid.unit(pool) ** 2
     if capacity['pixels'] % group:
-        raise UserError(f'data.capacity.pixels={capacity["pixels"]} is no multiple of {group}')
+        raise UserError(f'data.capacity.pixels={capacity["pixels"]} is not a multiple of {group}')
 
 
-def fitted(height: int, width: int, config, longest: int | None = None) -> tuple[int, int]:
-    """Size in pixels at which a picture is trained, described and judged.
+def picture_size(height: int, width: int, config, longest: int | None = None) -> tuple[int, int]:
+    """(height, width) in pixels to which a picture is resized for training and evaluation.
 
     `longest` defaults to the largest of `data.sizes`. Small pictures are not enlarged beyond the
     smallest entry.
@@ -240,7 +243,7 @@ def fitted(height: int, width: int, config, longest: int | None = None) -> tuple
     data, unit = config.data, patch_grid.unit(spans.pool_of(config))
     sizes = [size for size, _ in data.sizes]
     longest = min(longest or max(sizes), max(height, width, min(sizes)))
-    return images.fit(height, width, longest, unit * data.patch_size)
+    return images.target_size(height, width, longest, unit * data.patch_size)
 
 
 def _pick(rng: np.random.Generator, sizes) -> int:
@@ -252,13 +255,13 @@ def _pick(rng: np.random.Generator, sizes) -> int:
     return sizes[-1][0]
 
 
-def _samples(
+def _examples_by_task(
     sources_, document: Callable[[str], list[layout.Text]]
 ) -> dict[str, list[tuple[object, int, layout.Text | None]]]:
-    """For each task the (source, index, piece of its document) that can serve it."""
+    """For each task, the (source, index, piece of its document) that can serve it."""
     found: dict[str, list] = {task: [] for task in TASKS}
     for source in sources_:
-        if source.procedural:  # a picture and captions each, by its own word
+        if source.procedural:  # each example has a picture and captions
             both = [(source, index, None) for index in range(len(source))]
             found['text_to_image'] += both
             found['image_to_text'] += both
@@ -266,9 +269,9 @@ def _samples(
         for index in range(len(source)):
             record = source.record(index)
             if record.height and record.captions:
-                sample = (source, index, None)
-                found['text_to_image'].append(sample)
-                found['image_to_text'].append(sample)
+                example = (source, index, None)
+                found['text_to_image'].append(example)
+                found['image_to_text'].append(example)
             elif record.captions:
                 pieces = document(record.captions[0])
                 found['text_only'] += [(source, index, piece) for piece in pieces]
@@ -278,7 +281,7 @@ def _samples(
 
 
 class _Steps:
-    """Random access by step, as grain's sources are."""
+    """Random access by step, the interface of a grain data source."""
 
     def __init__(self, batches: Batches, start: int, stop: int):
         self.batches, self.start, self.stop = batches, start, stop

@@ -1,4 +1,4 @@
-"""PNG files that say how they were made, and never take the place of another."""
+"""PNG files that record how they were made, and never overwrite another file."""
 
 import os
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def write(file: str | os.PathLike | BinaryIO, picture: np.ndarray, text: Mapping
 
 
 def write_new(folder: Path, stem: str, picture: np.ndarray, text: Mapping[str, object]) -> Path:
-    """As `write`, to `stem.png`, or to the first free of `stem-2.png`, `stem-3.png`, ...
+    """As `write`, to `stem.png` or the first unused name of `stem-2.png`, `stem-3.png`, ...
 
     Two processes that write to one folder never get the same name. Raises OSError.
     """

@@ -1,11 +1,11 @@
-"""What a data source says about one sample, and how it accounts for those it leaves out."""
+"""What a data source says about one example, and how it counts those it skips."""
 
 from collections import Counter
 from dataclasses import dataclass
 
 from absl import logging
 
-_NAMED = 3  # examples that the log names for each reason
+_NAMED = 3  # entries that the log names for each reason
 
 
 class BadPicture(Exception):
@@ -14,18 +14,18 @@ class BadPicture(Exception):
 
 @dataclass(frozen=True)
 class Record:
-    """One sample without its pixels."""
+    """One example without its pixels."""
 
     height: int  # pixels as shown; 0, 0: no picture
     width: int
-    captions: tuple[str, ...] = ()  # captions[0] is what describing should answer
+    captions: tuple[str, ...] = ()  # captions[0] is the reference caption
     tags: tuple[str, ...] = ()
     kind: str = ''
     questions: tuple[tuple[str, str], ...] = ()  # (question, answer)
 
 
 class Skips:
-    """Counts what a source leaves out, by reason, and remembers the first few names."""
+    """Counts the entries that a source skips, by reason, and keeps the names of the first few."""
 
     def __init__(self):
         self.counts: Counter[str] = Counter()
@@ -50,7 +50,7 @@ class Skips:
 
 
 def clean(text: str) -> str:
-    """Strips, and collapses every run of white space to one space; half a surrogate pair, which
-    is no text, becomes '?'.
+    """Strips, and collapses every run of white space to one space; a lone surrogate, which is not
+    valid text, becomes '?'.
     """
     return ' '.join(text.encode('utf-8', 'replace').decode('utf-8').split())

@@ -1,4 +1,4 @@
-"""The config field `data.sources` as a list of sources."""
+"""Parses the config field `data.sources` into sources."""
 
 import difflib
 import hashlib
@@ -29,7 +29,7 @@ _KNOWN = (
 
 
 def parts(text: str) -> list[str]:
-    r"""The sources that data.sources names; `\,` is a comma that belongs to a name."""
+    r"""The entries of data.sources; `\,` is a comma within an entry."""
     found = (part.replace('\\,', ',').strip() for part in re.split(r'(?<!\\),', text))
     return [part for part in found if part]
 
@@ -41,13 +41,13 @@ def kind_and_argument(part: str) -> tuple[str, str]:
 
 
 def source_class(kind: str) -> type[Source] | None:
-    """The class of a kind, with `+links` too where its argument is a path; None: unknown."""
+    """The class of a kind, None if unknown; `+links` is allowed where the argument is a path."""
     found = SOURCES.get(kind.removesuffix(LINKS))
     return None if found is None or (kind.endswith(LINKS) and not found.takes_path) else found
 
 
 def build(text: str, max_pixels: int) -> list[Source]:
-    """Sources of a comma-separated list: emoji | scenes:rung/size[/option...] | folder:/path |
+    """The sources of a comma-separated list: emoji | scenes:rung/size[/option...] | folder:/path |
     tfds:name[/config][:split] | text:/path.
 
     `folder+links` and `text+links` follow symbolic links out of their folder. Pictures of more than
@@ -64,7 +64,7 @@ def build(text: str, max_pixels: int) -> list[Source]:
 
 
 def check(text: str) -> None:
-    """Raises UserError, before anything is read, for an unknown kind of source and for a URL."""
+    """Raises UserError, before anything is read, for an unknown kind of source or a URL."""
     named = parts(text)
     if not named:
         raise UserError(f'data.sources is empty; expected a comma-separated list of {_KNOWN}')
@@ -75,7 +75,7 @@ def check(text: str) -> None:
             near = difflib.get_close_matches(kind, SOURCES, n=1)
             hint = f' Did you mean {near[0]!r}?' if near else ''
             if before and source_class(kind_and_argument(before)[0]).takes_path:
-                hint += r' A comma that belongs to a name is written \, (backslash, comma).'
+                hint += r' A comma within a path is written \, (backslash, comma).'
             raise UserError(
                 f'data.sources: unknown kind {kind!r} in {part!r}.{hint} Known: {_KNOWN}'
             )
@@ -83,8 +83,8 @@ def check(text: str) -> None:
             paths.local(argument, 'data.sources')
 
 
-def located(text: str) -> str:
-    """The same list with absolute paths: it names the same data from whatever folder it is read.
+def with_absolute_paths(text: str) -> str:
+    """The same list with absolute paths, which names the same data from any working directory.
 
     Raises UserError for a URL.
     """
@@ -100,26 +100,28 @@ def located(text: str) -> str:
 
 
 def caches_metadata(text: str) -> bool:
-    """Whether one of these sources caches on disk what it found, for other processes to read."""
+    """Whether one of these sources caches metadata on disk, for other processes to read."""
     return any(source_class(kind_and_argument(part)[0]).caches_metadata for part in parts(text))
 
 
 def pictured(source: Source) -> Sequence[int]:
-    """Numbers of the samples that have a picture, decodable or not."""
+    """Indices of the examples that have a picture, decodable or not."""
     if source.procedural:
         return range(len(source))
     return [i for i in range(len(source)) if source.record(i).height]
 
 
 def summary(sources: Sequence[Source]) -> str:
-    """What the plan of a run follows from: of each source how many samples it has and leaves out,
-    and a digest of all it says about them (but for procedural ones, which their name tells).
+    """What the packing plan depends on: for each source, the number of examples, how many were left
+    out, and a digest of all records (none for procedural sources, whose name says it all).
     """
-    told = []
+    summaries = []
     for source in sources:
         digest = hashlib.blake2b(digest_size=8)
         for i in range(0 if source.procedural else len(source)):
             digest.update(repr(source.record(i)).encode())
         left_out = sum(source.skipped.values())
-        told.append(f'{len(source)} samples ({left_out} left out, digest {digest.hexdigest()})')
-    return '; '.join(told)
+        summaries.append(
+            f'{len(source)} examples ({left_out} left out, digest {digest.hexdigest()})'
+        )
+    return '; '.join(summaries)

@@ -1,4 +1,4 @@
-"""Words and pictures of one sample to spans; training and sampling share it."""
+"""From the text and picture of one example to spans; training and generation share it."""
 
 from collections import Counter
 
@@ -21,12 +21,12 @@ def pool_of(config: ConfigDict) -> int:
 
 
 def text_span(tokenizer, text, max_text, loss_from, counts: Counter) -> layout.Text:
-    """`<bos> text <eos>`; loss on what follows position `loss_from`, None for no loss.
+    """`<bos> text <eos>`; loss on the tokens after position `loss_from`, None for no loss.
 
-    Longer text is cut to `max_text` tokens and counted; its end is not learned then.
+    Longer text is truncated to `max_text` tokens and counted; the loss then leaves out its end.
     """
     whole = tokenizer.encode(text)
-    ids = [tokenizer.bos, *_cut(whole, max_text - 2, counts), tokenizer.eos]
+    ids = [tokenizer.bos, *_truncate(whole, max_text - 2, counts), tokenizer.eos]
     end = tokenizer.eos if len(ids) == len(whole) + 2 else -1
     targets = [*ids[1:-1], end, -1]
     if loss_from is None:
@@ -44,33 +44,33 @@ def document(tokenizer, text: str, max_text: int) -> list[layout.Text]:
     ]
 
 
-def opening(tokenizer, text: str, max_text: int, counts: Counter) -> layout.Text:
-    """The first piece of `document`; text that has more is counted as cut."""
+def first_piece(tokenizer, text: str, max_text: int, counts: Counter) -> layout.Text:
+    """The first piece of `document`; a text with more pieces is counted as truncated."""
     first, *rest = document(tokenizer, text, max_text)
     if rest:
-        counts['text_cut'] += 1
+        counts['text_truncated'] += 1
     return first
 
 
-def dialogue_span(tokenizer, question, answer, max_text, counts: Counter) -> layout.Text:
+def question_answer_span(tokenizer, question, answer, max_text, counts: Counter) -> layout.Text:
     """`<bos> question <answer> answer <eos>` with loss on the answer and its end.
 
-    A long question is cut to half of the span, the answer to the rest; the end of a cut answer is
-    not learned, or answers would learn to stop in the middle.
-    `answer` None leaves the span open after the answer mark, to be continued by generation.
+    A long question is truncated to half of the span, the answer to the rest. The loss leaves out
+    the end of a truncated answer, or the model would learn to stop in mid-sentence.
+    `answer` None ends the span after the `<answer>` token, for generation to continue.
     """
     head = tokenizer.encode(question) if question else []
-    head = [tokenizer.bos, *_cut(head, max_text // 2, counts), tokenizer.answer]
+    head = [tokenizer.bos, *_truncate(head, max_text // 2, counts), tokenizer.answer]
     if answer is None:
         return layout.Text(head)
     whole = tokenizer.encode(answer)
-    tail = [*_cut(whole, max_text - len(head) - 1, counts), tokenizer.eos]
+    tail = [*_truncate(whole, max_text - len(head) - 1, counts), tokenizer.eos]
     end = tokenizer.eos if len(tail) > len(whole) else -1
     targets = [-1] * (len(head) - 1) + [*tail[:-1], end] + [-1]
     return layout.Text(head + tail, targets)
 
 
-def drawing(
+def generation_spans(
     prompt: list[layout.Span],
     grid: tuple[int, int],
     pixels: np.ndarray | None,
@@ -80,9 +80,9 @@ def drawing(
     drop_representation: bool,
     keep_positions: bool,
 ) -> list[layout.Span]:
-    """Spans of text-to-image with its dropped conditions; training and sampling share it.
+    """Spans of text-to-image with condition dropout; training and generation share it.
 
-    `pool` of `pool_of`; 0: the pixels follow the prompt at once.
+    `pool` as `pool_of` gives it; 0: the pixels follow the prompt directly.
     """
     if drop_text:
         length = sum(len(span.tokens) for span in prompt)
@@ -96,7 +96,7 @@ def drawing(
     ]
 
 
-def _cut(tokens: list[int], most: int, counts: Counter) -> list[int]:
+def _truncate(tokens: list[int], most: int, counts: Counter) -> list[int]:
     if len(tokens) > most:
-        counts['text_cut'] += 1
+        counts['text_truncated'] += 1
     return tokens[:most]

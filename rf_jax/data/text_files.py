@@ -1,4 +1,4 @@
-"""Text files as other programs write them: with a byte-order mark, with any line ends."""
+"""Text files as other programs write them: with a byte-order mark or any line endings."""
 
 import codecs
 import os
@@ -14,7 +14,7 @@ _MARKS = {
 def read(path: str | os.PathLike) -> str:
     r"""The text of a UTF-8 file, or of a UTF-16 file that begins with a byte-order mark.
 
-    The mark is left out, and every line ends with \n. Raises OSError and UnicodeDecodeError.
+    The mark is removed, and every line ends with \n. Raises OSError and UnicodeDecodeError.
     """
     return decode(Path(path).read_bytes())
 
@@ -29,6 +29,6 @@ def decode(data: bytes) -> str:
 def lines(path: str | os.PathLike) -> list[str]:
     """The lines of a text file that are not blank. Raises as `read`.
 
-    Not by str.splitlines, which also breaks at U+2028, U+0085 and others inside a sentence.
+    Not str.splitlines, which also splits at U+2028, U+0085 and others within a sentence.
     """
     return [line for line in read(path).split('\n') if line.strip()]

@@ -1,4 +1,4 @@
-"""Text as token ids: a SentencePiece model, trained on the run's own sources or loaded.
+"""Text to token ids: a SentencePiece model, loaded or trained on the run's own sources.
 
 python -m rf_jax.data.tokenizer --sources=emoji --vocabulary=2048 --out=tokenizer.model
 """
@@ -14,21 +14,21 @@ from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError
 
 _ANSWER = '<answer>'
-_PIECE = 4000  # characters; longer texts are cut for training, not dropped
+_PIECE = 4000  # characters; longer texts are split for training, not dropped
 
 
 class Tokenizer:
-    """Reversible: `decode(encode(text)) == text`, but for U+2581, which comes back as a space.
+    """Lossless: `decode(encode(text)) == text`, except that U+2581 decodes to a space.
 
     `size` is V, `checksum` the SHA-256 of the model in hexadecimal, `model_bytes` the model.
-    Raises ValueError if `model_bytes` is no model of this class's making.
+    Raises ValueError if `model_bytes` is not a model made by this class.
     """
 
     pad = 0
     bos = 1
     eos = 2
     unk = 3
-    answer = 4  # stands between a question and its answer
+    answer = 4  # separates a question from its answer
     _specials = range(5)
 
     def __init__(self, model_bytes: bytes):
@@ -55,7 +55,7 @@ class Tokenizer:
         self.checksum = hashlib.sha256(model_bytes).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Ids without specials, whatever the text: a typed '</s>' is just letters."""
+        """Ids without special tokens: '</s>' in the text is encoded as plain characters."""
         return self._processor.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -83,12 +83,12 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> 'Tokenizer':
-        """The same texts in the same order give the same bytes.
+        """A new model; the same texts in the same order give the same bytes.
 
-        `vocabulary` counts specials, 256 bytes and every common character; a corpus too small for
-        it gets fewer. Raises UserError if it is too small for the characters, or texts are empty.
+        `vocabulary` includes the special tokens, 256 bytes and all common characters; a small
+        corpus gets fewer. Raises UserError if it cannot hold the characters, or texts are empty.
         """
-        pieces = _cut(texts)
+        pieces = _split(texts)
         first = next(pieces, None)
         if first is None:
             raise UserError('the tokenizer has no text to train on: data.sources has no captions')
@@ -98,33 +98,33 @@ class Tokenizer:
                 sentence_iterator=_chain(first, pieces),
                 model_writer=model,
                 vocab_size=vocabulary,
-                # Unigram rather than BPE: 3.4 against 3.7 tokens an emoji label at 2048, and only
-                # it can end below the vocabulary asked for.
+                # Unigram rather than BPE: 3.4 instead of 3.7 tokens per emoji label at 2048, and
+                # only unigram can return a smaller vocabulary than requested.
                 model_type='unigram',
                 hard_vocab_limit=False,
                 byte_fallback=True,
                 split_digits=True,
-                normalization_rule_name='identity',  # answers are compared letter for letter
+                normalization_rule_name='identity',  # answers are compared character by character
                 remove_extra_whitespaces=False,
                 max_sentence_length=8 * _PIECE,  # bytes
-                num_threads=1,  # the order of sums is part of the result
+                num_threads=1,  # the order of summation affects the result
                 pad_id=cls.pad,
                 bos_id=cls.bos,
                 eos_id=cls.eos,
                 unk_id=cls.unk,
-                control_symbols=[_ANSWER],  # the first free id; never matched in text
+                control_symbols=[_ANSWER],  # gets the first free id; never matched in text
                 minloglevel=2,
             )
         except (RuntimeError, OSError) as error:
             reason = ' '.join(str(error).split())
             raise UserError(
                 f'training the tokenizer with tokenizer.vocab_size={vocabulary} failed; the '
-                f'specials, 256 bytes and all common characters must fit in it: {reason}'
+                f'special tokens, 256 bytes and all common characters must fit in it: {reason}'
             ) from error
         return cls(model.getvalue())
 
 
-def _cut(texts: Iterable[str]) -> Iterator[str]:
+def _split(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         for start in range(0, len(text), _PIECE):
             yield text[start : start + _PIECE]
@@ -142,8 +142,10 @@ def _main() -> None:
     from rf_jax.data.source_list import build
     from rf_jax.runtime import cli
 
-    flags.DEFINE_string('sources', 'emoji', 'Where text comes from, as in data.sources.')
-    flags.DEFINE_integer('vocabulary', 2048, 'Most tokens, specials and bytes included.', 1)
+    flags.DEFINE_string('sources', 'emoji', 'Sources of the text, as in data.sources.')
+    flags.DEFINE_integer(
+        'vocabulary', 2048, 'Largest number of tokens, including special tokens and bytes.', 1
+    )
     flags.DEFINE(cli.PATH, 'out', 'tokenizer.model', 'File to write.')
 
     def main(argv):

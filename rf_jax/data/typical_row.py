@@ -1,20 +1,20 @@
-"""A row as a config would fill it, without data: for costs that depend on who sees whom."""
+"""A row as a config would fill it, without data: for costs that depend on the attention mask."""
 
 import numpy as np
 
 from rf_jax.data import layout
-from rf_jax.data.spans import drawing, pool_of
+from rf_jax.data.spans import generation_spans, pool_of
 from rf_jax.runtime.rng import generator
 
-PROMPT = 24  # tokens of a prompt of text-to-image, its marks included
+PROMPT = 24  # tokens of a prompt of text-to-image, special tokens included
 ANSWER = 64  # tokens of a question and its answer
-TRIES = 50  # draws that do not fit before a row counts as full
+TRIES = 50  # examples that do not fit before a row counts as full
 
 
 def row(config, seed: int = 0) -> dict[str, np.ndarray]:
-    """Arrays of `layout.empty` of one row: samples drawn by `data.tasks` and `data.sizes`, square
-    pictures, prompts of 24 tokens, answers of 64, documents of `max_text_tokens`, added until
-    none fits.
+    """One row as arrays of `layout.empty`: examples sampled by `data.tasks` and `data.sizes`, with
+    square pictures, prompts of 24 tokens, answers of 64 and documents of `max_text_tokens`, added
+    until none fits.
     """
     data, rng = config.data, generator(seed, 'typical')
     tasks = [task for task, weight in data.tasks.items() if weight > 0]
@@ -25,7 +25,7 @@ def row(config, seed: int = 0) -> dict[str, np.ndarray]:
         task = tasks[rng.choice(len(tasks), p=weights / weights.sum())]
         side = data.sizes[rng.choice(len(sizes), p=sizes / sizes.sum())][0] // data.patch_size
         spans = {
-            'text_to_image': drawing(
+            'text_to_image': generation_spans(
                 [layout.Text([0] * min(PROMPT, data.max_text_tokens))],
                 (side, side),
                 None,
@@ -48,14 +48,14 @@ def row(config, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def visible_pairs(arrays: dict[str, np.ndarray]) -> float:
-    """Query-key pairs of a row that see each other (design rule 2), counted by samples."""
+    """Number of (query, key) pairs of a row that are visible (design rule 2)."""
     total = 0.0
     for sample in range(1, arrays['segment'].max(initial=0) + 1):
         at = arrays['segment'] == sample
         order, reach, block = (arrays[name][at] for name in ('order', 'reach', 'block'))
         covered = np.searchsorted(np.sort(order), reach, side='right').sum()
         blocks, counts = np.unique(block[block > 0], return_counts=True)
-        # Pairs of a block that no reach covers: all of a noisy picture, none of a seen one.
+        # Pairs of a block beyond the reach: all of a noisy picture, none of an encoded one.
         for number, count in zip(blocks, counts):
             inside = block == number
             covered += count * np.sum(order[inside][:, None] > reach[inside].max())
@@ -64,6 +64,9 @@ def visible_pairs(arrays: dict[str, np.ndarray]) -> float:
 
 
 def picture_pairs(counts: np.ndarray, extra: int) -> float:
-    """Pairs within the pictures of a row for the encoder; `extra`: its own tokens a picture."""
+    """Visible pairs within the pictures of a row in the encoder.
+
+    `counts`: patches of each picture; `extra`: class token and registers of each picture.
+    """
     counts = counts[counts > 0] + extra
     return float(np.sum(counts.astype(float) ** 2))

@@ -15,7 +15,7 @@ def measure(pictures: Iterable[np.ndarray]) -> dict[str, float]:
     """Perplexity of the places (a grid of 3 x 3) and of the colours of all objects that the judge
     finds in the pictures, uint8 [s, s, 3].
     """
-    objects = [each for picture in pictures for each in judge.find(picture)]
+    objects = [each for picture in pictures for each in judge.detect(picture)]
     return {
         'places': perplexity(Counter((third(o.y), third(o.x)) for o in objects).values()),
         'colours': perplexity(Counter(o.colour for o in objects).values()),

@@ -53,11 +53,11 @@ class Inspector:
         data = self.sampler.config.data
         rows, grids = [], []
         for picture in pictures:
-            height, width = pipeline.fitted(*picture.shape[:2], self.sampler.config)
+            height, width = pipeline.picture_size(*picture.shape[:2], self.sampler.config)
             grid = height // data.patch_size, width // data.patch_size
             resized = images.resize(picture, height, width)
             pixels = images.patchify(resized, data.patch_size, self.pool)
-            example = spans.drawing(
+            example = spans.generation_spans(
                 *([], grid, pixels, self.pool),
                 drop_text=False,
                 drop_representation=False,
@@ -70,7 +70,7 @@ class Inspector:
         rows_of_batch = placement.full(BATCH if len(rows) > 1 else 1)  # few compiled programs
         rows += [[]] * (rows_of_batch - len(rows))
         capacity = dict(zip(layout.SIZES, sizes.tolist()))
-        batch = layout.place(rows, capacity, self.sampler.model.channels)
+        batch = layout.make_batch(rows, capacity, self.sampler.model.channels)
         batch = placement.inputs(batch)
         codes = np.asarray(self._encode(self.sampler.params, self.codebook, batch))
         return [

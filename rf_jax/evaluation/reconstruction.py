@@ -16,14 +16,14 @@ def evaluate(sampler: Sampler, source, count: int) -> dict[str, float]:
     noise is.
     """
     model, patch = sampler.model, sampler.config.data.patch_size
-    size = pipeline.fitted(source.size, source.size, sampler.config)
+    size = pipeline.picture_size(source.size, source.size, sampler.config)
     grid = size[0] // patch, size[1] // patch
     pictures = [images.resize(source.picture(i), *size) for i in range(count)]
     placement = sampler.placement
     rows = [[[layout.Pixels(*grid, images.patchify(picture, patch))]] for picture in pictures]
     rows += [[]] * (placement.full(count) - count)
     capacity = dict(zip(layout.SIZES, layout.size(rows[0][0]).tolist()))
-    batch = placement.inputs(layout.place(rows, capacity, model.channels))
+    batch = placement.inputs(layout.make_batch(rows, capacity, model.channels))
     variables = {'params': sampler.params}
     encode = placement.jit(lambda v, b: model.bind(v).clean(b))
     latents = encode(variables, batch)

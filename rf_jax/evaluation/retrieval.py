@@ -116,7 +116,7 @@ def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
     for i in others:
         gallery += [thumbnails([picture]) for picture in readable(source, [i], 1).values()]
     labels = [source.record(i).captions[0] for i in truth]
-    sizes = [pipeline.fitted(*p.shape[:2], sampler.config) for p in truth.values()]
+    sizes = [pipeline.picture_size(*p.shape[:2], sampler.config) for p in truth.values()]
     tasks = sampler.config.data.tasks
     generated, answers, top1, top10, exact = [], [], None, None, None
     too_long, longest = 0, lengths.longest_answer(sampler.config)

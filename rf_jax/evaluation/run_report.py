@@ -29,7 +29,7 @@ SHOWN = 24  # pairs in the grid at the end
 
 def first_pictures(run: Run) -> tuple[object, Sequence[int]]:
     """The first source with pictures, and their numbers; (None, []) without one."""
-    for source, *_ in run.batches.samples['text_to_image'][:1]:
+    for source, *_ in run.batches.examples['text_to_image'][:1]:
         return source, source_list.pictured(source)
     return None, []
 
@@ -52,7 +52,7 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
     chosen = retrieval.readable(source, rng.permutation(numbers), run.config.log.samples)
     prompts = [source.record(i).captions[0] for i in chosen]
     sampler = sampler_of(run)  # compiled once, for changing parameters
-    sizes = [pipeline.fitted(*picture.shape[:2], run.config) for picture in chosen.values()]
+    sizes = [pipeline.picture_size(*picture.shape[:2], run.config) for picture in chosen.values()]
 
     def show(step: int, ema: Any, writer: metrics.MetricWriter) -> None:
         if not chosen:

@@ -129,7 +129,7 @@ def score(
             shown[side] = [prompt_set[i].text for i in chosen]
             pictures[side] = np.stack([generated[i][0] for i in chosen])
         if amount.captions:
-            size = pipeline.fitted(source.size, source.size, config)
+            size = pipeline.picture_size(source.size, source.size, config)
             real = [images.resize(source.picture(i), *size) for i in range(amount.captions)]
             captions = [source.record(i).captions[0] for i in range(amount.captions)]
             generated = [each.image for each in sampler.generate(captions, seed, size)]

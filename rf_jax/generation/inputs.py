@@ -85,7 +85,7 @@ def generation_rows(
     def place(text: bool, representation: bool) -> Batch:
         examples = [
             [
-                spans.drawing(
+                spans.generation_spans(
                     [prompt],
                     grid,
                     None,
@@ -97,7 +97,7 @@ def generation_rows(
             ]
             for prompt, grid in zip(prompts, grids)
         ]
-        return layout.place(examples, capacity, channels)
+        return layout.make_batch(examples, capacity, channels)
 
     return {(text, rep): place(text, rep) for text in (True, False) for rep in (True, False)}
 
@@ -117,9 +117,9 @@ def answer_rows(
     data = config.data
     rows, prompt_lengths = [], []
     for picture, question in pairs:
-        height, width = pipeline.fitted(*picture.shape[:2], config)
+        height, width = pipeline.picture_size(*picture.shape[:2], config)
         pixels = images.patchify(images.resize(picture, height, width), data.patch_size)
-        prompt = spans.dialogue_span(
+        prompt = spans.question_answer_span(
             tokenizer, clean(question), None, data.max_text_tokens, Counter()
         )
         prompt_lengths.append(len(prompt.tokens))
@@ -129,7 +129,7 @@ def answer_rows(
     sizes = np.max([layout.size(row[0]) for row in rows], axis=0)
     capacity = dict(zip(layout.SIZES, sizes.tolist()))
     capacity['text'] = _rounded(capacity['text'])
-    return layout.place(rows, capacity, channels), np.array(prompt_lengths, np.int32)
+    return layout.make_batch(rows, capacity, channels), np.array(prompt_lengths, np.int32)
 
 
 def _rounded(count: int) -> int:

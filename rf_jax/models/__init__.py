@@ -1,1 +1,1 @@
-"""The network: shared backbone, vision encoder, quantizer, representation head, denoiser."""
+"""The network: shared backbone, vision encoder, quantizer, representation, denoiser."""

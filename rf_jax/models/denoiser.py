@@ -1,4 +1,4 @@
-"""The two ends of the pixel path: noisy patches and time in, clean patches out (JiT; paper 3.2)."""
+"""Ends of the denoiser: noisy patches and time in, clean patches out (JiT; paper, section 3.2)."""
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ class TimeEmbedding(nn.Module):
     def __call__(self, t: jax.Array) -> jax.Array:
         """t float32 [...] -> [..., D]."""
         half = self.features // 2
-        # From one radian to a thousand over the whole time.
+        # From 1 to 1,000 radians over t in [0, 1].
         frequency = 1000.0 ** (jnp.arange(half, dtype=jnp.float32) / (half - 1))
         angles = t[..., None].astype(jnp.float32) * frequency
         x = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
@@ -27,8 +27,9 @@ class TimeEmbedding(nn.Module):
 
 
 def sinusoids(cells: jax.Array, width: int) -> jax.Array:
-    """Fixed 2D positions: cells int32 [..., 2] -> float32 [..., D], half for rows, half for columns
-    (Vaswani et al. 2017 for each).
+    """Fixed 2D position embedding: cells int32 [..., 2] -> float32 [..., D].
+
+    Half of it encodes the row, half the column (each as in Vaswani et al. 2017).
     """
     frequency = 10_000.0 ** -(jnp.arange(width // 4, dtype=jnp.float32) / (width // 4))
     angles = cells[..., None].astype(jnp.float32) * frequency
@@ -55,7 +56,7 @@ class PatchIn(nn.Module):
 
 
 class PatchOut(nn.Module):
-    """Tokens [B, P, D] -> predicted clean patches [B, P, C], float32; zero at the start."""
+    """Tokens [B, P, D] -> predicted clean patches float32 [B, P, C]; initialised to zero."""
 
     channels: int
 

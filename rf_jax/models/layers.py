@@ -1,4 +1,4 @@
-"""Small parts shared by the towers: dense products on flat tokens, norms, tables, feed-forwards."""
+"""Layers shared by backbone and encoder: dense layers, norms, tables, feed-forwards."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ linear_init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal'
 
 
 _keep = jax.checkpoint_policies.save_only_these_names
-# What the backward of a layer finds saved; the rest it recomputes.
+# What each layer saves for its backward pass; the rest is recomputed.
 REMAT = {
     'none': None,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -24,16 +24,16 @@ REMAT = {
 
 
 def flat_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[..., D] x [D, F] -> [..., F], with all tokens in one axis.
+    """[..., D] x [D, F] -> [..., F], with all tokens flattened into one axis.
 
-    XLA's backward of a (B, N, D) x (D, F) product is about three times slower on CPU.
+    On CPU, XLA's backward pass of a (B, N, D) x (D, F) product is about three times slower.
     """
     flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Dense(nn.Module):
-    """Linear layer; parameters float32 `kernel` [D, F] and, if asked, `bias` [F]."""
+    """Linear layer; parameters float32 `kernel` [D, F] and optionally `bias` [F]."""
 
     features: int
     use_bias: bool = False
@@ -49,9 +49,9 @@ class Dense(nn.Module):
 
 
 class Logits(NamedTuple):
-    """Logits [B, n, V] before the product: hidden states [B, n, D] and a head's kernel [D, V].
+    """Unevaluated logits [B, n, V]: hidden states [B, n, D] and the kernel of a head [D, V].
 
-    Those of a large vocabulary are never computed for all tokens at once in training.
+    In training, logits of a large vocabulary are never computed for all tokens at once.
     """
 
     hidden: jax.Array
@@ -64,7 +64,7 @@ class Logits(NamedTuple):
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[N, D] x [D, V] -> float32 [N, V], multiplied in the type of x."""
+    """[N, D] x [D, V] -> float32 [N, V], multiplied in the dtype of x."""
     return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
@@ -107,7 +107,7 @@ class LayerNorm(nn.Module):
 
 
 class Table(nn.Module):
-    """Embedding table [K, D]; called with int indices of any shape."""
+    """Embedding table [K, D]; takes integer indices of any shape."""
 
     rows: int
     features: int
@@ -119,7 +119,7 @@ class Table(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate x) * up x), Qwen3's feed-forward; DINOv3's ViT-H+ has it with biases."""
+    """down(silu(gate x) * up x), Qwen3's feed-forward; with biases, that of DINOv3's ViT-H+."""
 
     feedforward: int
     use_bias: bool = False

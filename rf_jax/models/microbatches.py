@@ -1,7 +1,7 @@
-"""A batch in parts, worked on one after another, so that memory holds the intermediates of one.
+"""Microbatches: parts of a batch, processed in turn, so intermediates of only one are in memory.
 
-Entry i of the first axis goes to part i mod count: a batch that is sharded along this axis leaves
-every part spread over all devices.
+Entry i of the first axis goes to part i mod count, so if a batch is sharded along this axis, each
+part is sharded over all devices too.
 """
 
 import math
@@ -28,8 +28,8 @@ def join(tree: Any) -> Any:
     )
 
 
-def each(function: Callable, count: int, *arrays: Any) -> Any:
-    """`function(*arrays)` of each part of the arrays, results stacked: [count, ...]."""
+def map_parts(function: Callable, count: int, *arrays: Any) -> Any:
+    """`function(*arrays)` for each part of the arrays, results stacked: [count, ...]."""
     if count == 1:
         return jax.tree.map(lambda a: a[None], function(*arrays))
     return jax.lax.map(lambda part: function(*part), split(arrays, count))
@@ -37,18 +37,19 @@ def each(function: Callable, count: int, *arrays: Any) -> Any:
 
 @dataclass(frozen=True)
 class Part:
-    """Part `number`, which may be traced, of `count`."""
+    """Part `number` of `count`; `number` may be traced."""
 
     number: int | jax.Array = 0
     count: int = 1
 
-    def of(self, array: jax.Array) -> jax.Array:
+    def take(self, array: jax.Array) -> jax.Array:
         """[n, ...] of the whole batch -> [n / count, ...] of this part."""
         return split(array, self.count)[self.number]
 
     def normal(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """This part, float32 of this shape, of the normal values that `key` gives the whole batch;
-        those of the other parts are never made. `key` is a threefry key.
+        """This part, float32 of this shape, of the normal values that `key` gives the whole batch.
+
+        The other parts are not generated. `key` is a threefry key.
         """
         if self.count == 1:
             return jax.random.normal(key, shape)
@@ -58,8 +59,8 @@ class Part:
 
 
 def _strided_bits(data: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
-    """What threefry gives entries number, number + count, ... of a larger array, whose bits are
-    hashes of flat 64-bit indices. `data` uint32 [4]: the key, number, count.
+    """The threefry bits of entries number, number + count, ... of a larger array, where the bits of
+    an entry are a hash of its flat 64-bit index. `data` uint32 [4]: key, number, count.
     """
     assert width == 32 and shape
     row = jax.lax.broadcasted_iota(jnp.uint32, shape, 0) * data[3] + data[2]
@@ -83,10 +84,15 @@ def _high_product(x: jax.Array, y: int) -> jax.Array:
     return high * y_high + (first >> 16) + (second >> 16)
 
 
-def _no(*_: Any) -> Any:
-    raise AssertionError('a key of one use')
+def _unsupported(*_: Any) -> Any:
+    raise AssertionError('this key can only generate bits')
 
 
 _STRIDED = prng.define_prng_impl(
-    key_shape=(4,), seed=_no, split=_no, random_bits=_strided_bits, fold_in=_no, name='strided'
+    key_shape=(4,),
+    seed=_unsupported,
+    split=_unsupported,
+    random_bits=_strided_bits,
+    fold_in=_unsupported,
+    name='strided',
 )

@@ -13,10 +13,11 @@ from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.layers import REMAT, Dense, RMSNorm
 from rf_jax.models.moe import experts
 from rf_jax.models.moe.experts import FeedForward, by_group
-from rf_jax.models.token_sharding import UNCUT, Cut
+from rf_jax.models.token_sharding import UNSHARDED, TokenSharding
 from rf_jax.runtime.errors import choose, require
 
-# Keys and values of the cached tokens: [B, S, Hkv, Dh] each, with a leading layer axis outside.
+# KV cache of S tokens: keys and values [B, S, Hkv, Dh] each; outside a layer with a leading layer
+# axis.
 Cache = tuple[jax.Array, jax.Array]
 
 
@@ -40,12 +41,12 @@ class Projections(nn.Module):
 
 
 class SharedAttention(nn.Module):
-    """Split `ffn`, the paper's: attention and norms are shared, feed-forwards are split."""
+    """Split `ffn` (paper): attention and norms are shared, each group has its own feed-forward."""
 
     config: ConfigDict
     attend: Attention  # not `attention`: the parameters of the projections have that name
     feed: FeedForward
-    cut: Cut
+    sharding: TokenSharding
     lengths: tuple[int, int, int]  # tokens of each expert group in the row
 
     @nn.compact
@@ -55,32 +56,32 @@ class SharedAttention(nn.Module):
         attended, kept = _attended(self.attend, q, k, v, angles, seen, cache)
         x = x + checkpoint_name(Dense(c.width, name='output')(attended), 'projected')
         normed = RMSNorm(c.norm_eps, name='ffn_norm')(x)
-        y, losses = self.feed(self.cut, self.of_groups(), normed, live, normed=True)
+        y, losses = self.feed(self.sharding, self.of_groups(), normed, live, normed=True)
         return x + y, losses, kept
 
     def of_groups(self) -> tuple[int, int, int]:
-        """Tokens that each group feeds forward."""
+        """Number of tokens for the feed-forward of each group."""
         return self.lengths
 
 
 class SplitAttention(nn.Module):
-    """Split `full`, BAGEL's: only the attention product itself is shared."""
+    """Split `full` (BAGEL): only the attention product itself is shared."""
 
     config: ConfigDict
     attend: Attention  # not `attention`: the parameters of the projections have that name
     feed: FeedForward
-    cut: Cut
+    sharding: TokenSharding
     lengths: tuple[int, int, int]  # tokens of each expert group in the row
 
     @nn.compact
     def __call__(self, x, angles, seen, live, cache):
         c = self.config
-        each = partial(by_group, self.cut, self.lengths)
+        each = partial(by_group, self.sharding, self.lengths)
         q, k, v = each(lambda g: Projections(c, name=f'{g}_attention'), x)
         attended, kept = _attended(self.attend, q, k, v, angles, seen, cache)
         y = each(lambda g: Dense(c.width, name=f'{g}_output'), attended)
         x = x + checkpoint_name(y, 'projected')
-        y, losses = self.feed(self.cut, self.lengths, x, live, normed=False)
+        y, losses = self.feed(self.sharding, self.lengths, x, live, normed=False)
         return x + y, losses, kept
 
 
@@ -95,7 +96,7 @@ def _attended(attend: Attention, q, k, v, angles, seen, cache: Cache | None):
 
 
 class Undivided(SharedAttention):
-    """Split `none`: all tokens share all of it, as in a plain transformer."""
+    """Split `none`: all tokens share all parameters, as in a plain transformer."""
 
     def of_groups(self) -> tuple[int, int, int]:
         return sum(self.lengths), 0, 0
@@ -105,20 +106,20 @@ SPLITS = {'ffn': SharedAttention, 'full': SplitAttention, 'none': Undivided}
 
 
 class Backbone(nn.Module):
-    """`layers` blocks and the final norm; the scanned stack is the only form on disk."""
+    """`layers` blocks and the final norm; checkpoints always hold the scanned stack."""
 
     config: ConfigDict
     block: type[nn.Module]
     attention: Attention
     feed: FeedForward
-    cut: Cut
+    sharding: TokenSharding
     taps: int | None  # layer whose output is wanted too
 
     @nn.compact
     def __call__(
         self, x, position, seen, lengths, live=None, cache: Cache | None = None, keep: bool = False
     ):
-        """x [B, L, D] laid by `cut`, position float32 [B, L, 3], cache of S tokens.
+        """x [B, L, D] sharded by `sharding`, position float32 [B, L, 3], cache of S tokens.
 
         `seen`: what `prepare` of the attention makes of these L tokens as queries and, as keys, the
         cached ones and these. `lengths`: tokens of the three expert groups; `live` bool [B, L]:
@@ -135,8 +136,8 @@ class Backbone(nn.Module):
 
         def body(module, carried, each):
             (x, tapped), (number, cached) = carried, each
-            x, losses, kept = module(self.cut.lay(x), angles, seen, live, cached)
-            x = self.cut.lay(x)
+            x, losses, kept = module(self.sharding.constrain(x), angles, seen, live, cached)
+            x = self.sharding.constrain(x)
             tapped = None if tapped is None else jnp.where(number == self.taps, x, tapped)
             return (x, tapped), (losses, kept if keep else None)
 
@@ -150,7 +151,7 @@ class Backbone(nn.Module):
             unroll=c.unroll,
         )
         (x, tapped), (losses, kept) = stack(
-            block(c, self.attention, self.feed, self.cut, lengths, name='layers'),
+            block(c, self.attention, self.feed, self.sharding, lengths, name='layers'),
             (x, None if self.taps is None else x),
             (jnp.arange(1, c.layers + 1), cache),
         )
@@ -162,12 +163,12 @@ def build(
     config: ConfigDict,
     attention: Attention,
     platform: str,
-    cut: Cut = UNCUT,
+    sharding: TokenSharding = UNSHARDED,
     taps: int | None = None,
 ) -> partial:
     """Backbone of `config.model.backbone` with this attention, ready to be named.
 
-    `taps`: a layer, from 1 on, whose output it gives too. Raises UserError.
+    `taps`: a layer, counted from 1, whose output is returned as well. Raises UserError.
     """
     c, field = config.model.backbone, 'model.backbone'
     block = choose(f'{field}.split', c.split, SPLITS)
@@ -178,7 +179,7 @@ def build(
     )
     require(
         c.heads % c.kv_heads == 0,
-        f'{field}.heads={c.heads} is no multiple of {field}.kv_heads={c.kv_heads}',
+        f'{field}.heads={c.heads} is not a multiple of {field}.kv_heads={c.kv_heads}',
     )
     require(
         c.head_dim % 2 == 0
@@ -187,5 +188,5 @@ def build(
         f'{field}.rope_sections={tuple(c.rope_sections)} must be three numbers that sum to '
         f'{field}.head_dim / 2 = {c.head_dim / 2:g}',
     )
-    feed = experts.build(config, platform, cut.mesh)
-    return partial(Backbone, c, block, attention, feed, cut, taps)
+    feed = experts.build(config, platform, sharding.mesh)
+    return partial(Backbone, c, block, attention, feed, sharding, taps)

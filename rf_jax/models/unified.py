@@ -20,7 +20,7 @@ from rf_jax.models.representation import choice as representation
 from rf_jax.models.representation.kind import Kind
 from rf_jax.models.spaces import choice as spaces
 from rf_jax.models.spaces.space import Space
-from rf_jax.models.token_sharding import Cut
+from rf_jax.models.token_sharding import TokenSharding
 from rf_jax.models.vision_encoder import Connector, VisionEncoder
 from rf_jax.runtime.errors import choose, require
 
@@ -45,17 +45,19 @@ class Unified(nn.Module):
     kind: Kind  # of representation
     space: Space
     attention: Attention
-    cut: Cut
+    sharding: TokenSharding
     dtype: jnp.dtype  # of activations
 
     def setup(self):
         c = self.config
         width = c.backbone.width
         self.text_embed = Table(self.vocabulary, width)
-        self.encoder = VisionEncoder(c.encoder, self.attention, self.cut)
+        self.encoder = VisionEncoder(c.encoder, self.attention, self.sharding)
         self.connector = Connector(width)
         self.representation_embed = self.kind.embedding(c)
-        self.autoencoder = self.space.codec(c, self.channels, self.attention, self.cut, self.dtype)
+        self.autoencoder = self.space.codec(
+            c, self.channels, self.attention, self.sharding, self.dtype
+        )
         self.patch_in = PatchIn(c.denoiser, width)
         self.backbone = self.backbone_of()
         self.text_head = Head(self.vocabulary)
@@ -77,16 +79,18 @@ class Unified(nn.Module):
             self.embed_patches(z, t, batch['pixel_cells']),
         )
         sizes = text, vision, representation, pixels = [s.shape[1] for s in streams]
-        x = self.cut.join([self.cut.lay(s) for s in streams])
-        stand = {name: self.cut.arrange(batch[name], sizes) for name in (*FIELDS, 'position')}
+        x = self.sharding.join([self.sharding.constrain(s) for s in streams])
+        stand = {
+            name: self.sharding.interleave(batch[name], sizes) for name in (*FIELDS, 'position')
+        }
         seen, live = self.attention.prepare(stand, stand), stand['segment'] > 0
         lengths = (text + vision, representation, pixels)
         x, losses, _, tapped = self.backbone(x, stand['position'], seen, lengths, live)
-        x = self.cut.split(x, sizes)
-        tapped = None if tapped is None else self.cut.split(tapped, sizes)[3]
+        x = self.sharding.split(x, sizes)
+        tapped = None if tapped is None else self.sharding.split(tapped, sizes)[3]
         found = self.representation_head(x[2], tapped)
         found |= self.autoencoder.outputs(*self._drawn(batch), batch)
-        return {name: self.cut.restore(a, sizes) for name, a in losses.items()} | {
+        return {name: self.sharding.deinterleave(a, sizes) for name, a in losses.items()} | {
             'text_logits': self.text_head(x[0]),
             'x': self.patch_out(x[3]),
             **found,
@@ -185,18 +189,18 @@ def build(
 ) -> Unified:
     """The model of `config.model`; C follows from `config.data.patch_size`. Raises UserError.
 
-    `mesh`: the devices it is to be cut over, None for one. `platform`: cpu, gpu or tpu when
+    `mesh`: the devices it is to be sharding over, None for one. `platform`: cpu, gpu or tpu when
     programs are compiled for another than this process runs on.
     """
     kind, space = representation.of(config), spaces.of(config)
     representation.check(config)
     _check(config.model, space.towers)
     platform = platform or jax.default_backend()
-    attention, cut = select.build(config, platform), Cut(mesh)
+    attention, sharding = select.build(config, platform), TokenSharding(mesh)
     if mesh is not None and mesh.size > 1:
         attention = ShardedAttention(attention, mesh)
     tapped_layer = kind.tapped_layer(config.model)
-    backbone = transformer.build(config, attention, platform, cut, tapped_layer)
+    backbone = transformer.build(config, attention, platform, sharding, tapped_layer)
     return Unified(
         config=config.model,
         vocabulary=vocabulary,
@@ -206,6 +210,6 @@ def build(
         space=space,
         drawn=space.width(config),
         attention=attention,
-        cut=cut,
+        sharding=sharding,
         dtype=jnp.dtype(config.compute_dtype),
     )

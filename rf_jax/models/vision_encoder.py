@@ -1,4 +1,4 @@
-"""DINOv3's vision transformer on packed pictures of any size, and the connector to the backbone."""
+"""DINOv3's vision transformer for packed pictures of any size, and the connector."""
 
 import flax.linen as nn
 import jax
@@ -9,11 +9,11 @@ from rf_jax.data.layout import NEVER
 from rf_jax.models.attention import rotary
 from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.layers import GELU, REMAT, Dense, LayerNorm, SwiGLU
-from rf_jax.models.token_sharding import UNCUT, Cut
+from rf_jax.models.token_sharding import UNSHARDED, TokenSharding
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm block with layer scale; query, value and output have biases, key has none."""
+    """Pre-norm block with layer scale; query, value and output have biases, key does not."""
 
     config: ConfigDict  # model.encoder, or model.autoencoder
     attention: Attention
@@ -39,50 +39,51 @@ class EncoderBlock(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Patches of several pictures in a row to features; a picture attends to itself alone.
+    """Patches of several pictures in a row to features; pictures do not attend to each other.
 
-    Each picture has its own class token and registers, as DINOv3 puts before the patches.
+    Each picture has its own class token and registers before its patches, as in DINOv3.
     """
 
     config: ConfigDict  # model.encoder, or model.autoencoder
     attention: Attention
-    cut: Cut = UNCUT
+    sharding: TokenSharding = UNSHARDED
 
     @nn.compact
     def __call__(self, patches, picture, coords, pictures: int):
         """patches [B, P, C] in [-1, 1], picture int32 [B, P] (-1 none), coords float32 [B, P, 2].
 
-        `pictures`: most pictures in a row. Gives features [B, P, D] of the last layer before the
-        final norm, and the same after it.
+        `pictures`: largest number of pictures in a row. Returns features [B, P, D] of the last
+        layer before the final norm, and the same after it.
         """
         c = self.config
         rows = patches.shape[0]
-        x = self.cut.lay(Dense(c.width, True, name='patch_embed')(patches))
+        x = self.sharding.constrain(Dense(c.width, True, name='patch_embed')(patches))
         prefix = self.param('class_and_registers', nn.initializers.normal(0.02),
                             (1 + c.registers, c.width))  # fmt: skip
         extra = pictures * (1 + c.registers)
         tokens = jnp.broadcast_to(prefix.astype(x.dtype), (rows, pictures, *prefix.shape))
         sizes = extra, x.shape[1]
-        x = self.cut.join([tokens.reshape(rows, extra, c.width), x])
+        x = self.sharding.join([tokens.reshape(rows, extra, c.width), x])
         owner = jnp.repeat(jnp.arange(pictures, dtype=picture.dtype), 1 + c.registers)
-        owner = self.cut.join([jnp.broadcast_to(owner, (rows, extra)), picture])
+        owner = self.sharding.join([jnp.broadcast_to(owner, (rows, extra)), picture])
         integers = integers_of(owner)
         seen = self.attention.prepare(integers, integers)
         angles = self._angles(coords)
-        angles = self.cut.join([jnp.zeros((rows, extra, angles.shape[-1])), angles])  # not turned
+        unrotated = jnp.zeros((rows, extra, angles.shape[-1]))
+        angles = self.sharding.join([unrotated, angles])
 
         block = EncoderBlock
         if c.remat != 'none':
             block = nn.remat(block, policy=REMAT[c.remat], prevent_cse=False)
 
         def body(block, x, _):
-            return self.cut.lay(block(self.cut.lay(x), angles, seen)), None
+            return self.sharding.constrain(block(self.sharding.constrain(x), angles, seen)), None
 
         stack = nn.scan(body, variable_axes={'params': 0}, split_rngs={'params': True},
                         length=c.layers, unroll=c.unroll)  # fmt: skip
         x, _ = stack(block(c, self.attention, name='layers'), x, None)
         normed = LayerNorm(c.norm_eps, name='norm')(x)
-        return self.cut.split(x, sizes)[1], self.cut.split(normed, sizes)[1]
+        return self.sharding.split(x, sizes)[1], self.sharding.split(normed, sizes)[1]
 
     def _angles(self, coords: jax.Array) -> jax.Array:
         """2 pi x coordinate x theta^(-4j / Dh) for rows, then columns: [B, P, Dh / 2]."""
@@ -93,9 +94,9 @@ class VisionEncoder(nn.Module):
 
 
 def integers_of(owner: jax.Array) -> dict[str, jax.Array]:
-    """Each picture sees itself, in the integers of `attention.masks`.
+    """Integers of `attention.masks` with which each picture attends to itself.
 
-    owner int32 [B, L]: the picture of each token, -1 none; numpy or jax, as what is given back.
+    owner int32 [B, L]: the picture of each token, -1 none; numpy or jax, like the result.
     """
     xp = owner.__array_namespace__()
     real = owner >= 0
@@ -108,7 +109,7 @@ def integers_of(owner: jax.Array) -> dict[str, jax.Array]:
 
 
 def pool(x: jax.Array, side: int = 2) -> jax.Array:
-    """Mean over groups of side x side, which stand together: [B, side^2 N, D] -> [B, N, D]."""
+    """Mean over groups of side x side consecutive tokens: [B, side^2 N, D] -> [B, N, D]."""
     return x.reshape(x.shape[0], -1, side**2, x.shape[-1]).mean(2)
 
 

@@ -27,7 +27,7 @@ class Measured:
 def measure(plan: Plan, draws: int) -> Measured:
     """Plans the first windows with at least `draws` samples in total."""
     began = time.process_time()
-    number = -(-draws // plan.draws_per_window)
+    number = -(-draws // plan.examples_per_window)
     room, carried, left_out = np.zeros(len(plan.capacity), np.int64), 0, 0
     for each in range(number):
         window = plan.window(each)
@@ -35,10 +35,10 @@ def measure(plan: Plan, draws: int) -> Measured:
         carried += len(window.left_over[0])
         left_out += window.left_out
     steps = number * plan.steps_per_window
-    holds = steps * plan.batch_rows * plan.capacity
+    holds = steps * plan.batch_size * plan.capacity
     used = holds - room
     return Measured(
-        number * plan.draws_per_window,
+        number * plan.examples_per_window,
         steps,
         {name: u / h for name, u, h in zip(layout.SIZES, used, holds) if h},
         used[:4].sum() / holds[:4].sum(),
@@ -58,13 +58,13 @@ def recommended(plan: Plan, tokens: int, group: int = 4) -> tuple[np.ndarray, fl
 
     `group`: patches stored together; the pixel capacity is a multiple of it.
     """
-    sizes = plan.sizes(plan.mixture.window(0, plan.shares))
+    sizes = plan.sizes(plan.mixture.window(0, plan.examples_per_task))
 
     def fill(capacity) -> float:
         rows = bins.fewest_rows(sizes, capacity)
         return float(sizes[:, :4].sum() / (rows * capacity[:4].sum()))
 
-    tried = [bins.recommended(sizes, tokens, lean, group) for lean in _LEANS]
+    tried = [bins.recommended_capacity(sizes, tokens, lean, group) for lean in _LEANS]
     filled = [fill(capacity) for capacity in tried]
     best = int(np.argmax(filled))
     return tried[best], filled[best]

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from rf_jax.data import patch_grid
 from rf_jax.data.layout import SIZES
-from rf_jax.data.mixture import mixed
+from rf_jax.data.mixture import hash64
 from rf_jax.data.spans import pool_of
 from rf_jax.runtime.rng import fold
 
@@ -88,7 +88,7 @@ KINDS = {'coco': _Coco, 'laion': _Laion}
 
 
 def fitted_patches(height, width, data, pool, chance) -> np.ndarray:
-    """int64[S]: patches of pictures resized as in `pipeline.fitted`; `chance` picks the size."""
+    """int64[S]: patches by `pipeline.picture_size`, with the `data.sizes` entry of `chance`."""
     sizes = np.array([size for size, _ in data.sizes])
     weights = np.cumsum([weight for _, weight in data.sizes], dtype=float)
     longest = sizes[np.searchsorted(weights / weights[-1], chance)]
@@ -106,7 +106,7 @@ def _uniform(key: int, *numbers: np.ndarray, lane: int) -> np.ndarray:
     """float64[S] in (0, 1), a hash of the key, the numbers and the lane."""
     state = np.full(len(numbers[0]), key, np.uint64)
     for number in (*numbers, np.uint64(lane)):
-        state = mixed(state ^ np.asarray(number, np.uint64))
+        state = hash64(state ^ np.asarray(number, np.uint64))
     return ((state >> np.uint64(12)).astype(float) + 0.5) / 2**52
 
 

@@ -1,7 +1,7 @@
-"""What a caption says of a picture, apart from its wording, and whether objects bear it out.
+"""What a caption claims, apart from its wording, and whether a set of objects satisfies it.
 
-Objects are anything with `shape`, `colour`, `x` and `y` (shares of the side): those of a true
-scene, or those that a judge found in pixels. A claim is checked in the same way on both.
+Objects are anything with `shape`, `colour`, `x` and `y` (fractions of the side): those of a scene,
+or those that the judge detects in a picture. A claim is checked in the same way on both.
 """
 
 import math
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 _MARGIN = 0.06  # least distance along an axis for a relation
-_SHARE = 0.5  # of the whole distance, the least along that axis: within 60 degrees of it
-_BORDER = 0.05  # how far beyond its third of the picture a place still counts
+_ALONG = 0.5  # least fraction of the whole distance along that axis: within 60 degrees of it
+_BORDER = 0.05  # how far beyond its third of the picture a place still holds
 # Row and column of each third.
 PLACES = {
     'at the top left': (0, 0),
@@ -28,7 +28,7 @@ _NAMES = {spot: place for place, spot in PLACES.items()}
 NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six')
 
 
-class Seen(Protocol):
+class Placed(Protocol):
     shape: str
     colour: str
     x: float
@@ -39,7 +39,7 @@ class Seen(Protocol):
 class Group:
     """`count` objects of a shape; None, or '' for the place, leaves an attribute open.
 
-    `size` and `texture` can only be checked on objects that have them: those of a true scene.
+    `size` and `texture` can only be checked on objects that have them, those of a scene.
     """
 
     count: int
@@ -49,8 +49,8 @@ class Group:
     size: str | None = None
     texture: str | None = None
 
-    def fits(self, each: Seen) -> bool:
-        """Whether the object is one of these."""
+    def fits(self, each: Placed) -> bool:
+        """Whether the object matches this group."""
         for name in ('shape', 'colour', 'size', 'texture'):
             wanted = getattr(self, name)
             if wanted is not None and wanted != getattr(each, name):
@@ -60,11 +60,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Claim:
-    """Groups of objects, and how the first stands to the second if `relation` is not ''.
+    """Groups of objects, and the relation of the first to the second if `relation` is not ''.
 
-    Counts are the least, other objects may stand beside, as in GenEval. `counted`: no group has
-    more that fit it than said, as in GenEval's counting. `exact`: nothing else is in the picture
-    at all. `ground` '' leaves the ground open.
+    Counts are minimums and other objects are allowed, as in GenEval. `counted`: no more objects
+    match a group than its count, as in GenEval's counting. `exact`: the picture has no other
+    objects at all. `ground` '' leaves the ground open.
     """
 
     groups: tuple[Group, ...]
@@ -74,10 +74,10 @@ class Claim:
     ground: str = ''
 
 
-def holds(claim: Claim, objects: Sequence[Seen], ground: str = '') -> bool:
-    """Whether the objects, on a ground if it is known, bear the claim out.
+def holds(claim: Claim, objects: Sequence[Placed], ground: str = '') -> bool:
+    """Whether the objects, and the ground if it is known, satisfy the claim.
 
-    Each object stands for one group only.
+    Each object counts for one group only.
     """
     if claim.ground and ground and claim.ground != ground:
         return False
@@ -99,22 +99,22 @@ def holds(claim: Claim, objects: Sequence[Seen], ground: str = '') -> bool:
     )
 
 
-def related(a: Seen, relation: str, b: Seen) -> bool:
-    """Whether a stands so to b: by a margin, and within 60 degrees of that direction.
+def related(a: Placed, relation: str, b: Placed) -> bool:
+    """Whether the relation holds: by a margin, and within 60 degrees of its direction.
 
-    The angle is GenEval's; a slant may be two relations at once.
+    The angle is GenEval's; two relations can hold at once.
     """
     dx, dy = a.x - b.x, a.y - b.y
     along = {'left of': -dx, 'right of': dx, 'above': -dy, 'below': dy}[relation]
-    return along >= max(_MARGIN, _SHARE * math.hypot(dx, dy))
+    return along >= max(_MARGIN, _ALONG * math.hypot(dx, dy))
 
 
-def place_of(each: Seen) -> str:
-    """The place that an object is in, '' where it stands near the border of two."""
+def place_of(each: Placed) -> str:
+    """The place of an object, '' if it is near the border between two."""
     return _NAMES.get((_clear_third(each.y), _clear_third(each.x)), '')
 
 
-def _within(place: str, each: Seen) -> bool:
+def _within(place: str, each: Placed) -> bool:
     row, column = PLACES[place]
     return _within_third(each.y, row, _BORDER) and _within_third(each.x, column, _BORDER)
 
@@ -125,7 +125,7 @@ def _within_third(at: float, number: int, margin: float) -> bool:
 
 
 def third(at: float) -> int:
-    """0, 1 or 2: the third of the picture's side that `at`, of which 1 is the whole, lies in."""
+    """0, 1 or 2: the third of the picture's side that contains `at`, in [0, 1]."""
     return max(0, min(2, int(at * 3)))
 
 
@@ -135,18 +135,18 @@ def _clear_third(at: float) -> int | None:
 
 
 def _assigned(claim: Claim, owners: list[list[int]]) -> bool:
-    """Whether objects can be given to groups, each to one, so that all counts are met."""
+    """Whether objects can be assigned to groups, each to one, so that all counts are met."""
     left = [group.count for group in claim.groups]
 
-    def give(i: int) -> bool:
+    def assign(i: int) -> bool:
         if i == len(owners):
             return not any(left)
         for group in owners[i]:
             if left[group]:
                 left[group] -= 1
-                if give(i + 1):
+                if assign(i + 1):
                     return True
                 left[group] += 1
-        return not claim.exact and give(i + 1)  # an object that no group needs
+        return not claim.exact and assign(i + 1)  # an object that no group needs
 
-    return give(0)
+    return assign(0)

@@ -1,7 +1,8 @@
-"""The judge: finds the objects of a scene in its pixels alone, and says whether a claim holds.
+"""The judge: detects the objects of a picture from its pixels, and decides whether a claim holds.
 
-Ground, colour of each pixel, connected pieces of a colour, and of each piece the shape whose
-rendering explains its pixels best. Fixed by true renderings only, never by what a model draws.
+It estimates the ground and the colour of each pixel, finds connected pieces of one colour, and for
+each piece the shape whose rendering explains its pixels best. Its thresholds were set on true
+renderings only, never on generated pictures.
 """
 
 from dataclasses import dataclass
@@ -11,31 +12,31 @@ import numpy as np
 from rf_jax.scenes import claims, templates
 from rf_jax.scenes.world import COLOURS
 
-_FINE = 32  # pixels a side; larger pictures are averaged down to it
-_PRESENT = 0.35  # share of a colour's strength from which a pixel counts as painted
-_STRICTER = (0.5, 0.65, 0.8)  # tried where pieces of one colour seem to have grown together
-_LEAST = 0.003  # smaller pieces, in shares of the picture, are no objects
-_SPECK = 0.0075  # nor are pieces below this that no shape explains
-_ALONG = 0.5  # nor those of which more than this share of pixels touches larger ones
-_MOST = 8  # pieces, the largest, whose shape is looked for; more are there in noise only
-_NOISE = 16  # standard deviation of noise, of 255, up to which shapes are still named
-_RADII = (0.085, 0.17)  # least and greatest of an object, as shares of the side
-_WIDEST = 0.34  # of an object, as a share of the side: pieces that fit into it are one object
-# Share of an object's energy that its shape must explain to be named. Of true renderings 99.9 %
-# have more than 0.91, also with mild blur and noise, or a quarter of their colour lost.
+_FINE = 32  # pixels per side; larger pictures are averaged down to it
+_PRESENT = 0.35  # fraction of a colour's strength above which a pixel counts as painted
+_STRICTER = (0.5, 0.65, 0.8)  # tried if two objects of one colour seem to have merged
+_LEAST = 0.003  # smaller pieces, as fractions of the picture, are not objects
+_SPECK = 0.0075  # nor are pieces smaller than this that no shape explains
+_ALONG = 0.5  # nor pieces with more than this fraction of pixels touching larger ones
+_MOST = 8  # largest pieces whose shape is searched for; only noise has more
+_NOISE = 16  # largest standard deviation of noise, of 255, that is compensated
+_RADII = (0.085, 0.17)  # smallest and largest radius of an object, as fractions of the side
+_WIDEST = 0.34  # widest object, as a fraction of the side: pieces that fit into it are one object
+# Fraction of an object's energy that a shape must explain to be named. 99.9 % of true renderings
+# have more than 0.91, also with mild blur and noise, or with a quarter of the colour lost.
 _EXPLAINED = 0.9
-_SEEN = 0.3  # share of the pixels on and about an object that must not touch another's
+_VISIBLE = 0.3  # fraction of the pixels on and around an object that must not touch another
 _NAMES = tuple(COLOURS)
 _PAINT = np.array(list(COLOURS.values()), np.float32)
 _WHITE = _NAMES.index('white')
 
 
 @dataclass(frozen=True)
-class Found:
-    """An object in a picture; `x`, `y` centre and `radius` in shares of the side.
+class Detection:
+    """An object in a picture; `x`, `y` centre and `radius` as fractions of the side.
 
-    `shape` is None where no shape explains its pixels; `confidence` is the share of their energy
-    that the best one does explain, in [0, 1].
+    `shape` is None if no shape explains its pixels; `confidence` is the fraction of their energy
+    that the best shape explains, in [0, 1].
     """
 
     shape: str | None
@@ -47,21 +48,21 @@ class Found:
 
 
 def accepts(claim: claims.Claim, picture: np.ndarray) -> bool:
-    """Whether the picture, uint8 [s, s, 3], bears the claim out."""
-    return claims.holds(claim, find(picture))
+    """Whether the picture, uint8 [s, s, 3], satisfies the claim."""
+    return claims.holds(claim, detect(picture))
 
 
-def find(picture: np.ndarray) -> list[Found]:
+def detect(picture: np.ndarray) -> list[Detection]:
     """The objects of a picture, uint8 [s, s, 3]; raises ValueError for anything else."""
     if picture.ndim != 3 or picture.shape != (len(picture),) * 2 + (3,):
-        raise ValueError(f'a square picture [s, s, 3] is judged, not {list(picture.shape)}')
+        raise ValueError(f'expected a square picture [s, s, 3], not {list(picture.shape)}')
     if picture.dtype != np.uint8:
-        raise ValueError(f'a picture of uint8 is judged, not of {picture.dtype}')
+        raise ValueError(f'expected a uint8 picture, not {picture.dtype}')
     pixels = reduced(picture)
     colour, strength = _colours(pixels)
     ground = _ground(pixels, colour >= 0)
     change = pixels - ground[..., None]
-    bare = change[~_grown(colour >= 0)]
+    bare = change[~_dilated(colour >= 0)]
     noise = min(float(np.median(abs(bare))) * 1.4826, _NOISE) ** 2 if bare.size else 0.0
     pieces, crumbs = _objects(colour, strength)
     owner = np.full(colour.shape, -1)
@@ -70,16 +71,16 @@ def find(picture: np.ndarray) -> list[Found]:
     found = []
     for number, piece in enumerate(pieces[:_MOST]):
         own = colour[piece][0]
-        weight = ~(_grown((owner >= 0) & (owner != number)) | crumbs)
+        weight = ~(_dilated((owner >= 0) & (owner != number)) | crumbs)
         view = templates.View(change, ground, weight.astype(np.float32), _PAINT[own], noise)
-        each = _fitted(view, piece, strength, _NAMES[own])
+        each = _recognised(view, piece, strength, _NAMES[own])
         if each.shape or _share(piece, strength) >= _SPECK:
             found.append(each)
     return found + [_unnamed(piece, colour) for piece in pieces[_MOST:]]
 
 
 def reduced(picture: np.ndarray) -> np.ndarray:
-    """float32 [s, s, 3]; a larger picture averaged over the areas of `_FINE` pixels a side."""
+    """float32 [s, s, 3]; a larger picture is averaged down to `_FINE` pixels per side."""
     size = len(picture)
     if size <= _FINE:
         return picture.astype(np.float32)
@@ -92,7 +93,7 @@ def reduced(picture: np.ndarray) -> np.ndarray:
 
 
 def _colours(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(number of each pixel's colour, -1 on the ground; its strength in [0, 1]), [s, s] both."""
+    """(index of each pixel's colour, -1 on the ground; its strength in [0, 1]), both [s, s]."""
     grey = pixels.mean(-1)
     chroma = _PAINT - _PAINT.mean(-1, keepdims=True)
     length = np.maximum(np.linalg.norm(chroma, axis=-1), 1e-3)
@@ -108,12 +109,12 @@ def _colours(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ground(pixels: np.ndarray, painted: np.ndarray) -> np.ndarray:
-    """float32 [s, s]: grey of the ground, carried on smoothly under what is painted."""
+    """float32 [s, s]: grey level of the ground, interpolated smoothly under painted pixels."""
     size, grey = len(pixels), pixels.mean(-1)
-    bare = (~_grown(painted)).astype(np.float32)
+    bare = (~_dilated(painted)).astype(np.float32)
     away = np.subtract.outer(np.arange(size), np.arange(size)) / size
     ground, known = np.zeros_like(bare), np.zeros_like(bare)
-    # The narrow view where there is ground close by, the wide ones elsewhere.
+    # The narrow kernel where there is ground nearby, the wide ones elsewhere.
     for width, trust in ((0.03, 1.0), (0.1, 1e-3), (1.0, 1e-6)):
         kernel = np.exp(-0.5 * (away / width) ** 2).astype(np.float32)
         ground += trust * (kernel @ (bare * grey) @ kernel)
@@ -121,7 +122,7 @@ def _ground(pixels: np.ndarray, painted: np.ndarray) -> np.ndarray:
     return ground / np.maximum(known, 1e-9)
 
 
-def _grown(mask: np.ndarray) -> np.ndarray:
+def _dilated(mask: np.ndarray) -> np.ndarray:
     """The mask and its eight neighbours."""
     tall = mask.copy()
     tall[1:] |= mask[:-1]
@@ -138,15 +139,15 @@ Piece = tuple[np.ndarray, np.ndarray]  # rows and columns of its pixels
 def _objects(colour: np.ndarray, strength: np.ndarray) -> tuple[list[Piece], np.ndarray]:
     """(pieces that are objects, mask of the pixels of all others).
 
-    Where two objects touch their colours mix, which looks like a sliver of a third colour.
+    Where two objects touch, their colours mix into a sliver of a third colour.
     """
     size = len(colour)
-    pieces = [part for piece in _pieces(colour) for part in _apart(piece, colour, strength)]
-    pieces = _joined(pieces, colour, size)
+    pieces = [part for piece in _pieces(colour) for part in _split(piece, colour, strength)]
+    pieces = _merged(pieces, colour, size)
     taken, crumbs = np.zeros(colour.shape, bool), np.zeros(colour.shape, bool)
     objects = []
     for piece in sorted(pieces, key=lambda piece: -_share(piece, strength)):
-        sliver = _grown(taken)[piece].mean() > _ALONG
+        sliver = _dilated(taken)[piece].mean() > _ALONG
         if sliver or _share(piece, strength) < _LEAST:
             crumbs[piece] = True
         else:
@@ -156,12 +157,12 @@ def _objects(colour: np.ndarray, strength: np.ndarray) -> tuple[list[Piece], np.
 
 
 def _share(piece: Piece, strength: np.ndarray) -> float:
-    """How much of the picture it covers."""
+    """Fraction of the picture that the piece covers."""
     return float(strength[piece].clip(0, 1).sum() / strength.size)
 
 
 def _pieces(colour: np.ndarray) -> list[Piece]:
-    """Connected pixels of one colour, over their four sides."""
+    """Connected components of one colour, with 4-connectivity."""
     size = len(colour)
     wide = np.pad(colour, 1, constant_values=-1)
     stride = size + 2
@@ -188,8 +189,8 @@ def _sides(piece: Piece) -> tuple[int, int]:
     return tuple(int(np.ptp(along)) + 1 for along in piece)
 
 
-def _apart(piece: Piece, colour, strength, stricter=_STRICTER) -> list[Piece]:
-    """The piece, or its parts where it is wider than an object and its thin bridges break."""
+def _split(piece: Piece, colour, strength, stricter=_STRICTER) -> list[Piece]:
+    """The piece, or its parts if it is wider than an object and falls apart at thin bridges."""
     size = len(colour)
     if not stricter or max(_sides(piece)) <= _WIDEST * size:
         return [piece]
@@ -198,27 +199,27 @@ def _apart(piece: Piece, colour, strength, stricter=_STRICTER) -> list[Piece]:
     parts = [part for part in _pieces(alone) if len(part[0]) >= _LEAST * size * size]
     if len(parts) < 2:
         parts = [piece]
-    return [each for part in parts for each in _apart(part, colour, strength, stricter[1:])]
+    return [each for part in parts for each in _split(part, colour, strength, stricter[1:])]
 
 
-def _joined(pieces: list[Piece], colour: np.ndarray, size: int) -> list[Piece]:
-    """Pieces of a colour that fit into one object are one: dark stripes may look like ground."""
+def _merged(pieces: list[Piece], colour: np.ndarray, size: int) -> list[Piece]:
+    """Merges pieces of one colour that fit into one object: dark stripes can look like ground."""
     pieces = sorted(pieces, key=lambda piece: -len(piece[0]))
-    joined: list[Piece] = []
+    merged: list[Piece] = []
     for piece in pieces:
-        for i, other in enumerate(joined):
+        for i, other in enumerate(merged):
             if colour[piece][0] == colour[other][0]:
                 both = tuple(np.concatenate(along) for along in zip(other, piece))
                 if max(_sides(both)) <= _WIDEST * size:
-                    joined[i] = both
+                    merged[i] = both
                     break
         else:
-            joined.append(piece)
-    return joined
+            merged.append(piece)
+    return merged
 
 
-def _fitted(view: templates.View, piece: Piece, strength: np.ndarray, colour: str) -> Found:
-    """The object that a piece is, by the template that explains it best."""
+def _recognised(view: templates.View, piece: Piece, strength: np.ndarray, colour: str) -> Detection:
+    """The object of a piece, by the template that explains it best."""
     size = len(strength)
     rows, columns = piece
     soft = np.zeros_like(strength)
@@ -228,12 +229,12 @@ def _fitted(view: templates.View, piece: Piece, strength: np.ndarray, colour: st
     best, explained = templates.fit(view, x, y, radius, [size * each for each in _RADII])
     at = np.arange(size) + 0.5
     near = np.hypot(at - best.x, at[:, None] - best.y) < best.radius + 1
-    clear = explained >= _EXPLAINED and view.weight[near].mean() >= _SEEN
+    clear = explained >= _EXPLAINED and view.weight[near].mean() >= _VISIBLE
     shape = best.shape if clear else None
-    return Found(shape, colour, best.x / size, best.y / size, best.radius / size, explained)
+    return Detection(shape, colour, best.x / size, best.y / size, best.radius / size, explained)
 
 
-def _unnamed(piece: Piece, colour: np.ndarray) -> Found:
+def _unnamed(piece: Piece, colour: np.ndarray) -> Detection:
     y, x = ((float(along.mean()) + 0.5) / len(colour) for along in piece)
     radius = max(_sides(piece)) / 2 / len(colour)
-    return Found(None, _NAMES[colour[piece][0]], x, y, radius, 0.0)
+    return Detection(None, _NAMES[colour[piece][0]], x, y, radius, 0.0)

@@ -1,4 +1,4 @@
-"""Scenes to words: exact captions, each with its claim, and questions with one right answer."""
+"""From scenes to text: exact captions, each with its claim, and questions with one answer."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,12 +19,12 @@ from rf_jax.scenes.world import (
     relations,
 )
 
-_SHORT = 16  # most words of a short caption
+_SHORT = 16  # largest number of words of a short caption
 
 
 @dataclass(frozen=True)
 class Caption:
-    """Words, and what they claim."""
+    """A text, and what it claims."""
 
     text: str
     claim: Claim
@@ -52,11 +52,11 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def captions(scene: Scene, rung: Rung, rng: np.random.Generator) -> list[Caption]:
-    """All that is said of a scene, each exact: short ones first, a long one last.
+    """The captions of a scene, all exact: short ones first, the long one last.
 
-    Short ones, at most 16 words: with colours, without, with places, and of two objects how they
-    stand to each other. The long one names size, texture, colour and place of each, and the
-    ground. A size or texture is named where the rung varies it, a place where it is clear.
+    Short ones have at most 16 words: with colours, without, with places, and for two objects their
+    relation. The long one names size, texture, colour and place of each object, and the ground.
+    Size and texture are named if the rung varies them, a place if it is clear.
     """
     objects = scene.objects
     claims = [_claim(_alike(objects, 'colour')), _claim(_alike(objects))]
@@ -74,7 +74,7 @@ def captions(scene: Scene, rung: Rung, rng: np.random.Generator) -> list[Caption
 
 
 def _related(a: Object, b: Object) -> list[Claim]:
-    """How a stands to b with colours, and how b stands to a without."""
+    """The relation of a to b with colours, and of b to a without."""
     coloured = [Group(1, each.shape, each.colour) for each in (a, b)]
     plain = [Group(1, each.shape) for each in (b, a)]
     return [
@@ -89,21 +89,21 @@ def _claim(groups: Iterable[Group], **more) -> Claim:
 
 
 def _alike(objects: Sequence[Object], colour: str = '') -> list[Group]:
-    """Objects of equal shape, and colour if it is named, counted."""
+    """Objects grouped by shape, and by colour if it is named, with counts."""
     looks = Counter((o.shape, o.colour if colour else None) for o in objects)
     return [Group(count, *look) for look, count in looks.items()]
 
 
 def _placed(each: Object, scene: Scene) -> Group:
-    """One object with its place, if each that looks alike has a clear one: else another place
-    could be true of the twin.
+    """One object, with its place if all objects of the same look have a clear one: otherwise an
+    object of that look might be in another place too.
     """
     clear = all(place_of(o) for o in scene.objects if o.look == each.look)
     return Group(1, each.shape, each.colour, place_of(each) if clear else '')
 
 
 def _varied(group: Group, each: Object, rung: Rung) -> Group:
-    """The object's group also with what the rung varies."""
+    """The group, with the attributes that the rung varies."""
     return replace(
         group,
         size=each.size if len(rung.sizes) > 1 else None,
@@ -122,10 +122,10 @@ def _group(group: Group) -> str:
 
 
 def questions(scene: Scene, rng: np.random.Generator, held_out: bool = False) -> list[Question]:
-    """Questions that have one answer, whatever a reader assumes.
+    """Questions that have exactly one answer.
 
-    Yes and no come in equal number but for `same`. Unless `held_out`, a held-out look or relation
-    is not even asked for: 'no' would always be right.
+    Yes and no are equally frequent except for `same`. Unless `held_out`, held-out looks and
+    relations are not asked about: 'no' would always be right.
     """
     return [
         *_exists(scene, rng, held_out),
@@ -146,7 +146,7 @@ def _both(kind: str, question: str, right: str, wrong: str) -> list[Question]:
 
 
 def _exists(scene: Scene, rng, held_out: bool) -> list[Question]:
-    """What is there, and what is not but shares a colour or a shape with something that is."""
+    """Something present, and something absent that shares a colour or shape with an object."""
     looks = {each.look for each in scene.objects}
     shapes, colours = {shape for _, shape in looks}, {colour for colour, _ in looks}
     near = [
@@ -177,7 +177,7 @@ def _count(scene: Scene, rng) -> list[Question]:
 
 
 def _colour_and_shape(scene: Scene) -> list[Question]:
-    """The colour of each shape that has one, the shape of each colour that has one."""
+    """The colour of each shape that has only one, the shape of each colour that has only one."""
     found = []
     for kind, given in (('colour', 'shape'), ('shape', 'colour')):
         for value in dict.fromkeys(getattr(o, given) for o in scene.objects):
@@ -192,7 +192,7 @@ def _colour_and_shape(scene: Scene) -> list[Question]:
 
 
 def _where(scene: Scene, rng) -> list[Question]:
-    """The place of each object that words tell from the others, where it is clear."""
+    """The place of each object that a name singles out, if the place is clear."""
     found = []
     for each in scene.objects:
         shape = sum(o.shape == each.shape for o in scene.objects)
@@ -204,7 +204,7 @@ def _where(scene: Scene, rng) -> list[Question]:
 
 
 def _relation(scene: Scene, rng, held_out: bool) -> list[Question]:
-    """Of two shapes: how one stands to the other, and the inverse, which is wrong."""
+    """For two shapes: the relation of one to the other, and its inverse, which is false."""
     if len(scene.objects) != 2 or scene.objects[0].shape == scene.objects[1].shape:
         return []
     a, b = (scene.objects[i] for i in rng.permutation(2))
@@ -217,7 +217,7 @@ def _relation(scene: Scene, rng, held_out: bool) -> list[Question]:
 
 
 def _compare(scene: Scene, rng) -> list[Question]:
-    """Two shapes of unlike number, of which one may be absent."""
+    """Two shapes with different counts, one of which may be 0."""
     count = Counter(each.shape for each in scene.objects)
     pairs = [(a, b) for a in SHAPES for b in SHAPES if count[a] > count[b]]
     if not pairs:  # one of each

@@ -1,4 +1,4 @@
-"""Prompts in GenEval's six categories (Ghosh et al. 2023), seen in training or held out of it."""
+"""Prompts in GenEval's six categories (Ghosh et al. 2023), seen in training or held out."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from rf_jax.scenes.language import say
 from rf_jax.scenes.world import COLOURS, RELATIONS, SHAPES, Rung, held_out_look, held_out_relation
 
 CATEGORIES = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
-_MOST = 4  # objects that counting asks for
+_MOST = 4  # largest count in counting prompts
 _CORNERS = tuple(
     f'at the {row} {column}' for row in ('top', 'bottom') for column in ('left', 'right')
 )
@@ -19,7 +19,7 @@ _CORNERS = tuple(
 
 @dataclass(frozen=True)
 class Prompt:
-    """A category, what to draw, and what a picture must bear out (`claims.holds`)."""
+    """A category, the prompt, and the claim that a picture must satisfy (`claims.holds`)."""
 
     category: str
     text: str
@@ -27,35 +27,35 @@ class Prompt:
 
 
 def prompt_set(side: str, rung: Rung, count: int = 50) -> list[Prompt]:
-    """`count` prompts of each category in turn; where fewer exist, they come again.
+    """`count` prompts of each category in turn, repeated if fewer exist.
 
-    `side` 'seen' uses looks and relations that training shows:
+    `side` 'seen' uses looks and relations that occur in training:
 
     - single_object: a circle
     - two_object: a circle and a square
-    - counting: three circles; 2 to 4, no more of them than the rung has
+    - counting: three circles; 2 to 4, at most as many as the rung allows
     - colors: a red circle
     - position: a circle left of a square
     - color_attr: a red circle and a blue square
 
-    'held_out' names a held-out relation in position, and held-out looks elsewhere: alone in
-    colors, one of two in color_attr. The shapes alone have nothing to hold out, so single_object
-    puts a held-out look into a corner, two_object asks for two of them, counting for several.
+    'held_out' uses a held-out relation in position, and held-out looks elsewhere: alone in colors,
+    one of the two in color_attr. Shapes alone cannot be held out, so single_object puts a held-out
+    look into a corner, two_object asks for two of them, counting for several.
 
-    Raises UserError for another side, and for a rung of fewer than two objects.
+    Raises UserError for any other side, and for a rung of fewer than two objects.
     """
     sides = {'seen': _seen, 'held_out': _held_out}
     claims = choose('side of the prompt set', side, sides)
     require(
         rung.objects > 1,
-        f'prompts ask for two objects and more, the scenes have at most {rung.objects}: '
+        f'prompts ask for two or more objects, but scenes have at most {rung.objects}: '
         'raise objects in data.sources',
     )
     numbers = range(2, min(_MOST, rung.objects) + 1)
     found = []
     for category, said in zip(CATEGORIES, claims(numbers)):
         distinct = [Prompt(category, say(claim), claim) for claim in said]
-        # Always the same: whatever is scored is asked the same.
+        # A fixed order: all runs are scored on the same prompts.
         order = generator(0, 'prompts', side, category).permutation(len(distinct)).tolist()
         found += [distinct[order[i % len(order)]] for i in range(count)]
     return found
@@ -90,7 +90,7 @@ def _looks(held_out: bool) -> list[tuple[str, str]]:
 
 
 def _pairs(firsts, seconds) -> list[Claim]:
-    """Two looks without a common colour or shape."""
+    """Pairs of looks with different colours and shapes."""
     return [
         Claim((_look(*a), _look(*b)))
         for a, b in product(firsts, seconds)

@@ -4,8 +4,8 @@ import numpy as np
 
 from rf_jax.scenes.world import COLOURS, GROUNDS, Object, Scene
 
-_DARKER = 0.5  # of the colour, in the stripes and checks of a texture
-_CLUTTER = 26  # grey levels by which a cluttered ground departs from its own
+_DARKER = 0.5  # brightness of the dark stripes and checks of a texture
+_CLUTTER = 26  # grey levels by which a cluttered ground varies
 
 
 def render(scene: Scene, size: int) -> np.ndarray:
@@ -21,7 +21,7 @@ def render(scene: Scene, size: int) -> np.ndarray:
 
 
 def segmentation(scene: Scene, size: int) -> np.ndarray:
-    """uint8 [size, size]: 0 ground, i + 1 where object i is in front."""
+    """uint8 [size, size]: 0 for the ground, i + 1 where object i is visible."""
     found = np.zeros((size, size), np.uint8)
     for number, each in enumerate(scene.objects, 1):
         window, u, v = _window(each, size)
@@ -30,15 +30,15 @@ def segmentation(scene: Scene, size: int) -> np.ndarray:
 
 
 def depth(scene: Scene, size: int) -> np.ndarray:
-    """float32 [size, size]: 1 the ground, towards 0 the nearer the object."""
+    """float32 [size, size]: 1 for the ground, smaller for nearer objects."""
     steps = np.linspace(1, 0, len(scene.objects) + 2, dtype=np.float32)
     return steps[segmentation(scene, size)]
 
 
 def coverage(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """Share of each pixel that the shape covers, in [0, 1].
+    """Fraction of each pixel that the shape covers, in [0, 1].
 
-    u, v: right and down from its centre, in radii; radius in pixels.
+    u, v: offsets right and down from its centre, in radii; radius in pixels.
     """
     return np.clip(0.5 - _DISTANCE[shape](u, v) * radius, 0, 1)
 
@@ -95,7 +95,7 @@ def _window(each: Object, size: int):
 
 
 def shade(texture: str, u, v) -> np.ndarray:
-    """Factor of the colour, [h, w]."""
+    """Factor on the colour, [h, w]."""
     if texture == 'plain':
         return np.ones((v.shape[0], u.shape[1]), np.float32)
     wave = np.sin(4.5 * (u + v)) if texture == 'striped' else np.sin(5 * u) * np.sin(5 * v) * 1.5
@@ -103,7 +103,7 @@ def shade(texture: str, u, v) -> np.ndarray:
 
 
 def _ground(scene: Scene, size: int) -> np.ndarray:
-    """float32 [size, size, 3]: one grey, or one that wanders smoothly about it."""
+    """float32 [size, size, 3]: one grey level, or one that varies smoothly around it."""
     grey = np.full((size, size), GROUNDS[scene.ground], np.float32)
     if scene.clutter:
         rng = np.random.default_rng(scene.clutter)

@@ -1,11 +1,11 @@
 """The judge's templates: which shape and texture, where and how large, explains these pixels?
 
-A template says, pixel by pixel, how much the object covers (cover) and how bright its paint is
-(paint = cover x shade). On a grey ground g a colour C then makes paint C + (1 - cover) g.
+A template gives, for each pixel, how much of it the object covers (cover) and how bright its paint
+is (paint = cover x shade). On a grey ground g, a colour C then renders as paint C + (1 - cover) g.
 
-First a coarse search of all shapes, textures, radii and places at once: the squared error is
-linear in (paint, cover, paint², paint cover, cover²), so that one product of a bank of these
-with five maps of the picture gives all errors. Then the few best are fitted by Gauss-Newton.
+First comes a coarse search over all shapes, textures, radii and places at once: the squared error
+is linear in (paint, cover, paint², paint cover, cover²), so one product of a bank of these features
+with five maps of the picture gives all errors. Then the few best are refined by Gauss-Newton.
 """
 
 import functools
@@ -18,27 +18,27 @@ import numpy as np
 from rf_jax.scenes import render
 from rf_jax.scenes.world import SHAPES, TEXTURES
 
-_GROWTH = 1.12  # from one radius of the bank to the next
-_OFFSETS = (-1 / 3, 0.0, 1 / 3)  # of a centre from the middle of its pixel
-_RADII = (-1, 0, 1, 2)  # steps about the guess that are tried
-_ROUNDS = 4  # times that the search may move on to where the error is still falling
-_SOFT = 0.15  # variance of blur of the bank, in pixels²: between sharp and mild
-_SOFTEST = 0.7  # most that a fit may take
-_RIVALS = 5  # most shapes and textures that are fitted finely
-# One step of Gauss-Newton each; before it, those are dropped whose error is behind the best by
-# more than this share of the object's energy.
+_GROWTH = 1.12  # ratio of one radius of the bank to the previous one
+_OFFSETS = (-1 / 3, 0.0, 1 / 3)  # of an object's centre from the centre of its pixel
+_RADII = (-1, 0, 1, 2)  # steps around the guess that are tried
+_ROUNDS = 4  # times that the search may move on while the error still falls
+_SOFT = 0.15  # variance of the blur of the bank, in pixels²: between sharp and mild
+_SOFTEST = 0.7  # largest variance of a fit
+_RIVALS = 5  # number of best shapes and textures that are refined
+# One Gauss-Newton step each; before it, candidates whose error exceeds the best one by more than
+# this fraction of the object's energy are dropped.
 _BEHIND = (0.2, 0.08, 0.04, 0.04)
-_PALER = 60  # most that a channel of an object's colour may depart from its name's
-_CHANGE = np.array([0.1, 0.1, 0.05, 0.05])  # for derivatives: x, y, radius (share), blur
-_LONGEST = np.array([0.4, 0.4, 0.12, 0.3])  # step
+_PALER = 60  # largest deviation of a channel from the nominal colour
+_CHANGE = np.array([0.1, 0.1, 0.05, 0.05])  # for derivatives: x, y, radius (relative), blur
+_LONGEST = np.array([0.4, 0.4, 0.12, 0.3])  # longest step
 
 
 @dataclass(frozen=True)
 class View:
-    """What a template is held against.
+    """What a template is compared with.
 
-    change float32 [h, w, 3]: the picture less its ground; ground float32 [h, w]; weight float32
-    [h, w], 0 where pixels are another's; colour float32 [3]; noise: variance of the bare ground.
+    change float32 [h, w, 3]: the picture minus its ground; ground float32 [h, w]; weight float32
+    [h, w], 0 at pixels of other objects; colour float32 [3]; noise: variance of the bare ground.
     """
 
     change: np.ndarray
@@ -48,18 +48,18 @@ class View:
     noise: float = 0.0
 
     def window(self, column: int, row: int, half: int) -> 'View':
-        """The 2 half + 1 pixels a side about one; weight 0 beyond the picture."""
+        """A window of 2 half + 1 pixels per side around a pixel; weight 0 outside the picture."""
 
-        def cut(values):
+        def crop(values):
             pad = [(half, half)] * 2 + [(0, 0)] * (values.ndim - 2)
             return np.pad(values, pad)[row : row + 2 * half + 1, column : column + 2 * half + 1]
 
         return replace(
-            self, change=cut(self.change), ground=cut(self.ground), weight=cut(self.weight)
+            self, change=crop(self.change), ground=crop(self.ground), weight=crop(self.weight)
         )
 
     def maps(self) -> np.ndarray:
-        """float32 [5, h, w]: by these a template's features give its change of the error."""
+        """float32 [5, h, w]: their product with the features of a template changes the error."""
         return np.stack(
             [
                 -2 * self.weight * (self.change @ self.colour),
@@ -75,21 +75,21 @@ class View:
         return float((self.weight[..., None] * self.change**2).sum())
 
     def painted(self, paint: np.ndarray, veiled: np.ndarray) -> np.ndarray:
-        """The colour that fits best, near the view's own; veiled: cover x ground, both [h, w]."""
+        """The best colour near the nominal one; paint and veiled (cover x ground): [h, w]."""
         weighted = self.weight * paint
         best = np.tensordot(weighted, self.change + veiled[..., None], 2)
         best = best / max(float((weighted * paint).sum()), 1e-6)
         return np.clip(best, self.colour - _PALER, self.colour + _PALER)
 
     def explained(self, left: float) -> float:
-        """Share of the energy beyond that of noise which an error leaves explained, in [0, 1]."""
+        """Fraction of the energy above the noise that is explained if the error `left` remains."""
         floor = 3 * self.noise * float(self.weight.sum())
         return min(max(1 - max(left - floor, 0.0) / max(self.energy() - floor, 1e-6), 0.0), 1.0)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A template in its place: x, y, radius in pixels, soft in pixels², squared error left."""
+    """A placed template: x, y, radius in pixels, soft in pixels², `left` the remaining error."""
 
     shape: str
     texture: str
@@ -101,9 +101,9 @@ class Fit:
 
 
 def fit(view: View, x: float, y: float, radius: float, limits=(1.0, 1e3)) -> tuple[Fit, float]:
-    """(the best template near a guess, share of the energy there that it explains).
+    """(the best template near a guess, fraction of the energy there that it explains).
 
-    All in pixels; limits: the least and the greatest radius.
+    All in pixels; limits: the smallest and largest radius.
     """
     radius, best = np.clip(radius, *limits), None
     for _ in range(_ROUNDS):
@@ -126,7 +126,7 @@ def fit(view: View, x: float, y: float, radius: float, limits=(1.0, 1e3)) -> tup
 
 
 def _finest(view: View, rivals: list[Fit], limits) -> Fit:
-    """The best of all after each that is not yet hopeless was fitted step by step."""
+    """The best candidate after refining step by step, dropping hopeless ones on the way."""
     best, energy = None, view.energy()
     for behind in _BEHIND:
         least = min(each.left for each in rivals)
@@ -141,14 +141,14 @@ def _left(each: Fit) -> float:
     return each.left
 
 
-def _drawn(shape: str, texture: str, n: int, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _render(shape: str, texture: str, n: int, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(paint, cover) [k, n, n] for `where` [k, 4]: x, y, radius and blur of each."""
     x, y, radius, soft = (values[:, None, None] for values in where.T)
     at = np.arange(n) + 0.5
     u, v = (at[None, None, :] - x) / radius, (at[None, :, None] - y) / radius
     cover = render.coverage(shape, u, v, radius)
     paint = cover if texture == 'plain' else cover * render.shade(texture, u, v)
-    # Twice a kernel of three taps: variance `soft` in all.
+    # A kernel of three taps applied twice: total variance `soft`.
     blur = np.eye(n) + soft / 4 * (np.eye(n, k=1) + np.eye(n, k=-1) - 2 * np.eye(n))
     blur = blur @ blur
     soft_cover = blur @ cover @ blur
@@ -167,14 +167,14 @@ def _bank(step: int, half: int) -> tuple[np.ndarray, list[tuple[str, str, float,
     where = np.array([(middle + dx, middle + dy, radius, _SOFT) for dx, dy in places])
     features, names = [], []
     for shape, texture in itertools.product(SHAPES, TEXTURES):
-        paint, cover = _drawn(shape, texture, n, where)
+        paint, cover = _render(shape, texture, n, where)
         features.append(np.stack([paint, cover, paint**2, paint * cover, cover**2], 1))
         names += [(shape, texture, dx, dy) for dx, dy in places]
     return np.concatenate(features).reshape(len(names), -1).astype(np.float32), names
 
 
 def _search(view: View, column: int, row: int, radius: float, limits) -> tuple[list[Fit], bool]:
-    """(the best shapes and textures within a pixel of here, whether the first is on the edge)."""
+    """(the best shapes and textures within one pixel, whether the best is on the search border)."""
     step = round(math.log(radius, _GROWTH))
     half = math.ceil(_GROWTH ** (step + _RADII[-1]) + 1)
     n = 2 * half + 1
@@ -203,12 +203,12 @@ def _search(view: View, column: int, row: int, radius: float, limits) -> tuple[l
 
 
 def _step(view: View, at: Fit, limits) -> tuple[Fit, Fit]:
-    """(the fit with its error, where Gauss-Newton goes from it with the error of before)."""
+    """(the fit with its error, the next Gauss-Newton iterate, still with that error)."""
     root = np.sqrt(view.weight)[..., None]
     now = np.array([at.x, at.y, at.radius, at.soft])
     scale = np.array([1.0, 1.0, at.radius, 1.0])
     where = now + np.concatenate([np.zeros((1, 4)), np.diag(_CHANGE * scale)])
-    paint, cover = _drawn(at.shape, at.texture, len(root), where)
+    paint, cover = _render(at.shape, at.texture, len(root), where)
     veiled = cover * view.ground
     own = view.painted(paint[0], veiled[0])
     made = paint[..., None] * own - veiled[..., None]

@@ -1,6 +1,6 @@
 """Procedural scenes: 1 to 6 objects on a ground, each scene a function of (seed, index) alone.
 
-Coordinates are shares of the picture's side: x to the right, y downwards, both in [0, 1].
+Coordinates are fractions of the picture's side: x to the right, y downwards, both in [0, 1].
 """
 
 import math
@@ -24,25 +24,25 @@ COLOURS = {
     'cyan': (60, 205, 225),
     'white': (245, 245, 245),
 }
-SIZES = {'large': 1.0, 'small': 0.68}  # shares of the rung's radius
+SIZES = {'large': 1.0, 'small': 0.68}  # fractions of the rung's radius
 TEXTURES = ('plain', 'striped', 'checked')
 GROUNDS = {'dark': 25, 'grey': 85}
 RELATIONS = ('left of', 'right of', 'above', 'below')
 INVERSE = dict(zip(RELATIONS, ('right of', 'left of', 'below', 'above')))
-# What a scene is about, and how often: one object, two, several alike, a mixture.
+# Kinds of scenes and their probabilities: one object, two, several alike, a mixture.
 KINDS = {'single': 0.2, 'pair': 0.4, 'alike': 0.25, 'mixed': 0.15}
-COUNTS = {'single': (1, 1), 'pair': (2, 2), 'alike': (2, 4), 'mixed': (3, 6)}  # least, most
-HELD_OUT = 8  # one (colour, shape) pair, and one relation of two shapes, in so many is held out
-_APART = 0.12  # least distance along an axis at which a relation is said
-_SLANT = 0.51  # most of that distance along the other axis
-_GAP = 1.31  # least distance of two objects in the sum of their radii: corners do not touch
-_CLEAR = 1.5  # the same for two of one colour, so that the border of each can be seen
+COUNTS = {'single': (1, 1), 'pair': (2, 2), 'alike': (2, 4), 'mixed': (3, 6)}  # fewest, most
+HELD_OUT = 8  # one in 8 (colour, shape) pairs, and relations of two shapes, is held out
+_APART = 0.12  # least distance along an axis for a relation to be stated
+_SLANT = 0.51  # largest distance along the other axis, as a fraction of that
+_GAP = 1.31  # least distance of two objects, in sums of their radii: corners do not touch
+_CLEAR = 1.5  # the same for two of one colour, so that their borders are visible
 _TRIALS = 100
 
 
 @dataclass(frozen=True)
 class Object:
-    """`x`, `y` centre and `radius` in shares of the picture's side."""
+    """`x`, `y` centre and `radius` as fractions of the picture's side."""
 
     shape: str
     colour: str
@@ -59,7 +59,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
-    """`objects` from the farthest to the nearest; `clutter` 0: a flat ground, else its seed."""
+    """`objects` from the farthest to the nearest; `clutter`: 0 for a flat ground, else its seed."""
 
     objects: tuple[Object, ...]
     ground: str
@@ -69,10 +69,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class Rung:
-    """A step of the ladder of difficulty.
+    """A level of difficulty.
 
-    `grid` cells a side in whose centres objects stand, 0: anywhere; `radius` of a large object as
-    a share of the side (of a cell's half if there is a grid); at most `objects` of them.
+    `grid`: cells per side, with objects at the centres of cells; 0: anywhere. `radius` of a large
+    object as a fraction of the side (of half a cell if there is a grid). At most `objects` objects.
     """
 
     grid: int
@@ -81,9 +81,8 @@ class Rung:
     sizes: tuple[str, ...] = ('large',)
     textures: tuple[str, ...] = ('plain',)
     clutter: bool = False
-    overlap: float = (
-        0.0  # share of the least distance by which objects of two colours may come nearer
-    )
+    # Fraction of the least distance by which objects of different colours may come closer.
+    overlap: float = 0.0
 
 
 RUNGS = {
@@ -102,15 +101,16 @@ RUNGS = {
 
 
 def held_out_look(colour: str, shape: str) -> bool:
-    """Whether this pair of colour and shape is kept from training; every shape is in one."""
+    """Whether this (colour, shape) pair is held out of training; every shape is in one of them."""
     place = list(COLOURS).index(colour) - SHAPES.index(shape)
     return place % HELD_OUT == 0
 
 
 def held_out_relation(first: str, relation: str, second: str) -> bool:
-    """Whether these two shapes in this relation are; the same said the other way round too.
+    """Whether these shapes in this relation are held out, and with them the inverse relation.
 
-    Every shape is in two or three of them, every relation in four. Two of one shape never are.
+    Every shape is in two or three held-out relations, every relation in four. Two objects of one
+    shape are never held out.
     """
     if relation in ('right of', 'below'):
         first, relation, second = second, INVERSE[relation], first
@@ -119,7 +119,7 @@ def held_out_relation(first: str, relation: str, second: str) -> bool:
 
 
 def relations(a: Object, b: Object) -> list[str]:
-    """What is said of how a stands to b: only what is clear, and then no other relation holds."""
+    """The relations of a to b that are stated: only a clear one, so that no other holds."""
     dx, dy = abs(a.x - b.x), abs(a.y - b.y)
     if max(dx, dy) < _APART or min(dx, dy) > _SLANT * max(dx, dy):
         return []
@@ -127,10 +127,10 @@ def relations(a: Object, b: Object) -> list[str]:
 
 
 def allowed(scene: Scene, held_out: bool) -> bool:
-    """Whether the scene belongs to this side.
+    """Whether the scene belongs to this split.
 
-    Training shows no held-out look, and no two shapes so that a held-out relation holds, said
-    or not. The other side shows such a look, or two objects clearly in such a relation; scenes
+    The training split has no held-out look, and no two shapes in a held-out relation, stated or
+    not. The held-out split has such a look, or two objects clearly in such a relation. Scenes in
     between belong to neither.
     """
     look = any(held_out_look(*each.look) for each in scene.objects)
@@ -147,20 +147,20 @@ def _held_out_pair(a: Object, b: Object, said: Sequence[str]) -> bool:
 
 
 def make(seed: int, index: int, rung: Rung, held_out: bool = False) -> Scene:
-    """Scene `index` of a seed; `held_out`: with a look or a relation that training never shows."""
+    """Scene `index` of a seed; `held_out`: with a look or relation that training never has."""
     rng = generator(seed, 'scene', held_out, index)
     kinds = [kind for kind in KINDS if COUNTS[kind][0] <= rung.objects]
-    # Drawn once, so that scenes that are hard to place or to allow keep their share.
+    # Sampled once, so that kinds that are often rejected below keep their probability.
     kind = _pick(rng, kinds, [KINDS[kind] for kind in kinds])
     least, most = COUNTS[kind]
     count = int(rng.integers(least, min(most, rung.objects) + 1))
     while True:
-        scene = _draw(rng, rung, kind, count)
+        scene = _sample(rng, rung, kind, count)
         if scene is not None and allowed(scene, held_out):
             return scene
 
 
-def _draw(rng: np.random.Generator, rung: Rung, kind: str, count: int) -> Scene | None:
+def _sample(rng: np.random.Generator, rung: Rung, kind: str, count: int) -> Scene | None:
     looks = _looks(rng, kind, count)
     sizes = [_pick(rng, rung.sizes) for _ in looks]
     places = _places(rng, rung, looks, [_radius(rung, size) for size in sizes])
@@ -176,7 +176,7 @@ def _draw(rng: np.random.Generator, rung: Rung, kind: str, count: int) -> Scene 
 
 
 def _looks(rng: np.random.Generator, kind: str, count: int) -> list[tuple[str, str]]:
-    """(colour, shape) of each object: all alike, a pair without a common shape, or any."""
+    """(colour, shape) of each object: all alike, a pair of different shapes, or any."""
     colours, shapes = tuple(COLOURS), SHAPES
     if kind == 'alike':
         return [(_pick(rng, colours), _pick(rng, shapes))] * count
@@ -196,7 +196,7 @@ def _places(
     looks: Sequence[tuple[str, str]],
     radii: Sequence[float],
 ) -> list[tuple[float, float, float]] | None:
-    """(x, y, radius) of each object, or None where they found no room."""
+    """(x, y, radius) of each object, or None if there is no room."""
     if rung.grid:
         cells = rng.permutation(rung.grid**2)[: len(radii)]
         return [

@@ -295,4 +295,4 @@ def _config(study: ConfigDict, arms: Arms, name: str) -> ConfigDict:
         except (TypeError, ValueError) as error:
             raise UserError(f'overrides: {change!r}: {error}') from None
     checks.check(config)
-    return train_loop.located(config)
+    return train_loop.with_absolute_paths(config)

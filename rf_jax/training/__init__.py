@@ -1,1 +1,1 @@
-"""Objective, optimizer, train step and train loop; `flow.py` is the algorithm without a network."""
+"""Losses, optimizer, train step and train loop; `flow.py` is flow matching without a network."""

@@ -1,4 +1,4 @@
-"""Which values the numbers and tuples of a config may take: one table, from field to bounds."""
+"""Bounds of the numbers and tuples of a config: one table, from field to bounds."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Bounds(Protocol):
 
 @dataclass(frozen=True)
 class Whole:
-    """Integers from `low` to `high`, and those of `also`."""
+    """Integers from `low` to `high`, and those in `also`."""
 
     low: int
     high: int = INT32
@@ -37,7 +37,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Finite:
-    """Finite numbers from `low` to `high`; `above`, `below`: without `low`, without `high`."""
+    """Finite numbers from `low` to `high`; `above`: excludes `low`, `below`: excludes `high`."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -72,7 +72,7 @@ class Boolean:
 
 @dataclass(frozen=True)
 class Text:
-    """A string, inside of a tuple."""
+    """A string, as an item of a tuple."""
 
     def __contains__(self, value: Any) -> bool:
         return isinstance(value, str)
@@ -83,7 +83,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Each:
-    """Tuples of any number of `item`, or of `count` of them; lists as well, as JSON has them."""
+    """Tuples of `count` items, or any number; lists too, as they come from JSON."""
 
     item: Bounds
     count: int | None = None
@@ -98,7 +98,7 @@ class Each:
 
 @dataclass(frozen=True)
 class Pair:
-    """Tuples of two."""
+    """Tuples of two; `words` describes them in errors."""
 
     first: Bounds
     second: Bounds
@@ -114,7 +114,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Tuples of pairs; `words` says of what, with an example."""
+    """Tuples of at least `least` pairs."""
 
     pair: Pair
     least: int = 0
@@ -130,11 +130,11 @@ class Pairs:
 COUNT, NATURAL = Whole(1), Whole(0)
 POSITIVE, NOT_NEGATIVE, ANY = Finite(0, above=True), Finite(0), Finite()
 SHARE = Finite(0, 1)
-DECAY = Finite(0, 1, below=True)  # of 1, nothing would ever move
+DECAY = Finite(0, 1, below=True)  # with 1, nothing would ever change
 DEVICES = Whole(1, also=(-1,))
 PATTERNS = Each(Text())
 
-_TOWER = {  # of the encoder and the autoencoder
+_TOWER = {  # shared by the encoder and the autoencoder
     'layers': COUNT,
     'width': COUNT,
     'heads': COUNT,
@@ -148,17 +148,17 @@ _TOWER = {  # of the encoder and the autoencoder
 }
 
 
-def _below(group: str, rows: Mapping[str, Bounds]) -> dict[str, Bounds]:
+def _prefixed(group: str, rows: Mapping[str, Bounds]) -> dict[str, Bounds]:
     return {f'{group}.{name}': bounds for name, bounds in rows.items()}
 
 
-# Every number and every tuple of configs/base.py, but for `sharding`, which reads its own rules.
+# Every number and tuple of configs/base.py, except `sharding`, which checks its own rules.
 FIELDS: Mapping[str, Bounds] = {
     'seed': Whole(0, 2**63 - 1),
     'initialise_new': PATTERNS,
     'initialise_as': Pairs(Pair(Text(), Text(), 'pairs (regex, replacement)')),
     'steps': COUNT,
-    **_below('data', {
+    **_prefixed('data', {
         'batch_size': COUNT,
         'tasks.text_to_image': NOT_NEGATIVE,
         'tasks.image_to_text': NOT_NEGATIVE,
@@ -173,7 +173,7 @@ FIELDS: Mapping[str, Bounds] = {
         'sizes': Pairs(Pair(
             COUNT, POSITIVE, 'pairs (whole pixels, weight above 0) as in '
             "--config.data.sizes='((64, 0.7), (32, 0.3))'"), least=1),
-        'max_text_tokens': Whole(8),  # a question, its answer and the marks around them
+        'max_text_tokens': Whole(8),  # a question, its answer and the special tokens around them
         'label_prob': SHARE,
         'question_prob': SHARE,
         'text_dropout': SHARE,
@@ -187,7 +187,7 @@ FIELDS: Mapping[str, Bounds] = {
         'threads': NATURAL,
     }),
     'tokenizer.vocab_size': COUNT,
-    **_below('model.backbone', {
+    **_prefixed('model.backbone', {
         'layers': COUNT,
         'width': COUNT,
         'heads': COUNT,
@@ -205,9 +205,9 @@ FIELDS: Mapping[str, Bounds] = {
     }),
     'model.attention.block_q': COUNT,
     'model.attention.block_k': COUNT,
-    **_below('model.encoder', _TOWER),
-    **_below('model.autoencoder', _TOWER | {'channels': COUNT}),
-    **_below('model.representation', {
+    **_prefixed('model.encoder', _TOWER),
+    **_prefixed('model.autoencoder', _TOWER | {'channels': COUNT}),
+    **_prefixed('model.representation', {
         'pool': COUNT,
         'alignment_layer': COUNT,
         'codebook_size': COUNT,
@@ -252,7 +252,7 @@ FIELDS: Mapping[str, Bounds] = {
     'ema.warmup_offset': Finite(1, above=True),
     'ema.encoder_decay': DECAY,
     'offload': Each(Text()),
-    **_below('mesh', dict.fromkeys(('data', 'fsdp', 'expert', 'tensor', 'context'), DEVICES)),
+    **_prefixed('mesh', dict.fromkeys(('data', 'fsdp', 'expert', 'tensor', 'context'), DEVICES)),
     'sampling.steps': COUNT,
     'sampling.top_k': NATURAL,
     'sampling.temperature': NOT_NEGATIVE,
@@ -272,8 +272,8 @@ FIELDS: Mapping[str, Bounds] = {
 
 
 def check(fields: Mapping[str, Any]) -> None:
-    """Raises UserError for the first of {dotted field: value} that is out of its bounds; fields
-    without a row are passed over.
+    """Raises UserError for the first of {dotted field: value} that is out of bounds; fields that
+    are not in the table are ignored.
     """
     for field, value in fields.items():
         if field in FIELDS and value not in FIELDS[field]:
@@ -281,5 +281,5 @@ def check(fields: Mapping[str, Any]) -> None:
     first, last = fields.get('sampling.guidance_interval', (0, 1))
     require(
         first <= last,
-        f'sampling.guidance_interval={(first, last)}: the first time is after the last',
+        f'sampling.guidance_interval={(first, last)}: the first time is later than the last',
     )

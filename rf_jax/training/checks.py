@@ -1,4 +1,4 @@
-"""What stops or warns a run: values that cannot work, changed configs, non-finite numbers."""
+"""Checks of a run: impossible config values, changed configs and data, non-finite numbers."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,10 +24,10 @@ DTYPES = dict.fromkeys(('float32', 'bfloat16'))
 def start(
     config, devices: Sequence[jax.Device] | None = None
 ) -> tuple[Mesh, dict[int, np.ndarray]]:
-    """(mesh of a run, {process: its rows of a batch}), after every check that needs no data.
+    """(mesh of a run, {process: its rows of a batch}), after all checks that need no data.
 
-    Training and the compile check both start here. `devices`: default: all; they may be those of
-    a topology. Raises UserError for what would stop any process of the run.
+    Training and the compile check both start here. `devices`: all by default; they may be those of
+    a topology. Raises UserError for anything that would stop a process of the run.
     """
     check(config)
     pipeline.check(config)
@@ -37,15 +37,15 @@ def start(
 
 
 def check(config) -> None:
-    """Raises UserError for values that would fail later with less to say."""
+    """Raises UserError for values that would fail later with a less helpful error."""
     choose('compute_dtype', config.compute_dtype, DTYPES)
     choose('sampling.method', config.sampling.method, flow.METHODS)
     bounds.check(flatten(config.to_dict()))
-    source_list.check(config.data.sources)  # before the workdir is made
+    source_list.check(config.data.sources)  # before the workdir is created
     if config.tokenizer.path:
         paths.local(config.tokenizer.path, 'tokenizer.path')
-    initial_weights.other_runs(config)  # raises for what is no path
-    require(any(config.losses.values()), 'all weights of losses are 0: nothing would be learned')
+    initial_weights.other_runs(config)  # raises for URLs
+    require(any(config.losses.values()), 'all weights of losses are 0: nothing would be trained')
     spans.pool_of(config)
     representation.check(config)
     spaces.of(config).check(config)
@@ -62,9 +62,9 @@ def check(config) -> None:
 
 
 def warn_of_changes(config, workdir: Path) -> None:
-    """Names the config fields that differ from what this workdir was trained with so far.
+    """Logs the config fields that differ from those that this workdir was trained with so far.
 
-    Raises UserError if the workdir was written by an earlier version, with other names of fields.
+    Raises UserError if the workdir was written by an earlier version, with other field names.
     """
     try:
         before = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
@@ -79,15 +79,15 @@ def warn_of_changes(config, workdir: Path) -> None:
 
 
 def warn_of_other_data(data: str, workdir: Path) -> None:
-    """Tells where sources no longer hold what this workdir was trained with so far."""
+    """Logs a warning if the sources no longer hold the data that this workdir was trained on."""
     try:
         before = json.loads((workdir / 'version.json').read_text(encoding='utf-8'))['data']
     except (OSError, ValueError, KeyError):
         return
     if before != data:
         logging.warning(
-            'the data is %s and was %s: samples come in another order than before, some twice in a '
-            'pass',
+            'the data is now %s and was %s: examples come in a different order, some of them twice '
+            'in this epoch',
             data,
             before,
         )
@@ -107,9 +107,9 @@ def warn_of_new_weights(config) -> None:
         )
 
 
-def warn_of_weights_of_another(config, other: Path, step: int) -> None:
-    """Tells where a run whose weights are taken was to be trained for more steps, and where what
-    its codebook has learned is thrown away.
+def warn_of_source_run(config, other: Path, step: int) -> None:
+    """Logs a warning if the run that weights come from is not finished, or if its codebook would be
+    replaced.
     """
     try:
         was = flatten(json.loads((other / 'config.json').read_text(encoding='utf-8')))
@@ -126,7 +126,7 @@ def warn_of_weights_of_another(config, other: Path, step: int) -> None:
 
 
 def changes(before: Mapping, now: Mapping) -> Iterator[tuple[str, str]]:
-    """(name, what it is and was) of each field that differs between two flat configs, by name."""
+    """(field, text with both values) of each field that differs between two flat configs."""
     for field in sorted(before.keys() | now.keys()):
         if now.get(field) != before.get(field):
             yield field, f'{field} is {now.get(field)!r} and was {before.get(field)!r}'
@@ -149,9 +149,9 @@ def _finite(leaves) -> jax.Array:
 
 
 def all_finite(tree) -> bool:
-    """Every number of every floating array is finite.
+    """Whether all numbers of all floating-point arrays are finite.
 
-    What lies in the memory of the host visits the device array by array: it has no room for all.
+    Arrays in host memory are copied to the device one at a time, since all of them may not fit.
     """
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     far = [x for x in leaves if x.sharding.memory_kind == 'pinned_host']
@@ -160,14 +160,14 @@ def all_finite(tree) -> bool:
 
 
 def not_finite(number: int) -> UserError:
-    """The error for a state that is not finite after step `number`."""
+    """The error for a non-finite state after step `number`."""
     return UserError(
-        f'the state is not finite after step {number}; nothing of it was saved. Lower '
+        f'the state is not finite after step {number} and was not saved. Lower '
         'optimizer.learning_rate and run again: it resumes from the last checkpoint'
     )
 
 
 def raise_unless_finite(number: int, state) -> None:
-    """Raises UserError before anything bad is saved (design rule 9)."""
+    """Raises UserError, so that no bad state is saved (design rule 9)."""
     if not all_finite(state):
         raise not_finite(number)

@@ -1,8 +1,8 @@
-"""Cross-entropy over a large vocabulary without the logits of all tokens at once.
+"""Cross-entropy over a large vocabulary without materialising the logits of all tokens.
 
-Tokens go through the head in tiles, and a tile's gradients are computed together with its loss, as
-in Liger Kernel's fused linear cross-entropy (arXiv 2410.10989): nothing is computed twice, and what
-remains for the backward are the gradients of the hidden states and of the kernel.
+Tokens go through the head in tiles, and the gradients of a tile are computed together with its
+loss, as in Liger Kernel's fused linear cross-entropy (arXiv 2410.10989): nothing is recomputed, and
+only the gradients of the hidden states and of the kernel are kept for the backward pass.
 """
 
 import math
@@ -15,12 +15,12 @@ from jax.sharding import PartitionSpec
 
 from rf_jax.models.layers import Logits, product
 from rf_jax.models.moe import weight_gather
-from rf_jax.models.token_sharding import UNCUT, Cut
+from rf_jax.models.token_sharding import UNSHARDED, TokenSharding
 from rf_jax.runtime.mesh import BATCH_AXES
 
-TILE = 2**26  # logits of a tile on one device, 256 MB; what is smaller is computed in one piece
+TILE = 2**26  # logits per tile on one device, 256 MB; fewer logits are computed without tiles
 TOKENS = (*BATCH_AXES, 'context')
-KEPT = ('', 'tensor')  # a head stays sharded by its vocabulary
+KEPT = ('', 'tensor')  # a head stays sharded along its vocabulary
 
 
 def of_logits(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -31,30 +31,30 @@ def of_logits(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """On the mesh of `cut`, kernels sharded by `table`, which is config.sharding.
+    """On the mesh of `sharding`, with kernels sharded by `table`, which is config.sharding.
 
-    `tile`: the most logits that a device holds at a time.
+    `tile`: the largest number of logits that a device holds at a time.
     """
 
-    cut: Cut = UNCUT
+    sharding: TokenSharding = UNSHARDED
     table: tuple = ()
     tile: int = TILE
 
     def __call__(
         self, path: str, logits: Logits, targets: jax.Array, weight: jax.Array
     ) -> jax.Array:
-        """Sum over the tokens of weight times cross-entropy, a float32 number.
+        """Sum over the tokens of weight times cross-entropy, a float32 scalar.
 
-        path: of the head's kernel among the parameters, targets int32 [B, n], weight float32
-        [B, n], through which no gradient flows.
+        path: parameter path of the head's kernel; targets int32 [B, n]; weight float32 [B, n],
+        through which no gradient flows.
         """
-        sharded = self.cut.mesh is not None and self.cut.mesh.size > 1
-        mesh, shape = self.cut.mesh, logits.kernel.shape
+        sharded = self.sharding.mesh is not None and self.sharding.mesh.size > 1
+        mesh, shape = self.sharding.mesh, logits.kernel.shape
         axes = weight_gather.axes_of(path, shape, KEPT, mesh, self.table) if sharded else ((), ())
         devices = math.prod(mesh.shape[axis] for axis in (*TOKENS, *axes[1][:1])) if sharded else 1
         tiles = -(-targets.size * shape[1] // (devices * self.tile))
         if tiles <= 1:
-            whole = self.cut.lay(logits.whole(), 'tensor')
+            whole = self.sharding.constrain(logits.whole(), 'tensor')
             return jnp.sum(of_logits(whole, targets) * weight)
         head = _Head(mesh if sharded else None, axes, tiles)
         return _tiled(head, logits.hidden, logits.kernel, targets, jax.lax.stop_gradient(weight))
@@ -65,7 +65,7 @@ ONE_DEVICE = CrossEntropy()
 
 @dataclass(frozen=True)
 class _Head:
-    """A kernel [D, V] sharded over `axes` of `mesh` (None: one device), its tokens in `tiles`."""
+    """A kernel [D, V] sharded over `axes` of `mesh` (None: one device); tokens in `tiles` tiles."""
 
     mesh: jax.sharding.Mesh | None
     axes: weight_gather.Axes
@@ -79,8 +79,8 @@ def _tiled(head: _Head, hidden, kernel, targets, weight) -> jax.Array:
 
 def _forward(head, *arguments):
     hidden, kernel, targets, weight = (a.value for a in arguments)
-    learned = tuple(a.perturbed for a in arguments[:2])
-    loss, *gradients = _run(head, learned, hidden, kernel, targets, weight)
+    needed = tuple(a.perturbed for a in arguments[:2])
+    loss, *gradients = _run(head, needed, hidden, kernel, targets, weight)
     return loss, gradients
 
 
@@ -94,18 +94,18 @@ def _backward(head, gradients, scale):
 _tiled.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _run(head: _Head, learned: tuple[bool, bool], hidden, kernel, targets, weight):
-    """(loss, gradient of hidden, of kernel), None in place of those that are not `learned`."""
+def _run(head: _Head, needed: tuple[bool, bool], hidden, kernel, targets, weight):
+    """(loss, gradient of hidden, gradient of kernel); None for gradients that are not needed."""
     if head.mesh is None:
-        return _tiles(head.tiles, learned, '', hidden, kernel.astype(hidden.dtype), targets, weight)
+        return _tiles(head.tiles, needed, '', hidden, kernel.astype(hidden.dtype), targets, weight)
     split = 'tensor' if 'tensor' in head.axes[1] else ''
 
     def local(hidden, kernel, *tokens):
         whole = weight_gather.gathered(kernel.astype(hidden.dtype), head.axes, KEPT)
-        loss, of_hidden, of_kernel = _tiles(head.tiles, learned, split, hidden, whole, *tokens)
+        loss, of_hidden, of_kernel = _tiles(head.tiles, needed, split, hidden, whole, *tokens)
         if of_kernel is not None:
             of_kernel = weight_gather.scattered(of_kernel, head.axes, KEPT, TOKENS)
-        # Scattered before the backward of the layers begins, not held whole until it ends.
+        # Scatter before the backward pass of the layers starts, not after it.
         of_hidden, of_kernel = jax.lax.optimization_barrier((of_hidden, of_kernel))
         return jax.lax.psum(loss, TOKENS), of_hidden, of_kernel
 
@@ -120,12 +120,12 @@ def _run(head: _Head, learned: tuple[bool, bool], hidden, kernel, targets, weigh
     return run(hidden, kernel, targets, weight)
 
 
-def _tiles(tiles: int, learned, split: str, hidden, kernel, targets, weight):
-    """As `_run`, of a device's tokens and its part of the vocabulary, cut over the axis `split`."""
+def _tiles(tiles: int, needed, split: str, hidden, kernel, targets, weight):
+    """As `_run`, for a device's tokens and its part of the vocabulary, sharded over `split`."""
     count, width = targets.size, hidden.shape[-1]
-    size = -(-count // (16 * tiles)) * 16  # whole sublanes of bfloat16
+    size = -(-count // (16 * tiles)) * 16  # a multiple of the bfloat16 sublanes
 
-    def cut(a, *rest):
+    def tiled(a, *rest):
         a = a.reshape(count, *rest)
         a = jnp.pad(a, ((0, tiles * size - count), *((0, 0) for _ in rest)))
         return a.reshape(tiles, size, *rest)
@@ -133,26 +133,26 @@ def _tiles(tiles: int, learned, split: str, hidden, kernel, targets, weight):
     def add(total, tile):
         loss, of_logits = _tile(kernel, split, *tile)
         of_hidden = of_kernel = None
-        if learned[0]:
+        if needed[0]:
             of_hidden = product(of_logits, kernel.T)
             of_hidden = (jax.lax.psum(of_hidden, split) if split else of_hidden).astype(
                 hidden.dtype
             )
-        if learned[1]:
+        if needed[1]:
             of_kernel = total[1] + product(tile[0].T, of_logits)
         return (total[0] + loss, of_kernel), of_hidden
 
-    zero = jnp.zeros(()), jnp.zeros(kernel.shape) if learned[1] else None
+    zero = jnp.zeros(()), jnp.zeros(kernel.shape) if needed[1] else None
     (loss, of_kernel), of_hidden = jax.lax.scan(
-        add, zero, (cut(hidden, width), cut(targets), cut(weight))
+        add, zero, (tiled(hidden, width), tiled(targets), tiled(weight))
     )
-    if learned[0]:
+    if needed[0]:
         of_hidden = of_hidden.reshape(-1, width)[:count].reshape(hidden.shape)
     return loss, of_hidden, of_kernel
 
 
 def _tile(kernel, split: str, hidden, targets, weight):
-    """(weighted loss of tokens [n, D], its gradient by the logits [n, V] in the type of hidden)."""
+    """(weighted loss of tokens [n, D], its gradient for logits [n, V] in the dtype of hidden)."""
     logits = product(hidden, kernel)
     start = jax.lax.axis_index(split) * logits.shape[1] if split else 0
     here = jnp.arange(logits.shape[1]) == (jnp.maximum(targets, 0) - start)[:, None]

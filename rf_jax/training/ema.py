@@ -1,5 +1,6 @@
-"""The exponential moving average (EMA) of the weights: the quantizer reads its encoder, inference
-all of it.
+"""The exponential moving average (EMA) of the weights.
+
+The quantizer uses its encoder, inference all of it.
 """
 
 import re
@@ -11,17 +12,17 @@ from rf_jax.training import optimizer
 
 
 def warm_up(step, offset: float):
-    """Highest decay at `step`, the first being 0: (1 + step) / (offset + step), at least 0.
+    """Largest decay at `step`, counted from 0: (1 + step) / (offset + step).
 
-    Offset 2 weights all steps so far alike; offset 10 favours the newest tenth of them.
+    Offset 2 weights all steps so far equally; offset 10 favours the newest tenth of them.
     """
     return (1.0 + step) / (offset + step)
 
 
 def window(decay: float, offset: float, step: int) -> float:
-    """Steps that the average after `step` (from 0) covers: 1 / weight of the newest one.
+    """Number of steps that the average covers after `step` (from 0): 1 / weight of the newest one.
 
-    `offset`: of the warm-up; 0: none.
+    `offset` of the warm-up; 0: no warm-up.
     """
     if offset:
         decay = min(decay, warm_up(step, offset))
@@ -29,16 +30,17 @@ def window(decay: float, offset: float, step: int) -> float:
 
 
 def window_at_end(config) -> float:
-    """Steps that the average covers after the last step of a run."""
+    """Number of steps that the average covers after the last step of a run."""
     c = config.ema
     return window(c.decay, c.warmup_offset if c.warmup else 0, config.steps - 1)
 
 
 def average(config, ema, params, step: jax.Array):
-    """The average after `step`: float32 trees like `params`; the encoder has a decay of its own.
+    """The average after `step`: a float32 tree like `params`; the encoder has its own decay.
 
-    What `initialise_new` starts beside weights of other runs warms up in any case: its old average
-    is noise. The rest goes on from the average of those runs if `ema.warmup` is off.
+    Parameters that `initialise_new` initialises from scratch always warm up, since their average
+    starts from random weights. If `ema.warmup` is off, the others continue the average of the runs
+    in `initialise_from`.
     """
     c = config.ema
     warm = warm_up(step, c.warmup_offset)

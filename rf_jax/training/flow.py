@@ -1,8 +1,9 @@
-"""Flow matching on one page: path, times, conversions, loss weight, steps. No network in it.
+"""Flow matching on one page: path, times, conversions, loss, solver steps. No network here.
 
 z_t = t x + (1 - t) e with e ~ N(0, noise_scale^2): t = 0 is noise, t = 1 the picture. The network
-predicts x; loss and steps are in velocity v = x - e (JiT, arXiv 2511.13720; paper, section 3.2).
-Times t broadcast against x [..., C] after `t[..., None]` where a docstring says [...].
+predicts x; the loss and the solver steps use the velocity v = x - e (JiT, arXiv 2511.13720; paper,
+section 3.2). Times t broadcast against x [..., C] after `t[..., None]` where a docstring says
+[...].
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ def velocity(x: jax.Array, z: jax.Array, t: jax.Array, floor: float) -> jax.Arra
 def loss(predicted: jax.Array, x: jax.Array, t: jax.Array, floor: float) -> jax.Array:
     """Mean over C of |v_predicted - v|^2, both with the floor: [..., C] and t [...] -> [...].
 
-    Equals |x_predicted - x|^2 / max(1 - t, floor)^2: z cancels, the weight is at most 1 / floor^2.
+    Equals |x_predicted - x|^2 / max(1 - t, floor)^2: z cancels; the weight is at most 1 / floor^2.
     """
     error = jnp.mean((predicted - x) ** 2, -1)
     return error / jnp.maximum(1 - t, floor) ** 2
@@ -47,7 +48,7 @@ def shift_of(pixels: jax.Array, alpha: float, base_pixels: int) -> jax.Array:
 
 
 def schedule(steps: int) -> jax.Array:
-    """float32 [steps + 1] even times from 0 to 1, before any shift."""
+    """float32 [steps + 1]: evenly spaced times from 0 to 1, before any shift."""
     return jnp.linspace(0.0, 1.0, steps + 1)
 
 
@@ -60,7 +61,7 @@ def euler(v: Velocity, z: jax.Array, t: jax.Array, t_next: jax.Array) -> jax.Arr
 
 
 def heun(v: Velocity, z: jax.Array, t: jax.Array, t_next: jax.Array) -> jax.Array:
-    """One second-order step; the last one (t_next = 1) is Euler's, as v is not known at t = 1."""
+    """One second-order step; the last one (t_next = 1) is Euler's, as v is undefined at t = 1."""
     first = v(z, t)
     step = (t_next - t)[..., None]
     ahead = z + step * first

@@ -1,6 +1,7 @@
-"""How a run starts from the weights of others (`initialise_from`): which arrays come from where,
-read straight into their shards. No process reads more than the shards of its own devices, and
-nothing of the optimizer.
+"""Initialising a run from the weights of other runs (`initialise_from`).
+
+Arrays are read straight into their shards: no process reads more than the shards of its own
+devices. The optimizer state is not read.
 """
 
 import difflib
@@ -19,12 +20,12 @@ from rf_jax.runtime import checkpoint, checkpoint_files, distributed, paths
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.training import jitted, optimizer, state
 
-TAKEN = ('params', 'ema', 'codebook')  # parts of a state that another run may start from
-SHOWN = 10  # most paths of an error message
+TAKEN = ('params', 'ema', 'codebook')  # parts of a state that can come from another run
+SHOWN = 10  # most paths in an error message
 
 
 class Source(NamedTuple):
-    """The newest checkpoint of another run, and its arrays by path, as shapes and types."""
+    """The newest checkpoint of another run; shapes and dtypes of its arrays by path."""
 
     folder: Path
     step: int
@@ -32,24 +33,24 @@ class Source(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """An array of a checkpoint: the number of its source, and its path there."""
+    """Where an array comes from: the index of the source, and the path there."""
 
     source: int
     path: str
 
 
 def other_runs(config) -> list[Path]:
-    """Folders of `initialise_from`. Raises UserError for a URL."""
+    """The folders in `initialise_from`. Raises UserError for a URL."""
     parts = (part.strip() for part in config.initialise_from.split(','))
     return [paths.local(part, 'initialise_from') for part in parts if part]
 
 
 def check(config) -> None:
-    """Raises UserError, in one line, for an entry of `initialise_from` that is no run's folder."""
+    """Raises UserError for an entry of `initialise_from` that is not the folder of a run."""
     for number, folder in enumerate(other_runs(config)):
         fault, tokenizer = _fault(folder), folder / 'tokenizer.model'
         if not (fault or number or config.tokenizer.path or tokenizer.exists()):
-            fault = f'{folder} holds no tokenizer.model: copy it there, or set tokenizer.path'
+            fault = f'{folder} has no tokenizer.model: copy it there, or set tokenizer.path'
         require(not fault, f'initialise_from={config.initialise_from!r}: {fault}')
 
 
@@ -59,11 +60,11 @@ def _fault(folder: Path) -> str:
         return ''
     run = next((above for above in (folder, *folder.parents) if checkpoint.exists_in(above)), None)
     if run:
-        return f'{folder} lies within a run; give its folder, {run}'
+        return f'{folder} is inside a run; give the folder of the run, {run}'
     if folder.is_file():
         return f'{folder} is a file; give the folder of a run'
     if folder.is_dir():
-        fault, place = f'{folder} holds no checkpoint (looked in {folder}/checkpoints)', folder
+        fault, place = f'{folder} has no checkpoint (looked in {folder}/checkpoints)', folder
     else:
         fault, place = f'there is no folder {folder.absolute()}', folder.parent
     runs = [path.name for path in sorted(place.glob('*')) if checkpoint.exists_in(path)]
@@ -74,12 +75,12 @@ def _fault(folder: Path) -> str:
     return f'{fault}; runs with checkpoints in {place.absolute()}: {shown}'
 
 
-def from_others(run: jitted.Programs) -> tuple[state.State, list[Source]]:
-    """The state at step 0 with weights, averages and codebook of other runs. All must call it.
+def from_other_runs(run: jitted.Programs) -> tuple[state.State, list[Source]]:
+    """The state at step 0 with weights, EMA and codebook of other runs. All processes must call it.
 
-    Each array is read, or born new, with the sharding of `run.abstract`: beside the state itself
-    the devices hold no second copy. Raises UserError for arrays that no source has in this shape,
-    a source that gives nothing, and a damaged one.
+    Each array is read or initialised with the sharding of `run.abstract`, without a second copy on
+    the devices. Raises UserError for arrays that no source has in this shape, a source from which
+    nothing is used, and a damaged source.
     """
     sources = [_open(folder) for folder in other_runs(run.config)]
     origins = plan(run.abstract, sources, run.config)
@@ -95,30 +96,30 @@ def from_others(run: jitted.Programs) -> tuple[state.State, list[Source]]:
 
 
 def _open(folder: Path) -> Source:
-    """Of the same step on all hosts, also while the other run goes on and saves."""
+    """Opens the same step on all hosts, even while the other run is still saving checkpoints."""
     directory = folder / 'checkpoints'
     step = int(distributed.broadcast(lambda: str(checkpoint.latest(directory)[0]).encode()))
     held = checkpoint_files.read_metadata(directory.resolve() / str(step))
     if not set(TAKEN) <= held.keys():
         raise UserError(
-            f'initialise_from: the checkpoint in {directory} holds {", ".join(sorted(held))}, where'
-            f' {", ".join(TAKEN)} were looked for: it is of another kind of run'
+            f'initialise_from: the checkpoint in {directory} has {", ".join(sorted(held))}, not '
+            f'{", ".join(TAKEN)}: it is not a checkpoint of rf_jax.train'
         )
     return Source(folder, step, checkpoint_files.flatten({name: held[name] for name in TAKEN}))
 
 
 def plan(abstract: state.State, sources: Sequence[Source], config) -> dict[str, Origin]:
-    """{path in the state: where its array comes from}; what is not in it is new.
+    """{path in the state: where its array comes from}; arrays that are not in it are new.
 
-    An array comes from the first source that has its path, as `initialise_as` rewrites it, unless
-    a regex of `initialise_new` matches. What `optimizer.freeze` holds starts as its average, which
-    is what was scored and what targets are made of: weights of their own would draw the average
-    after them, which shall not move. Raises UserError.
+    An array comes from the first source that has its path, after rewriting by `initialise_as`,
+    unless a regex of `initialise_new` matches. Frozen parameters start from their EMA, which is
+    what was evaluated and what targets are computed with: starting from the weights would make the
+    EMA, which must not change, drift towards them. Raises UserError.
     """
     origins, wrong = {}, []
     for name, leaf in checkpoint_files.flatten({n: getattr(abstract, n) for n in TAKEN}).items():
         part, _, path = name.partition('/')
-        path = path or name  # of the codebook
+        path = path or name  # the codebook has no path
         if any(re.search(pattern, path) for pattern in config.initialise_new):
             continue
         if part == 'params' and optimizer.frozen(path, config.optimizer.freeze):
@@ -135,19 +136,19 @@ def plan(abstract: state.State, sources: Sequence[Source], config) -> dict[str, 
     require(
         not wrong,
         f'initialise_from={config.initialise_from}: does not fit this config ({len(wrong)}): '
-        f'{"; ".join(wrong[:SHOWN])}. initialise_new names what shall start from new values',
+        f'{"; ".join(wrong[:SHOWN])}. List in initialise_new what should be initialised instead',
     )
     for number, source in enumerate(sources):
         require(
             any(origin.source == number for origin in origins.values()),
-            f'initialise_from={config.initialise_from}: {source.folder} gives nothing, as what it '
-            'holds is in a run before it, or starts new (initialise_new); take it off the list',
+            f'initialise_from={config.initialise_from}: nothing of {source.folder} is used, since '
+            'earlier runs have it, or initialise_new matches it; remove it from the list',
         )
     return origins
 
 
 def _read(source: Source, paths: Mapping[str, str], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """{path in the state: array} of what comes from a source, each array of it read once."""
+    """{path in the state: array} for one source, reading each of its arrays once."""
     first = {}
     for name, path in paths.items():
         first.setdefault(path, name)
@@ -159,33 +160,33 @@ def _read(source: Source, paths: Mapping[str, str], wanted: Mapping[str, Any]) -
     found = {}
     for name, path in paths.items():
         array = read[path]
-        if first[path] != name:  # a copy, as the state is donated; it may lie in the host's memory
+        if first[path] != name:  # a copy, since the state is donated; it may be in host memory
             array = jax.device_put(jnp.copy(array), wanted[name].sharding)
         found[name] = array
     return found
 
 
 def table(abstract: state.State, sources: Sequence[Source], origins: Mapping[str, Origin]) -> str:
-    """A line for each group of parameters: how many, and which source and step they come from."""
+    """One line per group of parameters: their number, and the source and step they come from."""
     counts: Counter = Counter()
     for name, leaf in checkpoint_files.flatten({n: getattr(abstract, n) for n in TAKEN}).items():
         origin, group = origins.get(name), _group(name)
-        told = 'new'
+        text = 'new'
         if origin:
             source = sources[origin.source]
             path = origin.path.replace('ema/', 'params/', 1) if group != 'ema' else origin.path
-            told = f'{source.folder} at step {source.step}'
-            told += f', its {_group(path)}' if _group(path) != group else ''
-            told += ', its average' if path != origin.path else ''
-        counts[group, told] += leaf.size
+            text = f'{source.folder} at step {source.step}'
+            text += f', its {_group(path)}' if _group(path) != group else ''
+            text += ', its average' if path != origin.path else ''
+        counts[group, text] += leaf.size
     width = max(len(group) for group, _ in counts)
     return '\n'.join(
-        f'{group:{width}}  {count:>15,}  {told}' for (group, told), count in counts.items()
+        f'{group:{width}}  {count:>15,}  {text}' for (group, text), count in counts.items()
     )
 
 
 def _group(name: str) -> str:
-    """backbone/layers/pixels, encoder, text_head, ...; all of the average is one."""
+    """backbone/layers/pixels, encoder, text_head, ...; the whole EMA is one group."""
     part, *path = name.split('/')
     if part != 'params':
         return part

@@ -1,4 +1,4 @@
-"""The compiled programs of a run and the shapes they take, built without data or devices' work."""
+"""The jitted programs of a run and their input shapes, built without data or computation."""
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
@@ -17,10 +17,11 @@ from rf_jax.training import optimizer, state, step
 
 @dataclass(kw_only=True)
 class Programs:
-    """`train_step(state, batch)` donates its state; `initialise()` makes one, born sharded, and
-    `initialise_only(paths)` those arrays of it, by path, and no others.
+    """`train_step(state, batch)` donates its state; `initialise()` makes a sharded state;
+    `initialise_only(paths)` makes only the arrays at those paths.
 
-    `model` works on one device or as XLA cuts it; the train step has its own, cut over the mesh.
+    `model` runs on one device or as XLA shards it; the train step has its own model, sharded over
+    the mesh.
     """
 
     config: Any
@@ -32,7 +33,7 @@ class Programs:
     train_step: Callable
 
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What a train step takes, as shapes."""
+        """The batch of a train step, as shapes with shardings."""
         row = layout.empty(self.config.data.capacity, self.model.channels)
         where = mesh.batch_sharding(self.mesh)
         return {
@@ -44,7 +45,7 @@ class Programs:
 
 
 def from_host(train_step: Callable, names: Sequence[str]) -> Callable:
-    """The step for a state whose parts of these names lie in the memory of the host."""
+    """The step for a state whose parts of these names are in host memory."""
 
     def step_from_host(state, batch):
         near = {name: jax.device_put(getattr(state, name), jax.memory.Space.Device)
@@ -55,7 +56,7 @@ def from_host(train_step: Callable, names: Sequence[str]) -> Callable:
 
 
 def with_stop(train_step: Callable) -> Callable:
-    """The step with `stop` of the metrics true if any device was given it (Run.put)."""
+    """The step, with `stop` in the metrics: true if it is true on any device (see Run.put)."""
 
     def step_and_stop(state, batch):
         batch = dict(batch)
@@ -67,7 +68,7 @@ def with_stop(train_step: Callable) -> Callable:
 
 
 def check(config, mesh_: Mesh) -> None:
-    """Raises UserError for rows that the mesh cannot split, or state that cannot be offloaded."""
+    """Raises UserError for rows that the mesh cannot shard, or state that cannot be offloaded."""
     parts, capacity = config.optimizer.grad_accum_steps, config.data.capacity
     for name in config.offload:
         choose('offload', name, dict.fromkeys(('ema', 'opt_state')))
@@ -80,14 +81,14 @@ def check(config, mesh_: Mesh) -> None:
     for name in layout.SIZES:
         if capacity[name] % mesh_.shape['context']:
             raise UserError(
-                f'data.capacity.{name}={capacity[name]} is no multiple of mesh.context='
-                f'{mesh_.shape["context"]}: every device of a row holds an equal part of it'
+                f'data.capacity.{name}={capacity[name]} is not a multiple of mesh.context='
+                f'{mesh_.shape["context"]}: every device of a row holds an equal part'
             )
 
 
 def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> Programs:
-    """Programs of a config on a mesh. `vocabulary`: entries of the tokenizer; `platform`: cpu, gpu
-    or tpu when they are compiled for another than this process runs on. Raises UserError.
+    """The programs of a config on a mesh. `vocabulary`: size of the tokenizer; `platform`: cpu, gpu
+    or tpu, to compile for another platform than that of this process. Raises UserError.
     """
     check(config, mesh_)
     model = unified.build(config, vocabulary, platform=platform)
@@ -110,9 +111,9 @@ def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> 
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, where
     )
-    cut = unified.build(config, vocabulary, mesh_, platform)
+    sharded_model = unified.build(config, vocabulary, mesh_, platform)
     train_step = jax.jit(
-        with_stop(from_host(step.build(config, cut, optimizer_of), config.offload)),
+        with_stop(from_host(step.build(config, sharded_model, optimizer_of), config.offload)),
         donate_argnums=0,
         out_shardings=(where, None),
     )
@@ -136,7 +137,7 @@ def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> 
 
 
 def nbytes_per_device(tree) -> float:
-    """Bytes of a tree of arrays or shapes with shardings on the fullest device."""
+    """Bytes per device of a tree of arrays or shapes with shardings."""
     return float(
         sum(
             np.prod(a.sharding.shard_shape(a.shape)) * np.dtype(a.dtype).itemsize

@@ -1,4 +1,4 @@
-"""AdamW as in the paper (section 4.1): clip, warm-up then constant, rates and freezing by path."""
+"""AdamW as in the paper (section 4.1): clipping, warm-up then constant, multipliers by path."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import optax
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.sharding import path_name
 
-# Parameters that decay: products and tables, not norms, biases, layer scales.
+# Parameters with weight decay: matrices and tables, not norms, biases, layer scales.
 DECAYED = ('kernel', 'table', 'class_and_registers', 'router', 'gate', 'up', 'down')
 
 
@@ -23,28 +23,28 @@ def _by_path(tree, value_of):
     return jax.tree.unflatten(jax.tree.structure(tree), [value_of(p) for p in paths(tree)])
 
 
-def rates(params, rate_rules: Sequence[tuple[str, float]], freeze: Sequence[str]):
-    """Tree of learning-rate factors: 0 where frozen, else the first rule that matches, else 1.
+def lr_multipliers(params, multipliers: Sequence[tuple[str, float]], freeze: Sequence[str]):
+    """Tree of learning-rate factors: 0 if frozen, else that of the first matching rule, else 1.
 
-    Raises UserError for a rule that matches no parameter, since it would silently do nothing, and
-    for one that is no pair or no regular expression.
+    Raises UserError for a rule that matches no parameter, which would silently do nothing, and for
+    one that is not a pair or not a regular expression.
     """
     names = paths(params)
     rules = [('optimizer.freeze', pattern, 0.0) for pattern in freeze]
     try:
         rules += [
-            ('optimizer.lr_multipliers', pattern, float(factor)) for pattern, factor in rate_rules
+            ('optimizer.lr_multipliers', pattern, float(factor)) for pattern, factor in multipliers
         ]
     except (TypeError, ValueError):
         raise UserError(
-            f'optimizer.lr_multipliers={rate_rules!r} are not pairs (regex, factor); as a flag: '
+            f'optimizer.lr_multipliers={multipliers!r}: expected pairs (regex, factor); as a flag: '
             '--config.optimizer.lr_multipliers="((\'^backbone/\', 4.0),)"'
         ) from None
     for field, pattern, _ in rules:
         if not any(_found(field, pattern, name) for name in names):
             raise UserError(
                 f'{field} has {pattern!r}, which matches no parameter; paths look like '
-                f'{names[0]!r} (all of them: parameters.txt in the workdir)'
+                f'{names[0]!r} (see parameters.txt in the workdir)'
             )
 
     def factor(path):
@@ -53,18 +53,18 @@ def rates(params, rate_rules: Sequence[tuple[str, float]], freeze: Sequence[str]
     return _by_path(params, factor)
 
 
-def held(params, freeze: Sequence[str]):
-    """`params` through which no gradient flows to the frozen ones: nothing of it is computed."""
+def stop_frozen_gradients(params, freeze: Sequence[str]):
+    """`params` with stop_gradient on the frozen ones, whose gradients are then not computed."""
 
-    def hold(path, leaf):
+    def stop(path, leaf):
         return jax.lax.stop_gradient(leaf) if frozen(path, freeze) else leaf
 
-    leaves = map(hold, paths(params), jax.tree.leaves(params))
+    leaves = map(stop, paths(params), jax.tree.leaves(params))
     return jax.tree.unflatten(jax.tree.structure(params), list(leaves))
 
 
 def frozen(path: str, freeze: Sequence[str]) -> bool:
-    """Whether any of the patterns is found in the path. Raises UserError for a wrong pattern."""
+    """Whether any of the patterns matches the path. Raises UserError for an invalid pattern."""
     return any(_found('optimizer.freeze', pattern, path) for pattern in freeze)
 
 
@@ -72,22 +72,24 @@ def _found(field: str, pattern: str, path: str) -> bool:
     try:
         return bool(re.search(pattern, path))
     except re.error as error:
-        raise UserError(f'{field} has {pattern!r}, no regular expression: {error}') from None
+        raise UserError(
+            f'{field} has {pattern!r}, which is not a regular expression: {error}'
+        ) from None
 
 
 def schedule(config) -> optax.Schedule:
-    """Linear warm-up, 1 / warmup of the learning rate in the first step, then constant."""
+    """Linear warm-up, from 1 / warmup of the learning rate at the first step, then constant."""
     peak, warmup = config.learning_rate, config.warmup_steps
     return lambda count: peak * jax.numpy.minimum(1.0, (count + 1) / max(warmup, 1))
 
 
 def build(config, params) -> optax.GradientTransformation:
-    """The chain for `config.optimizer`; `params` give only their paths."""
-    factors = rates(params, config.lr_multipliers, config.freeze)
+    """The optimizer of `config.optimizer`; only the paths of `params` matter."""
+    factors = lr_multipliers(params, config.lr_multipliers, config.freeze)
     decayed = _by_path(params, lambda path: path.split('/')[-1] in DECAYED)
 
     def scaled(tree):
-        # Frozen parameters get factor 0: no update, no decay, and no part in the clipped norm.
+        # Frozen parameters have factor 0: no update, no weight decay, no part in the gradient norm.
         return jax.tree.map(lambda x, f: x * f, tree, factors)
 
     live = jax.tree.map(lambda f: float(f > 0), factors)

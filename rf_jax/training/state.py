@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and how it is born sharded."""
+"""The train state, and its sharded initialisation."""
 
 from typing import Any
 
@@ -14,11 +14,10 @@ from rf_jax.runtime.prng import random_key
 
 @flax.struct.dataclass
 class State:
-    """All of it is saved. `step` counts batches consumed, also those of skipped updates.
+    """Everything that a checkpoint holds. `step` counts batches consumed, skipped updates included.
 
-    `ema` is one tree like `params`: its encoder is what the quantizer reads, its whole is what
-    inference uses. `codebook` float32 [K, Denc]. `skipped` counts non-finite updates left out,
-    `streak` those in a row.
+    `ema` is a tree like `params`: the quantizer uses its encoder, inference all of it. `codebook`
+    float32 [K, Denc]. `skipped` counts skipped non-finite updates, `streak` those in a row.
     """
 
     step: jax.Array
@@ -31,16 +30,18 @@ class State:
 
 
 def example_row(channels: int) -> dict[str, jax.Array]:
-    """The smallest batch that touches every parameter: one row, one picture each way."""
+    """The smallest batch that uses every parameter: one row, with one picture to read and one to
+    generate.
+    """
     capacity = {'text': 1, 'vision': 1, 'representation': 2, 'pixels': 4,
                 'vision_pictures': 1, 'pixel_pictures': 1}  # fmt: skip
     return {name: jnp.asarray(a)[None] for name, a in layout.empty(capacity, channels).items()}
 
 
 def initialise(model, optimizer_of, codes: int, width: int, seed: int) -> State:
-    """A fresh state; jit it with out_shardings so that parameters are born sharded.
+    """A new state; jit it with out_shardings so that parameters are initialised sharded.
 
-    `optimizer_of(params)` gives the transformation, which depends on the parameters' paths.
+    `optimizer_of(params)` gives the optimizer, which depends on the paths of the parameters.
     """
     batch = example_row(model.channels)
     z, t = jnp.zeros((1, 4, model.drawn)), jnp.zeros((1, 4))

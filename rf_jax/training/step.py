@@ -31,13 +31,13 @@ def add_noise(
     """Clean patches or latents x, their times t (one a picture) and the noisy z_t, as batch
     entries, and the noise that the space adds for itself.
 
-    `batch` holds the rows of `part`, which get the values that they get in the whole batch.
+    `batch` holds the rows of `part`, which get the same values as in the whole batch.
     """
     c = config.flow
     time_key, noise_key = jax.random.split(key)
     counts = batch['pixel_counts']
     shape = counts.shape[0] * part.count, counts.shape[1]
-    t = part.of(flow.sample_times(time_key, shape, c.time_mean, c.time_std))
+    t = part.take(flow.sample_times(time_key, shape, c.time_mean, c.time_std))
     t = flow.shift(t, flow.shift_of(counts * config.data.patch_size**2, c.shift, c.base_pixels))
     t = jnp.take_along_axis(t, jnp.maximum(batch['pixel_picture'], 0), axis=1)
     x = model.bind({'params': params}).clean(batch)
@@ -72,14 +72,14 @@ def gradients(
 ):
     """(gradients, metrics), the batch cut into `optimizer.grad_accum_steps` parts along its rows.
 
-    `finish(rows, part)` completes a part's rows, so that features, noise and noisy patches are in
-    memory for one part only. Each part's loss is divided by the whole batch's counts, so the parts
-    add up to it exactly.
+    `finish(rows, part)` completes the rows of a part, so that features, noise and noisy patches are
+    in memory for one part only. The loss of each part is divided by the counts of the whole batch,
+    so the parts add up to its loss.
     """
     counts = losses.counts(terms, batch)
 
     def part_loss(params, part):
-        live = optimizer.held(params, config.optimizer.freeze)
+        live = optimizer.stop_frozen_gradients(params, config.optimizer.freeze)
         inputs = (part[name] for name in ('tokens', 'z', 't'))
         outputs = model.apply({'params': live}, part, *inputs)
         loss, means = losses.total(terms, config.losses, counts, outputs, part)
@@ -110,7 +110,7 @@ def gradients(
 def build(config: ConfigDict, model: Unified, optimizer_of) -> Callable:
     """`step(state, batch) -> (state, metrics)`, pure; jit it with the state donated."""
     find_targets = model.kind.targets(config, model)
-    terms = losses.build(config, CrossEntropy(model.cut, tuple(config.sharding)))
+    terms = losses.build(config, CrossEntropy(model.sharding, tuple(config.sharding)))
 
     def train_step(state: State, batch: Batch):
         batch, codebook, seen = prepare(find_targets, state, batch)

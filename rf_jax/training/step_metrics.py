@@ -1,4 +1,4 @@
-"""Metrics of the steps: read one step late, checked, averaged over a log period, written."""
+"""Metrics of train steps: read one step late, checked, averaged over a log period, logged."""
 
 import contextlib
 import time
@@ -16,7 +16,7 @@ from rf_jax.training import checks, losses
 
 
 def fill(batch: Mapping[str, np.ndarray], capacity: Mapping[str, int]) -> dict[str, float]:
-    """Share of each stream's capacity that holds tokens, and of the whole row."""
+    """Fraction of the capacity of each stream that holds tokens, and of the whole row."""
     filled = batch['segment'] > 0
     found = {'fill': float(filled.mean())}
     start = 0
@@ -27,8 +27,8 @@ def fill(batch: Mapping[str, np.ndarray], capacity: Mapping[str, int]) -> dict[s
     return found
 
 
-class Report:
-    """Reads a step's metrics while the next step runs; checks, averages, logs them."""
+class StepMetrics:
+    """Reads the metrics of a step while the next one runs; checks, averages and logs them."""
 
     def __init__(
         self,
@@ -39,37 +39,36 @@ class Report:
         start: int,
         spent: goodput.Goodput,
     ):
-        """`start`: steps done."""
+        """`start`: steps already done."""
         self.config, self.writer, self.spent = config, writer, spent
-        self.data_counts = batches.counts  # what was cut or left out so far
-        self.scale = config.data.batch_size / len(
-            batches.rows
-        )  # rows of a batch for each made here
+        self.data_counts = batches.counts  # what was truncated or left out so far
+        # Rows of a batch per row that this process makes.
+        self.scale = config.data.batch_size / len(batches.rows)
         self.progress = metrics.Progress(start, config.steps)
         self.pending: tuple | None = None
         self.sums: dict[str, float] = {}
         self.seen = 0
         self.waited = 0.0
-        self.stop = False  # whether any process asked to stop, in the last step that was read
+        self.stop = False  # whether any process asked to stop, as of the last step read
         self.flops = flops.train_step(config, vocabulary, flops.visible_pairs(config))
         peak = hardware.peak_flops(jax.devices()[0])
         self.peak = peak and peak * jax.device_count()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what waits for a batch."""
+        """Wraps the wait for a batch."""
         since = time.monotonic()
         with self.spent.phase('data'):
             yield
         self.waited += time.monotonic() - since
 
-    def later(self, number: int, values, batch) -> None:
-        """Takes the metrics of a step just dispatched and reads those of the one before."""
+    def push(self, number: int, values, batch) -> None:
+        """Stores the metrics of a step just dispatched and reads those of the previous one."""
         self.flush()
         self.pending = (number, values, batch)
 
     def flush(self) -> None:
-        """Reads what is pending; raises UserError if the state is no longer finite."""
+        """Reads the pending metrics; raises UserError if the state is no longer finite."""
         if self.pending is None:
             return
         number, values, batch = self.pending
@@ -79,7 +78,7 @@ class Report:
         self._check(number, values)
         samples = int((batch['pixel_counts'] > 0).sum() + (batch['vision_counts'] > 0).sum())
         tokens = int((batch['segment'] > 0).sum())
-        # The rows of other processes hold about as many.
+        # The rows of other processes have about as many.
         samples, tokens = round(samples * self.scale), round(tokens * self.scale)
         self.progress.done(number, samples=samples, tokens=tokens, flops=self.flops)
         if values['streak'] == 0:  # a skipped step has no finite loss to average
@@ -95,7 +94,7 @@ class Report:
         if values['streak'] > self.config.optimizer.max_skipped_steps:
             raise UserError(
                 f'{values["streak"]:.0f} steps in a row had non-finite gradients (optimizer.'
-                'max_skipped_steps); lower optimizer.learning_rate or look at the data, then run '
+                'max_skipped_steps); lower optimizer.learning_rate or check the data, then run '
                 'again'
             )
 

@@ -1,4 +1,4 @@
-"""The run: build it from the config, start or resume, train, save (design rules 9 and 10)."""
+"""A run: build it from the config, start or resume, train, save (design rules 9 and 10)."""
 
 import contextlib
 import json
@@ -29,27 +29,27 @@ from rf_jax.runtime import (
 )
 from rf_jax.runtime.errors import require
 from rf_jax.training import checks, ema, initial_weights, jitted, state
-from rf_jax.training.step_metrics import Report
+from rf_jax.training.step_metrics import StepMetrics
 
 
 @dataclass(kw_only=True)
 class Run(jitted.Programs):
-    """A training run: its programs and what they are fed with.
+    """A training run: its programs, and the data that they run on.
 
-    `stopped`: whether a signal ended the last `train`, be it in the very last step.
+    `stopped`: whether a signal ended the last `train`, even at the last step.
     """
 
     workdir: Path
     tokenizer: Tokenizer
     batches: pipeline.Batches
     goodput: goodput.Goodput
-    data: str  # sources.summary
+    data: str  # source_list.summary
     stopped: bool = False
 
     def put(self, batch: Mapping[str, np.ndarray], stop: bool = False) -> dict[str, jax.Array]:
-        """A batch onto the devices, rows over the data axes.
+        """Puts a batch on the devices, with rows sharded over the data axes.
 
-        `stop`: whether this process was asked to stop; with several it goes to all of them with the
+        `stop`: whether this process was asked to stop. With several processes it travels with the
         batch, and comes back in the metrics of the step.
         """
         rows, count = self.batches.rows, self.config.data.batch_size
@@ -64,8 +64,8 @@ class Run(jitted.Programs):
 def find_tokenizer(config, folder: Path, found) -> Tokenizer:
     """The run's own, else `tokenizer.path`, else that of `initialise_from`, else a new one.
 
-    The own one counts once there is a checkpoint, or while the config asks for what it asked for
-    then. Raises UserError.
+    The run's own is used once there is a checkpoint, or if the config still asks for the same
+    tokenizer. Raises UserError.
     """
     others = [str(other / 'tokenizer.model') for other in initial_weights.other_runs(config)[:1]]
     asked = [config.tokenizer.path] if config.tokenizer.path else others
@@ -80,7 +80,7 @@ def find_tokenizer(config, folder: Path, found) -> Tokenizer:
 
 
 def _asks_for_another(config, folder: Path) -> bool:
-    """Whether what a tokenizer follows from differs from the config in the folder, if any."""
+    """Whether the fields that determine the tokenizer differ from the config in the folder."""
     try:
         before = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
@@ -91,11 +91,12 @@ def _asks_for_another(config, folder: Path) -> bool:
     )
 
 
-def located(config):
-    """The config, or a copy of it, with absolute paths in `data.sources`: what is recorded of a run
-    holds whatever the folder it is evaluated or resumed from.
+def with_absolute_paths(config):
+    """The config, or a copy, with absolute paths in `data.sources`.
+
+    So a run can be evaluated or resumed from any working directory.
     """
-    found = source_list.located(config.data.sources)
+    found = source_list.with_absolute_paths(config.data.sources)
     if found == config.data.sources:
         return config
     config = config.copy_and_resolve_references()
@@ -104,13 +105,13 @@ def located(config):
 
 
 def build(config, folder: str | os.PathLike, devices=None) -> Run:
-    """Everything but the state, for a workdir. Raises UserError for a config that cannot run."""
+    """A run without its state, for a workdir. Raises UserError for a config that cannot run."""
     folder = paths.local(folder, '--workdir')
     spent = goodput.Goodput(folder)
     mesh_, rows = checks.start(config, devices)
     if not checkpoint.exists_in(folder):  # else the run goes on from its own
         initial_weights.check(config)
-    config = located(config)
+    config = with_absolute_paths(config)
     workdir.check_writable(folder)
     distributed.check_shared(folder)
     compilation.use_cache(config.compilation_cache)
@@ -124,18 +125,18 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     )
     distributed.connect(mesh_)
     process = jax.process_index()
-    require(process in rows, f'process {process} has none of the devices that the run was given')
+    require(process in rows, f'process {process} has none of the devices of the run')
     batches = pipeline.Batches(config, found, tokenizer, rows[process])
     if distributed.is_main():
-        lengths.tell_truncated(found, tokenizer, config.data)
+        lengths.warn_of_truncation(found, tokenizer, config.data)
     built = jitted.build(config, tokenizer.size, mesh_)
     own = {'workdir': folder, 'tokenizer': tokenizer, 'batches': batches, 'goodput': spent}
     return Run(**vars(built), **own, data=data)
 
 
 def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, state.State]:
-    """(steps done, state): 1. the run's own newest checkpoint that restores, 2. the weights of
-    another run (`initialise_from`) at step 0, 3. new weights.
+    """(steps done, state): 1. from the run's own newest checkpoint that restores, 2. at step 0 with
+    weights of other runs (`initialise_from`), 3. newly initialised.
     """
     total = run.config.steps
     restored = checkpoints.restore(run.abstract)
@@ -145,22 +146,22 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
             checks.warn_of_other_data(run.data, run.workdir)
         logging.info('Resumed %s at step %d of %d', run.workdir, restored[0], total)
         if restored[0] >= total:
-            logging.info('Nothing to train; raise steps (--config.steps) to go on')
+            logging.info('Nothing to train; raise steps (--config.steps) to continue')
         return restored
     if not initial_weights.other_runs(run.config):
         if distributed.is_main():
             checks.warn_of_new_weights(run.config)
         logging.info('Started %s from new weights, %d steps', run.workdir, total)
         return 0, run.initialise()
-    current, others = initial_weights.from_others(run)
+    current, others = initial_weights.from_other_runs(run)
     for other, step, _ in others:
         logging.info('Started %s, %d steps, from %s at step %d', run.workdir, total, other, step)
-        checks.warn_of_weights_of_another(run.config, other, step)
+        checks.warn_of_source_run(run.config, other, step)
     return 0, current
 
 
 def write_start(run: Run) -> None:
-    """What a notebook needs to reopen the run: config, tokenizer, versions, parameters."""
+    """Writes what is needed to reopen the run: config, tokenizer, versions, parameters."""
     versions = {'rf_jax': rf_jax.__version__, 'jax': jax.__version__,
                 'tokenizer_sha256': run.tokenizer.checksum, 'data': run.data}  # fmt: skip
     workdir.write_run_files(
@@ -179,10 +180,10 @@ def train(
 ) -> state.State:
     """Trains to `config.steps`, resuming from the newest checkpoint that restores.
 
-    `on_samples(step, ema, writer)` draws while training. `traced`: first and last step of a
-    profile. Ctrl-C and SIGTERM, of any process, save and return the state as it is (its step
-    tells). Raises UserError for a state that is not finite, which is never saved, and for a last
-    checkpoint that does not reach the disk.
+    `on_samples(step, ema, writer)` generates samples while training. `traced`: first and last step
+    of a profile. Ctrl-C and SIGTERM in any process save and return the current state (see its
+    `step`). Raises UserError for a non-finite state, which is never saved, and if the last
+    checkpoint cannot be written.
     """
     config, spent = run.config, run.goodput
     c = config.checkpoint
@@ -193,9 +194,7 @@ def train(
     write_start(run)
     logging.info('%s', sharding.overview(current.params))
     covered = ema.window_at_end(config)
-    logging.info(
-        'Average of the weights: covers %.0f of %d steps at the end', covered, config.steps
-    )
+    logging.info('EMA of the weights: covers %.0f of %d steps at the end', covered, config.steps)
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         writer = metrics.MetricWriter(run.workdir, start)
@@ -203,29 +202,28 @@ def train(
         stop = stack.enter_context(metrics.StopSignal())
         trace = stack.enter_context(profiling.Profile(run.workdir / 'profile', traced))
         spent.resumed(start)
-        report = Report(config, run.tokenizer.size, run.batches, writer, start, spent)
+        step_metrics = StepMetrics(config, run.tokenizer.size, run.batches, writer, start, spent)
         batches = run.batches.iterate(start, config.steps)
         for number in range(start + 1, config.steps + 1):
-            with report.waiting():
+            with step_metrics.waiting():
                 batch = next(batches)
             with trace.step(number), spent.phase('compile' if number == start + 1 else 'steps'):
                 current, values = run.train_step(current, run.put(batch, stop.requested))
             trace.wait_for(values)
-            report.later(number, values, batch)  # reads the step before, while this one runs
-            stopping = distributed.agreed(
-                stop.requested, report.stop
-            )  # read once: signals may come
+            step_metrics.push(number, values, batch)  # reads the previous step while this one runs
+            # Read once, since a signal may arrive at any time.
+            stopping = distributed.agreed(stop.requested, step_metrics.stop)
             last = number == config.steps or stopping
             if last or checkpoints.due(number):
-                report.flush()
+                step_metrics.flush()
                 checks.raise_unless_finite(number, current)
                 with spent.phase('checkpoint'):
                     checkpoints.save(number, current)
                 spent.save(number, distributed.is_main())
             every = config.log.samples_every
             if on_samples and every and number % every == 0 and not last:
-                report.flush()
-                with spent.phase('evaluation'), report.progress.pause():
+                step_metrics.flush()
+                with spent.phase('evaluation'), step_metrics.progress.pause():
                     on_samples(number, current.ema, writer)
             if stopping:
                 run.stopped = True
@@ -233,7 +231,7 @@ def train(
                     checkpoints.ensure(number, current)
                 logging.warning('Stopped by a signal at step %d, saved; run it again', number)
                 break
-        report.flush()
+        step_metrics.flush()
         with spent.phase('checkpoint'):
             checkpoints.ensure(int(current.step), current)
         spent.save(int(current.step), distributed.is_main())

@@ -57,7 +57,7 @@ def elsewhere(trained, monkeypatch):
 def test_the_start_says_how_many_captions_are_truncated(trained):
     (line,) = [line for line in trained[2] if 'truncated' in line]
     assert line.startswith(
-        '12 of 12 captions looked at do not fit into data.max_text_tokens=16 tokens'
+        '12 of 12 captions checked do not fit into data.max_text_tokens=16 tokens'
     )
 
 

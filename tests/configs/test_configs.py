@@ -1,4 +1,4 @@
-"""Every config of configs/ loads and, made tiny, trains."""
+"""Every config of configs/ loads and, reduced to a tiny size, trains."""
 
 import importlib
 
@@ -18,7 +18,7 @@ def quick():
         yield
 
 
-def test_configs_are_found():
+def test_all_configs_are_found():
     assert {'base', 'emoji', 'paper.joint'} <= set(NAMES)
 
 

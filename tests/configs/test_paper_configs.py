@@ -1,4 +1,4 @@
-"""The configs of the paper's size say what the paper says, and why where they keep the laptop's."""
+"""Configs at the size of the paper have its values, or a reason to keep those of base.py."""
 
 import importlib
 
@@ -19,8 +19,8 @@ def stage(name, size='30B-A3B'):
 
 
 def weights(stages, steps, new=False):
-    """Weight of each step's parameters in the average after `steps` steps of the last stage; that
-    of the first parameters comes first.
+    """Weight of the parameters of each step in the average after `steps` steps of the last stage;
+    the initial parameters come first.
     """
     own = np.ones(1)
     for name in stages:
@@ -28,7 +28,7 @@ def weights(stages, steps, new=False):
         config.initialise_from = 'the stage before'
         config.initialise_new = (r'^leaf',) if new else ()
         many = steps if name == stages[-1] else config.steps
-        # Of two trees that differ by 1, the average tells the weight of the newest.
+        # With trees that differ by 1, the average gives the weight of the newest.
         at = np.arange(many, dtype=np.int32)
         newest = np.asarray(
             ema.average(config, {'leaf': np.zeros(many)}, {'leaf': np.ones(many)}, at)['leaf'],
@@ -56,9 +56,9 @@ def test_paper_configs_average_as_many_steps_as_the_paper_from_soon_after_the_st
 
 
 @pytest.mark.parametrize('steps', [1000, 10_000, 50_000])
-def test_what_is_new_in_the_joint_stage_is_averaged_over_as_many_steps_as_the_paper(steps):
+def test_new_parameters_of_the_joint_stage_average_as_many_steps_as_the_paper(steps):
     own = weights(['joint'], steps, new=True)
-    # The paper's average over these steps alone, without the random weights of the start.
+    # The paper's average over these steps alone, without the random initial weights.
     paper = 0.9999 ** np.arange(steps)[::-1]
     paper /= paper.sum()
     assert effective(own) > 0.95 * effective(paper)
@@ -68,7 +68,7 @@ def test_what_is_new_in_the_joint_stage_is_averaged_over_as_many_steps_as_the_pa
 
 
 @pytest.mark.parametrize('steps', [1000, 10_000])
-def test_a_stage_goes_on_with_the_average_of_the_one_before(steps):
+def test_a_stage_continues_the_average_of_the_previous_one(steps):
     chain = weights(['alignment', 'joint', 'continued'], steps)
     paper = 0.9999 ** np.arange(len(chain))[::-1]
     assert effective(chain) > 0.95 * effective(paper / paper.sum())
@@ -76,7 +76,7 @@ def test_a_stage_goes_on_with_the_average_of_the_one_before(steps):
     assert newest == pytest.approx(1 - 0.9999**steps, rel=1e-3), 'no reset at the start of a stage'
 
 
-def test_the_joint_stage_starts_drawing_groups_from_the_language_model_and_the_next_does_not():
+def test_only_the_joint_stage_copies_generation_groups_from_the_language_model():
     assert 'backbone/layers/understanding' in dict(stage('joint').initialise_as).values()
     last = stage('continued')
     assert not last.initialise_new and not last.initialise_as and not last.ema.warmup
@@ -90,13 +90,13 @@ def test_laptop_configs_warm_up_as_before():
 
 
 def named(field):
-    """The entry of KEPT that covers a field: its own, or that of a group around it."""
+    """The entry of KEPT that covers a field: its own, or that of an enclosing group."""
     parts = field.split('.')
     groups = ('.'.join(parts[:i]) for i in range(len(parts), 0, -1))
     return next((group for group in groups if group in scale.KEPT), None)
 
 
-def test_every_field_is_set_for_the_paper_or_kept_for_a_reason():
+def test_every_field_is_set_for_the_paper_or_has_a_reason_not_to_be():
     before = flatten(base.get_config().to_dict())
     kept = dict.fromkeys(before, True)
     for name in STAGES:
@@ -111,7 +111,7 @@ def test_every_field_is_set_for_the_paper_or_kept_for_a_reason():
 
 
 @pytest.mark.parametrize('field, value', [('decay', 1.0), ('warmup_offset', 1.0)])
-def test_an_average_that_would_not_move_is_refused(field, value):
+def test_a_decay_of_1_is_an_error(field, value):
     config = base.get_config()
     config.ema[field] = value
     with pytest.raises(UserError, match=rf'ema\.{field}=1\.0: expected'):

@@ -1,4 +1,4 @@
-"""Where the parameters of the paper's models lie: golden layouts, and nothing big left whole."""
+"""Sharding of the paper's models: golden layouts, and no large array is replicated."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from rf_jax.training import jitted
 
 LAYER = 'backbone/layers'
 GOLDEN = {
-    # D x heads: the width is gathered before use, the heads stay apart.
+    # D x heads: the width is gathered before use, the heads stay sharded.
     f'{LAYER}/attention/query/kernel': P(None, 'fsdp', 'tensor'),
     f'{LAYER}/output/kernel': P(None, 'tensor', 'fsdp'),
     f'{LAYER}/pixels/gate': P(None, ('expert', 'fsdp'), 'data', None),  # expert by expert
@@ -48,12 +48,12 @@ def specs(tree):
     return {path_name(path): leaf.sharding.spec for path, leaf in leaves}
 
 
-def test_parameters_lie_as_the_table_says():
+def test_parameters_are_sharded_as_the_table_says():
     found = specs(built().abstract.params)
     assert {path: found[path] for path in GOLDEN} == GOLDEN
 
 
-def test_average_and_optimizer_lie_as_their_parameters():
+def test_ema_and_optimizer_are_sharded_like_their_parameters():
     state = built().abstract
     wanted = specs(state.params)
     assert specs(state.ema) == wanted
@@ -65,12 +65,12 @@ def test_average_and_optimizer_lie_as_their_parameters():
 def test_no_device_holds_much_more_than_its_share(size):
     state = built(size).abstract
     whole = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    # Dense models leave the expert axis, 2 of 8 devices here, without a share of their own.
+    # Dense models do not use the expert axis, 2 of 8 devices here.
     share = 8 if size == '30B-A3B' else 4
     assert jitted.nbytes_per_device(state) < 1.05 * whole / share
 
 
-def test_offloaded_parts_lie_in_the_memory_of_the_host():
+def test_offloaded_parts_are_in_host_memory():
     state = built('0.6B', ('ema',)).abstract
     assert {a.sharding.memory_kind for a in jax.tree.leaves(state.ema)} == {'pinned_host'}
     assert {a.sharding.memory_kind for a in jax.tree.leaves(state.params)} == {'device'}
@@ -78,8 +78,8 @@ def test_offloaded_parts_lie_in_the_memory_of_the_host():
         built('0.6B', ('params',))
 
 
-def test_capacities_must_divide_over_the_context_axis():
+def test_capacities_must_be_multiples_of_the_context_axis():
     config = joint.get_config('0.6B')
     config.data.batch_size, config.data.capacity.vision_pictures = 2, 9
-    with pytest.raises(UserError, match=r'vision_pictures=9 is no multiple of mesh\.context=4'):
+    with pytest.raises(UserError, match=r'vision_pictures=9 is not a multiple of mesh\.context=4'):
         jitted.build(config, 1000, make_mesh(sizes(fsdp=2, context=4)), 'tpu')

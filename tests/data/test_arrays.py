@@ -1,4 +1,4 @@
-"""arrays.py: what clearly is a picture is taken as one, the rest is refused in a line."""
+"""arrays.py: unambiguous pictures are accepted, the rest is rejected in one line."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,18 +37,18 @@ FLOATS = RGB.astype(np.float32) / 255
         *('float grey', 'bool', 'Pillow', 'Pillow grey'),
     ],
 )
-def test_pictures_of_a_clear_meaning_are_taken(picture, expected):
+def test_unambiguous_pictures_are_accepted(picture, expected):
     (read,) = arrays.as_rgb([picture], MANY)
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, expected)
 
 
-def test_bfloat16_is_taken_to_its_precision():
+def test_bfloat16_is_accepted_to_its_precision():
     (read,) = arrays.as_rgb([jnp.asarray(FLOATS, jnp.bfloat16)], MANY)
     np.testing.assert_allclose(read.astype(int), RGB, atol=1)
 
 
-def test_alpha_is_laid_on_white_as_for_files(tmp_path):
+def test_alpha_is_composited_on_white_as_for_files(tmp_path):
     rgba = np.dstack([RGB, np.full((5, 7), 0, np.uint8)])
     rgba[0, 0, 3] = 255
     rgba[0, 1, 3] = 128
@@ -61,7 +61,7 @@ def test_alpha_is_laid_on_white_as_for_files(tmp_path):
         np.testing.assert_array_equal(each, read[0])
 
 
-def test_a_pillow_image_is_upright_and_left_as_it_was(tmp_path):
+def test_a_pillow_image_is_turned_upright_and_not_modified(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(RGB).save(tmp_path / 'a.png', exif=exif)
@@ -71,7 +71,7 @@ def test_a_pillow_image_is_upright_and_left_as_it_was(tmp_path):
         np.testing.assert_array_equal(np.asarray(image), RGB)
 
 
-def test_one_picture_alone_and_a_batch_are_lists(tmp_path):
+def test_a_single_picture_and_a_batch_become_lists(tmp_path):
     Image.fromarray(RGB).save(tmp_path / 'a.png')
     for alone in (RGB, GREY, Image.fromarray(RGB), tmp_path / 'a.png', str(tmp_path / 'a.png')):
         assert len(arrays.as_rgb(alone, MANY)) == 1
@@ -88,19 +88,19 @@ def test_one_picture_alone_and_a_batch_are_lists(tmp_path):
         ([FLOATS * np.nan], 'nan or infinity'),
         ([RGB.astype(np.uint16) * 257], 'uint16 values from .* to 65535'),
         ([RGB.astype(np.int32) - 1], 'int32 values from -1 to'),
-        ([RGB[None]], r'shape \(1, 5, 7, 3\), a batch: give its pictures one by one'),
+        ([RGB[None]], r'shape \(1, 5, 7, 3\), a batch: pass its pictures one by one'),
         ([RGB.transpose(2, 0, 1)], r'channels first\? use \.transpose\(1, 2, 0\)'),
         (RGB.transpose(2, 0, 1), r'channels first\? use \.transpose\(1, 2, 0\)'),
         ([RGB[:0]], 'no pixels'),
         ([np.zeros((4, 4), complex)], 'values of type complex128'),
         ([np.array([['a', 'b']])], 'values of type <U1'),
-        ([[[1, 2], [3]]], 'list is no array'),
+        ([[[1, 2], [3]]], 'list is not an array'),
         ([None], r'shape \(\)'),
         (['none.png'], 'picture 1 of 1: the file is missing'),
         ([np.zeros((2000, 2000), np.uint8)], '2000 x 2000 is more than 1000000 pixels'),
     ],
 )
-def test_the_rest_is_refused_in_one_line(pictures, message):
+def test_other_inputs_are_rejected_in_one_line(pictures, message):
     with pytest.raises(UserError, match=message) as caught:
         arrays.as_rgb(pictures, MANY)
     assert '\n' not in str(caught.value)

@@ -1,4 +1,4 @@
-"""colour.py: every mode and profile is read in sRGB; a broken profile costs no picture."""
+"""colour.py: every mode and profile becomes sRGB; a broken profile loses no picture."""
 
 import io
 import struct
@@ -13,7 +13,7 @@ from rf_jax.data.records import BadPicture
 
 MANY = 10**6
 SHOWN = (200, 90, 60)
-# Colorants adapted to D50, as the profiles of their owners have them (XYZ of red, green, blue).
+# Colorants adapted to D50, from the published profiles (XYZ of red, green, blue).
 ADOBE = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
 P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
 SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
@@ -31,7 +31,7 @@ def curve(value: float | tuple) -> bytes:
 
 
 def profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """An ICC profile of version 4 by its specification: header, tag table, tags."""
+    """An ICC version 4 profile, as specified: header, tag table, tags."""
     description = 'test'.encode('utf-16-be')
     text = b'mluc\0\0\0\0' + struct.pack('>II', 1, 12) + b'enUS'
     text += struct.pack('>II', len(description), 28) + description
@@ -87,7 +87,7 @@ def test_adobe_rgb_and_p3_become_srgb(format, icc, expected):
     np.testing.assert_allclose(first(data), expected, atol=3)
 
 
-def test_profiles_hold_for_palettes_and_under_transparency():
+def test_profiles_apply_to_palettes_and_transparent_pictures():
     solid = Image.new('RGB', (4, 4), SHOWN)
     palette = encoded(solid.quantize(4), icc_profile=ADOBE_RGB)
     np.testing.assert_allclose(first(palette), (228, 90, 56), atol=3)
@@ -113,7 +113,7 @@ def test_lab_pictures_are_read():
 
 
 def cmyk_profile() -> bytes:
-    """An output profile whose table says: only magenta ink is seen, as a grey in CIELAB."""
+    """An output profile whose table maps magenta ink to a grey in CIELAB and ignores the rest."""
     table = b''.join(
         struct.pack('>HHH', 0xFFFF * (1 - magenta), 0x8080, 0x8080)
         for cyan in (0, 1) for magenta in (0, 1) for yellow in (0, 1) for black in (0, 1)
@@ -141,7 +141,7 @@ def test_cmyk_goes_through_its_profile(format):
         b'nonsense',
         ADOBE_RGB[:200],
         ADOBE_RGB[:128] + b'\xff' * 200,
-        GREY_18,  # of other pixels
+        GREY_18,  # of another colour mode
         profile(b'RGB ', {}),
     ],
     ids=['nonsense', 'truncated', 'table', 'grey', 'empty'],
@@ -154,7 +154,7 @@ def test_a_broken_profile_leaves_the_picture_unconverted(icc, format):
 
 
 def with_chunk(data: bytes, name: bytes, body: bytes) -> bytes:
-    """A PNG with one more chunk behind its header."""
+    """A PNG with one more chunk after its header."""
     chunk = struct.pack('>I', len(body)) + name + body
     return data[:33] + chunk + struct.pack('>I', zlib.crc32(name + body)) + data[33:]
 
@@ -162,13 +162,13 @@ def with_chunk(data: bytes, name: bytes, body: bytes) -> bytes:
 @pytest.mark.parametrize(
     'body',
     [
-        b'p\0\0' + zlib.compress(bytes(2 * 2**20)),  # larger than Pillow takes
+        b'p\0\0' + zlib.compress(bytes(2 * 2**20)),  # larger than Pillow accepts
         b'p\0\7' + zlib.compress(ADOBE_RGB),  # an unknown compression
         b'p\0\0no zlib',
         b'p',
     ],
 )
-def test_a_profile_that_pillow_refuses_costs_no_png(body):
+def test_a_profile_that_pillow_rejects_does_not_lose_the_picture(body):
     data = with_chunk(encoded(Image.new('RGB', (4, 4), SHOWN)), b'iCCP', body)
     assert images.header_size(data) == (4, 4)
     assert first(data) == list(SHOWN)
@@ -194,7 +194,7 @@ def test_gamma_and_chromaticities_without_a_profile_are_not_used():
 
 
 def png(depth: int, kind: int, rows: list[bytes], width: int, *chunks: tuple[bytes, bytes]):
-    """A PNG as its specification writes it; Pillow writes few depths."""
+    """A PNG written by the specification, since Pillow writes few bit depths."""
     header = struct.pack('>IIBBBBB', width, len(rows), depth, kind, 0, 0, 0)
     pixels = zlib.compress(b''.join(b'\0' + row for row in rows))
     parts = [(b'IHDR', header), *chunks, (b'IDAT', pixels), (b'IEND', b'')]
@@ -243,7 +243,7 @@ def test_32_bit_tiff(compression):
 
 
 def tiff(bits: int, format: int, photometric: int, pixels: bytes, width: int) -> bytes:
-    """A grey TIFF of one strip as its specification writes it."""
+    """A grey TIFF of one strip, written by the specification."""
     tags = [(256, width), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8),
             (277, 1), (278, 1), (279, len(pixels)), (339, format)]  # fmt: skip
     at = 8 + len(pixels) + len(pixels) % 2
@@ -270,7 +270,7 @@ def test_grey_tiffs_of_other_depths(bits, format, photometric, pixels, expected)
 
 
 @pytest.mark.parametrize('values', [[0, 300.5], [-0.5, 1], [0, np.nan], [0, np.inf]])
-def test_floats_of_an_unknown_range_are_refused_with_their_range(values):
+def test_floats_of_an_unknown_range_are_rejected_with_their_range(values):
     data = encoded(Image.fromarray(np.array([values], np.float32)), 'TIFF')
     with pytest.raises(BadPicture, match=r'floating-point pixels range from .* not 0 to 1'):
         images.read_rgb(data, MANY)
@@ -296,13 +296,13 @@ def test_alpha_of_each_kind():
 def test_ycbcr_and_inverted_cmyk():
     ycbcr = Image.new('RGB', (16, 16), SHOWN).convert('YCbCr')
     np.testing.assert_allclose(first(encoded(ycbcr, 'TIFF')), SHOWN, atol=2)
-    # Adobe writes the ink that is left out; Pillow's own JPEGs carry its mark too.
+    # Adobe stores inverted ink; Pillow's own JPEGs carry the Adobe marker too.
     data = encoded(Image.new('CMYK', (16, 16), (0, 255, 255, 0)), 'JPEG', quality=98)
     assert b'Adobe' in data
     np.testing.assert_allclose(first(data), (255, 0, 0), atol=3)
 
 
-def test_text_in_a_png_is_no_profile():
+def test_text_in_a_png_is_not_a_profile():
     text = PngImagePlugin.PngInfo()
     text.add_text('Comment', 'iCCP')
     assert first(encoded(Image.new('RGB', (4, 4), SHOWN), pnginfo=text)) == list(SHOWN)

@@ -1,4 +1,4 @@
-"""file_kinds.py: a file that is no picture is called by its name, with what to do about it."""
+"""file_kinds.py: a file that is not a picture is identified, with a remedy."""
 
 import io
 import struct
@@ -49,7 +49,7 @@ SVG = b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" width="4"
     ],
     ids=lambda value: value[:12].decode('latin1') if isinstance(value, bytes) else None,
 )
-def test_each_kind_is_named_with_what_to_do(data, expected, tmp_path):
+def test_each_kind_is_named_with_a_remedy(data, expected, tmp_path):
     (tmp_path / 'a.jpg').write_bytes(data)
     for file in (data, tmp_path / 'a.jpg'):
         with pytest.raises(BadPicture) as caught:
@@ -57,14 +57,14 @@ def test_each_kind_is_named_with_what_to_do(data, expected, tmp_path):
         assert expected in str(caught.value) and '\n' not in str(caught.value)
 
 
-def test_a_link_to_nothing_says_where_it_leads(tmp_path):
+def test_a_dangling_link_names_its_target(tmp_path):
     (tmp_path / 'a.jpg').symlink_to('../objects/a.jpg')
     with pytest.raises(BadPicture, match=r'missing: a link to \.\./objects/a.jpg'):
         images.header_size(tmp_path / 'a.jpg')
 
 
 @pytest.mark.parametrize('format', ['PNG', 'JPEG', 'WEBP', 'GIF', 'TIFF'])
-def test_a_truncated_file_is_called_so(format):
+def test_a_truncated_file_is_reported_as_truncated(format):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, format)

@@ -22,7 +22,7 @@ def encoded(image: Image.Image, format: str = 'PNG', **options) -> bytes:
 
 
 def png_header(height: int, width: int) -> bytes:
-    """A PNG that claims a size and holds no pixels."""
+    """A PNG header with a size, without pixels."""
     body = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
     data = b'IDAT' + zlib.compress(b'')
     chunks = [
@@ -41,7 +41,7 @@ def test_rgb_file_and_bytes_are_read_unchanged(tmp_path):
         np.testing.assert_array_equal(read, NOISE)
 
 
-def test_alpha_is_laid_on_white():
+def test_alpha_is_composited_on_white():
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, 0] = 200
     rgba[0, :, 3] = (255, 0, 128)
@@ -103,7 +103,7 @@ def test_animations_give_their_first_frame(format):
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_exif_orientation_turns_size_and_pixels(format, orientation):
     upright = NOISE[:6, :9]
-    stored = {  # how a camera held that way writes the upright scene
+    stored = {  # what a camera held that way stores
         1: upright,
         2: upright[:, ::-1],
         3: upright[::-1, ::-1],
@@ -121,7 +121,7 @@ def test_exif_orientation_turns_size_and_pixels(format, orientation):
     np.testing.assert_array_equal(images.read_rgb(data, MANY), upright)
 
 
-def test_broken_exif_does_not_spoil_a_picture():
+def test_broken_exif_is_ignored():
     data = encoded(Image.fromarray(NOISE), exif=b'Exif\0\0nonsense')
     np.testing.assert_array_equal(images.read_rgb(data, MANY), NOISE)
 
@@ -130,7 +130,7 @@ def test_broken_exif_does_not_spoil_a_picture():
 def test_an_orientation_of_a_wrong_type_is_none(number):
     value = {5: struct.pack('<II', 6, 1), 12: struct.pack('<d', 6)}.get(number, b'6\0\0\0')
     count = 2 if len(value) == 4 else 1
-    place = value if len(value) == 4 else struct.pack('<I', 26)  # else behind the directory
+    place = value if len(value) == 4 else struct.pack('<I', 26)  # else after the directory
     entry = struct.pack('<HHI', 0x0112, number, count) + place
     directory = struct.pack('<H', 1) + entry + struct.pack('<I', 0)
     exif = b'Exif\0\0II*\0' + struct.pack('<I', 8) + directory + value
@@ -167,7 +167,7 @@ def test_missing_and_foreign_files_are_bad(tmp_path):
             images.header_size(file)
 
 
-def test_enormous_pictures_are_refused_before_decoding(monkeypatch):
+def test_enormous_pictures_are_rejected_before_decoding(monkeypatch):
     decoded = []
     monkeypatch.setattr(ImageFile.ImageFile, 'load', lambda image: decoded.append(image))
     limit = Image.MAX_IMAGE_PIXELS
@@ -197,22 +197,22 @@ def test_exactly_max_pixels_is_read():
         ((20, 20), 64, 32, (64, 64)),  # enlarged
         ((480, 640), 256, 32, (192, 256)),
         ((640, 480), 256, 32, (256, 192)),
-        ((300, 100), 100, 32, (96, 32)),  # longest is not a multiple
-        ((1, 10_000), 256, 32, (32, 256)),  # one unit at least
+        ((300, 100), 100, 32, (96, 32)),  # longest is not a multiple of the unit
+        ((1, 10_000), 256, 32, (32, 256)),  # at least one unit
         ((100, 138), 64, 32, (64, 64)),  # 1.38 is nearer to 1 than to 2, as a ratio
         ((100, 145), 64, 32, (32, 64)),  # 1.45 is nearer to 2
         ((1, 1), 32, 32, (32, 32)),
     ],
 )
-def test_fit(size, longest, unit, expected):
-    assert images.fit(*size, longest, unit) == expected
+def test_target_size(size, longest, unit, expected):
+    assert images.target_size(*size, longest, unit) == expected
 
 
-def test_fit_refuses_what_cannot_be():
+def test_target_size_rejects_impossible_sizes():
     with pytest.raises(ValueError, match=r'data\.sizes'):
-        images.fit(10, 10, 16, 32)
+        images.target_size(10, 10, 16, 32)
     with pytest.raises(ValueError, match='at least one pixel'):
-        images.fit(0, 10, 64, 32)
+        images.target_size(0, 10, 64, 32)
 
 
 def test_resize():
@@ -222,7 +222,7 @@ def test_resize():
     assert abs(resized.mean() - NOISE.mean()) < 3
 
 
-def test_four_patches_lie_under_each_token():
+def test_each_token_covers_four_patches():
     patch, height, width = 2, 8, 12
     rows, columns = np.mgrid[:height, :width]
     image = np.stack([rows, columns, rows * width + columns], axis=-1)
@@ -250,13 +250,13 @@ def test_grid_holds_every_picture_and_caption():
     blue = np.full((32, 64, 3), (0, 0, 255), np.uint8)
     sheet = images.grid([red, blue, red], columns=2)
     assert sheet.dtype == np.uint8
-    assert (sheet == [255, 0, 0]).all(-1).sum() == 2 * 128 * 128  # doubled for reading
+    assert (sheet == [255, 0, 0]).all(-1).sum() == 2 * 128 * 128  # enlarged to be readable
     assert (sheet == [0, 0, 255]).all(-1).sum() == 64 * 128
-    assert (sheet[0] == 255).all()  # white around
+    assert (sheet[0] == 255).all()  # white margin
     captioned = images.grid([red, blue, red], 2, ['a', 'M' * 500, 'two\nlines'])
     assert captioned.shape[0] > sheet.shape[0] and captioned.shape[1] == sheet.shape[1]
     assert (captioned == 0).all(-1).any()
-    # Long captions are clipped: the last column stays white beyond its cell.
+    # Long captions are truncated: the last column stays white beyond its cell.
     assert (captioned[:, -images._GAP :] == 255).all()
     with pytest.raises(ValueError, match='1 captions for 3'):
         images.grid([red, blue, red], 2, ['a'])
@@ -268,12 +268,12 @@ def test_a_contact_sheet_of_large_pictures_fits_a_screen():
         sheet = images.grid(pictures, 8, ['a caption of some words'] * count)
         assert max(sheet.shape) <= 1600
         assert (sheet == 9).all(-1).mean() > 0.5 or count == 1
-    # Where that would leave specks, the sheet is larger.
+    # If pictures would become too small, the sheet is larger.
     tall = images.grid([np.zeros((64, 64, 3), np.uint8)] * 400, 4)
     assert tall.shape[1] < 600 and tall.shape[0] == 100 * (128 + 4) + 4
 
 
-def test_pictures_of_all_sizes_look_alike_on_a_contact_sheet():
+def test_pictures_of_all_sizes_have_similar_size_on_a_contact_sheet():
     sizes = [(500, 500), (64, 64), (32, 32), (300, 400)]
     pictures = [np.full((*size, 3), 10 * i, np.uint8) for i, size in enumerate(sizes)]
     sheet = images.grid(pictures * 12, 8)

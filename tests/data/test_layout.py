@@ -1,4 +1,4 @@
-"""layout.py: random rows against the sentence's own rules, spelled out token by token."""
+"""layout.py: random rows against the rules of the sequence, spelled out token by token."""
 
 import jax
 import numpy as np
@@ -23,9 +23,9 @@ visible = jax.jit(masks.visible)
 
 
 @pytest.mark.parametrize('first', range(0, 200, 50))
-def test_visibility_is_what_the_sentence_says(first):
+def test_the_mask_follows_the_spans(first):
     rows = [random_row(seed) for seed in range(first, first + 50)]
-    batch = layout.place(rows, CAPACITY, CHANNELS)
+    batch = layout.make_batch(rows, CAPACITY, CHANNELS)
     keys = {name: batch[name] for name in ('segment', 'order', 'reach', 'block')}
     given = np.asarray(visible(keys, keys))
     for row, mask in zip(rows, given):
@@ -35,7 +35,7 @@ def test_visibility_is_what_the_sentence_says(first):
 
 
 def test_random_rows_cover_the_cases():
-    """So that the test above means something."""
+    """Otherwise the test above would prove little."""
     rows = [row for seed in range(200) for row in [random_row(seed)]]
     assert sum(len(row) > 1 for row in rows) > 100
     samples = [sample for row in rows for sample in row]
@@ -47,7 +47,7 @@ def test_random_rows_cover_the_cases():
 
 
 @pytest.mark.parametrize('seed', range(30))
-def test_streams_hold_what_the_spans_say(seed):
+def test_streams_hold_the_contents_of_the_spans(seed):
     samples = random_row(seed)
     row = filled(samples)
     spans = [span for sample in samples for span in sample]
@@ -77,8 +77,8 @@ def test_streams_hold_what_the_spans_say(seed):
 
 
 @pytest.mark.parametrize('seed', range(30))
-def test_a_row_is_its_samples_one_by_one(seed):
-    """What stands before a sample in the row shifts its numbers and nothing else."""
+def test_a_packed_row_holds_what_its_examples_hold_alone(seed):
+    """Earlier examples in the row shift the numbers of an example and nothing else."""
     samples = random_row(seed)
     row, at = filled(samples), np.zeros(len(layout.SIZES), int)
     for number, sample in enumerate(samples):
@@ -97,8 +97,8 @@ def test_a_row_is_its_samples_one_by_one(seed):
 
 
 @pytest.mark.parametrize('seed', range(60))
-def test_codes_and_frames_of_drawn_pictures(seed):
-    """Position i predicts token i + 1, whose code is of the four patches that lie under it."""
+def test_codes_and_frames_of_generated_pictures(seed):
+    """Position i predicts token i + 1, whose code is that of the four patches under it."""
     samples = random_row(seed)
     row = filled(samples)
     representation, pixels = streams(row, 'representation'), streams(row, 'pixels')
@@ -116,14 +116,14 @@ def test_codes_and_frames_of_drawn_pictures(seed):
             assert row['target_group'][end] == -1
             np.testing.assert_array_equal(row['representation_weight'][begin : end + 1],
                                           np.arange(count + 1) < count)  # fmt: skip
-            # Raster order of the groups, which are this picture's own.
+            # The groups of this picture, in raster order.
             patches = (4 * groups[:, None] + np.arange(4)).ravel()
             np.testing.assert_array_equal(patches, patches[0] + np.arange(4 * count))
             drawn = next(s for s in sample[index:] if isinstance(s, Pixels))
             np.testing.assert_array_equal(row['pixels'][patches], drawn.pixels)
             cells = np.argwhere(np.ones((span.height // 2, span.width // 2)))
             np.testing.assert_array_equal(row['cells'][begin + 1 : end + 1], cells)
-            # One frame: a token stands at the mean of its patches, and so in rows and columns.
+            # One frame: a token has the mean row and column of its patches.
             under = pixels['position'][patches].reshape(count, 4, 3).mean(1)
             tokens = representation['position'][begin + 1 : end + 1]
             np.testing.assert_array_equal(tokens[:, 1:], under[:, 1:])
@@ -131,7 +131,7 @@ def test_codes_and_frames_of_drawn_pictures(seed):
     assert (row['input_group'][at:] == -1).all() and (row['target_group'][at:] == -1).all()
 
 
-def test_codes_find_their_pixels_when_others_stand_between():
+def test_codes_find_their_pixels_with_other_spans_between():
     """Two representations first, then the pixels of both, in either order."""
     for numbers in ((0, 1), (1, 0)):
         sides = (4, 2)
@@ -147,7 +147,7 @@ def test_codes_find_their_pixels_when_others_stand_between():
             np.testing.assert_array_equal(token, under.mean(0))
 
 
-def test_seen_and_drawn_picture_share_a_frame():
+def test_a_picture_read_and_generated_shares_a_frame():
     spans = [Text([1, 2, 3]), Representation(4, 6), Pixels(4, 6), Text([4]), Vision(4, 6)]
     row = filled([spans])
     vision = streams(row, 'vision')['position'][:6]
@@ -160,16 +160,16 @@ def test_seen_and_drawn_picture_share_a_frame():
 
 
 def test_patch_positions_and_coordinates_follow_the_stored_order():
-    """The patches that images.patchify stores stand where they stood in the picture."""
+    """The patches that images.patchify stores keep their place in the picture."""
     height, width = 4, 6
     picture = np.stack([*np.mgrid[:height, :width], np.zeros((height, width), int)], -1)
     stored = images.patchify(picture, patch=1)[:, :2]
     row = filled([[Text([1, 2]), Representation(height, width), Pixels(height, width)]])
     position = streams(row, 'pixels')['position'][:24]
-    np.testing.assert_array_equal(position[:, 1:] - 2, stored)  # the frame begins after the text
+    np.testing.assert_array_equal(position[:, 1:] - 2, stored)  # the frame starts after the text
     coords = (stored + 0.5) / (height, width) * 2 - 1
     np.testing.assert_allclose(row['pixel_coords'][:24], coords, atol=1e-6)
-    # The encoder sees the same coordinates when the picture is there to be understood.
+    # The encoder gets the same coordinates when it reads the picture.
     seen = filled([[Vision(height, width)]])
     np.testing.assert_array_equal(seen['vision_coords'][:24], row['pixel_coords'][:24])
 
@@ -192,7 +192,7 @@ def test_skip_keeps_the_positions_of_what_follows():
     assert (streams(skipped, 'text')['segment'] == 0).all()
 
 
-def test_padding_belongs_to_nobody():
+def test_padding_belongs_to_no_example():
     row = layout.empty(CAPACITY, CHANNELS)
     assert not row['segment'].any() and (row['order'] == layout.NEVER).all()
     assert (row['reach'] == -1).all() and not row['block'].any()
@@ -201,14 +201,16 @@ def test_padding_belongs_to_nobody():
 
 
 @pytest.mark.parametrize('name', layout.SIZES)
-def test_a_sample_beyond_any_capacity_is_refused(name):
+def test_an_example_that_exceeds_a_capacity_is_an_error(name):
     spans = [Text([1, 2]), Vision(2, 2), Representation(2, 2), Pixels(2, 2)]
     exact = dict(zip(layout.SIZES, layout.size(spans).tolist()))
-    layout.place([[spans]], exact, CHANNELS)
+    layout.make_batch([[spans]], exact, CHANNELS)
     with pytest.raises(ValueError, match='does not fit'):
-        layout.place([[spans]], exact | {name: exact[name] - 1}, CHANNELS)
+        layout.make_batch([[spans]], exact | {name: exact[name] - 1}, CHANNELS)
     with pytest.raises(ValueError, match='does not fit'):
-        layout.place([[spans, spans]], {n: 2 * c - (n == name) for n, c in exact.items()}, CHANNELS)
+        layout.make_batch(
+            [[spans, spans]], {n: 2 * c - (n == name) for n, c in exact.items()}, CHANNELS
+        )
 
 
 def test_a_representation_needs_its_pixels():
@@ -216,8 +218,8 @@ def test_a_representation_needs_its_pixels():
         filled([[Representation(2, 2, picture=1), Pixels(2, 2, picture=0)]])
 
 
-def test_grids_that_are_kept_cannot_be_written_to():
-    """Samples of one size share them: a write would move the patches of all that follow."""
+def test_cached_grids_are_read_only():
+    """Examples of one size share them: a write would move the patches of all later ones."""
     for kept in (patch_cells(4, 6), group_cells(4, 6, 2), stored_groups(4, 4, 1)):
         with pytest.raises(ValueError, match='read-only'):
             kept += 1

@@ -1,4 +1,4 @@
-"""pipeline.py: batches follow from (seed, step); condition dropout; what is cut or left out."""
+"""pipeline.py: batches follow from (seed, step); condition dropout; truncated and skipped data."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from PIL import Image
 from configs import base
 from configs import emoji as emoji_config
 from rf_jax.data import captions, layout, pipeline, source_list, spans
-from rf_jax.data.mixture import Draw
+from rf_jax.data.mixture import Example
 from rf_jax.data.picture_cache import PictureCache
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.tokenizer import Tokenizer
@@ -20,8 +20,8 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.rng import generator, reused_generator
 
 COUNT = 40
-UNDECODABLE = 'picture_not_decodable'
-CUT = 'text_cut'
+UNDECODABLE = 'undecodable_pictures'
+CUT = 'text_truncated'
 
 
 NO_DROPOUT = {'text_dropout': 0.0, 'representation_dropout': 0.0, 'joint_dropout': 0.0}
@@ -34,7 +34,7 @@ def tokenizer():
 
 @pytest.fixture(scope='session')
 def folder(tmp_path_factory):
-    """Pictures of several sizes, one of them truncated after a sound header."""
+    """Pictures of several sizes, one of them truncated after a valid header."""
     root, rng = tmp_path_factory.mktemp('pictures'), np.random.default_rng(0)
     lines = []
     for i in range(COUNT):
@@ -77,7 +77,7 @@ def assert_equal(one, two):
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
-def test_two_objects_give_the_same_batches_in_any_order(make):
+def test_batches_can_be_read_in_any_order(make):
     one, two = make(), make()
     end = one.plan.steps_per_epoch
     steps = [0, 1, end - 1, end, 3 * end + 1]
@@ -88,7 +88,7 @@ def test_two_objects_give_the_same_batches_in_any_order(make):
 
 
 @pytest.mark.parametrize('threads', [1, 3])
-def test_iterate_gives_the_batches_from_its_start(make, threads):
+def test_iterate_gives_the_batches_from_its_start_step(make, threads):
     batches = make(threads=threads, prefetch=3)
     stop = batches.plan.steps_per_epoch + 2  # over the end of an epoch
     found = list(batches.iterate(stop - 5, stop))
@@ -106,19 +106,19 @@ def test_any_rows_are_those_of_the_whole_batch(make, rows):
         assert_equal(some.batch(step), wanted)
 
 
-def test_shapes_are_those_of_the_capacities(make):
+def test_shapes_follow_the_capacities(make):
     batch = make().batch(0)
     empty = layout.empty(dict(make().data.capacity), 4 * 4 * 3)
     for name, array in empty.items():
         assert batch[name].shape == (4, *array.shape) and batch[name].dtype == array.dtype
 
 
-def test_a_passing_generator_gives_the_stream_of_a_new_one():
+def test_a_passing_generator_gives_the_same_stream_as_a_new_one():
     def stream(rng):
-        # An odd number of 32-bit draws leaves half a word behind.
+        # An odd number of 32-bit values leaves half a word in the buffer.
         return [*rng.integers(9, size=5, dtype=np.uint32), *rng.random(4), *rng.permutation(7)]
 
-    names = [('draw', i, turn) for i in range(20) for turn in (0, 2**70)]
+    names = [('draw', i, epoch) for i in range(20) for epoch in (0, 2**70)]
     expected = [stream(generator(*each)) for each in names]
     assert [stream(reused_generator(*each)) for each in names] == expected
     assert len(set(map(tuple, expected))) == len(names)
@@ -131,37 +131,37 @@ def test_a_passing_generator_gives_the_stream_of_a_new_one():
     assert stream(other['got']) == stream(generator('other'))
 
 
-def test_planned_sizes_are_those_of_the_decoded_samples(make):
+def test_planned_sizes_are_those_of_the_decoded_examples(make):
     batches = make()
     for step in range(3):
         for row in batches.plan.rows(step):
             total = np.zeros(len(layout.SIZES), int)
-            for draw in row:
-                planned = layout.size(batches.spans(draw, decode=False))
+            for example in row:
+                planned = layout.size(batches.spans(example, decode=False))
                 total += planned
-                if draw.index != 7:
-                    np.testing.assert_array_equal(layout.size(batches.spans(draw)), planned)
+                if example.index != 7:
+                    np.testing.assert_array_equal(layout.size(batches.spans(example)), planned)
             assert (total <= [batches.data.capacity[name] for name in layout.SIZES]).all()
 
 
-def test_an_undecodable_picture_is_left_out_and_counted(make, caplog):
+def test_an_undecodable_picture_is_skipped_and_counted(make, caplog):
     batches = make()
     steps = batches.plan.steps_per_epoch
     rows = [row for step in range(steps) for row in batches.plan.rows(step)]
-    broken = sum(draw.index == 7 for row in rows for draw in row)
-    assert broken >= 2  # once drawn, once seen
+    broken = sum(example.index == 7 for row in rows for example in row)
+    assert broken >= 2  # once to generate, once to read
     samples = sum(int(batches.batch(step)['segment'].max(1).sum()) for step in range(steps))
     assert samples == sum(map(len, rows)) - broken
     assert batches.counts[UNDECODABLE] == broken
     with pytest.raises(pipeline.images.BadPicture):
-        batches.spans(Draw('text_to_image', 7, 0))
+        batches.spans(Example('text_to_image', 7, 0))
 
 
 def test_pictures_that_vanish_stop_the_run(make, folder, monkeypatch):
-    monkeypatch.setattr(pipeline, '_LOST', 12)
+    monkeypatch.setattr(pipeline, '_MAX_UNDECODABLE', 12)
     batches = make(tasks={'text_only': 1.0})
     for step in range(3 * batches.plan.steps_per_epoch):
-        batches.batch(step)  # one picture in forty is broken: that goes on
+        batches.batch(step)  # one picture in forty is broken, which does not stop the run
     lost = make(tasks={'text_only': 1.0})
     folder.rename(folder.parent / 'away')
     try:
@@ -176,8 +176,8 @@ def test_condition_dropout_has_its_rates_and_is_independent(make):
     both = Counter()
     number = 3000
     for i in range(number):
-        draw = Draw('text_to_image', i % COUNT, i // COUNT)
-        *prompt, _, pixels = batches.spans(draw, decode=False)
+        example = Example('text_to_image', i % COUNT, i // COUNT)
+        *prompt, _, pixels = batches.spans(example, decode=False)
         both[not prompt, not pixels.reads_representation] += 1
     rates = {key: count / number for key, count in both.items()}
     wanted = {(a, b): (0.3 if a else 0.7) * (0.2 if b else 0.8) for a in (0, 1) for b in (0, 1)}
@@ -185,12 +185,12 @@ def test_condition_dropout_has_its_rates_and_is_independent(make):
         assert abs(rates[key] - rate) < 4 * np.sqrt(rate * (1 - rate) / number)
 
 
-def test_dropping_both_adds_to_the_independent_rates(make):
-    draws = [Draw('text_to_image', i % COUNT, i // COUNT) for i in range(400)]
+def test_joint_dropout_adds_to_the_independent_rates(make):
+    examples = [Example('text_to_image', i % COUNT, i // COUNT) for i in range(400)]
 
     def dropped(**rates):
         batches = make(**NO_DROPOUT | rates)
-        spans = [batches.spans(draw, decode=False) for draw in draws]
+        spans = [batches.spans(example, decode=False) for example in examples]
         return [(len(s) == 2, not s[-1].reads_representation) for s in spans]
 
     assert set(dropped()) == {(False, False)}
@@ -199,35 +199,35 @@ def test_dropping_both_adds_to_the_independent_rates(make):
     assert set(dropped(joint_dropout=0.5)) == {(False, False), (True, True)}
 
 
-def test_a_dropped_prompt_may_keep_its_positions(make):
-    draw = Draw('text_to_image', 3, 0)
-    kept = make(text_dropout=0.0).spans(draw)
-    skip = make(text_dropout=1.0, dropout_keeps_positions=True).spans(draw)
+def test_a_dropped_prompt_can_keep_its_positions(make):
+    example = Example('text_to_image', 3, 0)
+    kept = make(text_dropout=0.0).spans(example)
+    skip = make(text_dropout=1.0, dropout_keeps_positions=True).spans(example)
     assert skip[0] == layout.Skip(len(kept[0].tokens))
-    assert isinstance(make(text_dropout=1.0).spans(draw)[0], layout.Representation)
+    assert isinstance(make(text_dropout=1.0).spans(example)[0], layout.Representation)
 
 
 def test_prompts_answers_and_their_targets(make, tokenizer):
     batches = make(text_dropout=0.0)
-    prompt, representation, pixels = batches.spans(Draw('text_to_image', 2, 0))
-    assert not len(prompt.targets)  # no loss on prompts unless asked
+    prompt, representation, pixels = batches.spans(Example('text_to_image', 2, 0))
+    assert not len(prompt.targets)  # no loss on prompts by default
     assert (representation.height, representation.width) == (pixels.height, pixels.width)
     assert pixels.pixels.shape == (pixels.height * pixels.width, 48)
-    asked = make(text_dropout=0.0, prompt_loss=True).spans(Draw('text_to_image', 2, 0))[0]
+    asked = make(text_dropout=0.0, prompt_loss=True).spans(Example('text_to_image', 2, 0))[0]
     assert asked.tokens == prompt.tokens and list(asked.targets) == [*asked.tokens[1:], -1]
-    text = spans.dialogue_span(tokenizer, 'what is this?', 'cat', 24, Counter())
+    text = spans.question_answer_span(tokenizer, 'what is this?', 'cat', 24, Counter())
     mark = text.tokens.index(tokenizer.answer)
     assert text.tokens[0] == tokenizer.bos and text.tokens[-1] == tokenizer.eos
     assert tokenizer.decode(text.tokens[:mark]) == 'what is this?'
     assert tokenizer.decode(text.tokens[mark:]) == 'cat'
-    # The answer mark predicts the first token of the answer; nothing before it is predicted.
+    # The <answer> token predicts the first token of the answer; nothing before it is predicted.
     assert list(text.targets) == [-1] * mark + text.tokens[mark + 1 :] + [-1]
-    open_ended = spans.dialogue_span(tokenizer, 'what is this?', None, 24, Counter())
+    open_ended = spans.question_answer_span(tokenizer, 'what is this?', None, 24, Counter())
     assert open_ended.tokens == text.tokens[: mark + 1]
 
 
 @pytest.mark.parametrize('max_text', [8, 9, 24])
-def test_endless_text_is_cut_and_counted(tokenizer, max_text):
+def test_long_text_is_truncated_and_counted(tokenizer, max_text):
     endless = 'a red cat ' * 1000
     counts = Counter()
     span = spans.text_span(tokenizer, endless, max_text, 0, counts)
@@ -236,11 +236,11 @@ def test_endless_text_is_cut_and_counted(tokenizer, max_text):
     assert tokenizer.eos not in span.targets
     for question, answer, cuts in ((endless, endless, 2), ('', endless, 1)):
         counts = Counter()
-        span = spans.dialogue_span(tokenizer, question, answer, max_text, counts)
+        span = spans.question_answer_span(tokenizer, question, answer, max_text, counts)
         assert len(span.tokens) <= max_text and counts[CUT] == cuts
         assert span.tokens[-1] == tokenizer.eos
-        assert sum(target >= 0 for target in span.targets) >= 1  # some of the answer is left
-        assert tokenizer.eos not in span.targets  # nor that it ends where it was cut
+        assert sum(target >= 0 for target in span.targets) >= 1  # part of the answer remains
+        assert tokenizer.eos not in span.targets  # truncated text has no end to learn
     counts = Counter()
     spans.text_span(tokenizer, 'a', max_text, 0, counts)
     assert not counts
@@ -256,7 +256,7 @@ def test_a_long_document_is_learned_to_its_last_word(tokenizer, max_text):
     assert all(0 < len(piece.tokens) <= max_text for piece in pieces)
 
 
-def test_a_batch_of_endless_captions(tmp_path, tokenizer):
+def test_truncated_captions_of_a_batch_are_counted(tmp_path, tokenizer):
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / 'a.png')
     line = {'file': 'a.png', 'caption': 'cat ' * 500}
     (tmp_path / 'captions.jsonl').write_text(json.dumps(line))
@@ -278,8 +278,8 @@ def test_a_batch_of_endless_captions(tmp_path, tokenizer):
         ({'vision_pictures': 0}, {}, 'data.capacity.vision_pictures'),
         ({'pixel_pictures': 0}, {}, 'data.capacity.pixel_pictures'),
         ({'text': 20}, {}, 'data.capacity.text'),
-        ({}, {'sizes': ((36, 1.0),)}, r'data.sizes has 36 px.*take 32'),
-        ({}, {'sizes': ((4, 1.0),)}, r'data.sizes has 4 px.*take 8'),
+        ({}, {'sizes': ((36, 1.0),)}, r'data.sizes has 36 px.*use 32'),
+        ({}, {'sizes': ((4, 1.0),)}, r'data.sizes has 4 px.*use 8'),
         ({}, {'sizes': ((32.0, 1.0),)}, r'data.sizes=.*expected pairs \(whole pixels'),
         ({}, {'sizes': ((32, '1'),)}, r'data.sizes=.*expected pairs'),
         ({}, {'sizes': (32, 16)}, r'data.sizes=.*expected pairs'),
@@ -298,7 +298,7 @@ def test_impossible_settings_name_their_field(make, capacity, data, field):
         make(capacity=capacity, **data)
 
 
-def test_a_source_named_several_times_is_drawn_as_often(make, folder, tmp_path):
+def test_a_source_listed_several_times_is_sampled_as_often(make, folder, tmp_path):
     (tmp_path / 'words.txt').write_text('one\n\ntwo')
     both = f'text:{tmp_path},folder:{folder}'
     tasks = {'text_to_image': 0.0, 'image_to_text': 0.0, 'text_only': 1.0}
@@ -307,15 +307,15 @@ def test_a_source_named_several_times_is_drawn_as_often(make, folder, tmp_path):
 
     def shown(batches):
         mixture = batches.plan.mixture
-        draws = mixture.window(0, {'text_only': mixture.counts['text_only']})  # a pass
-        samples = [batches.samples['text_only'][i] for i in draws.index]
+        examples = mixture.window(0, {'text_only': mixture.counts['text_only']})  # one epoch
+        samples = [batches.examples['text_only'][i] for i in examples.index]
         return Counter(source.record(index).captions for source, index, _ in samples)
 
     assert shown(once) == {('one',): 1, ('two',): 1}
     assert shown(thrice) == {('one',): 3, ('two',): 3}
 
 
-def test_a_task_that_nothing_can_serve_is_refused(tmp_path, tokenizer):
+def test_a_task_that_no_source_can_serve_is_an_error(tmp_path, tokenizer):
     (tmp_path / 'a.txt').write_text('some words')
     config = config_of('')
     config.data.sources = f'text:{tmp_path}'
@@ -323,7 +323,7 @@ def test_a_task_that_nothing_can_serve_is_refused(tmp_path, tokenizer):
         Batches(config, source_list.build(config.data.sources, config.data.max_pixels), tokenizer)
 
 
-def test_settings_are_checked_before_any_text_is_cut(tmp_path, tokenizer):
+def test_settings_are_checked_before_any_text_is_split(tmp_path, tokenizer):
     (tmp_path / 'a.txt').write_text('some words')
     config = config_of('', max_text_tokens=0)
     config.data.sources = f'text:{tmp_path}'
@@ -338,7 +338,7 @@ def test_the_default_data_fills_its_rows():
     batches = Batches(config, found, tokenizer)
     rows = [row for step in range(batches.plan.steps_per_epoch) for row in batches.plan.rows(step)]
     taken = np.stack([
-        sum(layout.size(batches.spans(draw, decode=False)) for draw in row) for row in rows
+        sum(layout.size(batches.spans(example, decode=False)) for example in row) for row in rows
     ])  # fmt: skip
     capacity = np.array([config.data.capacity[name] for name in layout.SIZES])
     assert (taken <= capacity).all()
@@ -347,7 +347,7 @@ def test_the_default_data_fills_its_rows():
     assert taken[:, :4].sum() / (len(rows) * capacity[:4].sum()) >= 0.8
 
 
-def test_the_picture_cache_keeps_to_its_limit_and_the_last_used():
+def test_the_picture_cache_evicts_the_least_recently_used():
     cache, made = PictureCache(megabytes=1), []
 
     def get(key):
@@ -357,7 +357,7 @@ def test_the_picture_cache_keeps_to_its_limit_and_the_last_used():
 
         return cache.get(key, make)
 
-    for key in 'abcdaeab':  # four fit; b leaves when e comes, as a was used after it
+    for key in 'abcdaeab':  # four fit; e evicts b, since a was used more recently
         get(key)
     assert made == [*'abcde', 'b']
     assert cache.held <= 2**20

@@ -1,4 +1,4 @@
-"""tokenizer.py: fixed special ids, reversible text, deterministic and quiet training."""
+"""tokenizer.py: fixed special ids, lossless text, deterministic and quiet training."""
 
 import hashlib
 import subprocess
@@ -42,13 +42,16 @@ def test_specials_have_fixed_ids(tokenizer):
     ],
 )
 def test_any_text_round_trips_without_special_ids(tokenizer, text):
-    for model in (tokenizer, Tokenizer.train(TEXTS, 400)):  # the second saw specials in its corpus
+    for model in (
+        tokenizer,
+        Tokenizer.train(TEXTS, 400),
+    ):  # the second corpus contains special tokens as text
         ids = model.encode(text)
         assert all(5 <= i < model.size for i in ids)
         assert model.decode(ids) == text
 
 
-def test_decode_drops_specials_and_takes_arrays(tokenizer):
+def test_decode_drops_special_tokens_and_accepts_arrays(tokenizer):
     ids = [1, *tokenizer.encode('red apple'), 4, 3, 2, 0, 0]
     assert tokenizer.decode(ids) == 'red apple'
     assert tokenizer.decode(np.array(ids, np.int32)) == 'red apple'
@@ -74,12 +77,12 @@ def test_a_small_corpus_lowers_the_vocabulary():
     assert 261 < small.size < 300
 
 
-def test_a_long_text_is_cut_not_dropped():
+def test_a_long_text_is_split_not_dropped():
     model = Tokenizer.train(['zebra ' * 5000 + 'quokka ' * 5000], 400)
     assert len(model.encode('zebra')) < 4 and len(model.encode('quokka')) < 4
 
 
-def test_what_cannot_be_trained_names_the_field():
+def test_training_errors_name_the_field():
     with pytest.raises(UserError, match=r'tokenizer\.vocab_size=100'):
         Tokenizer.train(TEXTS, 100)
     with pytest.raises(UserError, match=r'data\.sources'):
@@ -101,7 +104,7 @@ def test_bad_model_files_are_user_errors(tmp_path):
         (tmp_path / 'bad.model').write_bytes(content)
         with pytest.raises(UserError, match='not a SentencePiece model'):
             Tokenizer.load(tmp_path / 'bad.model')
-    sentencepiece.SentencePieceTrainer.train(  # a sound model with other specials
+    sentencepiece.SentencePieceTrainer.train(  # a valid model with other special tokens
         sentence_iterator=iter(TEXTS),
         model_prefix=str(tmp_path / 'foreign'),
         vocab_size=40,

@@ -1,4 +1,4 @@
-"""Typical rows are full, and their visible pairs are those of the rule."""
+"""Typical rows are full, and their visible pairs are those of the attention mask."""
 
 import importlib
 
@@ -12,7 +12,7 @@ CONFIGS = ('joint', 'emoji', 'continued', 'paper.alignment')
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_pairs_are_those_that_see_each_other(name):
+def test_visible_pairs_are_those_of_the_mask(name):
     config = importlib.import_module(f'configs.{name}').get_config()
     if name.startswith('paper'):
         config.data.capacity.update(text=1024, vision=1024, vision_pictures=16)

@@ -1,4 +1,4 @@
-"""Who depends on whom, by gradients through the whole model, over random layouts.
+"""Which tokens depend on which, by gradients through the whole model, over random layouts.
 
 `influence[q, k]` is the size of the gradient of output token q with respect to input token k: text
 and representation embeddings, vision patches, noisy patches. The masks that the layout makes are
@@ -17,7 +17,7 @@ from random_rows import CAPACITY, CHANNELS, filled, random_row, sees, tokens_of
 from configs import base
 from rf_jax.data import layout
 from rf_jax.data.layout import Pixels, Representation, Text, Vision
-from rf_jax.data.spans import drawing
+from rf_jax.data.spans import generation_spans
 from rf_jax.models import unified
 from rf_jax.models.moe.experts import GROUPS
 from rf_jax.training.state import example_row
@@ -42,7 +42,7 @@ def tiny(split: str):
 
 @cache
 def model_and_params(split: str = 'ffn'):
-    """Every parameter away from its first value: the pixel head would start at zero."""
+    """All parameters away from their initial values, since the pixel head starts at zero."""
     model = unified.build(tiny(split), VOCABULARY)
     batch, z = example_row(CHANNELS), jnp.zeros((1, 4, CHANNELS))
     inputs = batch, batch['input_group'], z, z[..., 0]
@@ -57,7 +57,7 @@ def model_and_params(split: str = 'ffn'):
 
 
 def forward(split, params, row, codes, z, t):
-    """Outputs by stream, [n, ...] of one row without its leading B."""
+    """Outputs by stream, [n, ...] of one row, without the leading B."""
     batch = {name: value[None] for name, value in row.items()}
     model, _ = model_and_params(split)
     out = model.apply({'params': params}, batch, codes[None], z[None], t[None])
@@ -116,7 +116,8 @@ def influence(samples, split: str = 'ffn') -> np.ndarray:
     found = {k: np.asarray(v) for k, v in
              jacobian_of(split)(inputs, params, row, codes, t, directions).items()}  # fmt: skip
     assert all(np.isfinite(g).all() for g in found.values())
-    found['vision'] = found['vision'].reshape(len(found['text']), -1, 4).sum(-1)  # a token's four
+    # Sum over the four patches of a token.
+    found['vision'] = found['vision'].reshape(len(found['text']), -1, 4).sum(-1)
     columns = np.concatenate([found[stream] for stream in layout.STREAMS], 1)
     before, vision = CAPACITY['text'], CAPACITY['vision']
     unknown = np.full((vision, columns.shape[1]), np.nan)
@@ -149,13 +150,13 @@ def later(q, k) -> bool:
 
 
 def own_representation(q, k) -> bool:
-    """k stands in the representation of the picture that q is a noisy patch of."""
+    """k is in the representation of the picture of which q is a noisy patch."""
     return (q.sample == k.sample and is_a(q, Pixels) and is_a(k, Representation)
             and k.at == q.at - 1)  # fmt: skip
 
 
 @pytest.mark.parametrize('seed', SEEDS)
-def test_a_token_depends_on_what_it_sees_and_on_nothing_else(seed):
+def test_a_token_depends_on_visible_tokens_and_nothing_else(seed):
     seen = pairs(seed, lambda q, k: q == k or sees(q, k))
     unseen = pairs(seed, lambda q, k: not (q == k or sees(q, k)))
     assert len(seen) and (seen > 0).all()
@@ -183,8 +184,8 @@ def test_text_and_representation_are_causal(seed):
     assert (before > 0).all()
 
 
-def test_the_cases_are_there():
-    """Each of the claims below speaks of pairs that these layouts have."""
+def test_the_layouts_cover_all_cases():
+    """These layouts contain the pairs that the tests below are about."""
 
     def total(select):
         return sum(len(pairs(seed, select)) for seed in SEEDS)
@@ -200,7 +201,7 @@ def test_the_cases_are_there():
 
 
 @pytest.mark.parametrize('seed', SEEDS)
-def test_samples_of_a_row_do_not_know_each_other(seed):
+def test_examples_of_a_row_do_not_influence_each_other(seed):
     assert (pairs(seed, lambda q, k: q.sample != k.sample) == 0).all()
 
 
@@ -213,7 +214,7 @@ def test_noise_stays_within_its_picture(seed):
 
 
 @pytest.mark.parametrize('seed', SEEDS)
-def test_pixels_see_all_of_their_representation_and_the_text_before(seed):
+def test_pixels_depend_on_all_of_their_representation_and_earlier_text(seed):
     read = pairs(seed, lambda q, k: own_representation(q, k) and q.span.reads_representation)
     assert (read > 0).all()
     dropped = pairs(seed, lambda q, k: own_representation(q, k) and not q.span.reads_representation)
@@ -255,7 +256,7 @@ def test_padding_influences_nothing():
 def test_a_dropped_condition_has_no_influence_on_the_pixels(
     drop_text, drop_representation, keep_positions
 ):
-    spans = drawing(
+    spans = generation_spans(
         [Text([5, 6, 7])], (4, 4), np.zeros((16, CHANNELS), np.uint8), 2,
         drop_text=drop_text, drop_representation=drop_representation,
         keep_positions=keep_positions,
@@ -273,7 +274,7 @@ def test_a_dropped_condition_has_no_influence_on_the_pixels(
     assert (to_pixels == 0).all() if drop_representation else (to_pixels > 0).all()
     assert (found[np.ix_(pixels, text)] > 0).all()
     assert (found[np.ix_(representation, text)] > 0).all()
-    # Only what is left may matter: everything else in the row is zero.
+    # Only the remaining tokens may matter: everything else in the row is zero.
     left = {*pixels, *text, *(() if drop_representation else representation)}
     others = [i for i in range(len(tokens)) if i not in left]
     assert (found[np.ix_(pixels, others)] == 0).all()
@@ -285,8 +286,8 @@ def jit_forward():
 
 
 @pytest.mark.parametrize('stream', ['text', 'representation', 'vision', 'pixels'])
-def test_changing_an_input_leaves_every_blind_output_bit_identical(stream):
-    """Through the token ids, codes and pixels themselves, not their embeddings."""
+def test_changing_an_input_leaves_unrelated_outputs_bit_identical(stream):
+    """Changes token ids, codes and pixels themselves, not their embeddings."""
     samples = [
         [Vision(4, 4, np.full((16, CHANNELS), 9, np.uint8)), Text([5, 6, 7])],
         [Text([8, 9]), Representation(4, 4), Pixels(4, 4), Text([10, 11]),

@@ -1,4 +1,4 @@
-"""denoiser.py: time enters every patch by itself, and the head starts at zero in float32."""
+"""denoiser.py: each patch has its own time, and the head starts at zero in float32."""
 
 from functools import partial
 
@@ -36,7 +36,7 @@ def config(bottleneck, time_embed_dim, sinusoids=False):
     )
 
 
-def test_sinusoids_tell_every_cell_apart():
+def test_sinusoids_distinguish_all_cells():
     cells = jnp.asarray(np.stack(np.mgrid[:64, :64], -1).reshape(1, -1, 2))
     found = np.asarray(sinusoids(cells, 64))[0]
     assert found.shape == (4096, 64) and (np.abs(found) <= 1).all()
@@ -44,15 +44,15 @@ def test_sinusoids_tell_every_cell_apart():
     np.testing.assert_allclose(np.diag(near), 1.0, atol=1e-4)
     assert (near - 2 * np.eye(len(near))).max() < 0.995
     row = np.asarray(sinusoids(jnp.array([[3, 0], [3, 5]]), 64))
-    np.testing.assert_array_equal(row[0, :32], row[1, :32])  # the half that is the row's
-    # A linear map reads off which quarter of a token a patch is.
+    np.testing.assert_array_equal(row[0, :32], row[1, :32])  # the half for rows
+    # A linear map can tell which quarter of a token a patch is.
     quarter = (np.arange(6) % 2)[:, None]
     lines = np.asarray(sinusoids(jnp.stack([jnp.arange(6)] * 2, -1), 64))[:, :32]
     read = lines @ np.linalg.lstsq(lines, quarter, rcond=None)[0]
     np.testing.assert_allclose(read, quarter, atol=1e-3)
 
 
-def test_patches_carry_their_cell_if_asked():
+def test_patches_carry_their_cell_if_configured():
     z, t = jnp.zeros((1, 2, 12)), jnp.zeros((1, 2))
     cells = jnp.array([[[0, 0], [0, 1]]])
     plain, placed = (PatchIn(config(0, 8, asked), 16) for asked in (False, True))
@@ -63,7 +63,7 @@ def test_patches_carry_their_cell_if_asked():
     np.testing.assert_allclose(moved, sinusoids(cells, 16), atol=1e-6)
 
 
-def test_near_times_are_told_apart_in_bfloat16_models():
+def test_near_times_are_distinguished_in_bfloat16_models():
     module = PatchIn(config(0, 32), 64)
     z, t = jnp.zeros((1, 2, 12), jnp.bfloat16), jnp.array([[0.5, 0.501]])
     params = params_of(module, z, t, CELLS)
@@ -73,7 +73,7 @@ def test_near_times_are_told_apart_in_bfloat16_models():
 
 
 @pytest.mark.parametrize('bottleneck', [0, 3])
-def test_patches_enter_by_a_linear_map(bottleneck):
+def test_patches_are_embedded_by_a_linear_map(bottleneck):
     module = PatchIn(config(bottleneck, 8), 16)
     z = jax.random.normal(jax.random.key(1), (2, 4, 12))
     t = jnp.full((2, 4), 0.3)
@@ -87,7 +87,7 @@ def test_patches_enter_by_a_linear_map(bottleneck):
     assert np.linalg.matrix_rank(np.asarray(kernel)) == (bottleneck or 12)
 
 
-def test_the_head_starts_at_zero_and_answers_in_float32():
+def test_the_head_starts_at_zero_and_outputs_float32():
     x = jax.random.normal(jax.random.key(0), (1, 4, 16), jnp.bfloat16)
     params = params_of(PatchOut(12), x)
     out = PatchOut(12).apply({'params': params}, x)

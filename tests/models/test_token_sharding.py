@@ -1,9 +1,9 @@
-"""Parts of a row: joined and split without loss, and each device has a part of every stream."""
+"""Sharded rows are joined and split without loss; each device has a part of every stream."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from rf_jax.models.token_sharding import UNCUT, Cut
+from rf_jax.models.token_sharding import UNSHARDED, TokenSharding
 from rf_jax.runtime.mesh import make_mesh
 
 SIZES = (8, 4, 12)
@@ -16,14 +16,14 @@ def streams():
 
 def test_join_and_split_are_inverse():
     mesh = make_mesh({'data': 1, 'fsdp': 2, 'expert': 1, 'tensor': 1, 'context': 4})
-    cut, parts = Cut(mesh), streams()
-    whole = cut.join(parts)
-    for found, right in zip(cut.split(whole, SIZES), parts):
+    sharding, parts = TokenSharding(mesh), streams()
+    whole = sharding.join(parts)
+    for found, right in zip(sharding.split(whole, SIZES), parts):
         np.testing.assert_array_equal(found, right)
     quarter = whole[:, : sum(SIZES) // 4]  # of the first of four devices
     np.testing.assert_array_equal(quarter[:, :2], parts[0][:, :2])
     np.testing.assert_array_equal(quarter[:, 2:3], parts[1][:, :1])
     np.testing.assert_array_equal(quarter[:, 3:], parts[2][:, :3])
-    plain = UNCUT.join(parts)
-    np.testing.assert_array_equal(cut.arrange(plain, SIZES), whole)
-    np.testing.assert_array_equal(cut.restore(whole, SIZES), plain)
+    plain = UNSHARDED.join(parts)
+    np.testing.assert_array_equal(sharding.interleave(plain, SIZES), whole)
+    np.testing.assert_array_equal(sharding.deinterleave(whole, SIZES), plain)

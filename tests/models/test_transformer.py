@@ -1,4 +1,4 @@
-"""transformer.py: Qwen3's block written out, expert groups, and ways of running the same stack."""
+"""transformer.py: Qwen3's block spelled out, expert groups, options that change no result."""
 
 from functools import cache, partial
 
@@ -59,14 +59,14 @@ def rms(scale, x):
 
 
 def turn(x, position):
-    """x [L, Dh]: order turns the first and last of the frequencies, row and column the others."""
+    """x [L, Dh]: order rotates the first and last frequencies, row and column the others."""
     angles = np.tile(position[:, [0, 1, 2, 0]] * THETA ** (-np.arange(4) / 4), 2)
     rotated = np.concatenate([-x[:, 4:], x[:, :4]], -1)
     return x * np.cos(angles) + rotated * np.sin(angles)
 
 
 def of_group(params, split, part, group):
-    """Parameters of one group of a layer, whichever way they are shared."""
+    """Parameters of one group of a layer, shared or not."""
     if split == 'full':
         names = {'attention': f'{group}_attention', 'output': f'{group}_output', 'ffn': group}
         p = params[names[part]]
@@ -130,7 +130,7 @@ def outputs_and_gradients(split, **changes):
     ('split', 'unroll', 'remat'),
     [('ffn', 2, 'none'), ('ffn', 1, 'dots'), ('ffn', 1, 'gate'), ('full', 1, 'full')],
 )
-def test_ways_of_running_give_the_same_outputs_and_gradients(split, unroll, remat):
+def test_unroll_and_remat_change_no_output_or_gradient(split, unroll, remat):
     out, gradients = outputs_and_gradients(split)
     other, other_gradients = outputs_and_gradients(split, unroll=unroll, remat=remat)
     np.testing.assert_allclose(out, other, atol=1e-5)
@@ -141,8 +141,8 @@ def test_ways_of_running_give_the_same_outputs_and_gradients(split, unroll, rema
 
 
 @pytest.mark.parametrize('split', SPLITS)
-def test_a_groups_parameters_receive_its_own_tokens_only(split):
-    """One layer: the output of a token knows the feed-forward of its group and of no other."""
+def test_the_parameters_of_a_group_receive_its_own_tokens_only(split):
+    """One layer: the output of a token depends on the feed-forward of its own group only."""
     group_of = np.repeat(np.arange(3), LENGTHS)
 
     @partial(jax.jit, compiler_options=FAST)
@@ -167,7 +167,7 @@ def test_a_groups_parameters_receive_its_own_tokens_only(split):
 
 
 @pytest.mark.parametrize('split', SPLITS)
-def test_a_cache_of_the_first_tokens_gives_the_same_as_all_at_once(split):
+def test_a_kv_cache_gives_the_same_as_all_tokens_at_once(split):
     params, backbone = params_of(split), build(split)
     x, position, _ = inputs()
     first = LENGTHS[0]
@@ -192,7 +192,7 @@ def test_a_cache_of_the_first_tokens_gives_the_same_as_all_at_once(split):
         np.testing.assert_allclose(a[:, :, :first], b, atol=1e-6)
 
 
-def test_the_tree_is_the_same_for_every_way_of_running():
+def test_unroll_and_remat_do_not_change_the_parameter_tree():
     for split in SPLITS:
         shapes = jax.tree.map(jnp.shape, params_of(split))
         other = build(split, remat='full', unroll=2)

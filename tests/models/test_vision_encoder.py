@@ -1,4 +1,4 @@
-"""vision_encoder.py against DINOv3's transformer written out plainly, one picture at a time."""
+"""vision_encoder.py against DINOv3's transformer spelled out, one picture at a time."""
 
 import math
 
@@ -25,7 +25,7 @@ from rf_jax.models.vision_encoder import Connector, VisionEncoder, pool
 
 @pytest.fixture(scope='module', params=[False, True], ids=['gelu', 'swiglu'])
 def tower(request):
-    """(apply, params) with every parameter away from its first value."""
+    """(apply, params) with all parameters away from their initial values."""
     module = VisionEncoder(config(request.param), Reference())
 
     zeros = jnp.zeros((1, 4, CHANNELS)), jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4, 2))
@@ -62,7 +62,7 @@ def feedforward(p, x):
 
 
 def turn(x, at, height, width):
-    """Axial RoPE as DINOv3 writes it: x [P, Dh], at [P, 2] row and column."""
+    """Axial RoPE as in DINOv3: x [P, Dh], at [P, 2] row and column."""
     coords = 2 * (at + 0.5) / np.array([height, width]) - 1
     periods = THETA ** (4 * np.arange(HEAD_DIM // 4) / HEAD_DIM)
     angles = (2 * np.pi * coords[:, :, None] / periods).reshape(len(at), -1)
@@ -95,7 +95,7 @@ def reference(params, patches, height, width):
     return x[first:], layer_norm(params['norm'], x)[first:]
 
 
-def test_packed_pictures_are_dinov3_on_each_alone(tower):
+def test_packed_pictures_equal_dinov3_on_each_alone(tower):
     """Two pictures of different shapes and padding in one row."""
     apply, params = tower
     sizes = [(4, 6), (2, 4)]
@@ -109,7 +109,7 @@ def test_packed_pictures_are_dinov3_on_each_alone(tower):
     assert np.abs(features - normed).max() > 0.1  # features are taken before the final norm
 
 
-def test_a_picture_knows_only_itself(tower):
+def test_a_picture_depends_only_on_itself(tower):
     apply, params = tower
     patches, picture, coords, slices = packed([(4, 6), (2, 4)], 40, 3, seed=1)
     features, _ = apply(params, patches, picture, coords, 3)
@@ -129,7 +129,7 @@ def test_parameters_have_dinov3s_names_and_no_key_bias(tower):
     assert params['class_and_registers'].shape == (1 + REGISTERS, WIDTH)
 
 
-def test_pool_is_the_mean_of_the_patches_under_a_token():
+def test_pool_is_the_mean_of_the_patches_of_a_token():
     at = patch_grid.patch_cells(4, 6).astype(np.float32)
     centres = 2 * patch_grid.group_cells(4, 6) + 0.5
     np.testing.assert_allclose(pool(jnp.array(at)[None])[0], centres)
@@ -140,5 +140,5 @@ def test_connector_pools_before_its_mlp():
     module = Connector(16)
     out, variables = jax.jit(module.init_with_output)(jax.random.key(1), x)
     assert out.shape == (1, 2, 16)
-    within = jnp.concatenate([x[:, 3::-1], x[:, 4:]], 1)  # other order under the first token
+    within = jnp.concatenate([x[:, 3::-1], x[:, 4:]], 1)  # another order within the first token
     np.testing.assert_allclose(module.apply(variables, within), out, atol=1e-5)

@@ -15,7 +15,7 @@ from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import AXES, make_mesh
 from rf_jax.training import train_loop
-from rf_jax.training.step_metrics import Report
+from rf_jax.training.step_metrics import StepMetrics
 
 VOCABULARY = 64
 
@@ -75,7 +75,7 @@ def test_flops_of_the_program_agree_with_the_model(checked):
     assert 0.95 < values['flops'] / whole < 1.35  # one kv head: attention on both tensor devices
     assert values['model_flops'] < whole, 'masked pairs are not counted for the model'
     batches = SimpleNamespace(counts={}, rows=range(config.data.batch_size))
-    logged = Report(config, VOCABULARY, batches, None, 0, None).flops
+    logged = StepMetrics(config, VOCABULARY, batches, None, 0, None).flops
     assert logged == pytest.approx(8 * values['model_flops']), (
         'a run computes its MFU from the same FLOPs'
     )
@@ -84,7 +84,7 @@ def test_flops_of_the_program_agree_with_the_model(checked):
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        ({'data.capacity.text': 4}, r'data\.capacity\.text=4 cannot hold one sample'),
+        ({'data.capacity.text': 4}, r'data\.capacity\.text=4 cannot hold one example'),
         ({'data.sizes': ((50, 1.0),)}, r'data\.sizes has 50 px'),
         ({'data.tasks.text_only': -1.0}, r'data\.tasks\.text_only=-1\.0'),
         ({'data.batch_size': 9}, r'data\.batch_size is 9'),
@@ -95,7 +95,7 @@ def test_configs_that_training_refuses_are_not_compiled(changes, words, tmp_path
     config = tiny(**changes)
     with pytest.raises(UserError, match=words):
         train_loop.build(config, tmp_path)
-    monkeypatch.setattr(ahead_of_time, 'compiled', lambda *_: pytest.fail('it was compiled'))
+    monkeypatch.setattr(ahead_of_time, 'compile_program', lambda *_: pytest.fail('it was compiled'))
     monkeypatch.setattr(compile_check, '_ONLY', SimpleNamespace(value=['initialise']))
     with pytest.raises(UserError, match=words):
         compile_check.check(config, topology.devices('cpu:8'), 'cpu:8')
@@ -187,7 +187,7 @@ def test_a_sweep_tries_meshes_and_policies(monkeypatch):
         if config.mesh.expert == 8:
             raise ahead_of_time.DoesNotFit('train step', 120e9, 95e9)
         if config.mesh.context == 2:
-            raise UserError('data.capacity.text=33 is no multiple of mesh.context=2')
+            raise UserError('data.capacity.text=33 is not a multiple of mesh.context=2')
         return cost(1.0 / mesh.shape['expert'], 1e9)
 
     monkeypatch.setattr(ahead_of_time, 'train_step', compile_)
@@ -198,7 +198,7 @@ def test_a_sweep_tries_meshes_and_policies(monkeypatch):
     assert {fit for fields, _, fit in tried if fields['mesh.expert'] == 8} == {False}
     cut = [each for each in tried if each[0]['mesh.context'] == 2]
     assert {(cost, fit) for _, cost, fit in cut} == {
-        ('no: data.capacity.text=33 is no multiple of mesh.context=2', False)
+        ('no: data.capacity.text=33 is not a multiple of mesh.context=2', False)
     }
     assert compile_report.tried_as_json(*cut[0])['reason'].startswith('data.capacity.text=33')
     _, best, *others = compile_report.sweep_table(tried).splitlines()

@@ -122,7 +122,7 @@ def test_buffers_freed_before_the_peak_are_not_part_of_it():
         ),
         (
             'jit(step_and_stop)/jvp(Unified)/backbone/while/body/closed_call/layers.body/layers/'
-            'pixels/pixels._spread/shard_map/all_gather',
+            'pixels/pixels._run/shard_map/all_gather',
             'mesh.expert',
         ),
         ('', ''),

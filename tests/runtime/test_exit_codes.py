@@ -58,7 +58,7 @@ def train(*start, workdir, after=(), **changes):
 def test_the_exit_code_of_a_crash_depends_on_checkpoints_saved_since_the_start(
     tmp_path, step, code
 ):
-    where = 'rf_jax.training.step_metrics:Report.later'
+    where = 'rf_jax.training.step_metrics:StepMetrics.push'
     done = train('-c', FAULTY, workdir=tmp_path / 'run', after=[step, where])
     assert done.returncode == code, done.stderr
     assert 'ZeroDivisionError: a fault of ours' in done.stderr

@@ -105,11 +105,11 @@ def test_a_tilde_is_expanded_in_initialise_from(home):
 
 
 def test_relative_sources_are_recorded_absolute(tmp_path):
-    found = source_list.located('emoji, folder:pics,text:~/a.txt,scenes:aligned/48')
+    found = source_list.with_absolute_paths('emoji, folder:pics,text:~/a.txt,scenes:aligned/48')
     assert found == (
         f'emoji,folder:{tmp_path}/here/pics,text:{tmp_path}/home/a.txt,scenes:aligned/48'
     )
-    assert source_list.located(found) == found
+    assert source_list.with_absolute_paths(found) == found
 
 
 def test_the_arms_of_a_study_are_found_from_any_folder():

@@ -1,4 +1,4 @@
-"""judge.py on true renderings: it accepts what is true of them, and hardly anything else."""
+"""judge.py on true renderings: it accepts true claims, and hardly any others."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ MILD = 8  # standard deviation of noise, of 255
 
 
 def exact(scene):
-    """All that the objects of a scene allow to say: every look, its count, how a pair stands."""
+    """Everything that can be claimed of a scene: each look, its count, the relation of a pair."""
     looks = [each.look for each in scene.objects]
     groups = [claims.Group(looks.count(look), look[1], look[0]) for look in dict.fromkeys(looks)]
     said = world.relations(*scene.objects) if len(groups) == len(looks) == 2 else []
@@ -21,7 +21,7 @@ def exact(scene):
 
 
 def one_word_changed(claim):
-    """Every claim with another colour, shape, number or relation in one place."""
+    """All claims that differ in one colour, shape, number or relation."""
     words = {'colour': world.COLOURS, 'shape': world.SHAPES, 'count': range(1, 7)}
     for i, group in enumerate(claim.groups):
         for name, choices in words.items():
@@ -41,20 +41,20 @@ def blurred(picture, sigma):
 
 
 def worse(picture, rng):
-    """Mild blur and noise."""
+    """Adds mild blur and noise."""
     soft = blurred(picture.astype(np.float32), 0.5 if len(picture) <= 48 else 1.0)
     noisy = soft + MILD * rng.standard_normal(picture.shape, np.float32)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
 def rates(rung, size, change=lambda picture, rng: picture):
-    """(share of exact claims accepted, share of false ones accepted)."""
+    """(fraction of exact claims accepted, fraction of false claims accepted)."""
     rng, right, wrong = np.random.default_rng(size), [], []
     for i in range(SCENES):
         scene = world.make(size, i, world.RUNGS[rung], held_out=i % 4 == 0)
         claim = exact(scene)
         assert claims.holds(claim, scene.objects)
-        found = judge.find(change(render.render(scene, size), rng))
+        found = judge.detect(change(render.render(scene, size), rng))
         right.append(claims.holds(claim, found))
         wrong += [
             claims.holds(other, found)
@@ -82,10 +82,10 @@ def test_mild_blur_and_noise(rung, size):
 
 
 @pytest.mark.parametrize('rung', world.RUNGS)
-def test_objects_are_found_where_they_are(rung):
+def test_objects_are_detected_where_they_are(rung):
     for i in range(30):
         scene = world.make(1, i, world.RUNGS[rung])
-        found = judge.find(render.render(scene, 32))
+        found = judge.detect(render.render(scene, 32))
         assert len(found) == len(scene.objects)
         for each in scene.objects:
             near = min(found, key=lambda other: np.hypot(other.x - each.x, other.y - each.y))
@@ -102,11 +102,11 @@ def alone(shape, colour='red', ground='dark'):
 
 @pytest.mark.parametrize('size', (24, 48, 128))
 @pytest.mark.parametrize('halves', [('cross', 'triangle'), ('ring', 'cross'), ('triangle', 'ring')])
-def test_two_halves_are_no_shape(halves, size):
-    """Quarters and halves that do not fit together are what a weak model draws."""
+def test_two_mismatched_halves_are_not_a_shape(halves, size):
+    """Weak models generate quarters and halves that do not fit together."""
     left, right = (render.render(alone(shape), size) for shape in halves)
     left[:, size // 2 :] = right[:, size // 2 :]
-    (found,) = judge.find(left)
+    (found,) = judge.detect(left)
     assert (found.shape, found.colour) == (None, 'red')
     for shape in world.SHAPES:
         assert not judge.accepts(claims.Claim((claims.Group(1, shape),)), left)
@@ -114,46 +114,46 @@ def test_two_halves_are_no_shape(halves, size):
 
 @pytest.mark.parametrize('shape', world.SHAPES)
 @pytest.mark.parametrize('colour', world.COLOURS)
-def test_pale_colours_and_soft_edges_are_forgiven(colour, shape):
+def test_pale_colours_and_soft_edges_are_accepted(colour, shape):
     scene = alone(shape, colour, 'grey')
     picture = blurred(render.render(scene, 32).astype(np.float32), 0.6)
     pale = 0.8 * picture + 0.2 * picture.mean(-1, keepdims=True)
-    (found,) = judge.find(np.rint(pale).astype(np.uint8))
+    (found,) = judge.detect(np.rint(pale).astype(np.uint8))
     assert (found.shape, found.colour) == (shape, colour)
 
 
-def test_noise_and_bare_grounds_show_nothing():
+def test_noise_and_empty_grounds_contain_no_objects():
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
-    assert not [each for each in judge.find(noise) if each.shape]
+    assert not [each for each in judge.detect(noise) if each.shape]
     for grey in (0, 25, 85, 255):
-        assert judge.find(np.full((24, 24, 3), grey, np.uint8)) == []
+        assert judge.detect(np.full((24, 24, 3), grey, np.uint8)) == []
     for i in range(20):
         scene = replace(world.make(0, i, world.RUNGS['crowded']), objects=())
-        assert judge.find(render.render(scene, 48)) == []
+        assert judge.detect(render.render(scene, 48)) == []
 
 
 @pytest.mark.parametrize('size', (24, 48, 100))
-def test_a_mixed_colour_at_a_border_is_no_object(size):
-    """Red and yellow mixed look orange, wherever the border falls within its pixels."""
+def test_a_mixed_colour_at_a_border_is_not_an_object(size):
+    """Red and yellow mix to orange, wherever the border falls within a pixel."""
     for shift in np.linspace(0, 1, 6) / min(size, 32):
         left = world.Object('square', 'red', 'large', 'plain', 0.36 + shift, 0.5, 0.15)
         right = replace(left, colour='yellow', x=left.x + 0.27)
         scene = world.Scene((left, right), 'dark', 0, 'pair')
-        found = judge.find(render.render(scene, size))
+        found = judge.detect(render.render(scene, size))
         assert sorted(each.colour for each in found) == ['red', 'yellow']
         assert {each.shape for each in found} == {'square'}
 
 
-def test_specks_are_no_objects():
+def test_specks_are_not_objects():
     picture = render.render(alone('ring'), 24)
     picture[2, 2:4] = world.COLOURS['green']
     picture[21, 20] = world.COLOURS['white']
-    assert [each.shape for each in judge.find(picture)] == ['ring']
+    assert [each.shape for each in judge.detect(picture)] == ['ring']
 
 
-def test_only_square_pictures_of_bytes():
+def test_only_square_uint8_pictures_are_accepted():
     with pytest.raises(ValueError, match='square'):
-        judge.find(np.zeros((32, 24, 3), np.uint8))
+        judge.detect(np.zeros((32, 24, 3), np.uint8))
     with pytest.raises(ValueError, match='float32'):
-        judge.find(np.zeros((32, 32, 3), np.float32))
+        judge.detect(np.zeros((32, 32, 3), np.float32))

@@ -1,6 +1,6 @@
-"""language.py: captions are true and exact, questions have the answers a reader would give.
+"""language.py: captions are true and exact, questions have the answers that a reader would give.
 
-Captions are read back from their letters alone, so that a claim cannot vouch for other words.
+Captions are parsed from their text alone, so a wrong claim cannot make a wrong text pass.
 """
 
 import re
@@ -88,13 +88,13 @@ def made(name, held_out=False, count=COUNT):
         ),
     ],
 )  # fmt: skip
-def test_wordings(text, claim):
+def test_wording_of_claims(text, claim):
     assert say(claim) == text
 
 
 @rungs
 @pytest.mark.parametrize('held_out', [False, True])
-def test_every_caption_is_true_and_says_what_its_claim_says(name, held_out):
+def test_every_caption_is_true_and_states_its_claim(name, held_out):
     for scene, words, _ in made(name, held_out):
         assert len({each.text for each in words}) == len(words) >= 2
         for each in words:
@@ -104,7 +104,7 @@ def test_every_caption_is_true_and_says_what_its_claim_says(name, held_out):
 
 
 @rungs
-def test_the_long_caption_names_all_there_is(name):
+def test_the_long_caption_names_everything(name):
     rung = RUNGS[name]
     orders = Counter()
     for scene, words, _ in made(name):
@@ -117,12 +117,12 @@ def test_the_long_caption_names_all_there_is(name):
             assert (group.texture is not None) == (len(rung.textures) > 1)
             assert group.place or not rung.grid
         orders[words[-1].text.startswith('on a')] += 1
-    assert min(orders.values()) > COUNT / 3  # both phrasings occur
+    assert min(orders.values()) > COUNT / 3  # both word orders occur
 
 
 @rungs
-def test_the_forms_of_all_prompt_categories_occur(name):
-    """What the prompt sets ask for is said in training in the same words."""
+def test_the_templates_of_all_prompt_categories_occur(name):
+    """Training captions use the same wording as the prompt sets."""
     forms = Counter()
     for _, words, _ in made(name):
         for each in words:
@@ -142,14 +142,14 @@ def test_the_forms_of_all_prompt_categories_occur(name):
 
 
 def changed(text, rng):
-    """(class of word, caption with one word of it changed) for each class that the caption has."""
+    """(class of word, caption with one word of it changed) for each class in the caption."""
     numbers = NUMBERS[2:5]
     for kind, words in {
         'shape': SHAPES, 'plural': tuple(_PLURAL), 'colour': tuple(COLOURS), 'number': numbers,
         'relation': RELATIONS, 'place': tuple(PLACES), 'size': tuple(SIZES),
         'texture': TEXTURES, 'ground': tuple(f'{g} ground' for g in GROUNDS),
     }.items():  # fmt: skip
-        # The longest first: 'at the top left' is not 'at the top'.
+        # Longest first: 'at the top left' is not 'at the top'.
         pattern = '|'.join(sorted(words, key=len, reverse=True))
         spots = list(re.finditer(rf'\b({pattern})\b', text))
         if spots:
@@ -189,8 +189,8 @@ def test_captions_of_another_scene_are_mostly_false(name):
 
 
 @rungs
-def test_training_never_speaks_of_what_is_held_out(name):
-    """Not even in a question that is answered with no."""
+def test_training_text_never_mentions_held_out_looks(name):
+    """Not even in a question whose answer is no."""
     looks = [f'{c} {s}' for c, s in product(COLOURS, SHAPES) if world.held_out_look(c, s)]
     said = [
         f'{a} {r} {thing} {b}'
@@ -208,7 +208,7 @@ def test_training_never_speaks_of_what_is_held_out(name):
 
 
 def answer(question, objects):
-    """The answer from the question's letters, asserting that it has only one."""
+    """The answer, derived from the text of the question, asserting that there is only one."""
 
     def matching(words):
         words = words.removeprefix('the ').removeprefix('a ').removeprefix('an ').split()
@@ -249,7 +249,7 @@ def answer(question, objects):
         return 'where', yes(found[2] == ('above' if a.y < b.y else 'below'))
     if found := re.fullmatch(r'are there (more|fewer) (.*) than (.*)\?', question):
         difference = len(matching(found[2])) - len(matching(found[3]))
-        assert difference  # as many would leave a reader in doubt
+        assert difference  # equal numbers would be ambiguous
         return 'compare', yes(difference > 0 if found[1] == 'more' else difference < 0)
     found = re.fullmatch(r'do all objects have the same (colour|shape)\?', question)
     assert found and len(objects) > 1, question

@@ -1,4 +1,4 @@
-"""prompts.py: six categories, seen or held out, that training shows or never shows."""
+"""prompts.py: six categories of prompts that occur in training or never do."""
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ def training():
 
 
 @pytest.mark.parametrize('side', ['seen', 'held_out'])
-def test_as_many_of_each_category_and_as_few_repeats_as_can_be(side):
+def test_categories_are_balanced_with_as_few_repeats_as_possible(side):
     found = prompt_set(side, RUNG)
     assert Counter(p.category for p in found) == dict.fromkeys(CATEGORIES, 50)
     assert found == prompt_set(side, RUNG)
@@ -32,7 +32,7 @@ def test_as_many_of_each_category_and_as_few_repeats_as_can_be(side):
     assert [p.category for p in prompt_set(side, RUNG, 1)] == list(CATEGORIES)
 
 
-def test_the_words_of_each_category():
+def test_the_wording_of_each_category():
     forms = {}
     for side in ('seen', 'held_out'):
         for prompt in prompt_set(side, RUNG):
@@ -58,32 +58,32 @@ def test_the_words_of_each_category():
     }
 
 
-def test_training_shows_and_says_what_is_seen(training):
+def test_seen_prompts_occur_in_training_pictures_and_captions(training):
     captions = {
         each.text
         for i, scene in enumerate(training)
         for each in language.captions(scene, RUNG, generator(i))
     }
     for prompt in prompt_set('seen', RUNG):
-        if prompt.category != 'color_attr':  # too many to be in every 2,000
+        if prompt.category != 'color_attr':  # too many to occur in every 2,000
             assert any(holds(prompt.claim, scene.objects) for scene in training), prompt
             assert prompt.text in captions or prompt.category == 'position', prompt
 
 
-def test_no_training_picture_bears_out_what_is_held_out(training):
-    """So a model that only repeats what it has seen scores nothing."""
+def test_no_training_picture_satisfies_a_held_out_prompt(training):
+    """So a model that only repeats training pictures scores 0."""
     for prompt in prompt_set('held_out', RUNG):
         assert not any(holds(prompt.claim, scene.objects) for scene in training), prompt
 
 
-def test_the_held_out_side_can_be_drawn():
+def test_held_out_prompts_can_be_satisfied():
     shown = [world.make(0, i, RUNG, held_out=True) for i in range(4000)]
     for prompt in prompt_set('held_out', RUNG):
         if prompt.category in ('colors', 'position', 'single_object'):
             assert any(holds(prompt.claim, scene.objects) for scene in shown), prompt
 
 
-def test_one_more_than_counted_is_wrong_beside_anything_else():
+def test_one_object_too_many_is_wrong_for_counting():
     prompt = next(p for p in prompt_set('seen', RUNG) if p.text == 'two circles')
     circle = world.Object('circle', 'red', 'large', 'plain', 0.5, 0.5, 0.1)
     square = replace(circle, shape='square')
@@ -91,7 +91,7 @@ def test_one_more_than_counted_is_wrong_beside_anything_else():
     assert not holds(prompt.claim, [circle, circle, circle]) and not holds(prompt.claim, [circle])
 
 
-def test_counting_asks_for_no_more_than_the_rung_shows():
+def test_counting_asks_for_no_more_than_the_rung_allows():
     def numbers(rung):
         return {p.claim.groups[0].count for p in prompt_set('seen', rung) if p.claim.counted}
 
@@ -99,7 +99,7 @@ def test_counting_asks_for_no_more_than_the_rung_shows():
     assert numbers(RUNG) == numbers(RUNGS['crowded']) == {2, 3, 4}
 
 
-def test_bad_requests():
+def test_bad_arguments():
     with pytest.raises(UserError, match='held_out'):
         prompt_set('held-out', RUNG)
     with pytest.raises(UserError, match='at most 1'):

@@ -1,4 +1,4 @@
-"""world.py and render.py: a function of (seed, index), two sides, maps that agree."""
+"""world.py and render.py: a function of (seed, index), two splits, consistent maps."""
 
 from collections import Counter
 from dataclasses import replace
@@ -32,7 +32,7 @@ def test_a_scene_is_a_function_of_seed_and_index(rung):
     assert not set(forwards) & set(many(rung, 50, held_out=True))
 
 
-def test_what_is_held_out_is_a_fixed_share_spread_over_the_words():
+def test_a_fixed_share_of_looks_and_relations_is_held_out():
     looks = [look for look in product(COLOURS, SHAPES) if world.held_out_look(*look)]
     assert len(looks) == 6 and {shape for _, shape in looks} == set(SHAPES)
     held = [s for s in product(SHAPES, RELATIONS, SHAPES) if world.held_out_relation(*s)]
@@ -42,7 +42,7 @@ def test_what_is_held_out_is_a_fixed_share_spread_over_the_words():
 
 
 @rungs
-def test_training_never_shows_what_is_held_out(rung):
+def test_training_scenes_have_nothing_held_out(rung):
     held = {s for s in product(SHAPES, RELATIONS, SHAPES) if world.held_out_relation(*s)}
     for scene in many(rung):
         for each in scene.objects:
@@ -53,7 +53,7 @@ def test_training_never_shows_what_is_held_out(rung):
 
 
 @rungs
-def test_the_other_side_always_shows_it(rung):
+def test_held_out_scenes_always_have_something_held_out(rung):
     by_look = 0
     for scene in many(rung, 200, held_out=True):
         look = any(world.held_out_look(*each.look) for each in scene.objects)
@@ -62,11 +62,11 @@ def test_the_other_side_always_shows_it(rung):
             a, b = scene.objects
             (said,) = world.relations(a, b)
             assert world.held_out_relation(a.shape, said, b.shape)
-    assert 0 < by_look < 200  # both ways of being held out occur
+    assert 0 < by_look < 200  # both kinds of held-out scenes occur
 
 
 @rungs
-def test_kinds_keep_their_shares_and_say_what_they_promise(rung):
+def test_kinds_have_their_probabilities_and_contents(rung):
     found = many(rung, 1000)
     share = Counter(scene.kind for scene in found)
     for kind, expected in world.KINDS.items():
@@ -86,20 +86,20 @@ def test_kinds_keep_their_shares_and_say_what_they_promise(rung):
 
 
 @rungs
-def test_objects_stand_inside_and_apart(rung):
+def test_objects_are_inside_the_picture_and_apart(rung):
     for scene in many(rung):
         for each in scene.objects:
             assert each.radius <= min(each.x, each.y, 1 - each.x, 1 - each.y)
         for a, b in combinations(scene.objects, 2):
             distance = np.hypot(a.x - b.x, a.y - b.y) / (a.radius + b.radius)
-            if rung.grid:  # in its own cell, which it does not leave
+            if rung.grid:  # entirely within its own cell
                 assert max(abs(a.x - b.x), abs(a.y - b.y)) * rung.grid > 0.999
                 assert a.radius * rung.grid < 0.5
             else:
                 assert distance > (1.49 if a.colour == b.colour else 1.3 * (1 - rung.overlap))
 
 
-def test_few_objects_leave_out_the_kinds_that_need_more():
+def test_kinds_that_need_more_objects_are_left_out():
     for objects, kinds in ((1, {'single'}), (2, {'single', 'pair', 'alike'})):
         rung = replace(RUNGS['free'], objects=objects)
         found = many(rung, 60)
@@ -107,7 +107,7 @@ def test_few_objects_leave_out_the_kinds_that_need_more():
         assert max(len(scene.objects) for scene in found) == objects
 
 
-def test_a_relation_is_said_only_where_no_other_holds():
+def test_a_relation_is_stated_only_if_no_other_holds():
     rng = np.random.default_rng(0)
     said = 0
     for x, y in rng.uniform(0, 1, (2000, 2)):
@@ -126,7 +126,7 @@ def test_a_relation_is_said_only_where_no_other_holds():
 @rungs
 @pytest.mark.parametrize('size', [24, 61, 256])
 def test_maps_agree_with_the_picture(rung, size):
-    """A pixel of an object is nearer to its colour than to the ground, and the reverse."""
+    """A pixel of an object is closer to its colour than to the ground, and vice versa."""
     rung = replace(rung, textures=('plain',), clutter=False)
     for scene in many(rung, 20 if size < 200 else 5):
         picture = render.render(scene, size).astype(float)
@@ -140,7 +140,7 @@ def test_maps_agree_with_the_picture(rung, size):
             colour = np.array(COLOURS[each.colour])
             to_object = np.linalg.norm(picture - colour, axis=-1)
             assert (to_object <= to_ground + 2)[numbers == number].all()
-            # Nothing stands before the nearest object, so its pixels are where it is.
+            # Nothing hides the nearest object, so all of its pixels are visible.
             if number == len(scene.objects) and each.shape != 'ring':
                 rows, columns = np.nonzero(numbers == number)
                 assert abs(columns.mean() + 0.5 - each.x * size) < 0.6
@@ -165,7 +165,7 @@ def test_the_nearer_object_hides_the_farther():
 
 @rungs
 def test_the_same_scene_at_another_size_is_the_same_picture(rung):
-    """The larger one, averaged down, is the smaller one but for its edges' last grey levels."""
+    """The larger one, averaged down, equals the smaller one up to a few grey levels at edges."""
     for scene in many(rung, 20):
         small = render.render(scene, 48).astype(float)
         large = render.render(scene, 192).astype(float)
@@ -175,7 +175,7 @@ def test_the_same_scene_at_another_size_is_the_same_picture(rung):
         assert abs(averaged - other).mean() > 3
 
 
-def test_texture_and_clutter_are_seen():
+def test_texture_and_clutter_are_visible():
     plain = Scene((obj(radius=0.4),), 'grey', 0, 'single')
     flat = render.render(plain, 64)
     inside = render.segmentation(plain, 64) == 1

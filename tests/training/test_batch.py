@@ -11,7 +11,7 @@ from configs import base
 from rf_jax.data import layout
 from rf_jax.data.batch import Batch, StepBatch
 from rf_jax.runtime import mesh
-from rf_jax.training import jitted, step, targets
+from rf_jax.training import jitted, step
 
 # All different, so that no letter stands for another.
 CAPACITY = {'text': 7, 'vision': 3, 'representation': 5, 'pixels': 16,
@@ -41,7 +41,7 @@ def check(arrays, kind):
 
 
 def test_the_batch_of_the_layout():
-    batch = layout.place([[]] * 6, CAPACITY, LETTERS['C'])
+    batch = layout.make_batch([[]] * 6, CAPACITY, LETTERS['C'])
     assert batch.keys() == documented(Batch).keys()
     check(batch, Batch)
 
@@ -65,7 +65,7 @@ def test_the_batch_of_a_step(kind, own):
     batch = {name: np.stack([array] * 6) for name, array in row.items()}
 
     def complete(state, batch):
-        find = targets.build(config, programs.model)
+        find = programs.model.kind.targets(config, programs.model)
         prepared, *_ = step.prepare(find, state, batch)
         return step.complete(config, programs.model, find, state, prepared)
 

@@ -1,4 +1,4 @@
-"""bounds.py: every number of a config has bounds, and a value outside of them names its field."""
+"""bounds.py: every number of a config has bounds, and errors name the field."""
 
 import importlib
 import math
@@ -46,7 +46,7 @@ OUTSIDE = {
 
 
 @pytest.mark.parametrize('field', NUMERIC)
-def test_a_number_has_bounds_and_what_is_outside_names_its_field(field):
+def test_a_value_out_of_bounds_names_its_field(field):
     row = bounds.FIELDS[field]
     wrong = [math.nan, math.inf, -math.inf, 'x', None, *OUTSIDE.get(field, ())]
     if isinstance(NUMERIC[field], bool):
@@ -64,7 +64,7 @@ def test_a_number_has_bounds_and_what_is_outside_names_its_field(field):
         assert '\n' not in str(error.value)
 
 
-def test_no_row_is_of_a_field_that_is_not_there():
+def test_every_bound_belongs_to_a_field():
     assert set(bounds.FIELDS) == set(NUMERIC)
 
 
@@ -76,7 +76,7 @@ def test_every_config_is_within_its_bounds(name):
 @pytest.mark.parametrize(
     'field', ['seed', 'ema.decay', 'optimizer.warmup_steps', 'checkpoint.keep']
 )
-def test_a_run_is_checked_before_its_folder_is_made(field, tmp_path):
+def test_a_config_is_checked_before_the_workdir_is_created(field, tmp_path):
     from rf_jax.training import train_loop
 
     config = base.get_config()

@@ -1,5 +1,5 @@
-"""What the paper compares with: each kind of representation, pool and space learns what it should,
-draws as it was trained, and differs in nothing else.
+"""The variants that the paper compares: each representation kind, pool and space trains what it
+should, generates as it was trained, and differs in nothing else.
 """
 
 import jax
@@ -65,7 +65,7 @@ def variant(request, tmp_path_factory):
         )
 
 
-def test_a_step_learns_and_moves_what_it_should(variant):
+def test_a_step_trains_the_parameters_that_it_should(variant):
     name, run, state, batch = variant
     with quick_compilation():
         old = jax.device_get(state.params)
@@ -88,7 +88,7 @@ def test_a_step_learns_and_moves_what_it_should(variant):
 
 
 def full(run, params, row, tokens):
-    """Outputs of the training forward with the tokens that were drawn."""
+    """Outputs of the training forward pass with the sampled tokens."""
     z = jax.random.normal(jax.random.key(7), (*row['pixels'].shape[:2], run.model.drawn))
     t = jnp.full(z.shape[:2], 0.3)
     if tokens.shape[1]:
@@ -97,8 +97,8 @@ def full(run, params, row, tokens):
     return run.model.apply({'params': params}, row, tokens, z, t), z, t
 
 
-def test_drawing_with_a_cache_equals_the_training_forward(variant):
-    """Guided tokens one by one, then one look at the pixels, in all four branches."""
+def test_generation_with_a_kv_cache_equals_the_training_forward(variant):
+    """Guided tokens one by one, then one evaluation of the pixels, in all four branches."""
     name, run, state, _ = variant
     model, params = run.model, state.params
     rows = jax.tree.map(
@@ -155,8 +155,8 @@ def test_pictures_are_generated_and_captioned(variant):
 
 
 @pytest.mark.parametrize('pool', [1, 2, 4])
-def test_each_token_stands_for_its_own_patches(pool):
-    """Codes are read where the group of patches under the token's cell is stored."""
+def test_each_token_covers_its_own_patches(pool):
+    """Codes come from the stored group of patches under the token."""
     sizes = [(8, 4), (4, 8)]
     capacity = {'text': 1, 'vision': 0, 'representation': 2 * (32 // pool**2 + 1), 'pixels': 64,
                 'vision_pictures': 0, 'pixel_pictures': 2}  # fmt: skip
@@ -166,7 +166,7 @@ def test_each_token_stands_for_its_own_patches(pool):
         pixels = np.concatenate([pixels, np.zeros((32, 1), int)], 1).astype(np.uint8)
         samples.append([layout.Representation(*size, pool=pool),
                         layout.Pixels(*size, pixels, pool=pool)])  # fmt: skip
-    row = layout.place([samples], capacity, 3)
+    row = layout.make_batch([samples], capacity, 3)
     groups = row['pixels'].reshape(1, -1, pool**2, 3)[..., :2].astype(float).mean(2)
     read = np.asarray(features.take(jnp.asarray(groups), row['target_group'], -1.0))[0]
     at = row['cells'][0] * pool + (pool - 1) / 2
@@ -174,13 +174,13 @@ def test_each_token_stands_for_its_own_patches(pool):
     number = np.arange(len(at)) >= len(at) // 2
     live = row['representation_weight'][0] > 0
     np.testing.assert_allclose(read[live], (expected + 10 * number[:, None])[live])
-    places = row['position'][0][1 : 1 + len(at)]  # its frame of positions is that of its patches
+    places = row['position'][0][1 : 1 + len(at)]  # it shares a frame of positions with its patches
     np.testing.assert_allclose((places[:, 1:] - places[:1, 1:])[1 : len(at) // 2],
                                (at - 0)[1 : len(at) // 2])  # fmt: skip
 
 
 def gradients(run, terms, params, batch):
-    """(gradients, metrics) of a batch that is complete."""
+    """(gradients, metrics) of a complete batch."""
 
     def of(params, batch):
         return step.gradients(run.config, run.model, terms, params, batch, lambda rows, part: rows)
@@ -188,7 +188,7 @@ def gradients(run, terms, params, batch):
     return jax.jit(of)(params, batch)
 
 
-def test_alignment_reaches_the_layers_up_to_its_own(tmp_path):
+def test_alignment_has_gradients_up_to_its_layer_only(tmp_path):
     run = tiny_run(tmp_path, VARIANTS['alignment'] | {'losses.text': 0.0, 'losses.flow': 0.0})
     with quick_compilation():
         state = run.initialise()
@@ -207,8 +207,8 @@ def test_alignment_reaches_the_layers_up_to_its_own(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ('forcing', 'continuous'))
-def test_a_deep_model_begins_with_sound_gradients_where_text_is_dropped(tmp_path, kind):
-    """All that a drawing reads then is its begin, which no normalisation may find to be zero."""
+def test_a_deep_model_has_finite_gradients_when_text_is_dropped(tmp_path, kind):
+    """Generation then attends to the begin token only, whose norm must not be zero."""
     changes = {KIND: kind, 'model.backbone.layers': 12, 'data.text_dropout': 1.0}
     run = tiny_run(tmp_path, changes)
     with quick_compilation():
@@ -252,12 +252,12 @@ def test_continuous_targets_are_the_features_that_forcing_quantizes(tmp_path):
     rows, places = np.nonzero(index >= 0)
     right = np.asarray(z)[rows, index[rows, places]] * z.shape[-1] ** 0.5
     np.testing.assert_allclose(np.asarray(found['feature_targets'])[rows, places], right, atol=1e-5)
-    # The input at a place is the target of the place before it.
+    # The input at a position is the target of the previous position.
     shifted = np.roll(np.asarray(found['tokens']), -1, 1)
     np.testing.assert_allclose(shifted[rows, places], right, atol=1e-5)
 
 
-def test_autoencoder_learns_to_give_pictures_back(tmp_path):
+def test_the_autoencoder_learns_to_reconstruct_pictures(tmp_path):
     run = tiny_run(tmp_path, AUTOENCODER | {'optimizer.learning_rate': 3e-3})
     with quick_compilation():
         state, batch = run.initialise(), run.put(run.batches.batch(0))
@@ -307,10 +307,10 @@ def test_a_picture_is_decoded_from_its_own_latents(tmp_path):
         ),
         ({'model.space': 'vae'}, r"optimizer\.freeze.*'\^autoencoder/'"),
         ({'losses.reconstruction': 1.0}, r"losses\.reconstruction.*model\.space='vae'"),
-        (AUTOENCODER | {'losses.flow': 1.0}, 'latents that move'),
+        (AUTOENCODER | {'losses.flow': 1.0}, 'latents would change'),
     ],
 )
-def test_what_cannot_work_is_said(tmp_path, changes, message):
+def test_impossible_configs_are_errors(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         tiny_run(tmp_path, changes)
 
@@ -318,7 +318,7 @@ def test_what_cannot_work_is_said(tmp_path, changes, message):
 @pytest.mark.parametrize('name', ['continuous', 'alignment', 'autoencoder'])
 def test_a_mesh_gives_the_losses_of_one_device(name, tmp_path):
     changes = AUTOENCODER if name == 'autoencoder' else VARIANTS[name]
-    room = changes.get('data.capacity.representation', 10)  # which the context axis divides
+    room = changes.get('data.capacity.representation', 10)  # a multiple of the context axis
     found = []
     for devices, mesh in ((1, {}), (8, {'mesh.fsdp': 2, 'mesh.tensor': 2, 'mesh.context': 2})):
         with quick_compilation():

@@ -1,4 +1,4 @@
-"""Cross-entropy in tiles of tokens: the losses and gradients of the whole, without its logits."""
+"""Cross-entropy in tiles: the loss and gradients of all logits, without holding all of them."""
 
 import re
 
@@ -12,7 +12,7 @@ from shrink import quick_compilation, shrink
 from configs import base
 from configs.paper import joint
 from rf_jax.models.layers import Logits
-from rf_jax.models.token_sharding import UNCUT, Cut
+from rf_jax.models.token_sharding import UNSHARDED, TokenSharding
 from rf_jax.runtime.mesh import BATCH_AXES, make_mesh
 from rf_jax.training import jitted, losses
 from rf_jax.training.cross_entropy import TILE, CrossEntropy, of_logits
@@ -29,7 +29,7 @@ def quick():
 
 
 def case(dtype=jnp.float32):
-    """(hidden, kernel, targets, weight), a third of the tokens masked, some without a target."""
+    """(hidden, kernel, targets, weight); a third of the tokens masked, some without a target."""
     rng = np.random.default_rng(0)
     weight = (rng.random((B, N)) < 0.67).astype(np.float32)
     targets = np.where(weight > 0, rng.integers(0, V, (B, N)), -1)
@@ -44,13 +44,13 @@ def untiled(hidden, kernel, targets, weight):
 
 
 def with_gradients(function, arguments):
-    """Of 0.3 times the sum, as a loss divides it by its count."""
+    """Loss and gradients of 0.3 times the sum, since a loss divides it by its count."""
     run = jax.value_and_grad(lambda h, k: 0.3 * function(h, k, *arguments[2:]), (0, 1))
     return jax.jit(run)(*arguments[:2])
 
 
-def tiled(tile: int, cut: Cut = UNCUT):
-    head = CrossEntropy(cut, TABLE, tile)
+def tiled(tile: int, sharding: TokenSharding = UNSHARDED):
+    head = CrossEntropy(sharding, TABLE, tile)
     return lambda h, k, *tokens: head(PATH, Logits(h, k), *tokens)
 
 
@@ -84,11 +84,11 @@ def test_tiles_of_eight_devices_have_the_loss_and_gradients_of_one(sizes):
     tokens = NamedSharding(mesh, PartitionSpec(BATCH_AXES, 'context'))
     kernel = NamedSharding(mesh, PartitionSpec('fsdp', 'tensor'))
     placed = [jax.device_put(a, s) for a, s in zip(arguments, (tokens, kernel, tokens, tokens))]
-    found = with_gradients(tiled(2 * V, Cut(mesh)), placed)
+    found = with_gradients(tiled(2 * V, TokenSharding(mesh)), placed)
     assert_equal(found, with_gradients(untiled, arguments), 1e-5)
 
 
-def test_a_frozen_head_costs_no_gradient():
+def test_a_frozen_head_computes_no_gradient():
     arguments = case()
     function = tiled(8 * V)
 
@@ -100,7 +100,7 @@ def test_a_frozen_head_costs_no_gradient():
     assert flops(0, 1) == 3 and flops(0) == 2  # logits, hidden states and kernel
 
 
-def test_a_small_head_is_computed_in_one_piece():
+def test_a_small_head_is_computed_without_tiles():
     arguments = case()
     right = jax.jit(untiled)(*arguments)
     assert jax.jit(tiled(TILE))(*arguments) == right
@@ -121,7 +121,7 @@ def test_no_train_step_holds_the_float32_logits_of_all_tokens():
     assert not large, f'float32 {large}'
 
 
-def test_the_terms_know_where_their_heads_lie():
+def test_the_terms_have_the_paths_of_their_heads():
     config = base.get_config()
     built = jitted.build(shrink(config), 384, make_mesh(config.mesh))
     paths = {jax.tree_util.keystr(path, simple=True, separator='/')

@@ -1,4 +1,4 @@
-"""Ten steps of a model with routed experts, the same however they are cut, looped or computed."""
+"""Ten steps of a model with routed experts, equal for any mesh, loop and implementation."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ STEPS = 10
 CONFIG = {
     'data.batch_size': 8,
     'optimizer.warmup_steps': 1,
-    'optimizer.learning_rate': 3e-4,  # larger ones let rounding grow past the tolerance
+    'optimizer.learning_rate': 3e-4,  # with a larger one, rounding errors grow past the tolerance
     'losses.balance': 0.01,
     'losses.router_z': 0.001,
     'model.backbone.ffn': 'moe',
@@ -59,7 +59,7 @@ def losses(workdir, changes, devices):
 
 @pytest.fixture(scope='module')
 def single(tmp_path_factory):
-    """Losses of one device, by the model's own changes."""
+    """Losses on one device, by the changes to the model."""
     known = {}
 
     def of(name):
@@ -83,5 +83,5 @@ def test_losses_of_ten_steps_are_equal(name, single, tmp_path):
     assert wanted[-1]['loss'] < wanted[0]['loss']
 
 
-def test_jax_sees_the_devices_that_this_file_needs():
+def test_jax_has_the_devices_that_this_file_needs():
     assert jax.device_count() >= 8

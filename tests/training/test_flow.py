@@ -1,4 +1,4 @@
-"""The algorithm is right where its answer is known: the exact denoiser of a Gaussian mixture."""
+"""Flow matching is correct where the answer is known: the exact denoiser of a Gaussian mixture."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,8 @@ def test_sampler_recovers_the_mixture(method, steps, alpha):
     mean = WEIGHTS @ MEANS
     within = (WEIGHTS * STDS**2).sum() * np.eye(2)
     covariance = within + (MEANS - mean).T @ (WEIGHTS[:, None] * (MEANS - mean))
-    # Standard errors are below 0.005 (mean) and 0.007 (covariance); the rest is for the steps.
+    # Standard errors are below 0.005 (mean) and 0.007 (covariance); the rest is discretisation
+    # error.
     np.testing.assert_allclose(x.mean(0), mean, atol=0.02)
     np.testing.assert_allclose(np.cov(x.T), covariance, atol=0.025)
     nearest = jnp.argmin(((x[:, None] - MEANS) ** 2).sum(-1) / STDS**2 + 4 * jnp.log(STDS), 1)
@@ -54,7 +55,7 @@ def test_sampler_recovers_the_mixture(method, steps, alpha):
 
 
 def error(method, steps):
-    """Of the solution at t = 0.9, before the floor and the last step matter."""
+    """Error of the solution at t = 0.9, before the floor and the last step matter."""
     noise = jax.random.normal(jax.random.key(1), (256, 2))
     right = integrate('heun', noise, jnp.linspace(0.0, 0.9, 2049))
     found = integrate(method, noise, jnp.linspace(0.0, 0.9, steps + 1))
@@ -68,7 +69,7 @@ def test_euler_is_first_order_and_heun_second():
     assert 3.4 < heun < 4.8
 
 
-def test_heuns_last_step_is_eulers_and_asks_nothing_at_the_end():
+def test_the_last_heun_step_is_an_euler_step():
     def unknown_at_one(z, t):
         return jnp.where((t >= 1)[..., None], jnp.nan, jnp.sin(z))
 
@@ -80,7 +81,7 @@ def test_heuns_last_step_is_eulers_and_asks_nothing_at_the_end():
     assert (np.asarray(before) != flow.euler(unknown_at_one, z, t, jnp.full(5, 0.9))).all()
 
 
-def test_velocity_is_that_of_the_straight_line_and_bounded_near_its_end():
+def test_velocity_is_constant_on_the_path_and_bounded_near_its_end():
     keys = jax.random.split(jax.random.key(3), 3)
     x, noise = (jax.random.normal(key, (7, 4, 3)) for key in keys[:2])
     t = jax.random.uniform(keys[2], (7, 4)).at[0].set(0.99)
@@ -93,7 +94,7 @@ def test_velocity_is_that_of_the_straight_line_and_bounded_near_its_end():
         np.testing.assert_allclose(v[~free], near * (x - noise)[~free], atol=1e-4)
 
 
-def test_path_begins_in_noise_and_ends_in_the_picture():
+def test_the_path_starts_at_noise_and_ends_at_the_picture():
     x, noise = jnp.full((2, 3), 5.0), jnp.full((2, 3), -1.0)
     np.testing.assert_array_equal(flow.path(x, noise, jnp.array([0.0, 1.0])), [[-1] * 3, [5] * 3])
 
@@ -110,7 +111,7 @@ def test_loss_is_the_squared_error_of_the_velocity():
 
 
 @pytest.mark.parametrize('alpha', [0.5, 1.0, 3.0])
-def test_shift_moves_the_logit(alpha):
+def test_shift_adds_a_constant_to_the_logit(alpha):
     def logit(t):
         return np.log(t) - np.log1p(-t)
 
@@ -123,7 +124,7 @@ def test_shift_moves_the_logit(alpha):
 def test_shift_grows_with_the_root_of_the_pixels():
     found = flow.shift_of(jnp.array([64 * 64, 128 * 128, 0]), 1.5, 64 * 64)
     np.testing.assert_allclose(found[:2], [1.5, 3.0], rtol=1e-6)
-    assert np.isfinite(found).all() and found[2] > 0  # no picture: no NaN either
+    assert np.isfinite(found).all() and found[2] > 0  # no NaN without a picture either
 
 
 def test_times_are_logit_normal():

@@ -1,4 +1,4 @@
-"""A batch in parts has the memory of one part, and the codes, noise and losses of the whole."""
+"""A batch in parts needs the memory of one part, with the codes, noise and losses of the whole."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ from rf_jax.training import jitted
 
 @pytest.fixture(scope='module')
 def temporary():
-    """Bytes of temporaries of a train step whose similarities are its largest arrays, by parts."""
+    """Bytes of temporaries of a train step with very large similarities, by number of parts."""
     config = shrink(base.get_config())
     config.data.capacity.update(text=8, vision=4, representation=2, pixels=256, vision_pictures=1)
     config.model.representation.codebook_size = 16_384
@@ -33,7 +33,7 @@ def temporary():
         return {count: found(count) for count in (1, 4)}
 
 
-def test_four_parts_take_about_a_quarter_of_the_memory(temporary):
+def test_four_parts_need_about_a_quarter_of_the_memory(temporary):
     print('temporaries by parts:', temporary)
     similarities = 8 * 64 * 16_384 * 4  # of the whole batch, float32
     assert temporary[1] > 2 * similarities
@@ -70,7 +70,7 @@ def test_a_part_gets_the_noise_that_its_rows_get_in_the_whole_batch(shape):
     )
     for number in range(4):
         np.testing.assert_array_equal(part(number), whole[number::4])
-        np.testing.assert_array_equal(microbatches.Part(number, 4).of(whole), whole[number::4])
+        np.testing.assert_array_equal(microbatches.Part(number, 4).take(whole), whole[number::4])
 
 
 def test_noise_of_a_batch_of_more_than_2_to_the_32_values():

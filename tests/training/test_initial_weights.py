@@ -1,4 +1,4 @@
-"""A run that starts from others reads what it takes, into shards, and logs where it is from."""
+"""A run initialised from others reads only what it uses, into shards, and logs the sources."""
 
 import logging
 import shutil
@@ -16,7 +16,7 @@ from rf_jax.study import runner
 from rf_jax.training import optimizer, train_loop
 
 NEW = (r'^representation_', r'^codebook$')
-WIDE = {'model.backbone.feedforward': 4096}  # arrays that are larger than what describes them
+WIDE = {'model.backbone.feedforward': 4096}  # arrays that are larger than their metadata
 AS = ((r'^backbone/layers/(representation|pixels)', 'backbone/layers/understanding'),)
 
 
@@ -34,7 +34,7 @@ def save(run, state, step):
 
 
 def numbers(run):
-    """A state of the shapes and shardings of a run, every value another; nothing is compiled."""
+    """A state with the shapes and shardings of a run and distinct values; compiles nothing."""
     random = np.random.default_rng(0)
     return jax.tree.map(
         lambda x: jax.device_put(random.uniform(size=x.shape).astype(x.dtype), x.sharding),
@@ -44,7 +44,7 @@ def numbers(run):
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
-    """(folder, state) of a run that stands at step 3."""
+    """(folder, state) of a run at step 3."""
     run = tiny_run(tmp_path_factory.mktemp('runs') / 'alignment', WIDE | {'steps': 3}, devices=8)
     state = numbers(run)
     save(run, state, 3)
@@ -61,7 +61,7 @@ def started(workdir, sources, devices=8, **changes):
 
 
 def damage(folder, name, step=3):
-    """Overwrites what is stored of the arrays whose name begins so; their descriptions stay."""
+    """Overwrites the stored arrays whose name starts with `name`, but not their metadata."""
     where = {'driver': 'ocdbt', 'base': f'file://{folder}/checkpoints/{step}/default/'}
     store = tensorstore.KvStore.open(where).result()
     data = [key for key in store.list().result() if key.startswith(name.encode())]
@@ -110,7 +110,7 @@ def test_the_step_of_a_stage_is_learned_without_its_arrays(without_optimizer, tm
 
 @pytest.fixture(scope='module')
 def reads():
-    """[(path, how it is read)] of every array that Orbax is asked for."""
+    """[(path, restore arguments)] of every array that Orbax restores."""
     asked, restore = [], ocp.PyTreeCheckpointHandler.restore
 
     def note(self, *given, args, **named):
@@ -123,14 +123,14 @@ def reads():
 
 
 def bytes_read():
-    """Of files, by TensorStore's own count."""
+    """Bytes read from files, as TensorStore counts them."""
     name = '/tensorstore/kvstore/file/bytes_read'
     found = tensorstore.experimental_collect_matching_metrics(name)
     return sum(value['value'] for metric in found for value in metric['values'])
 
 
 class Lines(logging.Handler):
-    """Messages of the log."""
+    """Logged messages."""
 
     def __init__(self):
         super().__init__()
@@ -184,7 +184,7 @@ def test_every_array_is_read_once_and_straight_into_its_shards(source, joint):
         assert same(tree['text_head'], old['text_head'])
     buffers = [x.addressable_data(0).unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
     assert len(set(buffers)) == len(buffers), 'the state is donated'
-    fresh = run.initialise()  # what is new is as in a run from new weights
+    fresh = run.initialise()  # new arrays are as in a newly initialised run
     for name in ('representation_head', 'representation_embed'):
         assert same(state.params[name], jax.device_get(fresh.params[name]))
         assert same(state.ema[name], jax.device_get(fresh.ema[name]))
@@ -215,20 +215,18 @@ def test_each_array_comes_from_the_first_run_that_has_it(source, tmp_path, caplo
         _, state = started(tmp_path / 'arm', [folder, other.workdir], **changes)
     assert same(state.params['text_head'], before.params['text_head'])
     assert f'{other.workdir} at step 2' in caplog.text
-    with pytest.raises(UserError, match=r'initialise_from=.*vae gives nothing'):
+    with pytest.raises(UserError, match=r'initialise_from=.*nothing of .*vae is used'):
         started(tmp_path / 'none', [folder, other.workdir])
 
 
-def test_a_damaged_array_of_the_newest_checkpoint_is_an_error_and_read_in_shards(
-    source, tmp_path, reads
-):
+def test_a_damaged_array_of_the_newest_checkpoint_is_an_error(source, tmp_path, reads):
     folder = tmp_path / 'alignment'
     shutil.copytree(source[0], folder)
     shutil.copytree(folder / 'checkpoints' / '3', folder / 'checkpoints' / '2')
     damage(folder, 'params.text_head.')
     with pytest.raises(UserError, match=r'checkpoints/3 is damaged \(.*the one before it'):
         started(tmp_path / 'joint', [folder])
-    # The same of a run's own: what is damaged is looked for in shards too.
+    # The same for a run's own checkpoint: the damage is located by reading shards.
     run = tiny_run(folder, WIDE | {'steps': 3}, devices=8)
     reads.clear()
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', every=1, keep=9)
@@ -238,15 +236,15 @@ def test_a_damaged_array_of_the_newest_checkpoint_is_an_error_and_read_in_shards
 
 
 MISTYPED = {
-    'letter': ('alignmnt', r'no folder /.*alignmnt; did you mean alignment\?'),
-    'unknown': ('xyz', r'no folder /.*xyz; runs with checkpoints in /.*: alignment$'),
-    'no checkpoints': ('empty', r'empty holds no checkpoint .*empty/checkpoints'),
-    'folder of runs': ('.', r'holds no checkpoint .*; runs with checkpoints in .*: alignment$'),
+    'letter': ('alignmnt', r'/.*alignmnt does not exist; did you mean alignment\?'),
+    'unknown': ('xyz', r'/.*xyz does not exist; runs with checkpoints in /.*: alignment$'),
+    'no checkpoints': ('empty', r'empty has no checkpoint .*empty/checkpoints'),
+    'folder of runs': ('.', r'has no checkpoint .*; runs with checkpoints in .*: alignment$'),
     'file': ('note.txt', r'note\.txt is a file; give the folder of a run'),
-    'checkpoints': ('alignment/checkpoints', r'lies within a run; give its folder, alignment$'),
-    'one checkpoint': ('alignment/checkpoints/3', r'lies within a run; .* alignment$'),
-    'a file of it': ('alignment/config.json', r'lies within a run; .* alignment$'),
-    'second': ('alignment,alignmnt', r'no folder /.*alignmnt; did you mean'),
+    'checkpoints': ('alignment/checkpoints', r'is inside a run; .* of the run, alignment$'),
+    'one checkpoint': ('alignment/checkpoints/3', r'is inside a run; .* alignment$'),
+    'a file of it': ('alignment/config.json', r'is inside a run; .* alignment$'),
+    'second': ('alignment,alignmnt', r'/.*alignmnt does not exist; did you mean'),
 }
 
 
@@ -261,31 +259,31 @@ def runs(source, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', MISTYPED)
-def test_a_mistyped_initialise_from_is_named_with_what_was_looked_for(runs, name):
-    given, told = MISTYPED[name]
-    with pytest.raises(UserError, match=told) as error:
+def test_a_mistyped_initialise_from_says_what_was_expected(runs, name):
+    given, message = MISTYPED[name]
+    with pytest.raises(UserError, match=message) as error:
         tiny_run(runs / 'out' / 'joint', {'initialise_from': given})
     assert str(error.value).startswith(f'initialise_from={given!r}: ')
     assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('given', ['~/alignment', 'alignment,', ' alignment , ', './alignment/'])
-def test_home_and_a_trailing_comma_are_understood(runs, given):
+def test_home_and_a_trailing_comma_are_accepted(runs, given):
     run = tiny_run(runs / 'out' / 'joint', {'initialise_from': given})
     assert run.tokenizer.model_bytes == (runs / 'alignment/tokenizer.model').read_bytes()
 
 
-def test_a_run_of_another_kind_is_named(runs):
+def test_a_checkpoint_of_another_kind_is_an_error(runs):
     manager = checkpoint.Checkpoints(runs / 'other' / 'checkpoints', every=1, keep=1)
     manager.save(1, {'weights': np.zeros(3)})
     manager.close()
     shutil.copy(runs / 'alignment/tokenizer.model', runs / 'other')
-    with pytest.raises(UserError, match=r'other/checkpoints holds weights, where params, ema'):
+    with pytest.raises(UserError, match=r'other/checkpoints has weights, not params, ema'):
         started(runs / 'joint', ['other'])
     (runs / 'other' / 'tokenizer.model').unlink()
-    with pytest.raises(UserError, match=r"initialise_from='other': other holds no tokenizer\.mo"):
+    with pytest.raises(UserError, match=r"initialise_from='other': other has no tokenizer\.mo"):
         tiny_run(runs / 'joint', {'initialise_from': 'other'})
 
 
-def test_a_run_that_has_checkpoints_needs_no_source_any_more(runs):
+def test_a_run_with_checkpoints_no_longer_needs_its_sources(runs):
     assert tiny_run(runs / 'alignment', {'initialise_from': 'gone', 'steps': 4}).tokenizer.size

@@ -1,4 +1,4 @@
-"""Losses are averages over the global count of tokens, however the batch is cut."""
+"""Losses are averages over the global count of tokens, however the batch is split."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def config():
 
 @pytest.fixture
 def case():
-    """(outputs, batch) with few, unevenly spread counted tokens."""
+    """(outputs, batch) with few and unevenly distributed counted tokens."""
     rng = np.random.default_rng(0)
     batch = {
         'text_targets': rng.integers(0, 11, (ROWS, T)),
@@ -30,7 +30,7 @@ def case():
         'pixel_weight': (rng.random((ROWS, P)) < 0.6).astype(np.float32),
     }
     batch['representation_weight'] = (batch['code_targets'] >= 0).astype(np.float32)
-    batch['text_weight'][1] = 0  # a row that adds nothing
+    batch['text_weight'][1] = 0  # a row without counted tokens
     outputs = {
         'text_logits': rng.normal(size=(ROWS, T, 11)).astype(np.float32) * 4,
         'representation_logits': rng.normal(size=(ROWS, R, 7)).astype(np.float32) * 4,
@@ -53,12 +53,12 @@ def total(config, outputs, batch, counts=None):
     terms = losses.build(config)
     counts = counts or losses.counts(terms, batch)
     outputs = dict(outputs)
-    for name in ('text_logits', 'representation_logits'):  # as of a head that changes nothing
+    for name in ('text_logits', 'representation_logits'):  # as from an identity head
         outputs[name] = Logits(outputs[name], jnp.eye(outputs[name].shape[-1]))
     return losses.total(terms, config.losses, counts, outputs, batch)
 
 
-def test_cross_entropy_is_numpys():
+def test_cross_entropy_equals_numpy():
     rng = np.random.default_rng(1)
     logits, targets = rng.normal(size=(3, 4, 9)) * 5, rng.integers(0, 9, (3, 4))
     found = cross_entropy.of_logits(jnp.asarray(logits), jnp.asarray(targets))
@@ -120,14 +120,14 @@ def test_uncounted_tokens_change_nothing(config, case):
     np.testing.assert_allclose(total(config, outputs, batch)[0], loss, rtol=1e-6)
 
 
-def test_nothing_to_count_is_zero_not_nan(config, case):
+def test_no_counted_tokens_give_zero_not_nan(config, case):
     outputs, batch = case
     for name in ('text_weight', 'representation_weight', 'pixel_weight'):
         batch[name] = jnp.zeros_like(batch[name])
     assert float(total(config, outputs, batch)[0]) == 0.0
 
 
-def test_time_bands_share_out_the_flow_loss():
+def test_time_bands_add_up_to_the_flow_loss():
     t = jnp.array([[0.0, 0.1, 0.25, 0.49, 0.5, 0.8, 0.99]])
     values = jnp.arange(1.0, 8.0)[None]
     weight = jnp.array([[1.0, 0, 1, 1, 1, 1, 1]])

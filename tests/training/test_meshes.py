@@ -1,4 +1,4 @@
-"""One device and eight, whatever the mesh, train the same model."""
+"""Training on eight devices, with any mesh, equals training on one."""
 
 import jax
 import numpy as np
@@ -56,7 +56,7 @@ def test_losses_are_those_of_one_device(trained, name):
 
 
 @pytest.mark.parametrize('source, target', [('one', 'fsdp'), ('fsdp', 'mixed'), ('mixed', 'one')])
-def test_checkpoint_goes_on_under_another_mesh(trained, source, target):
+def test_a_checkpoint_resumes_on_another_mesh(trained, source, target):
     from_run, _ = trained[source]
     run, losses = trained[target]
     checkpoints = Checkpoints(from_run.workdir / 'checkpoints', every=1, keep=1)
@@ -70,20 +70,20 @@ def test_checkpoint_goes_on_under_another_mesh(trained, source, target):
 
 
 @pytest.mark.parametrize('name', ['fsdp', 'mixed'])
-def test_state_is_born_in_pieces(trained, name):
+def test_the_state_is_initialised_sharded(trained, name):
     run, _ = trained[name]
     state = run.initialise()
     for part in (state.params, state.ema, state.opt_state):
         whole = sum(x.nbytes for x in jax.tree.leaves(part))
         held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(part))
-        # All but the few bytes that no axis divides; 2 x 2 of the mixed mesh cut most.
+        # All but the few bytes that no axis divides; most are sharded 2 x 2 on the mixed mesh.
         assert held < whole / (6 if name == 'fsdp' else 3)
     for path, x in zip(optimizer.paths(state.params), jax.tree.leaves(state.params)):
         if path.endswith('kernel'):
             assert x.addressable_shards[0].data.nbytes < x.nbytes, f'{path} stays whole'
 
 
-def test_build_takes_the_devices_it_is_given(trained):
+def test_build_uses_the_devices_it_is_given(trained):
     run, _ = trained['one']
     assert list(run.mesh.devices.flat) == jax.devices()[:1]
     state = run.initialise()
@@ -91,7 +91,7 @@ def test_build_takes_the_devices_it_is_given(trained):
     assert trained['fsdp'][0].mesh.devices.size == 8
 
 
-def test_batch_rows_are_cut_along_the_data_axes(trained):
+def test_batch_rows_are_sharded_over_the_data_axes(trained):
     for name, rows in (('one', 8), ('fsdp', 1), ('mixed', 2)):
         run, _ = trained[name]
         batch = run.put(run.batches.batch(0))

@@ -1,4 +1,4 @@
-"""AdamW is what the formulas say, parameter by parameter."""
+"""AdamW equals its formulas, parameter by parameter."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def normals(seed, scale=1.0):
 
 
 def numpy_adamw(params, gradients, c, rate_of):
-    """By hand in float64; `rate_of(path)` 0 is frozen."""
+    """AdamW by hand in float64; `rate_of(path)`: 0 if frozen."""
     params = {path: value.copy() for path, value in params.items()}
     m = dict.fromkeys(params, 0.0)
     v = dict.fromkeys(params, 0.0)
@@ -85,7 +85,7 @@ def run(c, params, gradients):
 def test_equals_adamw_by_hand():
     c = config()
     params = normals(0)
-    # From far above the clipped norm to far below it.
+    # From far above the clipping norm to far below it.
     gradients = [normals(1 + i, scale) for i, scale in enumerate([9, 1, 0.01, 3, 0.1, 0.02])]
 
     def rate_of(path):
@@ -110,7 +110,7 @@ def test_frozen_parameters_are_bit_identical_and_do_not_clip_the_others():
         np.testing.assert_array_equal(found[path], calm[path], err_msg=path)
 
 
-def test_only_products_and_tables_decay():
+def test_only_matrices_and_tables_have_weight_decay():
     params, still = normals(0), {path: np.zeros(shape) for path, shape in SHAPES.items()}
     found = run(config(freeze=()), params, [still])
     for path, value in params.items():
@@ -126,41 +126,41 @@ def test_warmup_is_linear_then_constant():
     assert float(optimizer.schedule(config(warmup_steps=0))(0)) == pytest.approx(0.02)
 
 
-def test_first_rule_that_matches_wins_and_freezing_beats_rates():
+def test_the_first_matching_rule_wins_and_freezing_overrides_multipliers():
     params = nested(normals(0))
     rules = ((r'up/kernel$', 2.0), (r'^connector/', 3.0), (r'^encoder/', 5.0))
-    found = flat(optimizer.rates(params, rules, (r'^encoder/',)))
+    found = flat(optimizer.lr_multipliers(params, rules, (r'^encoder/',)))
     assert found['connector/up/kernel'] == 2.0 and found['connector/up/bias'] == 3.0
     assert found['encoder/class_and_registers'] == 0.0 and found['text_embed/table'] == 1.0
 
 
 @pytest.mark.parametrize('field', ['lr_multipliers', 'freeze'])
-def test_rule_that_matches_nothing_stops_the_start(field):
+def test_a_rule_that_matches_nothing_is_an_error(field):
     rule = {'lr_multipliers': (('no_such', 4.0),), 'freeze': ('no_such',)}[field]
     with pytest.raises(UserError, match=rf'optimizer\.{field}.*no_such'):
         optimizer.build(config(**{field: rule}), nested(normals(0)))
 
 
 @pytest.mark.parametrize('rules', [('x',), (('up', 'fast'),), (('up', 1.0, 2.0),), (3,)])
-def test_rates_that_are_no_pairs_are_told(rules):
+def test_multipliers_that_are_not_pairs_are_an_error(rules):
     with pytest.raises(
-        UserError, match=r'optimizer\.lr_multipliers=.* are not pairs \(regex, factor\)'
+        UserError, match=r'optimizer\.lr_multipliers=.*: expected pairs \(regex, factor\)'
     ):
         optimizer.build(config(lr_multipliers=rules), nested(normals(0)))
 
 
 @pytest.mark.parametrize('field', ['lr_multipliers', 'freeze'])
-def test_a_rule_that_is_no_regular_expression_is_named(field):
+def test_a_rule_that_is_not_a_regular_expression_is_an_error(field):
     rule = {'lr_multipliers': (('(up', 4.0),), 'freeze': ('(up',)}[field]
-    with pytest.raises(UserError, match=rf"optimizer\.{field} has '\(up', no regular expression"):
+    with pytest.raises(UserError, match=rf"optimizer\.{field} has '\(up', which is not a regular"):
         optimizer.build(config(**{field: rule}), nested(normals(0)))
 
 
-def test_no_gradient_is_computed_of_what_is_frozen():
+def test_no_gradient_is_computed_for_frozen_parameters():
     params = {'encoder': {'kernel': jnp.ones((4, 4))}, 'connector': {'kernel': jnp.ones((4, 4))}}
 
     def loss(params, freeze):
-        live = optimizer.held(params, freeze)
+        live = optimizer.stop_frozen_gradients(params, freeze)
         return jnp.sum(jnp.ones((3, 4)) @ live['encoder']['kernel'] @ live['connector']['kernel'])
 
     found = jax.grad(loss)(params, (r'^(?!connector/)',))

@@ -1,4 +1,4 @@
-"""Stopping costs nothing: a run that is stopped, killed or preempted ends bit for bit the same."""
+"""Stopping costs nothing: a run that is stopped, killed or preempted ends bit-identical."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from rf_jax.runtime.workdir import write_run_files
 from rf_jax.training import train_loop
 
 ROOT = Path(__file__).parents[2]
-STEPS = 60  # of the subprocess runs: enough to be hit in the middle
+STEPS = 60  # of the subprocess runs: enough to be stopped midway
 EVERY = 3
 
 
@@ -44,14 +44,14 @@ class Crash(Exception):
 
 
 def watched(workdir, crash_at=0, steps=8):
-    """Trains anew from what the folder holds; gives (state, {step: (batch, metrics)})."""
+    """Trains from the checkpoints in the folder; gives (state, {step: (batch, metrics)})."""
     run = tiny_run(
         workdir,
         {
             'steps': steps,
             'checkpoint.every': 2,
             'log.samples_every': 1,
-            'optimizer.warmup_steps': 6,  # the stop falls into it
+            'optimizer.warmup_steps': 6,  # the stop is during warm-up
             'model.representation.quantizer.data_init_steps': (0, 5),
         },
     )
@@ -90,7 +90,7 @@ def test_resumed_run_equals_one_that_never_stopped(tmp_path):
     assert_same_state(again, whole)
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
+def test_a_finished_run_can_be_extended(tmp_path):
     whole, seen = watched(tmp_path / 'whole', steps=6)
     watched(tmp_path / 'cut', steps=3)
     state, after = watched(tmp_path / 'cut', steps=6)
@@ -99,7 +99,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
     assert_same_state({n: after[n] for n in after}, {n: seen[n] for n in after})
 
 
-def test_a_first_try_without_a_checkpoint_does_not_settle_the_tokenizer(tmp_path, caplog):
+def test_a_run_without_a_checkpoint_does_not_fix_the_tokenizer(tmp_path, caplog):
     config, folder = base.get_config(), tmp_path / 'run'
 
     emoji = source_list.build('emoji', 10**6)
@@ -125,7 +125,7 @@ def test_a_first_try_without_a_checkpoint_does_not_settle_the_tokenizer(tmp_path
 
 
 @pytest.mark.parametrize('stopped', [False, True])
-def test_a_last_checkpoint_that_is_lost_is_an_error(tmp_path, monkeypatch, caplog, stopped):
+def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(tmp_path, monkeypatch, caplog, stopped):
     if stopped:
         monkeypatch.setattr(train_loop.distributed, 'agreed', lambda local, common: True)
     monkeypatch.setattr(checkpoint.Checkpoints, 'save', lambda *_: False)
@@ -140,7 +140,7 @@ def cache(tmp_path_factory):
 
 
 class Training:
-    """`python -m rf_jax.train` on one device, in a process of its own."""
+    """`python -m rf_jax.train` on one device, in a subprocess."""
 
     def __init__(self, workdir, cache, steps=STEPS):
         flags = {
@@ -163,7 +163,7 @@ class Training:
         )
 
     def saved(self):
-        """Steps on disk."""
+        """Steps of the checkpoints on disk."""
         found = self.checkpoints.glob('*') if self.checkpoints.exists() else []
         return sorted(int(path.name) for path in found if path.name.isdecimal())
 
@@ -187,7 +187,7 @@ class Training:
 
 
 def losses(workdir):
-    """[(step, loss)] of every line of the log."""
+    """[(step, loss)] of every progress line."""
     lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
     return [(line['step'], line['loss']) for line in lines if 'loss' in line]
 
@@ -209,7 +209,7 @@ def undisturbed(tmp_path_factory, cache):
     return workdir
 
 
-def test_killed_run_ends_the_same(tmp_path, cache, undisturbed):
+def test_a_killed_run_ends_with_the_same_state(tmp_path, cache, undisturbed):
     rng, workdir, newest = random.Random(0), tmp_path / 'run', 0
     for _ in range(2):
         training = Training(workdir, cache)
@@ -223,7 +223,7 @@ def test_killed_run_ends_the_same(tmp_path, cache, undisturbed):
     assert_same_run(workdir, undisturbed)
 
 
-def test_sigterm_saves_and_the_run_goes_on(tmp_path, cache, undisturbed):
+def test_sigterm_saves_and_the_run_resumes(tmp_path, cache, undisturbed):
     workdir = tmp_path / 'run'
     training = Training(workdir, cache)
     training.until_saved_beyond(0)

@@ -1,4 +1,4 @@
-"""The paper's three stages in a chain: each begins with the weights that the one before left."""
+"""The paper's three stages in a chain: each starts from the weights of the previous one."""
 
 import importlib
 import shutil
@@ -48,7 +48,7 @@ def chain(tmp_path_factory):
 
 
 @pytest.mark.parametrize('earlier, later', [STAGES[:2], STAGES[1:]])
-def test_a_stage_starts_from_the_end_of_the_one_before(chain, earlier, later):
+def test_a_stage_starts_from_the_end_of_the_previous_one(chain, earlier, later):
     (before, _, end), (run, start, after) = chain[earlier], chain[later]
     for name, tree in end.items():
         for path, value in tree.items():
@@ -58,15 +58,15 @@ def test_a_stage_starts_from_the_end_of_the_one_before(chain, earlier, later):
     assert len(moved) > len(start['params']) / 2
 
 
-def test_alignment_moves_only_the_connector(chain):
+def test_alignment_trains_only_the_connector(chain):
     _, start, end = chain['alignment']
     moved = {p for p, x in start['params'].items() if (x != end['params'][p]).any()}
     assert moved and all(path.startswith('connector/') for path in moved)
 
 
 @pytest.mark.parametrize('offload', [(), ('ema',)])
-def test_what_is_frozen_is_the_average_of_the_stage_before_and_stays(chain, tmp_path, offload):
-    """Targets are of the average: beside other weights it would move though nothing is trained."""
+def test_frozen_parameters_are_the_ema_of_the_previous_stage(chain, tmp_path, offload):
+    """Targets come from the EMA, which would drift if the weights differed from it."""
     before, _, end = chain['joint']
     changes = {'optimizer.freeze': (r'^encoder/',), 'offload': offload}
     run = build('continued', tmp_path, before.workdir, **changes)
@@ -80,25 +80,25 @@ def test_what_is_frozen_is_the_average_of_the_stage_before_and_stays(chain, tmp_
         assert any((tree[path] != end['ema'][path]).any() for path in tree)
 
 
-def test_alignment_spends_nothing_on_drawings(chain):
+def test_alignment_has_no_capacity_for_generation(chain):
     run, *_ = chain['alignment']
     batch = run.batches.batch(0)
     assert batch['pixels'].shape[1] == batch['cells'].shape[1] == 0
 
 
-def test_weights_of_another_shape_are_named(chain, tmp_path):
+def test_weights_of_another_shape_are_an_error(chain, tmp_path):
     run = build('joint', tmp_path, chain['alignment'][0].workdir, **{'model.encoder.width': 64})
     with pytest.raises(UserError, match=r'initialise_from=.*encoder/.*expected'):
         train_loop.train(run)
 
 
-def test_a_folder_without_weights_is_named(tmp_path):
+def test_a_folder_without_weights_is_an_error(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match='empty'):
         train_loop.train(build('joint', tmp_path / 'run', tmp_path / 'empty'))
 
 
-def test_a_stage_without_the_one_before_is_told(caplog):
+def test_a_stage_without_the_previous_one_logs_a_warning(caplog):
     with caplog.at_level('WARNING', logger='absl'):
         checks.warn_of_new_weights(base.get_config())
         checks.warn_of_new_weights(scenes.get_config('autoencoder'))
@@ -111,8 +111,8 @@ def test_a_stage_without_the_one_before_is_told(caplog):
     assert caplog.text.count('initialise_from is empty') == 4
 
 
-def test_a_stage_that_is_not_at_its_end_is_told(chain, tmp_path, caplog):
-    """A run that was stopped, or is still training, has a checkpoint too."""
+def test_an_unfinished_source_run_logs_a_warning(chain, tmp_path, caplog):
+    """A run that was stopped or is still training has checkpoints too."""
     alignment, early = chain['alignment'][0].workdir, tmp_path / 'early'
     shutil.copytree(alignment, early)
     text = (early / 'config.json').read_text()
@@ -122,30 +122,30 @@ def test_a_stage_that_is_not_at_its_end_is_told(chain, tmp_path, caplog):
     with caplog.at_level('INFO', logger='absl'):
         train_loop.start_state(run, checkpoints)
         checkpoints.close()
-        checks.warn_of_weights_of_another(run.config, alignment, 2)
+        checks.warn_of_source_run(run.config, alignment, 2)
     assert f'from {early} at step 2' in caplog.text
-    assert f'{early} has 2 of its 5 steps' in caplog.text
-    assert f'{alignment} has' not in caplog.text
-    assert 'drawn anew' not in caplog.text, 'alignment draws nothing'
+    assert f'{early} is at step 2 of 5' in caplog.text
+    assert f'{alignment} is at' not in caplog.text
+    assert 'is replaced' not in caplog.text, 'alignment has no codebook'
 
 
-def test_other_data_in_a_workdir_is_told(chain, tmp_path, caplog):
+def test_other_data_in_a_workdir_logs_a_warning(chain, tmp_path, caplog):
     run = chain['joint'][0]
     with caplog.at_level('WARNING', logger='absl'):
         checks.warn_of_other_data(run.data, run.workdir)
         checks.warn_of_other_data(run.data, tmp_path)
         assert not caplog.text
-        checks.warn_of_other_data('3 samples', run.workdir)
-    assert f'the data is 3 samples and was {run.data}' in caplog.text
+        checks.warn_of_other_data('3 examples', run.workdir)
+    assert f'the data is now 3 examples and was {run.data}' in caplog.text
 
 
-def test_a_codebook_that_is_drawn_anew_over_a_learned_one_is_told(chain, caplog):
+def test_replacing_a_trained_codebook_logs_a_warning(chain, caplog):
     before = chain['joint'][0].workdir
     with caplog.at_level('WARNING', logger='absl'):
-        checks.warn_of_weights_of_another(continued.get_config(), before, 2)
+        checks.warn_of_source_run(continued.get_config(), before, 2)
         config = base.get_config()
         config.initialise_new = ('^codebook$',)
-        checks.warn_of_weights_of_another(config, before, 2)
+        checks.warn_of_source_run(config, before, 2)
         assert not caplog.text
-        checks.warn_of_weights_of_another(base.get_config(), before, 2)
-    assert f'codebook of {before} is drawn anew at steps 0' in caplog.text
+        checks.warn_of_source_run(base.get_config(), before, 2)
+    assert f'codebook of {before} is replaced at steps 0' in caplog.text

@@ -1,4 +1,4 @@
-"""A step counts, skips, averages and learns as it says."""
+"""A train step counts, skips, averages and learns as documented."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ CHANGES = {
     'optimizer.learning_rate': 5e-3,
     'model.representation.quantizer.data_init_steps': (0, 2),
     'ema.decay': 0.95,
-    'ema.encoder_decay': 0.05,  # below the warm-up's 0.1, so that the two differ at once
+    'ema.encoder_decay': 0.05,  # below the warm-up's 0.1, so that the two differ from the start
 }
 
 
@@ -33,7 +33,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def fresh(run):
-    """A state to copy: steps eat theirs."""
+    """A state to copy, since steps donate theirs."""
     return run.initialise()
 
 
@@ -74,7 +74,7 @@ def test_non_finite_step_is_skipped_and_counted(run, fresh, batch):
         assert differs(getattr(state, part), getattr(before, part)), part
 
 
-def test_the_step_after_a_skipped_one_draws_its_prototypes(run, fresh, batch):
+def test_the_step_after_a_skipped_one_initialises_the_codebook(run, fresh, batch):
     bad = dict(batch) | {'position': batch['position'].at[0].set(jnp.nan)}
     state, metrics = run.train_step(copy(fresh), bad)
     assert int(metrics['skipped']) == 1
@@ -101,10 +101,10 @@ def test_finite_loss_with_one_infinite_gradient_is_skipped(run, fresh, batch, mo
         assert_same(getattr(state, part), getattr(fresh, part), f'{part}/')
 
 
-def test_accumulation_changes_no_gradient(run, fresh, batch):
+def test_gradient_accumulation_changes_no_gradient(run, fresh, batch):
     config = run.config.copy_and_resolve_references()
     terms = losses.build(config)
-    # Off the initial point, where some gradients are zero.
+    # Away from the initial point, where some gradients are zero.
     leaves, structure = jax.tree.flatten(fresh.params)
     keys = jax.random.split(jax.random.key(7), len(leaves))
     leaves = [x + 0.05 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
@@ -146,7 +146,7 @@ def test_ema_warms_up_and_the_encoder_has_its_own_decay(run, fresh):
     assert any(path.startswith('encoder/') for path in optimizer.paths(new))
 
 
-def test_ema_of_what_is_born_new_warms_up_in_any_case(run, fresh):
+def test_ema_of_new_parameters_always_warms_up(run, fresh):
     config = run.config.copy_and_resolve_references()
     config.ema.warmup, config.initialise_new = False, (r'^representation_',)
     new = jax.tree.map(lambda x: x + 1.0, fresh.params)
@@ -168,7 +168,7 @@ def test_step_updates_the_ema_from_the_new_parameters(run, fresh, batch):
         np.testing.assert_allclose(a, b, atol=1e-6, err_msg=name)
 
 
-def test_codebook_is_drawn_from_data_at_the_configured_steps(run, fresh, batch):
+def test_the_codebook_is_initialised_from_data_at_the_configured_steps(run, fresh, batch):
     assign = quantizer.build(run.config)
     quantize = jax.jit(lambda state: forcing.quantize(run.config, assign, run.model, state, batch))
     z, valid = features.group_features(run.config, run.model, fresh.ema, batch)
@@ -183,7 +183,7 @@ def test_codebook_is_drawn_from_data_at_the_configured_steps(run, fresh, batch):
             used = np.unique(np.asarray(codes).reshape(-1)[np.asarray(valid)])
             unused = np.setdiff1d(np.arange(len(old)), used)
             np.testing.assert_array_equal(codebook[unused], old[unused])
-            # momentum 0.99: what is used moves, but not far
+            # momentum 0.99: used prototypes move, but not far
             assert (np.asarray(codebook)[used] != old[used]).any(1).all()
             assert ((np.asarray(codebook) * old).sum(1) > 0.99).all()
 
@@ -194,7 +194,7 @@ def test_dropped_codes_and_targets_come_from_the_same_groups(run, fresh, batch):
     codes, sought = np.asarray(prepared['tokens']), np.asarray(prepared['code_targets'])
     weight = np.asarray(batch['representation_weight']) > 0
     assert (sought[weight] >= 0).all() and (sought[~weight] == -1).all()
-    # Place i predicts the code that stands at place i + 1.
+    # Position i predicts the code at position i + 1.
     after = np.roll(codes, -1, 1)
     np.testing.assert_array_equal(after[weight], sought[weight])
 

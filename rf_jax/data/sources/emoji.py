@@ -1,4 +1,4 @@
-"""The emoji that come with the package: captioned pictures without a download."""
+"""The emoji shipped with the package: captioned pictures without a download."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from rf_jax.data.sources.source import Source
 from rf_jax.runtime.errors import UserError
 
 _EMOJI = Path(__file__).parents[1] / 'assets' / 'emoji64.zip'
-# The word of a Unicode subgroup that says what its members are; else the whole subgroup does.
+# Words that name the kind of a Unicode subgroup; without one, the whole subgroup name does.
 _HEADS = (
     *('animal', 'plant', 'food', 'face', 'person', 'hand', 'place', 'transport'),
     *('flag', 'weather', 'symbol', 'object'),
@@ -21,7 +21,7 @@ _HEADS = (
 
 
 class EmojiSource(Source):
-    """The 1,851 pictures of 64 x 64 that come with the package; see assets/NOTICE.md."""
+    """The 1,851 pictures of 64 x 64 pixels shipped with the package; see assets/NOTICE.md."""
 
     def __init__(self, argument: str, max_pixels: int):
         if argument:
@@ -29,7 +29,7 @@ class EmojiSource(Source):
         self.name = 'emoji'
         self.skipped = {}
         self._max_pixels = max_pixels
-        # All in memory: 2.5 MB, and threads share no file position.
+        # All in memory: it is 2.5 MB, and threads need not share a file position.
         with zipfile.ZipFile(io.BytesIO(_EMOJI.read_bytes())) as archive:
             lines = archive.read('captions.jsonl').decode('utf-8').splitlines()
             entries = [json.loads(line) for line in lines]

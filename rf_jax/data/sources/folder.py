@@ -13,17 +13,17 @@ from rf_jax.data.sources.safe_path import LINKS, Outside, inside
 from rf_jax.data.sources.source import Source
 from rf_jax.runtime.errors import UserError
 
-_SCAN_THREADS = 16  # headers wait for the disk, not for the processor
+_SCAN_THREADS = 16  # reading headers waits for the disk, not for the processor
 
 
 class FolderSource(Source):
-    """Pictures and `captions.jsonl`, one JSON object a line:
+    """Pictures and a file `captions.jsonl`, one JSON object per line:
 
         {"file": ..., "caption": one or a list, "tags": [...], "kind": ...,
          "questions": [{"question": ..., "answer": ...}]}
 
     `file` is a path in the folder; all but file and caption may be left out, or null. A JSON array
-    of such objects will do, and so will `metadata.jsonl` or `metadata.csv` (`file_name`, `text`)
+    of such objects works too, and so does `metadata.jsonl` or `metadata.csv` (`file_name`, `text`)
     of Hugging Face's imagefolder. Entries that cannot be used are skipped, counted in `.skipped`
     and named in the log. Pictures outside the folder are not read: neither by `..` nor, unless
     `follow_links` (`folder+links:/path`), by symbolic links. Raises UserError.
@@ -48,7 +48,7 @@ class FolderSource(Source):
         if found is None:
             raise UserError(
                 f'data.sources: {self.name} needs a file captions.jsonl in that folder (looked for '
-                f'{(self._root / listing.NAMES[0]).absolute()}), one line a picture, such as '
+                f'{(self._root / listing.NAMES[0]).absolute()}), one line per picture, such as '
                 f'{listing.EXAMPLE}'
             )
         self._files: list[Path] = []
@@ -88,7 +88,7 @@ class FolderSource(Source):
                 self._skips.add('empty caption', place)
 
     def _scan(self, entries: list[tuple[str, dict]]) -> None:
-        """Keeps the entries whose picture has a sound header and is not enormous."""
+        """Keeps the entries whose picture has a valid header and is not too large."""
 
         def look(entry):
             try:

@@ -1,4 +1,4 @@
-"""What a folder says about its pictures: captions.jsonl, or the metadata of Hugging Face's
+"""Files that list the pictures of a folder: captions.jsonl, or the metadata of Hugging Face's
 imagefolder.
 """
 
@@ -18,21 +18,23 @@ NAMES = ('captions.jsonl', 'metadata.jsonl', 'metadata.csv')  # the first one fo
 EXAMPLE = '{"file": "cats/001.jpg", "caption": "a cat on a mat", "tags": ["cat", "mat"]}'
 _FILE_FIELDS = ('file', 'file_name', 'filename', 'image', 'path')
 _CAPTION_FIELDS = ('caption', 'captions', 'text', 'label')
-# A string, or a comma with nothing but a closing bracket behind it.
+# A string, or a comma followed by nothing but a closing bracket.
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
 
 
 def entries(path: Path, data: bytes) -> Iterator[tuple[str, dict | str]]:
-    """(place, entry without its nulls), or (place, what is wrong with it), of the file `path`.
+    """(place, entry without nulls) of each entry of the file `path`, or (place, what is wrong).
 
     Raises UserError where the whole file cannot be read.
     """
-    # Lines are decoded one by one, so that a bad one spoils no other.
+    # Lines are decoded one by one, so that a bad line does not affect the others.
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:
             data = text_files.decode(data).encode()
         except UnicodeError as error:
-            raise UserError(f'{path} begins as UTF-16 and is not: {error}') from None
+            raise UserError(
+                f'{path} starts with a UTF-16 byte-order mark but does not decode: {error}'
+            ) from None
     data = data.removeprefix(codecs.BOM_UTF8)
     if path.suffix == '.csv':
         found = _csv(path, data)
@@ -49,12 +51,12 @@ def entries(path: Path, data: bytes) -> Iterator[tuple[str, dict | str]]:
 
 
 def fields(entry: dict) -> tuple[str, dict]:
-    """(file, fields of a Record) of an entry. Raises ValueError saying what is wrong."""
+    """(file, fields of a Record) of an entry. Raises ValueError that says what is wrong."""
     name = next((key for key in _FILE_FIELDS if key in entry), None)
     if name is None:
         raise ValueError(f'no "file" (there is {", ".join(map(str, entry)) or "nothing"})')
     if not isinstance(entry[name], str):
-        raise ValueError(f'"{name}" is no string')
+        raise ValueError(f'"{name}" is not a string')
     caption = next((key for key in _CAPTION_FIELDS if key in entry), 'caption')
     return entry[name], {
         'captions': _strings(caption, entry.get(caption, ())),
@@ -94,8 +96,8 @@ def _array(path: Path, data: bytes) -> Iterator[tuple[str, object]]:
         lines = [line.strip(b' \t\r\n,') for line in data.splitlines()]
         lines = [line for line in lines if line not in (b'', b'[', b']')]
         if lines and all(line.startswith(b'{') and line.endswith(b'}') for line in lines):
-            return _lines(data)  # so that a bad one spoils no other
-        raise UserError(f'{path} begins as a JSON array and does not parse: {error}') from None
+            return _lines(data)  # so that a bad line does not affect the others
+        raise UserError(f'{path} starts as a JSON array but does not parse: {error}') from None
 
 
 def _csv(path: Path, data: bytes) -> Iterator[tuple[str, object]]:
@@ -117,11 +119,11 @@ def _strings(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _pairs(questions: Sequence[dict]) -> tuple[tuple[str, str], ...]:
-    """(question, answer) of each, without those where one is empty."""
+    """(question, answer) pairs, without those where either is empty."""
     try:
         pairs = [(clean(each['question'] or ''), clean(each['answer'] or '')) for each in questions]
     except (TypeError, KeyError, AttributeError):
         raise ValueError(
-            '"questions" is not as in [{"question": "what colour?", "answer": "red"}]'
+            '"questions" must look like [{"question": "what colour?", "answer": "red"}]'
         ) from None
     return tuple(pair for pair in pairs if all(pair))

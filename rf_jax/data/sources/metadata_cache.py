@@ -1,7 +1,7 @@
-"""What reading a whole data set told of its examples, kept beside it for the next start.
+"""Sizes and captions of a whole data set, cached beside it for the next start.
 
-A set of many pictures takes hours to be read through, and without this every process of every
-start would.
+Reading through a large data set takes hours, and without a cache every process would do it at every
+start.
 """
 
 import contextlib
@@ -18,44 +18,44 @@ from concurrent.futures import ThreadPoolExecutor
 from absl import logging
 from etils import epath
 
-FORMAT = 2  # raise it where captions are cleaned or sizes are read otherwise
+FORMAT = 2  # increase it when captions are cleaned or sizes are read in another way
 _THREADS = 16  # they wait for the disk
-_EVERY = 10.0  # seconds between lines of progress
-_SHORT = 2**12  # examples that are read anew each time: sooner done than written
-_BLOCK = 2**14  # examples that wait for their turn at a time
-# Examples of a line of the file: the JSON parser keeps the interpreter to itself until it is done,
-# and a process whose heartbeat waits for it too long counts as lost (runtime/heartbeat.py).
+_LOG_EVERY = 10.0  # seconds between progress lines
+_MIN_COUNT = 2**12  # smaller sets are read each time, which is faster than caching them
+_BLOCK = 2**14  # examples that are queued at a time
+# Examples per line of the file: the JSON parser holds the interpreter lock until it is done, and a
+# process whose heartbeat is delayed too long counts as lost (runtime/heartbeat.py).
 _LINE = 2**8
 
-Found = tuple[tuple[str, ...], tuple[int, int] | str]  # captions; (height, width), or what is wrong
+Metadata = tuple[tuple[str, ...], tuple[int, int] | str]  # captions; (height, width), or the error
 
 
-def survey(
-    name: str, of: str, folder: str, count: int, read: Callable[[int], Found]
-) -> list[Found]:
-    """`read(i)` for i in 0 .. count - 1, or what an earlier survey in `folder` kept `of` the same.
+def cached_scan(
+    name: str, key: str, folder: str, count: int, read: Callable[[int], Metadata]
+) -> list[Metadata]:
+    """`read(i)` for i in 0 .. count - 1, from the cache in `folder` if an earlier scan left one.
 
-    `of` says all that the answer follows from; `name` is for the log. A folder that cannot be
-    written is told, and surveyed again at the next start.
+    `key` describes everything that the result depends on; `name` is for the log. If the folder is
+    not writable, a warning is logged and the next start scans again.
     """
-    if count < _SHORT:
+    if count < _MIN_COUNT:
         return _read_all(name, count, read)
-    of = f'format {FORMAT} of {count} examples of {of}'
-    digest = hashlib.blake2b(of.encode(), digest_size=8).hexdigest()
+    key = f'format {FORMAT} of {count} examples of {key}'
+    digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     path = epath.Path(folder) / f'rf_jax.{digest}.jsonl.gz'
-    kept = _load(path, of)
-    if kept is not None:
-        logging.info('%s: sizes and captions are taken from %s', name, path)
-        return kept
+    cached = _load(path, key)
+    if cached is not None:
+        logging.info('%s: sizes and captions read from the cache %s', name, path)
+        return cached
     found = _read_all(name, count, read)
-    _keep(path, of, found)
+    _save(path, key, found)
     return found
 
 
-def _load(path: epath.Path, of: str) -> list[Found] | None:
+def _load(path: epath.Path, key: str) -> list[Metadata] | None:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(path.read_bytes())) as lines:
-            if json.loads(next(lines)) != of:
+            if json.loads(next(lines)) != key:
                 return None
             return [
                 (tuple(captions), size if isinstance(size, str) else tuple(size))
@@ -65,42 +65,44 @@ def _load(path: epath.Path, of: str) -> list[Found] | None:
     except FileNotFoundError:
         return None
     except (OSError, EOFError, zlib.error, ValueError, TypeError, StopIteration) as error:
-        logging.warning('%s cannot be read (%s); the set is read again', path, error)
+        logging.warning('%s cannot be read (%s); scanning the data set again', path, error)
         return None
 
 
-def _keep(path: epath.Path, of: str, found: list[Found]) -> None:
+def _save(path: epath.Path, key: str, found: list[Metadata]) -> None:
     content = io.BytesIO()
     with gzip.GzipFile(fileobj=content, mode='wb', compresslevel=5) as file:
-        file.writelines(_lines(of, found))
-    # Whole or not at all, whoever else writes the same.
+        file.writelines(_lines(key, found))
+    # Atomic, even if several processes write the same file.
     temporary = path.with_name(f'{path.name}.{secrets.token_hex(6)}.tmp')
     try:
         temporary.write_bytes(content.getvalue())
         temporary.replace(path)
-    except Exception as error:  # a bucket's own kinds too
+    except Exception as error:  # storage backends raise errors of their own
         with contextlib.suppress(Exception):
             temporary.unlink(missing_ok=True)
-        logging.warning('%s cannot be kept (%s): each start reads the whole set', path, error)
+        logging.warning(
+            '%s cannot be written (%s): every start will scan the whole data set', path, error
+        )
 
 
-def _lines(of: str, found: list[Found]) -> Iterator[bytes]:
-    """JSON: what the survey is of, then _LINE examples a line."""
-    yield json.dumps(of).encode() + b'\n'
+def _lines(key: str, found: list[Metadata]) -> Iterator[bytes]:
+    """JSON: the key, then _LINE examples per line."""
+    yield json.dumps(key).encode() + b'\n'
     for start in range(0, len(found), _LINE):
         yield json.dumps(found[start : start + _LINE]).encode() + b'\n'
 
 
-def _read_all(name: str, count: int, read: Callable[[int], Found]) -> list[Found]:
-    found: list[Found] = []
-    began = told = time.monotonic()
+def _read_all(name: str, count: int, read: Callable[[int], Metadata]) -> list[Metadata]:
+    found: list[Metadata] = []
+    began = logged = time.monotonic()
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, count, _BLOCK):
             for each in pool.map(read, range(start, min(start + _BLOCK, count))):
                 found.append(each)
                 now = time.monotonic()
-                if now - told > _EVERY:
-                    told, left = now, (now - began) / len(found) * (count - len(found))
+                if now - logged > _LOG_EVERY:
+                    logged, left = now, (now - began) / len(found) * (count - len(found))
                     done = len(found), count, left
                     logging.info('%s: read %d of %d examples, ETA %.0f s', name, *done)
     return found

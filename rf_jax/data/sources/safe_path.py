@@ -1,4 +1,4 @@
-"""Paths that data names: found as other systems spell them, and never outside their folder."""
+"""Paths given in data files: spelled as any system does, and never outside their folder."""
 
 import os
 import unicodedata
@@ -17,14 +17,14 @@ class Outside(BadPicture):
 def inside(root: Path, name: str, follow_links: bool) -> Path:
     """The absolute path of `name` in the folder `root`; `..` is taken lexically.
 
-    Where there is no such file, it is looked for with the separators of Windows and with accents
-    composed or decomposed, as macOS stores them. Raises Outside.
+    If there is no such file, Windows separators and composed or decomposed accents (as on macOS)
+    are tried too. Raises Outside.
     """
     paths = [Path(os.path.abspath(root / spelling)) for spelling in _spellings(name)]
     path = next((path for path in paths if os.path.lexists(path)), paths[0])
     real_root = os.path.realpath(root)
     if not path.is_relative_to(os.path.abspath(root)) and not path.is_relative_to(real_root):
-        raise Outside('paths are relative to the folder and stay inside it')
+        raise Outside('paths must be relative to the folder and stay inside it')
     if follow_links or '\0' in name or Path(os.path.realpath(path)).is_relative_to(real_root):
         return path
     raise Outside(

@@ -1,4 +1,4 @@
-"""Procedural scenes as a data source: made when asked for, so that a million start like one."""
+"""Procedural scenes as a data source: made on demand, so a million scenes cost no start-up time."""
 
 import difflib
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from rf_jax.runtime.errors import UserError, choose, require
 from rf_jax.runtime.rng import generator
 from rf_jax.scenes import language, render, world
 
-SIZES = (24, 256)  # least and most pixels of a side
-_FORM = 'scenes:RUNG/SIZE[/option...]'
-_KEPT = 20_000  # records in memory
-_LATEST = 1000  # scenes in memory
-_MOST_CELLS = 8  # a side
+SIZES = (24, 256)  # smallest and largest side in pixels
+_SYNTAX = 'scenes:RUNG/SIZE[/option...]'
+_RECORDS = 20_000  # in memory
+_SCENES = 1000  # in memory
+_MOST_CELLS = 8  # per side
 _MOST_OBJECTS = max(most for _, most in world.COUNTS.values())
 
 
@@ -30,16 +30,16 @@ def _count(text: str) -> int:
 
 @dataclass(frozen=True)
 class Options:
-    """What may stand after the size; None, and False, leave the rung as it is."""
+    """Options after the size; None and False leave the rung unchanged."""
 
-    count: int = 20_000  # scenes
-    seed: int = 0  # other seeds, other scenes
-    objects: int | None = None  # most in a scene
-    grid: int | None = None  # cells a side, of an aligned rung
-    overlap: float | None = None  # share of the least distance that two colours need not keep
-    textures: bool = False  # stripes and checks
-    clutter: bool = False  # a ground that is not flat
-    held_out: bool = False  # only scenes with a look or a relation that the others never show
+    count: int = 20_000  # number of scenes
+    seed: int = 0  # different seeds give different scenes
+    objects: int | None = None  # largest number in a scene
+    grid: int | None = None  # cells per side, for an aligned rung
+    overlap: float | None = None  # fraction by which objects of two colours may come closer
+    textures: bool = False  # striped and checked objects
+    clutter: bool = False  # an uneven ground
+    held_out: bool = False  # only scenes with a look or relation that never occurs in the others
 
 
 _READ: dict[str, Callable] = {
@@ -67,15 +67,15 @@ class ScenesSource(Source):
         parts = [part.strip() for part in argument.split('/')]
         require(
             len(parts) >= 2 and all(parts),
-            f'data.sources: {self.name!r} is not {_FORM}, such as scenes:aligned/48. '
+            f'data.sources: {self.name!r} is not {_SYNTAX}, such as scenes:aligned/48. '
             f'Rungs: {", ".join(world.RUNGS)}; options: {_known()}',
         )
         rung = choose(f'data.sources: rung of {self.name!r}', parts[0], world.RUNGS)
         self.size = self._side(parts[1], max_pixels)
         self._options = Options(**dict(self._option(part) for part in parts[2:]))
         self.rung = self._changed(rung)
-        self._records = lru_cache(_KEPT)(self._record)
-        self._scenes = lru_cache(_LATEST)(self._scene)
+        self._records = lru_cache(_RECORDS)(self._record)
+        self._scenes = lru_cache(_SCENES)(self._scene)
 
     def __len__(self) -> int:
         return self._options.count
@@ -88,11 +88,11 @@ class ScenesSource(Source):
         return self._scenes(i)
 
     def captions(self, i: int) -> list[language.Caption]:
-        """Those of record(i), with their claims."""
+        """The captions of record(i), with their claims."""
         return language.captions(self.scene(i), self.rung, self._words('captions', i))
 
     def questions(self, i: int) -> list[language.Question]:
-        """Those of record(i), with their kinds."""
+        """The questions of record(i), with their kinds."""
         rng = self._words('questions', i)
         return language.questions(self.scene(i), rng, self._options.held_out)
 
@@ -101,11 +101,11 @@ class ScenesSource(Source):
         return render.render(self.scene(i), self.size)
 
     def depth(self, i: int) -> np.ndarray:
-        """float32 [size, size] in [0, 1]: 1 the ground, less the nearer."""
+        """float32 [size, size] in [0, 1]: 1 for the ground, smaller for nearer objects."""
         return render.depth(self.scene(i), self.size)
 
     def segmentation(self, i: int) -> np.ndarray:
-        """uint8 [size, size]: 0 the ground, j + 1 object j of scene(i)."""
+        """uint8 [size, size]: 0 for the ground, j + 1 for object j of scene(i)."""
         return render.segmentation(self.scene(i), self.size)
 
     def _scene(self, i: int) -> world.Scene:
@@ -157,15 +157,15 @@ class ScenesSource(Source):
             ) from error
 
     def _changed(self, rung: world.Rung) -> world.Rung:
-        """The rung with the options; raises UserError where they do not go together."""
+        """The rung with the options applied; raises UserError if they do not fit together."""
         given = self._options
         for name, fits, which in (
-            ('grid', rung.grid, 'aligned: others have no grid'),
+            ('grid', rung.grid, 'aligned: other rungs have no grid'),
             ('overlap', not rung.grid, 'free or crowded: cells of a grid do not overlap'),
         ):
             require(
                 getattr(given, name) is None or bool(fits),
-                f'data.sources: option {name} of {self.name!r} is one of {which}',
+                f'data.sources: option {name} of {self.name!r} only applies to {which}',
             )
         objects, grid = given.objects or rung.objects, given.grid or rung.grid
         overlap = rung.overlap if given.overlap is None else given.overlap
@@ -175,7 +175,7 @@ class ScenesSource(Source):
         )
         require(
             grid <= _MOST_CELLS,
-            f'data.sources: {self.name!r}: grid={grid}, expected 1 to {_MOST_CELLS} cells a side',
+            f'data.sources: {self.name!r}: grid={grid}, expected 1 to {_MOST_CELLS} cells per side',
         )
         require(
             0 <= overlap <= 0.5,

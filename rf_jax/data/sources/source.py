@@ -1,4 +1,4 @@
-"""What the rest of the code asks of a source."""
+"""The interface of a data source."""
 
 from typing import ClassVar, Protocol
 
@@ -10,25 +10,25 @@ from rf_jax.data.records import Record
 class Source(Protocol):
     """Captioned pictures or texts with random access, in the same order in every run and process.
 
-    `name` is the entry of data.sources; `skipped` counts what was left out, reason -> count. Made
-    as `Source(argument, max_pixels)`, which raises UserError if there is nothing to read.
+    `name` is the entry of data.sources; `skipped` maps each reason to the number of entries skipped
+    for it. Constructed as `Source(argument, max_pixels)`; raises UserError if nothing is readable.
     """
 
     name: str
     skipped: dict[str, int]
 
-    # The argument is a local path; `follow_links` is a third argument then.
+    # The argument is a local path; the constructor then takes `follow_links` as well.
     takes_path: ClassVar[bool] = False
-    # Records follow from a rule: each has a picture and captions, and a few thousand show all words
-    # that occur, so that nobody reads all of them at the start.
+    # Records are generated: each has a picture and captions, and a few thousand of them contain all
+    # words that occur, so the start need not read all of them.
     procedural: ClassVar[bool] = False
-    # What opening it found is cached on disk, where other processes read it.
+    # Opening it writes metadata to a cache on disk, which other processes read.
     caches_metadata: ClassVar[bool] = False
 
     def __len__(self) -> int: ...
 
     def record(self, i: int) -> Record:
-        """Sizes and words of sample i, without decoding anything."""
+        """Size and text of example i, without decoding anything."""
 
     def picture(self, i: int) -> np.ndarray:
         """uint8 [h, w, 3]; raises BadPicture."""

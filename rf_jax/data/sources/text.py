@@ -1,4 +1,4 @@
-"""Plain text from the user's disk."""
+"""Plain text files on the user's disk."""
 
 import io
 import itertools
@@ -16,7 +16,7 @@ from rf_jax.runtime.errors import UserError
 
 
 class TextSource(Source):
-    """A text file, or every .txt below a folder: one document a paragraph, no pictures.
+    """A text file, or every .txt file below a folder: one document per paragraph, no pictures.
 
     Blank lines separate paragraphs. Files that cannot be read or decoded (UTF-8, or UTF-16 with a
     byte-order mark) are skipped and counted, and so are symbolic links that leave the folder unless
@@ -37,7 +37,7 @@ class TextSource(Source):
                 )
             files = [root]
             if root.is_dir():
-                os.listdir(root)  # raises where rglob just finds nothing
+                os.listdir(root)  # raises if unreadable; rglob would just find nothing
                 files = sorted(root.rglob('*.txt'))
         except (OSError, RuntimeError) as error:
             raise UserError(f'data.sources: {self.name} cannot be read: {error}') from error
@@ -61,8 +61,9 @@ class TextSource(Source):
         self.skipped = skips.counts
         if not self._paragraphs:
             raise UserError(
-                f'data.sources: {self.name} has no text; expected UTF-8 paragraphs parted by blank '
-                f'lines in one file, or in .txt files of a folder; skipped: {skips or "none"}'
+                f'data.sources: {self.name} has no text; expected UTF-8 paragraphs separated by '
+                'blank lines, in one file or in the .txt files of a folder; skipped: '
+                f'{skips or "none"}'
             )
         skips.log(self.name, len(self))
 
@@ -77,8 +78,8 @@ class TextSource(Source):
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Cleaned. Line by line: a regular expression over gigabytes would hold the interpreter, and
-    with it the heartbeat of this process, for minutes.
+    """Cleaned paragraphs. Line by line: a regular expression over gigabytes would hold the
+    interpreter lock, and so delay the heartbeat of this process, for minutes.
     """
     for blank, group in itertools.groupby(lines, key=str.isspace):
         if not blank:

@@ -1,4 +1,4 @@
-"""Any TensorFlow Datasets set with pictures and words, read from ArrayRecord without TensorFlow."""
+"""Any TensorFlow Datasets set with pictures and text, read from ArrayRecord without TensorFlow."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -9,20 +9,20 @@ import PIL
 
 from rf_jax.data.images import BadPicture, header_size, read_rgb
 from rf_jax.data.records import Record, Skips, clean
-from rf_jax.data.sources.metadata_cache import survey
+from rf_jax.data.sources.metadata_cache import cached_scan
 from rf_jax.data.sources.source import Source
 from rf_jax.runtime.errors import UserError
 
-# Names of the feature that tells what a picture shows, the most telling first.
+# Names of the feature that says what a picture shows, the most informative first.
 _WORDS = ('captions', 'caption', 'text', 'sentences', 'sentence', 'description', 'title', 'label')
 
 
 class TfdsSource(Source):
-    """`tfds:name[/config][:split]`, split 'train' if left out; TFDS_DATA_DIR is honoured.
+    """`tfds:name[/config][:split]`, split 'train' by default; TFDS_DATA_DIR is honoured.
 
-    The set needs a features.Image of uint8 and a caption: text, several texts, or a ClassLabel,
-    whose names become captions. Sizes and captions are read once and kept beside a large set;
-    examples without a caption or a sound picture are skipped and counted in `.skipped`. Raises
+    The set needs a features.Image of uint8 and a caption: a text, several texts, or a ClassLabel,
+    whose names become captions. For a large set, sizes and captions are read once and cached beside
+    it; examples without a caption or a valid picture are skipped and counted in `.skipped`. Raises
     UserError.
     """
 
@@ -32,20 +32,20 @@ class TfdsSource(Source):
         self.name = f'tfds:{spec}'
         self._max_pixels = max_pixels
         try:
-            import tensorflow_datasets as tfds  # takes a second, and is an extra
+            import tensorflow_datasets as tfds  # takes a second, and is an optional dependency
         except ImportError as error:
             raise UserError(
                 f"data.sources: {self.name} needs tensorflow_datasets: pip install 'rf_jax[tfds]'"
             ) from error
-        # A stored set lists its features in no fixed order.
+        # A stored set lists its features in arbitrary order.
         info = self._load(tfds, spec).dataset_info
         features = dict(sorted(info.features.items()))
         self._image = _image_feature(tfds, features)
         key, words = _word_reader(tfds, features)
         if self._image is None or words is None:
-            lacking = 'picture' if self._image is None else 'caption, text or label'
+            missing = 'picture' if self._image is None else 'caption, text or label'
             raise UserError(
-                f'data.sources: {self.name} has no {lacking}; its features are '
+                f'data.sources: {self.name} has no {missing}; its features are '
                 + ', '.join(f'{key}: {type(value).__name__}' for key, value in features.items())
             )
         # Encoded bytes: their header gives the size, and decoding is left to images.py.
@@ -67,21 +67,22 @@ class TfdsSource(Source):
         directory = os.environ.get('TFDS_DATA_DIR') or None
         try:
             return tfds.data_source(name, split=split or 'train', data_dir=directory, **options)
-        except Exception as error:  # a registry of thousands of builders raises anything
+        except Exception as error:  # thousands of builders raise all kinds of errors
             reason = ' '.join(str(error).split())[:160]
             raise UserError(
-                f'data.sources: {self.name} did not open: {type(error).__name__}: {reason}. '
-                'Expected tfds:name[/config][:split]; TFDS_DATA_DIR says where sets lie'
+                f'data.sources: {self.name} cannot be opened: {type(error).__name__}: {reason}. '
+                'Expected tfds:name[/config][:split]; TFDS_DATA_DIR is the folder of the data sets'
             ) from error
 
     def _identity(self, info: Any, key: str) -> str:
-        """All that sizes and captions follow from, but for the examples themselves."""
+        """Everything that sizes and captions depend on, except the examples themselves."""
         splits = [(s.name, int(s.num_bytes), s.shard_lengths) for s in info.splits.values()]
-        labels = getattr(info.features[key], 'names', ())  # of a ClassLabel, in a file of their own
+        # The names of a ClassLabel are stored in a separate file.
+        labels = getattr(info.features[key], 'names', ())
         asked = f'{self.name}, features {self._image} and {key}, {splits}, {labels}'
         return f'{info.full_name}, {asked}, Pillow {PIL.__version__}'
 
-    def _scan(self, words: Callable[[dict], Iterable[str]], of: str, folder: str) -> None:
+    def _scan(self, words: Callable[[dict], Iterable[str]], key: str, folder: str) -> None:
         def read(i):
             example = self._data[i]
             captions = tuple(text for text in map(clean, words(example)) if text)
@@ -90,7 +91,7 @@ class TfdsSource(Source):
             except BadPicture as error:
                 return captions, str(error)
 
-        found = survey(self.name, of, folder, len(self._data), read)
+        found = cached_scan(self.name, key, folder, len(self._data), read)
         skips = Skips()
         self._index: list[int] = []
         self._records: list[Record] = []
@@ -122,10 +123,10 @@ def _image_feature(tfds, features) -> str | None:
 
 
 def _word_reader(tfds, features) -> tuple[str, Callable[[dict], Iterable[str]] | None]:
-    """The most telling feature and a function from an example to its captions; '', None if none."""
+    """(the most informative feature, function from an example to its captions), or ('', None)."""
     readers = {key: _reader(tfds, key, feature) for key, feature in features.items()}
     named = [key for key in _WORDS if readers.get(key)]
-    # A class is always about the picture; other text may be a file name or an address.
+    # A class label always describes the picture; other text may be a file name or a URL.
     labels = [
         key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)
     ]
@@ -150,7 +151,7 @@ def _reader(tfds, key: str, feature: Any) -> Callable[[dict], Iterable[str]] | N
 
 
 def _class_name(feature: Any, label: int) -> tuple[str, ...]:
-    if label < 0:  # how a test set without labels marks them
+    if label < 0:  # marks an example without a label, as in some test splits
         return ()
     return (feature.int2str(label).replace('_', ' '),)
 

@@ -1,7 +1,7 @@
 """Attention in plain XLA with memory linear in the length of the row, forward and backward.
 
-The online softmax of FlashAttention (arXiv 2205.14135): logits exist for one tile at a time; the
-backward computes them anew from the kept log of the sum of exponentials.
+The online softmax of FlashAttention (arXiv 2205.14135): logits exist for one tile at a time. They
+are recomputed in the backward pass from the saved log-sum-exp.
 """
 
 from dataclasses import dataclass
@@ -13,54 +13,63 @@ import jax.numpy as jnp
 from rf_jax.models.attention import masks
 from rf_jax.models.attention.masks import MASKED
 
-FLOOR = MASKED / 2  # least maximum: exp(MASKED - FLOOR) is 0, so unseen pairs need no second mask
+FLOOR = (
+    MASKED / 2
+)  # smallest maximum: exp(MASKED - FLOOR) is 0, so masked pairs need no second mask
 
 
 @dataclass(frozen=True)
 class Blockwise:
-    """Skips tiles of block_q x block_k that no row of the batch sees anything in."""
+    """Skips tiles of block_q x block_k that have no visible pair in any row of the batch."""
 
     block_q: int
     block_k: int
 
     def prepare(self, query: masks.Integers, key: masks.Integers):
-        """(queries', keys' integers int32 [B, padded L], tiles bool [B, blocks, blocks])."""
+        """(integers of queries, of keys: int32 [B, padded L]; tiles bool [B, blocks, blocks])."""
         block_q, block_k = self._sizes(query['segment'].shape[1], key['segment'].shape[1])
         tiles = masks.tiles(query, key, block_q, block_k)
         query, key = masks.filled(query, block_q), masks.filled(key, block_k)
         return query, key, tiles
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, prepared) -> jax.Array:
-        """q [B, Lq, H, Dh], k and v [B, Lk, Hkv, Dh] -> [B, Lq, H, Dh]; 0 where nothing is seen."""
+        """q [B, Lq, H, Dh], k and v [B, Lk, Hkv, Dh] -> [B, Lq, H, Dh]; 0 if no key is visible."""
         rows, length, heads, head_dim = q.shape
         sizes = self._sizes(length, k.shape[1])
         kv_heads = k.shape[2]
         q = q.reshape(rows, length, kv_heads, heads // kv_heads, head_dim)
-        out = _attend(sizes, _cut(q, sizes[0]), _cut(k, sizes[1]), _cut(v, sizes[1]), prepared)
-        return _join(out, length).reshape(rows, length, heads, head_dim)
+        out = _attend(
+            sizes,
+            _to_blocks(q, sizes[0]),
+            _to_blocks(k, sizes[1]),
+            _to_blocks(v, sizes[1]),
+            prepared,
+        )
+        return _from_blocks(out, length).reshape(rows, length, heads, head_dim)
 
     def _sizes(self, queries: int, keys: int) -> tuple[int, int]:
         return min(self.block_q, queries), min(self.block_k, keys)
 
 
-def _cut(x: jax.Array, block: int) -> jax.Array:
+def _to_blocks(x: jax.Array, block: int) -> jax.Array:
     """[B, L, ...] -> [blocks, B, block, ...], zeros after the end."""
     count = masks.blocks(x.shape[1], block)
     x = jnp.pad(x, ((0, 0), (0, count * block - x.shape[1]), *((0, 0),) * (x.ndim - 2)))
     return jnp.moveaxis(x.reshape(x.shape[0], count, block, *x.shape[2:]), 1, 0)
 
 
-def _join(x: jax.Array, length: int) -> jax.Array:
-    """The way back: [blocks, B, block, ...] -> [B, L, ...]."""
+def _from_blocks(x: jax.Array, length: int) -> jax.Array:
+    """The inverse: [blocks, B, block, ...] -> [B, L, ...]."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
 def _pieces(sizes, prepared):
-    """Integers by block, and which tiles any row needs: one branch is taken for all rows."""
+    """Integers by block, and the tiles that any row needs: all rows take the same branch."""
     query, key, tiles = prepared
     query, key = (
-        {name: _cut(x, size) for name, x in side.items()} for side, size in zip((query, key), sizes)
+        {name: _to_blocks(x, size) for name, x in side.items()}
+        for side, size in zip((query, key), sizes)
     )
     return query, key, tiles.any(0)
 
@@ -73,7 +82,7 @@ def _logits(q, k, query, key):
 
 
 def _forward(sizes, q, k, v, prepared):
-    """(out as q, log of the sum of exponentials float32 [blocks, B, Hkv, group, block])."""
+    """(out like q, log-sum-exp float32 [blocks, B, Hkv, group, block])."""
     query, key, needed = _pieces(sizes, prepared)
 
     def queries(block):
@@ -99,7 +108,7 @@ def _forward(sizes, q, k, v, prepared):
         shape = (rows, kv_heads, group, length)
         empty = jnp.full(shape, FLOOR), jnp.zeros(shape), jnp.zeros((*shape, head_dim))
         (most, total, mean), _ = jax.lax.scan(step, empty, (k, v, key, needed))
-        total = jnp.where(total == 0, 1, total)  # a query that sees nothing gives 0
+        total = jnp.where(total == 0, 1, total)  # a query without visible keys gives 0
         out = jnp.moveaxis(mean / total[..., None], 3, 1)
         return out.astype(q.dtype), most + jnp.log(total)
 

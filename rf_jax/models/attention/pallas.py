@@ -1,9 +1,10 @@
-"""A TPU kernel for attention by design rule 2, in memory linear in the row (Pallas, Mosaic).
+"""A TPU kernel for attention with the mask of design rule 2, in linear memory (Pallas, Mosaic).
 
-The algorithm is FlashAttention's (arXiv 2205.14135, 2307.08691), made block-sparse: a row's tiles
-(block of queries x block of keys) that may hold a visible pair stand in a list, which the last axis
-of the grid walks; its length is known when the step runs, so other tiles cost nothing. Within a
-tile the pairs are masked by the integers; the mask is made once for all query heads of a group.
+The algorithm is FlashAttention (arXiv 2205.14135, 2307.08691), made block-sparse: the tiles of a
+row (block of queries x block of keys) that may have a visible pair form a list, over which the last
+axis of the grid runs. The length of the list is a runtime value, so other tiles cost nothing.
+Within a tile, pairs are masked by the integers; the mask is made once for all query heads of a
+group.
 """
 
 import math
@@ -20,7 +21,7 @@ from rf_jax.models.attention import masks
 from rf_jax.models.attention import pallas_kernels as kernels
 
 LANES = 128
-TILES = 2**17  # longest list of tiles: half a megabyte of the megabyte that scalars have
+TILES = 2**17  # longest list of tiles: half of the 1 MB of scalar memory
 VMEM_BYTES = 48 * 2**20  # tiles of 512 x 512 with eight query heads a group need about half of it
 
 
@@ -33,7 +34,7 @@ class Pallas:
     interpret: bool = False
 
     def prepare(self, query: masks.Integers, key: masks.Integers):
-        """Integers int32 [B, 4, padded L] and the tile lists of forward, dq and of dk, dv."""
+        """Integers int32 [B, 4, padded L]; tile lists of forward and dq, and of dk and dv."""
         block_q, block_k = self.sizes(*query['segment'].shape, key['segment'].shape[1])
         may_see = masks.tiles(query, key, block_q, block_k)
         query, key = masks.filled(query, block_q), masks.filled(key, block_k)
@@ -45,7 +46,7 @@ class Pallas:
         }
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, prepared) -> jax.Array:
-        """q [B, Lq, H, Dh], k and v [B, Lk, Hkv, Dh] -> [B, Lq, H, Dh]; 0 where nothing is seen."""
+        """q [B, Lq, H, Dh], k and v [B, Lk, Hkv, Dh] -> [B, Lq, H, Dh]; 0 if no key is visible."""
         rows, length, heads, head_dim = q.shape
         block_q, block_k = sizes = self.sizes(rows, length, k.shape[1])
         kv_heads = k.shape[2]
@@ -55,7 +56,7 @@ class Pallas:
         return out.reshape(rows, heads, -1, head_dim)[:, :, :length].swapaxes(1, 2)
 
     def sizes(self, rows: int, queries: int, keys: int) -> tuple[int, int]:
-        """Blocks no longer than the row, in whole lanes; larger where the list grew too long."""
+        """Block sizes up to the row, multiples of LANES; larger if the list gets too long."""
         lengths = [masks.blocks(length, LANES) * LANES for length in (queries, keys)]
         sizes = [min(self.block_q, lengths[0]), min(self.block_k, lengths[1])]
         while rows * math.prod(map(masks.blocks, lengths, sizes)) > TILES:
@@ -71,7 +72,7 @@ def _heads_first(x: jax.Array, block: int) -> jax.Array:
 
 
 class _Call:
-    """Block shapes and a pallas_call over the tiles of one list, whose first number is `major`."""
+    """Block shapes and a pallas_call over the tiles of a list sorted by its `major` index."""
 
     def __init__(self, sizes, q, tiles, major):
         self.block_q, self.block_k, self.interpret = sizes
@@ -79,7 +80,7 @@ class _Call:
         self.tiles, self.major = tiles, major
 
     def _index(self, which, *after):
-        """Index map of an array whose block numbers the queries or the keys."""
+        """Index map of an array that is blocked along the queries or the keys."""
         longest = self.tiles['at'].shape[1]
         shift = 16 if which == self.major else 0
 
@@ -102,14 +103,14 @@ class _Call:
         return pl.BlockSpec(shape, self._index('key', 'row', 'head', 'block', ''))
 
     def numbers(self):
-        """One float32 a query and head."""
+        """One float32 per query and head."""
         shape = (None, None, self.group, self.block_q)
         return pl.BlockSpec(shape, self._index('query', 'row', 'head', '', 'block'))
 
     def __call__(self, kernel, name, inputs, in_specs, out_specs, out_shape, scratch):
         at, count = self.tiles['at'], self.tiles['count']
-        # No CostEstimate: what a call costs is the length of its list, known only when it runs;
-        # the count of all pairs would mislead XLA's scheduler by an order of magnitude.
+        # No CostEstimate: the cost depends on the length of the list, which is a runtime value; the
+        # number of all pairs would mislead XLA's scheduler by an order of magnitude.
         return pl.pallas_call(
             partial(kernel, at.shape[1]),
             out_shape=out_shape,
@@ -150,7 +151,7 @@ def _attend(sizes, q, k, v, prepared):
 
 
 def _keep(sizes, q, k, v, prepared):
-    # A name for recomputation policies: kept, the backward need not run the forward kernel again.
+    # Named for remat policies: if saved, the backward pass need not run the forward kernel again.
     out, lse = checkpoint_name(_forward(sizes, q, k, v, prepared), 'attended')
     return out, (q, k, v, prepared, out, lse)
 

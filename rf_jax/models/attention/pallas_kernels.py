@@ -1,8 +1,9 @@
 """The three kernels of `pallas.py`, each a step of the grid (row, key/value head, tile).
 
-In memory of the core stand, of one tile: the integers query [4, q] and key [4, k], one key/value
-head k and v [k, Dh], and all query heads of its group: q, out and their gradients [group, q, Dh],
-`lse` and `delta` float32 [group, q]. `*_ref` hold float32 sums until the output's last tile.
+On-chip memory holds, for one tile: the integers query [4, q] and key [4, k], one key/value head k
+and v [k, Dh], and all query heads of its group: q, out and their gradients [group, q, Dh], `lse`
+and `delta` float32 [group, q]. `*_ref` accumulate in float32 until the last tile of an output
+block.
 """
 
 import jax
@@ -39,7 +40,7 @@ def _mask_by_key(query_ref, key_ref):
 
 
 def _walk(at, count, longest: int):
-    """Where the list stands: (a tile to compute, the first, the last of its output block)."""
+    """(is this a tile to compute, the first, the last one of its output block)."""
     row, step = pl.program_id(0), pl.program_id(2)
     base, active = row * longest, step < count[row]
 
@@ -53,7 +54,7 @@ def _walk(at, count, longest: int):
 
 
 def forward(longest, at, count, query, key, q, k, v, out, lse, most_ref, total_ref, mean_ref):
-    """The online softmax; keeps `lse`, the log of the sum of exponentials, for the backward."""
+    """The online softmax; outputs `lse`, the log-sum-exp, for the backward pass."""
     active, first, last = _walk(at, count, longest)
     scale = q.shape[-1] ** -0.5
 
@@ -81,13 +82,13 @@ def forward(longest, at, count, query, key, q, k, v, out, lse, most_ref, total_r
     def _():
         for head in range(q.shape[0]):
             total = total_ref[head]
-            total = jnp.where(total == 0, 1.0, total)  # a query that sees nothing gives 0
+            total = jnp.where(total == 0, 1.0, total)  # a query without visible keys gives 0
             out[head] = (mean_ref[head] / total).astype(out.dtype)
             lse[head] = (most_ref[head] + jnp.log(total))[:, 0]
 
 
 def dq(longest, at, count, query, key, q, k, v, g, lse, delta, dq, dq_ref):
-    """`g` is the gradient of the output, `delta` its product with the output."""
+    """`g` is the gradient of the output, `delta` its dot product with the output."""
     active, first, last = _walk(at, count, longest)
     scale = q.shape[-1] ** -0.5
 
@@ -111,7 +112,7 @@ def dq(longest, at, count, query, key, q, k, v, g, lse, delta, dq, dq_ref):
 
 
 def dkv(longest, at, count, query, key, q, k, v, g, lse, delta, dk, dv, dk_ref, dv_ref):
-    """Tiles are turned, [k, q], so that no product has to turn one."""
+    """Tiles are transposed, [k, q], so that no product needs a transpose."""
     active, first, last = _walk(at, count, longest)
     scale = q.shape[-1] ** -0.5
 

@@ -1,4 +1,4 @@
-"""The plain product, and cuDNN's fused one: both by a mask [B, Lq, Lk]."""
+"""Plain attention, and cuDNN's fused attention: both use a mask [B, Lq, Lk]."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,15 @@ from rf_jax.models.attention.masks import MASKED, Integers, visible
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Grouped-query attention by the mask, softmax in float32; the reference form.
+    """Grouped-query attention with a mask, softmax in float32; the reference implementation.
 
     q [B, Lq, H, Dh], k and v [B, Lk, Hkv, Dh], mask bool [B, Lq, Lk] -> [B, Lq, H, Dh].
     """
     rows, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     group = heads // kv_heads
-    # Query heads of a group stand after one another, so that each product has one batch axis less
-    # and reads k and v once: twice as fast as five-letter einsums in XLA's backward on CPU.
+    # The query heads of a group are concatenated along the queries, so that each product has one
+    # batch axis less and reads k and v once: on CPU, XLA's backward pass is twice as fast.
     q = q.reshape(rows, length, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
     q = q.reshape(rows, kv_heads, group * length, head_dim)
     logits = jnp.einsum('bkqd,bskd->bkqs', q, k, preferred_element_type=jnp.float32)
@@ -30,7 +30,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
 
 @dataclass(frozen=True)
 class Reference:
-    """By a mask [B, Lq, Lk], with logits [B, H, Lq, Lk] in memory."""
+    """With a mask [B, Lq, Lk] and logits [B, H, Lq, Lk] in memory."""
 
     def prepare(self, query: Integers, key: Integers) -> jax.Array:
         return visible(query, key)
@@ -41,11 +41,11 @@ class Reference:
 
 @dataclass(frozen=True)
 class Cudnn:
-    """cuDNN's fused attention through jax.nn: no logits in memory, but still a mask.
+    """cuDNN's fused attention through jax.nn: no logits in memory, but a mask.
 
-    The mask is bool [B, Lq, Lk], and cuDNN makes a bias of it in the type of q: 128 MB for a row
-    of 8,192 tokens. It takes half precision only; float32 inputs take the reference. Odd lengths,
-    which its backward refuses, are padded by one token.
+    The mask is bool [B, Lq, Lk], and cuDNN turns it into a bias in the dtype of q: 128 MB for a row
+    of 8,192 tokens. It supports half precision only; float32 inputs use the reference. Odd lengths,
+    which its backward pass rejects, are padded by one token.
     """
 
     implementation: str = 'cudnn'

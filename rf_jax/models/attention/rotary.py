@@ -1,4 +1,4 @@
-"""Rotary positions: Qwen3's, of three coordinates (order, row, column)."""
+"""Rotary position embedding as in Qwen3, for three coordinates (order, row, column)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,17 +7,17 @@ import jax.numpy as jnp
 def rotary_angles(position: jax.Array, head_dim: int, sections, theta: float) -> jax.Array:
     """float32 [..., head_dim / 2] angles of positions float32 [..., 3] (order, row, column).
 
-    Frequency j is theta^(-2j / head_dim) as in a one-coordinate rotary embedding, and turns by one
-    of the coordinates; `sections` says how many frequencies each gets, dealt out in turn so that
-    each coordinate has fast and slow ones. Equal coordinates (text) give the one-coordinate angles.
+    Frequency j is theta^(-2j / head_dim) as in one-dimensional RoPE, and is multiplied by one of
+    the coordinates; `sections` says how many frequencies each coordinate gets, interleaved so that
+    each has high and low ones. Equal coordinates (text) give the angles of one-dimensional RoPE.
     """
     half = head_dim // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) * 2 / head_dim)
-    return position[..., jnp.array(_deal(sections, half))] * frequency
+    return position[..., jnp.array(_interleaved(sections, half))] * frequency
 
 
-def _deal(sections, half: int) -> list[int]:
-    """Coordinate of each frequency: the one that lags most behind its share comes next."""
+def _interleaved(sections, half: int) -> list[int]:
+    """Coordinate of each frequency: always the one that is furthest behind its share."""
     given = [0, 0, 0]
     order = []
     for j in range(half):

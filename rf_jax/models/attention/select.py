@@ -1,4 +1,4 @@
-"""Which implementation of attention a config asks for, and the default of each platform."""
+"""Chooses the implementation of attention from the config, with a default for each platform."""
 
 from dataclasses import dataclass
 

@@ -36,7 +36,7 @@ class ShardedAttention:
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, prepared) -> jax.Array:
         """q [B, Lq, H, Dh], k and v [B, Lk, Hkv, Dh] -> [B, Lq, H, Dh].
 
-        Heads that `tensor` does not divide are computed on each of its devices.
+        If `tensor` does not divide the number of key/value heads, its devices compute all heads.
         """
         divides = k.shape[2] % self.mesh.shape['tensor'] == 0
         heads = PartitionSpec(BATCH_AXES, 'context', 'tensor' if divides else None)
@@ -48,7 +48,7 @@ class ShardedAttention:
         return self._map(local, in_specs=specs, out_specs=heads)(q, k, v, prepared)
 
     def _map(self, local, **specs):
-        # Kernels do not say how their outputs vary over the mesh.
+        # Pallas kernels do not declare how their outputs vary over the mesh.
         return partial(jax.shard_map, mesh=self.mesh, check_vma=False, **specs)(local)
 
 

@@ -1,8 +1,8 @@
 """Tokens to their experts and back: sorted on a device, all-to-all between devices, none dropped.
 
-A *slot* is a place in a buffer of rows for one (token, expert) pair. With experts cut over `ways`
-devices, each device sends each other one `capacity` slots at a time; pairs that find none go in
-further rounds, of which there are as many as the fullest device needs.
+A *slot* is a row of a buffer for one (token, expert) pair. With experts sharded over `ways`
+devices, each device sends `capacity` slots at a time to each device; pairs beyond that go in
+further rounds, as many as the most loaded device needs.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 
 class Slots(NamedTuple):
-    """Both directions of the map between S tokens and M slots; -1 where there is none."""
+    """Both directions of the map between S tokens and M slots; -1: none."""
 
     token: jax.Array  # int32 [M]
     slot: jax.Array  # int32 [S, k]
@@ -24,24 +24,25 @@ class Slots(NamedTuple):
 @jax.custom_vjp
 def dispatch(x: jax.Array, slots: Slots) -> jax.Array:
     """Tokens [S, D] to slots [M, D], zero where empty. The transpose of `combine`."""
-    x = jnp.pad(x, ((0, 1), (0, 0)))  # a row of zeros: to mask M rows would cost a pass over them
+    # Appends a row of zeros, since masking M rows would cost a pass over them.
+    x = jnp.pad(x, ((0, 1), (0, 0)))
     return x[jnp.where(slots.token >= 0, slots.token, x.shape[0] - 1)]
 
 
 @jax.custom_vjp
 def combine(rows: jax.Array, slots: Slots) -> jax.Array:
-    """Slots [M, D] to tokens [S, D]: the sum of a token's slots. The transpose of `dispatch`."""
+    """Slots [M, D] to tokens [S, D]: sums the slots of each token. The transpose of `dispatch`."""
     found = jnp.where((slots.slot >= 0)[..., None], rows[jnp.maximum(slots.slot, 0)], 0)
     return found.sum(1)
 
 
-# Each is the other's transpose, so that neither needs a scatter backward.
+# Each is the transpose of the other, so neither needs a scatter in the backward pass.
 dispatch.defvjp(lambda x, s: (dispatch(x, s), s), lambda s, g: (combine(g, s), None))
 combine.defvjp(lambda rows, s: (combine(rows, s), s), lambda s, g: (dispatch(g, s), None))
 
 
 class Sorted(NamedTuple):
-    """The n = S k pairs of a device in the order of their experts."""
+    """The n = S k pairs of a device, sorted by expert."""
 
     order: jax.Array  # int32 [n]: pair at each rank
     rank: jax.Array  # int32 [n]: rank of each pair
@@ -58,7 +59,7 @@ def sort(experts: jax.Array, ways: int, each: int) -> Sorted:
     """Pairs int32 [S, k] by expert; device d holds experts d * each to (d + 1) * each - 1."""
     flat = experts.reshape(-1)
     order = jnp.argsort(flat).astype(jnp.int32)
-    count = jnp.bincount(flat // each, length=ways)  # padding lies beyond
+    count = jnp.bincount(flat // each, length=ways)  # padding is beyond the last device
     return Sorted(order, inverse(order), jnp.cumsum(count) - count, count)
 
 
@@ -67,7 +68,7 @@ def local(feed_forward, weights, x, experts, mix, count: int) -> jax.Array:
     k = experts.shape[1]
     pairs = sort(experts, 1, count)
     sizes = jnp.bincount(experts.reshape(-1), length=count).astype(jnp.int32)
-    filled = jnp.arange(experts.size) < sizes.sum()  # padding comes last and has no slot
+    filled = jnp.arange(experts.size) < sizes.sum()  # padding is last and has no slot
     slots = Slots(
         jnp.where(filled, pairs.order // k, -1),
         jnp.where(experts < count, pairs.rank.reshape(-1, k), -1),
@@ -80,10 +81,10 @@ def local(feed_forward, weights, x, experts, mix, count: int) -> jax.Array:
 def all_to_all(
     feed_forward, weights, x, experts, mix, count: int, *, axis, axes, capacity_factor
 ) -> jax.Array:
-    """As `local` within shard_map, `count` experts cut over the mesh axis `axis`.
+    """As `local`, within shard_map, with `count` experts sharded over the mesh axis `axis`.
 
-    `weights` are those of this device's experts. `axes`: all manual axes, which run the same number
-    of rounds. `capacity_factor`: slots for so many times the even share of pairs in a round.
+    `weights` are those of the experts of this device. `axes`: all manual axes, which run the same
+    number of rounds. `capacity_factor`: slots per round, relative to an even load.
     """
     ways = jax.lax.axis_size(axis)
     capacity = -(-int(capacity_factor * experts.size) // ways)
@@ -91,7 +92,7 @@ def all_to_all(
     pairs = sort(experts, ways, count // ways)
     one = Round(feed_forward, axis, ways, count // ways, capacity)
     first = one(0, (weights, x, mix), experts, pairs)
-    if capacity >= experts.size:  # the first round holds all there can be
+    if capacity >= experts.size:  # the first round has room for all pairs
         return first
     needed = jax.lax.pmax(-(-pairs.count.max() // capacity), axes)
     return first + _further(one, needed, (weights, x, mix), experts, pairs)
@@ -99,7 +100,7 @@ def all_to_all(
 
 @dataclass(frozen=True)
 class Round:
-    """One exchange of at most `capacity` slots between each two devices; what is static of it."""
+    """One exchange of at most `capacity` slots between each two devices; its static parameters."""
 
     feed_forward: Callable
     axis: str
@@ -108,10 +109,10 @@ class Round:
     capacity: int
 
     def __call__(self, number, arguments, experts, pairs: Sorted) -> jax.Array:
-        """What the pairs of round `number` add to the tokens [S, D]."""
+        """Contribution of the pairs of round `number` to the tokens [S, D]."""
         weights, x, mix = arguments
         k, flat = experts.shape[1], experts.reshape(-1)
-        place = number * self.capacity + jnp.arange(self.capacity)  # within what goes to a device
+        place = number * self.capacity + jnp.arange(self.capacity)  # among the pairs for a device
         there = place < pairs.count[:, None]
         pair = pairs.order[jnp.where(there, pairs.start[:, None] + place, 0)]
         device = jnp.minimum(flat // self.each, self.ways - 1)
@@ -141,7 +142,7 @@ class Round:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _further(one: Round, needed, arguments, experts, pairs):
-    """Sum of rounds 1 .. needed - 1, most often none."""
+    """Sum of rounds 1 .. needed - 1, usually none."""
     return _loop(needed, lambda number: one(number, arguments, experts, pairs))
 
 
@@ -162,7 +163,7 @@ def _further_forward(one, needed, arguments, experts, pairs):
 def _further_backward(one, kept, gradient):
     needed, arguments, experts, pairs = kept
 
-    def term(number):  # a loop of unknown length cannot keep what it computed: once more
+    def term(number):  # a loop of unknown length cannot save activations: recompute
         return jax.vjp(lambda a: one(number, a, experts, pairs), arguments)[1](gradient)[0]
 
     return None, _loop(needed, term), None, None

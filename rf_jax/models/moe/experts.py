@@ -1,7 +1,7 @@
-"""Mixture-of-Transformers routing: a token's stream chooses its expert group, by static slices.
+"""Mixture-of-Transformers: the stream of a token determines its expert group, by static slices.
 
-The three groups are understanding (text and vision), representation and pixels. Each group has one
-dense feed-forward or a pool of routed experts; the pool may also be one for all groups.
+The three groups are understanding (text and vision), representation and pixels. Each group has a
+dense feed-forward or a pool of routed experts; all groups may also share one pool.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from rf_jax.models.layers import RMSNorm, SwiGLU, linear_init
 from rf_jax.models.moe import dispatch, grouped_matmul, routing, weight_gather
-from rf_jax.models.token_sharding import Cut
+from rf_jax.models.token_sharding import TokenSharding
 from rf_jax.runtime.errors import choose, require
 from rf_jax.runtime.mesh import BATCH_AXES
 
@@ -30,7 +30,12 @@ class FeedForward(Protocol):
     """
 
     def __call__(
-        self, cut: Cut, lengths: tuple[int, int, int], x: jax.Array, live: jax.Array, normed: bool
+        self,
+        sharding: TokenSharding,
+        lengths: tuple[int, int, int],
+        x: jax.Array,
+        live: jax.Array,
+        normed: bool,
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
         """x [B, L, D], live bool [B, L] (False for padding) -> (y [B, L, D], losses [B, L]).
 
@@ -41,16 +46,16 @@ class FeedForward(Protocol):
         ...
 
 
-def by_group(cut: Cut, lengths, make: Callable[[str], nn.Module], *x: jax.Array):
+def by_group(sharding: TokenSharding, lengths, make: Callable[[str], nn.Module], *x: jax.Array):
     """Applies `make(group)` to each group's tokens of [B, L, ...] arrays and joins the results.
 
     `lengths` are the token counts of the three groups in the row, in order; they sum to L. A group
-    without tokens is not applied: its parameters exist all the same, made when the model is born
-    from a row that holds all groups.
+    without tokens is not applied, but has parameters, since the model is initialised with a row
+    that has tokens of all groups.
     """
-    groups = zip(*(cut.split(a, lengths) for a in x))
+    groups = zip(*(sharding.split(a, lengths) for a in x))
     outputs = [make(name)(*own) for name, own in zip(GROUPS, groups) if own[0].shape[1]]
-    return jax.tree.map(lambda *own: cut.join(own), *outputs)
+    return jax.tree.map(lambda *own: sharding.join(own), *outputs)
 
 
 class Dense(nn.Module):
@@ -67,7 +72,7 @@ class Dense(nn.Module):
 
 
 class Routed(nn.Module):
-    """Qwen3's sparse feed-forward: each token meets `top_k` of `num_experts` SwiGLU experts."""
+    """Qwen3's sparse feed-forward: each token goes to `top_k` of `num_experts` SwiGLU experts."""
 
     config: ConfigDict  # model.backbone
     normed: bool
@@ -77,7 +82,7 @@ class Routed(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, live: jax.Array):
-        """x [B, n, D], live bool [B, n] (no padding) -> ([B, n, D], losses a token [B, n])."""
+        """x [B, n, D], live bool [B, n] (no padding) -> ([B, n, D], losses per token [B, n])."""
         c = self.config.moe
         x = x if self.normed else RMSNorm(self.config.norm_eps, name='norm')(x)
         width = x.shape[-1]
@@ -88,15 +93,14 @@ class Routed(nn.Module):
         router = self.param('router', linear_init, (width, c.num_experts))
         shapes = {'gate': into, 'up': into, 'down': out}
         weights = tuple(self.param(name, init, shape) for name, shape in shapes.items())
-        logits = jnp.matmul(
-            x.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST
-        )  # float32: near ties decide
+        # In float32, since near ties matter.
+        logits = jnp.matmul(x.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST)
         routes = routing.top_k(logits, live, c.top_k)
         weights = tuple(w.astype(x.dtype) for w in weights)
-        y = self._spread(weights, x, routes)
+        y = self._run(weights, x, routes)
         return y, {'balance': routes.balance, 'router_z': routes.z}
 
-    def _spread(self, weights, x: jax.Array, routes: routing.Routes) -> jax.Array:
+    def _run(self, weights, x: jax.Array, routes: routing.Routes) -> jax.Array:
         feed_forward = partial(grouped_matmul.swiglu, self.product)
         count, mesh = self.config.moe.num_experts, self.mesh
 
@@ -116,33 +120,33 @@ class Routed(nn.Module):
                 capacity_factor=self.config.moe.capacity_factor,
             )
         rows = PartitionSpec(BATCH_AXES, 'context')
-        cut = [
+        axes = [
             weight_gather.axes_of(
                 f'backbone/layers/{self.name}/{name}', w.shape, kept, mesh, self.table
             )
             for name, w, kept in zip(('gate', 'up', 'down'), weights, KEPT)
         ]
 
-        def spread(weights, *tokens):
-            weights = tuple(map(weight_gather.gathered, weights, cut, KEPT))
+        def sharded(weights, *tokens):
+            weights = tuple(map(weight_gather.gathered, weights, axes, KEPT))
             y = flat(run, weights, *tokens)
-            return jax.lax.psum(y, 'tensor') if 'tensor' in cut[2][1] else y
+            return jax.lax.psum(y, 'tensor') if 'tensor' in axes[2][1] else y
 
         return jax.shard_map(
-            spread,
+            sharded,
             mesh=mesh,
-            in_specs=(tuple(PartitionSpec(*spec) for spec in cut), rows, rows, rows),
+            in_specs=(tuple(PartitionSpec(*spec) for spec in axes), rows, rows, rows),
             out_specs=rows,
-            check_vma=False,  # the kernels do not say how their outputs vary
+            check_vma=False,  # Pallas kernels do not declare how their outputs vary
         )(*arguments)
 
 
-# What stays apart of gate, up [E, D, F] and down [E, F, D] when they are used, by dimension.
+# Axes along which gate, up [E, D, F] and down [E, F, D] stay sharded in use, by dimension.
 KEPT = (('expert', '', 'tensor'), ('expert', '', 'tensor'), ('expert', 'tensor', ''))
 
 
-# Whose pool of experts a group uses: its own, or one for all.
-POOLS = {'separate': by_group, 'shared': lambda cut, lengths, make, *x: make('shared')(*x)}
+# The pool of experts of a group: its own, or one for all.
+POOLS = {'separate': by_group, 'shared': lambda sharding, lengths, make, *x: make('shared')(*x)}
 
 
 def _dense(config, platform, mesh):
@@ -177,7 +181,7 @@ def build(config: ConfigDict, platform: str, mesh: Mesh | None) -> FeedForward:
     kind = choose('model.backbone.ffn', config.model.backbone.ffn, KINDS)
     module, pool = kind(config, platform, mesh)
 
-    def feed(cut: Cut, lengths: tuple, x: jax.Array, live: jax.Array, normed: bool):
-        return pool(cut, lengths, lambda name: module(normed=normed, name=name), x, live)
+    def feed(sharding: TokenSharding, lengths: tuple, x: jax.Array, live: jax.Array, normed: bool):
+        return pool(sharding, lengths, lambda name: module(normed=normed, name=name), x, live)
 
     return feed

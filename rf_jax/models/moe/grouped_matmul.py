@@ -1,7 +1,7 @@
-"""Grouped matrix products: rows sorted by group, each group times a matrix of its own.
+"""Grouped matrix products: rows sorted by group, and one matrix per group.
 
-`product(x [M, D], w [E, D, F], sizes int32 [E]) -> [M, F]`: the first sizes[0] rows meet w[0], the
-next sizes[1] rows w[1], and so on. Rows beyond the sum of `sizes` are undefined.
+`product(x [M, D], w [E, D, F], sizes int32 [E]) -> [M, F]`: the first sizes[0] rows are multiplied
+by w[0], the next sizes[1] rows by w[1], and so on. Rows beyond the sum of `sizes` are undefined.
 """
 
 import jax
@@ -13,7 +13,7 @@ from rf_jax.runtime.errors import choose
 
 
 def ragged(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
-    """XLA's own, on every backend; on CPU it costs E dense products."""
+    """XLA's ragged product, on every backend; on CPU it costs E dense products."""
     return jax.lax.ragged_dot(x, w, sizes)
 
 
@@ -24,7 +24,7 @@ def kernel(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
     times the FLOPs of forward and backward at E = 16); these kernels do not.
     """
     count = x.shape[0]
-    x = jnp.pad(x, ((0, -count % 8), (0, 0)))  # rows of nobody, up to the least tile
+    x = jnp.pad(x, ((0, -count % 8), (0, 0)))  # unused rows, up to the smallest tile
     rows = next(tile for tile in (512, 256, 128, 64, 32, 16, 8) if x.shape[0] % tile == 0)
     tiling = (rows, min(1024, x.shape[1]), min(1024, w.shape[2]))
     return megablox.gmm(x, w, sizes, preferred_element_type=x.dtype, tiling=tiling)[:count]
@@ -34,19 +34,19 @@ PRODUCTS = {'ragged': ragged, 'kernel': kernel}
 
 
 def build(name: str, platform: str):
-    """The product called `name`; 'auto' takes the kernel on TPU. Raises UserError."""
+    """The product called `name`; 'auto' is the kernel on TPU. Raises UserError."""
     if name == 'auto':
         name = 'kernel' if platform == 'tpu' else 'ragged'
     return choose('model.backbone.moe.grouped_matmul', name, PRODUCTS)
 
 
 def swiglu(product, gate, up, down, x: jax.Array, mix: jax.Array, sizes: jax.Array) -> jax.Array:
-    """mix * down(silu(gate x) * up x) of each row's expert: [M, D].
+    """mix * down(silu(gate x) * up x) with the expert of each row: [M, D].
 
     gate and up [E, D, F], down [E, F, D], mix [M]. Rows beyond the sum of `sizes` are undefined, as
-    is their gradient of x; they count in no other gradient. A row's weight multiplies before
-    `down`: F is less than D, and the weight's gradient needs no output of `down`, so the backward
-    of a recomputed layer has one product of three less to compute.
+    is their gradient for x; they contribute to no other gradient. The weight of a row multiplies
+    before `down`: F is less than D, and its gradient then does not need the output of `down`, so
+    the backward pass of a recomputed layer computes one product of three less.
     """
     mix = jnp.where(jnp.arange(x.shape[0]) < sizes.sum(), mix, 0)
     gated = jax.nn.silu(checkpoint_name(product(x, gate, sizes), 'gate'))

@@ -1,4 +1,4 @@
-"""Which experts a token goes to, and how even that is (Qwen3's router; losses per row)."""
+"""Which experts each token goes to, and how balanced that is (Qwen3's router; losses per row)."""
 
 from typing import NamedTuple
 
@@ -7,23 +7,23 @@ import jax.numpy as jnp
 
 
 class Routes(NamedTuple):
-    """Of tokens [B, n] to k of E experts."""
+    """Routes of tokens [B, n] to k of E experts."""
 
     experts: jax.Array  # int32 [B, n, k]; E where the token is padding
     weights: jax.Array  # float32 [B, n, k], sum 1
-    balance: jax.Array  # float32 [B, n]: the balance loss of the token's row, k when even
+    balance: jax.Array  # float32 [B, n]: the balance loss of the token's row, k if even
     z: jax.Array  # float32 [B, n]: logsumexp(logits)^2
 
 
 def top_k(logits: jax.Array, live: jax.Array, k: int) -> Routes:
-    """Softmax over E, the k greatest, normalised to sum 1 (Qwen3).
+    """Softmax over E, the k largest, normalised to sum 1 (Qwen3).
 
-    logits float32 [B, n, E], live bool [B, n]: tokens that are no padding. The balance loss is
+    logits float32 [B, n, E], live bool [B, n]: tokens that are not padding. The balance loss is
     E sum_e f_e P_e, f_e the assignments to expert e per token (they sum to k) and P_e its mean
-    probability, as in Hugging Face's `load_balancing_loss_func`: a coefficient means the same.
-    It is taken over the live tokens of a row and of one layer: unlike that of a batch it does not
-    depend on accumulation, hosts or mesh, and unlike Hugging Face's over all layers' tokens
-    together it does not let one layer's imbalance make up for another's.
+    probability, as in Hugging Face's `load_balancing_loss_func`, so coefficients mean the same.
+    It is computed over the live tokens of a row in one layer. Unlike a loss per batch, it does not
+    depend on gradient accumulation, hosts or mesh; unlike Hugging Face's, over the tokens of all
+    layers together, imbalances of different layers cannot cancel.
     """
     experts = logits.shape[-1]
     probabilities = jax.nn.softmax(logits, -1)

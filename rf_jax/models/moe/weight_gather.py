@@ -1,4 +1,4 @@
-"""Sharded parameters within `shard_map`: gathered where they are used, gradients scattered back."""
+"""Sharded parameters within `shard_map`: gathered for use, gradients scattered back."""
 
 from collections.abc import Sequence
 
@@ -12,27 +12,27 @@ Axes = tuple[tuple[str, ...], ...]  # mesh axes of each dimension, outermost fir
 
 
 def axes_of(path: str, shape: Sequence[int], kept: Sequence[str], mesh: Mesh, table) -> Axes:
-    """Mesh axes of each dimension of a parameter by the table of the config.
+    """Mesh axes of each dimension of a parameter, by the table of the config.
 
-    `kept`: for each dimension the axis along which it stays sharded while in use, or ''. Raises
-    UserError where that axis does not come first, since a device's part would not be contiguous.
+    `kept`: for each dimension, the axis along which it stays sharded in use, or ''. Raises
+    UserError if that axis does not come first, since the part of a device would not be contiguous.
     """
     spec = (*sharding.spec(path, shape, mesh, table), *(None,) * len(shape))[: len(shape)]
     axes = tuple((entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in spec)
     for own, stays in zip(axes, kept):
         require(
             stays not in own or own[0] == stays,
-            f'sharding: {path} is cut over {own}; name {stays!r} first, so that what a device '
-            'keeps is contiguous',
+            f'sharding: {path} is sharded over {own}; name {stays!r} first, so that the part of a '
+            'device is contiguous',
         )
     return axes
 
 
 def gathered(w: jax.Array, axes: Axes, kept: Sequence[str]) -> jax.Array:
-    """`w` of all devices, whole but for the axes `kept`.
+    """`w` gathered from all devices, along all axes except `kept`.
 
-    Last dimension first: what few devices share grows before what many share. The transpose
-    scatters the sum of the gradients, so each device receives only the part that it holds.
+    Last dimension first: parts shared by few devices grow before those shared by many. The
+    transpose scatters the sum of the gradients, so each device receives only its own part.
     """
     for dimension, others in reversed(list(enumerate(_others(axes, kept)))):
         if others:
@@ -41,7 +41,7 @@ def gathered(w: jax.Array, axes: Axes, kept: Sequence[str]) -> jax.Array:
 
 
 def scattered(gradient: jax.Array, axes: Axes, kept: Sequence[str], summed: Sequence[str]):
-    """The transpose of `gathered`, and the sum over those axes of `summed` that `axes` lacks."""
+    """The transpose of `gathered`, and the sum over axes of `summed` that are not in `axes`."""
     for dimension, others in enumerate(_others(axes, kept)):
         if others:
             gradient = jax.lax.psum_scatter(

@@ -47,7 +47,7 @@ def group_features_by_part(config: ConfigDict, model: nn.Module, ema: Any, batch
 
     read = {name: batch[name] for name in names}
     z, valid = microbatches.join(
-        microbatches.each(features, config.optimizer.grad_accum_steps, read)
+        microbatches.map_parts(features, config.optimizer.grad_accum_steps, read)
     )
     return z.reshape(-1, z.shape[-1]), valid.reshape(-1)
 

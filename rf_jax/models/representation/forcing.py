@@ -65,7 +65,7 @@ def reinitialise(config: ConfigDict, at: int, taken: jax.Array, codebook, z, val
     def sample(old):
         filled = turn < taken - at
         known = quantizer.nearest_similarity(z, old, filled, config.optimizer.grad_accum_steps)
-        fresh = quantizer.build_draw(config)(key, z, valid, many, known)[row % many]
+        fresh = quantizer.build_data_init(config)(key, z, valid, many, known)[row % many]
         return jnp.where((turn == taken - at)[:, None] & valid.any(), fresh, old)
 
     due = (taken >= at) & (taken <= at + turn[-1])

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.spaces.space import Batch, Space, Where
-from rf_jax.models.token_sharding import Cut
+from rf_jax.models.token_sharding import TokenSharding
 from rf_jax.runtime.errors import require
 
 
@@ -39,10 +39,15 @@ class Pixels(Space):
         return config.data.patch_size**2 * 3
 
     def codec(
-        self, model: ConfigDict, channels: int, attention: Attention, cut: Cut, dtype: Any
+        self,
+        model: ConfigDict,
+        channels: int,
+        attention: Attention,
+        sharding: TokenSharding,
+        dtype: Any,
     ) -> nn.Module:
         """The identity."""
-        del model, channels, attention, cut, dtype
+        del model, channels, attention, sharding, dtype
         return Identity()
 
     def check(self, config: ConfigDict) -> None:

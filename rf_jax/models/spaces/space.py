@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.microbatches import Part
-from rf_jax.models.token_sharding import Cut
+from rf_jax.models.token_sharding import TokenSharding
 
 Batch = Mapping[str, jax.Array]
 # (picture int32 [B, P], coords [B, P, 2], pictures of a row), as `VisionEncoder` takes them.
@@ -43,7 +43,12 @@ class Space(Protocol):
         """Z."""
 
     def codec(
-        self, model: ConfigDict, channels: int, attention: Attention, cut: Cut, dtype: Any
+        self,
+        model: ConfigDict,
+        channels: int,
+        attention: Attention,
+        sharding: TokenSharding,
+        dtype: Any,
     ) -> nn.Module:
         """The `Codec`. `model`: config.model, `channels`: C, `dtype`: of
         activations.

@@ -17,7 +17,7 @@ from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.layers import Dense
 from rf_jax.models.microbatches import Part
 from rf_jax.models.spaces.space import Batch, Space, Where
-from rf_jax.models.token_sharding import Cut
+from rf_jax.models.token_sharding import TokenSharding
 from rf_jax.models.vision_encoder import VisionEncoder
 from rf_jax.runtime.errors import require
 
@@ -31,14 +31,14 @@ class Autoencoder(nn.Module):
     model: ConfigDict
     channels: int  # C
     attention: Attention
-    cut: Cut
+    sharding: TokenSharding
     dtype: Any  # of activations
 
     def setup(self):
         c = self.model.autoencoder
-        self.encoder = VisionEncoder(c, self.attention, self.cut)
+        self.encoder = VisionEncoder(c, self.attention, self.sharding)
         self.posterior = Dense(2 * c.channels, True)
-        self.decoder = VisionEncoder(c, self.attention, self.cut)
+        self.decoder = VisionEncoder(c, self.attention, self.sharding)
         self.patch = Dense(self.channels, True)
 
     def _posterior(self, patches, where) -> tuple[jax.Array, jax.Array]:
@@ -80,10 +80,15 @@ class Vae(Space):
         return config.model.autoencoder.channels
 
     def codec(
-        self, model: ConfigDict, channels: int, attention: Attention, cut: Cut, dtype: Any
+        self,
+        model: ConfigDict,
+        channels: int,
+        attention: Attention,
+        sharding: TokenSharding,
+        dtype: Any,
     ) -> nn.Module:
         """The two towers."""
-        return Autoencoder(model, channels, attention, cut, dtype)
+        return Autoencoder(model, channels, attention, sharding, dtype)
 
     def noise(self, key: jax.Array, part: Part, shape: tuple[int, ...]) -> dict[str, jax.Array]:
         """Of the posterior."""

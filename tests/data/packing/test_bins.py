@@ -1,12 +1,12 @@
-"""bins.py: samples into rows of fixed capacities, no capacity exceeded and all streams full."""
+"""bins.py: examples into rows of fixed capacities: none exceeded, all streams full."""
 
 import numpy as np
 import pytest
 
 from configs import base
 from rf_jax.data.packing import bins
-from rf_jax.data.packing.bins import deal, fewest_rows, recommended
-from rf_jax.planning.synthetic_sizes import KINDS, MadeUp
+from rf_jax.data.packing.bins import fewest_rows, pack, recommended_capacity
+from rf_jax.planning.synthetic_sizes import KINDS, SyntheticSizes
 
 CAPACITY = np.array([20, 8, 10, 32, 2, 2])
 
@@ -21,16 +21,16 @@ def filled(sizes, rows, count):
 @pytest.mark.parametrize('samples', [0, 1, 60, 2000])
 def test_rows_never_exceed_any_capacity(count, samples):
     sizes = np.random.default_rng(count).integers(0, CAPACITY // 2 + 1, (samples, 6))
-    rows, room = deal(sizes, CAPACITY, count)
+    rows, room = pack(sizes, CAPACITY, count)
     assert rows.min(initial=0) >= -1 and rows.max(initial=0) < count
     used = filled(sizes, rows, count)
     assert (used <= CAPACITY).all()
     np.testing.assert_array_equal(room, CAPACITY - used)
 
 
-def test_what_is_left_over_fits_nowhere():
+def test_examples_left_over_fit_into_no_row():
     sizes = np.random.default_rng(0).integers(0, CAPACITY + 1, (900, 6))
-    rows, room = deal(sizes, CAPACITY, 600)
+    rows, room = pack(sizes, CAPACITY, 600)
     left = sizes[rows < 0]
     assert len(left)
     assert not (left[:, None] <= room).all(2).any()
@@ -38,41 +38,40 @@ def test_what_is_left_over_fits_nowhere():
 
 def test_no_row_stays_empty_while_another_has_several():
     sizes = np.random.default_rng(0).integers(0, [8, 3, 4, 9, 2, 2], (200, 6))
-    rows, room = deal(sizes, CAPACITY, 150)
+    rows, room = pack(sizes, CAPACITY, 150)
     assert len(np.unique(rows)) == 150 and (rows >= 0).all()
     np.testing.assert_array_equal(room, CAPACITY - filled(sizes, rows, 150))
 
 
-def test_samples_that_pair_up_exactly_do():
+def test_examples_that_pair_up_exactly_are_paired():
     sizes = np.repeat([[6], [4]], 50, axis=0)
-    rows, room = deal(sizes, np.array([10]), 50)
+    rows, room = pack(sizes, np.array([10]), 50)
     assert (rows >= 0).all() and not room.any()
 
 
-def test_the_fewest_rows_suffice_and_hardly_fewer_do():
+def test_fewest_rows_suffice_and_one_fewer_does_not():
     sizes = np.random.default_rng(1).integers(0, CAPACITY // 3 + 1, (700, 6))
     rows = fewest_rows(sizes, CAPACITY)
-    assert (deal(sizes, CAPACITY, rows)[0] >= 0).all()
-    assert (deal(sizes, CAPACITY, rows - 1)[0] < 0).any()
+    assert (pack(sizes, CAPACITY, rows)[0] >= 0).all()
+    assert (pack(sizes, CAPACITY, rows - 1)[0] < 0).any()
 
 
-def test_a_sample_beyond_an_empty_row_is_named():
-    with pytest.raises(ValueError, match=r'sample 1 .* exceeds'):
-        deal(np.array([[3, 1], [1, 4], [9, 9]]), np.array([5, 3]), 2)
+def test_an_example_larger_than_a_row_is_an_error():
+    with pytest.raises(ValueError, match=r'example 1 .* exceeds'):
+        pack(np.array([[3, 1], [1, 4], [9, 9]]), np.array([5, 3]), 2)
 
 
-def test_a_sample_goes_where_it_fills_best():
+def test_best_fit_picks_the_fullest_row():
     room = np.array([[9, 9], [4, 1], [4, 9]])
-    assert bins.fit(np.array([[4, 0], [4, 4], [9, 9], [5, 5]]), room, room.max(0)).tolist() == [
-        1, 2, 0, -1,
-    ]  # fmt: skip
+    sizes = np.array([[4, 0], [4, 4], [9, 9], [5, 5]])
+    assert bins.best_fit(sizes, room, room.max(0)).tolist() == [1, 2, 0, -1]
     assert room.tolist() == [[0, 0], [0, 1], [0, 5]]
 
 
 def sizes_like(kind, count=2**15, **data):
     config = base.get_config()
     config.data.update({'sizes': ((256, 1.0),), 'max_text_tokens': 256} | data)
-    made_up = MadeUp(kind, config)
+    made_up = SyntheticSizes(kind, config)
     index, turn = np.arange(count), np.zeros(count, int)
     tasks = ('text_to_image', 'image_to_text')
     return np.concatenate([made_up.sizes(task, index, turn) for task in tasks])
@@ -82,16 +81,16 @@ def sizes_like(kind, count=2**15, **data):
 @pytest.mark.parametrize('sizes', [((256, 1.0),), ((256, 0.5), (512, 0.3), (1024, 0.2))])
 def test_long_rows_are_full_in_every_stream(kind, sizes):
     samples = sizes_like(kind, sizes=sizes)
-    capacity = recommended(samples, 32_768)
+    capacity = recommended_capacity(samples, 32_768)
     assert capacity[:4].sum() == 32_768
     rows = fewest_rows(samples, capacity)
     fill = samples.sum(0)[:4] / (rows * capacity[:4])
     assert fill.min() >= 0.97, fill
     for tokens in (4100, 9000):  # a pool of 4 stores groups of 16
-        assert recommended(samples, tokens, group=16)[3] % 16 == 0
+        assert recommended_capacity(samples, tokens, group=16)[3] % 16 == 0
 
 
-def test_short_rows_are_as_full_as_first_fit_makes_them():
+def test_short_rows_are_as_full_as_with_first_fit():
     rng = np.random.default_rng(3)
     text = rng.integers(4, 15, (3000, 1))
     big = rng.random(1500) < 0.7

@@ -1,4 +1,4 @@
-"""plan.py: the plan follows from (sizes, mixture, step) alone, in windows, for any hosts."""
+"""plan.py: the plan depends on (sizes, mixture, step) alone, whatever the number of hosts."""
 
 import subprocess
 import sys
@@ -13,20 +13,20 @@ import pytest
 from configs import base
 from rf_jax.data import layout, spans
 from rf_jax.data.layout import SIZES
-from rf_jax.data.mixture import Mixture, mixed
+from rf_jax.data.mixture import Mixture, hash64
 from rf_jax.data.packing import plan as plans
-from rf_jax.data.packing.bins import recommended
+from rf_jax.data.packing.bins import recommended_capacity
 from rf_jax.data.packing.plan import Plan
-from rf_jax.data.pipeline import fitted
+from rf_jax.data.pipeline import picture_size
 from rf_jax.planning import packing_stats
-from rf_jax.planning.synthetic_sizes import KINDS, MadeUp, fitted_patches
+from rf_jax.planning.synthetic_sizes import KINDS, SyntheticSizes, fitted_patches
 
 CAPACITY = np.array([20, 8, 10, 32, 2, 2])
 
 
-def sizes_of(task, index, turn):
-    """Sizes of every kind, which depend on the whole draw as real ones do."""
-    hashed = mixed(index.astype(np.uint64) * np.uint64(977) + turn.astype(np.uint64))
+def sizes_of(task, index, epoch):
+    """Sizes of all streams, which depend on index and epoch as real ones do."""
+    hashed = hash64(index.astype(np.uint64) * np.uint64(977) + epoch.astype(np.uint64))
     text, nothing, one = (1 + hashed % 11).astype(int), np.zeros(len(index), int), 1
     patches = 4 << (hashed // 11 % 3).astype(int)
     if task == 'drawn':
@@ -44,12 +44,12 @@ def plan(seed=0, counts=None, weights=None, rows=8, sizes=sizes_of) -> Plan:
 
 @pytest.fixture
 def small_windows(monkeypatch):
-    """So that a few samples make many windows."""
+    """So that a few examples make many windows."""
     monkeypatch.setattr(plans, 'WINDOW', 128)
     monkeypatch.setattr(plans, 'LEAST', 64)
 
 
-def test_any_step_at_once_equals_one_after_another(small_windows):
+def test_steps_can_be_read_in_any_order(small_windows):
     one, two = plan(), plan()
     last = 4 * one.steps_per_window
     wanted = {step: one.rows(step) for step in range(last)}
@@ -62,20 +62,20 @@ def test_any_step_at_once_equals_one_after_another(small_windows):
 
 def drawn_in(one, windows):
     rows = (row for step in range(windows * one.steps_per_window) for row in one.rows(step))
-    return Counter((d.task, d.index, d.turn) for row in rows for d in row)
+    return Counter((d.task, d.index, d.epoch) for row in rows for d in row)
 
 
 @pytest.mark.parametrize('deviations', [1, -1])
-def test_no_draw_is_lost_or_repeated(small_windows, monkeypatch, deviations):
-    """Too few rows on purpose (-1): what a window has no room for stands in the next one."""
+def test_no_example_is_lost_or_repeated(small_windows, monkeypatch, deviations):
+    """Too few rows on purpose (-1): what does not fit into a window moves to the next one."""
     monkeypatch.setattr(plans, '_DEVIATIONS', deviations)
     one = plan(counts={'drawn': 5000, 'seen': 5000})
     found = drawn_in(one, 12)
     assert max(found.values()) == 1
     wanted = Counter()
     for number in range(12):
-        draws = one.mixture.window(number, one.shares)
-        wanted += Counter((d.task, d.index, d.turn) for d in draws.list())
+        examples = one.mixture.window(number, one.examples_per_task)
+        wanted += Counter((d.task, d.index, d.epoch) for d in examples.list())
     windows = [one.window(number) for number in range(12)]
     missing = wanted - found
     assert not found - wanted
@@ -86,9 +86,9 @@ def test_no_draw_is_lost_or_repeated(small_windows, monkeypatch, deviations):
         assert carried > out, 'nothing was carried over: the test shows nothing'
 
 
-def test_small_sources_meet_in_ever_new_rows():
+def test_small_sources_are_combined_into_ever_new_rows():
     one = plan()
-    assert one.draws_per_window > 1000  # many passes over 37 samples
+    assert one.examples_per_window > 1000  # many epochs of 37 examples
     partners = Counter()
     for step in range(one.steps_per_window):
         for row in one.rows(step):
@@ -98,31 +98,31 @@ def test_small_sources_meet_in_ever_new_rows():
 
 
 @pytest.mark.parametrize('hosts', [1, 2, 4])
-def test_hosts_join_to_the_same_batches(small_windows, hosts):
-    """A host takes its rows of a plan that knows no hosts, also after others began the run."""
+def test_hosts_together_make_the_same_batches(small_windows, hosts):
+    """Each host takes its rows of the same plan, also when it joins a run that others started."""
     whole = plan()
     theirs = [plan() for _ in range(hosts)]
     for step in (2 * whole.steps_per_window + 1, 7 * whole.steps_per_window):
         for i, one in enumerate(theirs):
-            which = range(i, whole.batch_rows, hosts)
+            which = range(i, whole.batch_size, hosts)
             assert one.rows(step, which) == whole.rows(step)[i::hosts]
 
 
-def test_rows_of_a_plan_keep_to_every_capacity(small_windows):
+def test_rows_of_a_plan_never_exceed_any_capacity(small_windows):
     one = plan()
     for step in range(4 * one.steps_per_window):
         for row in one.rows(step):
-            sizes = [sizes_of(d.task, np.array([d.index]), np.array([d.turn]))[0] for d in row]
+            sizes = [sizes_of(d.task, np.array([d.index]), np.array([d.epoch]))[0] for d in row]
             assert (np.sum(sizes, 0) <= CAPACITY).all()
 
 
-def test_reader_threads_share_one_planning():
-    """Else each of them plans a window that is new to all."""
+def test_each_window_is_planned_by_one_thread_only():
+    """Otherwise every reader thread would plan each new window."""
     asked = Counter()
 
-    def counted(task, index, turn):
-        asked.update(zip(index.tolist(), turn.tolist()))
-        return sizes_of(task, index, turn)
+    def counted(task, index, epoch):
+        asked.update(zip(index.tolist(), epoch.tolist()))
+        return sizes_of(task, index, epoch)
 
     one = plan(counts={'drawn': 3000}, sizes=counted)
     wanted = plan(counts={'drawn': 3000})
@@ -131,14 +131,14 @@ def test_reader_threads_share_one_planning():
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(one.rows, steps))
     assert found == [wanted.rows(step) for step in steps]
-    second = one.mixture.window(1, one.shares)
-    fresh = set(zip(second.index.tolist(), second.turn.tolist()))
-    first = one.mixture.window(0, one.mixture.shares(3000))
-    fresh -= set(zip(first.index.tolist(), first.turn.tolist()))
-    assert fresh and {asked[draw] for draw in fresh} == {1}
+    second = one.mixture.window(1, one.examples_per_task)
+    fresh = set(zip(second.index.tolist(), second.epoch.tolist()))
+    first = one.mixture.window(0, one.mixture.examples_per_task(3000))
+    fresh -= set(zip(first.index.tolist(), first.epoch.tolist()))
+    assert fresh and {asked[example] for example in fresh} == {1}
 
 
-def test_the_next_window_is_planned_before_it_is_asked_for():
+def test_the_next_window_is_planned_ahead():
     one = plan(counts={'drawn': 3000})
     one.rows(0)
     coming = one._windows[1]
@@ -147,11 +147,11 @@ def test_the_next_window_is_planned_before_it_is_asked_for():
     assert one._windows[1] is coming
 
 
-def test_an_error_of_planning_ahead_reaches_who_asks():
-    def failing(task, index, turn):
-        if turn.max() > 2:
+def test_an_error_in_background_planning_is_raised():
+    def failing(task, index, epoch):
+        if epoch.max() > 2:
             raise ValueError('no such sample')
-        return sizes_of(task, index, turn)
+        return sizes_of(task, index, epoch)
 
     one = plan(counts={'drawn': 3000}, sizes=failing)
     with pytest.raises(ValueError, match='no such sample'):
@@ -159,7 +159,7 @@ def test_an_error_of_planning_ahead_reaches_who_asks():
             one.rows(window * one.steps_per_window)
 
 
-def test_a_billion_samples_need_no_array_of_them(small_windows):
+def test_a_billion_examples_need_little_memory(small_windows):
     counts = {'drawn': 10**9, 'seen': 10**9}
     tracemalloc.start()
     one = plan(counts=counts)
@@ -177,51 +177,51 @@ def test_a_large_batch_of_a_small_set_is_one_window():
     one = plan(rows=4096)
     assert one.steps_per_window == 1
     held = sum(map(len, one.rows(0)))
-    assert held + len(one.window(0).left_over[0]) == one.draws_per_window > 37 * 2
+    assert held + len(one.window(0).left_over[0]) == one.examples_per_window > 37 * 2
 
 
-def test_rows_are_mixed():
-    """Else the first rows of a window, which were packed first, hold more than its last."""
+def test_rows_are_shuffled():
+    """Otherwise the first rows of a window, packed first, would hold more than the last."""
     held = np.diff(plan(counts={'drawn': 1000, 'seen': 1000}).window(0).starts)
     assert abs(np.corrcoef(np.arange(len(held)), held)[0, 1]) < 0.15
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_million_samples_fill_long_rows(kind, monkeypatch):
-    """The reduced form of the measurement: two windows of 30,000 draws."""
+def test_a_million_examples_fill_long_rows(kind, monkeypatch):
+    """A smaller form of the measurement: two windows of 30,000 examples."""
     monkeypatch.setattr(plans, 'WINDOW', 30_000)
     config = base.get_config()
     config.data.update(sizes=((256, 1.0),), max_text_tokens=256)
-    made_up = MadeUp(kind, config)
+    made_up = SyntheticSizes(kind, config)
     weights = {'text_to_image': 1.0, 'image_to_text': 1.0}
     mixture = Mixture(dict.fromkeys(weights, 10**6), weights, 0)
     sample = np.concatenate([
         made_up.sizes(task, np.arange(30_000), np.full(30_000, 7)) for task in weights
     ])  # fmt: skip
-    one = Plan(mixture, made_up.sizes, recommended(sample, 32_768), 16)
-    found = packing_stats.measure(one, 2 * one.draws_per_window)
+    one = Plan(mixture, made_up.sizes, recommended_capacity(sample, 32_768), 16)
+    found = packing_stats.measure(one, 2 * one.examples_per_window)
     assert found.row_fill >= 0.97
     assert min(found.fill[name] for name in SIZES[:4]) >= 0.965
     assert found.left_out / found.draws < 0.01
 
 
 @pytest.mark.parametrize('pool', [0, 1, 2, 4])
-def test_made_up_drawings_take_what_real_ones_do(monkeypatch, pool):
+def test_synthetic_sizes_are_those_of_real_spans(monkeypatch, pool):
     config = base.get_config()
     config.model.representation.pool, config.data.representation_tokens = pool or 2, pool > 0
     config.data.update(sizes=((256, 1.0),), text_dropout=0.0)
     monkeypatch.setattr(KINDS['coco'], 'picture', lambda shape, *_: (300 + 0 * shape, 640))
-    grid = tuple(n // config.data.patch_size for n in fitted(300, 640, config))
+    grid = tuple(n // config.data.patch_size for n in picture_size(300, 640, config))
     rest = {'drop_text': False, 'drop_representation': False, 'keep_positions': False}
-    drawn = layout.size(spans.drawing([], grid, None, pool, **rest))
+    drawn = layout.size(spans.generation_spans([], grid, None, pool, **rest))
     seen = layout.size([layout.Vision(*grid)])
     for task, wanted in (('text_to_image', drawn), ('image_to_text', seen)):
-        found = MadeUp('coco', config).sizes(task, np.arange(2), np.zeros(2, int))
+        found = SyntheticSizes('coco', config).sizes(task, np.arange(2), np.zeros(2, int))
         np.testing.assert_array_equal(found[:, 1:], [wanted[1:]] * 2)
 
 
 @pytest.mark.parametrize('pool', [0, 1, 2, 4])
-def test_made_up_pictures_are_fitted_as_real_ones_are(pool):
+def test_synthetic_pictures_are_resized_as_real_ones_are(pool):
     config = base.get_config()
     config.model.representation.pool, config.data.representation_tokens = pool or 2, pool > 0
     config.data.sizes = ((256, 0.5), (512, 0.3), (1024, 0.2))
@@ -230,14 +230,14 @@ def test_made_up_pictures_are_fitted_as_real_ones_are(pool):
     chance = rng.random(400)
     longest = np.array([256, 512, 1024])[np.searchsorted([0.5, 0.8, 1.0], chance)]
     wanted = [
-        np.prod(fitted(int(h), int(w), config, int(size))) // 16**2
+        np.prod(picture_size(int(h), int(w), config, int(size))) // 16**2
         for h, w, size in zip(height, width, longest)
     ]
     np.testing.assert_array_equal(fitted_patches(height, width, config.data, pool, chance), wanted)
 
 
-def test_a_program_may_end_while_the_next_window_is_planned():
-    """Ended inside the tokenizer's C++, that thread would abort the process."""
+def test_a_program_can_exit_while_a_window_is_planned():
+    """A thread killed inside the tokenizer's C++ would abort the process."""
     code = """
 from configs import scenes
 from rf_jax.data import captions, pipeline, source_list

@@ -1,4 +1,4 @@
-"""listing.py and safe_path.py: folders as other programs and systems leave them, and none left."""
+"""listing.py and safe_path.py: folders as other programs write them; no path leaves them."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def test_metadata_of_an_imagefolder(folder, encoding):
 
 
 @pytest.mark.parametrize(('stored', 'listed'), [('NFD', 'NFC'), ('NFC', 'NFD')])
-def test_names_with_accents_composed_and_decomposed(folder, stored, listed):
+def test_names_with_composed_and_decomposed_accents(folder, stored, listed):
     name = 'Café/é.png'
     file = folder / unicodedata.normalize(stored, name)
     file.parent.mkdir()
@@ -130,15 +130,15 @@ def test_a_bad_line_says_what_is_wrong(folder, caplog):
     with caplog.at_level('WARNING'):
         read(folder, jsonl([LINES[0] | {'caption': 5}, LINES[0] | {'questions': ['?']}, LINES[1]]))
     assert 'line 1: "caption" is neither a string nor a list of strings' in caplog.text
-    assert 'line 2: "questions" is not as in' in caplog.text
+    assert 'line 2: "questions" must look like' in caplog.text
 
 
 @pytest.mark.parametrize(
     ('data', 'name', 'message'),
     [
-        (b'[{"file": "a.png",\n"caption": }]', 'captions.jsonl', 'JSON array and does not parse'),
-        (b'[' * 100_000, 'captions.jsonl', 'JSON array and does not parse'),
-        (b'\xff\xfe{\0"', 'captions.jsonl', 'begins as UTF-16 and is not'),
+        (b'[{"file": "a.png",\n"caption": }]', 'captions.jsonl', 'JSON array but does not parse'),
+        (b'[' * 100_000, 'captions.jsonl', 'JSON array but does not parse'),
+        (b'\xff\xfe{\0"', 'captions.jsonl', 'starts with a UTF-16 byte-order mark'),
         (b'file_name,text\na.png,caf\xe9\n', 'metadata.csv', 'cannot be read as CSV'),
     ],
 )
@@ -154,14 +154,14 @@ CLIMBING = ['../outside.png', '../root/../outside.png', '../set/../outside.png',
 
 @pytest.mark.parametrize('kind', ['folder', 'folder+links'])
 @pytest.mark.parametrize('file', CLIMBING)
-def test_no_file_climbs_out_of_the_folder(folder, file, kind, caplog):
-    (folder.parent / 'root').mkdir()  # the parent that a lexical check may invent
+def test_no_path_leaves_the_folder(folder, file, kind, caplog):
+    (folder.parent / 'root').mkdir()  # a parent that a lexical check might accept
     Image.open(folder.parent / 'outside.png').save(folder.parent / 'root' / 'outside.png')
     source = read(folder, jsonl([{'file': file, 'caption': 'x'}, LINES[0]]), kind=kind)
     assert captions(source) == ['one'] and source.skipped == {'file outside the folder': 1}
 
 
-def test_links_out_of_the_folder_are_followed_only_when_asked_for(folder, caplog):
+def test_links_out_of_the_folder_are_followed_only_on_request(folder, caplog):
     (folder / 'file.png').symlink_to('../outside.png')
     (folder / 'up').symlink_to('..')
     (folder / 'within.png').symlink_to('sub/b.png')
@@ -175,7 +175,7 @@ def test_links_out_of_the_folder_are_followed_only_when_asked_for(folder, caplog
     assert captions(read(folder, kind='folder+links')) == names
 
 
-def test_a_listing_that_is_a_link_out_of_the_folder_has_to_be_asked_for(folder):
+def test_a_listing_that_links_out_of_the_folder_is_read_only_on_request(folder):
     (folder.parent / 'blob').write_text(jsonl())  # as in the snapshots of the Hugging Face hub
     (folder / 'captions.jsonl').symlink_to('../blob')
     with pytest.raises(UserError, match=r'symbolic link .*folder\+links:/path'):
@@ -183,7 +183,7 @@ def test_a_listing_that_is_a_link_out_of_the_folder_has_to_be_asked_for(folder):
     assert captions(read(folder, kind='folder+links')) == ['one', 'two, three']
 
 
-def test_text_files_behind_links_out_of_the_folder_have_to_be_asked_for(tmp_path):
+def test_text_files_linked_from_outside_are_read_only_on_request(tmp_path):
     (tmp_path / 'secret').write_text('secret')
     (tmp_path / 'set').mkdir()
     (tmp_path / 'set' / 'a.txt').write_text('plain')
@@ -193,7 +193,7 @@ def test_text_files_behind_links_out_of_the_folder_have_to_be_asked_for(tmp_path
     assert captions(source_list.build(f'text+links:{tmp_path}/set', MANY)[0]) == ['plain', 'secret']
 
 
-def test_the_folder_may_be_where_we_are(folder, monkeypatch):
+def test_the_folder_may_be_the_working_directory(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert inside(Path('.'), 'a.png', False) == folder / 'a.png'
     for root in ('.', '..', 'sub/..'):

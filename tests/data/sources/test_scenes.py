@@ -1,4 +1,4 @@
-"""scenes.py: scenes as a source of records, made when asked for; mistakes are named."""
+"""scenes.py: scenes as a data source, made on demand; errors name the mistake."""
 
 import re
 
@@ -50,7 +50,7 @@ def test_records_are_the_same_in_any_order_and_again():
     forwards = [one.record(i) for i in range(30)]
     assert forwards == [again.record(i) for i in reversed(range(30))][::-1]
     assert forwards != [build('scenes:free/24/seed=1').record(i) for i in range(30)]
-    # Another size: the same scenes, the same words.
+    # Another size: the same scenes, the same text.
     larger = build('scenes:free/96')
     assert [r.captions for r in forwards] == [larger.record(i).captions for i in range(30)]
     assert larger.picture(0).shape == (96, 96, 3)
@@ -90,8 +90,8 @@ def test_options_change_the_rung():
         ('scenes:aligned/48/grid=1', 'cannot hold 4 objects'),
         ('scenes:aligned/48/grid=9', '1 to 8 cells'),
         ('scenes:aligned/48/objects=7', '1 to 6'),
-        ('scenes:free/48/grid=2', 'grid .* is one of aligned'),
-        ('scenes:aligned/48/overlap=0.2', 'overlap .* is one of free or crowded'),
+        ('scenes:free/48/grid=2', 'grid .* only applies to aligned'),
+        ('scenes:aligned/48/overlap=0.2', 'overlap .* only applies to free or crowded'),
         ('scenes:free/48/overlap=2', '0 to 0.5'),
         ('scene:aligned/48', "Did you mean 'scenes'"),
     ],
@@ -103,7 +103,7 @@ def test_mistakes_are_named(text, said):
     assert 'data.sources' in str(error.value)
 
 
-def test_pictures_larger_than_allowed_are_refused():
+def test_pictures_larger_than_allowed_are_an_error():
     assert len(build('scenes:aligned/100', 10_000))
     with pytest.raises(UserError, match=r'data\.max_pixels=9999'):
         source_list.build('scenes:aligned/100', 9999)
@@ -118,22 +118,22 @@ def config():
     return config
 
 
-def test_millions_start_without_being_made(config, monkeypatch):
-    """Only what the tokenizer reads is made, a few thousand."""
+def test_millions_of_scenes_cost_no_start_up_time(config, monkeypatch):
+    """Only the few thousand that the tokenizer reads are made."""
     made = []
     original = world.make
     monkeypatch.setattr(world, 'make', lambda *a, **k: made.append(a[1]) or original(*a, **k))
-    monkeypatch.setattr(plan, 'WINDOW', 300)  # draws
+    monkeypatch.setattr(plan, 'WINDOW', 300)  # examples
     found = source_list.build(config.data.sources, MANY)
     assert len(source_list.pictured(found[0])) == 1_000_000 and not made
     tokenizer = Tokenizer.train(captions.corpus(found), 400)
     assert 1000 < len(made) <= 2000
     made.clear()
     batches = Batches(config, found, tokenizer)
-    assert len(batches.samples['image_to_text']) == 1_000_000 and len(made) <= 300
-    assert all(piece is None for _, _, piece in batches.samples['text_to_image'][:9])
+    assert len(batches.examples['image_to_text']) == 1_000_000 and len(made) <= 300
+    assert all(piece is None for _, _, piece in batches.examples['text_to_image'][:9])
     pixels = batches.batch(0)['pixels']
-    assert np.ptp(pixels) > 100 and not batches.counts['text_cut']
+    assert np.ptp(pixels) > 100 and not batches.counts['text_truncated']
     assert found[0].record(123_456).captions == build(config.data.sources).record(123_456).captions
 
 
@@ -148,5 +148,5 @@ def test_the_corpus_holds_all_words():
     assert words | asked <= known
 
 
-def test_sources_without_a_rule_are_read():
+def test_sources_that_are_not_procedural_are_read():
     assert list(source_list.pictured(build('emoji'))) == list(range(1851))

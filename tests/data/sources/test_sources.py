@@ -1,4 +1,4 @@
-"""source_list.py and folder.py: usable records in a fixed order, the rest counted."""
+"""source_list.py and folder.py: usable records in a fixed order; the rest is counted."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +10,7 @@ from PIL import Image
 from rf_jax.data import source_list
 from rf_jax.data.images import BadPicture
 from rf_jax.data.records import Record
+from rf_jax.data.sources import emoji as emoji_source
 from rf_jax.runtime.errors import UserError
 
 MANY = 10**6
@@ -51,7 +52,7 @@ def test_emoji_pictures_from_many_threads(emoji):
 
 
 def test_licences_stay_with_the_pictures():
-    notice = (source_list._EMOJI.parent / 'NOTICE.md').read_text(encoding='utf-8')
+    notice = (emoji_source._EMOJI.parent / 'NOTICE.md').read_text(encoding='utf-8')
     for holder in ('Microsoft Corporation', 'Miles Johnson', 'Unicode, Inc.'):
         assert holder in notice
     assert notice.count('The above copyright notice and this permission notice shall') == 2
@@ -88,7 +89,7 @@ def test_several_sources_keep_their_order(tmp_path):
     assert len(twice) == 2 and twice[0] is twice[1]
 
 
-def test_the_summary_tells_what_a_plan_follows_from(tmp_path):
+def test_the_summary_has_everything_that_a_plan_depends_on(tmp_path):
     lines = [{'file': f'{i}.png', 'caption': f'picture {i}'} for i in range(3)]
     for line in lines:
         picture_file(tmp_path / line['file'])
@@ -98,16 +99,16 @@ def test_the_summary_tells_what_a_plan_follows_from(tmp_path):
 
     write_lines(tmp_path, *lines)
     whole = summary()
-    assert whole == summary() and whole.startswith('3 samples (0 left out')
+    assert whole == summary() and whole.startswith('3 examples (0 left out')
     write_lines(tmp_path, *lines[::-1])
     assert summary() != whole, 'another order'
     write_lines(tmp_path, *lines[:2], lines[2] | {'caption': 'another'})
     assert summary() != whole
     write_lines(tmp_path, *lines)
     (tmp_path / '1.png').unlink()
-    assert summary().startswith('2 samples (1 left out')
+    assert summary().startswith('2 examples (1 left out')
     procedural = source_list.build('scenes:aligned/48/count=2000000000', MANY)
-    assert source_list.summary(procedural).startswith('2000000000 samples'), (
+    assert source_list.summary(procedural).startswith('2000000000 examples'), (
         'nobody reads all of them'
     )
 
@@ -138,7 +139,7 @@ def test_folder_reads_every_field(tmp_path):
     assert not source.skipped
 
 
-def test_half_a_surrogate_pair_is_a_question_mark(tmp_path):
+def test_a_lone_surrogate_becomes_a_question_mark(tmp_path):
     picture_file(tmp_path / 'a.png')
     write_lines(
         tmp_path,
@@ -215,11 +216,11 @@ def test_null_is_absent_and_other_shapes_are_malformed(tmp_path):
     assert source.skipped == {'malformed line': 4}
 
 
-def test_what_may_not_be_read_is_told_as_such(tmp_path, monkeypatch):
+def test_missing_permission_is_reported(tmp_path, monkeypatch):
     (tmp_path / 'captions.jsonl').write_text('')
 
     def refuse(*_):
-        raise PermissionError(13, 'Permission denied')  # root, who may run this, reads anything
+        raise PermissionError(13, 'Permission denied')  # simulated: root can read anything
 
     monkeypatch.setattr('pathlib.Path.read_bytes', refuse)
     monkeypatch.setattr('os.listdir', refuse)
@@ -245,7 +246,7 @@ def test_a_picture_that_breaks_later_is_a_bad_picture(tmp_path):
         source.picture(0)
 
 
-def test_text_has_a_record_for_every_paragraph(tmp_path):
+def test_text_has_one_record_per_paragraph(tmp_path):
     (tmp_path / 'b.txt').write_text('last')
     (tmp_path / 'a.txt').write_bytes('\ufefffirst\r\nline\r\n \r\n\r\nsecond  one\n'.encode())
     (tmp_path / 'latin.txt').write_bytes(b'caf\xe9')

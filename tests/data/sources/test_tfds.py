@@ -25,7 +25,7 @@ def encoded(height: int, width: int) -> io.BytesIO:
 
 
 def prepare(tfds, name, directory, features, examples):
-    """Writes a tiny set as a user's own builder would; it is read back from disk alone."""
+    """Writes a tiny set as a user's own builder would; it is then read from disk alone."""
 
     def info(self):
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
@@ -98,7 +98,7 @@ def test_tfds_class_names_become_captions():
     assert source.skipped == {'empty caption': 1, 'more than data.max_pixels': 1}
     assert [int(source.picture(i)[0, 0, 0]) for i in range(3)] == [20, 21, 22]
     assert 'tensorflow' not in sys.modules
-    whole = source_list.build('tfds:labelled', MANY)[0]  # the fourth is left out
+    whole = source_list.build('tfds:labelled', MANY)[0]  # the fourth is skipped
     assert [int(whole.picture(i)[0, 0, 0]) for i in range(len(whole))] == [20, 21, 22, 24]
     part = source_list.build('tfds:labelled:train[1:3]', MANY)[0]
     assert [part.record(i).height for i in range(len(part))] == [21, 22]
@@ -106,7 +106,7 @@ def test_tfds_class_names_become_captions():
 
 
 @pytest.mark.usefixtures('tfds_dir')
-def test_tfds_captions_go_before_labels():
+def test_tfds_captions_are_preferred_to_labels():
     source = source_list.build('tfds:captioned', MANY)[0]
     assert len(source) == 1 and source.record(0).captions == ('é cat', 'two')
     assert source.skipped == {'empty caption': 1}
@@ -120,16 +120,16 @@ def test_tfds_errors_list_the_features():
         source_list.build('tfds:wordless', MANY)
     with pytest.raises(UserError, match=r'data\.sources.*no picture.*text: Text'):
         source_list.build('tfds:blind', MANY)
-    with pytest.raises(UserError, match=r'data\.sources: tfds:labelled:nosplit did not open'):
+    with pytest.raises(UserError, match=r'data\.sources: tfds:labelled:nosplit cannot be opened'):
         source_list.build('tfds:labelled:nosplit', MANY)
-    with pytest.raises(UserError, match=r'data\.sources: tfds:no_such_set did not open'):
+    with pytest.raises(UserError, match=r'data\.sources: tfds:no_such_set cannot be opened'):
         source_list.build('tfds:no_such_set', MANY)
 
 
 @pytest.mark.usefixtures('tfds_dir')
 def test_a_large_set_is_read_once(monkeypatch):
-    """The second start finds sizes, captions and what was skipped beside the set."""
-    monkeypatch.setattr(metadata_cache, '_SHORT', 0)
+    """The second start reads sizes, captions and skipped entries from the cache."""
+    monkeypatch.setattr(metadata_cache, '_MIN_COUNT', 0)
     for most, kept in ((MANY, 4), (23 * 30, 3)):
         first = source_list.build('tfds:labelled', most)[0]
         with monkeypatch.context() as blind:
@@ -138,13 +138,13 @@ def test_a_large_set_is_read_once(monkeypatch):
         assert len(again) == len(first) == kept and again.skipped == first.skipped
         assert [again.record(i) for i in range(kept)] == [first.record(i) for i in range(kept)]
         assert [int(again.picture(i)[0, 0, 0]) for i in range(3)] == [20, 21, 22]
-    part = source_list.build('tfds:labelled:train[1:3]', MANY)[0]  # has a survey of its own
+    part = source_list.build('tfds:labelled:train[1:3]', MANY)[0]  # has a cache file of its own
     assert [part.record(i).height for i in range(len(part))] == [21, 22]
 
 
 @pytest.mark.usefixtures('tfds_dir')
-def test_new_names_of_classes_are_read(monkeypatch, tfds_sets):
-    monkeypatch.setattr(metadata_cache, '_SHORT', 0)
+def test_new_class_names_invalidate_the_cache(monkeypatch, tfds_sets):
+    monkeypatch.setattr(metadata_cache, '_MIN_COUNT', 0)
     assert source_list.build('tfds:labelled', MANY)[0].record(1).captions == ('dog',)
     (names,) = tfds_sets.glob('labelled/1.0.0/label.labels.txt')
     before = names.read_text()
@@ -154,8 +154,8 @@ def test_new_names_of_classes_are_read(monkeypatch, tfds_sets):
     assert renamed == ('puppy',)
 
 
-def test_a_survey_is_of_one_set(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(metadata_cache, '_SHORT', 0)
+def test_the_cache_belongs_to_one_data_set(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(metadata_cache, '_MIN_COUNT', 0)
     counted = []
 
     def read(i):
@@ -164,21 +164,21 @@ def test_a_survey_is_of_one_set(tmp_path, monkeypatch, caplog):
 
     def asked(of='a set', count=4):
         counted.clear()
-        found = metadata_cache.survey('tfds:set', of, str(tmp_path), count, read)
+        found = metadata_cache.cached_scan('tfds:set', of, str(tmp_path), count, read)
         assert found == [read(i) for i in range(count)]
-        return len(counted) - count  # without those of the line above
+        return len(counted) - count  # without the examples counted above
 
     assert [asked(), asked()] == [4, 0]
     assert asked(of='another set') == 4 and asked(count=3) == 3
-    assert asked() == 0  # others have files of their own
+    assert asked() == 0  # the others have files of their own
     for file in tmp_path.iterdir():
-        file.write_bytes(file.read_bytes()[:-9])  # torn
-    assert [asked(), asked()] == [4, 0] and 'is read again' in caplog.text
+        file.write_bytes(file.read_bytes()[:-9])  # truncated
+    assert [asked(), asked()] == [4, 0] and 'scanning the data set again' in caplog.text
     assert all(file.suffix == '.gz' for file in tmp_path.iterdir())
 
 
-def test_no_call_of_a_survey_holds_the_interpreter_for_the_whole_set(tmp_path, monkeypatch):
-    """A parser of one text is one call, and no heartbeat is sent meanwhile."""
+def test_no_call_holds_the_interpreter_lock_for_the_whole_set(tmp_path, monkeypatch):
+    """Parsing a text is a single call, during which no heartbeat can be sent."""
     count, sizes = 20_000, {'loads': [], 'dumps': []}
 
     def read(i):
@@ -194,25 +194,29 @@ def test_no_call_of_a_survey_holds_the_interpreter_for_the_whole_set(tmp_path, m
 
     monkeypatch.setattr(metadata_cache.json, 'loads', loads)
     monkeypatch.setattr(metadata_cache.json, 'dumps', dumps)
-    first, again = (metadata_cache.survey('a', 'b', str(tmp_path), count, read) for _ in range(2))
+    first, again = (
+        metadata_cache.cached_scan('a', 'b', str(tmp_path), count, read) for _ in range(2)
+    )
     assert again == first and len(sizes['loads']) > 50
     assert max(sizes['loads'] + sizes['dumps']) < 20_000  # of 900 kB
 
 
-def test_a_survey_that_cannot_be_kept_leaves_nothing_behind(tmp_path, monkeypatch, caplog):
+def test_a_cache_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch, caplog):
     def full(path, content):
         pathlib.Path(path).write_bytes(content[:9])
         raise OSError('No space left on device')
 
-    monkeypatch.setattr(metadata_cache, '_SHORT', 0)
+    monkeypatch.setattr(metadata_cache, '_MIN_COUNT', 0)
     monkeypatch.setattr(type(metadata_cache.epath.Path(tmp_path)), 'write_bytes', full)
     for _ in range(2):
-        found = metadata_cache.survey('tfds:set', 'a set', str(tmp_path), 1, lambda i: ((), 'bad'))
+        found = metadata_cache.cached_scan(
+            'tfds:set', 'a set', str(tmp_path), 1, lambda i: ((), 'bad')
+        )
         assert found == [((), 'bad')] and not list(tmp_path.iterdir())
-    assert 'No space left on device): each start reads the whole set' in caplog.text
+    assert 'No space left on device): every start will scan the whole data set' in caplog.text
 
 
-def test_tfds_is_an_extra(monkeypatch):
+def test_tfds_is_an_optional_dependency(monkeypatch):
     monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
     with pytest.raises(UserError, match=r"data\.sources.*pip install 'rf_jax\[tfds\]'"):
         source_list.build('tfds:mnist', MANY)

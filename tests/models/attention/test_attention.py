@@ -1,4 +1,4 @@
-"""The mask, rotary positions and the product against slow spelled-out forms."""
+"""Mask, rotary positions and attention against slow spelled-out versions."""
 
 import re
 
@@ -22,7 +22,7 @@ def one_coordinate(x, position, theta):
 
 
 @pytest.mark.parametrize('sections', [SECTIONS, (32, 0, 0), (1, 1, 30)])
-def test_equal_coordinates_are_the_one_coordinate_embedding(sections):
+def test_equal_coordinates_give_one_dimensional_rope(sections):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1, 9, 2, 64)).astype(np.float32)
     order = np.array([0, 1, 2, 3, 5, 8, 13, 100, 700], np.float32)
@@ -34,7 +34,7 @@ def test_equal_coordinates_are_the_one_coordinate_embedding(sections):
         np.testing.assert_allclose(given[0, :, head], wanted, atol=2e-4)
 
 
-def test_each_coordinate_turns_its_share_of_the_frequencies():
+def test_each_coordinate_rotates_its_share_of_the_frequencies():
     turned = []
     for coordinate in range(3):
         position = jnp.zeros((1, 1, 3)).at[..., coordinate].set(1.0)
@@ -42,11 +42,11 @@ def test_each_coordinate_turns_its_share_of_the_frequencies():
         turned.append(angles != 0)
     assert [t.sum() for t in turned] == list(SECTIONS)
     assert (np.sum(turned, 0) == 1).all()
-    for where in turned:  # fast and slow ones alike
+    for where in turned:  # high and low ones alike
         assert where[:4].any() and where[-4:].any()
 
 
-def test_products_depend_on_differences_of_positions():
+def test_products_depend_on_relative_positions():
     rng = np.random.default_rng(1)
     q, k = jnp.array(rng.normal(size=(2, 1, 5, 1, 64)), jnp.float32)
     position = jnp.array(rng.uniform(0, 20, (1, 5, 3)), jnp.float32)
@@ -85,7 +85,7 @@ def test_grouped_query_attention_equals_a_loop(heads, kv_heads):
     np.testing.assert_allclose(jax.jit(reference.attend)(q, k, v, mask), wanted, atol=1e-5)
 
 
-def test_a_query_that_sees_nothing_stays_finite():
+def test_a_query_without_visible_keys_stays_finite():
     x = jnp.ones((1, 3, 2, 4))
     mask = jnp.zeros((1, 3, 3), bool)
     assert jnp.isfinite(reference.attend(x, x, x, mask)).all()
@@ -93,7 +93,7 @@ def test_a_query_that_sees_nothing_stays_finite():
     assert jnp.isfinite(gradient).all()
 
 
-def test_unseen_keys_have_no_influence_at_all():
+def test_masked_keys_have_no_influence_at_all():
     rng = np.random.default_rng(2)
     q, k, v = jnp.array(rng.normal(size=(3, 1, 4, 2, 8)), jnp.float32)
     mask = jnp.tril(jnp.ones((1, 4, 4), bool))

@@ -1,4 +1,4 @@
-"""Every form of attention against the reference, on rows packed as training packs them."""
+"""All implementations of attention against the reference, on rows packed as in training."""
 
 import math
 from functools import cache, partial
@@ -26,13 +26,13 @@ from rf_jax.runtime.errors import UserError
 
 CAPACITY = {'text': 75, 'vision': 20, 'representation': 33, 'pixels': 94,
             'vision_pictures': 4, 'pixel_pictures': 6}  # fmt: skip
-LENGTH = 222  # of no block below a multiple
+LENGTH = 222  # not a multiple of any block below
 FORMS = {
     'blockwise': Blockwise(48, 64),
     'blockwise, one block': Blockwise(512, 512),
     'pallas': Pallas(48, 64, interpret=True),
     'pallas, other blocks': Pallas(80, 32, interpret=True),
-    'cudnn': Cudnn('xla'),  # the same call, but for what computes it
+    'cudnn': Cudnn('xla'),  # the same call with another implementation
 }
 ROWS = [
     [
@@ -54,7 +54,7 @@ def quick():
 
 
 def integers(rows, capacity):
-    batch = layout.place(rows, capacity, 12)
+    batch = layout.make_batch(rows, capacity, 12)
     return {name: batch[name] for name in masks.FIELDS}
 
 
@@ -67,7 +67,7 @@ def arrays(queries, keys, heads, kv_heads, head_dim, dtype, seed=0):
 
 @partial(jax.jit, static_argnums=0)
 def run(form, query, key, q, k, v, g):
-    """(output, gradients of q, k, v), for queries that see something."""
+    """(output, gradients of q, k, v), for queries with visible keys."""
     sees = masks.visible(query, key).any(-1)[..., None, None]
     prepared = form.prepare(query, key)
     out, pull = jax.vjp(lambda *inputs: form(*inputs, prepared), q, k, v)
@@ -84,7 +84,7 @@ def compare(found, wanted, **tolerance):
 
 @pytest.mark.parametrize('name', FORMS)
 @pytest.mark.parametrize(('heads', 'kv_heads'), [(4, 2), (3, 3)])
-def test_forms_equal_the_reference(name, heads, kv_heads):
+def test_implementations_equal_the_reference(name, heads, kv_heads):
     row = integers(ROWS, CAPACITY)
     assert row['segment'].shape == (2, LENGTH)
     inputs = arrays(LENGTH, LENGTH, heads, kv_heads, 16, jnp.float32)
@@ -93,7 +93,7 @@ def test_forms_equal_the_reference(name, heads, kv_heads):
 
 
 @pytest.mark.parametrize('name', FORMS)
-def test_forms_equal_the_reference_in_bfloat16(name):
+def test_implementations_equal_the_reference_in_bfloat16(name):
     row = integers(ROWS, CAPACITY)
     inputs = arrays(LENGTH, LENGTH, 2, 1, 16, jnp.bfloat16)
     exact = run(Reference(), row, row, *(x.astype(jnp.float32) for x in inputs))
@@ -102,8 +102,8 @@ def test_forms_equal_the_reference_in_bfloat16(name):
 
 
 @pytest.mark.parametrize('name', FORMS)
-def test_queries_may_be_a_part_of_the_row_and_keys_left_out(name):
-    """As in generation: noisy patches after a cache, one of whose places is not written yet."""
+def test_queries_can_be_a_part_of_the_row_and_keys_can_be_unwritten(name):
+    """As in generation: noisy patches after a KV cache, one entry of which is not written yet."""
     row = integers(ROWS, CAPACITY)
     own = {field: x[:, 128:] for field, x in row.items()}
     gap = np.arange(LENGTH) == 2
@@ -117,8 +117,8 @@ def test_queries_may_be_a_part_of_the_row_and_keys_left_out(name):
 
 
 @pytest.mark.parametrize('name', ['blockwise', 'pallas'])
-def test_padding_gives_zero_and_tiles_that_see_nothing_are_left_alone(name):
-    """A value that is not a number spoils all tiles that read it, and those alone."""
+def test_padding_gives_zero_and_masked_tiles_are_skipped(name):
+    """A NaN affects all tiles that read it, and only those."""
     row, form = integers(ROWS, CAPACITY), FORMS[name]
     q, k, v, _ = arrays(LENGTH, LENGTH, 2, 1, 8, jnp.float32)
     prepared = form.prepare(row, row)
@@ -126,7 +126,7 @@ def test_padding_gives_zero_and_tiles_that_see_nothing_are_left_alone(name):
     padding = row['segment'] == 0
     assert padding.any() and (out[padding] == 0).all()
     read = masks.tiles(row, row, form.block_q, form.block_k)
-    if name == 'pallas':  # which visits each output once
+    if name == 'pallas':  # which computes each output once
         read[:, :, 0] |= ~read.any(2)
     else:  # one branch for all rows
         read[:] = read.any(0)
@@ -140,7 +140,7 @@ def test_padding_gives_zero_and_tiles_that_see_nothing_are_left_alone(name):
 
 
 def long_row():
-    """4,096 tokens of about forty samples."""
+    """4,096 tokens of about forty examples."""
     rng = np.random.default_rng(0)
     capacity = {'text': 1024, 'vision': 512, 'representation': 512, 'pixels': 2048,
                 'vision_pictures': 40, 'pixel_pictures': 40}  # fmt: skip
@@ -171,7 +171,7 @@ def any_visible(row, block_q, block_k):
 
 
 @pytest.mark.parametrize('blocks', [(48, 64), (64, 16), (8, 8), (1, 1), (300, 300)])
-def test_tiles_are_those_that_hold_a_visible_pair(blocks):
+def test_tiles_are_those_with_a_visible_pair(blocks):
     row = integers(ROWS, CAPACITY)
     tiles, needed = masks.tiles(row, row, *blocks), any_visible(row, *blocks)
     assert isinstance(tiles, np.ndarray)
@@ -180,7 +180,7 @@ def test_tiles_are_those_that_hold_a_visible_pair(blocks):
     np.testing.assert_array_equal(traced, needed)
 
 
-def test_tiles_of_more_samples_than_can_be_told_apart_are_too_many_not_too_few(monkeypatch):
+def test_with_more_examples_than_slots_no_tile_is_missed(monkeypatch):
     monkeypatch.setattr(masks, 'SLOTS', 3)
     row = long_row()
     tiles, needed = masks.tiles(row, row, 128, 64), any_visible(row, 128, 64)
@@ -193,7 +193,7 @@ def test_few_tiles_of_a_packed_row_are_computed():
     assert share == any_visible(row, 128, 128).mean() < 0.15
 
 
-def test_a_tile_list_names_each_tile_once_and_each_output_block():
+def test_a_tile_list_has_each_tile_once_and_every_output_block():
     tiles = np.random.default_rng(0).random((3, 5, 7)) < 0.3
     tiles[0, 2] = tiles[1] = False
     given = jax.tree.map(np.asarray, masks.tile_list(jnp.array(tiles)))
@@ -237,10 +237,10 @@ def backbone_outputs(form, remat='none'):
     config.model.backbone.rope_sections = (2, 1, 1)
     backbone = transformer.build(config, form, 'cpu')()
     row = integers(ROWS, CAPACITY)
-    position = jnp.array(layout.place(ROWS, CAPACITY, 12)['position'])
+    position = jnp.array(layout.make_batch(ROWS, CAPACITY, 12)['position'])
     lengths = 95, 33, 94
     x = jax.random.normal(jax.random.key(0), (2, LENGTH, 16))
-    # Parameters that do not hang on the form: another one must not change the tree.
+    # The parameter tree must not depend on the implementation.
     born = jax.eval_shape(
         lambda key: backbone.init(key, x, position, form.prepare(row, row), lengths),
         jax.random.key(0),
@@ -263,7 +263,7 @@ def backbone_outputs(form, remat='none'):
 @pytest.mark.parametrize(
     ('form', 'remat'), [(FORMS['blockwise'], 'none'), (FORMS['pallas'], 'full')]
 )
-def test_the_backbone_is_the_same_with_every_form(form, remat):
+def test_the_backbone_is_the_same_with_every_implementation(form, remat):
     (found, out), (wanted, right) = backbone_outputs(form, remat), backbone_outputs(Reference())
     np.testing.assert_allclose(out, right, atol=1e-4)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
@@ -272,7 +272,7 @@ def test_the_backbone_is_the_same_with_every_form(form, remat):
         assert np.abs(b).max() > 0
 
 
-def test_the_encoder_is_the_same_with_a_linear_form():
+def test_the_encoder_is_the_same_with_linear_memory():
     patches, picture, coords, _ = packed_pictures([(4, 6), (2, 4)], 40, 3, seed=0)
     towers = [VisionEncoder(encoder_config(False), f) for f in (Reference(), Blockwise(16, 8))]
     params = jax.jit(towers[0].init, static_argnums=4)(
@@ -287,8 +287,8 @@ def test_the_encoder_is_the_same_with_a_linear_form():
 
 @pytest.mark.parametrize('name', ['blockwise', 'pallas'])
 @pytest.mark.parametrize('sizes', [{'data': 2, 'tensor': 2, 'context': 2}, {'context': 4}])
-def test_a_form_spread_over_a_mesh_is_the_same(name, sizes):
-    """Rows, heads and parts of a row on their own devices; two heads over four are not cut."""
+def test_sharded_attention_equals_one_device(name, sizes):
+    """Rows, heads and parts of rows on their own devices; two heads are not sharded over four."""
     axes = {'data': 1, 'fsdp': 1, 'expert': 1, 'tensor': 1, 'context': 1} | sizes
     mesh = meshes.make_mesh(axes, jax.devices()[: math.prod(axes.values())])
     capacity = {key: -(-value // 4) * 4 for key, value in CAPACITY.items()}
@@ -320,7 +320,7 @@ def test_auto_follows_the_platform_and_the_length():
     assert select.build(fields(implementation='pallas'), 'cpu') == Pallas(512, 512, interpret=True)
 
 
-def test_auto_is_the_reference_to_the_last_bit_on_short_rows_here():
+def test_auto_equals_the_reference_bit_by_bit_on_short_rows():
     row = integers(ROWS, CAPACITY)
     inputs = arrays(LENGTH, LENGTH, 4, 2, 16, jnp.float32)
     found = run(select.build(base.get_config()), row, row, *inputs)
@@ -328,13 +328,13 @@ def test_auto_is_the_reference_to_the_last_bit_on_short_rows_here():
         np.testing.assert_array_equal(a, b)
 
 
-def test_cudnn_takes_odd_lengths_and_leaves_float32_to_the_reference():
+def test_cudnn_pads_odd_lengths_and_uses_the_reference_for_float32():
     row = integers(ROWS, CAPACITY)
     odd = {name: x[:, :-1] for name, x in row.items()}
     inputs = arrays(LENGTH - 1, LENGTH - 1, 2, 1, 8, jnp.float32)
     wanted = run(Reference(), odd, odd, *inputs)
     compare(run(Cudnn('xla'), odd, odd, *inputs), wanted, rtol=2e-5, atol=2e-5)
-    for a, b in zip(run(Cudnn(), odd, odd, *inputs), wanted):  # cuDNN is not here
+    for a, b in zip(run(Cudnn(), odd, odd, *inputs), wanted):  # cuDNN is not available here
         np.testing.assert_array_equal(a, b)
     q, k, v, _ = arrays(8, 7, 2, 1, 8, jnp.bfloat16)
     shapes = []
@@ -357,12 +357,12 @@ def test_cudnn_takes_odd_lengths_and_leaves_float32_to_the_reference():
         ({'block_k': 0}, 'block_k'),
     ],
 )
-def test_fields_that_cannot_be_are_refused(changes, field):
+def test_impossible_fields_are_errors(changes, field):
     with pytest.raises(UserError, match=f'model.attention.{field}'):
         select.build(fields(**changes))
 
 
-def test_blocks_grow_where_the_list_of_tiles_would_be_too_long():
+def test_blocks_grow_if_the_list_of_tiles_would_be_too_long():
     form = Pallas(256, 128)
     assert form.sizes(1, 32_768, 32_768) == (256, 128)
     assert form.sizes(1, 200, 1000) == (256, 128)

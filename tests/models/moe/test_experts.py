@@ -1,4 +1,4 @@
-"""Routed experts: equal to every expert computed for every token, on one device and on a mesh."""
+"""Routed experts equal computing every expert for every token, on one device and on a mesh."""
 
 from functools import partial
 
@@ -44,7 +44,7 @@ def weights_of(seed=0):
 
 
 def tokens(seed=1, lean=0.0):
-    """x [B, L, D] and which are no padding; `lean` pulls all to the same experts."""
+    """x [B, L, D] and a mask of live tokens; `lean` pulls all tokens to the same experts."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(B, L, D)).astype(np.float32)
     x += lean * rng.normal(size=D).astype(np.float32)
@@ -81,7 +81,7 @@ def outputs_and_gradients(run, w, x, live):
 
 
 def assert_close(found, right):
-    """Within 1e-5 of the greatest."""
+    """Within 1e-5 of the largest value."""
     np.testing.assert_allclose(found, right, rtol=0, atol=1e-5 * np.abs(right).max())
 
 
@@ -104,7 +104,7 @@ TABLES = {
     [(name, 3.0, 1.0) for name in MESHES] + [('one', 0.0, 1.0), ('expert', 0.0, 8.0)],
 )
 def test_equals_every_expert_for_every_token(name, lean, factor):
-    """At capacity factor 1 tokens that lean to the same experts need several rounds."""
+    """At capacity factor 1, tokens that favour the same experts need several rounds."""
     mesh = MESHES[name] and mesh_of(**MESHES[name])
     w, (x, live) = weights_of(), tokens(lean=lean)
     wanted, wanted_gradients = outputs_and_gradients(reference, w, x, live)
@@ -117,7 +117,7 @@ def test_equals_every_expert_for_every_token(name, lean, factor):
 
 @jax.custom_vjp
 def undefined_is_nan(x, w, sizes):
-    """`grouped.ragged`, with NaN in rows of no group forward and backward, as kernels may leave."""
+    """`grouped_matmul.ragged`, with NaN in undefined rows, forward and backward, as in kernels."""
     return jnp.where(
         jnp.arange(len(x))[:, None] < sizes.sum(), grouped_matmul.ragged(x, w, sizes), jnp.nan
     )
@@ -135,7 +135,7 @@ undefined_is_nan.defvjp(lambda *a: (undefined_is_nan(*a), a), _backward)
 
 
 @pytest.mark.parametrize('name', ['one', 'expert'])
-def test_what_a_product_leaves_undefined_reaches_nothing(name):
+def test_undefined_rows_of_a_product_affect_nothing(name):
     mesh = MESHES[name] and mesh_of(**MESHES[name])
     w, (x, live) = weights_of(), tokens()
     found, right = (
@@ -149,7 +149,7 @@ def test_the_kernel_equals_the_ragged_product():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(64, 128)).astype(np.float32)
     w = rng.normal(size=(3, 128, 128)).astype(np.float32)
-    sizes = jnp.array([10, 0, 40], jnp.int32)  # 14 rows belong to nobody
+    sizes = jnp.array([10, 0, 40], jnp.int32)  # 14 rows belong to no group
     kernel = partial(grouped_matmul.megablox.gmm, preferred_element_type=jnp.float32,
                      interpret=True, tiling=(16, 128, 128))  # fmt: skip
 
@@ -165,7 +165,7 @@ def test_the_kernel_equals_the_ragged_product():
         np.testing.assert_allclose(found, right, atol=1e-3, rtol=1e-4)
 
 
-def test_the_kernel_takes_any_number_of_rows(monkeypatch):
+def test_the_kernel_accepts_any_number_of_rows(monkeypatch):
     monkeypatch.setattr(
         grouped_matmul.megablox, 'gmm', partial(grouped_matmul.megablox.gmm, interpret=True)
     )
@@ -192,7 +192,7 @@ def test_dispatch_and_combine_are_transposes():
     np.testing.assert_allclose((y * x).sum(), (rows * pull(x)[0]).sum(), rtol=1e-6)
 
 
-def test_losses_are_of_live_tokens_of_a_row():
+def test_losses_cover_the_live_tokens_of_a_row():
     logits = jnp.array(np.random.default_rng(0).normal(size=(2, 6, E)), jnp.float32)
     live = jnp.arange(6)[None] < jnp.array([[6], [4]])
     routes = routing.top_k(logits, live, K)
@@ -229,7 +229,7 @@ OTHERS_LOGITS = [
 OTHERS_BALANCE = [[2.3134145736694336, 2.5746665000915527], [2.432131052017212, 2.0494251251220703]]
 
 
-def test_balance_loss_equals_that_of_hugging_face():
+def test_the_balance_loss_equals_that_of_hugging_face():
     live = jnp.arange(5)[None] < jnp.array([[5], [3]])
     for layer, right in zip(OTHERS_LOGITS, OTHERS_BALANCE):
         logits = jnp.array(layer, jnp.float32) / 8 + jnp.arange(4) / 64
@@ -237,22 +237,22 @@ def test_balance_loss_equals_that_of_hugging_face():
         np.testing.assert_allclose(found, np.repeat(right, 5).reshape(2, 5), rtol=1e-6)
 
 
-def test_balance_loss_is_of_each_layer():
-    """Two layers that use half of the experts each: together they look even (transformers: 2.0)."""
+def test_the_balance_loss_is_computed_per_layer():
+    """Two layers that use half of the experts each look balanced together (transformers: 2.0)."""
     low, high = jnp.array([9.1, 9.0, 0.1, 0.0]), jnp.array([0.0, 0.0, 9.0, 9.0])
     live = jnp.ones((1, 6), bool)
-    for logits in (low, high):  # transformers, one layer at a time: 3.9995
+    for logits in (low, high):  # transformers, on each layer alone: 3.9995
         found = routing.top_k(jnp.broadcast_to(logits, (1, 6, 4)), live, 2).balance
         np.testing.assert_allclose(found, 3.9995064, rtol=1e-6)
 
 
-def test_balance_loss_moves_usage():
+def test_the_balance_loss_evens_out_usage():
     w, (x, live) = weights_of(), tokens(lean=1.0)
 
     def balance(router):
         return routing.top_k(x @ router, live, K).balance.mean()
 
-    def used(router):  # share of the pairs at the busiest expert
+    def used(router):  # fraction of the pairs at the busiest expert
         counts = jnp.bincount(routing.top_k(x @ router, live, K).experts.ravel(), length=E)
         return counts.max() / counts.sum()
 
@@ -308,18 +308,18 @@ def test_wrong_values_name_the_field(changes, words):
         experts.build(config, 'cpu', mesh_of(expert=4))
 
 
-def test_a_table_that_scatters_the_experts_of_a_device_is_refused():
+def test_a_table_that_scatters_the_experts_of_a_device_is_an_error():
     config = config_of()
     config.sharding = ((r'(gate|up|down)$', (('fsdp', 'expert'), None, None)), *config.sharding)
-    with pytest.raises(UserError, match=r"pixels/gate is cut over .*; name 'expert' first"):
+    with pytest.raises(UserError, match=r"pixels/gate is sharded over .*; name 'expert' first"):
         routed(config, mesh_of(expert=2, fsdp=2, data=2), weights_of(), *tokens())
 
 
 @pytest.mark.parametrize(
     'remat, recomputed', [('full', 2), ('projections', 2), ('gate', 1), ('feedforward', 0)]
 )
-def test_the_backward_recomputes_no_product_that_it_does_not_need(remat, recomputed):
-    """Of gate, up and down: `down` never, since its output has no part in any gradient."""
+def test_the_backward_pass_recomputes_no_unneeded_product(remat, recomputed):
+    """Among gate, up and down: never `down`, since no gradient needs its output."""
     w, (x, live) = weights_of(), tokens()
 
     def loss(w, x):
