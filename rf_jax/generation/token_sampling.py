@@ -27,6 +27,7 @@ def sample(model: Unified, options, params, batch: Arrays, contexts, keys):
     """
     if not model.kind.tokens:
         return jnp.zeros((keys.shape[0], 0), jnp.int32), _prefill(model, params, batch)
+    begin = model.kind.begin(model.config, keys.shape[0])
     text, length = batch['text_tokens'].shape[1], batch['cells'].shape[1]
     weights = guidance.token_weights(options.guidance_representation)
     cache = kv_cache.grow(_prefill(model, params, batch), length)
@@ -45,6 +46,5 @@ def sample(model: Unified, options, params, batch: Arrays, contexts, keys):
         token = model.kind.sample(guided, place, keys, options.temperature, options.top_k)
         return (cache, token), token
 
-    begin = model.kind.begin(model.config, keys.shape[0])
     (cache, _), tokens = jax.lax.scan(following, (cache, begin), jnp.arange(length))
     return tokens[:-1].swapaxes(0, 1), cache  # the last token has no successor
