@@ -59,7 +59,7 @@ class StepBatch(Batch, total=False):
     x: Annotated[Array, 'float32', 'B P Z']  # clean patches or latents, in [-1, 1] for pixels
     t: Annotated[Array, 'float32', 'B P']  # time in [0, 1], one a picture; 1 is clean
     z: Annotated[Array, 'float32', 'B P Z']  # noisy patches or latents at time t
-    posterior_noise: Annotated[Array, 'float32', 'B P Z']  # samples the latents of an autoencoder
+    posterior_noise: Annotated[Array, 'float32', 'B P Z']  # of model.space='vae' alone
 
     # Inputs of the representation stream; their form depends on the kind.
     tokens: Annotated[Array, 'int32 | float32', 'B R | B R Denc']  # codes (-1 for none) or features

@@ -70,6 +70,6 @@ def test_the_batch_of_a_step(kind, own):
         return step.complete(config, programs.model, find, state, prepared)
 
     whole = jax.eval_shape(complete, programs.abstract, batch)
-    of_kinds = {'code_targets', 'feature_targets', 'patch_features'}
-    assert whole.keys() == documented(StepBatch).keys() - of_kinds | own
+    variants = {'code_targets', 'feature_targets', 'patch_features', 'posterior_noise'}
+    assert whole.keys() == documented(StepBatch).keys() - variants | own
     check(whole, StepBatch)
