@@ -47,10 +47,9 @@ COMMANDS = {
     'data.tokenizer': ((), ('out',)),
     'describe': (('--workdir=run', '--image=a.png'), ('workdir', 'image')),
     'evaluate': (('--workdir=run',), ('workdir', 'out')),
-    'ladder': (('--workdir=run',), ('workdir', 'folder')),
     'packing_report': ((), ()),
     'sample': (('--workdir=run', '--prompt=red'), ('workdir', 'out', 'prompts')),
-    'study': (('--workdir=run',), ('workdir',)),
+    'study': (('--workdir=run',), ('workdir', 'studies')),
     'train': (('--workdir=run',), ('workdir',)),
 }
 NUMBERS = [
@@ -136,13 +135,15 @@ def error(results, name):
 
 def test_every_command_is_covered():
     modules = {path.stem for path in (ROOT / 'rf_jax').glob('*.py')} - {'__init__'}
+    modules |= {path.parent.name for path in (ROOT / 'rf_jax').glob('*/__main__.py')}
     assert {*modules, 'data.tokenizer'} == set(COMMANDS)
 
 
 @pytest.mark.parametrize('module', COMMANDS)
 def test_every_flag_of_a_file_or_folder_is_a_path(module):
-    text = (ROOT / f'rf_jax/{module.replace(".", "/")}.py').read_text()
-    found = re.findall(r"command\.PATH,[^']*'(\w+)'", text)
+    file = ROOT / f'rf_jax/{module.replace(".", "/")}.py'
+    text = (file if file.exists() else file.with_suffix('') / '__main__.py').read_text()
+    found = re.findall(r"cli\.PATH,[^']*'(\w+)'", text)
     assert sorted(found) == sorted(COMMANDS[module][1])
     strings = re.findall(
         r"DEFINE_(?:multi_)?string\(\s*'(\w+)',[^']*'[^']*\b([Ff]olders?|[Ff]ile)\b", text
@@ -190,7 +191,7 @@ def test_a_packaged_config_is_found_from_any_folder(results):
 
 def test_a_tilde_is_expanded(results, folders):
     here, home = folders
-    assert f'{home}/runs/a holds no config.json' in error(results, 'home sample')
+    assert f'{home}/runs/a has no config.json' in error(results, 'home sample')
     assert results['home out'][0] == 0, results['home out'][1]
     assert (home / 't/t.model').is_file()
     code, output = results['home train']
