@@ -51,5 +51,5 @@ def test_a_run_without_scenes_is_refused(arm):
     with pytest.raises(UserError, match=r"data.sources='emoji' of the run has no scenes"):
         scoring.score(SimpleNamespace(config=config, tokenizer=None), scoring.Amount())
     letters = SimpleNamespace(encode=list)
-    with pytest.raises(UserError, match='not made from scenes'):
+    with pytest.raises(UserError, match='not trained on scenes'):
         scoring.score(SimpleNamespace(config=arm.config, tokenizer=letters), scoring.Amount())

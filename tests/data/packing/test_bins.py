@@ -6,7 +6,7 @@ import pytest
 from configs import base
 from rf_jax.data.packing import bins
 from rf_jax.data.packing.bins import deal, fewest_rows, recommended
-from rf_jax.planning.synthetic_sizes import KINDS, MadeUp
+from rf_jax.planning.synthetic_sizes import KINDS, SyntheticSizes
 
 CAPACITY = np.array([20, 8, 10, 32, 2, 2])
 
@@ -72,7 +72,7 @@ def test_a_sample_goes_where_it_fills_best():
 def sizes_like(kind, count=2**15, **data):
     config = base.get_config()
     config.data.update({'sizes': ((256, 1.0),), 'max_text_tokens': 256} | data)
-    made_up = MadeUp(kind, config)
+    made_up = SyntheticSizes(kind, config)
     index, turn = np.arange(count), np.zeros(count, int)
     tasks = ('text_to_image', 'image_to_text')
     return np.concatenate([made_up.sizes(task, index, turn) for task in tasks])

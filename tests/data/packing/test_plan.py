@@ -19,7 +19,7 @@ from rf_jax.data.packing.bins import recommended
 from rf_jax.data.packing.plan import Plan
 from rf_jax.data.pipeline import fitted
 from rf_jax.planning import packing_stats
-from rf_jax.planning.synthetic_sizes import KINDS, MadeUp, fitted_patches
+from rf_jax.planning.synthetic_sizes import KINDS, SyntheticSizes, fitted_patches
 
 CAPACITY = np.array([20, 8, 10, 32, 2, 2])
 
@@ -192,7 +192,7 @@ def test_a_million_samples_fill_long_rows(kind, monkeypatch):
     monkeypatch.setattr(plans, 'WINDOW', 30_000)
     config = base.get_config()
     config.data.update(sizes=((256, 1.0),), max_text_tokens=256)
-    made_up = MadeUp(kind, config)
+    made_up = SyntheticSizes(kind, config)
     weights = {'text_to_image': 1.0, 'image_to_text': 1.0}
     mixture = Mixture(dict.fromkeys(weights, 10**6), weights, 0)
     sample = np.concatenate([
@@ -216,7 +216,7 @@ def test_made_up_drawings_take_what_real_ones_do(monkeypatch, pool):
     drawn = layout.size(spans.drawing([], grid, None, pool, **rest))
     seen = layout.size([layout.Vision(*grid)])
     for task, wanted in (('text_to_image', drawn), ('image_to_text', seen)):
-        found = MadeUp('coco', config).sizes(task, np.arange(2), np.zeros(2, int))
+        found = SyntheticSizes('coco', config).sizes(task, np.arange(2), np.zeros(2, int))
         np.testing.assert_array_equal(found[:, 1:], [wanted[1:]] * 2)
 
 
