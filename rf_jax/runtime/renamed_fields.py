@@ -34,7 +34,7 @@ RENAMED = {
     'flow.floor': 'flow.t_eps',
     'optimizer.warmup': 'optimizer.warmup_steps',
     'optimizer.clip': 'optimizer.grad_clip_norm',
-    'optimizer.lr_multipliers': 'optimizer.lr_multipliers',
+    'optimizer.rates': 'optimizer.lr_multipliers',
     'optimizer.accumulate': 'optimizer.grad_accum_steps',
     'optimizer.max_skips': 'optimizer.max_skipped_steps',
     'sampling.interval': 'sampling.guidance_interval',

@@ -48,6 +48,8 @@ def check(config) -> None:
     require(any(config.losses.values()), 'all weights of losses are 0: nothing would be trained')
     spans.pool_of(config)
     representation.check(config)
+    for pattern in config.optimizer.freeze:
+        optimizer.frozen('', (pattern,))  # raises if it is not a regular expression
     spaces.of(config).check(config)
     require(
         config.losses.reconstruction > 0 or not config.losses.kl,

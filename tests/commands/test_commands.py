@@ -189,7 +189,7 @@ def test_evaluate_repeats_the_table(workdir):
     [
         ({'data.sources': 'emojy'}, "Did you mean 'emoji'"),
         ({'data.sources': 'folder:/nowhere'}, '/nowhere'),
-        ({'data.sizes': ((60, 1.0),)}, 'no multiple of 32'),
+        ({'data.sizes': ((60, 1.0),)}, 'not a multiple of 32'),
         ({'data.sizes': (64,)}, 'expected pairs'),
         ({'data.sizes': ((128, 1.0),)}, 'data.capacity.pixels'),
         ({'data.max_text_tokens': 999}, 'data.capacity.text'),
@@ -268,7 +268,7 @@ def test_user_errors_print_one_line_and_no_traceback(workdir, tmp_path):
                 '--config.steps=1',
                 '--config.data.sources=scenes:aligned/48/objects=1/count=500',
             ],
-            'two objects',
+            'two or more objects',
         ),
         ('train', [DEBUG, f'--workdir={workdir}', '--config.model.backbone.width=64'], 'expected'),
         ('compile_check', ['--topology=cpu:1', '--json=/nowhere/x'], 'no folder /nowhere'),
