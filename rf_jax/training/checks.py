@@ -16,7 +16,7 @@ from rf_jax.models.representation import choice as representation
 from rf_jax.models.spaces import choice as spaces
 from rf_jax.runtime import mesh, paths, renamed_fields, sharding
 from rf_jax.runtime.errors import UserError, choose, require
-from rf_jax.training import bounds, flow, initial_weights, jitted
+from rf_jax.training import bounds, flow, initial_weights, jitted, optimizer
 
 DTYPES = dict.fromkeys(('float32', 'bfloat16'))
 
