@@ -271,7 +271,7 @@ def test_user_errors_print_one_line_and_no_traceback(workdir, tmp_path):
             'two or more objects',
         ),
         ('train', [DEBUG, f'--workdir={workdir}', '--config.model.backbone.width=64'], 'expected'),
-        ('compile_check', ['--topology=cpu:1', '--json=/nowhere/x'], 'no folder /nowhere'),
+        ('compile_check', ['--topology=cpu:1', '--json=/nowhere/x'], 'no such folder: /nowhere'),
         ('compile_check', ['--topology=cpu:1', '--sweep', '--only=sample'], '--only'),
         ('compile_check', ['--topology=cpu:1', '--slices=2'], 'omit --slices=2'),
         ('sample', [f'--workdir={tmp_path}', '--prompt=x'], 'config.json'),

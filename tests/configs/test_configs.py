@@ -28,7 +28,7 @@ def test_config_has_the_fields_of_base(name):
     assert isinstance(config, ConfigDict)
     extra = set(dict(_leaves(config))) - set(dict(_leaves(base)))
     assert not extra, f'{extra} have no meaning in configs/base.py'
-    assert ConfigDict(config.to_dict()) == config
+    assert ConfigDict(config.to_dict()).lock() == config
 
 
 def _leaves(config, above=''):

@@ -17,8 +17,8 @@ from rf_jax.training import train_loop
 URLS = ('gs://b/run', 's3://b/run', 'hdfs://b/run', 'file:///run', Path('gs://b/run'))
 # Everything that takes a path, and part of its error message for a missing folder.
 READERS = {
-    'Sampler.load': (Sampler.load, 'holds no config.json'),
-    'Inspector.load': (Inspector.load, 'holds no config.json'),
+    'Sampler.load': (Sampler.load, 'has no config.json'),
+    'Inspector.load': (Inspector.load, 'has no config.json'),
     'restore_numpy': (checkpoint.restore_numpy, 'No checkpoint in'),
     'Tokenizer.load': (Tokenizer.load, 'cannot read tokenizer'),
     'load_arms': (plan.load_arms, 'no such file'),
