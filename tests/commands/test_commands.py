@@ -26,6 +26,8 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import lock
 from rf_jax.training import train_loop
 
+pytestmark = pytest.mark.slow
+
 DEBUG = '--config=configs/debug.py'
 
 

@@ -17,6 +17,8 @@ from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import train_loop
 
+pytestmark = pytest.mark.slow
+
 PICTURES = 12
 
 

@@ -39,6 +39,7 @@ def _leaves(config, above=''):
             yield above + name, value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_config_trains(name, tmp_path):
     config = shrink(importlib.import_module(f'configs.{name}').get_config())

@@ -13,6 +13,8 @@ from rf_jax.runtime.mesh import make_mesh
 from rf_jax.runtime.sharding import path_name
 from rf_jax.training import jitted
 
+pytestmark = pytest.mark.slow
+
 LAYER = 'backbone/layers'
 GOLDEN = {
     # D x heads: the width is gathered before use, the heads stay sharded.

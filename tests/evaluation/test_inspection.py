@@ -14,6 +14,8 @@ from rf_jax.models.representation import forcing
 from rf_jax.runtime import checkpoint
 from rf_jax.training import train_loop
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = Path(__file__).parents[2] / 'notebooks' / 'inspect_run.ipynb'
 
 

@@ -14,6 +14,8 @@ from rf_jax.generation import captioning, guidance, image_sampling, inputs, kv_c
 from rf_jax.generation.inputs import Request
 from rf_jax.models.representation import forcing
 
+pytestmark = pytest.mark.slow
+
 BRANCHES = [(True, True), (True, False), (False, True), (False, False)]
 REQUESTS = [
     Request('a red heart', 64, 64, 11),

@@ -11,6 +11,8 @@ from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import jitted
 
+pytestmark = pytest.mark.slow
+
 CHANGES = {'mesh.fsdp': 2, 'mesh.tensor': 2, 'mesh.context': 2}
 PICTURES = [np.full((64, 64, 3), 40 * i, np.uint8) for i in range(3)]
 

@@ -13,6 +13,8 @@ from rf_jax.generation import inputs
 from rf_jax.generation.sampler import ROWS
 from rf_jax.runtime.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module', autouse=True)
 def quick():

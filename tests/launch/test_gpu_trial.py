@@ -21,6 +21,8 @@ sys.path.insert(0, str(ROOT / 'launch'))
 import gpu_attention  # noqa: E402
 import gpu_kernels  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 def trial(*flags):
     """(line about the machine, {what: rows of the table as {column: cell}})."""

@@ -13,6 +13,8 @@ import yaml
 
 from rf_jax.runtime import exit_codes
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = Path(__file__).parents[2] / 'launch'
 KILLED = 128 + signal.SIGKILL
 

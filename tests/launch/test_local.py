@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = Path(__file__).parents[2] / 'launch'
 sys.path.insert(0, str(LAUNCH))
 local = importlib.import_module('local')

@@ -22,6 +22,8 @@ from rf_jax.models import unified
 from rf_jax.models.moe.experts import GROUPS
 from rf_jax.training.state import example_row
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY, CODES = 32, 16
 SEEDS = (0, 1, 2, 3, 4, 5)
 OUTPUTS = ('text', 'representation', 'pixels')

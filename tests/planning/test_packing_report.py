@@ -2,9 +2,12 @@
 
 import re
 
+import pytest
 from command_line import command
 
 from rf_jax.runtime import exit_codes
+
+pytestmark = pytest.mark.slow
 
 
 def share(output, name):

@@ -19,6 +19,8 @@ from rf_jax.runtime import distributed, exit_codes
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import train_loop
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'launch'))
 local = importlib.import_module('local')  # a script outside the package

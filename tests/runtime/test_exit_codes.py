@@ -12,6 +12,8 @@ from shrink import CACHE
 from rf_jax.runtime import exit_codes
 from rf_jax.runtime.errors import Unavailable, UserError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 # Trains with an injected error: `where` is module:class.method or module:function.
 FAULTY = """

@@ -7,6 +7,8 @@ import pytest
 
 from rf_jax.scenes import claims, judge, render, world
 
+pytestmark = pytest.mark.slow
+
 SCENES = 50
 SIZES = (24, 32, 48, 64, 128, 256)
 MILD = 8  # standard deviation of noise, of 255

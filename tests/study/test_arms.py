@@ -14,6 +14,8 @@ from rf_jax.models import flops, unified
 from rf_jax.runtime import checkpoint_files
 from rf_jax.training import checks, initial_weights, optimizer, state, step
 
+pytestmark = pytest.mark.slow
+
 BOTH = scenes.STAGES | scenes.ARMS
 SEES, DRAWS = ('data.tasks.image_to_text',), ('data.tasks.text_to_image',)
 ROOM = tuple(f'data.capacity.{name}' for name in ('representation', 'pixels', 'pixel_pictures'))

@@ -15,7 +15,7 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.study import runner
 from rf_jax.training import train_loop
 
-pytestmark = pytest.mark.usefixtures('built')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('built')]
 
 
 class Crash(Exception):

@@ -12,6 +12,8 @@ from rf_jax.evaluation import scoring
 from rf_jax.scenes import prompts
 from rf_jax.study import plots, report
 
+pytestmark = pytest.mark.slow
+
 
 def test_report_and_results_agree_with_the_scores(finished):
     _, workdir = finished

@@ -17,7 +17,7 @@ from rf_jax.runtime.workdir import lock
 from rf_jax.study import plan, report, runner
 from rf_jax.training import train_loop
 
-pytestmark = pytest.mark.usefixtures('built')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('built')]
 
 
 def test_cheaper_arms_train_on_to_equal_flops(finished):

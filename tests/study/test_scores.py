@@ -11,7 +11,7 @@ from rf_jax.data import source_list
 from rf_jax.evaluation import inspection, run_report, scoring
 from rf_jax.runtime.errors import UserError
 
-pytestmark = pytest.mark.usefixtures('built')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('built')]
 
 
 def test_an_arm_is_scored_on_the_tasks_it_trains(arm, tmp_path):

@@ -17,6 +17,8 @@ from rf_jax.models.representation import choice, features
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import losses, optimizer, step
 
+pytestmark = pytest.mark.slow
+
 KIND = 'model.representation.kind'
 NO_TOKENS = {'data.representation_tokens': False, 'data.capacity.representation': 0}
 VARIANTS = {

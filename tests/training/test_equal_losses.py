@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from shrink import quick_compilation, tiny_run
 
+pytestmark = pytest.mark.slow
+
 STEPS = 10
 CONFIG = {
     'data.batch_size': 8,

@@ -14,6 +14,8 @@ from rf_jax.models import microbatches, quantizer
 from rf_jax.runtime.mesh import batch_sharding, make_mesh
 from rf_jax.training import jitted
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def temporary():

@@ -15,6 +15,8 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.study import runner
 from rf_jax.training import optimizer, train_loop
 
+pytestmark = pytest.mark.slow
+
 NEW = (r'^representation_', r'^codebook$')
 WIDE = {'model.backbone.feedforward': 4096}  # arrays that are larger than their metadata
 AS = ((r'^backbone/layers/(representation|pixels)', 'backbone/layers/understanding'),)

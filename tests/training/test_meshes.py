@@ -8,6 +8,8 @@ from shrink import quick_compilation, tiny_run
 from rf_jax.runtime.checkpoint import Checkpoints
 from rf_jax.training import optimizer
 
+pytestmark = pytest.mark.slow
+
 MESHES = {
     'one': (1, {}),
     'fsdp': (8, {'mesh.fsdp': 8}),

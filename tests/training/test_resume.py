@@ -21,6 +21,8 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import write_run_files
 from rf_jax.training import train_loop
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STEPS = 60  # of the subprocess runs: enough to be stopped midway
 EVERY = 3

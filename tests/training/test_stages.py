@@ -13,6 +13,8 @@ from rf_jax.runtime import checkpoint
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import checks, optimizer, train_loop
 
+pytestmark = pytest.mark.slow
+
 STAGES = ('alignment', 'joint', 'continued')
 
 

@@ -24,6 +24,8 @@ from rf_jax.models.vision_encoder import VisionEncoder
 from rf_jax.runtime import mesh as meshes
 from rf_jax.runtime.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 CAPACITY = {'text': 75, 'vision': 20, 'representation': 33, 'pixels': 94,
             'vision_pictures': 4, 'pixel_pictures': 6}  # fmt: skip
 LENGTH = 222  # not a multiple of any block below

@@ -15,6 +15,8 @@ from rf_jax.models.moe import dispatch, experts, grouped_matmul, routing
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
 
+pytestmark = pytest.mark.slow
+
 B, L, D, E, K, F = 8, 16, 16, 8, 2, 12
 LENGTHS = (8, 4, 4)
 

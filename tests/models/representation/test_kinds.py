@@ -19,6 +19,8 @@ from rf_jax.models.spaces import choice as spaces
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import losses, train_loop
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(rf_jax.__file__).parent
 PAGE = PACKAGE.parent / 'docs' / 'adding_a_kind.md'
 KIND, LINES = re.findall(r'^```python\n(.*?)^```$', PAGE.read_text(encoding='utf-8'), re.M | re.S)
