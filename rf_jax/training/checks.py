@@ -119,7 +119,7 @@ def warn_of_source_run(config, other: Path, step: int) -> None:
     except (OSError, ValueError, KeyError, AttributeError):
         return
     if step < steps:
-        logging.warning('%s has %d of its %d steps; train it to its end first?', other, step, steps)
+        logging.warning('%s is at step %d of %d; finish its training first?', other, step, steps)
     generated = was.get('data.tasks.text_to_image', 0) > 0
     if generated and kind == config.model.representation.kind:
         lost = representation.of(config).discards(config, str(other))

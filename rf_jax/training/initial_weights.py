@@ -66,7 +66,7 @@ def _fault(folder: Path) -> str:
     if folder.is_dir():
         fault, place = f'{folder} has no checkpoint (looked in {folder}/checkpoints)', folder
     else:
-        fault, place = f'there is no folder {folder.absolute()}', folder.parent
+        fault, place = f'{folder.absolute()} does not exist', folder.parent
     runs = [path.name for path in sorted(place.glob('*')) if checkpoint.exists_in(path)]
     near = difflib.get_close_matches(folder.name, runs, n=1)
     if near:

@@ -15,10 +15,10 @@ class Answers:
         for i in range(60):
             for each in source.questions(i):
                 self.truth[source.picture(i).tobytes(), each.question] = each.answer
-        self.answer = answer
+        self.answer_to = answer
 
-    def describe(self, pictures, questions):
-        return [self.answer(self.truth[p.tobytes(), q]) for p, q in zip(pictures, questions)]
+    def answer(self, pictures, questions):
+        return [self.answer_to(self.truth[p.tobytes(), q]) for p, q in zip(pictures, questions)]
 
 
 @pytest.mark.parametrize(

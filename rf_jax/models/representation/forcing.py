@@ -170,9 +170,8 @@ class Forcing(Kind):
         if not steps or any(re.search(each, 'codebook') for each in config.initialise_new):
             return ''
         return (
-            f'the codebook of {other} is initialised again at steps '
-            f'{", ".join(map(str, steps))}, and what representation tokens have learned of it is '
-            f'lost; to keep it set {_AT_STEPS}=()'
+            f'the codebook of {other} is replaced at steps {", ".join(map(str, steps))}, which '
+            f'discards what representation tokens have learned; to keep it, set {_AT_STEPS}=()'
         )
 
 
