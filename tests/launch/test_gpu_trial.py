@@ -78,13 +78,13 @@ def test_attention_on_rows_of_16k_materialises_no_full_mask_on_a_gpu(name):
     length, config = 16_384, joint.get_config('0.6B')
     segment = gpu_attention.segments(length)
     if name == 'triton':
-        product = partial(gpu_attention._on, gpu_kernels.triton, segment)
+        product = partial(gpu_attention._run_packed, gpu_kernels.triton, segment)
     else:
-        form = select.IMPLEMENTATIONS[name](config.model.attention, 'gpu')
+        attention = select.IMPLEMENTATIONS[name](config.model.attention, 'gpu')
         tokens = gpu_kernels.text_integers(segment)
-        product = partial(gpu_attention._through, form, tokens)
+        product = partial(gpu_attention._run, attention, tokens)
     inputs = [jax.ShapeDtypeStruct((1, length, n, 128), jnp.bfloat16) for n in (16, 8, 8, 16)]
-    program = jax.make_jaxpr(partial(gpu_attention.both_ways, product))(*inputs)
+    program = jax.make_jaxpr(partial(gpu_attention.forward_backward, product))(*inputs)
     largest = max(np.prod(shape, dtype=int) for shape in arrays_within(program.jaxpr))
     assert (largest >= length**2) == (name == 'reference'), largest
 
