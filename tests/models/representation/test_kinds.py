@@ -12,7 +12,7 @@ from shrink import quick_compilation, shrink
 
 import rf_jax
 from configs import base
-from rf_jax.generation.sampler import Request, Sampler
+from rf_jax.generation.sampler import Sampler
 from rf_jax.models import flops
 from rf_jax.models.representation import choice
 from rf_jax.models.spaces import choice as spaces
@@ -53,8 +53,9 @@ def test_the_documented_kind_trains_and_samples(own_kinds, tmp_path):
         assert seen[0] == pytest.approx(np.log(64), abs=0.3), 'it begins as a guess among 64'
         assert seen[-1] < 0.8 * seen[0]
         sampler = Sampler(config, run.model, state.params, run.tokenizer)
-        (picture,), (colours,) = sampler.draw_with_codes([Request('a red heart', 64, 64, 11)])
-    assert picture.shape == (64, 64, 3) and colours.shape == (2, 2)
+        (picture,) = sampler.generate('a red heart', seed=11, size=(64, 64))
+    colours = picture.tokens
+    assert picture.image.shape == (64, 64, 3) and colours.shape == (2, 2)
     assert colours.dtype == np.int32 and 0 <= colours.min() <= colours.max() < 64
     assert np.isfinite(flops.train_step(config, run.tokenizer.size))
 
