@@ -81,7 +81,7 @@ def test_a_changed_arm_is_refused(finished, tmp_path):
         ({'steps': 5}, 'steps=5 must be a multiple of curve.points=2'),
         ({'curve.prompts': 4}, 'curve.prompts=4 cannot be more than prompts=3'),
         ({'seeds': 0}, 'seeds=0 must be at least 1'),
-        ({'captions': 30000}, r'captions=30000 .* there are 20000 new scenes'),
+        ({'captions': 30000}, r'captions=30000 .* there are only 20000 new scenes'),
         ({'captions': 1}, 'captions=1 must be 0 or at least 2'),
         ({'overrides': ('steps=9',)}, "'steps=9': the study itself sets steps"),
         ({'runs': 'no.py'}, "runs='no.py'"),
@@ -107,14 +107,11 @@ def test_an_override_of_an_unknown_field_is_refused(tmp_path, change, match):
 @pytest.mark.parametrize(
     'change, match',
     [
-        ('data.capacity.pixels=4', r'whole: data.capacity.pixels=4 cannot hold one sample'),
+        ('data.capacity.pixels=4', r'whole: data.capacity.pixels=4 cannot hold one example'),
         ("model.backbone.split='halves'", r"first: .*'halves' is not known"),
-        ('data.sources=scenes:aligned/32/objects=1', 'whole: prompts ask for two objects'),
+        ('data.sources=scenes:aligned/32/objects=1', 'whole: prompts ask for two or more objects'),
         ('data.sources=emoji', 'first: .* has no scenes'),
-        (
-            'data.max_text_tokens=8',
-            'whole: the tokenizer of the run makes .* data.max_text_tokens=8',
-        ),
+        ('data.max_text_tokens=8', "whole: the run's tokenizer splits .* data.max_text_tokens=8"),
     ],
 )
 def test_errors_of_any_job_are_raised_before_the_first_one_starts(tmp_path, change, match):

@@ -60,6 +60,7 @@ def test_the_batch_of_a_step(kind, own):
     config.model.representation.kind = kind
     config.data.batch_size = 6
     config.data.capacity.update(CAPACITY)
+    config.data.representation_tokens = kind in ('forcing', 'continuous')
     programs = jitted.build(config, 384, mesh.make_mesh(config.mesh, jax.devices()[:1]))
     row = layout.empty(CAPACITY, programs.model.channels)
     batch = {name: np.stack([array] * 6) for name, array in row.items()}
