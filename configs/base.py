@@ -36,8 +36,8 @@ def get_config() -> ConfigDict:
     # Whether the pixels of a picture follow representation tokens, as model.representation.kind has
     # them: True for forcing and continuous, False for alignment and none.
     data.representation_tokens = True
-    data.capacity.vision_pictures = 2  # pictures seen in a row
-    data.capacity.pixel_pictures = 1  # pictures drawn in a row
+    data.capacity.vision_pictures = 2  # most pictures to read, per row
+    data.capacity.pixel_pictures = 1  # most pictures to generate, per row
     data.patch_size = 16  # side of a patch in pixels; paper: 16
     # (longest side in pixels, weight): each time a picture is sampled it is resized to one of
     # these, to the nearest aspect ratio whose sides are multiples of 2 x patch (4 x patch for a
@@ -197,15 +197,15 @@ def get_config() -> ConfigDict:
     optimizer.lr_multipliers = ()
     optimizer.freeze = ()  # regexes; matching parameters are not trained
     optimizer.grad_accum_steps = 1  # microbatches per step; gradients are averaged over all tokens
-    optimizer.max_skipped_steps = 20  # non-finite steps in a row before the run stops
+    optimizer.max_skipped_steps = 20  # consecutive non-finite steps before the run stops
 
     ema = config.ema = ConfigDict()
     ema.decay = 0.999  # paper: 0.9999
     # Limits the decay to (1 + step) / (warmup_offset + step). False: only for `initialise_new`; the
     # rest continues the average of `initialise_from`.
     ema.warmup = True
-    # 10 forgets random weights fast but averages over a ninth of the steps so far: it reaches
-    # 0.9999 at step 89,990. 2 averages all steps so far equally and reaches 0.9999 at step 9,998.
+    # 10 discards the initial weights quickly but averages over a ninth of the steps so far: it
+    # reaches 0.9999 at step 89,990. 2 is a uniform average of all steps and reaches it at 9,998.
     ema.warmup_offset = 10.0
     ema.encoder_decay = 0.999  # of the encoder that the quantizer uses; paper: silent
 

@@ -1,8 +1,8 @@
 """Spans to integer arrays: the one place that decides positions and what attends to what.
 
-A sample is a list of spans. A row holds several samples. Its tokens are stored by kind in four
-streams `[text | vision | representation | pixels]` of fixed capacity, and `order` keeps their order
-in the sample. Training and generation call the same `place`; the arrays are those of `data.batch`.
+An example is a list of spans. A row packs several examples. Its tokens are stored by kind in four
+streams `[text | vision | representation | pixels]` of fixed capacity, and `order` keeps their place
+in the sequence. Training and generation call the same `make_batch`; `data.batch` lists its arrays.
 
 Key k is visible to query q (`models.attention.masks`, with an example) when
     segment[q] == segment[k] and (order[k] <= reach[q] or (block[q] == block[k] and block[q] > 0)).

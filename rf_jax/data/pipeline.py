@@ -22,7 +22,7 @@ from rf_jax.runtime.errors import UserError, require
 from rf_jax.runtime.rng import reused_generator
 
 TASKS = ('text_to_image', 'image_to_text', 'text_only')
-_MAX_UNDECODABLE = 100  # undecodable pictures in a row that stop the run
+_MAX_UNDECODABLE = 100  # consecutive undecodable pictures that stop the run
 
 
 class Batches:
@@ -129,7 +129,7 @@ class Batches:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The rows `self.rows` of global batch `step`: arrays of `layout.empty`, leading len(rows).
 
-        Raises UserError when too many pictures in a row cannot be decoded.
+        Raises UserError when too many consecutive pictures cannot be decoded.
         """
         rows = [self._row(examples) for examples in self.plan.rows(step, self.rows)]
         return layout.make_batch(rows, dict(self.data.capacity), self.channels)
@@ -147,7 +147,7 @@ class Batches:
                 self._undecodable += 1
                 if self._undecodable >= _MAX_UNDECODABLE:
                     raise UserError(
-                        f'{self._undecodable} pictures in a row cannot be decoded; the last one is '
+                        f'{self._undecodable} consecutive pictures cannot be decoded; the last is '
                         f'example {index} of {source.name}: {error}. Do data.sources still exist?'
                     ) from error
                 if self.counts['undecodable_pictures'] <= 10:

@@ -32,7 +32,8 @@ def flow_matching(floor: float) -> Callable[[Arrays, Arrays], jax.Array]:
 
 
 def build(config: ConfigDict, sharded: CrossEntropy = ONE_DEVICE) -> dict[str, Term | Prediction]:
-    """The terms of `config.losses`; one of weight 0 is left out. `sharded`: as the model is.
+    """The terms of `config.losses`; one of weight 0 is left out. `sharded`: the
+    cross-entropy on the mesh of the model.
 
     Raises UserError for a term that has no weight there.
     """
