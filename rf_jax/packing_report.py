@@ -78,8 +78,8 @@ def main(argv):
     bounds.check(checks.flatten(_CONFIG.value.to_dict()))
     plan = make_plan(_CONFIG.value, _DISTRIBUTION.value, _ROW_TOKENS.value)
     print(f'CPU seconds to start   {time.process_time() - began:12.1f}')
-    draws = _SAMPLES.value or round(plan.mixture.examples_per_epoch())
-    print('\n'.join(packing_stats.lines(plan, draws, group_of(_CONFIG.value))))
+    examples = _SAMPLES.value or round(plan.mixture.examples_per_epoch())
+    print('\n'.join(packing_stats.lines(plan, examples, group_of(_CONFIG.value))))
     print(f'peak memory            {metrics.peak_process_gb():12.2f} GB')
 
 

@@ -109,7 +109,7 @@ def generate_latents(
         t, t_next = (jnp.broadcast_to(a[:, None], z.shape[:2]) for a in pair)
         return flow.METHODS[options.method](velocity, z, t, t_next), None
 
-    noise = c.noise_scale * _noise(keys, patches, model.drawn)
+    noise = c.noise_scale * _noise(keys, patches, model.flow_channels)
     return jax.lax.scan(step, noise, (times[:-1], times[1:]))[0]
 
 

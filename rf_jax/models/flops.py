@@ -14,7 +14,7 @@ from rf_jax.models.spaces import choice as spaces
 
 @dataclass(frozen=True)
 class Pairs:
-    """Query-key pairs of a row: in the backbone, among pictures seen, among pictures drawn."""
+    """Query-key pairs of a row: in the backbone, and among pictures to read and to generate."""
 
     backbone: float
     vision: float

@@ -33,14 +33,14 @@ def to_signed(pixels: jax.Array) -> jax.Array:
 class Unified(nn.Module):
     """Built by `build(config, vocabulary)`; its methods work on the arrays of `data.batch`.
 
-    `channels`: C of a patch of pixels, `drawn`: Z of what the flow generates.
+    `channels`: C of a patch of pixels, `flow_channels`: Z of what the flow generates.
     Streams are named in the order of the row, [text | vision | representation | pixels].
     """
 
     config: ConfigDict  # config.model
     vocabulary: int
     channels: int
-    drawn: int
+    flow_channels: int
     backbone_of: partial
     kind: Kind  # of representation
     space: Space
@@ -62,7 +62,7 @@ class Unified(nn.Module):
         self.backbone = self.backbone_of()
         self.text_head = Head(self.vocabulary)
         self.representation_head = self.kind.head(c)
-        self.patch_out = PatchOut(self.drawn)
+        self.patch_out = PatchOut(self.flow_channels)
 
     def __call__(self, batch: Batch, tokens, z, t) -> dict:
         """The training forward.
@@ -89,25 +89,25 @@ class Unified(nn.Module):
         x = self.sharding.split(x, sizes)
         tapped = None if tapped is None else self.sharding.split(tapped, sizes)[3]
         found = self.representation_head(x[2], tapped)
-        found |= self.autoencoder.outputs(*self._drawn(batch), batch)
+        found |= self.autoencoder.outputs(*self._clean_patches(batch), batch)
         return {name: self.sharding.deinterleave(a, sizes) for name, a in losses.items()} | {
             'text_logits': self.text_head(x[0]),
             'x': self.patch_out(x[3]),
             **found,
         }
 
-    def _drawn(self, batch: Batch):
-        """The clean patches to be drawn [B, P, C] in [-1, 1], and where they stand."""
+    def _clean_patches(self, batch: Batch):
+        """Clean patches [B, P, C] in [-1, 1] of the pictures to generate, and their places."""
         where = batch['pixel_picture'], batch['pixel_coords'], batch['pixel_counts'].shape[1]
         return to_signed(batch['pixels']), where
 
     def clean(self, batch: Batch) -> jax.Array:
         """What the flow generates, float32 [B, P, Z]: pixels, or the latents of the space."""
-        return self.autoencoder.encode(*self._drawn(batch))
+        return self.autoencoder.encode(*self._clean_patches(batch))
 
     def pixels(self, latents: jax.Array, batch: Batch) -> jax.Array:
         """Generated latents [B, P, Z] as patches, float32 [B, P, C] in [-1, 1]."""
-        return self.autoencoder.decode(latents, self._drawn(batch)[1])
+        return self.autoencoder.decode(latents, self._clean_patches(batch)[1])
 
     def embed_text(self, tokens: jax.Array) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
@@ -124,11 +124,11 @@ class Unified(nn.Module):
         return self.connector(normed)
 
     def features(self, batch: Batch) -> jax.Array:
-        """What the encoder sees in the clean pictures to be drawn: float32 [B, P, Denc].
+        """What the encoder sees in the clean pictures to generate: float32 [B, P, Denc].
 
         Last layer before the final norm. Called with the EMA parameters.
         """
-        patches, where = self._drawn(batch)
+        patches, where = self._clean_patches(batch)
         return self.encoder(patches.astype(self.dtype), *where)[0].astype(jnp.float32)
 
     def run(self, x, position, seen, lengths, cache):
@@ -164,7 +164,7 @@ def _check(config: ConfigDict, towers: tuple[str, ...]) -> None:
         tower, field = config[name], f'model.{name}'
         require(
             tower.heads > 0 and tower.width % (4 * tower.heads) == 0,
-            f'{field}.width={tower.width} is no multiple of 4 x {field}.heads={tower.heads}, '
+            f'{field}.width={tower.width} is not a multiple of 4 x {field}.heads={tower.heads}, '
             'as its rotary positions need',
         )
         require(
@@ -180,7 +180,7 @@ def _check(config: ConfigDict, towers: tuple[str, ...]) -> None:
     )
     require(
         not config.denoiser.sinusoids or width % 4 == 0,
-        f'model.backbone.width={width} is no multiple of 4, as model.denoiser.sinusoids need',
+        f'model.backbone.width={width} is not a multiple of 4, as model.denoiser.sinusoids need',
     )
 
 
@@ -208,7 +208,7 @@ def build(
         backbone_of=backbone,
         kind=kind,
         space=space,
-        drawn=space.width(config),
+        flow_channels=space.width(config),
         attention=attention,
         sharding=sharding,
         dtype=jnp.dtype(config.compute_dtype),

@@ -15,7 +15,7 @@ from rf_jax.data.packing.plan import Plan
 class Measured:
     """Statistics of consecutive windows. `fill`: share of each capacity in use (`layout.SIZES`)."""
 
-    draws: int
+    examples: int
     steps: int
     fill: dict[str, float]
     row_fill: float  # over the tokens of all four streams
@@ -24,10 +24,10 @@ class Measured:
     seconds: float  # CPU time
 
 
-def measure(plan: Plan, draws: int) -> Measured:
-    """Plans the first windows with at least `draws` samples in total."""
+def measure(plan: Plan, examples: int) -> Measured:
+    """Plans the first windows with at least `examples` samples in total."""
     began = time.process_time()
-    number = -(-draws // plan.examples_per_window)
+    number = -(-examples // plan.examples_per_window)
     room, carried, left_out = np.zeros(len(plan.capacity), np.int64), 0, 0
     for each in range(number):
         window = plan.window(each)
@@ -70,11 +70,11 @@ def recommended(plan: Plan, tokens: int, group: int = 4) -> tuple[np.ndarray, fl
     return tried[best], filled[best]
 
 
-def lines(plan: Plan, draws: int, group: int = 4) -> list[str]:
+def lines(plan: Plan, examples: int, group: int = 4) -> list[str]:
     """The report on a plan, as lines of text; `group` as in `recommended`."""
-    measured = measure(plan, draws)
+    measured = measure(plan, examples)
     report = [
-        f'samples planned        {measured.draws:12,d}',
+        f'samples planned        {measured.examples:12,d}',
         f'CPU seconds to plan    {measured.seconds:12.1f}',
         f'steps                  {measured.steps:12,d}',
         f'steps per window       {plan.steps_per_window:12,d}',
@@ -83,8 +83,8 @@ def lines(plan: Plan, draws: int, group: int = 4) -> list[str]:
     ]
     report += [f'  {name:20} {value:12.1%}' for name, value in measured.fill.items()]
     report += [
-        f'moved to next window   {measured.carried / measured.draws:12.3%}',
-        f'left out               {measured.left_out / measured.draws:12.3%}',
+        f'moved to next window   {measured.carried / measured.examples:12.3%}',
+        f'left out               {measured.left_out / measured.examples:12.3%}',
     ]
     capacity, fill = recommended(plan, int(plan.capacity[:4].sum()), group)
     if fill < measured.row_fill + 0.01:

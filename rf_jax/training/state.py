@@ -44,7 +44,7 @@ def initialise(model, optimizer_of, codes: int, width: int, seed: int) -> State:
     `optimizer_of(params)` gives the optimizer, which depends on the paths of the parameters.
     """
     batch = example_row(model.channels)
-    z, t = jnp.zeros((1, 4, model.drawn)), jnp.zeros((1, 4))
+    z, t = jnp.zeros((1, 4, model.flow_channels)), jnp.zeros((1, 4))
     key = random_key(seed, 'parameters')
     batch |= model.space.noise(key, Part(), z.shape)
     tokens = model.kind.begin(model.config, 2)[None]

@@ -83,7 +83,9 @@ def test_rows_are_full_and_the_model_can_be_built(name, tokenizer):
     if config.losses.reconstruction == 0:  # it has no text
         assert (batch['segment'] > 0).mean() > (0.6 if drawn else 0.4)
     model = unified.build(config, tokenizer.size)
-    assert model.drawn == (16 if config.model.space == 'vae' else 3 * config.data.patch_size**2)
+    assert model.flow_channels == (
+        16 if config.model.space == 'vae' else 3 * config.data.patch_size**2
+    )
     assert np.isfinite(flops.train_step(config, tokenizer.size))
     optimizer_of = partial(optimizer.build, config.optimizer)
     now = shapes(name, tokenizer.size)

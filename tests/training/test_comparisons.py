@@ -91,7 +91,7 @@ def test_a_step_trains_the_parameters_that_it_should(variant):
 
 def full(run, params, row, tokens):
     """Outputs of the training forward pass with the sampled tokens."""
-    z = jax.random.normal(jax.random.key(7), (*row['pixels'].shape[:2], run.model.drawn))
+    z = jax.random.normal(jax.random.key(7), (*row['pixels'].shape[:2], run.model.flow_channels))
     t = jnp.full(z.shape[:2], 0.3)
     if tokens.shape[1]:
         begin = jnp.full_like(tokens[:, :1], -1 if tokens.ndim == 2 else 0)

@@ -97,9 +97,11 @@ def tiles(query: Integers, key: Integers, block_q: int, block_k: int):
     # A segment's farthest reach in the queries' block and its first order in the keys': [B, n, S].
     reach = xp.where(slots(query['segment']), query['reach'], -1).max(2)
     order = xp.where(slots(key['segment']), key['order'], NEVER).min(2)
-    drawn, shown = ((slots(x['block']) & (x['block'] > 0)).any(2) for x in (query, key))
+    queries_block, keys_block = (
+        (slots(x['block']) & (x['block'] > 0)).any(2) for x in (query, key)
+    )
     before = order[:, None] <= reach[:, :, None]
-    return (before | (shown[:, None] & drawn[:, :, None])).any(-1)
+    return (before | (keys_block[:, None] & queries_block[:, :, None])).any(-1)
 
 
 def tile_list(may_see: jax.Array) -> dict[str, jax.Array]:
