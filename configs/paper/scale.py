@@ -56,7 +56,7 @@ def encoder(model: ConfigDict, **changes) -> None:
 
 
 # Fields that no stage or size changes from configs/base.py, and why; the name of a group stands for
-# all of its fields. tests/configs/test_paper_configs.py checks that the list is complete.
+# all of its fields. tests/config/test_paper_configs.py checks that the list is complete.
 KEPT = {
     'seed': 'any',
     'initialise_from': 'given on the command line, like the tokenizer',
