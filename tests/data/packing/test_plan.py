@@ -202,7 +202,7 @@ def test_a_million_examples_fill_long_rows(kind, monkeypatch):
     found = packing_stats.measure(one, 2 * one.examples_per_window)
     assert found.row_fill >= 0.97
     assert min(found.fill[name] for name in SIZES[:4]) >= 0.965
-    assert found.left_out / found.draws < 0.01
+    assert found.left_out / found.examples < 0.01
 
 
 @pytest.mark.parametrize('pool', [0, 1, 2, 4])
