@@ -165,7 +165,9 @@ def test_pictures_that_vanish_stop_the_run(make, folder, monkeypatch):
     lost = make(tasks={'text_only': 1.0})
     folder.rename(folder.parent / 'away')
     try:
-        with pytest.raises(UserError, match=r'12 pictures .*folder:.*missing.*data\.sources'):
+        with pytest.raises(
+            UserError, match=r'12 consecutive pictures .*folder:.*missing.*data\.sources'
+        ):
             list(lost.iterate(0, 50))
     finally:
         (folder.parent / 'away').rename(folder)

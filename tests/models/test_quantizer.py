@@ -205,6 +205,7 @@ def test_eight_devices_give_the_result_of_one(features):
     np.testing.assert_allclose(single[2], sharded[2], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['printed', 'sinkhorn'])  # nearest does not balance
 @quick_compilation()
 def test_an_epoch_of_emoji_uses_most_prototypes(mode, tmp_path):

@@ -11,6 +11,8 @@ from configs import study as study_config
 from rf_jax.runtime.errors import UserError
 from rf_jax.study import plan
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     'own, reference, steps', [(3.0, 3.0, 100), (2.0, 3.0, 150), (0.7, 1.0, 143), (1.0, 3.0001, 301)]

@@ -17,6 +17,8 @@ from rf_jax.runtime.mesh import BATCH_AXES, make_mesh
 from rf_jax.training import jitted, losses
 from rf_jax.training.cross_entropy import TILE, CrossEntropy, of_logits
 
+pytestmark = pytest.mark.slow
+
 B, N, D, V = 8, 6, 16, 64
 PATH = 'text_head/kernel'
 TABLE = base.get_config().sharding

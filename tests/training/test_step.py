@@ -12,6 +12,8 @@ from rf_jax.models import quantizer
 from rf_jax.models.representation import features, forcing
 from rf_jax.training import ema, losses, optimizer, step
 
+pytestmark = pytest.mark.slow
+
 CHANGES = {
     'optimizer.learning_rate': 5e-3,
     'model.representation.quantizer.data_init_steps': (0, 2),
