@@ -36,8 +36,8 @@ def get_config() -> ConfigDict:
     # Whether the pixels of a picture follow representation tokens, as model.representation.kind has
     # them: True for forcing and continuous, False for alignment and none.
     data.representation_tokens = True
-    data.capacity.vision_pictures = 2  # most pictures to read, per row
-    data.capacity.pixel_pictures = 1  # most pictures to generate, per row
+    data.capacity.vision_pictures = 2  # maximum number of pictures to read per row
+    data.capacity.pixel_pictures = 1  # maximum number of pictures to generate per row
     data.patch_size = 16  # side of a patch in pixels; paper: 16
     # (longest side in pixels, weight): each time a picture is sampled it is resized to one of
     # these, to the nearest aspect ratio whose sides are multiples of 2 x patch (4 x patch for a
@@ -244,7 +244,7 @@ def get_config() -> ConfigDict:
     sampling.temperature = 1.0
     sampling.guidance_representation = 2.0  # paper: 2.0
     sampling.guidance_pixels = 3.0  # paper: 3.0, for both conditions together
-    sampling.guidance_text = 0.0  # separate scale of the prompt for pixels; 0: none
+    sampling.guidance_text = 0.0  # scale of the prompt alone for pixels; 0: as guidance_pixels
     sampling.guidance_interval = (0.0, 1.0)  # times t at which pixel guidance is on
     sampling.max_answer_tokens = 16  # tokens of a caption or answer
 
@@ -258,6 +258,8 @@ def get_config() -> ConfigDict:
     config.checkpoint.keep_period = 0  # also keep every multiple of this; 0: none
 
     evaluation = config.evaluation = ConfigDict()
-    evaluation.samples = 200  # captions generated from and pictures captioned at the end; 0: none
+    evaluation.samples = (
+        200  # captions to generate from and pictures to caption at the end; 0: none
+    )
     config.compilation_cache = '~/.cache/rf_jax'  # persistent; '' turns it off
     return config.lock()  # a misspelt field in a config is an error, not a new field

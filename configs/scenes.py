@@ -206,8 +206,8 @@ def get_config(variant: str = 'pixel_rf'):
     # bare ground: 3.0 bits of a token had no cause in the patches under it (64 codes); here 1.5.
     encoder.layer_scale = 0.1
     representation = config.model.representation
-    # 42 looks and the ground. With random initialisation most prototypes represented ground and 65
-    # % of the looks shared a prototype; with prototypes far from each other, none did.
+    # 42 looks and the ground. With random initialisation, most prototypes represented ground and
+    # 65 % of the looks shared a prototype; with prototypes far from each other, none did.
     representation.codebook_size = 48
     representation.position_grid = 8
     representation.quantizer.mode = 'nearest'

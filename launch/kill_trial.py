@@ -106,7 +106,7 @@ class Trial:
 
 
 def check(row: dict, number: int) -> list[str]:
-    """Violated promises of one kill."""
+    """What went wrong in one kill, as messages; empty if nothing did."""
     wrong = []
     if row['exited in'] > LIMIT:
         wrong.append(f'kill {number}: took {row["exited in"]:.0f} s to exit')

@@ -23,7 +23,7 @@ _WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
 _PROMPT = flags.DEFINE_multi_string(
     'prompt', [], 'Text to generate pictures of; may be given several times.'
 )
-_PROMPTS = flags.DEFINE(cli.PATH, 'prompts', None, 'A text file with one prompt a line.')
+_PROMPTS = flags.DEFINE(cli.PATH, 'prompts', None, 'A text file with one prompt per line.')
 _OUT = flags.DEFINE(cli.PATH, 'out', None, 'Folder of the pictures; WORKDIR/drawn if not given.')
 _NUMBER = flags.DEFINE_integer('number', 4, 'Pictures per prompt.', lower_bound=1)
 _SIZE = flags.DEFINE_string('size', None, 'HEIGHTxWIDTH in pixels; the training size if not given.')

@@ -24,3 +24,12 @@ def _no_progress_yet(monkeypatch):
     """Exit codes depend on what this process has saved, and other tests have saved a lot."""
     monkeypatch.setattr(exit_codes, '_progress', False)
     monkeypatch.setattr(exit_codes, '_newest', {})
+
+
+@pytest.fixture(scope='module')
+def quick():
+    """Programs of this module are compiled in half the time and run slower."""
+    from shrink import quick_compilation  # imports jax
+
+    with quick_compilation():
+        yield

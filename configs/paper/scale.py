@@ -70,6 +70,7 @@ KEPT = {
     'data.dropout_keeps_positions': 'paper: silent; nothing replaces what is dropped',
     'data.prompt_loss': 'the mixture has text examples',
     'data.max_pixels': 'larger pictures take seconds to decode and are reduced to 1,024 px',
+    'data.representation_tokens': 'paper',
     'model.backbone.norm_eps': 'Qwen3',
     'model.backbone.split': 'paper',
     'model.backbone.unroll': 'compiles a single layer',
@@ -80,8 +81,7 @@ KEPT = {
     'model.encoder.norm_eps': 'DINOv3',
     'model.encoder.rope_theta': 'DINOv3',
     'model.encoder.registers': 'DINOv3',
-    'model.encoder.unroll': 'compiles one layer for all',
-    'data.representation_tokens': 'paper',
+    'model.encoder.unroll': 'compiles a single layer',
     'model.space': 'paper',
     'model.autoencoder': 'only for space vae',
     'model.representation.kind': 'paper',
@@ -144,7 +144,7 @@ def get_config(size: str = '30B-A3B') -> ConfigDict:
     choose('configs/paper:size', size, MODELS)(config)
     # As in JiT and BAGEL: with the theta of Qwen3, angles hardly differ between patches.
     model.denoiser.sinusoids = True
-    model.representation.alignment_layer = model.backbone.layers // 3  # of alignment
+    model.representation.alignment_layer = model.backbone.layers // 3
     model.representation.codebook_size = 16_384
     model.representation.position_grid = 32  # 1,024 px
     model.representation.quantizer.momentum = 0.9999

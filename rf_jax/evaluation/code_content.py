@@ -20,7 +20,7 @@ from rf_jax.scenes.world import COLOURS, SHAPES, Scene
 
 @dataclass(frozen=True)
 class Content:
-    """Bits a token.
+    """Bits per token.
 
     `shared`: mutual information of code and content (a look, or ground); `place`: mutual
     information of code and place in the picture; `unexplained`: entropy of the code given the
@@ -35,7 +35,7 @@ class Content:
 def labels(scene: Scene, size: int, side: int) -> np.ndarray:
     """int64 [side, side]: the look (colour, shape) of most object pixels in each token's square; -1
     for ground, where objects cover less than a tenth. The picture has `size` pixels and `side`
-    tokens a side.
+    tokens per side.
     """
     squares = segmentation(scene, size).reshape(side, size // side, side, size // side)
     squares = squares.swapaxes(1, 2).reshape(side * side, -1)

@@ -1,7 +1,7 @@
 """Compositional generation: pictures of prompts, each judged correct or wrong.
 
-As in GenEval (Ghosh et al. 2023, arXiv 2310.11513), except that GenEval tolerates other objects
-beside those of the prompt.
+As in GenEval (Ghosh et al. 2023, arXiv 2310.11513), which tolerates other objects beside those of
+the prompt.
 """
 
 from collections.abc import Sequence

@@ -31,7 +31,9 @@ def distances(generated: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> di
     if len(sizes) > 1:
         raise ValueError(f'distances need pictures of one size; got {sorted(sizes)}')
     if min(len(generated), len(real)) < 2:
-        raise ValueError(f'distances need two pictures a set; got {len(generated)} and {len(real)}')
+        raise ValueError(
+            f'distances need two pictures per set; got {len(generated)} and {len(real)}'
+        )
     a, b = features(generated), features(real)
     return {
         'kernel_distance': kernel_distance(a, b),

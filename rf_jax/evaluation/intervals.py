@@ -88,7 +88,7 @@ def first(values: Mapping, count: int) -> dict:
 
 
 def gather(group: Iterable[tuple[object, Mapping]], side: str) -> Outcomes:
-    """Outcomes of (run, its score), one run a seed; empty if the side was not evaluated.
+    """Outcomes of (run, its score), one run per seed; empty if the side was not evaluated.
 
     Equal prompts are the same text; each question is a text of its own. Raises UserError if the
     seeds were evaluated on different texts.
@@ -188,7 +188,7 @@ def table(outcomes: Outcomes) -> str:
 
 
 def student_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's 95 % interval of the mean of at least two values, one a seed."""
+    """Student's 95 % interval of the mean of at least two values, one per seed."""
     values = np.asarray(values, np.float64)
     half = student(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
     return float(values.mean()) - half, float(values.mean()) + half

@@ -131,7 +131,7 @@ def cache_bytes(run: Run) -> float:
 def at_end(run: Run, state: State) -> str:
     """Evaluates a finished run and writes the result and grids to its workdir.
 
-    Gives the table to print.
+    Returns the table to print.
     """
     sampler = sampler_of(run)
     sampler.params = sampler.placement.params(state.ema)
@@ -151,7 +151,7 @@ def at_end(run: Run, state: State) -> str:
 
 
 def evaluate(run: Inspector, source, workdir: Path, samples: int, seed: int, amount=None) -> str:
-    """Evaluates a run and writes the files; gives the table.
+    """Evaluates a run and writes the files; returns the table.
 
     A run on scenes is scored by the judge (`amount`: scoring.Amount, by default about `samples`),
     any other run by retrieval of `samples` pictures of the source.
@@ -168,7 +168,7 @@ def evaluate(run: Inspector, source, workdir: Path, samples: int, seed: int, amo
 def write_score(score: scoring.Score, made_by: dict, workdir: Path) -> str:
     """The first host writes `score.json`, beginning with `made_by`, and a grid of each side.
 
-    `made_by`: step, seed and amount. Gives the table.
+    `made_by`: step, seed and amount. Returns the table.
     """
     lines = [scoring.table(score.values)]
     try:
@@ -188,7 +188,7 @@ def write_score(score: scoring.Score, made_by: dict, workdir: Path) -> str:
 
 
 def write(result: retrieval.Result, made_by: dict, workdir: Path) -> str:
-    """The first host writes `grid.png` and `result.json`; gives the table, with the grid's path.
+    """The first host writes `grid.png` and `result.json`. Returns the table, with the grid's path.
 
     `made_by`: step and seed, kept in the grid. There each picture has the size of the generated one
     beside it, which is black if the run does not train generation.

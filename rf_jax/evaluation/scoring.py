@@ -31,7 +31,7 @@ _NEW = 1_000_003  # added to the seed of the scenes
 
 @dataclass(frozen=True)
 class Amount:
-    """How much a model is evaluated; 0 leaves a part out."""
+    """How many samples a model is evaluated on; 0 skips that part."""
 
     prompts: int = 50  # per category, of each side
     pictures: int = 4  # per prompt
@@ -40,7 +40,7 @@ class Amount:
 
     @classmethod
     def of(cls, samples: int) -> 'Amount':
-        """About `samples` pictures of each side and as many questions: the end of a run."""
+        """About `samples` pictures of each side and as many questions, for the end of a run."""
         few = -(-samples // len(prompts.CATEGORIES))
         return cls(prompts=few, pictures=1, captions=samples, questions=few)
 
@@ -151,7 +151,7 @@ def generates(config: ConfigDict) -> bool:
 
 
 def check(config: ConfigDict, tokenizer: Tokenizer, amount: Amount) -> None:
-    """Raises UserError if a run has no scenes, too few of them, or a tokenizer of other texts."""
+    """Raises UserError if a run has no scenes, too few, or an unsuitable tokenizer."""
     source = new_scenes(config)
     require(
         amount.captions <= len(source),
@@ -185,8 +185,8 @@ def codebook_statistics(
 ) -> dict[str, float]:
     """How the pictures of scenes use the K prototypes when each token takes the nearest.
 
-    Gives the share that is used, the perplexity (1 to K: so many prototypes, used evenly, would
-    have the same entropy), and `code_content.measure` in bits a token.
+    Returns the share used, the perplexity (1 to K: so many prototypes, used evenly, would
+    have the same entropy), and `code_content.measure` in bits per token.
     """
     codes = inspection.Inspector(sampler, codebook).codes(pictures)
     looks = [

@@ -56,7 +56,7 @@ def evaluate(sampler: Sampler, source, count: int) -> dict[str, dict]:
 
 
 def table(kinds: Mapping[str, dict]) -> str:
-    """What `evaluate` gives as text, with 95 % Wilson intervals."""
+    """The result of `evaluate` as text, with 95 % Wilson intervals."""
     lines = [
         f'{"understanding":28s} {"asked":>6s} {"right":>7s} {"95 % interval":>17s} '
         f'{"commonest":>10s}'

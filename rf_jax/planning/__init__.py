@@ -6,5 +6,5 @@ Compiles the programs of a run ahead of time for devices of any TPU slice (`topo
 how well a packing plan fills its rows (`packing_stats.py`, with `synthetic_sizes.py` if there is no
 data yet). Commands: `python -m rf_jax.compile_check` and `python -m rf_jax.packing_report`.
 
-Imports evaluation and every floor below it; only entry points import planning.
+May import evaluation and every floor below it; only entry points import planning.
 """

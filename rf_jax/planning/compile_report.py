@@ -166,7 +166,7 @@ def compile_programs(
 
 
 def advice(config: ConfigDict, vocabulary: int, mesh: Mesh) -> str:
-    """Which field to change if the compiler refuses a program and reports no buffers."""
+    """Which field to change for a program that the compiler refuses: its buffers are not known."""
     state = jitted.build(config, vocabulary, mesh, mesh.devices.flat[0].platform).abstract
     parts = {
         'parameters': jitted.nbytes_per_device(state.params),

@@ -195,9 +195,8 @@ def _op_name_of(i: Instruction, table, done) -> str:
     name = i.op_name or (done[i.name].op_name if i.name in done else '')
     if i.op in ('convert', 'copy') and not name:
         return _op_name_of(table[i.operands[0]], table, done) if i.operands[0] in table else ''
-    return (
-        '' if re.fullmatch(r'[a-z_\-]+[.\d]*', name) else name
-    )  # broadcast.406 names no JAX operation
+    # A name such as broadcast.406 is not that of a JAX operation.
+    return '' if re.fullmatch(r'[a-z_\-]+[.\d]*', name) else name
 
 
 def _new_buffers(i: Instruction, value, op_name: str, done):

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 
 from rf_jax.planning.hlo_memory import Buffer
 
-_LOOP = (
-    r'/backbone/(while|broadcast_in_dim)$'  # buffers that the loop over layers fills or accumulates
-)
+# Buffers that the loop over layers fills or accumulates.
+_LOOP = r'/backbone/(while|broadcast_in_dim)$'
 # (regex on the path of an operation or argument, what its arrays are, the field that reduces them,
 # the next field once that one is exhausted); the first match wins.
 PARTS = (

@@ -19,13 +19,13 @@ class Measured:
     steps: int
     fill: dict[str, float]
     row_fill: float  # over the tokens of all four streams
-    carried: int  # samples that did not fit into their window and moved to the next
+    carried: int  # examples that did not fit into their window and moved to the next
     left_out: int  # did not fit there either
     seconds: float  # CPU time
 
 
 def measure(plan: Plan, examples: int) -> Measured:
-    """Plans the first windows with at least `examples` samples in total."""
+    """Plans the first windows with at least `examples` examples in total."""
     began = time.process_time()
     number = -(-examples // plan.examples_per_window)
     room, carried, left_out = np.zeros(len(plan.capacity), np.int64), 0, 0
@@ -49,12 +49,12 @@ def measure(plan: Plan, examples: int) -> Measured:
 
 
 # Capacities to try, in percent of the mean demand of each stream: if one stream has no room for the
-# last sample of a row, the room left in the others is wasted too.
+# last example of a row, the room left in the others is wasted too.
 _LEANS = tuple(itertools.product((100, 103, 106), (100, 101, 103), (100,), (100,)))
 
 
 def recommended(plan: Plan, tokens: int, group: int = 4) -> tuple[np.ndarray, float]:
-    """(capacities that suit the samples of a window at `tokens` per row, row fill with them).
+    """(capacities that suit the examples of a window at `tokens` per row, row fill with them).
 
     `group`: patches stored together; the pixel capacity is a multiple of it.
     """
@@ -74,7 +74,7 @@ def lines(plan: Plan, examples: int, group: int = 4) -> list[str]:
     """The report on a plan, as lines of text; `group` as in `recommended`."""
     measured = measure(plan, examples)
     report = [
-        f'samples planned        {measured.examples:12,d}',
+        f'examples planned       {measured.examples:12,d}',
         f'CPU seconds to plan    {measured.seconds:12.1f}',
         f'steps                  {measured.steps:12,d}',
         f'steps per window       {plan.steps_per_window:12,d}',

@@ -2,7 +2,7 @@
 
 Only the shapes of the distributions are imitated: COCO has longest sides of 640 px and captions of
 about ten words; LAION has sides from 200 px to thousands, any aspect ratio and captions with a long
-tail. Every size is a function of (seed, task, index, turn).
+tail. Every size is a function of (seed, task, index, epoch).
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ _QUESTION = (5.0, 0.25)  # tokens of a question: median, spread of its logarithm
 
 
 class SyntheticSizes:
-    """`sizes(task, index, turn)` of a data set of `kind`, resized and dropped as in `config`.
+    """`sizes(task, index, epoch)` of a data set of `kind`, resized and dropped as in `config`.
 
     Raises UserError at construction for an unknown pool or kind of representation.
     """
@@ -27,11 +27,11 @@ class SyntheticSizes:
         self._kind = KINDS[kind]
         self._data, self._seed, self._pool = config.data, config.seed, pool_of(config)
 
-    def sizes(self, task: str, index: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    def sizes(self, task: str, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
         """int64[S, 6], columns as `layout.SIZES`, for sample indices and epochs int64[S]."""
         data = self._data
         samples = fold(self._seed, 'sample'), index
-        draws = fold(self._seed, 'draw', task), index, turn
+        draws = fold(self._seed, 'draw', task), index, epoch
         sizes = dict.fromkeys(SIZES, np.zeros(len(index), np.int64))
         if task == 'text_only':
             # A chunk of a document has its begin token and all tokens but the last.

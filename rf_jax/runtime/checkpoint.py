@@ -295,6 +295,6 @@ def _log_damaged(folder: epath.Path, error: Exception) -> None:
     """Logs that a checkpoint is damaged. Raises UserError if it only cannot be read at the moment,
     such as for lack of memory: falling back to an older one would go unnoticed.
     """
-    checkpoint_files.raise_unless_damaged(folder, error)
+    checkpoint_files.raise_if_unavailable(folder, error)
     reason = checkpoint_files.reason(error)
     logging.warning('Checkpoint %s cannot be read (%s).', folder, reason)

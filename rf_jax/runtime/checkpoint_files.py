@@ -28,7 +28,7 @@ def read(folder: epath.Path, abstract_state: Any) -> tuple[Any, str | None]:
     try:
         metadata = read_metadata(folder)
     except Exception as error:  # damaged metadata can raise anything
-        raise_unless_damaged(folder, error)
+        raise_if_unavailable(folder, error)
         return None, reason(error)
     _check_same(folder, metadata, abstract_state)
     # Not ocp.Checkpointer: it ends with a barrier that a process which fails never reaches.
@@ -92,42 +92,42 @@ def _damage(folder: epath.Path, wanted: Mapping[str, Any], error: Exception) -> 
     raised. Reads one top-level part at a time and discards it, sharded as in `wanted`, so that no
     process or device needs more memory than the restore itself.
     """
-    raise_unless_damaged(folder, error)
+    raise_if_unavailable(folder, error)
     if isinstance(error, JSONDecodeError):
         return reason(error)
     for name, part in wanted.items():
         try:
             read_arrays(folder, {name: part})
         except Exception as cause:  # Orbax raises many types for a damaged file
-            raise_unless_damaged(folder, cause)
+            raise_if_unavailable(folder, cause)
             return reason(cause)
     raise error
 
 
-def raise_unless_damaged(folder: epath.Path, error: Exception) -> None:
-    """Returns if `error` means damaged files, that is missing or truncated ones.
+def raise_if_unavailable(folder: epath.Path, error: Exception) -> None:
+    """Raises UserError if the files cannot be read at the moment: no memory, no permission, a
+    server that does not answer, ...
 
-    Raises UserError for everything else that keeps files from being read: no memory, no
-    permission, a server that does not answer, ... Device errors are raised unchanged.
+    Missing or truncated files do not count. Device errors are raised unchanged.
     """
     if isinstance(error, jax.errors.JaxRuntimeError):
         raise error
 
-    def raise_if_unavailable(cause: Exception) -> None:
+    def check(cause: Exception) -> None:
         if isinstance(cause, MemoryError | OSError) and not isinstance(cause, FileNotFoundError):
             raise Unavailable(
                 f'checkpoint {folder} cannot be read now ({reason(cause)}); nothing was changed. '
                 'Run the same command again once it can, or move the folder away if it never will'
             ) from error
 
-    raise_if_unavailable(error)
+    check(error)
     try:  # Orbax may have wrapped the error, so read the files ourselves
-        for parent, _, names in os.walk(folder, onerror=raise_if_unavailable):
+        for parent, _, names in os.walk(folder, onerror=check):
             for name in names:
                 with open(os.path.join(parent, name), 'rb') as file:
                     file.read(1)
     except OSError as cause:
-        raise_if_unavailable(cause)
+        check(cause)
 
 
 def _check_same(folder: epath.Path, metadata: Any, abstract_state: Any) -> None:

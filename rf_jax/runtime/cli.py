@@ -97,12 +97,9 @@ def _parse(argv: Sequence[str], required: Sequence[str], config: str) -> Sequenc
     except (AttributeError, KeyError, TypeError, OSError) as error:
         _fail(explain(argv, error))
     except flags.Error as error:
-        from_config_file = 'Error whilst parsing config file' in str(
-            error
-        )  # config_flags' traceback
-        _fail(
-            explain(argv, error) if from_config_file else f'{error} (--helpshort lists all flags)'
-        )
+        # config_flags puts the traceback of the config file into its message.
+        from_file = 'Error whilst parsing config file' in str(error)
+        _fail(explain(argv, error) if from_file else f'{error} (--helpshort lists all flags)')
 
 
 def _with_config_file(argv: Sequence[str], default: str) -> list[str]:
@@ -191,8 +188,8 @@ def explain(argv: Sequence[str], error: Exception) -> str:
     for argument in argv:
         name = argument.lstrip('-').partition('=')[0].removeprefix('config.')
         if argument.lstrip('-').startswith('config.') and name not in fields:
-            if renamed_fields.new_name(name):
-                return f'--config.{name} is now --config.{renamed_fields.new_name(name)}'
+            if new := renamed_fields.new_name(name):
+                return f'--config.{name} is now --config.{new}'
             leaf = {field.rpartition('.')[2]: field for field in fields}
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.7)
             near += [leaf[x] for x in difflib.get_close_matches(name.rpartition('.')[2], leaf, n=1)]
@@ -203,12 +200,16 @@ def explain(argv: Sequence[str], error: Exception) -> str:
 
 def _no_field(failure: Exception) -> str:
     """The error of a config file; for an unknown field, its name and the new name if renamed."""
-    missing = re.search(r'Key "(\w+)" does not exist|^["\']+(\w+)["\']+$', str(failure))
+    text = str(failure)
+    missing = re.search(
+        r'Key "(\w+)" does not exist|^["\'\\]+(\w+)["\'\\]+(?:$|nDid you mean)', text
+    )
     if not missing:
-        return str(failure)
+        return text
     name = missing[1] or missing[2]
-    new = renamed_fields.new_name(name)
-    return f'there is no field {name!r}' + (f': it is now {new}' if new else '')
+    new, near = renamed_fields.new_name(name), re.search(r'Did you mean "(\w+)"', text)
+    hint = f': it is now {new}' if new else f'; did you mean {near[1]!r}?' if near else ''
+    return f'there is no field {name!r}{hint}'
 
 
 def field_names(config: Mapping, prefix: str = '') -> Iterator[str]:

@@ -16,7 +16,7 @@ from absl import logging
 # In table order. Time that belongs to no other phase counts as steps.
 PHASES = {
     'steps': 'steps that count',
-    'start': 'start: building, initialising or restoring',
+    'start': 'building, initialising or restoring',
     'compile': 'first step, with compilation',
     'data': 'waiting for batches',
     'checkpoint': 'waiting for checkpoints',

@@ -54,7 +54,7 @@ def check(config: Mapping, path: str | os.PathLike) -> None:
     """Raises UserError, naming all of them, if a config loaded from `path` has renamed fields."""
     renamed = [(old, new) for old, new in RENAMED.items() if _holds(config, old.split('.'))]
     if renamed:
-        names = ', '.join(f'{old} is {new}' for old, new in renamed)
+        names = ', '.join(f'{old} is now {new}' for old, new in renamed)
         raise UserError(
             f'{path} was written by an earlier version of rf_jax and has fields that were '
             f'renamed since. Rename them in that file: {names}'

@@ -59,7 +59,7 @@ class View:
         )
 
     def maps(self) -> np.ndarray:
-        """float32 [5, h, w]: their product with the features of a template changes the error."""
+        """float32 [5, h, w]: a template changes the error by its features times these."""
         return np.stack(
             [
                 -2 * self.weight * (self.change @ self.colour),

@@ -32,7 +32,7 @@ INVERSE = dict(zip(RELATIONS, ('right of', 'left of', 'below', 'above')))
 # Kinds of scenes and their probabilities: one object, two, several alike, a mixture.
 KINDS = {'single': 0.2, 'pair': 0.4, 'alike': 0.25, 'mixed': 0.15}
 COUNTS = {'single': (1, 1), 'pair': (2, 2), 'alike': (2, 4), 'mixed': (3, 6)}  # fewest, most
-HELD_OUT = 8  # one in 8 (colour, shape) pairs, and relations of two shapes, is held out
+HELD_OUT = 8  # one in 8 (colour, shape) pairs and one in 8 relations are held out
 _APART = 0.12  # least distance along an axis for a relation to be stated
 _SLANT = 0.51  # largest distance along the other axis, as a fraction of that
 _GAP = 1.31  # least distance of two objects, in sums of their radii: corners do not touch

@@ -4,5 +4,5 @@
 interruption, `report.py`, `plots.py` and `notes.py` write the results. `ladder.py` compares
 finished studies rung by rung. Command: `python -m rf_jax.study`.
 
-Imports evaluation and every floor below it; only entry points import study.
+May import evaluation and every floor below it; only entry points import study.
 """

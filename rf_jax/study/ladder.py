@@ -50,7 +50,7 @@ class Measured:
 
 def rungs(config: ConfigDict, folder: Path) -> list[Rung]:
     """Parses a config such as configs/ladder.py; raises UserError for an invalid rung."""
-    parsed, folder = [], paths.local(folder, '--folder')
+    parsed, folder = [], paths.local(folder, '--studies')
     for heading, lines in config.rungs.items():
         for line in lines:
             if not (len(line) in (5, 6) and isinstance(line[4], int)):

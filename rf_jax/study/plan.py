@@ -201,9 +201,8 @@ def plan(study: ConfigDict, folder: Path, arms: Arms) -> list[Job]:
         _check_builds(name, config, tokenizer, _full(study))
     workdir.write_run_files(folder, {'tokenizer.model': tokenizer.model_bytes})
     cost = {name: flops.train_step(config, tokenizer.size) for name, config in configs.items()}
-    reference = cost[
-        chosen[0]
-    ]  # not the most expensive: a new arm must not change the steps of others
+    # Not the most expensive: a new arm must not change the steps of others.
+    reference = cost[chosen[0]]
     jobs: dict[tuple[str, int], Job] = {}
     for seed in range(study.seeds):
         for name in _with_needs(chosen, arms.needs):
@@ -286,6 +285,8 @@ def _config(study: ConfigDict, arms: Arms, name: str) -> ConfigDict:
     fields = checks.flatten(config.to_dict())
     for change in study.overrides:
         field, _, value = change.partition('=')
+        new = renamed_fields.RENAMED.get(field)
+        require(new is None, f'overrides: {field} is now {new}')
         choose('overrides', field, fields)
         require(field not in _SET_BY_STUDY, f'overrides: {change!r}: the study itself sets {field}')
         with contextlib.suppress(SyntaxError, ValueError):  # else a plain string

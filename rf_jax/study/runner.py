@@ -56,7 +56,7 @@ def run(study: ConfigDict, folder: str | Path, score: Score = scoring.score) -> 
             continue
         with lock:
             number = jobs.index(job) + 1
-            logging.info('Job %d of %d: %s to step %d', number, len(jobs), job.folder, job.last)
+            logging.info('Run %d of %d: %s to step %d', number, len(jobs), job.folder, job.last)
             try:
                 plan.check_run(job)  # another process may have started it
                 check_stages(job, jobs)
@@ -75,8 +75,8 @@ def run(study: ConfigDict, folder: str | Path, score: Score = scoring.score) -> 
         reasons = '; '.join(f'{path.name}: {error}' for path, error in failed.items())
         temporary = all(isinstance(error, Unavailable) for error in failed.values())
         raise (Unavailable if temporary else UserError)(
-            f'{len(failed)} job(s) failed, and jobs that depend on them did not run; all others '
-            f'are done. {reasons}. Another config needs another --workdir'
+            f'{len(failed)} run(s) failed, and runs that depend on them were not started; all '
+            f'others are done. {reasons}. Another config needs another --workdir'
         )
     return True
 
@@ -224,7 +224,7 @@ def progress(jobs: Sequence[Job]) -> str:
                 score_seconds += score['seconds']
             elif not job.finished:
                 score_left += amount.size
-    line = f'study: {done:.0f} of {len(jobs)} jobs done'
+    line = f'study: {done:.0f} of {len(jobs)} runs done'
     if not trained or not scored:
         return f'{line} | ETA not known yet'
     left = train_left * train_seconds / trained + score_left * score_seconds / scored

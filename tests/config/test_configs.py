@@ -7,15 +7,11 @@ import numpy as np
 import pytest
 from config_names import NAMES
 from ml_collections import ConfigDict
-from shrink import quick_compilation, shrink
+from shrink import shrink
 
 from rf_jax.training import train_loop
 
-
-@pytest.fixture(autouse=True)
-def quick():
-    with quick_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures('quick')
 
 
 def test_all_configs_are_found():

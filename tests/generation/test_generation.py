@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shrink import quick_compilation
 from tiny_sampler import WORDS, make_sampler
 
 from configs import base
@@ -14,7 +13,7 @@ from rf_jax.generation import captioning, guidance, image_sampling, inputs, kv_c
 from rf_jax.generation.inputs import Request
 from rf_jax.models.representation import forcing
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
 BRANCHES = [(True, True), (True, False), (False, True), (False, False)]
 REQUESTS = [
@@ -22,12 +21,6 @@ REQUESTS = [
     Request('grinning face with big eyes and two small dogs', 32, 64, 12),
     Request('flag', 64, 32, 13),
 ]
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick():
-    with quick_compilation():
-        yield
 
 
 @pytest.fixture(scope='module')

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from shrink import quick_compilation, tiny_run
+from shrink import tiny_run
 
 from rf_jax.evaluation import run_report
 from rf_jax.evaluation.inspection import Inspector
@@ -11,16 +11,10 @@ from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import jitted
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
 CHANGES = {'mesh.fsdp': 2, 'mesh.tensor': 2, 'mesh.context': 2}
 PICTURES = [np.full((64, 64, 3), 40 * i, np.uint8) for i in range(3)]
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick():
-    with quick_compilation():
-        yield
 
 
 def noisy(ema):

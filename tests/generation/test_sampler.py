@@ -5,7 +5,6 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from shrink import quick_compilation
 from tiny_sampler import make_sampler
 
 from rf_jax.data import images
@@ -13,13 +12,7 @@ from rf_jax.generation import inputs
 from rf_jax.generation.sampler import ROWS
 from rf_jax.runtime.errors import UserError
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick():
-    with quick_compilation():
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
 
 @pytest.fixture(scope='module')

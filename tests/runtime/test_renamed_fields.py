@@ -56,7 +56,7 @@ def test_a_workdir_of_an_earlier_version(tmp_path):
         lambda: checks.warn_of_changes(run.config, tmp_path),
     ):
         with pytest.raises(
-            UserError, match=r'earlier version.*data\.rows is data\.batch_size'
+            UserError, match=r'earlier version.*data\.rows is now data\.batch_size'
         ) as expected:
             use()
         assert '\n' not in str(expected.value)

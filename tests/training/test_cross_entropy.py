@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from shrink import quick_compilation, shrink
+from shrink import shrink
 
 from configs import base
 from configs.paper import joint
@@ -17,17 +17,11 @@ from rf_jax.runtime.mesh import BATCH_AXES, make_mesh
 from rf_jax.training import jitted, losses
 from rf_jax.training.cross_entropy import TILE, CrossEntropy, of_logits
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
 B, N, D, V = 8, 6, 16, 64
 PATH = 'text_head/kernel'
 TABLE = base.get_config().sharding
-
-
-@pytest.fixture(autouse=True)
-def quick():
-    with quick_compilation():
-        yield
 
 
 def case(dtype=jnp.float32):

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from shrink import quick_compilation, tiny_run
+from shrink import tiny_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
 STEPS = 10
 CONFIG = {
@@ -42,12 +42,6 @@ WAYS = {
     ),
 }
 SAME_MODEL = {'one pool': {'model.backbone.moe.pool': 'shared'}}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick():
-    with quick_compilation():
-        yield
 
 
 def losses(workdir, changes, devices):

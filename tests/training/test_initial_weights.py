@@ -8,24 +8,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorstore
-from shrink import quick_compilation, tiny_run
+from shrink import tiny_run
 
 from rf_jax.runtime import checkpoint
 from rf_jax.runtime.errors import UserError
 from rf_jax.study import runner
 from rf_jax.training import optimizer, train_loop
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
 NEW = (r'^representation_', r'^codebook$')
 WIDE = {'model.backbone.feedforward': 4096}  # arrays that are larger than their metadata
 AS = ((r'^backbone/layers/(representation|pixels)', 'backbone/layers/understanding'),)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick():
-    with quick_compilation():
-        yield
 
 
 def save(run, state, step):

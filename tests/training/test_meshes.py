@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from shrink import quick_compilation, tiny_run
+from shrink import tiny_run
 
 from rf_jax.runtime.checkpoint import Checkpoints
 from rf_jax.training import optimizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
 MESHES = {
     'one': (1, {}),
@@ -17,12 +17,6 @@ MESHES = {
 }
 STEPS = 5
 SAVED = 3
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick():
-    with quick_compilation():
-        yield
 
 
 @pytest.fixture(scope='module')

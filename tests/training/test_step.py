@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shrink import quick_compilation, tiny_run
+from shrink import tiny_run
 
 from rf_jax.models import quantizer
 from rf_jax.models.representation import features, forcing
 from rf_jax.training import ema, losses, optimizer, step
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
 CHANGES = {
     'optimizer.learning_rate': 5e-3,
@@ -20,12 +20,6 @@ CHANGES = {
     'ema.decay': 0.95,
     'ema.encoder_decay': 0.05,  # below the warm-up's 0.1, so that the two differ from the start
 }
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick():
-    with quick_compilation():
-        yield
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from encoder_inputs import config as encoder_config
 from encoder_inputs import packed as packed_pictures
-from shrink import quick_compilation
 
 from configs import base
 from rf_jax.data import layout
@@ -24,7 +23,7 @@ from rf_jax.models.vision_encoder import VisionEncoder
 from rf_jax.runtime import mesh as meshes
 from rf_jax.runtime.errors import UserError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
 CAPACITY = {'text': 75, 'vision': 20, 'representation': 33, 'pixels': 94,
             'vision_pictures': 4, 'pixel_pictures': 6}  # fmt: skip
@@ -47,12 +46,6 @@ ROWS = [
     ],
     [[Text(range(60))], [Text(range(4)), Representation(4, 4), Pixels(4, 4)]],
 ]  # fmt: skip
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick():
-    with quick_compilation():
-        yield
 
 
 def integers(rows, capacity):

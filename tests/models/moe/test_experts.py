@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shrink import quick_compilation
 
 from configs import base
 from rf_jax.models import layers, transformer
@@ -15,16 +14,10 @@ from rf_jax.models.moe import dispatch, experts, grouped_matmul, routing
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
 B, L, D, E, K, F = 8, 16, 16, 8, 2, 12
 LENGTHS = (8, 4, 4)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick():
-    with quick_compilation():
-        yield
 
 
 def config_of(**changes):
