@@ -35,7 +35,7 @@ setup(
         'test': [
             'matplotlib>=3.9',
             'pytest>=8',
-            'pytest-xdist>=3.6',
+            'pytest-xdist>=3.7',
             'ruff>=0.12',
             'tensorflow-datasets>=4.9.9',
             'array_record>=0.8',

@@ -12,8 +12,8 @@ def get_config():
     config = base.get_config()
     config.steps = 300  # paper: 10,000
     config.data.tasks.text_to_image = 0.0
-    capacity = config.data.capacity  # no pictures to generate
-    capacity.representation = capacity.pixels = capacity.pixel_pictures = 0
+    capacity = config.data.capacity  # no images to generate
+    capacity.representation = capacity.pixels = capacity.pixel_images = 0
     config.losses.representation = 0.0
     config.losses.flow = 0.0
     config.optimizer.learning_rate = 5e-5

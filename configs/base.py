@@ -29,19 +29,19 @@ def get_config() -> ConfigDict:
     data.batch_size = 32  # B, rows of the global batch
     # Sampling weight of each task; a task that no source can serve is an error.
     data.tasks = ConfigDict({'text_to_image': 1.0, 'image_to_text': 1.0, 'text_only': 0.0})
-    # Tokens per row, by stream. A picture to generate takes height/patch x width/patch pixel
-    # tokens, and one representation token per pool x pool of these, plus one; a picture to read
+    # Tokens per row, by stream. An image to generate takes height/patch x width/patch pixel
+    # tokens, and one representation token per pool x pool of these, plus one; an image to read
     # takes a quarter as many vision tokens.
     data.capacity = ConfigDict({'text': 32, 'vision': 8, 'representation': 5, 'pixels': 16})
-    # Whether the pixels of a picture follow representation tokens, as model.representation.kind has
+    # Whether the pixels of an image follow representation tokens, as model.representation.kind has
     # them: True for forcing and continuous, False for alignment and none.
     data.representation_tokens = True
-    data.capacity.vision_pictures = 2  # maximum number of pictures to read per row
-    data.capacity.pixel_pictures = 1  # maximum number of pictures to generate per row
+    data.capacity.vision_images = 2  # maximum number of images to read per row
+    data.capacity.pixel_images = 1  # maximum number of images to generate per row
     data.patch_size = 16  # side of a patch in pixels; paper: 16
-    # (longest side in pixels, weight): each time a picture is sampled it is resized to one of
+    # (longest side in pixels, weight): each time an image is sampled it is resized to one of
     # these, to the nearest aspect ratio whose sides are multiples of 2 x patch (4 x patch for a
-    # pool of 4). Small pictures are not enlarged beyond the smallest entry.
+    # pool of 4). Small images are not enlarged beyond the smallest entry.
     data.sizes = ((64, 1.0),)
     data.max_text_tokens = 24  # tokens of one text span; longer text is truncated and counted
     # Probability that a prompt is the bare label, else a paraphrase with tags.
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     # Whether a dropped prompt still advances the positions of what follows; paper: silent.
     data.dropout_keeps_positions = False
     data.prompt_loss = False  # language-model loss on the prompts of text_to_image too
-    data.max_pixels = 64_000_000  # larger pictures are skipped and counted
+    data.max_pixels = 64_000_000  # larger images are skipped and counted
     data.prefetch = 4  # batches prefetched
     # Reader threads; each makes whole batches, so more than `prefetch` are useless.
     data.threads = 1
@@ -170,7 +170,7 @@ def get_config() -> ConfigDict:
     flow.time_mean = -0.8  # t = sigmoid(N(mean, std)); JiT: -0.8, 0.8; paper: silent
     flow.time_std = 0.8
     flow.t_eps = 0.05  # lower bound of 1 - t in the velocity; JiT: 0.05; paper: silent
-    flow.noise_scale = 1.0  # standard deviation of the noise; pictures are in [-1, 1]
+    flow.noise_scale = 1.0  # standard deviation of the noise; images are in [-1, 1]
     # Timestep shift alpha at pixels = base_pixels, growing as sqrt(pixels / base_pixels) (SD3).
     flow.shift = 1.0
     flow.base_pixels = 64 * 64
@@ -251,15 +251,13 @@ def get_config() -> ConfigDict:
     log = config.log = ConfigDict()
     log.every = 50  # steps between progress lines
     log.samples_every = 0  # steps between sample grids and captions; 0: at the end only
-    log.samples = 16  # pictures per grid
+    log.samples = 16  # images per grid
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 200  # steps
     config.checkpoint.keep = 2  # newest kept
     config.checkpoint.keep_period = 0  # also keep every multiple of this; 0: none
 
     evaluation = config.evaluation = ConfigDict()
-    evaluation.samples = (
-        200  # captions to generate from and pictures to caption at the end; 0: none
-    )
+    evaluation.samples = 200  # images generated and captioned at the end; 0: none
     config.compilation_cache = '~/.cache/rf_jax'  # persistent; '' turns it off
     return config.lock()  # a misspelt field in a config is an error, not a new field

@@ -1,6 +1,6 @@
-"""Stage 3 of the paper: `joint` at half the learning rate, with larger pictures if there are any.
+"""Stage 3 of the paper: `joint` at half the learning rate, with larger images if there are any.
 
-The timestep shift grows with the size of the picture (`flow.base_pixels`).
+The timestep shift grows with the size of the image (`flow.base_pixels`).
 """
 
 from configs import joint
@@ -13,10 +13,10 @@ def get_config():
     config.data.batch_size = 16
     config.data.capacity.text = 64
     config.data.capacity.vision = 20
-    config.data.capacity.vision_pictures = 4
+    config.data.capacity.vision_images = 4
     config.data.capacity.representation = 20
     config.data.capacity.pixels = 64
-    config.data.capacity.pixel_pictures = 4
+    config.data.capacity.pixel_images = 4
     config.optimizer.learning_rate /= 2
     # Keep the codebook and the EMA of `initialise_from`.
     config.model.representation.quantizer.data_init_steps = ()

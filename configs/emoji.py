@@ -4,9 +4,9 @@ python -m rf_jax.train --config=configs/emoji.py --workdir=runs/emoji         (t
 python -m rf_jax.train --config=configs/emoji.py:long --workdir=runs/long     (4 times the steps)
 
 The README has the results. Differences from `base.py`, each measured on this data set: fewer and
-wider layers learn more per second on a CPU; the model has to recall a picture at high noise (low
+wider layers learn more per second on a CPU; the model has to recall an image at high noise (low
 t), so `flow` shifts times towards it in training and in sampling; rows of 45 tokens hold one
-picture to generate and one to caption, and are 84 % full.
+image to generate and one to caption, and are 84 % full.
 """
 
 from configs import base
@@ -21,7 +21,7 @@ def get_config(variant: str = ''):
     data = config.data
     data.capacity.text = data.max_text_tokens = 20
     data.capacity.vision = 4
-    data.capacity.vision_pictures = 1
+    data.capacity.vision_images = 1
     data.question_prob = 0.15
     data.label_prob = 0.7
     backbone = config.model.backbone

@@ -1,4 +1,4 @@
-"""Stage 2 of the paper: everything is trained, on small pictures, new parameters at 4x the rate."""
+"""Stage 2 of the paper: everything is trained, on small images, new parameters at 4x the rate."""
 
 from configs import base
 

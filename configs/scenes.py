@@ -4,7 +4,7 @@ python -m rf_jax.train --config=configs/scenes.py:first --workdir=runs/first
 python -m rf_jax.train --config=configs/scenes.py:pixel_rf --workdir=runs/pixel_rf \
     --config.initialise_from=runs/first
 
-`first` is the stage that all arms start from: it is trained on understanding pictures and text, and
+`first` is the stage that all arms start from: it is trained on understanding images and text, and
 generates nothing. The latent arms, `vae` and `vae_rf`, also need the stage `autoencoder`:
 `--config.initialise_from=runs/first,runs/autoencoder`.
 Arms differ only by the lines of their function. `python -m rf_jax.study` runs them all.
@@ -32,7 +32,7 @@ def first(config):
     """Understanding only: captions, questions, and text."""
     config.steps = 1200
     understanding(config)
-    config.data.capacity.update(text=72, vision=27, vision_pictures=3)
+    config.data.capacity.update(text=72, vision=27, vision_images=3)
     config.optimizer.learning_rate = 2e-3
     config.optimizer.lr_multipliers = ()
 
@@ -42,7 +42,7 @@ def autoencoder(config):
     config.steps = 1000
     config.data.tasks.update(text_to_image=1.0, image_to_text=0.0)
     config.data.text_dropout = 1.0
-    config.data.capacity.update(vision=0, vision_pictures=0, representation=0)
+    config.data.capacity.update(vision=0, vision_images=0, representation=0)
     config.model.representation.kind = 'none'
     config.data.representation_tokens = False
     config.model.space = 'vae'
@@ -86,7 +86,7 @@ def repa(config):
 def continuous(config):
     """Features in place of discrete tokens, by plain squared-error regression.
 
-    It predicts the mean over all pictures that fit the prompt, so diversity collapses. As an
+    It predicts the mean over all images that fit the prompt, so diversity collapses. As an
     example of its continuous arm, the paper names a diffusion head at each position, which samples
     features.
     """
@@ -96,7 +96,7 @@ def continuous(config):
 def understanding(config):
     """Reference: continues to train understanding, generates nothing."""
     config.data.tasks.text_to_image = 0.0
-    config.data.capacity.update(representation=0, pixels=0, pixel_pictures=0)
+    config.data.capacity.update(representation=0, pixels=0, pixel_images=0)
     config.losses.flow = config.losses.representation = 0.0
     config.model.representation.kind = 'none'
     config.data.representation_tokens = False
@@ -105,7 +105,7 @@ def understanding(config):
 def generation(config):
     """Reference: representation forcing without understanding."""
     config.data.tasks.image_to_text = 0.0
-    config.data.capacity.update(vision=0, vision_pictures=0)
+    config.data.capacity.update(vision=0, vision_images=0)
     config.optimizer.freeze = (r'^encoder/',)  # no loss would keep it in place
 
 
@@ -132,7 +132,7 @@ def pool(side: int):
     def change(config):
         config.model.representation.pool = side
         config.data.capacity.representation = (
-            config.data.capacity.pixels // side**2 + config.data.capacity.pixel_pictures
+            config.data.capacity.pixels // side**2 + config.data.capacity.pixel_images
         )
 
     return change
@@ -194,7 +194,7 @@ def get_config(variant: str = 'pixel_rf'):
     data.label_prob = 1.0  # captions already vary in wording
     data.question_prob = 0.6
     data.capacity.update(
-        text=48, vision=9, representation=10, pixels=36, vision_pictures=1, pixel_pictures=1
+        text=48, vision=9, representation=10, pixels=36, vision_images=1, pixel_images=1
     )
     config.tokenizer.vocab_size = 512
     backbone, encoder = config.model.backbone, config.model.encoder

@@ -53,7 +53,7 @@ VARIANTS = {
         'first_steps': 200,
         'autoencoder_steps': 200,
         'prompts': 8,
-        'pictures': 1,
+        'images': 1,
         'captions': 48,
         'questions': 16,
         'curve.points': 2,
@@ -74,13 +74,13 @@ def get_config(variant: str = '') -> ConfigDict:
     study.first_steps = 1200  # of the understanding stage that arms start from, once per seed
     study.autoencoder_steps = 1000  # of the autoencoder of vae and vae_rf, once per seed
     study.prompts = 50  # per category, for seen and held-out prompts each; GenEval: about 90
-    study.pictures = 4  # per prompt; GenEval: 4
-    # Captions of new scenes to generate pictures from, for KID and FD; 0: none.
+    study.images = 4  # per prompt; GenEval: 4
+    # Captions of new scenes to generate images from, for KID and FD; 0: none.
     study.captions = 200
     study.questions = 50  # per kind of question, on new scenes
     curve = study.curve = ConfigDict()  # the score as a function of steps, on some of the prompts
     curve.points = 12  # up to `steps`, a multiple of it; a checkpoint is written at each
-    curve.prompts = 10  # per category, with one picture each; also questions per kind
+    curve.prompts = 10  # per category, with one image each; also questions per kind
     # Overrides of configs/base.py for all runs: ('data.batch_size=32', 'flow.shift=2.0').
     study.overrides = ()
     changes = choose('configs/study.py:variant', variant, VARIANTS)

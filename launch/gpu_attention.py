@@ -68,7 +68,7 @@ def _reference(mask, q, k, v):
 
 
 def implementation(tiny: bool, name: str, config_of) -> None:
-    """An attention implementation on rows with pictures, packed as in training.
+    """An attention implementation on rows with images, packed as in training.
 
     `config_of(size, tiny, tokens)` returns the config of these rows.
     """

@@ -2,7 +2,7 @@
 
 Prints one JSON line per result, with the COLUMNS of gpu_trial.py as keys. Items:
 machine · train SIZE [tokens=N per row] [attention=implementation] · sample SIZE ·
-attention IMPLEMENTATION (rows with pictures) · packed KERNEL of gpu_kernels.py (rows of text).
+attention IMPLEMENTATION (rows with images) · packed KERNEL of gpu_kernels.py (rows of text).
 """
 
 import json
@@ -25,7 +25,7 @@ ROW = 8192  # tokens per row in training
 ROWS = {'0.3B': 4, '0.6B': 4, '1.7B': 2}  # rows per step
 ROOM = 0.9  # share of the card's memory that state and gradients may use
 ANSWER = 128  # tokens per caption
-BATCHES = (1, 8)  # pictures generated together
+BATCHES = (1, 8)  # images generated together
 
 
 def machine(tiny: bool) -> None:
@@ -75,7 +75,7 @@ def built_of(config):
 
 
 def batch_of(built, row) -> dict[str, jax.Array]:
-    """A batch that repeats the row, with noise for pictures and random tokens."""
+    """A batch that repeats the row, with noise for images and random tokens."""
     rng, batch = np.random.default_rng(0), {}
     for name, shape in built.batch().items():
         array = np.broadcast_to(row[name], shape.shape)
@@ -125,7 +125,7 @@ def sample(tiny: bool, size: str) -> None:
     side = config.data.sizes[0][0] // config.data.patch_size
     what = f'sample {size}{reduced}'
     capacity = {'text': 64, 'vision': 0, 'representation': side**2 // pool**2 + 1,
-                'pixels': side**2, 'vision_pictures': 0, 'pixel_pictures': 1}  # fmt: skip
+                'pixels': side**2, 'vision_images': 0, 'pixel_images': 1}  # fmt: skip
 
     def place(count: int, text: bool, code: bool):
         drawn = spans.generation_spans(
@@ -145,8 +145,8 @@ def sample(tiny: bool, size: str) -> None:
         generate = partial(image_sampling.generate, model, config, image_sampling.options(config))
         compiled = jax.jit(generate).lower(params, rows, keys).compile()
         took = seconds(lambda: compiled(params, rows, keys), 2) / count  # noqa: B023
-        settings = f'pictures of {side * config.data.patch_size} px, {count} together'
-        report(what, settings, time=f'{took:.3f} s per picture', **counted_memory(compiled))
+        settings = f'images of {side * config.data.patch_size} px, {count} together'
+        report(what, settings, time=f'{took:.3f} s per image', **counted_memory(compiled))
 
     count, length = (1, 4) if tiny else (8, ANSWER)
     pixels = np.zeros((side**2, model.channels), np.uint8)

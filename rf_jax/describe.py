@@ -1,11 +1,11 @@
 """Captions and answers: `python -m rf_jax.describe --workdir=runs/emoji --image=cat.png`.
 
-With --question the model answers it about every picture.
+With --question the model answers it about every image.
 """
 
 from absl import flags, logging
 
-from rf_jax.data import images
+from rf_jax.data import image_ops
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import cli
 from rf_jax.runtime.errors import UserError
@@ -16,10 +16,10 @@ _IMAGE = flags.DEFINE_multi(
     flags.ArgumentSerializer(),
     'image',
     [],
-    'Picture file; may be given several times.',
+    'Image file; may be given several times.',
 )
 _QUESTION = flags.DEFINE_string(
-    'question', '', 'Question about every picture; a caption if not given.'
+    'question', '', 'Question about every image; a caption if not given.'
 )
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
@@ -29,7 +29,7 @@ _STEP = flags.DEFINE_integer(
 def main(argv):
     del argv
     if not _IMAGE.value:
-        raise UserError('no picture: give --image=FILE')
+        raise UserError('no image: give --image=FILE')
     sampler = Sampler.load(_WORKDIR.value, _STEP.value)
     share = sampler.config.data.tasks.get('image_to_text', 0)
     if not share:
@@ -38,14 +38,14 @@ def main(argv):
             'nothing unless the run of initialise_from did',
             share,
         )
-    readable, pictures, unreadable = [], [], []
+    readable, images, unreadable = [], [], []
     for path in _IMAGE.value:
         try:
-            pictures.append(images.read_rgb(path, sampler.config.data.max_pixels))
+            images.append(image_ops.read_rgb(path, sampler.config.data.max_pixels))
             readable.append(path)
-        except images.BadPicture as error:
+        except image_ops.BadImage as error:
             unreadable.append(f'--image={path}: {error}')
-    answers = sampler.answer(pictures, _QUESTION.value)
+    answers = sampler.answer(images, _QUESTION.value)
     for path, answer in zip(readable, answers):
         print(f'{path}: {answer}')
     if unreadable:

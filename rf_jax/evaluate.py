@@ -1,6 +1,6 @@
 """Evaluate a trained run: `python -m rf_jax.evaluate --workdir=runs/emoji [--samples=100]`.
 
-Runs on scenes are scored by the judge: --prompts per category, --pictures per prompt.
+Runs on scenes are scored by the judge: --prompts per category, --images per prompt.
 """
 
 from pathlib import Path
@@ -16,12 +16,12 @@ _WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
 _SAMPLES = flags.DEFINE_integer(
     'samples',
     None,
-    'Captions to generate from and pictures to describe (scenes: captions only). Default: '
+    'Captions to generate from and images to describe (scenes: captions only). Default: '
     'evaluation.samples of the run.',
     1,
 )
 _PROMPTS = flags.DEFINE_integer('prompts', 50, 'Scenes: prompts per category and side.', 1)
-_PICTURES = flags.DEFINE_integer('pictures', 4, 'Scenes: pictures per prompt.', 1)
+_IMAGES = flags.DEFINE_integer('images', 4, 'Scenes: images per prompt.', 1)
 _QUESTIONS = flags.DEFINE_integer('questions', 50, 'Scenes: questions per kind.', 1)
 _OUT = flags.DEFINE(
     cli.PATH, 'out', None, 'Folder for the table and the grid; the workdir by default.'
@@ -29,7 +29,7 @@ _OUT = flags.DEFINE(
 _SEED = flags.DEFINE_integer(
     'seed',
     None,
-    "Seed of the noise and, except for scenes, of the choice of pictures. Default: the run's.",
+    "Seed of the noise and, except for scenes, of the choice of images. Default: the run's.",
     0,
 )
 _STEP = flags.DEFINE_integer(
@@ -51,14 +51,14 @@ def main(argv):
         raise UserError(
             f'{error}. If the data was moved, change data.sources in {_WORKDIR.value}/config.json'
         ) from None
-    with_pictures = [source for source in sources if source_list.pictured(source)]
-    if not with_pictures:
-        raise UserError(f'data.sources={data.sources!r} of the run has no pictures')
-    amount = scoring.Amount(_PROMPTS.value, _PICTURES.value, samples, _QUESTIONS.value)
+    with_images = [source for source in sources if source_list.with_image(source)]
+    if not with_images:
+        raise UserError(f'data.sources={data.sources!r} of the run has no images')
+    amount = scoring.Amount(_PROMPTS.value, _IMAGES.value, samples, _QUESTIONS.value)
     out = Path(_OUT.value or _WORKDIR.value)
     if _OUT.value:
         workdir.check_writable(out, flag='out')
-    print(run_report.evaluate(run, with_pictures[0], out, samples, seed, amount))
+    print(run_report.evaluate(run, with_images[0], out, samples, seed, amount))
 
 
 if __name__ == '__main__':

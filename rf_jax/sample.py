@@ -1,4 +1,4 @@
-"""Generates pictures: `python -m rf_jax.sample --workdir=runs/emoji --prompt='red apple'`.
+"""Generates images: `python -m rf_jax.sample --workdir=runs/emoji --prompt='red apple'`.
 
 Each PNG has its prompt, seed, checkpoint and options as text fields. Existing files are kept.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from rf_jax.data import images, png, text_files
+from rf_jax.data import image_ops, png, text_files
 from rf_jax.evaluation import scoring
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.generation.sampler import Sampler
@@ -21,13 +21,13 @@ from rf_jax.training import flow
 
 _WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
 _PROMPT = flags.DEFINE_multi_string(
-    'prompt', [], 'Text to generate pictures of; may be given several times.'
+    'prompt', [], 'Text to generate images of; may be given several times.'
 )
 _PROMPTS = flags.DEFINE(cli.PATH, 'prompts', None, 'A text file with one prompt per line.')
-_OUT = flags.DEFINE(cli.PATH, 'out', None, 'Folder of the pictures; WORKDIR/drawn if not given.')
-_NUMBER = flags.DEFINE_integer('number', 4, 'Pictures per prompt.', lower_bound=1)
+_OUT = flags.DEFINE(cli.PATH, 'out', None, 'Folder of the images; WORKDIR/drawn if not given.')
+_NUMBER = flags.DEFINE_integer('number', 4, 'Images per prompt.', lower_bound=1)
 _SIZE = flags.DEFINE_string('size', None, 'HEIGHTxWIDTH in pixels; the training size if not given.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Another seed gives other pictures.', 0)
+_SEED = flags.DEFINE_integer('seed', 0, 'Another seed gives other images.', 0)
 _STEPS = flags.DEFINE_integer('steps', None, 'Flow steps.', lower_bound=1)
 _METHOD = flags.DEFINE_enum('method', None, list(flow.METHODS), 'Flow sampler.')
 _TOP_K = flags.DEFINE_integer('top_k', None, 'Keep the k likeliest tokens; 0: all.', 0)
@@ -56,7 +56,7 @@ def main(argv):
     if not scoring.generates(config):
         logging.warning(
             'This run did not train generation (data.tasks.text_to_image=%s, losses.flow=%s): its '
-            'pictures mean nothing unless the run of initialise_from did',
+            'images mean nothing unless the run of initialise_from did',
             config.data.tasks.get('text_to_image', 0),
             config.losses.flow,
         )
@@ -80,11 +80,11 @@ def main(argv):
         **changes,
     )
     grid = _save(out, generated, _provenance(sampler, options))
-    print(f'{len(generated)} pictures in {time.monotonic() - began:.1f} s: {grid}')
+    print(f'{len(generated)} images in {time.monotonic() - began:.1f} s: {grid}')
 
 
 def _provenance(sampler: Sampler, options: dict) -> dict[str, object]:
-    """What the pictures of this command depend on, besides prompt, number and size."""
+    """What the images of this command depend on, besides prompt, number and size."""
     return {
         'seed': _SEED.value,
         'workdir': Path(_WORKDIR.value).resolve(),
@@ -94,13 +94,13 @@ def _provenance(sampler: Sampler, options: dict) -> dict[str, object]:
 
 
 def _save(out: Path, generated: Sequence[GeneratedImage], made_by: dict) -> Path:
-    """Writes every picture and a grid of all to `out`, overwrites nothing; the grid's path."""
+    """Writes every image and a grid of all to `out`, overwrites nothing; the grid's path."""
     for i, each in enumerate(generated):
         text = {'prompt': each.prompt, 'number': each.number, **made_by}
         png.write_new(out, _stem(each.prompt, i // _NUMBER.value, each.number), each.image, text)
     columns = _NUMBER.value if _NUMBER.value > 1 else min(8, len(generated))
     prompts = [each.prompt for each in generated]
-    sheet = images.grid([each.image for each in generated], columns, prompts)
+    sheet = image_ops.grid([each.image for each in generated], columns, prompts)
     return png.write_new(out, 'grid', sheet, {'prompts': '\n'.join(prompts), **made_by})
 
 
@@ -126,7 +126,7 @@ def _size() -> tuple[int, int] | None:
 
 
 def _stem(prompt: str, index: int, number: int) -> str:
-    """File name of a picture, without its ending."""
+    """File name of an image, without its ending."""
     slug = re.sub(r'[^\w]+', '-', prompt.lower()).strip('-')[:60] or 'empty'
     return f'{index:03d}-{slug}-seed{_SEED.value}-{number}'
 

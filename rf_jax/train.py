@@ -25,22 +25,18 @@ def main(argv):
     traced = profiling.parse(_PROFILE.value)
     checks.check(_CONFIG.value)  # before the workdir is created
     with workdir.training_lock(_WORKDIR.value):
-        return _train(traced)
-
-
-def _train(traced: tuple[int, int] | None) -> int:
-    run = train_loop.build(_CONFIG.value, _WORKDIR.value)
-    run_report.check(run)
-    state = train_loop.train(run, run_report.while_training(run), traced)
-    step = int(state.step)
-    if not run.stopped and run.config.evaluation.samples:
-        state = state.replace(params=None, opt_state=None)  # only the EMA is evaluated
-        with run.goodput.phase('evaluation'):
-            _evaluate(run, state)
-    run.goodput.save(step, distributed.is_main())
-    logging.info('%s', run.goodput.table())
-    logging.info('Peak memory %.1f GB', metrics.peak_memory_gb())
-    return exit_codes.INTERRUPTED if run.stopped else exit_codes.DONE
+        run = train_loop.build(_CONFIG.value, _WORKDIR.value)
+        run_report.check(run)
+        state = train_loop.train(run, run_report.while_training(run), traced)
+        step = int(state.step)
+        if not run.stopped and run.config.evaluation.samples:
+            state = state.replace(params=None, opt_state=None)  # only the EMA is evaluated
+            with run.goodput.phase('evaluation'):
+                _evaluate(run, state)
+        run.goodput.save(step, distributed.is_main())
+        logging.info('%s', run.goodput.table())
+        logging.info('Peak memory %.1f GB', metrics.peak_memory_gb())
+        return exit_codes.INTERRUPTED if run.stopped else exit_codes.DONE
 
 
 def _evaluate(run: train_loop.Run, state: State) -> None:

@@ -1,6 +1,9 @@
 """Every test runs on eight virtual CPU devices; this must be set before jax is imported."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 
 import pytest
@@ -15,8 +18,17 @@ os.environ['XLA_FLAGS'] = (
 if version('jaxlib').startswith('0.10.'):  # XLA ends a process that gives a flag it does not know
     # Programs of `shrink.quick_compilation` are compiled in 4 s in place of 10 s.
     os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
+if 'RF_JAX_TEST_CACHE' not in os.environ:  # else this is a worker: equal programs compile once
+    os.environ['RF_JAX_TEST_CACHE'] = tempfile.mkdtemp(prefix='rf_jax_tests_')
+    atexit.register(shutil.rmtree, os.environ['RF_JAX_TEST_CACHE'], ignore_errors=True)
 set_cpu_threads(os.environ)
 one_blas_thread(os.environ)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that all workers end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker('slow')}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""A small vision encoder's config and packed pictures for it."""
+"""A small vision encoder's config and packed images for it."""
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,12 +18,12 @@ def config(gated: bool) -> ConfigDict:
     })  # fmt: skip
 
 
-def packed(sizes, capacity: int, pictures: int, seed: int):
-    """One row of pictures as the layout lays them: patches, picture, coords, and the slices."""
+def packed(sizes, capacity: int, images: int, seed: int):
+    """One row of images as the layout lays them: patches, image, coords, and the slices."""
     rng = np.random.default_rng(seed)
     row = layout.Row(
         {'text': 0, 'vision': capacity // 4, 'representation': 0, 'pixels': 0,
-         'vision_pictures': pictures, 'pixel_pictures': 0}, CHANNELS,
+         'vision_images': images, 'pixel_images': 0}, CHANNELS,
     )  # fmt: skip
     slices, at = [], 0
     for height, width in sizes:
@@ -31,4 +31,4 @@ def packed(sizes, capacity: int, pictures: int, seed: int):
         slices.append(slice(at, at + height * width))
         at += height * width
     patches = rng.normal(size=(1, capacity, CHANNELS)).astype(np.float32)
-    return patches, row.arrays['vision_picture'][None], row.arrays['vision_coords'][None], slices
+    return patches, row.arrays['vision_image'][None], row.arrays['vision_coords'][None], slices

@@ -10,7 +10,7 @@ from rf_jax.data.layout import Pixels, Representation, Skip, Text, Vision
 CHANNELS = 12
 CAPACITY = {
     **{'text': 24, 'vision': 12, 'representation': 18, 'pixels': 48},
-    **{'vision_pictures': 3, 'pixel_pictures': 4},
+    **{'vision_images': 3, 'pixel_images': 4},
 }
 SIDES = (2, 4, 6)
 
@@ -34,14 +34,14 @@ def sees(q: Token, k: Token) -> bool:
     if q.sample != k.sample:
         return False
     if isinstance(k.span, Pixels):
-        return q.at == k.at  # noise is for its own picture alone
+        return q.at == k.at  # noise is for its own image alone
     if q.at == k.at:
         return isinstance(q.span, Vision) or k.inside <= q.inside
     if isinstance(q.span, Pixels) and not q.span.reads_representation:
         begin = next(
             i
             for i in reversed(range(q.at))
-            if isinstance(q.spans[i], Representation) and q.spans[i].picture == q.span.picture
+            if isinstance(q.spans[i], Representation) and q.spans[i].image == q.span.image
         )
         return k.at < begin
     return k.at < q.at
@@ -69,22 +69,22 @@ def random_text(rng) -> Text:
 
 
 def random_sample(rng) -> list:
-    """Text, pictures seen and pictures drawn, in any number and order."""
+    """Text, images seen and images drawn, in any number and order."""
     spans = []
-    for picture in range(int(rng.integers(1, 4))):
+    for image in range(int(rng.integers(1, 4))):
         height, width = (int(side) for side in rng.choice(SIDES, 2))
         pixels = rng.integers(0, 256, (height * width, CHANNELS), np.uint8)
         kind = rng.choice(['text', 'seen', 'drawn', 'both'])
         if rng.random() < 0.5:
             spans.append(Skip(int(rng.integers(1, 4))) if rng.random() < 0.3 else random_text(rng))
         if kind == 'seen':
-            spans.append(Vision(height, width, pixels, picture))
+            spans.append(Vision(height, width, pixels, image))
         if kind in ('drawn', 'both'):
             reads = bool(rng.random() < 0.7)
-            spans.append(Representation(height, width, picture))
-            spans.append(Pixels(height, width, pixels, picture, reads))
-        if kind == 'both':  # the finished picture is looked at
-            spans.append(Vision(height, width, pixels, picture))
+            spans.append(Representation(height, width, image))
+            spans.append(Pixels(height, width, pixels, image, reads))
+        if kind == 'both':  # the finished image is looked at
+            spans.append(Vision(height, width, pixels, image))
         if kind == 'text' or rng.random() < 0.5:
             spans.append(random_text(rng))
     return spans

@@ -1,22 +1,18 @@
 """Any config made tiny, so that a test builds and trains it in seconds."""
 
-import atexit
 import contextlib
-import shutil
-import tempfile
+import os
 
 import jax
 from ml_collections import ConfigDict
 
-# Compiled programs of this test process, so that equal programs are compiled once.
-CACHE = tempfile.mkdtemp(prefix='rf_jax_tests_')
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+CACHE = os.environ['RF_JAX_TEST_CACHE']  # compiled programs of this test run
 
 
 def shrink(config: ConfigDict) -> ConfigDict:
-    """Changes the config in place and gives it back: small widths, pictures, rows and steps.
+    """Changes the config in place and gives it back: small widths, images, rows and steps.
 
-    Choices stay (split, quantizer, losses, dropout, dtype, several sizes or pictures in a row);
+    Choices stay (split, quantizer, losses, dropout, dtype, several sizes or images in a row);
     sizes, the data's location, the mesh and what would write outside of the workdir do not.
     """
     config.steps = 4
@@ -28,16 +24,16 @@ def shrink(config: ConfigDict) -> ConfigDict:
     data.batch_size = 8
     data.patch_size, data.max_text_tokens = 16, 16
     data.sizes = ((64, 0.5), (32, 0.5)) if len(data.sizes) > 1 else ((64, 1.0),)
-    pictures = 1 if max(data.capacity.pixel_pictures, data.capacity.vision_pictures) == 1 else 2
-    drawn = pictures if data.capacity.pixel_pictures else 0
-    seen = pictures if data.capacity.vision_pictures else 0
+    images = 1 if max(data.capacity.pixel_images, data.capacity.vision_images) == 1 else 2
+    drawn = images if data.capacity.pixel_images else 0
+    seen = images if data.capacity.vision_images else 0
     data.capacity.update(
         text=32,
         vision=4 * seen,
         representation=5 * drawn,
         pixels=16 * drawn,
-        vision_pictures=seen,
-        pixel_pictures=drawn,
+        vision_images=seen,
+        pixel_images=drawn,
     )
     config.tokenizer.update(vocab_size=384, path='')
     model = config.model

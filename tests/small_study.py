@@ -48,7 +48,7 @@ def small(folder, **changes):
     config.update_from_flattened_dict(
         {
             'runs': str(path), 'arms': 'whole,half', 'seeds': 1, 'steps': STEPS, 'first_steps': 2,
-            'prompts': 3, 'pictures': 2, 'captions': 0, 'questions': 5, 'curve.points': 2,
+            'prompts': 3, 'images': 2, 'captions': 0, 'questions': 5, 'curve.points': 2,
             'curve.prompts': 2,
         }
         | changes
@@ -66,7 +66,7 @@ def fake_score(sampler, amount, codebook):
         return {
             category: {
                 'prompts': [f'{category} {i}' for i in range(amount.prompts)],
-                'correct': rng.integers(0, 2, (amount.prompts, amount.pictures)).tolist(),
+                'correct': rng.integers(0, 2, (amount.prompts, amount.images)).tolist(),
             }
             for category in prompts.CATEGORIES
         }
@@ -84,10 +84,10 @@ def fake_score(sampler, amount, codebook):
         'autoencoder': {},
         'shown': {name: ['a red circle', 'two rings'] for name in scoring.SIDES} if draws else {},
     }
-    pictures = {
+    images = {
         name: rng.integers(0, 255, (2, 32, 32, 3)).astype(np.uint8) for name in values['shown']
     }
-    return scoring.Score(values, pictures)
+    return scoring.Score(values, images)
 
 
 def scores(workdir):

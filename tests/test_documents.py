@@ -179,7 +179,7 @@ def test_what_is_not_there_is_found():
 
 def test_the_mask_in_the_design_is_that_of_the_code():
     capacity = dict.fromkeys(layout.SIZES, 0)
-    capacity |= {'text': 1, 'representation': 2, 'pixels': 4, 'pixel_pictures': 1}
+    capacity |= {'text': 1, 'representation': 2, 'pixels': 4, 'pixel_images': 1}
     spans = [layout.Text([1]), layout.Representation(2, 2), layout.Pixels(2, 2)]
     row = layout.make_batch([[spans]], capacity, channels=12)
     drawn = text('docs/design.md').split('| sees |')[1].split('\n\n')[0].splitlines()[2:]

@@ -1,4 +1,4 @@
-"""A sampler of a tiny model whose pictures and answers are not all the same."""
+"""A sampler of a tiny model whose images and answers are not all the same."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def make_sampler(split: str = 'ffn') -> Sampler:
         params = model.init(key, example, example['input_group'], z, jnp.zeros((1, 4)))['params']
         leaves, structure = jax.tree.flatten(params)
         keys = jax.random.split(key, len(leaves))
-        # Off the initial point, where pictures are zero and most scales are one.
+        # Off the initial point, where images are zero and most scales are one.
         noisy = [x + 0.15 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
         return jax.tree.unflatten(structure, noisy)
 

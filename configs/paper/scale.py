@@ -69,7 +69,7 @@ KEPT = {
     'data.joint_dropout': 'paper: none beyond the two',
     'data.dropout_keeps_positions': 'paper: silent; nothing replaces what is dropped',
     'data.prompt_loss': 'the mixture has text examples',
-    'data.max_pixels': 'larger pictures take seconds to decode and are reduced to 1,024 px',
+    'data.max_pixels': 'larger images take seconds to decode and are reduced to 1,024 px',
     'data.representation_tokens': 'paper',
     'model.backbone.norm_eps': 'Qwen3',
     'model.backbone.split': 'paper',
@@ -131,9 +131,9 @@ def get_config(size: str = '30B-A3B') -> ConfigDict:
     """`base` at the scale of the paper; the stages change the rest. `KEPT` lists what stays."""
     config = base.get_config()
     config.compute_dtype = 'bfloat16'
-    config.data.sources = 'folder:/path/to/pictures'
+    config.data.sources = 'folder:/path/to/images'
     config.data.label_prob = 1.0  # unchanged captions: millions of them vary enough
-    # A picture takes a few milliseconds to read, and a host of a pod needs hundreds per step.
+    # An image takes a few milliseconds to read, and a host of a pod needs hundreds per step.
     config.data.update(threads=16, prefetch=16)
     config.tokenizer.vocab_size = 151_936  # Qwen3's
     model = config.model

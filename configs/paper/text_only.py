@@ -13,7 +13,7 @@ def get_config():
     config.data.max_text_tokens = 4096
     config.data.representation_tokens = False
     scale.row(config, text=32_768, vision=0, representation=0, pixels=0,
-              vision_pictures=0, pixel_pictures=0)  # fmt: skip
+              vision_images=0, pixel_images=0)  # fmt: skip
     model = config.model
     model.backbone.split = 'none'
     model.representation.kind = 'none'

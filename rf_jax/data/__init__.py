@@ -1,1 +1,1 @@
-"""From pictures and text to batches of integers: sources, tokenizer, layout, packing (no jax)."""
+"""From images and text to batches of integers: sources, tokenizer, layout, packing (no jax)."""

@@ -1,4 +1,4 @@
-"""Text for a picture: prompts to generate it from, questions about it, and the corpus of both."""
+"""Text for an image: prompts to generate it from, questions about it, and the corpus of both."""
 
 from collections.abc import Iterable, Iterator
 
@@ -19,7 +19,7 @@ _CORPUS_PROCEDURAL = 2_000  # the same for a procedural source, whose words soon
 
 
 def prompt(record: Record, rng: np.random.Generator, label_probability: float) -> str:
-    """A prompt for this picture: the bare label, or else a paraphrase.
+    """A prompt for this image: the bare label, or else a paraphrase.
 
     It always contains the whole label, which is one of the captions.
     """
@@ -36,7 +36,7 @@ def prompt(record: Record, rng: np.random.Generator, label_probability: float) -
 def question_and_answer(
     record: Record, rng: np.random.Generator, question_probability: float
 ) -> tuple[str, str]:
-    """(question, answer) about the picture; question '' asks for a caption.
+    """(question, answer) about the image; question '' asks for a caption.
 
     The answer is then one of the captions, word for word. A question is one of the record's own if
     it has any, or else a generic one that its fields can answer.

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from PIL import Image, ImageCms
 
-from rf_jax.data.records import BadPicture
+from rf_jax.data.records import BadImage
 
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO = 0  # of _PHOTOMETRIC
@@ -24,7 +24,7 @@ _PROFILES = 32  # cached transforms; a data set has few different profiles
 def rgb_on_white(image: Image.Image) -> Image.Image:
     """Mode RGB in sRGB, composited on white.
 
-    A profile that is broken, or belongs to another colour mode, is ignored. Raises BadPicture where
+    A profile that is broken, or belongs to another colour mode, is ignored. Raises BadImage where
     it is unclear which value is white.
     """
     profile = image.info.get('icc_profile')
@@ -82,7 +82,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     except Exception as error:  # a broken profile can raise anything
         logging.log_first_n(
             logging.WARNING,
-            'a colour profile is broken (%s): reading its pictures as sRGB',
+            'a colour profile is broken (%s): reading its images as sRGB',
             3,
             error,
         )
@@ -129,12 +129,12 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     if image.mode == 'F':
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= 1):  # nan too
-            raise BadPicture(f'floating-point pixels range from {low:g} to {high:g}, not 0 to 1')
+            raise BadImage(f'floating-point pixels range from {low:g} to {high:g}, not 0 to 1')
         grey = (values * 255 + 0.5).astype(np.uint8)
     else:
         white, values = _white(image.mode, image.format, tags, values)
         if values.min() < 0:
-            raise BadPicture(f'pixels range from {values.min()} to {values.max()}: below 0')
+            raise BadImage(f'pixels range from {values.min()} to {values.max()}: below 0')
         grey = ((values * 255 + white // 2) // white).astype(np.uint8)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         grey = 255 - grey

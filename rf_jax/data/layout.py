@@ -24,8 +24,8 @@ from rf_jax.data.patch_grid import group_cells, patch_cells, stored_groups
 
 STREAMS = ('text', 'vision', 'representation', 'pixels')
 NEVER = 2**30  # an order beyond every reach
-# What an example uses of a row: tokens of the four streams, pictures to read, to generate.
-SIZES = (*STREAMS, 'vision_pictures', 'pixel_pictures')
+# What an example uses of a row: tokens of the four streams, images to read, to generate.
+SIZES = (*STREAMS, 'vision_images', 'pixel_images')
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Skip:
 
 @dataclass(frozen=True)
 class Vision:
-    """A picture that the encoder reads; height and width in patches, both even."""
+    """An image that the encoder reads; height and width in patches, both even."""
 
     height: int
     width: int
     pixels: np.ndarray | None = None  # uint8 [P, C] in 2x2 groups
-    picture: int = 0  # spans with the same number share one frame of positions
+    image: int = 0  # spans with the same number share one frame of positions
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class Representation:
 
     height: int
     width: int
-    picture: int = 0
+    image: int = 0
     pool: int = 2  # side of the group of patches of one token: 1, 2 or 4
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Noisy patches of a picture, after its representation if there is one.
+    """Noisy patches of an image, after its representation if there is one.
 
     `reads_representation` False: their reach ends before the representation (dropped condition).
     """
@@ -73,7 +73,7 @@ class Pixels:
     height: int
     width: int
     pixels: np.ndarray | None = None  # uint8 [P, C], ordered as `patch_grid.patch_cells`
-    picture: int = 0
+    image: int = 0
     reads_representation: bool = True
     pool: int = 2  # as its Representation's
 
@@ -89,19 +89,19 @@ def size(spans: Sequence[Span]) -> np.ndarray:
             total['text'] += len(span.tokens)
         elif isinstance(span, Vision):
             total['vision'] += span.height * span.width // 4
-            total['vision_pictures'] += 1
+            total['vision_images'] += 1
         elif isinstance(span, Representation):
             total['representation'] += span.height * span.width // span.pool**2 + 1
         elif isinstance(span, Pixels):
             total['pixels'] += span.height * span.width
-            total['pixel_pictures'] += 1
+            total['pixel_images'] += 1
     return np.array([total[name] for name in SIZES])
 
 
 def empty(capacity: Mapping[str, int], channels: int) -> Batch:
     """An unfilled row: the arrays of `data.batch.Batch` without B.
 
-    `capacity`: tokens of each stream (T, V, R, P) and pictures, by the names of SIZES; `channels`:
+    `capacity`: tokens of each stream (T, V, R, P) and images, by the names of SIZES; `channels`:
     C, values of a patch.
     """
     t, v, r, p = (capacity[name] for name in STREAMS)
@@ -121,14 +121,14 @@ def empty(capacity: Mapping[str, int], channels: int) -> Batch:
         'representation_weight': np.zeros(r, np.float32),
         'pixels': np.zeros((p, channels), np.uint8),
         'pixel_weight': np.zeros(p, np.float32),
-        'pixel_picture': np.full(p, -1, np.int32),
+        'pixel_image': np.full(p, -1, np.int32),
         'pixel_cells': np.zeros((p, 2), np.int32),
         'pixel_coords': np.zeros((p, 2), np.float32),
         'vision_pixels': np.zeros((4 * v, channels), np.uint8),
-        'vision_picture': np.full(4 * v, -1, np.int32),
+        'vision_image': np.full(4 * v, -1, np.int32),
         'vision_coords': np.zeros((4 * v, 2), np.float32),
-        'pixel_counts': np.zeros(capacity['pixel_pictures'], np.int32),
-        'vision_counts': np.zeros(capacity['vision_pictures'], np.int32),
+        'pixel_counts': np.zeros(capacity['pixel_images'], np.int32),
+        'vision_counts': np.zeros(capacity['vision_images'], np.int32),
     }
 
 
@@ -160,33 +160,33 @@ class Row:
         order = 0
         frames, begins, first_group = {}, {}, {}
         for span in spans:
-            picture = getattr(span, 'picture', None)
-            if picture is not None:
-                frames.setdefault(picture, order)
+            image = getattr(span, 'image', None)
+            if image is not None:
+                frames.setdefault(image, order)
             if isinstance(span, Text):
                 order = self._text(span, order)
             elif isinstance(span, Skip):
                 order += span.length
             elif isinstance(span, Vision):
-                order = self._vision(span, order, frames[picture])
+                order = self._vision(span, order, frames[image])
             elif isinstance(span, Representation):
-                begins[picture] = order
-                # The first pixel group of this picture, whose codes these tokens predict.
-                first_group[picture] = self._next_group(spans, span)
-                order = self._representation(span, order, frames[picture], first_group[picture])
+                begins[image] = order
+                # The first pixel group of this image, whose codes these tokens predict.
+                first_group[image] = self._next_group(spans, span)
+                order = self._representation(span, order, frames[image], first_group[image])
             else:
-                reads = span.reads_representation or picture not in begins
-                reach = order - 1 if reads else begins[picture] - 1
-                self._pixels(span, order, reach, frames[picture])
+                reads = span.reads_representation or image not in begins
+                reach = order - 1 if reads else begins[image] - 1
+                self._pixels(span, order, reach, frames[image])
 
     def _next_group(self, spans, representation) -> int:
         group = int(self.used[SIZES.index('pixels')]) // representation.pool**2
         for span in spans[spans.index(representation) + 1 :]:
             if isinstance(span, Pixels):
-                if span.picture == representation.picture:
+                if span.image == representation.image:
                     return group
                 group += span.height * span.width // span.pool**2
-        raise ValueError('a Representation span needs a later Pixels span of the same picture')
+        raise ValueError('a Representation span needs a later Pixels span of the same image')
 
     def _take(self, stream: str, count: int) -> tuple[slice, slice]:
         """Slices of the next `count` tokens: within the stream, within the row."""
@@ -204,16 +204,16 @@ class Row:
         row['block'][where] = block
         row['position'][where] = position
 
-    def _picture(self, kind: str, cells: np.ndarray, span) -> None:
-        """Writes pixels, coordinates and picture number of a vision or pixel span."""
-        index = SIZES.index(f'{kind}_pictures')
+    def _image(self, kind: str, cells: np.ndarray, span) -> None:
+        """Writes pixels, coordinates and image number of a vision or pixel span."""
+        index = SIZES.index(f'{kind}_images')
         number = int(self.used[index])
         self.used[index] += 1
         factor = 4 if kind == 'vision' else 1
         stream = 'vision' if kind == 'vision' else 'pixels'
         stop = int(self.used[SIZES.index(stream)]) * factor
         at = slice(stop - len(cells), stop)
-        self.arrays[f'{kind}_picture'][at] = number
+        self.arrays[f'{kind}_image'][at] = number
         self.arrays[f'{kind}_coords'][at] = (cells + 0.5) / (span.height, span.width) * 2 - 1
         self.arrays[f'{kind}_counts'][number] = len(cells)
         if span.pixels is not None:
@@ -238,7 +238,7 @@ class Row:
         # A pooled token has the position of the centre of its 2x2 patches.
         position = np.concatenate([np.full((len(cells), 1), order), frame + 2 * cells + 0.5], 1)
         self._write(where, order, order, self.blocks, position)
-        self._picture('vision', patch_cells(span.height, span.width), span)
+        self._image('vision', patch_cells(span.height, span.width), span)
         return order + 1
 
     def _representation(self, span: Representation, order: int, frame: int, group: int) -> int:
@@ -266,7 +266,7 @@ class Row:
         self._write(where, NEVER, reach, self.blocks, position)
         self.arrays['pixel_weight'][within] = 1
         self.arrays['pixel_cells'][within] = cells
-        self._picture('pixel', cells, span)
+        self._image('pixel', cells, span)
 
 
 def make_batch(

@@ -21,7 +21,7 @@ def too_long(tokenizer, captions: Sequence[str], longest: int) -> bool:
 
 
 def truncated(sources: Sequence, tokenizer, data) -> tuple[int, int]:
-    """(captions that do not fit into `data.max_text_tokens`, captions checked): of all pictures, or
+    """(captions that do not fit into `data.max_text_tokens`, captions checked): of all images, or
     of _CHECKED evenly spaced ones per source.
     """
     answered = data.tasks.get('image_to_text', 0) > 0

@@ -1,4 +1,4 @@
-"""Rows and columns of a picture's patches, and of the groups of patches that each representation
+"""Rows and columns of an image's patches, and of the groups of patches that each representation
 token covers; sizes are in patches, `pool` is the side of a group: 1, 2 (paper) or 4.
 
 Arrays are cached, since every example needs them again, and read-only.

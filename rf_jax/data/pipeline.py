@@ -13,16 +13,16 @@ import grain
 import numpy as np
 from absl import logging
 
-from rf_jax.data import captions, images, layout, patch_grid, spans
+from rf_jax.data import captions, image_ops, layout, patch_grid, spans
+from rf_jax.data.image_cache import ImageCache
 from rf_jax.data.mixture import Example, Mixture
 from rf_jax.data.packing.plan import Plan
-from rf_jax.data.picture_cache import PictureCache
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.runtime.rng import reused_generator
 
 TASKS = ('text_to_image', 'image_to_text', 'text_only')
-_MAX_UNDECODABLE = 100  # consecutive undecodable pictures that stop the run
+_MAX_UNDECODABLE = 100  # consecutive undecodable images that stop the run
 
 
 class Batches:
@@ -42,19 +42,17 @@ class Batches:
         check(config)
         self.seed = config.seed
         self.data = SimpleNamespace(**config.data)  # a ConfigDict takes 2 us to find a field
-        self.picture_size = functools.lru_cache(2**16)(
-            functools.partial(picture_size, config=config)
-        )
+        self.image_size = functools.lru_cache(2**16)(functools.partial(image_size, config=config))
         self.tokenizer = tokenizer
         self.rows = np.arange(config.data.batch_size) if rows is None else np.asarray(rows)
         self.counts: Counter = Counter()  # what was truncated or left out; logged as metrics data/*
-        self._undecodable = 0  # undecodable pictures since the last one that could be decoded
+        self._undecodable = 0  # undecodable images since the last one that could be decoded
         self.examples = _examples_by_task(
             sources_, lambda text: spans.document(tokenizer, text, self.data.max_text_tokens)
         )
         self.channels = self.data.patch_size**2 * 3
         self.pool = spans.pool_of(config)
-        self._pictures = PictureCache(megabytes=256)
+        self._images = ImageCache(megabytes=256)
         weights = {task: float(self.data.tasks.get(task, 0.0)) for task in TASKS}
         empty = [t for t in TASKS if weights[t] > 0 and not self.examples[t]]
         if empty or not any(weights.values()):
@@ -77,7 +75,7 @@ class Batches:
         return np.stack([layout.size(self.spans(example, decode=False)) for example in examples])
 
     def spans(self, example: Example, decode: bool = True) -> list[layout.Span]:
-        """The spans of an example. Raises images.BadPicture if its picture cannot be decoded."""
+        """The spans of an example. Raises image_ops.BadImage if its image cannot be decoded."""
         source, index, piece = self.examples[example.task][example.index]
         record = source.record(index)
         rng = reused_generator(self.seed, 'draw', example.task, example.index, example.epoch)
@@ -89,7 +87,7 @@ class Batches:
                 piece
                 or spans.first_piece(self.tokenizer, caption, self.data.max_text_tokens, counts)
             ]
-        height, width = self.picture_size(record.height, record.width, longest=longest)
+        height, width = self.image_size(record.height, record.width, longest=longest)
         grid = (height // self.data.patch_size, width // self.data.patch_size)
         seen = example.task == 'image_to_text'
         pool = 2 if seen else patch_grid.unit(self.pool)  # determines the order of patches
@@ -120,16 +118,16 @@ class Batches:
 
     def _pixels(self, source, index: int, height: int, width: int, pool: int) -> np.ndarray:
         key = (id(source), index, height, width, pool)
-        return self._pictures.get(key, lambda: self._decode(source, index, height, width, pool))
+        return self._images.get(key, lambda: self._decode(source, index, height, width, pool))
 
     def _decode(self, source, index, height, width, pool) -> np.ndarray:
-        picture = images.resize(source.picture(index), height, width)
-        return images.patchify(picture, self.data.patch_size, pool)
+        image = image_ops.resize(source.image(index), height, width)
+        return image_ops.patchify(image, self.data.patch_size, pool)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The rows `self.rows` of global batch `step`: arrays of `layout.empty`, leading len(rows).
 
-        Raises UserError when too many consecutive pictures cannot be decoded.
+        Raises UserError when too many consecutive images cannot be decoded.
         """
         rows = [self._row(examples) for examples in self.plan.rows(step, self.rows)]
         return layout.make_batch(rows, dict(self.data.capacity), self.channels)
@@ -141,16 +139,16 @@ class Batches:
                 row.append(self.spans(example))
                 if example.task != 'text_only':
                     self._undecodable = 0
-            except images.BadPicture as error:
+            except image_ops.BadImage as error:
                 source, index, _ = self.examples[example.task][example.index]
-                self.counts['undecodable_pictures'] += 1
+                self.counts['undecodable_images'] += 1
                 self._undecodable += 1
                 if self._undecodable >= _MAX_UNDECODABLE:
                     raise UserError(
-                        f'{self._undecodable} consecutive pictures cannot be decoded; the last is '
+                        f'{self._undecodable} consecutive images cannot be decoded; the last is '
                         f'example {index} of {source.name}: {error}. Do data.sources still exist?'
                     ) from error
-                if self.counts['undecodable_pictures'] <= 10:
+                if self.counts['undecodable_images'] <= 10:
                     logging.warning('skipped example %d of %s: %s', index, source.name, error)
         return row
 
@@ -164,7 +162,7 @@ class Batches:
 
 
 def check(config) -> None:
-    """Raises UserError for capacities, picture sizes and text lengths that do not fit together."""
+    """Raises UserError for capacities, image sizes and text lengths that do not fit together."""
     data, capacity, pool = config.data, config.data.capacity, spans.pool_of(config)
     unit = patch_grid.unit(pool) * data.patch_size
     unknown = set(data.tasks) - set(TASKS)
@@ -212,10 +210,10 @@ def check(config) -> None:
     patches = (largest // data.patch_size) ** 2
     wanted = {}
     if data.tasks.get('text_to_image', 0) > 0:
-        wanted |= {'pixels': patches, 'pixel_pictures': 1}
+        wanted |= {'pixels': patches, 'pixel_images': 1}
         wanted |= {'representation': patches // pool**2 + 1} if pool else {}
     if data.tasks.get('image_to_text', 0) > 0:
-        wanted |= {'vision': patches // 4, 'vision_pictures': 1}
+        wanted |= {'vision': patches // 4, 'vision_images': 1}
     if data.max_text_tokens < 8:
         raise UserError(
             f'data.max_text_tokens={data.max_text_tokens} leaves no room for a question, its '
@@ -234,16 +232,16 @@ def check(config) -> None:
         raise UserError(f'data.capacity.pixels={capacity["pixels"]} is not a multiple of {group}')
 
 
-def picture_size(height: int, width: int, config, longest: int | None = None) -> tuple[int, int]:
-    """(height, width) in pixels to which a picture is resized for training and evaluation.
+def image_size(height: int, width: int, config, longest: int | None = None) -> tuple[int, int]:
+    """(height, width) in pixels to which an image is resized for training and evaluation.
 
-    `longest` defaults to the largest of `data.sizes`. Small pictures are not enlarged beyond the
+    `longest` defaults to the largest of `data.sizes`. Small images are not enlarged beyond the
     smallest entry.
     """
     data, unit = config.data, patch_grid.unit(spans.pool_of(config))
     sizes = [size for size, _ in data.sizes]
     longest = min(longest or max(sizes), max(height, width, min(sizes)))
-    return images.target_size(height, width, longest, unit * data.patch_size)
+    return image_ops.target_size(height, width, longest, unit * data.patch_size)
 
 
 def _pick(rng: np.random.Generator, sizes) -> int:
@@ -261,7 +259,7 @@ def _examples_by_task(
     """For each task, the (source, index, piece of its document) that can serve it."""
     found: dict[str, list] = {task: [] for task in TASKS}
     for source in sources_:
-        if source.procedural:  # each example has a picture and captions
+        if source.procedural:  # each example has an image and captions
             both = [(source, index, None) for index in range(len(source))]
             found['text_to_image'] += both
             found['image_to_text'] += both

@@ -8,15 +8,15 @@ from absl import logging
 _NAMED = 3  # entries that the log names for each reason
 
 
-class BadPicture(Exception):
-    """A picture that cannot be used: missing, broken, not a picture, or too large."""
+class BadImage(Exception):
+    """An image that cannot be used: missing, broken, not an image, or too large."""
 
 
 @dataclass(frozen=True)
 class Record:
     """One example without its pixels."""
 
-    height: int  # pixels as shown; 0, 0: no picture
+    height: int  # pixels as shown; 0, 0: no image
     width: int
     captions: tuple[str, ...] = ()  # captions[0] is the reference caption
     tags: tuple[str, ...] = ()

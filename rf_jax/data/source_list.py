@@ -50,7 +50,7 @@ def build(text: str, max_pixels: int) -> list[Source]:
     """The sources of a comma-separated list: emoji | scenes:rung/size[/option...] | folder:/path |
     tfds:name[/config][:split] | text:/path.
 
-    `folder+links` and `text+links` follow symbolic links out of their folder. Pictures of more than
+    `folder+links` and `text+links` follow symbolic links out of their folder. Images of more than
     `max_pixels` pixels are left out. Raises UserError.
     """
     check(text)
@@ -104,8 +104,8 @@ def caches_metadata(text: str) -> bool:
     return any(source_class(kind_and_argument(part)[0]).caches_metadata for part in parts(text))
 
 
-def pictured(source: Source) -> Sequence[int]:
-    """Indices of the examples that have a picture, decodable or not."""
+def with_image(source: Source) -> Sequence[int]:
+    """Indices of the examples that have an image, decodable or not."""
     if source.procedural:
         return range(len(source))
     return [i for i in range(len(source)) if source.record(i).height]

@@ -1,4 +1,4 @@
-"""From the text and picture of one example to spans; training and generation share it."""
+"""From the text and image of one example to spans; training and generation share it."""
 
 from collections import Counter
 

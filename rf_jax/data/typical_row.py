@@ -13,7 +13,7 @@ TRIES = 50  # examples that do not fit before a row counts as full
 
 def row(config, seed: int = 0) -> dict[str, np.ndarray]:
     """One row as arrays of `layout.empty`: examples sampled by `data.tasks` and `data.sizes`, with
-    square pictures, prompts of 24 tokens, answers of 64 and documents of `max_text_tokens`, added
+    square images, prompts of 24 tokens, answers of 64 and documents of `max_text_tokens`, added
     until none fits.
     """
     data, rng = config.data, generator(seed, 'typical')
@@ -55,7 +55,7 @@ def visible_pairs(arrays: dict[str, np.ndarray]) -> float:
         order, reach, block = (arrays[name][at] for name in ('order', 'reach', 'block'))
         covered = np.searchsorted(np.sort(order), reach, side='right').sum()
         blocks, counts = np.unique(block[block > 0], return_counts=True)
-        # Pairs of a block beyond the reach: all of a noisy picture, none of an encoded one.
+        # Pairs of a block beyond the reach: all of a noisy image, none of an encoded one.
         for number, count in zip(blocks, counts):
             inside = block == number
             covered += count * np.sum(order[inside][:, None] > reach[inside].max())
@@ -63,10 +63,10 @@ def visible_pairs(arrays: dict[str, np.ndarray]) -> float:
     return float(total)
 
 
-def picture_pairs(counts: np.ndarray, extra: int) -> float:
-    """Visible pairs within the pictures of a row in the encoder.
+def image_pairs(counts: np.ndarray, extra: int) -> float:
+    """Visible pairs within the images of a row in the encoder.
 
-    `counts`: patches of each picture; `extra`: class token and registers of each picture.
+    `counts`: patches of each image; `extra`: class token and registers of each image.
     """
     counts = counts[counts > 0] + extra
     return float(np.sum(counts.astype(float) ** 2))

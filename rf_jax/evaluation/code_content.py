@@ -2,7 +2,7 @@
 
 Information in bits, estimated from counts. With a few thousand tokens `shared` and `place` are
 biased upwards, more so with more codes: for pure noise they are 0.6 and 0.2 with 48 codes, 0.9 and
-0.5 with 128 codes (200 pictures of 9 tokens). Compare only codebooks of equal size over equally
+0.5 with 128 codes (200 images of 9 tokens). Compare only codebooks of equal size over equally
 many tokens.
 
 A good target carries much information about the content, and little entropy that neither content
@@ -23,7 +23,7 @@ class Content:
     """Bits per token.
 
     `shared`: mutual information of code and content (a look, or ground); `place`: mutual
-    information of code and place in the picture; `unexplained`: entropy of the code given the
+    information of code and place in the image; `unexplained`: entropy of the code given the
     content.
     """
 
@@ -34,7 +34,7 @@ class Content:
 
 def labels(scene: Scene, size: int, side: int) -> np.ndarray:
     """int64 [side, side]: the look (colour, shape) of most object pixels in each token's square; -1
-    for ground, where objects cover less than a tenth. The picture has `size` pixels and `side`
+    for ground, where objects cover less than a tenth. The image has `size` pixels and `side`
     tokens per side.
     """
     squares = segmentation(scene, size).reshape(side, size // side, side, size // side)
@@ -48,7 +48,7 @@ def labels(scene: Scene, size: int, side: int) -> np.ndarray:
 
 
 def measure(codes: Sequence[np.ndarray], content: Sequence[np.ndarray]) -> Content:
-    """Of the codes and the content (`labels`), int [side, side], of each picture."""
+    """Of the codes and the content (`labels`), int [side, side], of each image."""
     code, look = (
         np.concatenate([c.ravel() for c in codes]),
         np.concatenate([c.ravel() for c in content]),

@@ -1,4 +1,4 @@
-"""How much of the codebook is used: the share of prototypes that an epoch of pictures selects."""
+"""How much of the codebook is used: the share of prototypes that an epoch of images selects."""
 
 import jax
 import jax.numpy as jnp

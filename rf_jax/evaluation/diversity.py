@@ -1,4 +1,4 @@
-"""How varied generated pictures are in what the prompt leaves open."""
+"""How varied generated images are in what the prompt leaves open."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ from rf_jax.scenes.claims import third
 CATEGORY = 'single_object'  # its seen prompts name a shape; place and colour are free
 
 
-def measure(pictures: Iterable[np.ndarray]) -> dict[str, float]:
+def measure(images: Iterable[np.ndarray]) -> dict[str, float]:
     """Perplexity of the places (a grid of 3 x 3) and of the colours of all objects that the judge
-    finds in the pictures, uint8 [s, s, 3].
+    finds in the images, uint8 [s, s, 3].
     """
-    objects = [each for picture in pictures for each in judge.detect(picture)]
+    objects = [each for image in images for each in judge.detect(image)]
     return {
         'places': perplexity(Counter((third(o.y), third(o.x)) for o in objects).values()),
         'colours': perplexity(Counter(o.colour for o in objects).values()),

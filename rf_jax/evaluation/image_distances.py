@@ -1,4 +1,4 @@
-"""Distances between a set of generated pictures and a set of real ones: kernel and Fréchet.
+"""Distances between a set of generated images and a set of real ones: kernel and Fréchet.
 
 Both compare features of a fixed network: here a convolutional one with random weights of a fixed
 seed, so that nothing is downloaded. Values compare with each other, not with published ones.
@@ -16,24 +16,22 @@ from rf_jax.runtime.rng import generator
 from rf_jax.scenes import render, world
 
 _CHANNELS = (3, 32, 64, 128)  # of the input and of each layer
-_WIDTH = 64  # features of a picture
+_WIDTH = 64  # features of an image
 _WINDOW = 5
 _BATCH = 50
 _SCALE = 100  # scenes of each rung that standardise every statistic
 
 
 def distances(generated: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> dict[str, float]:
-    """`kernel_distance` and `frechet_distance` of two sets of pictures, uint8 [s, s, 3] each.
+    """`kernel_distance` and `frechet_distance` of two sets of images, uint8 [s, s, 3] each.
 
-    Raises ValueError for fewer than two pictures, or pictures of different sizes.
+    Raises ValueError for fewer than two images, or images of different sizes.
     """
-    sizes = {picture.shape for picture in (*generated, *real)}
+    sizes = {image.shape for image in (*generated, *real)}
     if len(sizes) > 1:
-        raise ValueError(f'distances need pictures of one size; got {sorted(sizes)}')
+        raise ValueError(f'distances need images of one size; got {sorted(sizes)}')
     if min(len(generated), len(real)) < 2:
-        raise ValueError(
-            f'distances need two pictures per set; got {len(generated)} and {len(real)}'
-        )
+        raise ValueError(f'distances need two images per set; got {len(generated)} and {len(real)}')
     a, b = features(generated), features(real)
     return {
         'kernel_distance': kernel_distance(a, b),
@@ -41,14 +39,14 @@ def distances(generated: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> di
     }
 
 
-def features(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """float32 [n, 64] of uint8 pictures [s, s, 3] of one size, with a variance of about 1.
+def features(images: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [n, 64] of uint8 images [s, s, 3] of one size, with a variance of about 1.
 
-    Bounded, so that a few outliers do not outweigh all other pictures.
+    Bounded, so that a few outliers do not outweigh all other images.
     """
     kernels, mix = _weights()
-    mean, deviation = _scale(len(pictures[0]))
-    return (2 * np.tanh((_statistics(kernels, pictures) - mean) / (2 * deviation))) @ mix
+    mean, deviation = _scale(len(images[0]))
+    return (2 * np.tanh((_statistics(kernels, images) - mean) / (2 * deviation))) @ mix
 
 
 @functools.lru_cache(maxsize=1)
@@ -71,28 +69,28 @@ def _weights() -> tuple[list[np.ndarray], np.ndarray]:
 @functools.lru_cache(maxsize=4)
 def _scale(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each statistic over fixed scenes, to standardise them."""
-    pictures = [
+    images = [
         render.render(world.make(0, i, rung), size)
         for rung in world.RUNGS.values()
         for i in range(_SCALE)
     ]
-    statistics = _statistics(_weights()[0], pictures)
+    statistics = _statistics(_weights()[0], images)
     return statistics.mean(0), statistics.std(0) + 1e-3
 
 
-def _statistics(kernels, pictures: Sequence[np.ndarray]) -> np.ndarray:
+def _statistics(kernels, images: Sequence[np.ndarray]) -> np.ndarray:
     statistics = []
-    for start in range(0, len(pictures), _BATCH):
-        batch = np.stack(pictures[start : start + _BATCH])
+    for start in range(0, len(images), _BATCH):
+        batch = np.stack(images[start : start + _BATCH])
         padded = np.concatenate([batch, np.repeat(batch[:1], _BATCH - len(batch), 0)])
         statistics.append(np.asarray(_forward(kernels, padded))[: len(batch)])
     return np.concatenate(statistics)
 
 
 @jax.jit
-def _forward(kernels, pictures):
-    """Mean, standard deviation and maximum over the picture of each channel of each layer."""
-    x = pictures.astype(jnp.float32) / 127.5 - 1
+def _forward(kernels, images):
+    """Mean, standard deviation and maximum over the image of each channel of each layer."""
+    x = images.astype(jnp.float32) / 127.5 - 1
     layers = [x]
     for kernel in kernels:
         x = jax.lax.conv_general_dilated(
@@ -130,7 +128,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Squared Fréchet distance of Gaussians fitted to features [n, D] and [m, D].
 
     As FID (Heusel et al., arXiv 1706.08500). Smaller sets give larger distances: compare only sets
-    of equally many pictures.
+    of equally many images.
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)

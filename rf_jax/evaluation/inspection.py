@@ -1,17 +1,17 @@
-"""Looks inside a trained run: the representation tokens of a picture, and what each stands for."""
+"""Looks inside a trained run: the representation tokens of an image, and what each stands for."""
 
 import os
 from collections.abc import Sequence
 
 import numpy as np
 
-from rf_jax.data import arrays, images, layout, patch_grid, pipeline, spans
+from rf_jax.data import arrays, image_ops, layout, patch_grid, pipeline, spans
 from rf_jax.generation.sampler import Sampler
 from rf_jax.models import quantizer
 from rf_jax.models.representation.features import group_features
 from rf_jax.runtime import checkpoint, paths
 
-BATCH = 64  # pictures encoded at a time
+BATCH = 64  # images encoded at a time
 
 
 class Inspector:
@@ -38,25 +38,25 @@ class Inspector:
         _, saved = checkpoint.restore_numpy(folder, sampler.step, only='codebook')
         return cls(sampler, saved['codebook'], sampler.step)
 
-    def codes(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """int32 [rows, columns] for each picture, one code for each group of patches.
+    def codes(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """int32 [rows, columns] for each image, one code for each group of patches.
 
-        `pictures`: as `Sampler.caption` takes them. Raises UserError.
+        `images`: as `Sampler.caption` takes them. Raises UserError.
         """
-        pictures = arrays.as_rgb(pictures, self.sampler.config.data.max_pixels)
+        images = arrays.as_rgb(images, self.sampler.config.data.max_pixels)
         codes = []
-        for start in range(0, len(pictures), BATCH):
-            codes += self._codes(pictures[start : start + BATCH])
+        for start in range(0, len(images), BATCH):
+            codes += self._codes(images[start : start + BATCH])
         return codes
 
-    def _codes(self, pictures) -> list[np.ndarray]:
+    def _codes(self, images) -> list[np.ndarray]:
         data = self.sampler.config.data
         rows, grids = [], []
-        for picture in pictures:
-            height, width = pipeline.picture_size(*picture.shape[:2], self.sampler.config)
+        for image in images:
+            height, width = pipeline.image_size(*image.shape[:2], self.sampler.config)
             grid = height // data.patch_size, width // data.patch_size
-            resized = images.resize(picture, height, width)
-            pixels = images.patchify(resized, data.patch_size, self.pool)
+            resized = image_ops.resize(image, height, width)
+            pixels = image_ops.patchify(resized, data.patch_size, self.pool)
             example = spans.generation_spans(
                 *([], grid, pixels, self.pool),
                 drop_text=False,
@@ -82,24 +82,41 @@ class Inspector:
         z, valid = group_features(self.sampler.config, self.sampler.model, params, batch)
         return quantizer.Nearest()(z, codebook, valid).reshape(batch['pixels'].shape[0], -1)
 
-    def meanings(self, pictures: Sequence[np.ndarray], tokens: int = 16, examples: int = 8):
+    def meanings(self, images: Sequence[np.ndarray], tokens: int = 16, examples: int = 8):
         """A sheet of what the most frequent tokens stand for, uint8 [height, width, 3].
 
-        One row for each token, the most frequent first: `examples` patches of the pictures that
-        have this token. `pictures`: as `Sampler.caption` takes them. Raises UserError.
+        One row for each token, the most frequent first: `examples` patches of the images that
+        have this token. `images`: as `Sampler.caption` takes them. Raises UserError.
         """
-        pictures = arrays.as_rgb(pictures, self.sampler.config.data.max_pixels)
-        side = self.pool * self.sampler.config.data.patch_size
-        pieces: dict[int, list[np.ndarray]] = {}
-        for picture, codes in zip(pictures, self.codes(pictures)):
-            resized = images.resize(picture, *(side * n for n in codes.shape))
-            for (row, column), code in np.ndenumerate(codes):
-                piece = resized[row * side : (row + 1) * side, column * side : (column + 1) * side]
-                pieces.setdefault(int(code), []).append(piece)
+        side, pieces = self.side, self._pieces(images)
         most = sorted(pieces, key=lambda code: -len(pieces[code]))[:tokens]
         blank = np.full((side, side, 3), 255, np.uint8)
         shown, names = [], []
         for code in most:
             shown += [*pieces[code][:examples], *[blank] * (examples - len(pieces[code]))]
             names += [f'{code}: {len(pieces[code])}x', *[''] * (examples - 1)]
-        return images.grid(shown, examples, names)
+        return image_ops.grid(shown, examples, names)
+
+    def mean_pieces(self, images: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
+        """{code: the mean of the patches of the images that have it, uint8 [side, side, 3]}.
+
+        `images`: as `Sampler.caption` takes them. Raises UserError.
+        """
+        means = {code: np.mean(pieces, 0) for code, pieces in self._pieces(images).items()}
+        return {code: (mean + 0.5).astype(np.uint8) for code, mean in means.items()}
+
+    @property
+    def side(self) -> int:
+        """Pixels of a side of the square that a token stands for."""
+        return self.pool * self.sampler.config.data.patch_size
+
+    def _pieces(self, images: Sequence[np.ndarray]) -> dict[int, list[np.ndarray]]:
+        """{code: the patches of the images that have it}."""
+        images, side = arrays.as_rgb(images, self.sampler.config.data.max_pixels), self.side
+        pieces: dict[int, list[np.ndarray]] = {}
+        for image, codes in zip(images, self.codes(images)):
+            resized = image_ops.resize(image, *(side * n for n in codes.shape))
+            for (row, column), code in np.ndenumerate(codes):
+                piece = resized[row * side : (row + 1) * side, column * side : (column + 1) * side]
+                pieces.setdefault(int(code), []).append(piece)
+        return pieces

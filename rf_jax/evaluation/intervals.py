@@ -1,8 +1,8 @@
 """Rates over seeds and prompts, with 95 % intervals and paired differences by bootstrap.
 
-As in GenEval (Ghosh et al. 2023): the score of a category is the mean over its pictures, the
-overall score is the mean over categories. Pictures of one text are not independent, so the
-bootstrap resamples texts, not pictures. A bootstrap gives a category that is all correct or all
+As in GenEval (Ghosh et al. 2023): the score of a category is the mean over its images, the
+overall score is the mean over categories. Images of one text are not independent, so the
+bootstrap resamples texts, not images. A bootstrap gives a category that is all correct or all
 wrong no variance; its rate is sampled from Jeffreys' posterior instead, with each prompt as one
 trial (a text may be repeated). The prior's half a success is shared by all such categories, so that
 it does not accumulate.
@@ -38,7 +38,7 @@ class Trials:
 
     @property
     def rate(self) -> float:
-        """Mean over seeds and pictures."""
+        """Mean over seeds and images."""
         return float(self.correct.sum() / (len(self.correct) * self.total.sum()))
 
 
@@ -65,7 +65,7 @@ def sides(values: Mapping) -> dict[str, dict]:
 
 
 def first(values: Mapping, count: int) -> dict:
-    """The part of a score over the first `count` prompts of each category, one picture each, and
+    """The part of a score over the first `count` prompts of each category, one image each, and
     the first `count` questions of each kind.
 
     Every point of a study's curve has that part, so that all points are comparable.
@@ -175,14 +175,14 @@ def replicates(outcomes: Outcomes, hidden: str = 'own') -> np.ndarray:
 def table(outcomes: Outcomes) -> str:
     """As text: each category, then their mean."""
     parts = {name: {name: trials} for name, trials in outcomes.items()} | {'overall': outcomes}
-    lines = [f'{"category":16s} {"rate":>7s} {"95 % interval":>17s} {"texts":>6s} {"pictures":>9s}']
+    lines = [f'{"category":16s} {"rate":>7s} {"95 % interval":>17s} {"texts":>6s} {"images":>9s}']
     for name, part in parts.items():
         each = estimate(part)
         texts = sum(len(trials.total) for trials in part.values())
-        pictures = sum(int(trials.total.sum() * len(trials.correct)) for trials in part.values())
+        images = sum(int(trials.total.sum() * len(trials.correct)) for trials in part.values())
         lines.append(
             f'{name:16s} {each.value:7.1%} {each.low:7.1%} .. {each.high:6.1%} '
-            f'{texts:6d} {pictures:9d}'
+            f'{texts:6d} {images:9d}'
         )
     return '\n'.join(lines)
 

@@ -1,6 +1,6 @@
-"""Does the model know its training pictures? Retrieval by generated pictures, and exact captions.
+"""Does the model know its training images? Retrieval by generated images, and exact captions.
 
-Retrieval: is the picture of a caption among the 10 of the gallery that are nearest to the picture
+Retrieval: is the image of a caption among the 10 of the gallery that are nearest to the image
 generated from that caption? Nearness is the cosine of 16 x 16 RGB thumbnails after subtracting the
 gallery's mean. Chance is 10 / gallery size.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rf_jax.data import images, lengths, pipeline, source_list
+from rf_jax.data import image_ops, lengths, pipeline, source_list
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.rng import generator
@@ -24,7 +24,7 @@ GALLERY = 5000  # largest gallery
 
 @dataclass(frozen=True)
 class Result:
-    """Rates in [0, 1] over `count` pictures, with the generated pictures and the captions.
+    """Rates in [0, 1] over `count` images, with the generated images and the captions.
 
     If the run does not train a task, its rate is None and its list is empty. `too_long` labels have
     more than `longest` tokens, the limit of the run's answers; `exact` is None if all of them do.
@@ -45,9 +45,9 @@ class Result:
     def table(self) -> str:
         """The result as text, with 95 % Wilson intervals."""
         rows = [
-            (f'generated: right picture among {NEAREST} nearest of {self.gallery:,}', self.top10,
+            (f'generated: right image among {NEAREST} nearest of {self.gallery:,}', self.top10,
              min(1.0, NEAREST / self.gallery)),
-            ('generated: right picture is the nearest', self.top1, 1 / self.gallery),
+            ('generated: right image is the nearest', self.top1, 1 / self.gallery),
             ('captioned: exact label', self.exact, 1 / self.gallery),
         ]  # fmt: skip
         lines = [f'{"measure":58s} {"rate":>7s} {"95 % interval":>17s} {"chance":>8s}']
@@ -72,9 +72,9 @@ def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def thumbnails(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """float32 [n, 768] of uint8 pictures at 16 x 16."""
-    small = [images.resize(picture, SIDE, SIDE) for picture in pictures]
+def thumbnails(images: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [n, 768] of uint8 images at 16 x 16."""
+    small = [image_ops.resize(image, SIDE, SIDE) for image in images]
     return np.stack(small).reshape(len(small), -1).astype(np.float32)
 
 
@@ -92,31 +92,33 @@ def ranks(generated: np.ndarray, gallery: np.ndarray, truth: Sequence[int]) -> n
 
 
 def readable(source, numbers: Iterable[int], count: int) -> dict[int, np.ndarray]:
-    """The first `count` pictures that can be decoded, by number."""
-    pictures: dict[int, np.ndarray] = {}
+    """The first `count` images that can be decoded, by number."""
+    images: dict[int, np.ndarray] = {}
     for i in numbers:
-        if len(pictures) == count:
+        if len(images) == count:
             break
-        with contextlib.suppress(images.BadPicture):
-            pictures[int(i)] = source.picture(int(i))
-    return pictures
+        with contextlib.suppress(image_ops.BadImage):
+            images[int(i)] = source.image(int(i))
+    return images
 
 
 def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
-    """Generates and captions `count` random pictures of a source, with new noise.
+    """Generates and captions `count` random images of a source, with new noise.
 
-    Raises UserError if no picture of the source can be read.
+    Raises UserError if no image of the source can be read.
     """
-    order = generator(seed, 'evaluation').permutation(np.asarray(source_list.pictured(source), int))
+    order = generator(seed, 'evaluation').permutation(
+        np.asarray(source_list.with_image(source), int)
+    )
     truth = readable(source, order, count)
     if not truth:
-        raise UserError(f'{source.name}: none of its {len(source)} pictures can be read')
+        raise UserError(f'{source.name}: none of its {len(source)} images can be read')
     others = (i for i in order[:GALLERY].tolist() if i not in truth)
-    gallery = [thumbnails([picture]) for picture in truth.values()]
+    gallery = [thumbnails([image]) for image in truth.values()]
     for i in others:
-        gallery += [thumbnails([picture]) for picture in readable(source, [i], 1).values()]
+        gallery += [thumbnails([image]) for image in readable(source, [i], 1).values()]
     labels = [source.record(i).captions[0] for i in truth]
-    sizes = [pipeline.picture_size(*p.shape[:2], sampler.config) for p in truth.values()]
+    sizes = [pipeline.image_size(*p.shape[:2], sampler.config) for p in truth.values()]
     tasks = sampler.config.data.tasks
     generated, answers, top1, top10, exact = [], [], None, None, None
     too_long, longest = 0, lengths.longest_answer(sampler.config)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from rf_jax.data import images, pipeline, png, source_list
+from rf_jax.data import image_ops, pipeline, png, source_list
 from rf_jax.evaluation import codebook_usage, retrieval, scoring
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation import inputs, token_sampling
@@ -27,10 +27,10 @@ COLUMNS = 8
 SHOWN = 24  # pairs in the grid at the end
 
 
-def first_pictures(run: Run) -> tuple[object, Sequence[int]]:
-    """The first source with pictures, and their numbers; (None, []) without one."""
+def first_images(run: Run) -> tuple[object, Sequence[int]]:
+    """The first source with images, and their numbers; (None, []) without one."""
     for source, *_ in run.batches.examples['text_to_image'][:1]:
-        return source, source_list.pictured(source)
+        return source, source_list.with_image(source)
     return None, []
 
 
@@ -42,17 +42,17 @@ def sampler_of(run: Run) -> Sampler:
 
 
 def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]:
-    """A hook `(step, ema, writer)` that writes generated pictures and captions to WORKDIR/samples.
+    """A hook `(step, ema, writer)` that writes generated images and captions to WORKDIR/samples.
 
     All hosts generate together, with the EMA parameters sharded as in training; the first host
     writes.
     """
-    source, numbers = first_pictures(run)
+    source, numbers = first_images(run)
     rng = np.random.default_rng(run.config.seed)
     chosen = retrieval.readable(source, rng.permutation(numbers), run.config.log.samples)
     prompts = [source.record(i).captions[0] for i in chosen]
     sampler = sampler_of(run)  # compiled once, for changing parameters
-    sizes = [pipeline.picture_size(*picture.shape[:2], run.config) for picture in chosen.values()]
+    sizes = [pipeline.image_size(*image.shape[:2], run.config) for image in chosen.values()]
 
     def show(step: int, ema: Any, writer: metrics.MetricWriter) -> None:
         if not chosen:
@@ -63,7 +63,7 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
         sampler.params = None  # the next step reuses the state's memory
         if not distributed.is_main():
             return
-        sheet = images.grid([each.image for each in generated], COLUMNS, prompts)
+        sheet = image_ops.grid([each.image for each in generated], COLUMNS, prompts)
         writer.image(step, 'generated', sheet)
         lines = [f'{prompt} -> {caption}' for prompt, caption in zip(prompts, captions)]
         writer.text(step, 'captions', '\n\n'.join(lines))
@@ -89,7 +89,7 @@ def check(run: Run, memory: float | None = None) -> None:
         scoring.check(config, run.tokenizer, scoring.Amount.of(samples))
     stats = jax.local_devices()[0].memory_stats() or {}
     memory = memory or stats.get('bytes_limit')
-    generates = scoring.generates(config) and first_pictures(run)[0] is not None
+    generates = scoring.generates(config) and first_images(run)[0] is not None
     if not memory or not generates:
         return
     average = jitted.nbytes_per_device(run.abstract.ema)
@@ -110,7 +110,7 @@ def check(run: Run, memory: float | None = None) -> None:
 
 
 def cache_bytes(run: Run) -> float:
-    """Bytes on a device of the KV cache of the pictures that are generated together."""
+    """Bytes on a device of the KV cache of the images that are generated together."""
     sampler = sampler_of(run)
     requests = [inputs.request(run.config, '', 0)]
     options = sampler.options()
@@ -135,9 +135,9 @@ def at_end(run: Run, state: State) -> str:
     """
     sampler = sampler_of(run)
     sampler.params = sampler.placement.params(state.ema)
-    source, numbers = first_pictures(run)
+    source, numbers = first_images(run)
     if not len(numbers):
-        return 'no pictures: nothing to evaluate'
+        return 'no images: nothing to evaluate'
     samples = min(run.config.evaluation.samples, len(numbers))
     codebook = sampler.placement.gather(state.codebook)
     trained = Inspector(sampler, codebook, int(state.step))
@@ -154,7 +154,7 @@ def evaluate(run: Inspector, source, workdir: Path, samples: int, seed: int, amo
     """Evaluates a run and writes the files; returns the table.
 
     A run on scenes is scored by the judge (`amount`: scoring.Amount, by default about `samples`),
-    any other run by retrieval of `samples` pictures of the source.
+    any other run by retrieval of `samples` images of the source.
     """
     if scoring.trains_on_scenes(run.sampler.config):
         amount = amount or scoring.Amount.of(samples)
@@ -172,10 +172,10 @@ def write_score(score: scoring.Score, made_by: dict, workdir: Path) -> str:
     """
     lines = [scoring.table(score.values)]
     try:
-        for side, pictures in score.shown.items() if distributed.is_main() else ():
+        for side, images in score.shown.items() if distributed.is_main() else ():
             grid = workdir / f'grid_{side}.png'
             prompts = score.values['shown'][side]
-            sheet = images.grid(pictures, COLUMNS, prompts)
+            sheet = image_ops.grid(images, COLUMNS, prompts)
             text = {name: made_by[name] for name in ('step', 'seed')}
             png.write(grid, sheet, text | {'prompts': '\n'.join(prompts)})
             lines.append(f'grid: {grid}')
@@ -190,14 +190,14 @@ def write_score(score: scoring.Score, made_by: dict, workdir: Path) -> str:
 def write(result: retrieval.Result, made_by: dict, workdir: Path) -> str:
     """The first host writes `grid.png` and `result.json`. Returns the table, with the grid's path.
 
-    `made_by`: step and seed, kept in the grid. There each picture has the size of the generated one
+    `made_by`: step and seed, kept in the grid. There each image has the size of the generated one
     beside it, which is black if the run does not train generation.
     """
     generated = result.generated or [np.zeros_like(truth) for truth in result.truth]
     answers = result.answers or [''] * result.count
-    pictures, captions = [], []
+    images, captions = [], []
     for i in range(min(SHOWN, result.count)):
-        pictures += [images.resize(result.truth[i], *generated[i].shape[:2]), generated[i]]
+        images += [image_ops.resize(result.truth[i], *generated[i].shape[:2]), generated[i]]
         captions += [result.labels[i], f'> {answers[i]}']
     grid = workdir / 'grid.png'
     kept = asdict(result)
@@ -206,8 +206,8 @@ def write(result: retrieval.Result, made_by: dict, workdir: Path) -> str:
     table = result.table()
     try:
         if distributed.is_main():
-            png.write(grid, images.grid(pictures, COLUMNS, captions), made_by)
-            table += f'\ngrid: {grid} (pairs: picture and label, generated picture and "> caption")'
+            png.write(grid, image_ops.grid(images, COLUMNS, captions), made_by)
+            table += f'\ngrid: {grid} (pairs: image and label, generated image and "> caption")'
             (workdir / 'result.json').write_text(json.dumps(kept, indent=1), encoding='utf-8')
     except OSError as error:
         logging.warning('Cannot write grid.png and result.json: %s', error)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from ml_collections import ConfigDict
 
-from rf_jax.data import images, pipeline, source_list
+from rf_jax.data import image_ops, pipeline, source_list
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.evaluation import (
     code_content,
@@ -25,7 +25,7 @@ from rf_jax.runtime.errors import UserError, require
 from rf_jax.scenes import prompts
 
 SIDES = ('seen', 'held_out')  # of prompts.prompt_set
-_SHOWN = 2  # prompts of a category whose first picture is kept for the grid
+_SHOWN = 2  # prompts of a category whose first image is kept for the grid
 _NEW = 1_000_003  # added to the seed of the scenes
 
 
@@ -34,32 +34,32 @@ class Amount:
     """How many samples a model is evaluated on; 0 skips that part."""
 
     prompts: int = 50  # per category, of each side
-    pictures: int = 4  # per prompt
-    captions: int = 200  # of new scenes; their pictures are compared with those scenes
+    images: int = 4  # per prompt
+    captions: int = 200  # of new scenes; their images are compared with those scenes
     questions: int = 50  # per kind
 
     @classmethod
     def of(cls, samples: int) -> 'Amount':
-        """About `samples` pictures of each side and as many questions, for the end of a run."""
+        """About `samples` images of each side and as many questions, for the end of a run."""
         few = -(-samples // len(prompts.CATEGORIES))
-        return cls(prompts=few, pictures=1, captions=samples, questions=few)
+        return cls(prompts=few, images=1, captions=samples, questions=few)
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
 
     @property
     def size(self) -> int:
-        """About the number of pictures and answers, to which the time is proportional."""
+        """About the number of images and answers, to which the time is proportional."""
         categories = len(SIDES) * len(prompts.CATEGORIES)
-        return categories * self.prompts * self.pictures + self.captions + self.questions
+        return categories * self.prompts * self.images + self.captions + self.questions
 
 
 @dataclass(frozen=True)
 class Score:
-    """`values`: for JSON. `shown`: {side: uint8 [n, h, w, 3]}, a few pictures of each category.
+    """`values`: for JSON. `shown`: {side: uint8 [n, h, w, 3]}, a few images of each category.
 
     values['generation'][side][category]: 'prompts' and, for each, 'correct', a list with 1 or 0 of
-    each picture; values['understanding'][kind]: see `vqa.evaluate`; values['distances'],
+    each image; values['understanding'][kind]: see `vqa.evaluate`; values['distances'],
     values['variety'], values['codebook'] and values['autoencoder']: numbers;
     values['shown'][side]: the prompts of `shown`. Parts that the run does not train are empty.
     """
@@ -111,29 +111,29 @@ def score(
     values: dict = {'generation': {}, 'understanding': {}, 'distances': {}, 'codebook': {}}
     values['autoencoder'], values['variety'] = {}, {}
     values['shown'] = shown = {}
-    pictures: dict[str, np.ndarray] = {}
+    images: dict[str, np.ndarray] = {}
     if generates(config):
         for side in SIDES if amount.prompts else ():
             prompt_set = prompts.prompt_set(side, source.rung, amount.prompts)
-            generated = geneval_like.generate(sampler, prompt_set, amount.pictures, seed)
+            generated = geneval_like.generate(sampler, prompt_set, amount.images, seed)
             correct = geneval_like.judge(prompt_set, generated)
             values['generation'][side] = _by_category(prompt_set, correct)
             if side == SIDES[0]:
                 values['variety'] = diversity.measure(
-                    picture
+                    image
                     for prompt, row in zip(prompt_set, generated)
                     if prompt.category == diversity.CATEGORY
-                    for picture in row
+                    for image in row
                 )
             chosen = _first_of_each([prompt.category for prompt in prompt_set])
             shown[side] = [prompt_set[i].text for i in chosen]
-            pictures[side] = np.stack([generated[i][0] for i in chosen])
+            images[side] = np.stack([generated[i][0] for i in chosen])
         if amount.captions:
-            size = pipeline.picture_size(source.size, source.size, config)
-            real = [images.resize(source.picture(i), *size) for i in range(amount.captions)]
+            size = pipeline.image_size(source.size, source.size, config)
+            real = [image_ops.resize(source.image(i), *size) for i in range(amount.captions)]
             captions = [source.record(i).captions[0] for i in range(amount.captions)]
             generated = [each.image for each in sampler.generate(captions, seed, size)]
-            if amount.captions > 1:  # one picture is not a distribution
+            if amount.captions > 1:  # one image is not a distribution
                 values['distances'] = image_distances.distances(generated, real)
         if codebook is not None and amount.captions and has_codes(config):
             scenes = [source.scene(i) for i in range(amount.captions)]
@@ -142,11 +142,11 @@ def score(
         values['autoencoder'] = reconstruction.evaluate(sampler, source, amount.captions)
     if config.data.tasks.get('image_to_text', 0) > 0 and amount.questions:
         values['understanding'] = vqa.evaluate(sampler, source, amount.questions)
-    return Score(values, pictures)
+    return Score(values, images)
 
 
 def generates(config: ConfigDict) -> bool:
-    """Whether a run learns to generate pictures."""
+    """Whether a run learns to generate images."""
     return config.data.tasks.get('text_to_image', 0) > 0 and config.losses.flow > 0
 
 
@@ -180,18 +180,16 @@ def has_codes(config: ConfigDict) -> bool:
     return representation.of(config).learns_codebook
 
 
-def codebook_statistics(
-    sampler: Sampler, codebook: np.ndarray, pictures, scenes
-) -> dict[str, float]:
-    """How the pictures of scenes use the K prototypes when each token takes the nearest.
+def codebook_statistics(sampler: Sampler, codebook: np.ndarray, images, scenes) -> dict[str, float]:
+    """How the images of scenes use the K prototypes when each token takes the nearest.
 
     Returns the share used, the perplexity (1 to K: so many prototypes, used evenly, would
     have the same entropy), and `code_content.measure` in bits per token.
     """
-    codes = inspection.Inspector(sampler, codebook).codes(pictures)
+    codes = inspection.Inspector(sampler, codebook).codes(images)
     looks = [
-        code_content.labels(scene, len(picture), len(code))
-        for scene, picture, code in zip(scenes, pictures, codes)
+        code_content.labels(scene, len(image), len(code))
+        for scene, image, code in zip(scenes, images, codes)
     ]
     counts = np.bincount(np.concatenate([each.ravel() for each in codes]), minlength=len(codebook))
     used = {'used': float((counts > 0).mean()), 'perplexity': diversity.perplexity(counts)}
@@ -212,7 +210,7 @@ def _by_category(prompt_set, correct: np.ndarray) -> dict[str, dict]:
 
 
 def overall(generation: Mapping[str, dict]) -> float:
-    """Mean over categories of the share of correct pictures; nan without pictures."""
+    """Mean over categories of the share of correct images; nan without images."""
     each = [float(np.mean(entry['correct'])) for entry in generation.values()]
     return float(np.mean(each)) if each else math.nan
 

@@ -39,9 +39,9 @@ def evaluate(sampler: Sampler, source, count: int) -> dict[str, dict]:
     'commonest'.
     """
     questions = question_set(source, count)
-    pictures = {i: source.picture(i) for i in sorted({i for i, _ in questions})}
+    images = {i: source.image(i) for i in sorted({i for i, _ in questions})}
     answers = sampler.answer(
-        [pictures[i] for i, _ in questions], [question.question for _, question in questions]
+        [images[i] for i, _ in questions], [question.question for _, question in questions]
     )
     correct: dict[str, list[int]] = {}
     truth: dict[str, Counter] = {}

@@ -1,4 +1,4 @@
-"""Runs a trained model: generates pictures from text, captions pictures, answers questions.
+"""Runs a trained model: generates images from text, captions images, answers questions.
 
 `sampler.Sampler` is the user's interface. Below it: `inputs` lays out prompts and questions as rows
 of `data.layout`, `image_sampling` and `captioning` are the jitted programs, `token_sampling`

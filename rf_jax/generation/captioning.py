@@ -1,4 +1,4 @@
-"""Captions and answers: a picture and a question to text, token by token with a KV cache."""
+"""Captions and answers: an image and a question to text, token by token with a KV cache."""
 
 import jax
 import jax.numpy as jnp

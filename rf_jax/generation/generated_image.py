@@ -9,10 +9,10 @@ from PIL import Image
 
 @dataclass(frozen=True, eq=False)
 class GeneratedImage:
-    """A picture and what it was generated from; Jupyter displays it as a PNG.
+    """An image and what it was generated from; Jupyter displays it as a PNG.
 
     `image`: uint8 [h, w, 3]. `tokens`: int32 [rows, columns], the representation tokens in the
-    order of the picture; float32 [rows, columns, Denc] where the representation is continuous; None
+    order of the image; float32 [rows, columns, Denc] where the representation is continuous; None
     where its kind has no tokens. (`prompt`, `seed`, `number`) generate it again.
     """
 

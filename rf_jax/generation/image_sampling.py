@@ -1,4 +1,4 @@
-"""Text to picture: representation tokens one by one, then the flow in pixels (paper, appendix A).
+"""Text to image: representation tokens one by one, then the flow in pixels (paper, appendix A).
 
 All functions are pure and batched. The randomness of an example depends only on its own key, so a
 batch gives what its examples give one by one.
@@ -19,7 +19,7 @@ from rf_jax.training import flow
 
 @dataclass(frozen=True)
 class Options:
-    """How pictures are generated: the fields of `config.sampling`; the defaults are the paper's."""
+    """How images are generated: the fields of `config.sampling`; the defaults are the paper's."""
 
     steps: int = 25
     method: str = 'euler'
@@ -57,7 +57,7 @@ def generate(
     rows: Mapping[guidance.Branch, Batch],
     keys: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Pictures of the rows.
+    """Images of the rows.
 
     rows: a batch for each of the four branches (`inputs.generation_rows`), one example a row;
     keys [B]. Gives (patches float32 [B, P, C] in [-1, 1], representation tokens [B, N, ...] as
@@ -83,9 +83,9 @@ def generate_latents(
     batch = _stack([rows[branch] for branch in branches])
     cache = _stack_caches([caches[text] for text, _ in branches])
     conditional = rows[True, True]
-    picture = conditional['pixel_counts'][:, 0]
+    image = conditional['pixel_counts'][:, 0]
     c = config.flow
-    alpha = flow.shift_of(picture * config.data.patch_size**2, c.shift, c.base_pixels)
+    alpha = flow.shift_of(image * config.data.patch_size**2, c.shift, c.base_pixels)
     times = flow.shift(flow.schedule(options.steps)[:, None], alpha)  # [steps + 1, B]
     patches = conditional['pixels'].shape[1]
 

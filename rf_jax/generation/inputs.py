@@ -1,4 +1,4 @@
-"""Prompts, questions and pictures as rows of `data.layout`, one example a row."""
+"""Prompts, questions and images as rows of `data.layout`, one example a row."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from ml_collections import ConfigDict
 
-from rf_jax.data import images, layout, patch_grid, pipeline, spans
+from rf_jax.data import image_ops, layout, patch_grid, pipeline, spans
 from rf_jax.data.batch import Batch
 from rf_jax.data.records import clean
 from rf_jax.data.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ ROUND = 8  # text capacities are rounded up to a multiple of this, so that few p
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to generate. `height` and `width` are in pixels; `seed` is the picture's own."""
+    """One image to generate. `height` and `width` are in pixels; `seed` is the image's own."""
 
     prompt: str
     height: int
@@ -38,7 +38,7 @@ def request(
     """A request whose randomness depends only on (seed, prompt, number).
 
     `size` (height, width) in pixels; None is a square of the largest training size. Raises
-    UserError if the model cannot generate pictures of that size.
+    UserError if the model cannot generate images of that size.
     """
     pool, patch = spans.pool_of(config), config.data.patch_size
     group = patch_grid.unit(pool)
@@ -78,8 +78,8 @@ def generation_rows(
         'vision': 0,
         'representation': patches // pool**2 + 1 if pool else 0,
         'pixels': patches,
-        'vision_pictures': 0,
-        'pixel_pictures': 1,
+        'vision_images': 0,
+        'pixel_images': 1,
     }
 
     def place(text: bool, representation: bool) -> Batch:
@@ -109,16 +109,16 @@ def answer_rows(
     pairs: Sequence[tuple[np.ndarray, str]],
     length: int,
 ) -> tuple[Batch, np.ndarray]:
-    """Rows of a picture and a question, with room for an answer of `length` tokens.
+    """Rows of an image and a question, with room for an answer of `length` tokens.
 
     `pairs`: (uint8 [h, w, 3], question); `channels`: C, values of a patch. Gives (batch, tokens
     before each answer int32 [B]).
     """
     data = config.data
     rows, prompt_lengths = [], []
-    for picture, question in pairs:
-        height, width = pipeline.picture_size(*picture.shape[:2], config)
-        pixels = images.patchify(images.resize(picture, height, width), data.patch_size)
+    for image, question in pairs:
+        height, width = pipeline.image_size(*image.shape[:2], config)
+        pixels = image_ops.patchify(image_ops.resize(image, height, width), data.patch_size)
         prompt = spans.question_answer_span(
             tokenizer, clean(question), None, data.max_text_tokens, Counter()
         )

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from rf_jax.data import arrays, images, spans
+from rf_jax.data import arrays, image_ops, spans
 from rf_jax.data.records import clean
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.generation import captioning, image_sampling, inputs
@@ -107,12 +107,12 @@ class Sampler:
         number: int | Sequence[int] | None = None,
         **options,
     ) -> list[GeneratedImage]:
-        """One picture for each prompt; its randomness depends only on (seed, prompt, number).
+        """One image for each prompt; its randomness depends only on (seed, prompt, number).
 
-        `size` (height, width) in pixels, of all pictures or one a prompt; None is a square of the
-        largest training size. `number` tells pictures of one prompt apart, of all or one a prompt;
+        `size` (height, width) in pixels, of all images or one a prompt; None is a square of the
+        largest training size. `number` tells images of one prompt apart, of all or one a prompt;
         None numbers the occurrences of a prompt from 0, so that `['red apple'] * 4` gives four
-        different pictures. `options`: fields of `config.sampling`, such as steps=50.
+        different images. `options`: fields of `config.sampling`, such as steps=50.
 
         Raises UserError for a size, an option or a number of values that does not fit.
         """
@@ -132,19 +132,19 @@ class Sampler:
         ]
 
     def caption(self, images: Any) -> str | list[str]:
-        """A caption of each picture; a string if one picture was given.
+        """A caption of each image; a string if one image was given.
 
         `images`: uint8 [h, w, 3] or anything else that `data.arrays.as_rgb` takes (other arrays,
-        Pillow images, paths), one or a sequence. Raises UserError for what is not a picture.
+        Pillow images, paths), one or a sequence. Raises UserError for what is not an image.
         """
         return self.answer(images, '')
 
     def answer(self, images: Any, questions: str | Sequence[str]) -> str | list[str]:
-        """The greedy answer to a question about each picture.
+        """The greedy answer to a question about each image.
 
-        `images`: as `caption` takes them. One question may be asked about several pictures, and
-        several questions about one picture; a string if both are single. An empty question asks
-        for a caption. Raises UserError for what is not a picture, and for lists of unequal length.
+        `images`: as `caption` takes them. One question may be asked about several images, and
+        several questions about one image; a string if both are single. An empty question asks
+        for a caption. Raises UserError for what is not an image, and for lists of unequal length.
         """
         one_image, one_question = arrays.is_single(images), isinstance(questions, str)
         images = arrays.as_rgb(images, self.config.data.max_pixels)
@@ -155,8 +155,8 @@ class Sampler:
             questions *= len(images)
         if len(questions) != len(images):
             raise UserError(
-                f'{len(images)} pictures and {len(questions)} questions: give one question for all '
-                'pictures, or one for each'
+                f'{len(images)} images and {len(questions)} questions: give one question for all '
+                'images, or one for each'
             )
         limit = self.config.data.max_text_tokens // 2
         self._warn_of_truncated('question', map(clean, questions), limit)
@@ -175,7 +175,7 @@ class Sampler:
             patches, tokens = self._generate(padded, options)
             for request, values, row in zip(chunk, patches, tokens):
                 height, width = request.height // patch, request.width // patch
-                image = images.unpatchify(
+                image = image_ops.unpatchify(
                     values[: height * width], request.height, request.width, patch, self.pool
                 )
                 image = np.clip((image + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
@@ -183,7 +183,7 @@ class Sampler:
         return pairs
 
     def _token_map(self, tokens: np.ndarray, height: int, width: int) -> np.ndarray | None:
-        """Tokens [N, ...] of a picture of height x width patches as [rows, columns, ...]."""
+        """Tokens [N, ...] of an image of height x width patches as [rows, columns, ...]."""
         if not self.pool:
             return None
         rows, columns = height // self.pool, width // self.pool

@@ -1,4 +1,4 @@
-"""The representation tokens of a picture, sampled one after another before its pixels (paper,
+"""The representation tokens of an image, sampled one after another before its pixels (paper,
 appendix A). What a token is, the model's representation kind says.
 """
 
@@ -23,7 +23,7 @@ def sample(model: Unified, options, params, batch: Arrays, contexts, keys):
     """(tokens [B, N, ...] with N = 0 for a kind that has none, cache of the prompt and the tokens).
 
     options: of `image_sampling`. `batch` has the rows of the contexts (text kept or not) one after
-    another; keys [B], one a picture.
+    another; keys [B], one an image.
     """
     if not model.kind.tokens:
         return jnp.zeros((keys.shape[0], 0), jnp.int32), _prefill(model, params, batch)

@@ -14,7 +14,7 @@ from rf_jax.models.spaces import choice as spaces
 
 @dataclass(frozen=True)
 class Pairs:
-    """Query-key pairs of a row: in the backbone, and among pictures to read and to generate."""
+    """Query-key pairs of a row: in the backbone, and among images to read and to generate."""
 
     backbone: float
     vision: float
@@ -25,8 +25,8 @@ def all_pairs(config: ConfigDict) -> Pairs:
     """Every pair of a row, as the reference form of attention computes them."""
     capacity, extra = config.data.capacity, 1 + config.model.encoder.registers
     row = sum(capacity[name] for name in ('text', 'vision', 'representation', 'pixels'))
-    vision = 4 * capacity.vision + capacity.vision_pictures * extra if capacity.vision else 0
-    pixels = capacity.pixels + capacity.pixel_pictures * extra if capacity.pixels else 0
+    vision = 4 * capacity.vision + capacity.vision_images * extra if capacity.vision else 0
+    pixels = capacity.pixels + capacity.pixel_images * extra if capacity.pixels else 0
     return Pairs(row**2, vision**2, pixels**2)
 
 
@@ -36,8 +36,8 @@ def visible_pairs(config: ConfigDict, row: Mapping[str, np.ndarray] | None = Non
     extra = 1 + config.model.encoder.registers
     return Pairs(
         typical_row.visible_pairs(row),
-        typical_row.picture_pairs(row['vision_counts'], extra),
-        typical_row.picture_pairs(row['pixel_counts'], extra),
+        typical_row.image_pairs(row['vision_counts'], extra),
+        typical_row.image_pairs(row['pixel_counts'], extra),
     )
 
 
@@ -70,10 +70,10 @@ def train_step(config: ConfigDict, vocabulary: int, pairs: Pairs | None = None) 
     channels = config.data.patch_size**2 * 3
     towers = [config.model[name] for name in space.towers]
 
-    def encoder(patches, pictures, seen, e=e):
+    def encoder(patches, images, seen, e=e):
         if not patches:
             return 0.0
-        tokens = patches + pictures * (1 + e.registers)
+        tokens = patches + images * (1 + e.registers)
         attention = 4.0 * e.layers * seen * e.width
         return tokens * encoder_token(e) + attention + 2.0 * patches * channels * e.width
 
@@ -81,7 +81,7 @@ def train_step(config: ConfigDict, vocabulary: int, pairs: Pairs | None = None) 
         return any(re.search(pattern, path) for pattern in config.optimizer.freeze)
 
     asked = any(config.losses[name] for name in ('text', 'representation', 'flow'))
-    targets = capacity.pixels, capacity.pixel_pictures, pairs.pixels
+    targets = capacity.pixels, capacity.pixel_images, pairs.pixels
     if not asked:  # an autoencoder is trained alone: encoder and decoder, forward and backward
         learned = 2 * sum(encoder(*targets, tower) for tower in towers)
         return config.data.batch_size * 3 * learned
@@ -94,7 +94,7 @@ def train_step(config: ConfigDict, vocabulary: int, pairs: Pairs | None = None) 
     total = 3 * connector
     total += (2 if frozen('backbone/layers/attention/query/kernel') else 3) * backbone
     total += (2 if frozen('text_head/kernel') else 3) * heads
-    seen = encoder(4 * capacity.vision, capacity.vision_pictures, pairs.vision)
+    seen = encoder(4 * capacity.vision, capacity.vision_images, pairs.vision)
     total += (1 if frozen('encoder/layers/query/kernel') else 3) * seen
     total += encoder(*targets) if kind.needs_features else 0.0
     total += sum(encoder(*targets, tower) for tower in towers)

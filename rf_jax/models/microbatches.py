@@ -58,6 +58,25 @@ class Part:
         return jax.random.normal(jax.random.wrap_key_data(data, impl=_STRIDED), shape)
 
 
+WHOLE = Part()
+
+
+def summed(function: Callable, batch: Any, count: int) -> Any:
+    """The sum over `count` parts of `function(rows, part)`, one part at a time."""
+    if count == 1:
+        return function(batch, WHOLE)
+    rows = split(batch, count)
+    first = jax.tree.map(lambda a: a[0], rows)
+    shapes = jax.eval_shape(lambda rows: function(rows, Part(0, count)), first)
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+    def add(total, numbered):
+        rows, number = numbered
+        return jax.tree.map(jnp.add, total, function(rows, Part(number, count))), None
+
+    return jax.lax.scan(add, zero, (rows, jnp.arange(count)))[0]
+
+
 def _strided_bits(data: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
     """The threefry bits of entries number, number + count, ... of a larger array, where the bits of
     an entry are a hash of its flat 64-bit index. `data` uint32 [4]: key, number, count.

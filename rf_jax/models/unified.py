@@ -26,7 +26,7 @@ from rf_jax.runtime.errors import choose, require
 
 
 def to_signed(pixels: jax.Array) -> jax.Array:
-    """uint8 pictures to float32 in [-1, 1]."""
+    """uint8 images to float32 in [-1, 1]."""
     return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
@@ -97,8 +97,8 @@ class Unified(nn.Module):
         }
 
     def _clean_patches(self, batch: Batch):
-        """Clean patches [B, P, C] in [-1, 1] of the pictures to generate, and their places."""
-        where = batch['pixel_picture'], batch['pixel_coords'], batch['pixel_counts'].shape[1]
+        """Clean patches [B, P, C] in [-1, 1] of the images to generate, and their places."""
+        where = batch['pixel_image'], batch['pixel_coords'], batch['pixel_counts'].shape[1]
         return to_signed(batch['pixels']), where
 
     def clean(self, batch: Batch) -> jax.Array:
@@ -114,17 +114,17 @@ class Unified(nn.Module):
         return self.text_embed(tokens).astype(self.dtype)
 
     def embed_vision(self, batch: Batch) -> jax.Array:
-        """Pictures to be understood -> connector tokens [B, Vn, D]."""
+        """Images to be understood -> connector tokens [B, Vn, D]."""
         if not batch['vision_pixels'].shape[1]:
             shape = *batch['vision_pixels'].shape[:2], self.config.backbone.width
             return jnp.zeros(shape, self.dtype)
         patches = to_signed(batch['vision_pixels']).astype(self.dtype)
-        pictures = batch['vision_counts'].shape[1]
-        _, normed = self.encoder(patches, batch['vision_picture'], batch['vision_coords'], pictures)
+        images = batch['vision_counts'].shape[1]
+        _, normed = self.encoder(patches, batch['vision_image'], batch['vision_coords'], images)
         return self.connector(normed)
 
     def features(self, batch: Batch) -> jax.Array:
-        """What the encoder sees in the clean pictures to generate: float32 [B, P, Denc].
+        """What the encoder sees in the clean images to generate: float32 [B, P, Denc].
 
         Last layer before the final norm. Called with the EMA parameters.
         """

@@ -1,4 +1,4 @@
-"""DINOv3's vision transformer for packed pictures of any size, and the connector."""
+"""DINOv3's vision transformer for packed images of any size, and the connector."""
 
 import flax.linen as nn
 import jax
@@ -39,9 +39,9 @@ class EncoderBlock(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Patches of several pictures in a row to features; pictures do not attend to each other.
+    """Patches of several images in a row to features; images do not attend to each other.
 
-    Each picture has its own class token and registers before its patches, as in DINOv3.
+    Each image has its own class token and registers before its patches, as in DINOv3.
     """
 
     config: ConfigDict  # model.encoder, or model.autoencoder
@@ -49,10 +49,10 @@ class VisionEncoder(nn.Module):
     sharding: TokenSharding = UNSHARDED
 
     @nn.compact
-    def __call__(self, patches, picture, coords, pictures: int):
-        """patches [B, P, C] in [-1, 1], picture int32 [B, P] (-1 none), coords float32 [B, P, 2].
+    def __call__(self, patches, image, coords, images: int):
+        """patches [B, P, C] in [-1, 1], image int32 [B, P] (-1 none), coords float32 [B, P, 2].
 
-        `pictures`: largest number of pictures in a row. Returns features [B, P, D] of the last
+        `images`: largest number of images in a row. Returns features [B, P, D] of the last
         layer before the final norm, and the same after it.
         """
         c = self.config
@@ -60,12 +60,12 @@ class VisionEncoder(nn.Module):
         x = self.sharding.constrain(Dense(c.width, True, name='patch_embed')(patches))
         prefix = self.param('class_and_registers', nn.initializers.normal(0.02),
                             (1 + c.registers, c.width))  # fmt: skip
-        extra = pictures * (1 + c.registers)
-        tokens = jnp.broadcast_to(prefix.astype(x.dtype), (rows, pictures, *prefix.shape))
+        extra = images * (1 + c.registers)
+        tokens = jnp.broadcast_to(prefix.astype(x.dtype), (rows, images, *prefix.shape))
         sizes = extra, x.shape[1]
         x = self.sharding.join([tokens.reshape(rows, extra, c.width), x])
-        owner = jnp.repeat(jnp.arange(pictures, dtype=picture.dtype), 1 + c.registers)
-        owner = self.sharding.join([jnp.broadcast_to(owner, (rows, extra)), picture])
+        owner = jnp.repeat(jnp.arange(images, dtype=image.dtype), 1 + c.registers)
+        owner = self.sharding.join([jnp.broadcast_to(owner, (rows, extra)), image])
         integers = integers_of(owner)
         seen = self.attention.prepare(integers, integers)
         angles = self._angles(coords)
@@ -94,9 +94,9 @@ class VisionEncoder(nn.Module):
 
 
 def integers_of(owner: jax.Array) -> dict[str, jax.Array]:
-    """Integers of `attention.masks` with which each picture attends to itself.
+    """Integers of `attention.masks` with which each image attends to itself.
 
-    owner int32 [B, L]: the picture of each token, -1 none; numpy or jax, like the result.
+    owner int32 [B, L]: the image of each token, -1 none; numpy or jax, like the result.
     """
     xp = owner.__array_namespace__()
     real = owner >= 0

@@ -173,8 +173,8 @@ def kernel_flops(config: ConfigDict, row: Mapping[str, np.ndarray], chips: int):
     width['vision'] = width['pixels'] = model.encoder.width
     integers = {'backbone': {name: row[name][None] for name in masks.FIELDS}}
     for tower, kind in (('vision', 'vision'), ('pixels', 'pixel')):
-        pictures, extra = len(row[f'{kind}_counts']), 1 + model.encoder.registers
-        owner = np.concatenate([np.repeat(np.arange(pictures), extra), row[f'{kind}_picture']])
+        images, extra = len(row[f'{kind}_counts']), 1 + model.encoder.registers
+        owner = np.concatenate([np.repeat(np.arange(images), extra), row[f'{kind}_image']])
         integers[tower] = vision_encoder.integers_of(owner[None])
     each = {
         tower: rows * width[tower] * tile_pairs(model.attention, tokens)
@@ -225,9 +225,9 @@ def initialise(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
 
 
 def sample(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
-    """Cost of generating one picture of the largest size per device, with guidance.
+    """Cost of generating one image of the largest size per device, with guidance.
 
-    Rows are not sharded over `context`: devices along it generate pictures of their own.
+    Rows are not sharded over `context`: devices along it generate images of their own.
     """
     sampling_mesh = without_context(mesh_)
     platform = mesh_.devices.flat[0].platform
@@ -238,7 +238,7 @@ def sample(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
     pool = spans.pool_of(config)
     tokens = side**2 // pool**2 + 1 if pool else 0
     capacity = {'text': PROMPT, 'vision': 0, 'representation': tokens, 'pixels': side**2,
-                'vision_pictures': 0, 'pixel_pictures': 1}  # fmt: skip
+                'vision_images': 0, 'pixel_images': 1}  # fmt: skip
     where = mesh.batch_sharding(sampling_mesh)
 
     def shapes(array):

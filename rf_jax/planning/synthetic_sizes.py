@@ -37,7 +37,7 @@ class SyntheticSizes:
             # A chunk of a document has its begin token and all tokens but the last.
             sizes['text'] = np.minimum(self._caption(draws) + 1, data.max_text_tokens)
             return np.stack([sizes[name] for name in SIZES], 1)
-        height, width = self._kind.picture(*(_uniform(*samples, lane=i) for i in range(4)))
+        height, width = self._kind.image(*(_uniform(*samples, lane=i) for i in range(4)))
         chance = _uniform(*draws, lane=10)
         patches = fitted_patches(height, width, data, self._pool, chance)
         if task == 'image_to_text':
@@ -46,7 +46,7 @@ class SyntheticSizes:
             head = np.minimum(question, data.max_text_tokens // 2) + 2  # begin and answer tokens
             tail = np.minimum(self._caption(draws), data.max_text_tokens - head - 1) + 1
             sizes |= {'text': head + tail, 'vision': patches // 4}
-            sizes['vision_pictures'] = np.ones_like(patches)
+            sizes['vision_images'] = np.ones_like(patches)
         else:
             prompt = np.minimum(self._caption(draws), data.max_text_tokens - 2) + 2
             dropped = _uniform(*draws, lane=14) < data.text_dropout
@@ -54,7 +54,7 @@ class SyntheticSizes:
             sizes |= {'text': np.where(dropped, 0, prompt), 'pixels': patches}
             if self._pool:
                 sizes['representation'] = patches // self._pool**2 + 1
-            sizes['pixel_pictures'] = np.ones_like(patches)
+            sizes['pixel_images'] = np.ones_like(patches)
         return np.stack([sizes[name] for name in SIZES], 1)
 
     def _caption(self, draws) -> np.ndarray:
@@ -65,7 +65,7 @@ class _Coco:
     caption = (13.0, 0.2)  # ten or eleven words
 
     @staticmethod
-    def picture(shape, other, turned, _) -> tuple[np.ndarray, np.ndarray]:
+    def image(shape, other, turned, _) -> tuple[np.ndarray, np.ndarray]:
         """Most are 640 x 480 or 640 x 427, some of any shape; a quarter is in portrait format."""
         short = np.where(shape < 0.4, 480, np.where(shape < 0.75, 427, np.floor(320 + 320 * other)))
         upright = turned < 0.25
@@ -76,7 +76,7 @@ class _Laion:
     caption = (14.0, 0.7)
 
     @staticmethod
-    def picture(shape, other, size, more) -> tuple[np.ndarray, np.ndarray]:
+    def image(shape, other, size, more) -> tuple[np.ndarray, np.ndarray]:
         """Geometric means around 500 px with a long tail; a third is square, the rest any shape."""
         normal, ratio = _normal(size, more), _normal(shape, other)
         mean = np.clip(500 * np.exp(0.6 * normal), 200, 6000)
@@ -88,7 +88,7 @@ KINDS = {'coco': _Coco, 'laion': _Laion}
 
 
 def fitted_patches(height, width, data, pool, chance) -> np.ndarray:
-    """int64[S]: patches by `pipeline.picture_size`, with the `data.sizes` entry of `chance`."""
+    """int64[S]: patches by `pipeline.image_size`, with the `data.sizes` entry of `chance`."""
     sizes = np.array([size for size, _ in data.sizes])
     weights = np.cumsum([weight for _, weight in data.sizes], dtype=float)
     longest = sizes[np.searchsorted(weights / weights[-1], chance)]

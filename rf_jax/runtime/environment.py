@@ -37,7 +37,7 @@ def one_blas_thread(environment: MutableMapping[str, str]) -> None:
     """One thread for numpy's matrix products; call before numpy is imported.
 
     Our products are small, and on shared cores the threads wait for one another: the scene judge
-    takes 26 ms for a picture instead of 6.
+    takes 26 ms for an image instead of 6.
     """
     environment.setdefault('OPENBLAS_NUM_THREADS', '1')
 

@@ -61,11 +61,11 @@ class MetricWriter:
             (json.dumps(line, allow_nan=False) + '\n').encode(),
         )
 
-    def image(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Writes a picture, uint8 [height, width, 3], to TensorBoard."""
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Writes an image, uint8 [height, width, 3], to TensorBoard."""
         if self._active:
-            picture = summary.image(name, np.asarray(picture, np.uint8), dataformats='HWC')
-            self._write(Event(step=step, wall_time=time.time(), summary=picture))
+            image = summary.image(name, np.asarray(image, np.uint8), dataformats='HWC')
+            self._write(Event(step=step, wall_time=time.time(), summary=image))
 
     def text(self, step: int, name: str, text: str) -> None:
         """Writes a text (Markdown) to TensorBoard."""

@@ -15,6 +15,8 @@ RENAMED = {
     'data.drop_representation': 'data.representation_dropout',
     'data.drop_both': 'data.joint_dropout',
     'data.drop_keeps_positions': 'data.dropout_keeps_positions',
+    'data.capacity.vision_pictures': 'data.capacity.vision_images',
+    'data.capacity.pixel_pictures': 'data.capacity.pixel_images',
     'tokenizer.vocabulary': 'tokenizer.vocab_size',
     'model.backbone.experts': 'model.backbone.ffn',
     'model.backbone.routed.count': 'model.backbone.moe.num_experts',

@@ -1,7 +1,7 @@
 """What a caption claims, apart from its wording, and whether a set of objects satisfies it.
 
 Objects are anything with `shape`, `colour`, `x` and `y` (fractions of the side): those of a scene,
-or those that the judge detects in a picture. A claim is checked in the same way on both.
+or those that the judge detects in an image. A claim is checked in the same way on both.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Protocol
 
 _MARGIN = 0.06  # least distance along an axis for a relation
 _ALONG = 0.5  # least fraction of the whole distance along that axis: within 60 degrees of it
-_BORDER = 0.05  # how far beyond its third of the picture a place still holds
+_BORDER = 0.05  # how far beyond its third of the image a place still holds
 # Row and column of each third.
 PLACES = {
     'at the top left': (0, 0),
@@ -63,7 +63,7 @@ class Claim:
     """Groups of objects, and the relation of the first to the second if `relation` is not ''.
 
     Counts are minimums and other objects are allowed, as in GenEval. `counted`: no more objects
-    match a group than its count, as in GenEval's counting. `exact`: the picture has no other
+    match a group than its count, as in GenEval's counting. `exact`: the image has no other
     objects at all. `ground` '' leaves the ground open.
     """
 
@@ -125,7 +125,7 @@ def _within_third(at: float, number: int, margin: float) -> bool:
 
 
 def third(at: float) -> int:
-    """0, 1 or 2: the third of the picture's side that contains `at`, in [0, 1]."""
+    """0, 1 or 2: the third of the image's side that contains `at`, in [0, 1]."""
     return max(0, min(2, int(at * 3)))
 
 

@@ -1,8 +1,8 @@
-"""The judge: detects the objects of a picture from its pixels, and decides whether a claim holds.
+"""The judge: detects the objects of an image from its pixels, and decides whether a claim holds.
 
 It estimates the ground and the colour of each pixel, finds connected pieces of one colour, and for
 each piece the shape whose rendering explains its pixels best. Its thresholds were set on true
-renderings only, never on generated pictures.
+renderings only, never on generated images.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ import numpy as np
 from rf_jax.scenes import claims, templates
 from rf_jax.scenes.world import COLOURS
 
-_FINE = 32  # pixels per side; larger pictures are averaged down to it
+_FINE = 32  # pixels per side; larger images are averaged down to it
 _PRESENT = 0.35  # fraction of a colour's strength above which a pixel counts as painted
 _STRICTER = (0.5, 0.65, 0.8)  # tried if two objects of one colour seem to have merged
-_LEAST = 0.003  # smaller pieces, as fractions of the picture, are not objects
+_LEAST = 0.003  # smaller pieces, as fractions of the image, are not objects
 _SPECK = 0.0075  # nor are pieces smaller than this that no shape explains
 _ALONG = 0.5  # nor pieces with more than this fraction of pixels touching larger ones
 _MOST = 8  # largest pieces whose shape is searched for; only noise has more
@@ -33,7 +33,7 @@ _WHITE = _NAMES.index('white')
 
 @dataclass(frozen=True)
 class Detection:
-    """An object in a picture; `x`, `y` centre and `radius` as fractions of the side.
+    """An object in an image; `x`, `y` centre and `radius` as fractions of the side.
 
     `shape` is None if no shape explains its pixels; `confidence` is the fraction of their energy
     that the best shape explains, in [0, 1].
@@ -47,18 +47,18 @@ class Detection:
     confidence: float
 
 
-def accepts(claim: claims.Claim, picture: np.ndarray) -> bool:
-    """Whether the picture, uint8 [s, s, 3], satisfies the claim."""
-    return claims.holds(claim, detect(picture))
+def accepts(claim: claims.Claim, image: np.ndarray) -> bool:
+    """Whether the image, uint8 [s, s, 3], satisfies the claim."""
+    return claims.holds(claim, detect(image))
 
 
-def detect(picture: np.ndarray) -> list[Detection]:
-    """The objects of a picture, uint8 [s, s, 3]; raises ValueError for anything else."""
-    if picture.ndim != 3 or picture.shape != (len(picture),) * 2 + (3,):
-        raise ValueError(f'expected a square picture [s, s, 3], not {list(picture.shape)}')
-    if picture.dtype != np.uint8:
-        raise ValueError(f'expected a uint8 picture, not {picture.dtype}')
-    pixels = reduced(picture)
+def detect(image: np.ndarray) -> list[Detection]:
+    """The objects of an image, uint8 [s, s, 3]; raises ValueError for anything else."""
+    if image.ndim != 3 or image.shape != (len(image),) * 2 + (3,):
+        raise ValueError(f'expected a square image [s, s, 3], not {list(image.shape)}')
+    if image.dtype != np.uint8:
+        raise ValueError(f'expected a uint8 image, not {image.dtype}')
+    pixels = reduced(image)
     colour, strength = _colours(pixels)
     ground = _ground(pixels, colour >= 0)
     change = pixels - ground[..., None]
@@ -79,16 +79,16 @@ def detect(picture: np.ndarray) -> list[Detection]:
     return found + [_unnamed(piece, colour) for piece in pieces[_MOST:]]
 
 
-def reduced(picture: np.ndarray) -> np.ndarray:
-    """float32 [s, s, 3]; a larger picture is averaged down to `_FINE` pixels per side."""
-    size = len(picture)
+def reduced(image: np.ndarray) -> np.ndarray:
+    """float32 [s, s, 3]; a larger image is averaged down to `_FINE` pixels per side."""
+    size = len(image)
     if size <= _FINE:
-        return picture.astype(np.float32)
+        return image.astype(np.float32)
     edges = np.arange(_FINE + 1) * size / _FINE
     low = np.maximum(edges[:-1, None], np.arange(size))
     high = np.minimum(edges[1:, None], np.arange(1, size + 1))
     share = (np.clip(high - low, 0, 1) * _FINE / size).astype(np.float32)
-    rows = np.tensordot(share, picture.astype(np.float32), (1, 0))
+    rows = np.tensordot(share, image.astype(np.float32), (1, 0))
     return np.einsum('js,isc->ijc', share, rows, optimize=True)
 
 
@@ -157,7 +157,7 @@ def _objects(colour: np.ndarray, strength: np.ndarray) -> tuple[list[Piece], np.
 
 
 def _share(piece: Piece, strength: np.ndarray) -> float:
-    """Fraction of the picture that the piece covers."""
+    """Fraction of the image that the piece covers."""
     return float(strength[piece].clip(0, 1).sum() / strength.size)
 
 

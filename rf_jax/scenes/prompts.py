@@ -19,7 +19,7 @@ _CORNERS = tuple(
 
 @dataclass(frozen=True)
 class Prompt:
-    """A category, the prompt, and the claim that a picture must satisfy (`claims.holds`)."""
+    """A category, the prompt, and the claim that an image must satisfy (`claims.holds`)."""
 
     category: str
     text: str

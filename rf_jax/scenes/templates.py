@@ -5,7 +5,7 @@ is (paint = cover x shade). On a grey ground g, a colour C then renders as paint
 
 First comes a coarse search over all shapes, textures, radii and places at once: the squared error
 is linear in (paint, cover, paint², paint cover, cover²), so one product of a bank of these features
-with five maps of the picture gives all errors. Then the few best are refined by Gauss-Newton.
+with five maps of the image gives all errors. Then the few best are refined by Gauss-Newton.
 """
 
 import functools
@@ -37,7 +37,7 @@ _LONGEST = np.array([0.4, 0.4, 0.12, 0.3])  # longest step
 class View:
     """What a template is compared with.
 
-    change float32 [h, w, 3]: the picture minus its ground; ground float32 [h, w]; weight float32
+    change float32 [h, w, 3]: the image minus its ground; ground float32 [h, w]; weight float32
     [h, w], 0 at pixels of other objects; colour float32 [3]; noise: variance of the bare ground.
     """
 
@@ -48,7 +48,7 @@ class View:
     noise: float = 0.0
 
     def window(self, column: int, row: int, half: int) -> 'View':
-        """A window of 2 half + 1 pixels per side around a pixel; weight 0 outside the picture."""
+        """A window of 2 half + 1 pixels per side around a pixel; weight 0 outside the image."""
 
         def crop(values):
             pad = [(half, half)] * 2 + [(0, 0)] * (values.ndim - 2)

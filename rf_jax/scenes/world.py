@@ -1,6 +1,6 @@
 """Procedural scenes: 1 to 6 objects on a ground, each scene a function of (seed, index) alone.
 
-Coordinates are fractions of the picture's side: x to the right, y downwards, both in [0, 1].
+Coordinates are fractions of the image's side: x to the right, y downwards, both in [0, 1].
 """
 
 import math
@@ -42,7 +42,7 @@ _TRIALS = 100
 
 @dataclass(frozen=True)
 class Object:
-    """`x`, `y` centre and `radius` as fractions of the picture's side."""
+    """`x`, `y` centre and `radius` as fractions of the image's side."""
 
     shape: str
     colour: str

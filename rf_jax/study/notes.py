@@ -10,7 +10,7 @@ from rf_jax.models.representation import choice as representation
 
 _ALL = (
     'all arms: the language model and the encoder start from random weights, the paper from Qwen3 '
-    'and DINOv3. Pictures are procedural scenes with an exact judge; the paper uses photographs '
+    'and DINOv3. Images are procedural scenes with an exact judge; the paper uses photographs '
     'and GenEval.'
 )
 # By kind of representation.

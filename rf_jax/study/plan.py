@@ -21,7 +21,7 @@ from rf_jax.runtime import paths, renamed_fields, workdir
 from rf_jax.runtime.errors import UserError, choose, require
 from rf_jax.training import checks, initial_weights, train_loop
 
-COUNTS = ('seeds', 'steps', 'prompts', 'pictures', 'questions', 'curve.points', 'curve.prompts')
+COUNTS = ('seeds', 'steps', 'prompts', 'images', 'questions', 'curve.points', 'curve.prompts')
 # Fields that the study itself sets, so that overrides cannot.
 _SET_BY_STUDY = ('seed', 'steps', 'initialise_from', 'tokenizer.path', 'log.samples_every',
                  'checkpoint.keep_period')  # fmt: skip
@@ -265,12 +265,12 @@ def _with_needs(chosen: Sequence[str], needs: Mapping[str, tuple[str, ...]]) -> 
 
 
 def _full(study: ConfigDict) -> Amount:
-    return Amount(study.prompts, study.pictures, study.captions, study.questions)
+    return Amount(study.prompts, study.images, study.captions, study.questions)
 
 
 def _points(study: ConfigDict, last: int, is_stage: bool) -> dict[int, Amount]:
     """{step: amount to score}: the full amount at the equal steps and the end, less in between."""
-    if is_stage:  # stages do not generate pictures; an autoencoder reconstructs them
+    if is_stage:  # stages do not generate images; an autoencoder reconstructs them
         return {last: Amount(0, 0, study.captions, study.questions)}
     full = _full(study)
     few = Amount(study.curve.prompts, 1, 0, min(study.curve.prompts, study.questions))

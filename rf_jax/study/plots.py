@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from rf_jax.data import images
+from rf_jax.data import image_ops
 from rf_jax.evaluation import scoring
 from rf_jax.evaluation.intervals import estimate, first, gather
 from rf_jax.runtime.errors import UserError
@@ -148,7 +148,7 @@ def _bars(arms, scores) -> bytes | None:
 
 
 def _flow_loss(arms) -> bytes | None:
-    """Flow loss near pure noise, where the layout of a picture is decided.
+    """Flow loss near pure noise, where the layout of an image is decided.
 
     One curve per seed: each drops suddenly, once patches attend to the tokens that describe them,
     but at a different step for each seed, which a mean would blur.
@@ -197,17 +197,17 @@ def _grid(arms, side: str) -> bytes | None:
     cells, captions, columns = [], [], 0
     for name, runs in arms.items():
         files = [p.score_file(p.last).with_suffix('.npz') for p in runs if p.finished]
-        files = [path for path in files if path.exists()]  # scores may be kept without pictures
+        files = [path for path in files if path.exists()]  # scores may be kept without images
         if not files:
             continue
         with np.load(files[0]) as arrays:
-            pictures = list(arrays[side]) if side in arrays else []
-        if pictures:
-            columns = 1 + len(pictures)
-            cells += [np.full_like(pictures[0], 255), *pictures]
+            images = list(arrays[side]) if side in arrays else []
+        if images:
+            columns = 1 + len(images)
+            cells += [np.full_like(images[0], 255), *images]
             captions += [name, *map(str, range(1, columns))]
     if not cells:
         return None
     out = io.BytesIO()
-    Image.fromarray(images.grid(cells, columns, captions)).save(out, 'PNG')
+    Image.fromarray(image_ops.grid(cells, columns, captions)).save(out, 'PNG')
     return out.getvalue()

@@ -120,7 +120,7 @@ def _opening(study: ConfigDict, jobs: Sequence[Job]) -> str:
         f'Arms {", ".join(arm_names(study))}; {study.seeds} seed(s); compared at {study.steps} '
         'steps, and at the step where each arm has spent the FLOPs of the first (arms that cost '
         'more per step end with more FLOPs). '
-        f'{study.prompts} prompts per category, {study.pictures} pictures each, judged from '
+        f'{study.prompts} prompts per category, {study.images} images each, judged from '
         f'pixels; {study.questions} questions per kind on scenes of another seed, though scenes of '
         'a single object mostly occur in training too. '
         f'Written on {machine}.',

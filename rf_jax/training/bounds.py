@@ -167,8 +167,8 @@ FIELDS: Mapping[str, Bounds] = {
         'capacity.vision': NATURAL,
         'capacity.representation': NATURAL,
         'capacity.pixels': NATURAL,
-        'capacity.vision_pictures': NATURAL,
-        'capacity.pixel_pictures': NATURAL,
+        'capacity.vision_images': NATURAL,
+        'capacity.pixel_images': NATURAL,
         'patch_size': COUNT,
         'sizes': Pairs(Pair(
             COUNT, POSITIVE, 'pairs (whole pixels, weight above 0) as in '

@@ -1,6 +1,6 @@
 """Flow matching on one page: path, times, conversions, loss, solver steps. No network here.
 
-z_t = t x + (1 - t) e with e ~ N(0, noise_scale^2): t = 0 is noise, t = 1 the picture. The network
+z_t = t x + (1 - t) e with e ~ N(0, noise_scale^2): t = 0 is noise, t = 1 the image. The network
 predicts x; the loss and the solver steps use the velocity v = x - e (JiT, arXiv 2511.13720; paper,
 section 3.2). Times t broadcast against x [..., C] after `t[..., None]` where a docstring says
 [...].
@@ -43,7 +43,7 @@ def shift(t: jax.Array, alpha: jax.Array | float) -> jax.Array:
 
 
 def shift_of(pixels: jax.Array, alpha: float, base_pixels: int) -> jax.Array:
-    """alpha sqrt(pixels / base_pixels): larger pictures need more noise for the same SNR."""
+    """alpha sqrt(pixels / base_pixels): larger images need more noise for the same SNR."""
     return alpha * jnp.sqrt(jnp.maximum(pixels, 1) / base_pixels)
 
 

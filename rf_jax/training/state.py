@@ -30,11 +30,11 @@ class State:
 
 
 def example_row(channels: int) -> dict[str, jax.Array]:
-    """The smallest batch that uses every parameter: one row, with one picture to read and one to
+    """The smallest batch that uses every parameter: one row, with one image to read and one to
     generate.
     """
     capacity = {'text': 1, 'vision': 1, 'representation': 2, 'pixels': 4,
-                'vision_pictures': 1, 'pixel_pictures': 1}  # fmt: skip
+                'vision_images': 1, 'pixel_images': 1}  # fmt: skip
     return {name: jnp.asarray(a)[None] for name, a in layout.empty(capacity, channels).items()}
 
 

@@ -1,7 +1,6 @@
 """One optimizer step: quantize, noise, forward, three losses, update (paper, figure 2)."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,6 @@ from rf_jax.training import ema, flow, losses, optimizer
 from rf_jax.training.cross_entropy import CrossEntropy
 from rf_jax.training.state import State
 
-WHOLE = microbatches.Part()  # a batch that is not cut
-
 
 def add_noise(
     config: ConfigDict,
@@ -26,9 +23,9 @@ def add_noise(
     params,
     key: jax.Array,
     batch: Batch,
-    part: microbatches.Part = WHOLE,
+    part: microbatches.Part = microbatches.WHOLE,
 ) -> StepBatch:
-    """Clean patches or latents x, their times t (one a picture) and the noisy z_t, as batch
+    """Clean patches or latents x, their times t (one an image) and the noisy z_t, as batch
     entries, and the noise that the space adds for itself.
 
     `batch` holds the rows of `part`, which get the same values as in the whole batch.
@@ -39,7 +36,7 @@ def add_noise(
     shape = counts.shape[0] * part.count, counts.shape[1]
     t = part.take(flow.sample_times(time_key, shape, c.time_mean, c.time_std))
     t = flow.shift(t, flow.shift_of(counts * config.data.patch_size**2, c.shift, c.base_pixels))
-    t = jnp.take_along_axis(t, jnp.maximum(batch['pixel_picture'], 0), axis=1)
+    t = jnp.take_along_axis(t, jnp.maximum(batch['pixel_image'], 0), axis=1)
     x = model.bind({'params': params}).clean(batch)
     z = flow.path(x, c.noise_scale * part.normal(noise_key, x.shape), t)
     own = model.space.noise(jax.random.fold_in(key, 2), part, x.shape)
@@ -59,7 +56,7 @@ def complete(
     find_targets: Targets,
     state: State,
     batch: StepBatch,
-    part: microbatches.Part = WHOLE,
+    part: microbatches.Part = microbatches.WHOLE,
 ) -> StepBatch:
     """The prepared rows of a part with their own targets, times and noise."""
     key = random_key(config.seed, 'noise', state.step)
@@ -67,44 +64,19 @@ def complete(
     return dict(batch) | find_targets.of_part(state, batch) | noise
 
 
-def gradients(
-    config: ConfigDict, model: Unified, terms, params, batch: StepBatch, finish: Callable
-):
-    """(gradients, metrics), the batch cut into `optimizer.grad_accum_steps` parts along its rows.
+def loss_function(config: ConfigDict, model: Unified, terms) -> Callable:
+    """`loss(params, batch, counts) -> (loss, metrics)` of completed rows, a batch or a part of it.
 
-    `finish(rows, part)` completes the rows of a part, so that features, noise and noisy patches are
-    in memory for one part only. The loss of each part is divided by the counts of the whole batch,
-    so the parts add up to its loss.
+    `counts` are those of the whole batch, so the losses of its parts add up to its loss.
     """
-    counts = losses.counts(terms, batch)
 
-    def part_loss(params, part):
+    def loss(params, batch: StepBatch, counts):
         live = optimizer.stop_frozen_gradients(params, config.optimizer.freeze)
-        inputs = (part[name] for name in ('tokens', 'z', 't'))
-        outputs = model.apply({'params': live}, part, *inputs)
-        loss, means = losses.total(terms, config.losses, counts, outputs, part)
-        return loss, means | {'loss': loss}
+        outputs = model.apply({'params': live}, batch, batch['tokens'], batch['z'], batch['t'])
+        value, means = losses.total(terms, config.losses, counts, outputs, batch)
+        return value, means | {'loss': value}
 
-    def gradient(params, rows, part):
-        return jax.grad(part_loss, has_aux=True)(params, finish(rows, part))
-
-    count = config.optimizer.grad_accum_steps
-    if count == 1:
-        return gradient(params, batch, WHOLE)
-    rows = microbatches.split(batch, count)
-    first = jax.tree.map(lambda a: a[0], rows)
-    zero = jax.eval_shape(
-        lambda *given: gradient(*given, microbatches.Part(0, count)), params, first
-    )
-    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), zero)
-
-    def add(total, numbered):
-        rows, number = numbered
-        return jax.tree.map(
-            jnp.add, total, gradient(params, rows, microbatches.Part(number, count))
-        ), None
-
-    return jax.lax.scan(add, zero, (rows, jnp.arange(count)))[0]
+    return loss
 
 
 def build(config: ConfigDict, model: Unified, optimizer_of) -> Callable:
@@ -112,10 +84,17 @@ def build(config: ConfigDict, model: Unified, optimizer_of) -> Callable:
     find_targets = model.kind.targets(config, model)
     terms = losses.build(config, CrossEntropy(model.sharding, tuple(config.sharding)))
 
+    gradient = jax.grad(loss_function(config, model, terms), has_aux=True)
+
     def train_step(state: State, batch: Batch):
         batch, codebook, seen = prepare(find_targets, state, batch)
-        finish = partial(complete, config, model, find_targets, state)
-        grads, metrics = gradients(config, model, terms, state.params, batch, finish)
+        counts = losses.counts(terms, batch)
+
+        def of_part(rows, part):  # features, noise and noisy patches of one part only are in memory
+            completed = complete(config, model, find_targets, state, rows, part)
+            return gradient(state.params, completed, counts)
+
+        grads, metrics = microbatches.summed(of_part, batch, config.optimizer.grad_accum_steps)
         norm = optax.global_norm(grads)
         updates, opt_state = optimizer_of(state.params).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -59,16 +59,16 @@ def test_training_writes_what_a_notebook_needs(workdir):
     assert {'loss/flow_t0', 'loss/flow_t3', 'fill', 'codes_used'} <= lines[-1].keys()
 
 
-def test_sample_generates_a_picture_for_every_prompt(workdir, tmp_path):
+def test_sample_generates_a_image_for_every_prompt(workdir, tmp_path):
     prompts = tmp_path / 'prompts.txt'
     prompts.write_text('green tea\n\n' + 'very ' * 200 + 'long\n', encoding='utf-8')
     command(
         'sample', f'--workdir={relative(workdir)}', '--prompt=red apple', f'--prompts={prompts}',
         f'--out={tmp_path}/out', '--number=2', '--size=32x64', '--steps=2',
     )  # fmt: skip
-    pictures = sorted(path.name for path in (tmp_path / 'out').glob('*.png'))
-    assert len(pictures) == 7
-    assert '000-red-apple-seed0-0.png' in pictures
+    images = sorted(path.name for path in (tmp_path / 'out').glob('*.png'))
+    assert len(images) == 7
+    assert '000-red-apple-seed0-0.png' in images
     assert Image.open(tmp_path / 'out' / '000-red-apple-seed0-1.png').size == (64, 32)
 
 
@@ -83,14 +83,14 @@ def test_every_png_can_be_regenerated_from_its_own_text_and_none_is_overwritten(
     ]
     assert all(path.read_bytes() == data for path, data in before.items())
     assert [f'{out}/grid-{i}.png' in text for i, text in zip((2, 3), printed)] == [True] * 2
-    pictures = sorted(path for path in out.iterdir() if 'grid' not in path.name)
-    assert [path.name for path in pictures] == [
+    images = sorted(path for path in out.iterdir() if 'grid' not in path.name)
+    assert [path.name for path in images] == [
         '000-piñata-seed1-0.png', '000-piñata-seed2-0-2.png', '000-piñata-seed2-0.png'
     ]  # fmt: skip
     sampler = Sampler.load(workdir)
-    for path in pictures:
-        with Image.open(path) as picture:
-            text, size, shown = picture.text, picture.size[::-1], np.asarray(picture)
+    for path in images:
+        with Image.open(path) as image:
+            text, size, shown = image.text, image.size[::-1], np.asarray(image)
         assert text['prompt'] == 'Piñata 🪅' and int(text['checkpoint']) == sampler.step == 12
         fields = {name: text[name] for name in sampler.options().__dataclass_fields__}
         options = {k: v if k == 'method' else literal_eval(v) for k, v in fields.items()}
@@ -123,11 +123,11 @@ def test_evaluate_does_not_name_a_grid_that_it_could_not_write(workdir, tmp_path
 
 
 def test_describe_answers(workdir, tmp_path):
-    for name, picture in {
+    for name, image in {
         'a.png': Image.new('RGBA', (90, 40), (200, 0, 0, 90)),
         'dot.png': Image.new('L', (1, 1)),
     }.items():
-        picture.save(tmp_path / name)
+        image.save(tmp_path / name)
     output = command(
         'describe', f'--workdir={relative(workdir)}', f'--image={tmp_path}/a.png',
         f'--image={tmp_path}/dot.png', '--question=What is this?',
@@ -136,12 +136,12 @@ def test_describe_answers(workdir, tmp_path):
     assert f'{tmp_path}/dot.png: ' in output
 
 
-def test_one_bad_picture_does_not_affect_the_answers_for_the_others(workdir, tmp_path):
+def test_one_bad_image_does_not_affect_the_answers_for_the_others(workdir, tmp_path):
     for name in ('a.png', 'c.png'):
         Image.new('RGB', (64, 64), 'red').save(tmp_path / name)
     (tmp_path / 'b.png').write_text('<html>not found</html>')
-    pictures = [f'--image={tmp_path}/{name}.png' for name in 'abc']
-    output = command('describe', f'--workdir={workdir}', *pictures, code=exit_codes.USER_ERROR)
+    images = [f'--image={tmp_path}/{name}.png' for name in 'abc']
+    output = command('describe', f'--workdir={workdir}', *images, code=exit_codes.USER_ERROR)
     assert f'{tmp_path}/a.png: ' in output and f'{tmp_path}/c.png: ' in output
     assert output.count('b.png') == 1 and f'error: --image={tmp_path}/b.png: an HTML page' in output
 
@@ -182,7 +182,7 @@ def test_a_run_not_trained_on_the_task_is_reported(workdir, tmp_path):
 def test_evaluate_repeats_the_table(workdir):
     before = json.loads((workdir / 'result.json').read_text())
     output = command('evaluate', f'--workdir={relative(workdir)}')
-    assert 'right picture among' in output
+    assert 'right image among' in output
     assert json.loads((workdir / 'result.json').read_text()) == before
 
 

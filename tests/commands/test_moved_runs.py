@@ -19,21 +19,21 @@ from rf_jax.training import train_loop
 
 pytestmark = pytest.mark.slow
 
-PICTURES = 12
+IMAGES = 12
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     """(folder, table, log) of a run on the relative folder a/pics with too long captions."""
     folder = tmp_path_factory.mktemp('start')
-    pictures = folder / 'a' / 'pics'
-    pictures.mkdir(parents=True)
+    images = folder / 'a' / 'pics'
+    images.mkdir(parents=True)
     lines = []
-    for i in range(PICTURES):
-        Image.new('RGB', (40, 40), (20 * i, 99, 200)).save(pictures / f'{i}.png')
+    for i in range(IMAGES):
+        Image.new('RGB', (40, 40), (20 * i, 99, 200)).save(images / f'{i}.png')
         caption = ' '.join(f'word{i}' for _ in range(100))
         lines.append(json.dumps({'file': f'{i}.png', 'caption': caption}))
-    (pictures / 'captions.jsonl').write_text('\n'.join(lines))
+    (images / 'captions.jsonl').write_text('\n'.join(lines))
     with pytest.MonkeyPatch.context() as patch, quick_compilation():
         patch.chdir(folder / 'a')
         records = []
@@ -64,7 +64,7 @@ def test_the_start_says_how_many_captions_are_truncated(trained):
 
 
 def test_rates_that_cannot_be_reached_are_not_shown(trained):
-    assert 'right picture among' in trained[1] and 'exact label' not in trained[1]
+    assert 'right image among' in trained[1] and 'exact label' not in trained[1]
     assert '2 of 2 labels have more than 4 tokens and cannot be answered exactly' in trained[1]
 
 

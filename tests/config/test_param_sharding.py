@@ -82,6 +82,6 @@ def test_offloaded_parts_are_in_host_memory():
 
 def test_capacities_must_be_multiples_of_the_context_axis():
     config = joint.get_config('0.6B')
-    config.data.batch_size, config.data.capacity.vision_pictures = 2, 9
-    with pytest.raises(UserError, match=r'vision_pictures=9 is not a multiple of mesh\.context=4'):
+    config.data.batch_size, config.data.capacity.vision_images = 2, 9
+    with pytest.raises(UserError, match=r'vision_images=9 is not a multiple of mesh\.context=4'):
         jitted.build(config, 1000, make_mesh(sizes(fsdp=2, context=4)), 'tpu')

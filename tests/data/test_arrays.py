@@ -1,4 +1,4 @@
-"""arrays.py: unambiguous pictures are accepted, the rest is rejected in one line."""
+"""arrays.py: unambiguous images are accepted, the rest is rejected in one line."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ FLOATS = RGB.astype(np.float32) / 255
 
 
 @pytest.mark.parametrize(
-    ('picture', 'expected'),
+    ('image', 'expected'),
     [
         (RGB, RGB),
         (FLOATS, RGB),
@@ -37,8 +37,8 @@ FLOATS = RGB.astype(np.float32) / 255
         *('float grey', 'bool', 'Pillow', 'Pillow grey'),
     ],
 )
-def test_unambiguous_pictures_are_accepted(picture, expected):
-    (read,) = arrays.as_rgb([picture], MANY)
+def test_unambiguous_images_are_accepted(image, expected):
+    (read,) = arrays.as_rgb([image], MANY)
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, expected)
 
@@ -71,7 +71,7 @@ def test_a_pillow_image_is_turned_upright_and_not_modified(tmp_path):
         np.testing.assert_array_equal(np.asarray(image), RGB)
 
 
-def test_a_single_picture_and_a_batch_become_lists(tmp_path):
+def test_a_single_image_and_a_batch_become_lists(tmp_path):
     Image.fromarray(RGB).save(tmp_path / 'a.png')
     for alone in (RGB, GREY, Image.fromarray(RGB), tmp_path / 'a.png', str(tmp_path / 'a.png')):
         assert len(arrays.as_rgb(alone, MANY)) == 1
@@ -81,14 +81,14 @@ def test_a_single_picture_and_a_batch_become_lists(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('pictures', 'message'),
+    ('images', 'message'),
     [
-        ([RGB, FLOATS * 255], r'picture 2 of 2: float32 values from 0 to 255; expected .*\[0, 1\]'),
+        ([RGB, FLOATS * 255], r'image 2 of 2: float32 values from 0 to 255; expected .*\[0, 1\]'),
         ([FLOATS * 2 - 1], 'values from -1 to 1'),
         ([FLOATS * np.nan], 'nan or infinity'),
         ([RGB.astype(np.uint16) * 257], 'uint16 values from .* to 65535'),
         ([RGB.astype(np.int32) - 1], 'int32 values from -1 to'),
-        ([RGB[None]], r'shape \(1, 5, 7, 3\), a batch: pass its pictures one by one'),
+        ([RGB[None]], r'shape \(1, 5, 7, 3\), a batch: pass its images one by one'),
         ([RGB.transpose(2, 0, 1)], r'channels first\? use \.transpose\(1, 2, 0\)'),
         (RGB.transpose(2, 0, 1), r'channels first\? use \.transpose\(1, 2, 0\)'),
         ([RGB[:0]], 'no pixels'),
@@ -96,11 +96,11 @@ def test_a_single_picture_and_a_batch_become_lists(tmp_path):
         ([np.array([['a', 'b']])], 'values of type <U1'),
         ([[[1, 2], [3]]], 'list is not an array'),
         ([None], r'shape \(\)'),
-        (['none.png'], 'picture 1 of 1: the file is missing'),
+        (['none.png'], 'image 1 of 1: the file is missing'),
         ([np.zeros((2000, 2000), np.uint8)], '2000 x 2000 is more than 1000000 pixels'),
     ],
 )
-def test_other_inputs_are_rejected_in_one_line(pictures, message):
+def test_other_inputs_are_rejected_in_one_line(images, message):
     with pytest.raises(UserError, match=message) as caught:
-        arrays.as_rgb(pictures, MANY)
+        arrays.as_rgb(images, MANY)
     assert '\n' not in str(caught.value)

@@ -91,7 +91,7 @@ def test_corpus_has_captions_tags_questions_and_templates():
     assert {'red apple', 'What is this?', 'food', 'fruit, red, health, pie'} <= set(texts)
     assert {'a', 'b', 'How many?', '3', 'a paragraph'} <= set(texts)
     assert texts[1] != 'red apple' and 'red apple' in texts[1]
-    assert all(texts) and texts[-1] == 'a paragraph'  # text without a picture has no templates
+    assert all(texts) and texts[-1] == 'a paragraph'  # text without an image has no templates
     assert list(captions.corpus([Records()])) == []
 
 

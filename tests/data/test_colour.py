@@ -1,4 +1,4 @@
-"""colour.py: every mode and profile becomes sRGB; a broken profile loses no picture."""
+"""colour.py: every mode and profile becomes sRGB; a broken profile loses no image."""
 
 import io
 import struct
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from rf_jax.data import images
-from rf_jax.data.records import BadPicture
+from rf_jax.data import image_ops
+from rf_jax.data.records import BadImage
 
 MANY = 10**6
 SHOWN = (200, 90, 60)
@@ -64,7 +64,7 @@ def encoded(image: Image.Image, format: str = 'PNG', **options) -> bytes:
 
 
 def first(data: bytes) -> list[int]:
-    return images.read_rgb(data, MANY)[0, 0].astype(int).tolist()
+    return image_ops.read_rgb(data, MANY)[0, 0].astype(int).tolist()
 
 
 @pytest.mark.parametrize('format', ['PNG', 'JPEG', 'WEBP', 'TIFF', 'AVIF'])
@@ -87,7 +87,7 @@ def test_adobe_rgb_and_p3_become_srgb(format, icc, expected):
     np.testing.assert_allclose(first(data), expected, atol=3)
 
 
-def test_profiles_apply_to_palettes_and_transparent_pictures():
+def test_profiles_apply_to_palettes_and_transparent_images():
     solid = Image.new('RGB', (4, 4), SHOWN)
     palette = encoded(solid.quantize(4), icc_profile=ADOBE_RGB)
     np.testing.assert_allclose(first(palette), (228, 90, 56), atol=3)
@@ -106,7 +106,7 @@ def test_grey_profiles_are_applied():
     np.testing.assert_allclose(first(encoded(deep, icc_profile=GREY_18)), [expected] * 3, atol=2)
 
 
-def test_lab_pictures_are_read():
+def test_lab_images_are_read():
     srgb, lab = ImageCms.createProfile('sRGB'), ImageCms.createProfile('LAB')
     image = ImageCms.profileToProfile(Image.new('RGB', (8, 8), SHOWN), srgb, lab, outputMode='LAB')
     np.testing.assert_allclose(first(encoded(image, 'TIFF')), SHOWN, atol=3)
@@ -147,7 +147,7 @@ def test_cmyk_goes_through_its_profile(format):
     ids=['nonsense', 'truncated', 'table', 'grey', 'empty'],
 )
 @pytest.mark.parametrize('format', ['PNG', 'JPEG', 'TIFF', 'WEBP'])
-def test_a_broken_profile_leaves_the_picture_unconverted(icc, format):
+def test_a_broken_profile_leaves_the_image_unconverted(icc, format):
     options = {'WEBP': {'lossless': True}, 'JPEG': {'quality': 98}}.get(format, {})
     data = encoded(Image.new('RGB', (16, 16), SHOWN), format, icc_profile=icc, **options)
     np.testing.assert_allclose(first(data), SHOWN, atol=2)
@@ -168,9 +168,9 @@ def with_chunk(data: bytes, name: bytes, body: bytes) -> bytes:
         b'p',
     ],
 )
-def test_a_profile_that_pillow_rejects_does_not_lose_the_picture(body):
+def test_a_profile_that_pillow_rejects_does_not_lose_the_image(body):
     data = with_chunk(encoded(Image.new('RGB', (4, 4), SHOWN)), b'iCCP', body)
-    assert images.header_size(data) == (4, 4)
+    assert image_ops.header_size(data) == (4, 4)
     assert first(data) == list(SHOWN)
 
 
@@ -184,7 +184,7 @@ def test_a_profile_that_pillow_rejects_does_not_lose_the_picture(body):
 )
 def test_srgb_profiles_change_no_bit(icc):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    read = images.read_rgb(encoded(Image.fromarray(noise), icc_profile=icc), MANY)
+    read = image_ops.read_rgb(encoded(Image.fromarray(noise), icc_profile=icc), MANY)
     np.testing.assert_array_equal(read, noise)
 
 
@@ -207,26 +207,26 @@ def png(depth: int, kind: int, rows: list[bytes], width: int, *chunks: tuple[byt
 def test_16_bit_grey_with_transparency():
     row = struct.pack('>3H', 0, 128 * 257, 65535)
     see_through = png(16, 0, [row], 3, (b'tRNS', struct.pack('>H', 128 * 257)))
-    assert images.read_rgb(see_through, MANY)[0].tolist() == [[0] * 3, [255] * 3, [255] * 3]
+    assert image_ops.read_rgb(see_through, MANY)[0].tolist() == [[0] * 3, [255] * 3, [255] * 3]
     with_alpha = png(16, 4, [struct.pack('>6H', 0, 65535, 0, 0, 128 * 257, 65535)], 3)
-    assert images.read_rgb(with_alpha, MANY)[0].tolist() == [[0] * 3, [255] * 3, [128] * 3]
+    assert image_ops.read_rgb(with_alpha, MANY)[0].tolist() == [[0] * 3, [255] * 3, [128] * 3]
 
 
 @pytest.mark.parametrize(('depth', 'most'), [(1, 1), (2, 3), (4, 15)])
 def test_transparent_grey_of_few_bits(depth, most):
     row = bytes([most << (8 - depth)])  # white, black
     data = png(depth, 0, [row], 2, (b'tRNS', struct.pack('>H', 0)))
-    assert images.read_rgb(data, MANY)[0].tolist() == [[255] * 3, [255] * 3]
+    assert image_ops.read_rgb(data, MANY)[0].tolist() == [[255] * 3, [255] * 3]
     data = png(depth, 0, [row], 2)
-    assert images.read_rgb(data, MANY)[0].tolist() == [[255] * 3, [0] * 3]
+    assert image_ops.read_rgb(data, MANY)[0].tolist() == [[255] * 3, [0] * 3]
     data = png(depth, 0, [bytes([(1 << (8 - depth)) & 255])], 2, (b'tRNS', struct.pack('>H', 1)))
-    assert images.read_rgb(data, MANY)[0].tolist() == [[255] * 3, [0] * 3]
+    assert image_ops.read_rgb(data, MANY)[0].tolist() == [[255] * 3, [0] * 3]
 
 
 def test_16_bit_rgb_with_a_transparent_colour():
     row = struct.pack('>6H', 200 * 257, 90 * 257, 60 * 257, 1000, 40000, 1000)
     see_through = struct.pack('>3H', 1000, 40000, 1000)
-    read = images.read_rgb(png(16, 2, [row], 2, (b'tRNS', see_through)), MANY)
+    read = image_ops.read_rgb(png(16, 2, [row], 2, (b'tRNS', see_through)), MANY)
     assert read[0].tolist() == [list(SHOWN), [255] * 3]
 
 
@@ -234,7 +234,7 @@ def test_16_bit_rgb_with_a_transparent_colour():
 def test_32_bit_tiff(compression):
     def read(values):
         data = encoded(Image.fromarray(values[None]), 'TIFF', compression=compression)
-        return images.read_rgb(data, MANY)[0, :, 0].tolist()
+        return image_ops.read_rgb(data, MANY)[0, :, 0].tolist()
 
     assert read(np.array([0, 2**30, 2**31 - 1], np.int32)) == [0, 128, 255]
     assert read(np.array([0, 128 * 257, 65535], np.int32)) == [0, 128, 255]  # made from 16 bits
@@ -265,20 +265,20 @@ def tiff(bits: int, format: int, photometric: int, pixels: bytes, width: int) ->
     ids=['uint32', 'white is zero', 'float, white is zero', '12 bits', 'int16'],
 )
 def test_grey_tiffs_of_other_depths(bits, format, photometric, pixels, expected):
-    read = images.read_rgb(tiff(bits, format, photometric, pixels, 3), MANY)
+    read = image_ops.read_rgb(tiff(bits, format, photometric, pixels, 3), MANY)
     assert read[0, :, 0].tolist() == expected
 
 
 @pytest.mark.parametrize('values', [[0, 300.5], [-0.5, 1], [0, np.nan], [0, np.inf]])
 def test_floats_of_an_unknown_range_are_rejected_with_their_range(values):
     data = encoded(Image.fromarray(np.array([values], np.float32)), 'TIFF')
-    with pytest.raises(BadPicture, match=r'floating-point pixels range from .* not 0 to 1'):
-        images.read_rgb(data, MANY)
+    with pytest.raises(BadImage, match=r'floating-point pixels range from .* not 0 to 1'):
+        image_ops.read_rgb(data, MANY)
 
 
 def test_alpha_of_each_kind():
     rgba = np.array([[[200, 90, 60, 255], [0, 0, 0, 0], [100, 45, 30, 128]]], np.uint8)
-    read = images.read_rgb(encoded(Image.fromarray(rgba, 'RGBA'), 'TIFF'), MANY)
+    read = image_ops.read_rgb(encoded(Image.fromarray(rgba, 'RGBA'), 'TIFF'), MANY)
     np.testing.assert_allclose(read[0], [SHOWN, (255,) * 3, (177, 150, 142)], atol=1)
     grey = np.array([[[100, 255], [50, 128]]], np.uint8)
     for mode, second in (('LA', 152), ('La', 177)):  # La: premultiplied
@@ -289,7 +289,7 @@ def test_alpha_of_each_kind():
             assert data.count(extra_samples) == 1
             data = data.replace(extra_samples, struct.pack('<HHIH', 338, 3, 1, 1))
             assert Image.open(io.BytesIO(data)).mode == 'La'
-        read = images.read_rgb(data, MANY)
+        read = image_ops.read_rgb(data, MANY)
         np.testing.assert_allclose(read[0, :, 0], [100, second], atol=1)
 
 

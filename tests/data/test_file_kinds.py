@@ -1,4 +1,4 @@
-"""file_kinds.py: a file that is not a picture is identified, with a remedy."""
+"""file_kinds.py: a file that is not an image is identified, with a remedy."""
 
 import io
 import struct
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rf_jax.data import images
-from rf_jax.data.records import BadPicture
+from rf_jax.data import image_ops
+from rf_jax.data.records import BadImage
 
 
 def ftyp(*brands: bytes) -> bytes:
@@ -36,31 +36,31 @@ SVG = b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" width="4"
         (b'/annex/objects/MD5E-s5--0.jpg\n', 'git annex get'),
         (b'\n<!DOCTYPE html>\n<html><title>Log in</title></html>', 'an HTML page'),
         (b'\xef\xbb\xbf<HTML><body>429</body></HTML>', 'an HTML page'),
-        (SVG, 'SVG, which is not a raster picture'),
-        (b'{"error": "no access"}', """not a picture but text: '{"error": "no access"}'"""),
-        ('é'.encode() * 3000, "not a picture but text: 'é"),
+        (SVG, 'SVG, which is not a raster image'),
+        (b'{"error": "no access"}', """not an image but text: '{"error": "no access"}'"""),
+        ('é'.encode() * 3000, "not an image but text: 'é"),
         (b'%PDF-1.7\n', 'a PDF document'),
         (b'PK\x03\x04' + bytes(60), 'a zip archive'),
         (b'', 'the file is empty'),
         (bytes(4096), 'zeros: copy or download it again'),
         (b'\xff\xd8\xff', 'JPEG whose header is broken, truncated'),
         (b'\x89PNG\r\n\x1a\n', 'PNG whose header is broken, truncated'),
-        (bytes(range(128, 256)), 'not a picture, or its header is broken'),
+        (bytes(range(128, 256)), 'not an image, or its header is broken'),
     ],
     ids=lambda value: value[:12].decode('latin1') if isinstance(value, bytes) else None,
 )
 def test_each_kind_is_named_with_a_remedy(data, expected, tmp_path):
     (tmp_path / 'a.jpg').write_bytes(data)
     for file in (data, tmp_path / 'a.jpg'):
-        with pytest.raises(BadPicture) as caught:
-            images.header_size(file)
+        with pytest.raises(BadImage) as caught:
+            image_ops.header_size(file)
         assert expected in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_a_dangling_link_names_its_target(tmp_path):
     (tmp_path / 'a.jpg').symlink_to('../objects/a.jpg')
-    with pytest.raises(BadPicture, match=r'missing: a link to \.\./objects/a.jpg'):
-        images.header_size(tmp_path / 'a.jpg')
+    with pytest.raises(BadImage, match=r'missing: a link to \.\./objects/a.jpg'):
+        image_ops.header_size(tmp_path / 'a.jpg')
 
 
 @pytest.mark.parametrize('format', ['PNG', 'JPEG', 'WEBP', 'GIF', 'TIFF'])
@@ -69,5 +69,5 @@ def test_a_truncated_file_is_reported_as_truncated(format):
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, format)
     data = buffer.getvalue()
-    with pytest.raises(BadPicture, match=r'truncated.*copy or download it again'):
-        images.read_rgb(data[: len(data) * 6 // 10], 10**6)
+    with pytest.raises(BadImage, match=r'truncated.*copy or download it again'):
+        image_ops.read_rgb(data[: len(data) * 6 // 10], 10**6)

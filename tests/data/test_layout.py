@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from random_rows import CAPACITY, CHANNELS, filled, random_row, sees, tokens_of
 
-from rf_jax.data import images, layout
+from rf_jax.data import image_ops, layout
 from rf_jax.data.layout import Pixels, Representation, Skip, Text, Vision
 from rf_jax.data.patch_grid import group_cells, patch_cells, stored_groups
 from rf_jax.models.attention import masks
@@ -62,16 +62,16 @@ def test_streams_hold_the_contents_of_the_spans(seed):
     assert not row['text_weight'][len(tokens) :].any()
     for kind, stream in ((Pixels, 'pixel'), (Vision, 'vision')):
         at = 0
-        pictures = [span for span in spans if isinstance(span, kind)]
-        for number, span in enumerate(pictures):
+        images = [span for span in spans if isinstance(span, kind)]
+        for number, span in enumerate(images):
             where = slice(at, at + span.height * span.width)
             at = where.stop
             pixels = row['pixels' if stream == 'pixel' else 'vision_pixels']
             np.testing.assert_array_equal(pixels[where], span.pixels)
-            np.testing.assert_array_equal(row[f'{stream}_picture'][where], number)
+            np.testing.assert_array_equal(row[f'{stream}_image'][where], number)
             assert row[f'{stream}_counts'][number] == span.height * span.width
-        assert (row[f'{stream}_picture'][at:] == -1).all()
-        assert (row[f'{stream}_counts'][len(pictures) :] == 0).all()
+        assert (row[f'{stream}_image'][at:] == -1).all()
+        assert (row[f'{stream}_counts'][len(images) :] == 0).all()
         if stream == 'pixel':
             np.testing.assert_array_equal(row['pixel_weight'], np.arange(48) < at)
 
@@ -97,7 +97,7 @@ def test_a_packed_row_holds_what_its_examples_hold_alone(seed):
 
 
 @pytest.mark.parametrize('seed', range(60))
-def test_codes_and_frames_of_generated_pictures(seed):
+def test_codes_and_frames_of_generated_images(seed):
     """Position i predicts token i + 1, whose code is that of the four patches under it."""
     samples = random_row(seed)
     row = filled(samples)
@@ -116,7 +116,7 @@ def test_codes_and_frames_of_generated_pictures(seed):
             assert row['target_group'][end] == -1
             np.testing.assert_array_equal(row['representation_weight'][begin : end + 1],
                                           np.arange(count + 1) < count)  # fmt: skip
-            # The groups of this picture, in raster order.
+            # The groups of this image, in raster order.
             patches = (4 * groups[:, None] + np.arange(4)).ravel()
             np.testing.assert_array_equal(patches, patches[0] + np.arange(4 * count))
             drawn = next(s for s in sample[index:] if isinstance(s, Pixels))
@@ -138,7 +138,7 @@ def test_codes_find_their_pixels_with_other_spans_between():
         samples = [
             [Representation(2, 2), Pixels(2, 2)],
             [Representation(4, 4, 0), Representation(2, 2, 1)]
-            + [Pixels(sides[n], sides[n], picture=n) for n in numbers],
+            + [Pixels(sides[n], sides[n], image=n) for n in numbers],
         ]
         row = filled(samples)
         tokens = streams(row, 'representation')['position'][[2 + 1, 2 + 5 + 1], 1:]
@@ -147,7 +147,7 @@ def test_codes_find_their_pixels_with_other_spans_between():
             np.testing.assert_array_equal(token, under.mean(0))
 
 
-def test_a_picture_read_and_generated_shares_a_frame():
+def test_a_image_read_and_generated_shares_a_frame():
     spans = [Text([1, 2, 3]), Representation(4, 6), Pixels(4, 6), Text([4]), Vision(4, 6)]
     row = filled([spans])
     vision = streams(row, 'vision')['position'][:6]
@@ -155,21 +155,21 @@ def test_a_picture_read_and_generated_shares_a_frame():
     tokens = streams(row, 'representation')['position'][1:7]
     np.testing.assert_array_equal(vision[:, 1:], pixels.reshape(6, 4, 3).mean(1)[:, 1:])
     np.testing.assert_array_equal(vision[:, 1:], tokens[:, 1:])
-    other = filled([[*spans[:-1], Vision(4, 6, picture=1)]])
+    other = filled([[*spans[:-1], Vision(4, 6, image=1)]])
     assert (streams(other, 'vision')['position'][:6, 1:] > vision[:, 1:]).all()
 
 
 def test_patch_positions_and_coordinates_follow_the_stored_order():
-    """The patches that images.patchify stores keep their place in the picture."""
+    """The patches that image_ops.patchify stores keep their place in the image."""
     height, width = 4, 6
-    picture = np.stack([*np.mgrid[:height, :width], np.zeros((height, width), int)], -1)
-    stored = images.patchify(picture, patch=1)[:, :2]
+    image = np.stack([*np.mgrid[:height, :width], np.zeros((height, width), int)], -1)
+    stored = image_ops.patchify(image, patch=1)[:, :2]
     row = filled([[Text([1, 2]), Representation(height, width), Pixels(height, width)]])
     position = streams(row, 'pixels')['position'][:24]
     np.testing.assert_array_equal(position[:, 1:] - 2, stored)  # the frame starts after the text
     coords = (stored + 0.5) / (height, width) * 2 - 1
     np.testing.assert_allclose(row['pixel_coords'][:24], coords, atol=1e-6)
-    # The encoder gets the same coordinates when it reads the picture.
+    # The encoder gets the same coordinates when it reads the image.
     seen = filled([[Vision(height, width)]])
     np.testing.assert_array_equal(seen['vision_coords'][:24], row['pixel_coords'][:24])
 
@@ -182,9 +182,9 @@ def test_text_counts_up_in_all_three_coordinates():
 
 
 def test_skip_keeps_the_positions_of_what_follows():
-    picture = [Representation(2, 4), Pixels(2, 4)]
-    full, skipped = filled([[Text([7, 8, 9]), *picture]]), filled([[Skip(3), *picture]])
-    dropped = filled([picture])
+    image = [Representation(2, 4), Pixels(2, 4)]
+    full, skipped = filled([[Text([7, 8, 9]), *image]]), filled([[Skip(3), *image]])
+    dropped = filled([image])
     for name in ('representation', 'pixels'):
         here, there = streams(full, name)['position'], streams(skipped, name)['position']
         np.testing.assert_array_equal(here, there)
@@ -214,8 +214,8 @@ def test_an_example_that_exceeds_a_capacity_is_an_error(name):
 
 
 def test_a_representation_needs_its_pixels():
-    with pytest.raises(ValueError, match='Pixels span of the same picture'):
-        filled([[Representation(2, 2, picture=1), Pixels(2, 2, picture=0)]])
+    with pytest.raises(ValueError, match='Pixels span of the same image'):
+        filled([[Representation(2, 2, image=1), Pixels(2, 2, image=0)]])
 
 
 def test_cached_grids_are_read_only():

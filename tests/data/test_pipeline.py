@@ -12,15 +12,15 @@ from PIL import Image
 from configs import base
 from configs import emoji as emoji_config
 from rf_jax.data import captions, layout, pipeline, source_list, spans
+from rf_jax.data.image_cache import ImageCache
 from rf_jax.data.mixture import Example
-from rf_jax.data.picture_cache import PictureCache
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.rng import generator, reused_generator
 
 COUNT = 40
-UNDECODABLE = 'undecodable_pictures'
+UNDECODABLE = 'undecodable_images'
 CUT = 'text_truncated'
 
 
@@ -29,13 +29,13 @@ NO_DROPOUT = {'text_dropout': 0.0, 'representation_dropout': 0.0, 'joint_dropout
 
 @pytest.fixture(scope='session')
 def tokenizer():
-    return Tokenizer.train(['a picture of a cat, small', 'what is this? a red dog'], 300)
+    return Tokenizer.train(['an image of a cat, small', 'what is this? a red dog'], 300)
 
 
 @pytest.fixture(scope='session')
 def folder(tmp_path_factory):
-    """Pictures of several sizes, one of them truncated after a valid header."""
-    root, rng = tmp_path_factory.mktemp('pictures'), np.random.default_rng(0)
+    """Images of several sizes, one of them truncated after a valid header."""
+    root, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
     lines = []
     for i in range(COUNT):
         height, width = rng.integers(20, 80, 2)
@@ -53,7 +53,7 @@ def config_of(folder, **data):
     config.data.sources = f'folder:{folder}'
     config.data.update(patch_size=4, sizes=((32, 0.6), (16, 0.4)), batch_size=4, max_text_tokens=24)
     config.data.capacity.update(
-        text=64, vision=32, representation=40, pixels=128, vision_pictures=3, pixel_pictures=4
+        text=64, vision=32, representation=40, pixels=128, vision_images=3, pixel_images=4
     )
     config.data.update(data)
     return config
@@ -144,7 +144,7 @@ def test_planned_sizes_are_those_of_the_decoded_examples(make):
             assert (total <= [batches.data.capacity[name] for name in layout.SIZES]).all()
 
 
-def test_an_undecodable_picture_is_skipped_and_counted(make, caplog):
+def test_an_undecodable_image_is_skipped_and_counted(make, caplog):
     batches = make()
     steps = batches.plan.steps_per_epoch
     rows = [row for step in range(steps) for row in batches.plan.rows(step)]
@@ -153,20 +153,20 @@ def test_an_undecodable_picture_is_skipped_and_counted(make, caplog):
     samples = sum(int(batches.batch(step)['segment'].max(1).sum()) for step in range(steps))
     assert samples == sum(map(len, rows)) - broken
     assert batches.counts[UNDECODABLE] == broken
-    with pytest.raises(pipeline.images.BadPicture):
+    with pytest.raises(pipeline.image_ops.BadImage):
         batches.spans(Example('text_to_image', 7, 0))
 
 
-def test_pictures_that_vanish_stop_the_run(make, folder, monkeypatch):
+def test_images_that_vanish_stop_the_run(make, folder, monkeypatch):
     monkeypatch.setattr(pipeline, '_MAX_UNDECODABLE', 12)
     batches = make(tasks={'text_only': 1.0})
     for step in range(3 * batches.plan.steps_per_epoch):
-        batches.batch(step)  # one picture in forty is broken, which does not stop the run
+        batches.batch(step)  # one image in forty is broken, which does not stop the run
     lost = make(tasks={'text_only': 1.0})
     folder.rename(folder.parent / 'away')
     try:
         with pytest.raises(
-            UserError, match=r'12 consecutive pictures .*folder:.*missing.*data\.sources'
+            UserError, match=r'12 consecutive images .*folder:.*missing.*data\.sources'
         ):
             list(lost.iterate(0, 50))
     finally:
@@ -277,8 +277,8 @@ def test_truncated_captions_of_a_batch_are_counted(tmp_path, tokenizer):
         ({'pixels': 130}, {}, 'data.capacity.pixels'),
         ({'representation': 16}, {}, 'data.capacity.representation'),
         ({'vision': 15}, {}, 'data.capacity.vision'),
-        ({'vision_pictures': 0}, {}, 'data.capacity.vision_pictures'),
-        ({'pixel_pictures': 0}, {}, 'data.capacity.pixel_pictures'),
+        ({'vision_images': 0}, {}, 'data.capacity.vision_images'),
+        ({'pixel_images': 0}, {}, 'data.capacity.pixel_images'),
         ({'text': 20}, {}, 'data.capacity.text'),
         ({}, {'sizes': ((36, 1.0),)}, r'data.sizes has 36 px.*use 32'),
         ({}, {'sizes': ((4, 1.0),)}, r'data.sizes has 4 px.*use 8'),
@@ -349,8 +349,8 @@ def test_the_default_data_fills_its_rows():
     assert taken[:, :4].sum() / (len(rows) * capacity[:4].sum()) >= 0.8
 
 
-def test_the_picture_cache_evicts_the_least_recently_used():
-    cache, made = PictureCache(megabytes=1), []
+def test_the_image_cache_evicts_the_least_recently_used():
+    cache, made = ImageCache(megabytes=1), []
 
     def get(key):
         def make():

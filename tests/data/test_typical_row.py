@@ -15,7 +15,7 @@ CONFIGS = ('joint', 'emoji', 'continued', 'paper.alignment')
 def test_visible_pairs_are_those_of_the_mask(name):
     config = importlib.import_module(f'configs.{name}').get_config()
     if name.startswith('paper'):
-        config.data.capacity.update(text=1024, vision=1024, vision_pictures=16)
+        config.data.capacity.update(text=1024, vision=1024, vision_images=16)
     row = typical_row.row(config)
     integers = {field: row[field][None] for field in masks.FIELDS}
     assert typical_row.visible_pairs(row) == np.asarray(masks.visible(integers, integers)).sum()

@@ -7,7 +7,7 @@ from rf_jax.evaluation import diversity
 from rf_jax.scenes import render, world
 
 
-def pictures(places, colours):
+def images(places, colours):
     """One circle each, at the middle of a third by a third."""
     for (row, column), colour in zip(places, colours, strict=True):
         circle = world.Object(
@@ -21,12 +21,12 @@ COLOURS = list(world.COLOURS)
 
 
 def test_evenly_spread_objects_have_as_many_places_and_colours_as_there_are():
-    found = diversity.measure(pictures(NINE * 8, [c for c in COLOURS[:8] for _ in range(9)]))
+    found = diversity.measure(images(NINE * 8, [c for c in COLOURS[:8] for _ in range(9)]))
     assert found == {'places': pytest.approx(9), 'colours': pytest.approx(8)}
 
 
 def test_the_same_drawing_again_and_again_has_one():
-    found = diversity.measure(pictures([(2, 2)] * 5, ['red'] * 5))
+    found = diversity.measure(images([(2, 2)] * 5, ['red'] * 5))
     assert found == {'places': pytest.approx(1), 'colours': pytest.approx(1)}
 
 

@@ -1,4 +1,4 @@
-"""image_distances.py: zero within a distribution, larger for worse pictures."""
+"""image_distances.py: zero within a distribution, larger for worse images."""
 
 import numpy as np
 import pytest
@@ -9,33 +9,33 @@ from rf_jax.scenes import render, world
 KINDS = ('kernel_distance', 'frechet_distance')
 
 
-def pictures(seed, count=300, rung='free'):
+def images(seed, count=300, rung='free'):
     made = (world.make(seed, i, world.RUNGS[rung]) for i in range(count))
     return [render.render(scene, 32) for scene in made]
 
 
 @pytest.fixture(scope='module')
 def real():
-    return pictures(1)
+    return images(1)
 
 
 @pytest.fixture(scope='module')
 def other():
     """Another draw of the same distribution, and so what chance alone puts between sets."""
-    return pictures(2)
+    return images(2)
 
 
-def blurred(picture, sigma):
+def blurred(image, sigma):
     away = np.subtract.outer(np.arange(32), np.arange(32)) / sigma
     kernel = np.exp(-0.5 * away**2)
     kernel /= kernel.sum(1, keepdims=True)
-    soft = np.einsum('ij,jkc,lk->ilc', kernel, picture.astype(float), kernel, optimize=True)
+    soft = np.einsum('ij,jkc,lk->ilc', kernel, image.astype(float), kernel, optimize=True)
     return np.rint(soft).astype(np.uint8)
 
 
-def paler(picture, share):
-    grey = picture.mean(-1, keepdims=True)
-    return np.rint((1 - share) * picture + share * grey).astype(np.uint8)
+def paler(image, share):
+    grey = image.mean(-1, keepdims=True)
+    return np.rint((1 - share) * image + share * grey).astype(np.uint8)
 
 
 def scores(real, *sets):
@@ -59,8 +59,8 @@ def test_wrong_colours_count(real, other):
     assert abs(kernel[0]) < 0.3 * kernel[1]
 
 
-def test_too_few_kinds_of_pictures_count(real, other):
-    """Each picture is perfect, but a model that draws ten only is far from the whole set."""
+def test_too_few_kinds_of_images_count(real, other):
+    """Each image is perfect, but a model that draws ten only is far from the whole set."""
     for values in scores(real, other, other[:10] * 30).values():
         assert values[1] > 4 * abs(values[0])
 
@@ -101,7 +101,7 @@ def test_features_do_not_depend_on_the_batch(real):
 
 
 def test_sets_that_cannot_be_compared(real):
-    with pytest.raises(ValueError, match='two pictures'):
+    with pytest.raises(ValueError, match='two images'):
         image_distances.distances(real[:1], real)
     with pytest.raises(ValueError, match='one size'):
         image_distances.distances(real[:5], [np.zeros((24, 24, 3), np.uint8)] * 5)

@@ -35,7 +35,7 @@ def test_codes_are_those_that_training_uses(trained):
     codes, _ = jax.jit(lambda s, b: forcing.quantize(run.config, assign, run.model, s, b))(
         state, batch
     )
-    expected, pictures = [], []
+    expected, images = [], []
     for draws, row in zip(run.batches.plan.rows(0), np.asarray(codes)):
         at = 0
         for draw in draws:
@@ -43,16 +43,16 @@ def test_codes_are_those_that_training_uses(trained):
                 source, index, _ = run.batches.examples[draw.task][draw.index]
                 spans = run.batches.spans(draw, decode=False)
                 if spans[-1].height * spans[-1].width == 16:  # 64 px, as the inspector fits them
-                    pictures.append(source.picture(index))
+                    images.append(source.image(index))
                     expected.append(row[at : at + 4].reshape(2, 2))
                 at += spans[-1].height * spans[-1].width // 4
     inspector = Inspector.load(run.workdir)
-    found = inspector.codes(pictures)
+    found = inspector.codes(images)
     assert len(found) > 4
     np.testing.assert_array_equal(found, expected)
-    floats = [picture / np.float32(255) for picture in pictures]
+    floats = [image / np.float32(255) for image in images]
     np.testing.assert_array_equal(inspector.codes(floats), expected)
-    np.testing.assert_array_equal(inspector.meanings(floats), inspector.meanings(pictures))
+    np.testing.assert_array_equal(inspector.meanings(floats), inspector.meanings(images))
 
 
 def test_weights_and_codebook_are_of_one_checkpoint(trained, monkeypatch):
@@ -74,7 +74,7 @@ def test_weights_and_codebook_are_of_one_checkpoint(trained, monkeypatch):
 def test_meanings_show_pieces_by_token(trained):
     inspector = Inspector.load(trained[0].workdir)
     red, blue = (np.full((64, 64, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
-    sheet = inspector.meanings([red, blue], tokens=8, examples=3)  # two pictures have 8 at most
+    sheet = inspector.meanings([red, blue], tokens=8, examples=3)  # two images have 8 at most
     assert sheet.dtype == np.uint8 and sheet.ndim == 3
     colours = {tuple(x) for x in sheet.reshape(-1, 3)}
     assert {(255, 0, 0), (0, 0, 255)} <= colours

@@ -7,7 +7,7 @@ from rf_jax.evaluation import intervals
 
 
 def of_rates(right):
-    """A score of one category: texts by pictures."""
+    """A score of one category: texts by images."""
     return of_categories(colors=right)
 
 
@@ -30,7 +30,7 @@ def test_overall_is_the_mean_of_categories():
     found['overall'] = intervals.estimate(outcomes)
     assert found['a'].value == 1
     assert found['b'].value == 0.25
-    assert found['overall'].value == pytest.approx(0.625)  # not the 26 of 32 pictures
+    assert found['overall'].value == pytest.approx(0.625)  # not the 26 of 32 images
     for each in found.values():
         assert 0 <= each.low < each.value <= each.high <= 1
     assert found['a'].low < 0.7  # six prompts, all right, do not prove 100 %
@@ -38,12 +38,12 @@ def test_overall_is_the_mean_of_categories():
     assert intervals.table(outcomes).splitlines()[-1].split()[-2:] == ['8', '32']
 
 
-def test_intervals_count_prompts_not_pictures():
+def test_intervals_count_prompts_not_images():
     rng = np.random.default_rng(0)
     alike = np.repeat(rng.random((50, 1)) < 0.5, 4, 1)
     apart = rng.permuted(alike.ravel()).reshape(50, 4)
     width = [e.high - e.low for e in (estimate(of_rates((c * 1).tolist())) for c in (alike, apart))]
-    assert 1.6 < width[0] / width[1] < 2.5  # the root of 4 pictures
+    assert 1.6 < width[0] / width[1] < 2.5  # the root of 4 images
     again = of_rates((alike * 1).tolist())
     again['generation']['seen']['colors']['prompts'] = [f'text {i % 25}' for i in range(50)]
     assert len(intervals.gather([(None, again)], 'seen')['colors'].total) == 25
@@ -62,7 +62,7 @@ def test_the_interval_of_one_seed_holds_the_truth_as_often_as_it_says():
 
 @pytest.mark.parametrize('seeds, least', [(16, 0.88), (3, 0.75)])
 def test_intervals_hold_the_rate_as_often_as_they_say(seeds, least):
-    """Seeds and texts each move the chance of a right picture, as they do in a study."""
+    """Seeds and texts each move the chance of a right image, as they do in a study."""
     rng, inside = np.random.default_rng(0), 0
     for _ in range(200):
         chance = 0.5 + rng.uniform(-0.25, 0.25, (seeds, 1, 1)) + rng.uniform(-0.25, 0.25, (16, 1))

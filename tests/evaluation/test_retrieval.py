@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from configs import base
-from rf_jax.data.images import BadPicture
+from rf_jax.data.image_ops import BadImage
 from rf_jax.data.records import Record
 from rf_jax.evaluation import retrieval, run_report
 from rf_jax.runtime.errors import UserError
 
 
-class Pictures:
+class Images:
     """Ten flat colours with names; number 3 cannot be read."""
 
     name, procedural = 'colours', False
@@ -24,15 +24,15 @@ class Pictures:
     def record(self, i):
         return Record(32, 32, (f'colour {i}',))
 
-    def picture(self, i):
+    def image(self, i):
         if i == 3:
-            raise BadPicture('torn')
+            raise BadImage('torn')
         rng = np.random.default_rng(i)
         return rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
 
 
 class Painter:
-    """Paints what the label says when `right`, else always the same picture."""
+    """Paints what the label says when `right`, else always the same image."""
 
     def __init__(self, source, right):
         self.source, self.right = source, right
@@ -41,17 +41,17 @@ class Painter:
     tokenizer = SimpleNamespace(encode=str.split)
 
     def generate(self, prompts, seed, size, number):
-        assert set(size) == {(64, 64)}  # the 32 px pictures are enlarged to the only training size
+        assert set(size) == {(64, 64)}  # the 32 px images are enlarged to the only training size
         labels = [int(prompt.split()[1]) if self.right else 0 for prompt in prompts]
-        return [SimpleNamespace(image=self.source.picture(i)) for i in labels]
+        return [SimpleNamespace(image=self.source.image(i)) for i in labels]
 
-    def caption(self, pictures):
-        known = {self.source.picture(i).tobytes(): i for i in range(30) if i != 3}
-        return [f'colour {known[p.tobytes()]}' if self.right else 'colour 0' for p in pictures]
+    def caption(self, images):
+        known = {self.source.image(i).tobytes(): i for i in range(30) if i != 3}
+        return [f'colour {known[p.tobytes()]}' if self.right else 'colour 0' for p in images]
 
 
 def test_a_task_that_is_not_trained_is_not_judged():
-    source = Pictures()
+    source = Images()
     painter = Painter(source, True)
     painter.config = base.get_config()
     painter.config.data.tasks.text_to_image = 0.0
@@ -60,7 +60,7 @@ def test_a_task_that_is_not_trained_is_not_judged():
     assert 'captioned' in result.table() and 'generated' not in result.table()
 
 
-def test_ranks_count_the_nearer_pictures():
+def test_ranks_count_the_nearer_images():
     rng = np.random.default_rng(0)
     gallery = rng.normal(5, 1, (20, 7)).astype(np.float32)
     generated = rng.normal(5, 1, (4, 7)).astype(np.float32)
@@ -74,7 +74,7 @@ def test_ranks_count_the_nearer_pictures():
 
 
 def test_a_right_painter_scores_all_and_a_wrong_one_almost_nothing():
-    source = Pictures()
+    source = Images()
     good = retrieval.evaluate(Painter(source, True), source, 12, seed=0)
     assert (good.top1, good.top10, good.exact, good.count, good.gallery) == (1, 1, 1, 12, 29)
     bad = retrieval.evaluate(Painter(source, False), source, 12, seed=0)
@@ -92,7 +92,7 @@ def test_no_chance_level_is_above_one(gallery):
 
 
 def test_an_answer_that_cannot_be_given_has_no_rate(monkeypatch):
-    source, words = Pictures(), ' '.join(map(str, range(100)))
+    source, words = Images(), ' '.join(map(str, range(100)))
     monkeypatch.setattr(source, 'record', lambda i: Record(32, 32, (f'colour {i} {words}',)))
     result = retrieval.evaluate(Painter(source, True), source, 12, seed=0)
     assert result.exact is None and result.top1 == 1
@@ -101,7 +101,7 @@ def test_an_answer_that_cannot_be_given_has_no_rate(monkeypatch):
 
 
 def test_labels_that_are_too_long_are_counted_beside_the_rate(monkeypatch):
-    source = Pictures()
+    source = Images()
     long = {i: f'colour {i}' + ' x' * (i % 2) * 20 for i in range(30)}
     monkeypatch.setattr(source, 'record', lambda i: Record(32, 32, (long[i],)))
     result = retrieval.evaluate(Painter(source, True), source, 12, seed=0)
@@ -110,13 +110,13 @@ def test_labels_that_are_too_long_are_counted_beside_the_rate(monkeypatch):
     assert f'{odd} of 12 labels have more than 16 tokens' in result.table()
 
 
-def test_a_source_without_readable_pictures_is_an_error(monkeypatch):
-    source = Pictures()
+def test_a_source_without_readable_images_is_an_error(monkeypatch):
+    source = Images()
 
     def torn(i):
-        raise BadPicture('torn')
+        raise BadImage('torn')
 
-    monkeypatch.setattr(source, 'picture', torn)
+    monkeypatch.setattr(source, 'image', torn)
     with pytest.raises(UserError, match='colours'):
         retrieval.evaluate(Painter(source, True), source, 12, seed=0)
 
@@ -127,7 +127,7 @@ def test_wilson_interval_holds_known_values():
     assert retrieval.wilson(0.0, 200)[0] == pytest.approx(0, abs=1e-12)
 
 
-def test_real_and_generated_pictures_have_one_size_on_a_grid_that_fits_a_screen(tmp_path):
+def test_real_and_generated_images_have_one_size_on_a_grid_that_fits_a_screen(tmp_path):
     count, blue, red = 24, (0, 0, 255), (255, 0, 0)
     truth = [np.full((500, 375 if i % 2 else 500, 3), blue, np.uint8) for i in range(count)]
     generated = [np.full((64, 32 if i % 2 else 64, 3), red, np.uint8) for i in range(count)]

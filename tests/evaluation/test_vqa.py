@@ -14,11 +14,11 @@ class Answers:
         self.truth = {}
         for i in range(60):
             for each in source.questions(i):
-                self.truth[source.picture(i).tobytes(), each.question] = each.answer
+                self.truth[source.image(i).tobytes(), each.question] = each.answer
         self.answer_to = answer
 
-    def answer(self, pictures, questions):
-        return [self.answer_to(self.truth[p.tobytes(), q]) for p, q in zip(pictures, questions)]
+    def answer(self, images, questions):
+        return [self.answer_to(self.truth[p.tobytes(), q]) for p, q in zip(images, questions)]
 
 
 @pytest.mark.parametrize(

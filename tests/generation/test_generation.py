@@ -33,7 +33,7 @@ def keys_of(requests):
 
 
 def counts_of(requests):
-    """Representation tokens of each picture."""
+    """Representation tokens of each image."""
     return [r.height * r.width // 32**2 for r in requests]
 
 
@@ -168,8 +168,8 @@ def test_the_randomness_of_a_request_depends_on_seed_prompt_and_number(sampler):
 def questions():
     rng = np.random.default_rng(0)
     sizes = [(64, 64), (32, 64), (64, 40)]
-    pictures = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
-    return list(zip(pictures, ['', 'two small dogs', 'flag']))
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    return list(zip(images, ['', 'two small dogs', 'flag']))
 
 
 @pytest.fixture(scope='module')
@@ -275,8 +275,8 @@ def test_guidance_is_the_formula():
     rng = np.random.default_rng(0)
     v = {branch: rng.normal(size=3) for branch in BRANCHES}
     found = guidance.combine(v, guidance.pixel_weights(3.0, 5.0))
-    none, picture, both = v[False, False], v[False, True], v[True, True]
-    np.testing.assert_allclose(found, none + 3 * (picture - none) + 5 * (both - picture))
+    none, image, both = v[False, False], v[False, True], v[True, True]
+    np.testing.assert_allclose(found, none + 3 * (image - none) + 5 * (both - image))
     found = guidance.combine(v, guidance.pixel_weights(3.0))
     np.testing.assert_allclose(found, none + 3 * (both - none))
 
@@ -307,9 +307,9 @@ def test_top_k_keeps_the_greatest():
 
 
 class Constant:
-    """In place of the model: predicts one picture a branch, `row['answer']`."""
+    """In place of the model: predicts one image a branch, `row['answer']`."""
 
-    channels = drawn = 3
+    channels = flow_channels = 3
 
     def __init__(self, monkeypatch):
         self.calls = collections.Counter()
@@ -343,7 +343,7 @@ class Constant:
         ({'guidance_pixels': 3.0, 'guidance_interval': (0.0, 0.5)}, 1.0),
     ],
 )
-def test_flow_ends_at_the_guided_picture(monkeypatch, method, changes, right):
+def test_flow_ends_at_the_guided_image(monkeypatch, method, changes, right):
     """With a constant prediction the last step lands on it, guided only within the interval."""
     answers = dict(zip(BRANCHES, (1.0, 9.0, 0.5, 0.25)))
     rows = {

@@ -14,11 +14,11 @@ from rf_jax.training import jitted
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
 CHANGES = {'mesh.fsdp': 2, 'mesh.tensor': 2, 'mesh.context': 2}
-PICTURES = [np.full((64, 64, 3), 40 * i, np.uint8) for i in range(3)]
+IMAGES = [np.full((64, 64, 3), 40 * i, np.uint8) for i in range(3)]
 
 
 def noisy(ema):
-    """New parameters generate grey pictures; these do not."""
+    """New parameters generate grey images; these do not."""
 
     def add(x):
         rng = np.random.default_rng(x.size)
@@ -32,9 +32,9 @@ def outputs(run, params):
     shardings = jax.tree.map(lambda a: a.sharding, run.abstract.ema)
     sampler.params = sampler.placement.params(jax.device_put(params, shardings))
     generated = sampler.generate(['red apple', 'blue sky', 'cat'], seed=3)
-    pictures, codes = zip(*((each.image, each.tokens) for each in generated))
-    encoded = Inspector(sampler, np.eye(32, dtype=np.float32)).codes(PICTURES)
-    return sampler, pictures, codes, sampler.caption(PICTURES), encoded
+    images, codes = zip(*((each.image, each.tokens) for each in generated))
+    encoded = Inspector(sampler, np.eye(32, dtype=np.float32)).codes(IMAGES)
+    return sampler, images, codes, sampler.caption(IMAGES), encoded
 
 
 def share(params):
@@ -45,12 +45,12 @@ def share(params):
 
 
 def test_a_sharded_model_generates_and_captions_as_one_device(tmp_path):
-    """Over parameters, heads, rows of pictures and devices that share a row in training."""
+    """Over parameters, heads, rows of images and devices that share a row in training."""
     alone = tiny_run(tmp_path / 'alone')
     params = noisy(alone.initialise().ema)
-    _, pictures, codes, answers, encoded = outputs(alone, params)
+    _, images, codes, answers, encoded = outputs(alone, params)
     sampler, *found = outputs(tiny_run(tmp_path / 'run', CHANGES, devices=8), params)
-    for one, other in zip(pictures, found[0], strict=True):
+    for one, other in zip(images, found[0], strict=True):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
     np.testing.assert_array_equal(codes, found[1])
     assert answers == found[2]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tiny_sampler import make_sampler
 
-from rf_jax.data import images
+from rf_jax.data import image_ops
 from rf_jax.generation import inputs
 from rf_jax.generation.sampler import ROWS
 from rf_jax.runtime.errors import UserError
@@ -21,13 +21,13 @@ def sampler():
 
 
 @pytest.fixture(scope='module')
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(64, 64), (32, 64)]]
 
 
 def test_generate_is_the_low_level_path_bit_for_bit(sampler):
-    """With the seed of (seed, prompt, number) for each picture, of each size."""
+    """With the seed of (seed, prompt, number) for each image, of each size."""
     given = [('a red heart', 0, (64, 64)), ('a red heart', 1, (32, 64)), ('flag', 0, (64, 32))]
     requests = [inputs.request(sampler.config, p, 7, n, size) for p, n, size in given]
     patches, codes = sampler._generate(requests, sampler.options(method='heun'))
@@ -37,7 +37,7 @@ def test_generate_is_the_low_level_path_bit_for_bit(sampler):
     assert len(generated) == 3
     for each, (prompt, number, size), values, row in zip(generated, given, patches, codes):
         assert (each.prompt, each.seed, each.number) == (prompt, 7, number)
-        values = images.unpatchify(values[: size[0] * size[1] // 16**2], *size, 16, 2)
+        values = image_ops.unpatchify(values[: size[0] * size[1] // 16**2], *size, 16, 2)
         values = np.clip((values + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
         np.testing.assert_array_equal(each.image, values)
         assert each.image.shape == (*size, 3) and each.image.std() > 1
@@ -90,52 +90,52 @@ def test_mistakes_are_named_in_one_line(sampler, given, options, message):
     assert '\n' not in str(error.value)
 
 
-def test_a_batch_of_any_length(sampler, pictures):
+def test_a_batch_of_any_length(sampler, images):
     assert sampler.generate([]) == [] and sampler.caption([]) == [] == sampler.answer([], 'why?')
-    many = [pictures[i % 2] for i in range(ROWS + 1)]
+    many = [images[i % 2] for i in range(ROWS + 1)]
     captions = sampler.caption(many)
-    assert captions == sampler.caption(pictures) * (ROWS // 2) + [captions[0]]
+    assert captions == sampler.caption(images) * (ROWS // 2) + [captions[0]]
 
 
-def test_jupyter_shows_the_picture(sampler):
+def test_jupyter_shows_the_image(sampler):
     (one,) = sampler.generate('flag', seed=1)
     with Image.open(io.BytesIO(one._repr_png_())) as shown:
         np.testing.assert_array_equal(np.asarray(shown), one.image)
     assert repr(one) == "GeneratedImage('flag', seed=1, number=0, 64 x 64 pixels)"
 
 
-def test_captions_and_answers_are_the_low_level_path(sampler, pictures):
+def test_captions_and_answers_are_the_low_level_path(sampler, images):
     questions = ['two small dogs', 'flag']
     decode = sampler.tokenizer.decode
-    wanted = [decode(row.tolist()) for row in sampler._answer(list(zip(pictures, questions)))]
-    assert sampler.answer(pictures, questions) == wanted
-    wanted = [decode(row.tolist()) for row in sampler._answer([(p, '') for p in pictures])]
-    assert sampler.caption(pictures) == wanted == sampler.answer(pictures, '')
+    wanted = [decode(row.tolist()) for row in sampler._answer(list(zip(images, questions)))]
+    assert sampler.answer(images, questions) == wanted
+    wanted = [decode(row.tolist()) for row in sampler._answer([(p, '') for p in images])]
+    assert sampler.caption(images) == wanted == sampler.answer(images, '')
 
 
-def test_one_picture_or_question_stands_for_all(sampler, pictures):
-    one, other = pictures
+def test_one_image_or_question_stands_for_all(sampler, images):
+    one, other = images
     questions = ['two small dogs', 'flag']
     assert sampler.caption(one) == sampler.caption([one])[0]
     assert sampler.answer(one, 'flag') == sampler.answer([one], ['flag'])[0]
-    assert sampler.answer(pictures, 'flag') == sampler.answer(pictures, ['flag'] * 2)
+    assert sampler.answer(images, 'flag') == sampler.answer(images, ['flag'] * 2)
     assert sampler.answer(one, questions) == sampler.answer([one] * 2, questions)
-    with pytest.raises(UserError, match='2 pictures and 3 questions: give one question for all'):
-        sampler.answer(pictures, ['flag'] * 3)
-    with pytest.raises(UserError, match='1 pictures and 2 questions'):
+    with pytest.raises(UserError, match='2 images and 3 questions: give one question for all'):
+        sampler.answer(images, ['flag'] * 3)
+    with pytest.raises(UserError, match='1 images and 2 questions'):
         sampler.answer([other], ['flag'] * 2)
 
 
-def test_pictures_are_taken_as_a_notebook_holds_them(sampler, pictures, tmp_path):
-    picture = pictures[0]
-    Image.fromarray(picture).save(tmp_path / 'a.png')
-    floats, file = picture / np.float32(255), tmp_path / 'a.png'
-    given = [picture, floats, Image.fromarray(picture), file, np.dstack([picture, picture[..., 0]])]
+def test_images_are_taken_as_a_notebook_holds_them(sampler, images, tmp_path):
+    image = images[0]
+    Image.fromarray(image).save(tmp_path / 'a.png')
+    floats, file = image / np.float32(255), tmp_path / 'a.png'
+    given = [image, floats, Image.fromarray(image), file, np.dstack([image, image[..., 0]])]
     *same, _ = sampler.caption(given)
     assert len(set(same)) == 1 and same[0]
     assert sampler.caption(floats) == sampler.caption(str(file)) == same[0]
     generated = sampler.generate('flag')
     assert sampler.caption(generated) == [sampler.caption(generated[0])]
     assert sampler.caption(generated[0]) == sampler.caption(generated[0].image)
-    with pytest.raises(UserError, match=r'picture 2 of 2: float32 values from 0 to 255'):
-        sampler.caption([picture, picture.astype(np.float32)])
+    with pytest.raises(UserError, match=r'image 2 of 2: float32 values from 0 to 255'):
+        sampler.caption([image, image.astype(np.float32)])

@@ -152,7 +152,7 @@ def later(q, k) -> bool:
 
 
 def own_representation(q, k) -> bool:
-    """k is in the representation of the picture of which q is a noisy patch."""
+    """k is in the representation of the image of which q is a noisy patch."""
     return (q.sample == k.sample and is_a(q, Pixels) and is_a(k, Representation)
             and k.at == q.at - 1)  # fmt: skip
 
@@ -208,7 +208,7 @@ def test_examples_of_a_row_do_not_influence_each_other(seed):
 
 
 @pytest.mark.parametrize('seed', SEEDS)
-def test_noise_stays_within_its_picture(seed):
+def test_noise_stays_within_its_image(seed):
     others = pairs(seed, lambda q, k: is_a(k, Pixels) and (q.sample, q.at) != (k.sample, k.at))
     assert (others == 0).all()
     own = pairs(seed, lambda q, k: is_a(k, Pixels) and (q.sample, q.at) == (k.sample, k.at))

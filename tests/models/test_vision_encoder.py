@@ -1,4 +1,4 @@
-"""vision_encoder.py against DINOv3's transformer spelled out, one picture at a time."""
+"""vision_encoder.py against DINOv3's transformer spelled out, one image at a time."""
 
 import math
 
@@ -38,8 +38,8 @@ def tower(request):
 
     params = jax.tree_util.tree_map_with_path(draw, shapes)
 
-    def apply(params, patches, picture, coords, pictures):
-        return module.apply({'params': params}, patches, picture, coords, pictures)
+    def apply(params, patches, image, coords, images):
+        return module.apply({'params': params}, patches, image, coords, images)
 
     return jax.jit(apply, static_argnums=4), params
 
@@ -73,7 +73,7 @@ def turn(x, at, height, width):
 
 
 def reference(params, patches, height, width):
-    """One picture: (features before the final norm, and after it), patches [P, C]."""
+    """One image: (features before the final norm, and after it), patches [P, C]."""
     at = patch_grid.patch_cells(height, width)
     prefix = params['class_and_registers']
     x = np.concatenate([prefix, linear(params['patch_embed'], patches)])
@@ -95,12 +95,12 @@ def reference(params, patches, height, width):
     return x[first:], layer_norm(params['norm'], x)[first:]
 
 
-def test_packed_pictures_equal_dinov3_on_each_alone(tower):
-    """Two pictures of different shapes and padding in one row."""
+def test_packed_images_equal_dinov3_on_each_alone(tower):
+    """Two images of different shapes and padding in one row."""
     apply, params = tower
     sizes = [(4, 6), (2, 4)]
-    patches, picture, coords, slices = packed(sizes, 40, 3, seed=0)
-    features, normed = apply(params, patches, picture, coords, 3)
+    patches, image, coords, slices = packed(sizes, 40, 3, seed=0)
+    features, normed = apply(params, patches, image, coords, 3)
     assert jnp.isfinite(features).all() and jnp.isfinite(normed).all()
     for size, where in zip(sizes, slices):
         wanted, wanted_normed = reference(params, patches[0, where], *size)
@@ -109,13 +109,13 @@ def test_packed_pictures_equal_dinov3_on_each_alone(tower):
     assert np.abs(features - normed).max() > 0.1  # features are taken before the final norm
 
 
-def test_a_picture_depends_only_on_itself(tower):
+def test_a_image_depends_only_on_itself(tower):
     apply, params = tower
-    patches, picture, coords, slices = packed([(4, 6), (2, 4)], 40, 3, seed=1)
-    features, _ = apply(params, patches, picture, coords, 3)
+    patches, image, coords, slices = packed([(4, 6), (2, 4)], 40, 3, seed=1)
+    features, _ = apply(params, patches, image, coords, 3)
     other = patches.copy()
-    other[0, slices[1].start :] += 1  # the second picture and the padding
-    changed, _ = apply(params, other, picture, coords, 3)
+    other[0, slices[1].start :] += 1  # the second image and the padding
+    changed, _ = apply(params, other, image, coords, 3)
     np.testing.assert_array_equal(features[0, slices[0]], changed[0, slices[0]])
     assert (features[0, slices[1]] != changed[0, slices[1]]).any(-1).all()
 

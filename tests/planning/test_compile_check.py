@@ -64,7 +64,7 @@ def test_the_train_step_lists_the_parts_of_its_memory_and_the_fields_that_reduce
 def test_sampling_compiles_on_a_mesh_that_shards_rows_in_training():
     """Devices along context sample rows of their own, more than a training batch has."""
     config = tiny(**{'data.batch_size': 4, 'mesh.context': 2, 'data.capacity.vision': 8})
-    config.data.capacity.update(representation=6, vision_pictures=2, pixel_pictures=2)
+    config.data.capacity.update(representation=6, vision_images=2, pixel_images=2)
     mesh = make_mesh(config.mesh, topology.devices('cpu:8'))
     assert ahead_of_time.sample(config, VOCABULARY, mesh).peak > 0
 

@@ -35,7 +35,7 @@ def batches_of(tmp_path_factory):
         config.data.update(sources=f'text:{path}', batch_size=rows, max_text_tokens=16)
         config.data.tasks.update(text_to_image=0.0, image_to_text=0.0, text_only=1.0)
         config.data.capacity.update(text=16, vision=0, representation=0, pixels=0,
-                                    vision_pictures=0, pixel_pictures=0)  # fmt: skip
+                                    vision_images=0, pixel_images=0)  # fmt: skip
         made = pipeline.Batches(config, found, tokenizer)
         return made, made.batch(0)
 

@@ -60,7 +60,7 @@ def test_resuming_drops_later_and_incomplete_lines(tmp_path):
     assert sorted(marks) == [1, 21]
 
 
-def test_tensorboard_holds_scalars_pictures_and_texts(tmp_path):
+def test_tensorboard_holds_scalars_images_and_texts(tmp_path):
     writer = MetricWriter(tmp_path, 0)
     writer.scalars(3, {'loss/flow': 0.25})
     writer.image(3, 'samples', np.zeros((4, 6, 3), np.uint8))

@@ -34,22 +34,22 @@ def one_word_changed(claim):
         yield replace(claim, relation=relation)
 
 
-def blurred(picture, sigma):
-    size = len(picture)
+def blurred(image, sigma):
+    size = len(image)
     away = np.subtract.outer(np.arange(size), np.arange(size)) / sigma
     kernel = np.exp(-0.5 * away**2)
     kernel = (kernel / kernel.sum(1, keepdims=True)).astype(np.float32)
-    return np.einsum('ij,jkc,lk->ilc', kernel, picture, kernel, optimize=True)
+    return np.einsum('ij,jkc,lk->ilc', kernel, image, kernel, optimize=True)
 
 
-def worse(picture, rng):
+def worse(image, rng):
     """Adds mild blur and noise."""
-    soft = blurred(picture.astype(np.float32), 0.5 if len(picture) <= 48 else 1.0)
-    noisy = soft + MILD * rng.standard_normal(picture.shape, np.float32)
+    soft = blurred(image.astype(np.float32), 0.5 if len(image) <= 48 else 1.0)
+    noisy = soft + MILD * rng.standard_normal(image.shape, np.float32)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
-def rates(rung, size, change=lambda picture, rng: picture):
+def rates(rung, size, change=lambda image, rng: image):
     """(fraction of exact claims accepted, fraction of false claims accepted)."""
     rng, right, wrong = np.random.default_rng(size), [], []
     for i in range(SCENES):
@@ -118,8 +118,8 @@ def test_two_mismatched_halves_are_not_a_shape(halves, size):
 @pytest.mark.parametrize('colour', world.COLOURS)
 def test_pale_colours_and_soft_edges_are_accepted(colour, shape):
     scene = alone(shape, colour, 'grey')
-    picture = blurred(render.render(scene, 32).astype(np.float32), 0.6)
-    pale = 0.8 * picture + 0.2 * picture.mean(-1, keepdims=True)
+    image = blurred(render.render(scene, 32).astype(np.float32), 0.6)
+    pale = 0.8 * image + 0.2 * image.mean(-1, keepdims=True)
     (found,) = judge.detect(np.rint(pale).astype(np.uint8))
     assert (found.shape, found.colour) == (shape, colour)
 
@@ -148,13 +148,13 @@ def test_a_mixed_colour_at_a_border_is_not_an_object(size):
 
 
 def test_specks_are_not_objects():
-    picture = render.render(alone('ring'), 24)
-    picture[2, 2:4] = world.COLOURS['green']
-    picture[21, 20] = world.COLOURS['white']
-    assert [each.shape for each in judge.detect(picture)] == ['ring']
+    image = render.render(alone('ring'), 24)
+    image[2, 2:4] = world.COLOURS['green']
+    image[21, 20] = world.COLOURS['white']
+    assert [each.shape for each in judge.detect(image)] == ['ring']
 
 
-def test_only_square_uint8_pictures_are_accepted():
+def test_only_square_uint8_images_are_accepted():
     with pytest.raises(ValueError, match='square'):
         judge.detect(np.zeros((32, 24, 3), np.uint8))
     with pytest.raises(ValueError, match='float32'):

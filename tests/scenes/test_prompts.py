@@ -58,7 +58,7 @@ def test_the_wording_of_each_category():
     }
 
 
-def test_seen_prompts_occur_in_training_pictures_and_captions(training):
+def test_seen_prompts_occur_in_training_images_and_captions(training):
     captions = {
         each.text
         for i, scene in enumerate(training)
@@ -70,8 +70,8 @@ def test_seen_prompts_occur_in_training_pictures_and_captions(training):
             assert prompt.text in captions or prompt.category == 'position', prompt
 
 
-def test_no_training_picture_satisfies_a_held_out_prompt(training):
-    """So a model that only repeats training pictures scores 0."""
+def test_no_training_image_satisfies_a_held_out_prompt(training):
+    """So a model that only repeats training images scores 0."""
     for prompt in prompt_set('held_out', RUNG):
         assert not any(holds(prompt.claim, scene.objects) for scene in training), prompt
 

@@ -86,7 +86,7 @@ def test_kinds_have_their_probabilities_and_contents(rung):
 
 
 @rungs
-def test_objects_are_inside_the_picture_and_apart(rung):
+def test_objects_are_inside_the_image_and_apart(rung):
     for scene in many(rung):
         for each in scene.objects:
             assert each.radius <= min(each.x, each.y, 1 - each.x, 1 - each.y)
@@ -125,20 +125,20 @@ def test_a_relation_is_stated_only_if_no_other_holds():
 
 @rungs
 @pytest.mark.parametrize('size', [24, 61, 256])
-def test_maps_agree_with_the_picture(rung, size):
+def test_maps_agree_with_the_image(rung, size):
     """A pixel of an object is closer to its colour than to the ground, and vice versa."""
     rung = replace(rung, textures=('plain',), clutter=False)
     for scene in many(rung, 20 if size < 200 else 5):
-        picture = render.render(scene, size).astype(float)
+        image = render.render(scene, size).astype(float)
         numbers = render.segmentation(scene, size)
         depth = render.depth(scene, size)
-        assert picture.shape == (size, size, 3) and numbers.shape == depth.shape == (size, size)
+        assert image.shape == (size, size, 3) and numbers.shape == depth.shape == (size, size)
         assert set(np.unique(numbers)) == set(range(len(scene.objects) + 1))
         ground = np.full(3, GROUNDS[scene.ground])
-        to_ground = np.linalg.norm(picture - ground, axis=-1)
+        to_ground = np.linalg.norm(image - ground, axis=-1)
         for number, each in enumerate(scene.objects, 1):
             colour = np.array(COLOURS[each.colour])
-            to_object = np.linalg.norm(picture - colour, axis=-1)
+            to_object = np.linalg.norm(image - colour, axis=-1)
             assert (to_object <= to_ground + 2)[numbers == number].all()
             # Nothing hides the nearest object, so all of its pixels are visible.
             if number == len(scene.objects) and each.shape != 'ring':
@@ -164,7 +164,7 @@ def test_the_nearer_object_hides_the_farther():
 
 
 @rungs
-def test_the_same_scene_at_another_size_is_the_same_picture(rung):
+def test_the_same_scene_at_another_size_is_the_same_image(rung):
     """The larger one, averaged down, equals the smaller one up to a few grey levels at edges."""
     for scene in many(rung, 20):
         small = render.render(scene, 48).astype(float)

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 
 BOTH = scenes.STAGES | scenes.ARMS
 SEES, DRAWS = ('data.tasks.image_to_text',), ('data.tasks.text_to_image',)
-ROOM = tuple(f'data.capacity.{name}' for name in ('representation', 'pixels', 'pixel_pictures'))
-READING = ('data.capacity.text', 'data.capacity.vision', 'data.capacity.vision_pictures')
+ROOM = tuple(f'data.capacity.{name}' for name in ('representation', 'pixels', 'pixel_images'))
+READING = ('data.capacity.text', 'data.capacity.vision', 'data.capacity.vision_images')
 SCRATCH = ('initialise_new', 'initialise_as', 'ema.warmup')
 KIND, FREEZE = ('model.representation.kind', 'data.representation_tokens'), 'optimizer.freeze'
 # Fields in which each arm may differ from `pixel_rf`, apart from its stages.
@@ -78,8 +78,8 @@ def test_rows_are_full_and_the_model_can_be_built(name, tokenizer):
     batch = batches.batch(0)
     assert not batches.counts, 'no caption is truncated'
     drawn = config.data.tasks.text_to_image > 0
-    pictures = batch['pixel_counts'] > 0
-    assert (pictures.size > 0 and pictures.all()) == drawn
+    images = batch['pixel_counts'] > 0
+    assert (images.size > 0 and images.all()) == drawn
     if config.losses.reconstruction == 0:  # it has no text
         assert (batch['segment'] > 0).mean() > (0.6 if drawn else 0.4)
     model = unified.build(config, tokenizer.size)

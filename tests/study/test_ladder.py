@@ -103,7 +103,7 @@ def test_every_rung_of_the_config_can_be_scored_by_a_study(tmp_path):
 
 
 def test_all_points_of_a_curve_are_scored_on_the_same_prompts(folder):
-    """One seed has pictures for all prompts, the others only for some."""
+    """One seed has images for all prompts, the others only for some."""
     study = {'config': {'steps': 30, 'seeds': 3, 'curve': {'prompts': 5}}}
     (folder / 'near' / 'study.json').write_text(json.dumps(study))
     score(folder / 'near', 'a', 1, 3, step=10)

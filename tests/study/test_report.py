@@ -46,19 +46,19 @@ def test_report_and_results_agree_with_the_scores(finished):
         kinds = [np.mean(entry['correct']) for entry in score['understanding'].values()]
         row = re.search(rf'^\| {name} \| (\S+)', section, re.M)
         assert float(row[1]) == pytest.approx(np.mean(kinds), abs=6e-4)
-    for picture in (
+    for image in (
         'score_against_steps',
         'score_by_category',
         'codebook_use',
         'flow_loss',
         'grid_seen',
     ):
-        assert f'![{picture}.png]' in text
-        assert (workdir / f'{picture}.png').read_bytes().startswith(b'\x89PNG')
+        assert f'![{image}.png]' in text
+        assert (workdir / f'{image}.png').read_bytes().startswith(b'\x89PNG')
 
 
 def of_rates(right):
-    """A score of one category; `right`: [prompts][pictures] of 0 or 1."""
+    """A score of one category; `right`: [prompts][images] of 0 or 1."""
     texts = [f'text {i}' for i in range(len(right))]
     entry = {'prompts': texts, 'correct': right}
     return {'generation': {'seen': {'colors': entry}}, 'understanding': {}}

@@ -31,7 +31,7 @@ def test_cheaper_arms_train_on_to_equal_flops(finished):
     for name in ('half', 'whole'):
         score = scores(workdir)[f'{name}-s0/scores/{8 if name == "half" else 4:08d}.json']
         spent[name] = score['step'] * score['flops_per_step']
-        assert score['amount'] == {'prompts': 3, 'pictures': 2, 'captions': 0, 'questions': 5}
+        assert score['amount'] == {'prompts': 3, 'images': 2, 'captions': 0, 'questions': 5}
     assert spent['half'] == pytest.approx(spent['whole'])
 
 
@@ -121,7 +121,7 @@ def test_a_failing_job_does_not_stop_the_others(finished, built, tmp_path, monke
 
     monkeypatch.setattr(train_loop, 'train', diverging)
     built.clear()
-    with pytest.raises(UserError, match=r'1 job\(s\) failed.*whole-s0: the loss is not'):
+    with pytest.raises(UserError, match=r'1 run\(s\) failed.*whole-s0: the loss is not'):
         runner.run(config, folder, fake_score)
     assert built == ['first-s0', 'whole-s0', 'half-s0']
     assert '2 of 3 runs are finished' in (folder / 'report.md').read_text()
@@ -132,11 +132,11 @@ def test_a_failing_job_does_not_stop_the_others(finished, built, tmp_path, monke
 def test_the_eta_counts_training_and_scoring(finished, tmp_path):
     config, workdir = finished
     jobs = plan.plan(config, workdir, plan.load_arms(config.runs))
-    assert 'ETA 0:00 h' in runner.progress(jobs) and '3 of 3 jobs' in runner.progress(jobs)
+    assert 'ETA 0:00 h' in runner.progress(jobs) and '3 of 3 runs' in runner.progress(jobs)
     more = config.copy_and_resolve_references()
     more.seeds = 3
     jobs = plan.plan(more, workdir, plan.load_arms(more.runs))
-    assert '3 of 9 jobs' in runner.progress(jobs)
+    assert '3 of 9 runs' in runner.progress(jobs)
     nothing = plan.plan(config, tmp_path, plan.load_arms(config.runs))
     assert 'ETA not known' in runner.progress(nothing)
 

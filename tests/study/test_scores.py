@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('built')]
 
 
 def test_an_arm_is_scored_on_the_tasks_it_trains(arm, tmp_path):
-    amount = scoring.Amount(prompts=1, pictures=1, captions=4, questions=1)
+    amount = scoring.Amount(prompts=1, images=1, captions=4, questions=1)
     codebook = np.eye(32, dtype=np.float32)
     values, again = (scoring.score(arm, amount, codebook).values for _ in range(2))
     assert values == again == json.loads(json.dumps(values))
@@ -33,7 +33,7 @@ def test_an_arm_is_scored_on_the_tasks_it_trains(arm, tmp_path):
     )
     request = {'step': 30, 'seed': 0, 'amount': amount.to_dict()}
     assert json.loads((tmp_path / 'score.json').read_text()) == request | values
-    one = scoring.Amount(prompts=0, pictures=1, captions=1, questions=0)
+    one = scoring.Amount(prompts=0, images=1, captions=1, questions=0)
     assert not scoring.score(arm, one, codebook).values['distances']
 
 

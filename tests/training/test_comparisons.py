@@ -139,7 +139,7 @@ def test_generation_with_a_kv_cache_equals_the_training_forward(variant):
     assert tokens.shape[1] == (4 if name == 'continuous' else count)
 
 
-def test_pictures_are_generated_and_captioned(variant):
+def test_images_are_generated_and_captioned(variant):
     name, run, state, _ = variant
     with quick_compilation():
         sampler = Sampler(run.config, run.model, state.params, run.tokenizer)
@@ -161,7 +161,7 @@ def test_each_token_covers_its_own_patches(pool):
     """Codes come from the stored group of patches under the token."""
     sizes = [(8, 4), (4, 8)]
     capacity = {'text': 1, 'vision': 0, 'representation': 2 * (32 // pool**2 + 1), 'pixels': 64,
-                'vision_pictures': 0, 'pixel_pictures': 2}  # fmt: skip
+                'vision_images': 0, 'pixel_images': 2}  # fmt: skip
     samples = []
     for number, size in enumerate(sizes):
         pixels = patch_grid.patch_cells(*size, pool) + 10 * number
@@ -183,11 +183,8 @@ def test_each_token_covers_its_own_patches(pool):
 
 def gradients(run, terms, params, batch):
     """(gradients, metrics) of a complete batch."""
-
-    def of(params, batch):
-        return step.gradients(run.config, run.model, terms, params, batch, lambda rows, part: rows)
-
-    return jax.jit(of)(params, batch)
+    loss = step.loss_function(run.config, run.model, terms)
+    return jax.jit(jax.grad(loss, has_aux=True))(params, batch, losses.counts(terms, batch))
 
 
 def test_alignment_has_gradients_up_to_its_layer_only(tmp_path):
@@ -228,7 +225,7 @@ def test_every_kind_reads_rows_that_have_no_room_for_drawings(tmp_path, kind):
         'data.tasks.text_to_image': 0.0,
         'data.capacity.representation': 0,
         'data.capacity.pixels': 0,
-        'data.capacity.pixel_pictures': 0,
+        'data.capacity.pixel_images': 0,
         'losses.flow': 0.0,
         'losses.representation': 0.0,
     }
@@ -259,7 +256,7 @@ def test_continuous_targets_are_the_features_that_forcing_quantizes(tmp_path):
     np.testing.assert_allclose(shifted[rows, places], right, atol=1e-5)
 
 
-def test_the_autoencoder_learns_to_reconstruct_pictures(tmp_path):
+def test_the_autoencoder_learns_to_reconstruct_images(tmp_path):
     run = tiny_run(tmp_path, AUTOENCODER | {'optimizer.learning_rate': 3e-3})
     with quick_compilation():
         state, batch = run.initialise(), run.put(run.batches.batch(0))
@@ -279,7 +276,7 @@ def test_the_autoencoder_learns_to_reconstruct_pictures(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_picture_is_decoded_from_its_own_latents(tmp_path):
+def test_a_image_is_decoded_from_its_own_latents(tmp_path):
     run = tiny_run(tmp_path, AUTOENCODER)
     with quick_compilation():
         state, batch = run.initialise(), run.put(run.batches.batch(0))
@@ -288,11 +285,11 @@ def test_a_picture_is_decoded_from_its_own_latents(tmp_path):
         def first(latents):
             return run.model.bind({'params': state.params}).pixels(latents, batch)[0]
 
-        picture = np.asarray(batch['pixel_picture'])
-        change = jnp.where(jnp.asarray(picture == 0)[..., None], 1.0, 0.0)
+        image = np.asarray(batch['pixel_image'])
+        change = jnp.where(jnp.asarray(image == 0)[..., None], 1.0, 0.0)
         moved = np.abs(np.asarray(first(clean + change) - first(clean))).max(-1)
-    assert moved[picture[0] == 0].min() > 0
-    assert (moved[picture[0] == 1] == 0).all()
+    assert moved[image[0] == 0].min() > 0
+    assert (moved[image[0] == 1] == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ CONFIG = {
     'data.capacity.representation': 12,
     'data.capacity.pixels': 32,
     'data.capacity.vision': 8,
-    'data.capacity.vision_pictures': 4,
-    'data.capacity.pixel_pictures': 4,
+    'data.capacity.vision_images': 4,
+    'data.capacity.pixel_images': 4,
 }
 WAYS = {
     'fsdp': (8, {}),

@@ -94,7 +94,7 @@ def test_velocity_is_constant_on_the_path_and_bounded_near_its_end():
         np.testing.assert_allclose(v[~free], near * (x - noise)[~free], atol=1e-4)
 
 
-def test_the_path_starts_at_noise_and_ends_at_the_picture():
+def test_the_path_starts_at_noise_and_ends_at_the_image():
     x, noise = jnp.full((2, 3), 5.0), jnp.full((2, 3), -1.0)
     np.testing.assert_array_equal(flow.path(x, noise, jnp.array([0.0, 1.0])), [[-1] * 3, [5] * 3])
 
@@ -124,7 +124,7 @@ def test_shift_adds_a_constant_to_the_logit(alpha):
 def test_shift_grows_with_the_root_of_the_pixels():
     found = flow.shift_of(jnp.array([64 * 64, 128 * 128, 0]), 1.5, 64 * 64)
     np.testing.assert_allclose(found[:2], [1.5, 3.0], rtol=1e-6)
-    assert np.isfinite(found).all() and found[2] > 0  # no NaN without a picture either
+    assert np.isfinite(found).all() and found[2] > 0  # no NaN without an image either
 
 
 def test_times_are_logit_normal():
@@ -133,5 +133,5 @@ def test_times_are_logit_normal():
     assert abs(logit.mean() + 0.8) < 0.02 and abs(logit.std() - 0.6) < 0.02
 
 
-def test_schedule_is_even_from_noise_to_picture():
+def test_schedule_is_even_from_noise_to_image():
     np.testing.assert_allclose(flow.schedule(4), [0, 0.25, 0.5, 0.75, 1])

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 def temporary():
     """Bytes of temporaries of a train step with very large similarities, by number of parts."""
     config = shrink(base.get_config())
-    config.data.capacity.update(text=8, vision=4, representation=2, pixels=256, vision_pictures=1)
+    config.data.capacity.update(text=8, vision=4, representation=2, pixels=256, vision_images=1)
     config.model.representation.codebook_size = 16_384
     config.model.backbone.layers = config.model.encoder.layers = 1
 

@@ -1,14 +1,12 @@
 """A train step counts, skips, averages and learns as documented."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from shrink import tiny_run
 
-from rf_jax.models import quantizer
+from rf_jax.models import microbatches, quantizer
 from rf_jax.models.representation import features, forcing
 from rf_jax.training import ema, losses, optimizer, step
 
@@ -82,12 +80,13 @@ def test_the_step_after_a_skipped_one_initialises_the_codebook(run, fresh, batch
 
 
 def test_finite_loss_with_one_infinite_gradient_is_skipped(run, fresh, batch, monkeypatch):
-    def one_infinite(config, model, terms, params, batch, finish):
-        gradient = jax.tree.map(jnp.ones_like, params)
+    def one_infinite(of_part, batch, count):
+        shapes = jax.eval_shape(lambda rows: of_part(rows, microbatches.WHOLE), batch)
+        gradient, metrics = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), shapes)
         gradient['text_head']['kernel'] = gradient['text_head']['kernel'].at[0, 0].set(jnp.inf)
-        return gradient, {'loss': jnp.float32(1.0)}
+        return gradient, metrics
 
-    monkeypatch.setattr(step, 'gradients', one_infinite)
+    monkeypatch.setattr(microbatches, 'summed', one_infinite)
     train_step = step.build(
         run.config, run.model, lambda p: optimizer.build(run.config.optimizer, p)
     )
@@ -98,8 +97,7 @@ def test_finite_loss_with_one_infinite_gradient_is_skipped(run, fresh, batch, mo
 
 
 def test_gradient_accumulation_changes_no_gradient(run, fresh, batch):
-    config = run.config.copy_and_resolve_references()
-    terms = losses.build(config)
+    config, terms = run.config, losses.build(run.config)
     # Away from the initial point, where some gradients are zero.
     leaves, structure = jax.tree.flatten(fresh.params)
     keys = jax.random.split(jax.random.key(7), len(leaves))
@@ -109,14 +107,18 @@ def test_gradient_accumulation_changes_no_gradient(run, fresh, batch):
     # Uneven rows: the first has hardly any counted text, so a mean of means would differ.
     uneven = dict(batch) | {'text_weight': batch['text_weight'].at[0, 3:].set(0)}
 
-    def gradients(parts):
-        config.optimizer.grad_accum_steps = parts
+    gradient = jax.grad(step.loss_function(config, run.model, terms), has_aux=True)
 
+    def gradients(parts):
         def of(state, params, batch):
             batch, codebook, _ = step.prepare(find, state, batch)
-            finish = partial(step.complete, config, run.model, find, state)
-            found = step.gradients(config, run.model, terms, params, batch, finish)
-            return found, codebook
+            counts = losses.counts(terms, batch)
+
+            def of_part(rows, part):
+                rows = step.complete(config, run.model, find, state, rows, part)
+                return gradient(params, rows, counts)
+
+            return microbatches.summed(of_part, batch, parts), codebook
 
         return jax.jit(of)(fresh, params, uneven)
 
@@ -204,10 +206,10 @@ def test_noise_is_a_function_of_seed_and_step(run, fresh, batch):
     )
     np.testing.assert_array_equal(first['z'], again['z'])
     assert differs(first['z'], other['z']) and differs(first['t'], other['t'])
-    picture = np.asarray(batch['pixel_picture'])
-    for row, t in zip(picture, np.asarray(first['t'])):
+    image = np.asarray(batch['pixel_image'])
+    for row, t in zip(image, np.asarray(first['t'])):
         for number in set(row[row >= 0]):
-            assert len(set(t[row == number])) == 1, 'one time a picture'
+            assert len(set(t[row == number])) == 1, 'one time an image'
 
 
 def test_overfits_one_batch(run, fresh, batch):

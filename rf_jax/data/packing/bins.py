@@ -143,7 +143,7 @@ def recommended_capacity(
 
     Streams share the row in the ratio of their mean sizes, each scaled by `lean` percent, so that
     all fill up together; pixels come in whole groups of `group` patches, and no stream is smaller
-    than its largest example. Room for pictures costs next to nothing: a quarter above their mean.
+    than its largest example. Room for images costs next to nothing: a quarter above their mean.
     """
     unit = 8 if tokens >= 8192 else 4
     unit = np.array([unit, unit, math.lcm(unit, group)])  # of vision, representation, pixels
@@ -154,6 +154,6 @@ def recommended_capacity(
     found[1:4] = (2 * streams[1:] * tokens + unit * total) // (2 * unit * total) * unit
     found[1:4] = np.maximum(found[1:4], -(-sizes[:, 1:4].max(0) // unit) * unit)
     found[0] = max(tokens - found[1:4].sum(), sizes[:, 0].max())
-    pictures = sizes[:, 4:].sum(0)
-    found[4:] = np.where(pictures > 0, 5 * pictures * tokens // (4 * total) + 2, 0)
+    images = sizes[:, 4:].sum(0)
+    found[4:] = np.where(images > 0, 5 * images * tokens // (4 * total) + 2, 0)
     return found

@@ -61,7 +61,7 @@ class Plan:
     """Maps steps to rows of examples.
 
     `sizes_of(task, index, epoch)` gives int[S, d] for int64[S] indices and epochs, without decoding
-    a picture; `capacity` int[d]. `counts['examples_without_room']` counts the examples left out.
+    an image; `capacity` int[d]. `counts['examples_without_room']` counts the examples left out.
     Raises ValueError when an example exceeds an empty row.
     """
 

@@ -1,4 +1,4 @@
-"""The emoji shipped with the package: captioned pictures without a download."""
+"""The emoji shipped with the package: captioned images without a download."""
 
 import io
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rf_jax.data.images import header_size, read_rgb
+from rf_jax.data.image_ops import header_size, read_rgb
 from rf_jax.data.records import Record, clean
 from rf_jax.data.sources.source import Source
 from rf_jax.runtime.errors import UserError
@@ -21,7 +21,7 @@ _HEADS = (
 
 
 class EmojiSource(Source):
-    """The 1,851 pictures of 64 x 64 pixels shipped with the package; see assets/NOTICE.md."""
+    """The 1,851 images of 64 x 64 pixels shipped with the package; see assets/NOTICE.md."""
 
     def __init__(self, argument: str, max_pixels: int):
         if argument:
@@ -33,15 +33,15 @@ class EmojiSource(Source):
         with zipfile.ZipFile(io.BytesIO(_EMOJI.read_bytes())) as archive:
             lines = archive.read('captions.jsonl').decode('utf-8').splitlines()
             entries = [json.loads(line) for line in lines]
-            self._pictures = [archive.read(entry['file']) for entry in entries]
+            self._images = [archive.read(entry['file']) for entry in entries]
         self._records = [
             Record(
-                *header_size(picture),
+                *header_size(image),
                 captions=(clean(entry['label']),),
                 tags=tuple(map(clean, entry['tags'])),
                 kind=_readable(entry['subgroup']),
             )
-            for entry, picture in zip(entries, self._pictures)
+            for entry, image in zip(entries, self._images)
         ]
 
     def __len__(self) -> int:
@@ -50,9 +50,9 @@ class EmojiSource(Source):
     def record(self, i: int) -> Record:
         return self._records[i]
 
-    def picture(self, i: int) -> np.ndarray:
+    def image(self, i: int) -> np.ndarray:
         """uint8 [64, 64, 3]."""
-        return read_rgb(self._pictures[i], self._max_pixels)
+        return read_rgb(self._images[i], self._max_pixels)
 
 
 def _readable(subgroup: str) -> str:

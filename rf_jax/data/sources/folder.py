@@ -1,4 +1,4 @@
-"""A folder of captioned pictures on the user's disk."""
+"""A folder of captioned images on the user's disk."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rf_jax.data.images import BadPicture, header_size, read_rgb
+from rf_jax.data.image_ops import BadImage, header_size, read_rgb
 from rf_jax.data.records import Record, Skips
 from rf_jax.data.sources import listing
 from rf_jax.data.sources.safe_path import LINKS, Outside, inside
@@ -17,7 +17,7 @@ _SCAN_THREADS = 16  # reading headers waits for the disk, not for the processor
 
 
 class FolderSource(Source):
-    """Pictures and a file `captions.jsonl`, one JSON object per line:
+    """Images and a file `captions.jsonl`, one JSON object per line:
 
         {"file": ..., "caption": one or a list, "tags": [...], "kind": ...,
          "questions": [{"question": ..., "answer": ...}]}
@@ -25,7 +25,7 @@ class FolderSource(Source):
     `file` is a path in the folder; all but file and caption may be left out, or null. A JSON array
     of such objects works too, and so does `metadata.jsonl` or `metadata.csv` (`file_name`, `text`)
     of Hugging Face's imagefolder. Entries that cannot be used are skipped, counted in `.skipped`
-    and named in the log. Pictures outside the folder are not read: neither by `..` nor, unless
+    and named in the log. Images outside the folder are not read: neither by `..` nor, unless
     `follow_links` (`folder+links:/path`), by symbolic links. Raises UserError.
     """
 
@@ -43,12 +43,12 @@ class FolderSource(Source):
             if found is not None:
                 inside(self._root, found.name, follow_links)
             data = found.read_bytes() if found else b''
-        except (OSError, RuntimeError, BadPicture) as error:
+        except (OSError, RuntimeError, BadImage) as error:
             raise UserError(f'data.sources: {self.name} cannot be read: {error}') from error
         if found is None:
             raise UserError(
                 f'data.sources: {self.name} needs a file captions.jsonl in that folder (looked for '
-                f'{(self._root / listing.NAMES[0]).absolute()}), one line per picture, such as '
+                f'{(self._root / listing.NAMES[0]).absolute()}), one line per image, such as '
                 f'{listing.EXAMPLE}'
             )
         self._files: list[Path] = []
@@ -57,7 +57,7 @@ class FolderSource(Source):
         self.skipped = self._skips.counts
         if not self._records:
             raise UserError(
-                f'data.sources: {self.name} has no usable picture; skipped: '
+                f'data.sources: {self.name} has no usable image; skipped: '
                 f'{self._skips or "none"}. A line of captions.jsonl looks like {listing.EXAMPLE}'
             )
         self._skips.log(self.name, len(self))
@@ -68,8 +68,8 @@ class FolderSource(Source):
     def record(self, i: int) -> Record:
         return self._records[i]
 
-    def picture(self, i: int) -> np.ndarray:
-        """uint8 [h, w, 3]; raises BadPicture."""
+    def image(self, i: int) -> np.ndarray:
+        """uint8 [h, w, 3]; raises BadImage."""
         return read_rgb(self._files[i], self._max_pixels)
 
     def _entries(self, path: Path, data: bytes) -> Iterator[tuple[str, dict]]:
@@ -88,13 +88,13 @@ class FolderSource(Source):
                 self._skips.add('empty caption', place)
 
     def _scan(self, entries: list[tuple[str, dict]]) -> None:
-        """Keeps the entries whose picture has a valid header and is not too large."""
+        """Keeps the entries whose image has a valid header and is not too large."""
 
         def look(entry):
             try:
                 path = inside(self._root, entry[0], self._follow_links)
                 return path, header_size(path)
-            except BadPicture as error:
+            except BadImage as error:
                 return error, None
 
         with ThreadPoolExecutor(_SCAN_THREADS) as pool:
@@ -103,7 +103,7 @@ class FolderSource(Source):
             if isinstance(path, Outside):
                 self._skips.add('file outside the folder', f'{file}: {path}')
             elif size is None:
-                self._skips.add('bad picture', f'{file}: {path}')
+                self._skips.add('bad image', f'{file}: {path}')
             elif size[0] * size[1] > self._max_pixels:
                 self._skips.add('more than data.max_pixels', file)
             else:

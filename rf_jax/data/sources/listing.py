@@ -1,4 +1,4 @@
-"""Files that list the pictures of a folder: captions.jsonl, or the metadata of Hugging Face's
+"""Files that list the images of a folder: captions.jsonl, or the metadata of Hugging Face's
 imagefolder.
 """
 

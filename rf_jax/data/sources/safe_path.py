@@ -5,12 +5,12 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from rf_jax.data.records import BadPicture
+from rf_jax.data.records import BadImage
 
 LINKS = '+links'  # folder+links:/path follows symbolic links that leave the folder
 
 
-class Outside(BadPicture):
+class Outside(BadImage):
     """A path that leaves its folder."""
 
 

@@ -96,7 +96,7 @@ class ScenesSource(Source):
         rng = self._words('questions', i)
         return language.questions(self.scene(i), rng, self._options.held_out)
 
-    def picture(self, i: int) -> np.ndarray:
+    def image(self, i: int) -> np.ndarray:
         """uint8 [size, size, 3]."""
         return render.render(self.scene(i), self.size)
 
@@ -134,7 +134,7 @@ class ScenesSource(Source):
             )
         if int(text) ** 2 > max_pixels:
             raise UserError(
-                f'data.sources: pictures of {self.name!r} have {int(text) ** 2} pixels, '
+                f'data.sources: images of {self.name!r} have {int(text) ** 2} pixels, '
                 f'data.max_pixels={max_pixels} allows fewer'
             )
         return int(text)

@@ -8,7 +8,7 @@ from rf_jax.data.records import Record
 
 
 class Source(Protocol):
-    """Captioned pictures or texts with random access, in the same order in every run and process.
+    """Captioned images or texts with random access, in the same order in every run and process.
 
     `name` is the entry of data.sources; `skipped` maps each reason to the number of entries skipped
     for it. Constructed as `Source(argument, max_pixels)`; raises UserError if nothing is readable.
@@ -19,7 +19,7 @@ class Source(Protocol):
 
     # The argument is a local path; the constructor then takes `follow_links` as well.
     takes_path: ClassVar[bool] = False
-    # Records are generated: each has a picture and captions, and a few thousand of them contain all
+    # Records are generated: each has an image and captions, and a few thousand of them contain all
     # words that occur, so the start need not read all of them.
     procedural: ClassVar[bool] = False
     # Opening it writes metadata to a cache on disk, which other processes read.
@@ -30,5 +30,5 @@ class Source(Protocol):
     def record(self, i: int) -> Record:
         """Size and text of example i, without decoding anything."""
 
-    def picture(self, i: int) -> np.ndarray:
-        """uint8 [h, w, 3]; raises BadPicture."""
+    def image(self, i: int) -> np.ndarray:
+        """uint8 [h, w, 3]; raises BadImage."""

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from rf_jax.data import text_files
-from rf_jax.data.records import BadPicture, Record, Skips, clean
+from rf_jax.data.records import BadImage, Record, Skips, clean
 from rf_jax.data.sources.safe_path import LINKS, Outside, inside
 from rf_jax.data.sources.source import Source
 from rf_jax.runtime.errors import UserError
 
 
 class TextSource(Source):
-    """A text file, or every .txt file below a folder: one document per paragraph, no pictures.
+    """A text file, or every .txt file below a folder: one document per paragraph, no images.
 
     Blank lines separate paragraphs. Files that cannot be read or decoded (UTF-8, or UTF-16 with a
     byte-order mark) are skipped and counted, and so are symbolic links that leave the folder unless
@@ -26,7 +26,7 @@ class TextSource(Source):
     takes_path = True
 
     def __init__(self, path: str, max_pixels: int, follow_links: bool = False):
-        del max_pixels  # no pictures here
+        del max_pixels  # no images here
         self.name = f'text{LINKS if follow_links else ""}:{path}'
         try:
             root = Path(path).expanduser()
@@ -73,8 +73,8 @@ class TextSource(Source):
     def record(self, i: int) -> Record:
         return Record(0, 0, captions=(self._paragraphs[i],))
 
-    def picture(self, i: int) -> np.ndarray:
-        raise BadPicture(f'{self.name} has no pictures')
+    def image(self, i: int) -> np.ndarray:
+        raise BadImage(f'{self.name} has no images')
 
 
 def _paragraphs(lines: Iterable[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Any TensorFlow Datasets set with pictures and text, read from ArrayRecord without TensorFlow."""
+"""Any TensorFlow Datasets set with images and text, read from ArrayRecord without TensorFlow."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import PIL
 
-from rf_jax.data.images import BadPicture, header_size, read_rgb
+from rf_jax.data.image_ops import BadImage, header_size, read_rgb
 from rf_jax.data.records import Record, Skips, clean
 from rf_jax.data.sources.metadata_cache import cached_scan
 from rf_jax.data.sources.source import Source
 from rf_jax.runtime.errors import UserError
 
-# Names of the feature that says what a picture shows, the most informative first.
+# Names of the feature that says what an image shows, the most informative first.
 _WORDS = ('captions', 'caption', 'text', 'sentences', 'sentence', 'description', 'title', 'label')
 
 
@@ -22,7 +22,7 @@ class TfdsSource(Source):
 
     The set needs a features.Image of uint8 and a caption: a text, several texts, or a ClassLabel,
     whose names become captions. For a large set, sizes and captions are read once and cached beside
-    it; examples without a caption or a valid picture are skipped and counted in `.skipped`. Raises
+    it; examples without a caption or a valid image are skipped and counted in `.skipped`. Raises
     UserError.
     """
 
@@ -43,12 +43,12 @@ class TfdsSource(Source):
         self._image = _image_feature(tfds, features)
         key, words = _word_reader(tfds, features)
         if self._image is None or words is None:
-            missing = 'picture' if self._image is None else 'caption, text or label'
+            missing = 'image' if self._image is None else 'caption, text or label'
             raise UserError(
                 f'data.sources: {self.name} has no {missing}; its features are '
                 + ', '.join(f'{key}: {type(value).__name__}' for key, value in features.items())
             )
-        # Encoded bytes: their header gives the size, and decoding is left to images.py.
+        # Encoded bytes: their header gives the size, and decoding is left to image_ops.py.
         self._data = self._load(tfds, spec, decoders={self._image: tfds.decode.SkipDecoding()})
         self._scan(words, self._identity(info, key), info.data_dir)
 
@@ -58,8 +58,8 @@ class TfdsSource(Source):
     def record(self, i: int) -> Record:
         return self._records[i]
 
-    def picture(self, i: int) -> np.ndarray:
-        """uint8 [h, w, 3]; raises BadPicture."""
+    def image(self, i: int) -> np.ndarray:
+        """uint8 [h, w, 3]; raises BadImage."""
         return read_rgb(self._data[self._index[i]][self._image], self._max_pixels)
 
     def _load(self, tfds, spec: str, **options):
@@ -88,7 +88,7 @@ class TfdsSource(Source):
             captions = tuple(text for text in map(clean, words(example)) if text)
             try:
                 return captions, header_size(example[self._image])
-            except BadPicture as error:
+            except BadImage as error:
                 return captions, str(error)
 
         found = cached_scan(self.name, key, folder, len(self._data), read)
@@ -97,7 +97,7 @@ class TfdsSource(Source):
         self._records: list[Record] = []
         for i, (captions, size) in enumerate(found):
             if isinstance(size, str):
-                skips.add('bad picture', f'example {i}: {size}')
+                skips.add('bad image', f'example {i}: {size}')
             elif size[0] * size[1] > self._max_pixels:
                 skips.add('more than data.max_pixels', f'example {i}')
             elif not captions:
@@ -126,7 +126,7 @@ def _word_reader(tfds, features) -> tuple[str, Callable[[dict], Iterable[str]] |
     """(the most informative feature, function from an example to its captions), or ('', None)."""
     readers = {key: _reader(tfds, key, feature) for key, feature in features.items()}
     named = [key for key in _WORDS if readers.get(key)]
-    # A class label always describes the picture; other text may be a file name or a URL.
+    # A class label always describes the image; other text may be a file name or a URL.
     labels = [
         key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)
     ]

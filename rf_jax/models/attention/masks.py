@@ -5,7 +5,7 @@ Key k is visible to query q when
 
 `segment` is the example within the packed row, `order` the place in the example, `reach` the last
 order that a token attends to, and `block` marks tokens that all attend to each other. A row of two
-words, a representation token and two noisy pixel patches of the same picture:
+words, a representation token and two noisy pixel patches of the same image:
 
     token     segment   order   reach   block
     red             1       0       0       0
@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from rf_jax.data.layout import NEVER
 
 FIELDS = ('segment', 'order', 'reach', 'block')
-SLOTS = 512  # examples, and pictures, of a row that tiles are distinguished by
+SLOTS = 512  # examples, and images, of a row that tiles are distinguished by
 MASKED = -1e30  # finite, so that a query that sees nothing gives a number instead of NaN
 PADDING = {'segment': 0, 'order': NEVER, 'reach': -1, 'block': 0}
 

@@ -19,12 +19,12 @@ Batch = Mapping[str, jax.Array]
 
 
 def patch_features(model: nn.Module, ema: Any, batch: Batch) -> jax.Array:
-    """Features of the pictures to be generated, float32 [B, P, Denc]."""
+    """Features of the images to be generated, float32 [B, P, Denc]."""
     return model.bind({'params': ema}).features(batch)
 
 
 def group_features(config: ConfigDict, model: nn.Module, ema: Any, batch: Batch):
-    """(unit features z float32 [B G, Denc] of the pictures to be generated, G groups a row; bool
+    """(unit features z float32 [B G, Denc] of the images to be generated, G groups a row; bool
     [B G], which of them are no padding).
     """
     c = config.model.representation
@@ -38,7 +38,7 @@ def group_features_by_part(config: ConfigDict, model: nn.Module, ema: Any, batch
     """As `group_features`, with the encoder on one of the `optimizer.grad_accum_steps` parts of
     the rows at a time.
     """
-    names = ('pixels', 'pixel_picture', 'pixel_coords', 'pixel_counts', 'pixel_weight')
+    names = ('pixels', 'pixel_image', 'pixel_coords', 'pixel_counts', 'pixel_weight')
 
     def features(rows):
         z, valid = group_features(config, model, ema, rows)

@@ -78,7 +78,7 @@ def quantize(config: ConfigDict, assign: Callable, model: nn.Module, state: Lear
     """
     c = config.model.representation.quantizer
     rows, patches, _ = batch['pixels'].shape
-    if not patches:  # rows without room for pictures to be generated
+    if not patches:  # rows without room for images to be generated
         return jnp.zeros((rows, 0), jnp.int32), state.codebook
     z, valid = features.group_features_by_part(config, model, state.ema, batch)
     codebook = state.codebook

@@ -82,10 +82,10 @@ class NoHead(nn.Module):
 class Kind(Protocol):
     """Methods that take `config` get the whole config, those that take `model` get config.model."""
 
-    # Whether a picture has a begin token and N representation tokens before its pixels;
+    # Whether an image has a begin token and N representation tokens before its pixels;
     # data.representation_tokens must be the same.
     tokens: bool = False
-    # Whether the EMA encoder runs on the pictures to be generated, to make the targets.
+    # Whether the EMA encoder runs on the images to be generated, to make the targets.
     needs_features: bool = False
     # Whether the codebook of the train state is learned.
     learns_codebook: bool = False
@@ -96,7 +96,7 @@ class Kind(Protocol):
 
     def embedding(self, model: ConfigDict) -> nn.Module:
         """Module (tokens [B, R, ...], cells int32 [B, R, 2]) -> [B, R, D]; `cells` is the row and
-        column of a token in its picture, -1 at the begin token.
+        column of a token in its image, -1 at the begin token.
         """
         return NoEmbedding(model.backbone.width)
 
@@ -145,7 +145,7 @@ class Kind(Protocol):
         """The next token [B, ...], of the shape and dtype of `begin`, from the guided output of the
         head [B, ...]; logits are whole there.
 
-        place: int32, 0 for the first token; keys [B], one a picture; temperature 0 is greedy; the
+        place: int32, 0 for the first token; keys [B], one an image; temperature 0 is greedy; the
         `top_k` most likely values remain, 0: all.
         """
         raise TypeError(f'{type(self).__name__} has no representation tokens')
@@ -162,7 +162,7 @@ class Kind(Protocol):
 
     def discards(self, config: ConfigDict, other: str) -> str:
         """A warning for a run that starts from the weights of `other`, a run of the same kind that
-        generated pictures: what it throws away of them. '' for nothing.
+        generated images: what it throws away of them. '' for nothing.
         """
         del config, other
         return ''

@@ -9,7 +9,7 @@ from rf_jax.models.layers import Table
 
 def learned_position(model: ConfigDict, cells: jax.Array) -> jax.Array:
     """A row of a table of `position_grid` x `position_grid` positions; the pipeline refuses larger
-    pictures. Called within a module, whose parameter is `place/table`.
+    images. Called within a module, whose parameter is `place/table`.
 
     cells int32 [B, R, 2] (-1: none, zeros there) -> [B, R, D].
     """

@@ -16,7 +16,7 @@ from rf_jax.models.microbatches import Part
 from rf_jax.models.token_sharding import TokenSharding
 
 Batch = Mapping[str, jax.Array]
-# (picture int32 [B, P], coords [B, P, 2], pictures of a row), as `VisionEncoder` takes them.
+# (image int32 [B, P], coords [B, P, 2], images of a row), as `VisionEncoder` takes them.
 Where = tuple[jax.Array, jax.Array, int]
 
 

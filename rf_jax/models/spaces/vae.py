@@ -1,6 +1,6 @@
 """The flow generates latents of a small KL-VAE (arXiv 1312.6114) of two vision transformers.
 
-A latent stands for a patch, so that pixel and latent models have equally many tokens, and pictures
+A latent stands for a patch, so that pixel and latent models have equally many tokens, and images
 of any size pack alike. A run of its own trains the VAE (losses.reconstruction and losses.kl); the
 runs that generate with it keep it frozen.
 """
@@ -26,7 +26,7 @@ _NOISE = 'posterior_noise'
 
 
 class Autoencoder(nn.Module):
-    """A `Codec`. Encoder and decoder attend to the patches of one picture."""
+    """A `Codec`. Encoder and decoder attend to the patches of one image."""
 
     model: ConfigDict
     channels: int  # C

@@ -17,7 +17,7 @@ from rf_jax.data.mixture import Mixture, hash64
 from rf_jax.data.packing import plan as plans
 from rf_jax.data.packing.bins import recommended_capacity
 from rf_jax.data.packing.plan import Plan
-from rf_jax.data.pipeline import picture_size
+from rf_jax.data.pipeline import image_size
 from rf_jax.planning import packing_stats
 from rf_jax.planning.synthetic_sizes import KINDS, SyntheticSizes, fitted_patches
 
@@ -210,8 +210,8 @@ def test_synthetic_sizes_are_those_of_real_spans(monkeypatch, pool):
     config = base.get_config()
     config.model.representation.pool, config.data.representation_tokens = pool or 2, pool > 0
     config.data.update(sizes=((256, 1.0),), text_dropout=0.0)
-    monkeypatch.setattr(KINDS['coco'], 'picture', lambda shape, *_: (300 + 0 * shape, 640))
-    grid = tuple(n // config.data.patch_size for n in picture_size(300, 640, config))
+    monkeypatch.setattr(KINDS['coco'], 'image', lambda shape, *_: (300 + 0 * shape, 640))
+    grid = tuple(n // config.data.patch_size for n in image_size(300, 640, config))
     rest = {'drop_text': False, 'drop_representation': False, 'keep_positions': False}
     drawn = layout.size(spans.generation_spans([], grid, None, pool, **rest))
     seen = layout.size([layout.Vision(*grid)])
@@ -221,7 +221,7 @@ def test_synthetic_sizes_are_those_of_real_spans(monkeypatch, pool):
 
 
 @pytest.mark.parametrize('pool', [0, 1, 2, 4])
-def test_synthetic_pictures_are_resized_as_real_ones_are(pool):
+def test_synthetic_images_are_resized_as_real_ones_are(pool):
     config = base.get_config()
     config.model.representation.pool, config.data.representation_tokens = pool or 2, pool > 0
     config.data.sizes = ((256, 0.5), (512, 0.3), (1024, 0.2))
@@ -230,7 +230,7 @@ def test_synthetic_pictures_are_resized_as_real_ones_are(pool):
     chance = rng.random(400)
     longest = np.array([256, 512, 1024])[np.searchsorted([0.5, 0.8, 1.0], chance)]
     wanted = [
-        np.prod(picture_size(int(h), int(w), config, int(size))) // 16**2
+        np.prod(image_size(int(h), int(w), config, int(size))) // 16**2
         for h, w, size in zip(height, width, longest)
     ]
     np.testing.assert_array_equal(fitted_patches(height, width, config.data, pool, chance), wanted)

@@ -32,7 +32,7 @@ def read(folder, text=None, name='captions.jsonl', kind='folder'):
         (folder / name).write_bytes(data)
     source = source_list.build(f'{kind}:{folder}', MANY)[0]
     for i in range(len(source)):
-        assert source.picture(i).shape == (4, 6, 3)
+        assert source.image(i).shape == (4, 6, 3)
     return source
 
 

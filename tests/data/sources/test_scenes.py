@@ -34,8 +34,8 @@ def test_a_record_says_what_its_scene_shows():
         assert all(holds(each.claim, scene.objects) for each in source.captions(i))
         asked = source.questions(i)
         assert record.questions == tuple((each.question, each.answer) for each in asked)
-        picture = source.picture(i)
-        np.testing.assert_array_equal(picture, render.render(scene, 32))
+        image = source.image(i)
+        np.testing.assert_array_equal(image, render.render(scene, 32))
         numbers, depth = source.segmentation(i), source.depth(i)
         assert numbers.shape == depth.shape == (32, 32) and numbers.max() == len(scene.objects)
         np.testing.assert_array_equal(depth == 1, numbers == 0)
@@ -53,7 +53,7 @@ def test_records_are_the_same_in_any_order_and_again():
     # Another size: the same scenes, the same text.
     larger = build('scenes:free/96')
     assert [r.captions for r in forwards] == [larger.record(i).captions for i in range(30)]
-    assert larger.picture(0).shape == (96, 96, 3)
+    assert larger.image(0).shape == (96, 96, 3)
 
 
 def test_options_change_the_rung():
@@ -103,7 +103,7 @@ def test_mistakes_are_named(text, said):
     assert 'data.sources' in str(error.value)
 
 
-def test_pictures_larger_than_allowed_are_an_error():
+def test_images_larger_than_allowed_are_an_error():
     assert len(build('scenes:aligned/100', 10_000))
     with pytest.raises(UserError, match=r'data\.max_pixels=9999'):
         source_list.build('scenes:aligned/100', 9999)
@@ -125,7 +125,7 @@ def test_millions_of_scenes_cost_no_start_up_time(config, monkeypatch):
     monkeypatch.setattr(world, 'make', lambda *a, **k: made.append(a[1]) or original(*a, **k))
     monkeypatch.setattr(plan, 'WINDOW', 300)  # examples
     found = source_list.build(config.data.sources, MANY)
-    assert len(source_list.pictured(found[0])) == 1_000_000 and not made
+    assert len(source_list.with_image(found[0])) == 1_000_000 and not made
     tokenizer = Tokenizer.train(captions.corpus(found), 400)
     assert 1000 < len(made) <= 2000
     made.clear()
@@ -149,4 +149,4 @@ def test_the_corpus_holds_all_words():
 
 
 def test_sources_that_are_not_procedural_are_read():
-    assert list(source_list.pictured(build('emoji'))) == list(range(1851))
+    assert list(source_list.with_image(build('emoji'))) == list(range(1851))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rf_jax.data import source_list
-from rf_jax.data.images import BadPicture
+from rf_jax.data.image_ops import BadImage
 from rf_jax.data.records import Record
 from rf_jax.data.sources import emoji as emoji_source
 from rf_jax.runtime.errors import UserError
@@ -21,7 +21,7 @@ def emoji():
     return source_list.build('emoji', MANY)[0]
 
 
-def picture_file(path, height=10, width=12, value=7):
+def image_file(path, height=10, width=12, value=7):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((height, width, 3), value, np.uint8)).save(path)
 
@@ -43,15 +43,15 @@ def test_emoji_records(emoji):
     assert [again.record(i) for i in range(len(again))] == records
 
 
-def test_emoji_pictures_from_many_threads(emoji):
-    alone = [emoji.picture(i) for i in range(60)]
+def test_emoji_images_from_many_threads(emoji):
+    alone = [emoji.image(i) for i in range(60)]
     assert all(p.shape == (64, 64, 3) and p.dtype == np.uint8 and p.std() > 1 for p in alone)
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(emoji.picture, range(60)))
+        together = list(pool.map(emoji.image, range(60)))
     np.testing.assert_array_equal(alone, together)
 
 
-def test_licences_stay_with_the_pictures():
+def test_licences_stay_with_the_images():
     notice = (emoji_source._EMOJI.parent / 'NOTICE.md').read_text(encoding='utf-8')
     for holder in ('Microsoft Corporation', 'Miles Johnson', 'Unicode, Inc.'):
         assert holder in notice
@@ -90,9 +90,9 @@ def test_several_sources_keep_their_order(tmp_path):
 
 
 def test_the_summary_has_everything_that_a_plan_depends_on(tmp_path):
-    lines = [{'file': f'{i}.png', 'caption': f'picture {i}'} for i in range(3)]
+    lines = [{'file': f'{i}.png', 'caption': f'image {i}'} for i in range(3)]
     for line in lines:
-        picture_file(tmp_path / line['file'])
+        image_file(tmp_path / line['file'])
 
     def summary():
         return source_list.summary(source_list.build(f'folder:{tmp_path}', MANY))
@@ -114,8 +114,8 @@ def test_the_summary_has_everything_that_a_plan_depends_on(tmp_path):
 
 
 def test_folder_reads_every_field(tmp_path):
-    picture_file(tmp_path / 'b.png', value=1)
-    picture_file(tmp_path / 'sub' / 'a.jpg', 20, 30, value=200)
+    image_file(tmp_path / 'b.png', value=1)
+    image_file(tmp_path / 'sub' / 'a.jpg', 20, 30, value=200)
     write_lines(
         tmp_path,
         {'file': 'sub/a.jpg', 'caption': '  two\n words ', 'tags': ['x ', ''], 'kind': 'k'},
@@ -135,12 +135,12 @@ def test_folder_reads_every_field(tmp_path):
         Record(10, 12, ('t',)),
         Record(10, 12, ('l',)),
     ]
-    assert source.picture(0).shape == (20, 30, 3) and (source.picture(1) == 1).all()
+    assert source.image(0).shape == (20, 30, 3) and (source.image(1) == 1).all()
     assert not source.skipped
 
 
 def test_a_lone_surrogate_becomes_a_question_mark(tmp_path):
-    picture_file(tmp_path / 'a.png')
+    image_file(tmp_path / 'a.png')
     write_lines(
         tmp_path,
         r'{"file": "a.png", "caption": "a cat \ud83d", "tags": ["\ude00 b"]}',
@@ -153,10 +153,10 @@ def test_a_lone_surrogate_becomes_a_question_mark(tmp_path):
 
 def test_folder_skips_and_counts_what_it_cannot_use(tmp_path, caplog):
     folder = tmp_path / 'set'
-    picture_file(folder / 'good.png')
-    picture_file(folder / 'large.png', 200, 200)
-    picture_file(tmp_path / 'outside.png')
-    (folder / 'text.png').write_text('no picture')
+    image_file(folder / 'good.png')
+    image_file(folder / 'large.png', 200, 200)
+    image_file(tmp_path / 'outside.png')
+    (folder / 'text.png').write_text('no image')
     (folder / 'sub').mkdir()
     good = {'file': 'good.png', 'caption': 'kept'}
     write_lines(
@@ -188,7 +188,7 @@ def test_folder_skips_and_counts_what_it_cannot_use(tmp_path, caplog):
         'malformed line': 6,
         'empty caption': 3,
         'file outside the folder': 3,
-        'bad picture': 3,
+        'bad image': 3,
         'more than data.max_pixels': 1,
     }
     assert 'line 3: no "file" (there is caption), ...' in caplog.text
@@ -196,7 +196,7 @@ def test_folder_skips_and_counts_what_it_cannot_use(tmp_path, caplog):
 
 
 def test_null_is_absent_and_other_shapes_are_malformed(tmp_path):
-    picture_file(tmp_path / 'a.png')
+    image_file(tmp_path / 'a.png')
     asked = [('?', ''), ('', 'a'), (None, 'a'), ('q', 'a')]
     good = {'file': 'a.png', 'caption': 'kept'}
     write_lines(
@@ -233,17 +233,17 @@ def test_folder_without_anything_usable_shows_an_example(tmp_path):
     with pytest.raises(UserError, match=r'data\.sources.*captions\.jsonl.*"file": "cats/001'):
         source_list.build(f'folder:{tmp_path}', MANY)
     write_lines(tmp_path, {'file': 'none.png', 'caption': 'x'})
-    with pytest.raises(UserError, match=r'no usable picture.*none\.png.*missing.*"file": "cats'):
+    with pytest.raises(UserError, match=r'no usable image.*none\.png.*missing.*"file": "cats'):
         source_list.build(f'folder:{tmp_path}', MANY)
 
 
-def test_a_picture_that_breaks_later_is_a_bad_picture(tmp_path):
-    picture_file(tmp_path / 'a.png', 50, 50)
+def test_a_image_that_breaks_later_is_a_bad_image(tmp_path):
+    image_file(tmp_path / 'a.png', 50, 50)
     write_lines(tmp_path, {'file': 'a.png', 'caption': 'x'})
     source = source_list.build(f'folder:{tmp_path}', MANY)[0]
     (tmp_path / 'a.png').write_bytes((tmp_path / 'a.png').read_bytes()[:60])
-    with pytest.raises(BadPicture):
-        source.picture(0)
+    with pytest.raises(BadImage):
+        source.image(0)
 
 
 def test_text_has_one_record_per_paragraph(tmp_path):
@@ -256,8 +256,8 @@ def test_text_has_one_record_per_paragraph(tmp_path):
     found = [source.record(i) for i in range(len(source))]
     assert found == [Record(0, 0, (text,)) for text in ('first line', 'second one', 'last')]
     assert source.skipped == {'not UTF-8 text': 1, 'cannot be read': 1}
-    with pytest.raises(BadPicture):
-        source.picture(0)
+    with pytest.raises(BadImage):
+        source.image(0)
     one = source_list.build(f'text:{tmp_path / "b.txt"}', MANY)[0]
     assert len(one) == 1
     (tmp_path / 'b.txt').write_text(' \n\n')

@@ -1,4 +1,4 @@
-"""tfds.py: a prepared TFDS set gives records and pictures without TensorFlow."""
+"""tfds.py: a prepared TFDS set gives records and images without TensorFlow."""
 
 import io
 import json
@@ -96,13 +96,13 @@ def test_tfds_class_names_become_captions():
         Record(22, 30, ('dog',)),
     ]
     assert source.skipped == {'empty caption': 1, 'more than data.max_pixels': 1}
-    assert [int(source.picture(i)[0, 0, 0]) for i in range(3)] == [20, 21, 22]
+    assert [int(source.image(i)[0, 0, 0]) for i in range(3)] == [20, 21, 22]
     assert 'tensorflow' not in sys.modules
     whole = source_list.build('tfds:labelled', MANY)[0]  # the fourth is skipped
-    assert [int(whole.picture(i)[0, 0, 0]) for i in range(len(whole))] == [20, 21, 22, 24]
+    assert [int(whole.image(i)[0, 0, 0]) for i in range(len(whole))] == [20, 21, 22, 24]
     part = source_list.build('tfds:labelled:train[1:3]', MANY)[0]
     assert [part.record(i).height for i in range(len(part))] == [21, 22]
-    assert (part.picture(1) == 22).all()
+    assert (part.image(1) == 22).all()
 
 
 @pytest.mark.usefixtures('tfds_dir')
@@ -118,7 +118,7 @@ def test_tfds_errors_list_the_features():
         UserError, match=r'data\.sources.*no caption.*file_name: Text, image: Image'
     ):
         source_list.build('tfds:wordless', MANY)
-    with pytest.raises(UserError, match=r'data\.sources.*no picture.*text: Text'):
+    with pytest.raises(UserError, match=r'data\.sources.*no image.*text: Text'):
         source_list.build('tfds:blind', MANY)
     with pytest.raises(UserError, match=r'data\.sources: tfds:labelled:nosplit cannot be opened'):
         source_list.build('tfds:labelled:nosplit', MANY)
@@ -137,7 +137,7 @@ def test_a_large_set_is_read_once(monkeypatch):
             again = source_list.build('tfds:labelled', most)[0]
         assert len(again) == len(first) == kept and again.skipped == first.skipped
         assert [again.record(i) for i in range(kept)] == [first.record(i) for i in range(kept)]
-        assert [int(again.picture(i)[0, 0, 0]) for i in range(3)] == [20, 21, 22]
+        assert [int(again.image(i)[0, 0, 0]) for i in range(3)] == [20, 21, 22]
     part = source_list.build('tfds:labelled:train[1:3]', MANY)[0]  # has a cache file of its own
     assert [part.record(i).height for i in range(len(part))] == [21, 22]
 
@@ -160,7 +160,7 @@ def test_the_cache_belongs_to_one_data_set(tmp_path, monkeypatch, caplog):
 
     def read(i):
         counted.append(i)
-        return (f'caption {i}',), (i, 2 * i) if i % 2 else 'no picture'
+        return (f'caption {i}',), (i, 2 * i) if i % 2 else 'no image'
 
     def asked(of='a set', count=4):
         counted.clear()

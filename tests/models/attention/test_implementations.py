@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from encoder_inputs import config as encoder_config
-from encoder_inputs import packed as packed_pictures
+from encoder_inputs import packed as packed_images
 
 from configs import base
 from rf_jax.data import layout
@@ -26,7 +26,7 @@ from rf_jax.runtime.errors import UserError
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
 CAPACITY = {'text': 75, 'vision': 20, 'representation': 33, 'pixels': 94,
-            'vision_pictures': 4, 'pixel_pictures': 6}  # fmt: skip
+            'vision_images': 4, 'pixel_images': 6}  # fmt: skip
 LENGTH = 222  # not a multiple of any block below
 FORMS = {
     'blockwise': Blockwise(48, 64),
@@ -138,7 +138,7 @@ def long_row():
     """4,096 tokens of about forty examples."""
     rng = np.random.default_rng(0)
     capacity = {'text': 1024, 'vision': 512, 'representation': 512, 'pixels': 2048,
-                'vision_pictures': 40, 'pixel_pictures': 40}  # fmt: skip
+                'vision_images': 40, 'pixel_images': 40}  # fmt: skip
     row = layout.Row(capacity, 12)
     while True:
         height, width = (2 * int(side) for side in rng.integers(2, 7, 2))
@@ -268,15 +268,13 @@ def test_the_backbone_is_the_same_with_every_implementation(form, remat):
 
 
 def test_the_encoder_is_the_same_with_linear_memory():
-    patches, picture, coords, _ = packed_pictures([(4, 6), (2, 4)], 40, 3, seed=0)
+    patches, image, coords, _ = packed_images([(4, 6), (2, 4)], 40, 3, seed=0)
     towers = [VisionEncoder(encoder_config(False), f) for f in (Reference(), Blockwise(16, 8))]
-    params = jax.jit(towers[0].init, static_argnums=4)(
-        jax.random.key(0), patches, picture, coords, 3
-    )
+    params = jax.jit(towers[0].init, static_argnums=4)(jax.random.key(0), patches, image, coords, 3)
     one, other = (
-        jax.jit(t.apply, static_argnums=4)(params, patches, picture, coords, 3)[0] for t in towers
+        jax.jit(t.apply, static_argnums=4)(params, patches, image, coords, 3)[0] for t in towers
     )
-    real = picture[0] >= 0
+    real = image[0] >= 0
     np.testing.assert_allclose(one[:, real], other[:, real], atol=1e-5)
 
 

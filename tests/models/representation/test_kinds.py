@@ -53,9 +53,9 @@ def test_the_documented_kind_trains_and_samples(own_kinds, tmp_path):
         assert seen[0] == pytest.approx(np.log(64), abs=0.3), 'it begins as a guess among 64'
         assert seen[-1] < 0.8 * seen[0]
         sampler = Sampler(config, run.model, state.params, run.tokenizer)
-        (picture,) = sampler.generate('a red heart', seed=11, size=(64, 64))
-    colours = picture.tokens
-    assert picture.image.shape == (64, 64, 3) and colours.shape == (2, 2)
+        (image,) = sampler.generate('a red heart', seed=11, size=(64, 64))
+    colours = image.tokens
+    assert image.image.shape == (64, 64, 3) and colours.shape == (2, 2)
     assert colours.dtype == np.int32 and 0 <= colours.min() <= colours.max() < 64
     assert np.isfinite(flops.train_step(config, run.tokenizer.size))
 

@@ -1,4 +1,4 @@
-"""images.py: every picture becomes upright RGB or a BadPicture; patches keep their 2x2 groups."""
+"""images.py: every image becomes upright RGB or a BadImage; patches keep their 2x2 groups."""
 
 import io
 import struct
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from rf_jax.data import images
-from rf_jax.data.images import BadPicture
+from rf_jax.data import image_ops
+from rf_jax.data.image_ops import BadImage
 
 MANY = 10**8
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
@@ -35,8 +35,8 @@ def test_rgb_file_and_bytes_are_read_unchanged(tmp_path):
     data = encoded(Image.fromarray(NOISE))
     (tmp_path / 'a.png').write_bytes(data)
     for file in (data, tmp_path / 'a.png', str(tmp_path / 'a.png')):
-        assert images.header_size(file) == (24, 40)
-        read = images.read_rgb(file, MANY)
+        assert image_ops.header_size(file) == (24, 40)
+        read = image_ops.read_rgb(file, MANY)
         assert read.dtype == np.uint8 and read.flags.writeable
         np.testing.assert_array_equal(read, NOISE)
 
@@ -45,10 +45,10 @@ def test_alpha_is_composited_on_white():
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, 0] = 200
     rgba[0, :, 3] = (255, 0, 128)
-    read = images.read_rgb(encoded(Image.fromarray(rgba)), MANY)
+    read = image_ops.read_rgb(encoded(Image.fromarray(rgba)), MANY)
     np.testing.assert_allclose(read[0], [[200, 0, 0], [255, 255, 255], [227, 127, 127]], atol=1)
     la = np.array([[[10, 255], [10, 0]]], np.uint8)
-    read = images.read_rgb(encoded(Image.fromarray(la, 'LA')), MANY)
+    read = image_ops.read_rgb(encoded(Image.fromarray(la, 'LA')), MANY)
     np.testing.assert_array_equal(read[0], [[10] * 3, [255] * 3])
 
 
@@ -56,38 +56,38 @@ def test_palettes_with_and_without_transparency():
     palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8), 'P')
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     red, green, blue = [255, 0, 0], [0, 255, 0], [0, 0, 255]
-    np.testing.assert_array_equal(images.read_rgb(encoded(palette), MANY)[0], [red, green, blue])
+    np.testing.assert_array_equal(image_ops.read_rgb(encoded(palette), MANY)[0], [red, green, blue])
     for transparency in (1, bytes([255, 0, 255])):
         data = encoded(palette, transparency=transparency)
-        np.testing.assert_array_equal(images.read_rgb(data, MANY)[0], [red, [255] * 3, blue])
+        np.testing.assert_array_equal(image_ops.read_rgb(data, MANY)[0], [red, [255] * 3, blue])
 
 
-def test_transparent_colour_of_an_rgb_picture_is_white():
+def test_transparent_colour_of_an_rgb_image_is_white():
     data = encoded(Image.new('RGB', (2, 2), (1, 2, 3)), transparency=(1, 2, 3))
-    assert (images.read_rgb(data, MANY) == 255).all()
+    assert (image_ops.read_rgb(data, MANY) == 255).all()
 
 
 def test_cmyk():
     data = encoded(Image.new('CMYK', (8, 8), (0, 255, 255, 0)), 'JPEG', quality=95)
-    np.testing.assert_allclose(images.read_rgb(data, MANY)[0, 0], [255, 0, 0], atol=8)
+    np.testing.assert_allclose(image_ops.read_rgb(data, MANY)[0, 0], [255, 0, 0], atol=8)
 
 
 @pytest.mark.parametrize('format', ['PNG', 'TIFF', 'PPM'])
 def test_sixteen_bits_are_scaled_not_clipped(format):
     grey = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
-    read = images.read_rgb(encoded(Image.fromarray(grey), format), MANY)
+    read = image_ops.read_rgb(encoded(Image.fromarray(grey), format), MANY)
     np.testing.assert_array_equal(read[0, :, 0], [0, 1, 128, 255])
     assert (read == read[:, :, :1]).all()
 
 
 def test_grey_one_bit_and_one_pixel():
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    read = images.read_rgb(encoded(Image.fromarray(grey)), MANY)
+    read = image_ops.read_rgb(encoded(Image.fromarray(grey)), MANY)
     np.testing.assert_array_equal(read, np.stack([grey] * 3, axis=-1))
     bits = Image.fromarray(np.array([[0, 255]], np.uint8)).convert('1')
-    np.testing.assert_array_equal(images.read_rgb(encoded(bits), MANY)[0], [[0] * 3, [255] * 3])
+    np.testing.assert_array_equal(image_ops.read_rgb(encoded(bits), MANY)[0], [[0] * 3, [255] * 3])
     dot = encoded(Image.new('RGB', (1, 1), (9, 8, 7)))
-    assert images.read_rgb(dot, MANY).tolist() == [[[9, 8, 7]]]
+    assert image_ops.read_rgb(dot, MANY).tolist() == [[[9, 8, 7]]]
 
 
 @pytest.mark.parametrize('format', ['GIF', 'WEBP', 'PNG'])
@@ -96,7 +96,7 @@ def test_animations_give_their_first_frame(format):
     lossless = {'lossless': True} if format == 'WEBP' else {}
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **lossless)
     assert Image.open(io.BytesIO(data)).n_frames == 2
-    assert (images.read_rgb(data, MANY) == [255, 0, 0]).all()
+    assert (image_ops.read_rgb(data, MANY) == [255, 0, 0]).all()
 
 
 @pytest.mark.parametrize('format', ['PNG', 'TIFF', 'WEBP'])
@@ -117,13 +117,13 @@ def test_exif_orientation_turns_size_and_pixels(format, orientation):
     exif[0x0112] = orientation
     options = {'lossless': True} if format == 'WEBP' else {}
     data = encoded(Image.fromarray(np.ascontiguousarray(stored)), format, exif=exif, **options)
-    assert images.header_size(data) == (6, 9)
-    np.testing.assert_array_equal(images.read_rgb(data, MANY), upright)
+    assert image_ops.header_size(data) == (6, 9)
+    np.testing.assert_array_equal(image_ops.read_rgb(data, MANY), upright)
 
 
 def test_broken_exif_is_ignored():
     data = encoded(Image.fromarray(NOISE), exif=b'Exif\0\0nonsense')
-    np.testing.assert_array_equal(images.read_rgb(data, MANY), NOISE)
+    np.testing.assert_array_equal(image_ops.read_rgb(data, MANY), NOISE)
 
 
 @pytest.mark.parametrize('number', [1, 2, 5, 7, 12])  # byte, ascii, ratio, undefined, double
@@ -137,57 +137,57 @@ def test_an_orientation_of_a_wrong_type_is_none(number):
     data = encoded(Image.fromarray(NOISE), exif=exif)
     stored = Image.open(io.BytesIO(data)).getexif()[0x0112]
     assert not isinstance(stored, int) and stored
-    assert images.header_size(data) == (24, 40)
-    np.testing.assert_array_equal(images.read_rgb(data, MANY), NOISE)
+    assert image_ops.header_size(data) == (24, 40)
+    np.testing.assert_array_equal(image_ops.read_rgb(data, MANY), NOISE)
 
 
 @pytest.mark.parametrize('format', ['PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF'])
-def test_truncated_pictures_are_bad(format):
+def test_truncated_images_are_bad(format):
     data = encoded(Image.fromarray(NOISE), format)
     for share in (0.1, 0.6):
-        with pytest.raises(BadPicture):
-            images.read_rgb(data[: int(share * len(data))], MANY)
+        with pytest.raises(BadImage):
+            image_ops.read_rgb(data[: int(share * len(data))], MANY)
 
 
 def test_missing_and_foreign_files_are_bad(tmp_path):
-    (tmp_path / 'text.png').write_text('not a picture')
+    (tmp_path / 'text.png').write_text('not an image')
     (tmp_path / 'empty.png').write_bytes(b'')
     postscript = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n%%EOF\n'
     floats = encoded(Image.fromarray(np.full((2, 2), 300, np.float32)), 'TIFF')
-    with pytest.raises(BadPicture, match='missing'):
-        images.header_size(tmp_path / 'none.png')
-    with pytest.raises(BadPicture, match='not a picture'):
-        images.header_size(tmp_path / 'text.png')
-    with pytest.raises(BadPicture, match='raster'):
-        images.header_size(postscript)
-    with pytest.raises(BadPicture, match='range'):
-        images.read_rgb(floats, MANY)
+    with pytest.raises(BadImage, match='missing'):
+        image_ops.header_size(tmp_path / 'none.png')
+    with pytest.raises(BadImage, match='not an image'):
+        image_ops.header_size(tmp_path / 'text.png')
+    with pytest.raises(BadImage, match='raster'):
+        image_ops.header_size(postscript)
+    with pytest.raises(BadImage, match='range'):
+        image_ops.read_rgb(floats, MANY)
     for file in (tmp_path / 'empty.png', tmp_path, 'a\0b', b''):
-        with pytest.raises(BadPicture):
-            images.header_size(file)
+        with pytest.raises(BadImage):
+            image_ops.header_size(file)
 
 
-def test_enormous_pictures_are_rejected_before_decoding(monkeypatch):
+def test_enormous_images_are_rejected_before_decoding(monkeypatch):
     decoded = []
     monkeypatch.setattr(ImageFile.ImageFile, 'load', lambda image: decoded.append(image))
     limit = Image.MAX_IMAGE_PIXELS
     data = png_header(9000, 9000)
-    assert images.header_size(data) == (9000, 9000)
-    with pytest.raises(BadPicture, match='9000 x 9000 is more than 64000000'):
-        images.read_rgb(data, 64_000_000)
-    with pytest.raises(BadPicture, match='Bomb'):  # beyond what Pillow itself opens
-        images.read_rgb(png_header(60_000, 60_000), 10**12)
-    with pytest.raises(BadPicture, match='Bomb'):
-        images.header_size(png_header(60_000, 60_000))
+    assert image_ops.header_size(data) == (9000, 9000)
+    with pytest.raises(BadImage, match='9000 x 9000 is more than 64000000'):
+        image_ops.read_rgb(data, 64_000_000)
+    with pytest.raises(BadImage, match='Bomb'):  # beyond what Pillow itself opens
+        image_ops.read_rgb(png_header(60_000, 60_000), 10**12)
+    with pytest.raises(BadImage, match='Bomb'):
+        image_ops.header_size(png_header(60_000, 60_000))
     assert not decoded
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
 def test_exactly_max_pixels_is_read():
     data = encoded(Image.fromarray(NOISE))
-    assert images.read_rgb(data, 24 * 40).shape == (24, 40, 3)
-    with pytest.raises(BadPicture):
-        images.read_rgb(data, 24 * 40 - 1)
+    assert image_ops.read_rgb(data, 24 * 40).shape == (24, 40, 3)
+    with pytest.raises(BadImage):
+        image_ops.read_rgb(data, 24 * 40 - 1)
 
 
 @pytest.mark.parametrize(
@@ -205,19 +205,19 @@ def test_exactly_max_pixels_is_read():
     ],
 )
 def test_target_size(size, longest, unit, expected):
-    assert images.target_size(*size, longest, unit) == expected
+    assert image_ops.target_size(*size, longest, unit) == expected
 
 
 def test_target_size_rejects_impossible_sizes():
     with pytest.raises(ValueError, match=r'data\.sizes'):
-        images.target_size(10, 10, 16, 32)
+        image_ops.target_size(10, 10, 16, 32)
     with pytest.raises(ValueError, match='at least one pixel'):
-        images.target_size(0, 10, 64, 32)
+        image_ops.target_size(0, 10, 64, 32)
 
 
 def test_resize():
-    assert images.resize(NOISE, 24, 40) is NOISE
-    resized = images.resize(NOISE, 12, 50)
+    assert image_ops.resize(NOISE, 24, 40) is NOISE
+    resized = image_ops.resize(NOISE, 12, 50)
     assert resized.shape == (12, 50, 3) and resized.dtype == np.uint8
     assert abs(resized.mean() - NOISE.mean()) < 3
 
@@ -226,7 +226,7 @@ def test_each_token_covers_four_patches():
     patch, height, width = 2, 8, 12
     rows, columns = np.mgrid[:height, :width]
     image = np.stack([rows, columns, rows * width + columns], axis=-1)
-    patches = images.patchify(image, patch)
+    patches = image_ops.patchify(image, patch)
     assert patches.shape == (height * width // patch**2, patch * patch * 3)
     corners = patches.reshape(-1, patch, patch, 3)[:, 0, 0, :2]  # (row, column) of first pixels
     token = 4  # second row of tokens, second column
@@ -238,52 +238,52 @@ def test_each_token_covers_four_patches():
 @pytest.mark.parametrize('dtype', [np.uint8, np.float32])
 def test_unpatchify_inverts(dtype):
     image = np.random.default_rng(1).integers(0, 255, (32, 16, 3)).astype(dtype)
-    patches = images.patchify(image, 4)
+    patches = image_ops.patchify(image, 4)
     assert patches.dtype == dtype
-    np.testing.assert_array_equal(images.unpatchify(patches, 32, 16, 4), image)
+    np.testing.assert_array_equal(image_ops.unpatchify(patches, 32, 16, 4), image)
     with pytest.raises(ValueError, match='not a multiple'):
-        images.patchify(image[:, :12], 4)
+        image_ops.patchify(image[:, :12], 4)
 
 
-def test_grid_holds_every_picture_and_caption():
+def test_grid_holds_every_image_and_caption():
     red = np.full((64, 64, 3), (255, 0, 0), np.uint8)
     blue = np.full((32, 64, 3), (0, 0, 255), np.uint8)
-    sheet = images.grid([red, blue, red], columns=2)
+    sheet = image_ops.grid([red, blue, red], columns=2)
     assert sheet.dtype == np.uint8
     assert (sheet == [255, 0, 0]).all(-1).sum() == 2 * 128 * 128  # enlarged to be readable
     assert (sheet == [0, 0, 255]).all(-1).sum() == 64 * 128
     assert (sheet[0] == 255).all()  # white margin
-    captioned = images.grid([red, blue, red], 2, ['a', 'M' * 500, 'two\nlines'])
+    captioned = image_ops.grid([red, blue, red], 2, ['a', 'M' * 500, 'two\nlines'])
     assert captioned.shape[0] > sheet.shape[0] and captioned.shape[1] == sheet.shape[1]
     assert (captioned == 0).all(-1).any()
     # Long captions are truncated: the last column stays white beyond its cell.
-    assert (captioned[:, -images._GAP :] == 255).all()
+    assert (captioned[:, -image_ops._GAP :] == 255).all()
     with pytest.raises(ValueError, match='1 captions for 3'):
-        images.grid([red, blue, red], 2, ['a'])
+        image_ops.grid([red, blue, red], 2, ['a'])
 
 
-def test_a_contact_sheet_of_large_pictures_fits_a_screen():
+def test_a_contact_sheet_of_large_images_fits_a_screen():
     for count, side in ((48, 500), (8, 1024), (1, 4000), (4, 1600)):
-        pictures = [np.full((side, side * 3 // 4, 3), 9, np.uint8)] * count
-        sheet = images.grid(pictures, 8, ['a caption of some words'] * count)
+        images = [np.full((side, side * 3 // 4, 3), 9, np.uint8)] * count
+        sheet = image_ops.grid(images, 8, ['a caption of some words'] * count)
         assert max(sheet.shape) <= 1600
         assert (sheet == 9).all(-1).mean() > 0.5 or count == 1
-    # If pictures would become too small, the sheet is larger.
-    tall = images.grid([np.zeros((64, 64, 3), np.uint8)] * 400, 4)
+    # If images would become too small, the sheet is larger.
+    tall = image_ops.grid([np.zeros((64, 64, 3), np.uint8)] * 400, 4)
     assert tall.shape[1] < 600 and tall.shape[0] == 100 * (128 + 4) + 4
 
 
-def test_pictures_of_all_sizes_have_similar_size_on_a_contact_sheet():
+def test_images_of_all_sizes_have_similar_size_on_a_contact_sheet():
     sizes = [(500, 500), (64, 64), (32, 32), (300, 400)]
-    pictures = [np.full((*size, 3), 10 * i, np.uint8) for i, size in enumerate(sizes)]
-    sheet = images.grid(pictures * 12, 8)
+    images = [np.full((*size, 3), 10 * i, np.uint8) for i, size in enumerate(sizes)]
+    sheet = image_ops.grid(images * 12, 8)
     areas = [(sheet == 10 * i).all(-1).sum() / 12 for i in range(len(sizes))]
     assert min(areas) > 0.7 * max(areas)
 
 
 def test_a_long_caption_has_two_lines():
-    picture = [np.full((64, 64, 3), 255, np.uint8)]
-    one, two = (images.grid(picture, 1, [text]) for text in ('word', 'word ' * 9))
+    image = [np.full((64, 64, 3), 255, np.uint8)]
+    one, two = (image_ops.grid(image, 1, [text]) for text in ('word', 'word ' * 9))
     assert one.shape == two.shape
 
     def lines(sheet):

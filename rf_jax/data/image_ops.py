@@ -1,4 +1,4 @@
-"""Pictures: reading any file into RGB, resizing, patchifying, contact sheets."""
+"""Images: reading any file into RGB, resizing, patchifying, contact sheets."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rf_jax.data import colour, file_kinds, patch_grid
-from rf_jax.data.records import BadPicture
+from rf_jax.data.records import BadImage
 
 # EXIF tag 0x0112 -> what turns the stored pixels upright.
 _ORIENTATION = 0x0112
@@ -24,7 +24,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _VECTOR_FORMATS = ('EPS', 'WMF')  # Pillow runs other programs to rasterise these
-_MIN_CELL = 96  # pixels; a contact sheet enlarges smaller pictures
+_MIN_CELL = 96  # pixels; a contact sheet enlarges smaller images
 _SCREEN = 1600  # pixels; the largest contact sheet, unless cells would be below the minimum
 _GAP = 4  # white pixels around a cell
 _FONT_SIZE = 12
@@ -34,7 +34,7 @@ _LINES = 2  # of a caption
 def header_size(file: str | Path | bytes) -> tuple[int, int]:
     """(height, width) in pixels as shown (EXIF orientation applied), from the header alone.
 
-    `file` is a path or the encoded bytes. Raises BadPicture.
+    `file` is a path or the encoded bytes. Raises BadImage.
     """
     with _open(file) as image:
         width, height = image.size
@@ -45,7 +45,7 @@ def header_size(file: str | Path | bytes) -> tuple[int, int]:
 def read_rgb(file: str | Path | bytes, max_pixels: int) -> np.ndarray:
     """Decodes the first frame, upright, in sRGB and on white: uint8 [h, w, 3].
 
-    `file` is a path or the encoded bytes. Raises BadPicture; a picture of more than `max_pixels`
+    `file` is a path or the encoded bytes. Raises BadImage; an image of more than `max_pixels`
     pixels is rejected before it is decoded.
     """
     with _open(file) as image:
@@ -56,17 +56,17 @@ def upright_rgb(image: Image.Image, max_pixels: int) -> np.ndarray:
     """As read_rgb, for a Pillow image, whose pixels need not be loaded yet."""
     width, height = image.size
     if width * height > max_pixels:
-        raise BadPicture(f'{height} x {width} is more than {max_pixels} pixels')
+        raise BadImage(f'{height} x {width} is more than {max_pixels} pixels')
     orientation = _orientation(image)
     try:
         rgb = colour.rgb_on_white(image)
-    except BadPicture:
+    except BadImage:
         raise
     except MemoryError as error:
-        raise BadPicture(f'{height} x {width} does not fit into memory') from error
+        raise BadImage(f'{height} x {width} does not fit into memory') from error
     except Exception as error:  # a broken file can make decoders raise anything
         reason = f'{type(error).__name__}: {error}'
-        raise BadPicture(
+        raise BadImage(
             f'the file is damaged or truncated ({reason}): copy or download it again'
         ) from error
     if orientation in _UPRIGHT:
@@ -78,10 +78,10 @@ def _open(file: str | Path | bytes) -> Image.Image:
     try:
         image = _first_open(file)
     except Exception as error:  # as above; DecompressionBombError is among them
-        raise BadPicture(_reason(file, error)) from error
+        raise BadImage(_reason(file, error)) from error
     if image.format in _VECTOR_FORMATS:
         image.close()
-        raise BadPicture(f'{image.format} is not a raster picture: save it as PNG')
+        raise BadImage(f'{image.format} is not a raster image: save it as PNG')
     return image
 
 
@@ -103,9 +103,9 @@ def _orientation(image: Image.Image) -> int:
     if image.format == 'TIFF':
         return 1  # Pillow rotates these itself, size included
     try:
-        # Not PNG's own method: it decodes the whole picture to look for EXIF after the pixels.
+        # Not PNG's own method: it decodes the whole image to look for EXIF after the pixels.
         found = Image.Image.getexif(image).get(_ORIENTATION, 1)
-    except Exception:  # a broken EXIF block does not make the picture unusable
+    except Exception:  # a broken EXIF block does not make the image unusable
         return 1
     return found if isinstance(found, int) else 1  # stored as text, a fraction, ...
 
@@ -132,14 +132,14 @@ def _head(file: str | Path | bytes) -> bytes:
 
 
 def target_size(height: int, width: int, longest: int, unit: int) -> tuple[int, int]:
-    """(height, width) to resize a picture to, both multiples of `unit`.
+    """(height, width) to resize an image to, both multiples of `unit`.
 
     The longer side becomes the largest multiple of `unit` up to `longest`, whether that enlarges or
-    reduces the picture; the other becomes the multiple, at least one unit, that keeps the aspect
+    reduces the image; the other becomes the multiple, at least one unit, that keeps the aspect
     ratio best. `unit` is 2 x patch.
     """
     if min(height, width) < 1:
-        raise ValueError(f'a picture needs at least one pixel, not {height} x {width}')
+        raise ValueError(f'an image needs at least one pixel, not {height} x {width}')
     if longest < unit:
         raise ValueError(
             f'longest side {longest} (data.sizes) is below 2 x data.patch_size = {unit}'
@@ -197,16 +197,16 @@ def _grid(height: int, width: int, patch: int, pool: int) -> tuple[int, int]:
 def grid(
     images: Sequence[np.ndarray], columns: int, captions: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Contact sheet of uint8 [h, w, 3] pictures of any sizes on white: uint8 [H, W, 3].
+    """Contact sheet of uint8 [h, w, 3] images of any sizes on white: uint8 [H, W, 3].
 
     All cells have the same size, between 96 pixels and the size at which the sheet fits a screen.
-    Smaller pictures are enlarged by an integer factor, larger ones reduced. A caption has two
+    Smaller images are enlarged by an integer factor, larger ones reduced. A caption has two
     lines.
     """
     if len(images) == 0:
-        raise ValueError('a contact sheet needs at least one picture')
+        raise ValueError('a contact sheet needs at least one image')
     if captions is not None and len(captions) != len(images):
-        raise ValueError(f'{len(captions)} captions for {len(images)} pictures')
+        raise ValueError(f'{len(captions)} captions for {len(images)} images')
     columns = max(1, min(columns, len(images)))
     rows = math.ceil(len(images) / columns)
     line = math.ceil(1.3 * _FONT_SIZE)
@@ -228,13 +228,13 @@ def grid(
     return np.array(sheet)
 
 
-def _scaled(pictures: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
+def _scaled(images: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
     """Each no larger than `room`, and as near to the largest as integer factors allow."""
-    longest = max(max(image.shape[:2]) for image in pictures)
+    longest = max(max(image.shape[:2]) for image in images)
     small = longest < _MIN_CELL
     target = math.ceil(_MIN_CELL / longest) * longest if small else min(longest, room)
     scaled = []
-    for image in pictures:
+    for image in images:
         height, width = image.shape[:2]
         factor = target / max(height, width)
         if factor < 1:

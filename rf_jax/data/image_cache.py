@@ -1,4 +1,4 @@
-"""A cache of decoded pictures that are needed again soon."""
+"""A cache of decoded images that are needed again soon."""
 
 import threading
 from collections import OrderedDict
@@ -6,7 +6,7 @@ from collections import OrderedDict
 import numpy as np
 
 
-class PictureCache:
+class ImageCache:
     """An LRU cache of decoded patches. Safe to share between reader threads."""
 
     def __init__(self, megabytes: int):
