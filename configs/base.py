@@ -29,15 +29,16 @@ def get_config() -> ConfigDict:
     data.batch_size = 32  # B, rows of the global batch
     # Sampling weight of each task; a task that no source can serve is an error.
     data.tasks = ConfigDict({'text_to_image': 1.0, 'image_to_text': 1.0, 'text_only': 0.0})
+    data.tasks.conversation = 0.0
     # Tokens per row, by stream. An image to generate takes height/patch x width/patch pixel
     # tokens, and one representation token per pool x pool of these, plus one; an image to read
     # takes a quarter as many vision tokens.
     data.capacity = ConfigDict({'text': 32, 'vision': 8, 'representation': 5, 'pixels': 16})
-    # Whether the pixels of an image follow representation tokens, as model.representation.kind has
-    # them: True for forcing and continuous, False for alignment and none.
-    data.representation_tokens = True
     data.capacity.vision_images = 2  # maximum number of images to read per row
     data.capacity.pixel_images = 1  # maximum number of images to generate per row
+    # Whether representation tokens come before the pixels of an image to generate. Must agree with
+    # model.representation.kind: True for forcing and continuous, False for alignment and none.
+    data.representation_tokens = True
     data.patch_size = 16  # side of a patch in pixels; paper: 16
     # (longest side in pixels, weight): each time an image is sampled it is resized to one of
     # these, to the nearest aspect ratio whose sides are multiples of 2 x patch (4 x patch for a
@@ -49,13 +50,15 @@ def get_config() -> ConfigDict:
     data.question_prob = 0.3  # probability that image_to_text is a question, else a caption
     data.text_dropout = 0.1  # probability of dropping the prompt of text_to_image; paper: 0.1
     data.representation_dropout = 0.1  # the same for the representation; paper: 0.1, independent
+    # The same for all other images of a conversation before an image to generate.
+    data.image_dropout = 0.1
     data.joint_dropout = 0.0  # extra probability of dropping both together; paper: none
     # Whether a dropped prompt still advances the positions of what follows; paper: silent.
     data.dropout_keeps_positions = False
     data.prompt_loss = False  # language-model loss on the prompts of text_to_image too
     data.max_pixels = 64_000_000  # larger images are skipped and counted
     data.prefetch = 4  # batches prefetched
-    # Reader threads; each makes whole batches, so more than `prefetch` are useless.
+    # Reader threads, at most `prefetch`: each makes whole batches.
     data.threads = 1
 
     tokenizer = config.tokenizer = ConfigDict()
@@ -102,7 +105,7 @@ def get_config() -> ConfigDict:
     # GPU, bfloat16; no logits in memory, but an L x L mask: a few thousand tokens.
     attention.implementation = 'auto'
     attention.block_q = 512  # queries per tile, for blockwise and pallas; a multiple of 128
-    attention.block_k = 512  # keys per tile
+    attention.block_k = 512  # keys per tile; a multiple of 128
 
     encoder = model.encoder = ConfigDict()  # DINOv3's block
     encoder.layers = 3
@@ -244,6 +247,8 @@ def get_config() -> ConfigDict:
     sampling.temperature = 1.0
     sampling.guidance_representation = 2.0  # paper: 2.0
     sampling.guidance_pixels = 3.0  # paper: 3.0, for both conditions together
+    # Scale of the other images of a conversation, for pixels and tokens; 0: as the text's.
+    sampling.guidance_image = 0.0
     sampling.guidance_text = 0.0  # scale of the prompt alone for pixels; 0: as guidance_pixels
     sampling.guidance_interval = (0.0, 1.0)  # times t at which pixel guidance is on
     sampling.max_answer_tokens = 16  # tokens of a caption or answer

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     ladder = ConfigDict()
-    # Heading -> rungs: (name, folder of the study, arm, reference, steps).
+    # Heading -> rungs: (name, folder of the study, arm, reference, steps[, regex]).
     ladder.rungs = {
         # The paper has 4, and hundreds of pixel tokens.
         'pixel tokens for a representation token': (

@@ -44,9 +44,9 @@ def compare(what: str, tokens, attend, dtype, tiny: bool) -> None:
     except Exception as error:  # of any library: report it and continue
         report(what, settings, failed=summary(error))
         return
-    reference = partial(_reference, masks.visible(tokens, tokens))
+    exact = partial(_reference, masks.visible(tokens, tokens))
     with jax.default_matmul_precision('highest'):
-        expected = jax.jit(partial(forward_backward, reference))(*some_heads)
+        expected = jax.jit(partial(forward_backward, exact))(*some_heads)
     errors = []
     for a, b in zip(outputs, expected):
         a = jnp.where(sees, a[:, :, : b.shape[2]], 0).astype(jnp.float32)

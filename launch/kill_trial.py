@@ -1,6 +1,7 @@
 """Kills one of several training processes at random moments and checks that nothing is lost.
 
-python launch/kill_trial.py [--processes=4] [--kills=10] [--devices=1] [--seed=0] [--folder=...]
+python launch/kill_trial.py [--processes=4] [--kills=10] [--devices=1] [--seed=0] [--steps=300]
+    [--folder=...]
 
 For each kill: start all processes, send SIGKILL to one at a random moment (alternately during
 startup and during training), wait until all have exited, start again. After the last kill the run
@@ -29,7 +30,7 @@ TRAINING = 15.0  # kills during training happen within this many seconds of it
 
 
 def command(workdir: Path, steps: int, cache: Path) -> list[str]:
-    """Trains the debug config with frequent checkpoints."""
+    """The command that trains the debug config with frequent checkpoints."""
     flags = {
         'config': 'configs/debug.py',
         'workdir': workdir,

@@ -63,10 +63,10 @@ class Processes:
 
     def _read(self, index: int, pipe, show: bool) -> None:
         # Always read to the end: a process blocks once its pipe is full.
-        with (self.folder / f'{index}.log').open('ab', buffering=0) as log:
+        with (self.folder / f'{index}.log').open('ab', buffering=0) as file:
             for line in pipe:
                 with contextlib.suppress(OSError):  # the disk is full
-                    log.write(line)
+                    file.write(line)
                 if show:
                     show = _show(b'[%d] %b' % (index, line))
 
@@ -86,18 +86,15 @@ class Processes:
             if failed_at is None and any(codes):
                 failed_at = time.monotonic()
                 index = next(i for i, code in enumerate(codes) if code)
-                self._log(f'process {index} {describe(codes[index])}; the others get {grace:.0f} s')
+                log(f'process {index} {describe(codes[index])}; the others get {grace:.0f} s')
             if failed_at is not None and time.monotonic() - failed_at > grace:
-                self._log('killing the others')
+                log('killing the others')
                 self.send(signal.SIGKILL)
                 failed_at = float('inf')
             time.sleep(0.05)
         for reader in self._readers:
             reader.join()
         return codes
-
-    def _log(self, message: str) -> None:
-        log(message)
 
 
 def _show(line: bytes) -> bool:

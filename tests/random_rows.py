@@ -1,4 +1,4 @@
-"""Random rows of samples, and who sees whom in them by the rules in words."""
+"""Random rows of examples, and which tokens see which, spelled out without the mask."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ SIDES = (2, 4, 6)
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """A token of a row as the sentence knows it."""
+    """A token of a row and its place in its example."""
 
     sample: int
     at: int  # number of its span within the sample
@@ -69,7 +69,7 @@ def random_text(rng) -> Text:
 
 
 def random_sample(rng) -> list:
-    """Text, images seen and images drawn, in any number and order."""
+    """Text, images to read and images to generate, in any number and order."""
     spans = []
     for image in range(int(rng.integers(1, 4))):
         height, width = (int(side) for side in rng.choice(SIDES, 2))
@@ -91,7 +91,7 @@ def random_sample(rng) -> list:
 
 
 def random_row(seed: int, samples: int = 4) -> list:
-    """Samples that fit into a row of `CAPACITY`."""
+    """Examples that fit into a row of `CAPACITY`."""
     rng = np.random.default_rng(seed)
     left = np.array([CAPACITY[name] for name in layout.SIZES])
     row = []

@@ -68,8 +68,9 @@ def tiny_run(workdir, changes=None, devices: int = 1):
 @contextlib.contextmanager
 def quick_compilation():
     """Programs within are compiled in half the time and run slower: for those that run briefly."""
+    before = jax.config.read('jax_disable_most_optimizations')
     jax.config.update('jax_disable_most_optimizations', True)
     try:
         yield
     finally:
-        jax.config.update('jax_disable_most_optimizations', False)
+        jax.config.update('jax_disable_most_optimizations', before)

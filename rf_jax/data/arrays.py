@@ -26,7 +26,7 @@ def as_rgb(images: Sequence, max_pixels: int) -> list[np.ndarray]:
     found = []
     for number, image in enumerate(images, 1):
         try:
-            found.append(_rgb(image, max_pixels))
+            found.append(rgb(image, max_pixels))
         except BadImage as error:
             raise UserError(f'image {number} of {len(images)}: {error}') from None
     return found
@@ -52,7 +52,8 @@ def is_single(images) -> bool:
     return True
 
 
-def _rgb(image, max_pixels: int) -> np.ndarray:
+def rgb(image, max_pixels: int) -> np.ndarray:
+    """One image of those that `as_rgb` takes; raises BadImage."""
     if isinstance(image, Image.Image):
         return image_ops.upright_rgb(image, max_pixels)
     if isinstance(image, _SINGLE):

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from rf_jax.data.messages import TextPart
 from rf_jax.data.records import Record
 
 # The whole label comes before the tags, so that truncating a prompt removes tags first.
@@ -66,6 +67,10 @@ def corpus(sources: Iterable) -> Iterator[str]:
             for question, answer in questions:
                 yield question
                 yield answer
+        step = -(-len(source.conversations) // most)
+        for i in range(0, len(source.conversations), max(1, step)):
+            for message in source.conversations[i].messages:
+                yield from (part.text for part in message.parts if isinstance(part, TextPart))
 
 
 def _generic_questions(record: Record, label: str) -> tuple[tuple[str, str], ...]:

@@ -61,6 +61,7 @@ class Representation:
     width: int
     image: int = 0
     pool: int = 2  # side of the group of patches of one token: 1, 2 or 4
+    given: bool = False  # its tokens are known: nothing to predict, and no pixels follow
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Row:
             )
         self.samples += 1
         order = 0
-        frames, begins, first_group = {}, {}, {}
+        frames, begins = {}, {}
         for span in spans:
             image = getattr(span, 'image', None)
             if image is not None:
@@ -172,8 +173,8 @@ class Row:
             elif isinstance(span, Representation):
                 begins[image] = order
                 # The first pixel group of this image, whose codes these tokens predict.
-                first_group[image] = self._next_group(spans, span)
-                order = self._representation(span, order, frames[image], first_group[image])
+                first = None if span.given else self._next_group(spans, span)
+                order = self._representation(span, order, frames[image], first)
             else:
                 reads = span.reads_representation or image not in begins
                 reach = order - 1 if reads else begins[image] - 1
@@ -241,7 +242,7 @@ class Row:
         self._image('vision', patch_cells(span.height, span.width), span)
         return order + 1
 
-    def _representation(self, span: Representation, order: int, frame: int, group: int) -> int:
+    def _representation(self, span: Representation, order: int, frame: int, group) -> int:
         cells = group_cells(span.height, span.width, span.pool)
         count = len(cells) + 1
         within, where = self._take('representation', count)
@@ -251,8 +252,10 @@ class Row:
         position[1:, 1:] += span.pool * cells + (span.pool - 1) / 2
         self._write(where, orders, orders, 0, position)
         row = self.arrays
-        groups = group + stored_groups(span.height, span.width, span.pool)
         row['cells'][within][1:] = cells
+        if group is None:
+            return order + count
+        groups = group + stored_groups(span.height, span.width, span.pool)
         row['input_group'][within][1:] = groups
         row['target_group'][within][:-1] = groups
         row['representation_weight'][within][:-1] = 1

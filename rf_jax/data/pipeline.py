@@ -13,15 +13,15 @@ import grain
 import numpy as np
 from absl import logging
 
-from rf_jax.data import captions, image_ops, layout, patch_grid, spans
+from rf_jax.data import captions, conversation, data_fields, image_ops, layout, patch_grid, spans
+from rf_jax.data.data_fields import TASKS
 from rf_jax.data.image_cache import ImageCache
 from rf_jax.data.mixture import Example, Mixture
 from rf_jax.data.packing.plan import Plan
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.runtime.errors import UserError, require
+from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.rng import reused_generator
 
-TASKS = ('text_to_image', 'image_to_text', 'text_only')
 _MAX_UNDECODABLE = 100  # consecutive undecodable images that stop the run
 
 
@@ -39,7 +39,7 @@ class Batches:
         tokenizer: Tokenizer,
         rows: Sequence[int] | np.ndarray | None = None,
     ):
-        check(config)
+        data_fields.check(config)
         self.seed = config.seed
         self.data = SimpleNamespace(**config.data)  # a ConfigDict takes 2 us to find a field
         self.image_size = functools.lru_cache(2**16)(functools.partial(image_size, config=config))
@@ -77,10 +77,12 @@ class Batches:
     def spans(self, example: Example, decode: bool = True) -> list[layout.Span]:
         """The spans of an example. Raises image_ops.BadImage if its image cannot be decoded."""
         source, index, piece = self.examples[example.task][example.index]
-        record = source.record(index)
         rng = reused_generator(self.seed, 'draw', example.task, example.index, example.epoch)
         counts = self.counts if decode else Counter()  # planning counts nothing
         longest = _pick(rng, self.data.sizes)
+        if example.task == 'conversation':
+            return self._conversation(source, index, rng, longest, decode, counts)
+        record = source.record(index)
         if example.task == 'text_only':
             caption = record.captions[0]
             return [
@@ -116,12 +118,58 @@ class Batches:
             keep_positions=self.data.dropout_keeps_positions,
         )
 
+    def _conversation(self, source, index, rng, longest, decode, counts) -> list[layout.Span]:
+        """The spans of a conversation, without the last turns if a row cannot hold them."""
+        data, found = self.data, source.conversations[index]
+        sizes = [self.image_size(*size, longest=longest) for size in found.sizes]
+        grids = [tuple(side // data.patch_size for side in size) for size in sizes]
+        drops = rng.random(4), int(rng.integers(2**31))
+
+        def pixels_of(number, pool):
+            key = (id(source), index, number, *sizes[number], pool)
+            return self._images.get(
+                key, lambda: self._patches(found.image(number), *sizes[number], pool)
+            )
+
+        def spans_of(messages, pixels_of, dropped=conversation.NOTHING, counts=counts):
+            pieces = conversation.Template(self.tokenizer, data.max_text_tokens, counts).pieces
+            return conversation.to_spans(
+                *(pieces(messages), grids.__getitem__, pixels_of, self.pool),
+                *(dropped, data.dropout_keeps_positions),
+            )
+
+        room = [data.capacity[name] for name in layout.SIZES]
+        messages = found.messages
+        while (layout.size(spans_of(messages, _no_pixels, counts=Counter())) > room).any():
+            shorter = conversation.without_last_turn(messages)
+            if not shorter:  # the plan leaves it out
+                break
+            messages = shorter
+        if len(messages) < len(found.messages):
+            counts['conversations_truncated'] += 1
+        pixels = pixels_of if decode else _no_pixels
+        return spans_of(messages, pixels, self._dropped(messages, *drops))
+
+    def _dropped(self, messages, chances, number: int) -> conversation.Dropped:
+        """Which conditions of the generated images are dropped; none without such images."""
+        data = self.data
+        count = sum(len(m.images) for m in messages if m.role == 'assistant')
+        if not count:
+            return conversation.NOTHING
+        rates = data.text_dropout, data.image_dropout, data.representation_dropout
+        *own, joint = (chances < (*rates, data.joint_dropout)).tolist()
+        text, images, representation = (each or joint for each in own)
+        images = images and sum(len(m.images) for m in messages) > 1  # there are others
+        return conversation.Dropped(text, images, representation, kept=number % count)
+
     def _pixels(self, source, index: int, height: int, width: int, pool: int) -> np.ndarray:
         key = (id(source), index, height, width, pool)
-        return self._images.get(key, lambda: self._decode(source, index, height, width, pool))
+        return self._images.get(
+            key, lambda: self._patches(source.image(index), height, width, pool)
+        )
 
-    def _decode(self, source, index, height, width, pool) -> np.ndarray:
-        image = image_ops.resize(source.image(index), height, width)
+    def _patches(self, image, height, width, pool) -> np.ndarray:
+        image = image_ops.resize(image, height, width)
         return image_ops.patchify(image, self.data.patch_size, pool)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
@@ -161,75 +209,8 @@ class Batches:
         return iter(dataset.to_iter_dataset(options))
 
 
-def check(config) -> None:
-    """Raises UserError for capacities, image sizes and text lengths that do not fit together."""
-    data, capacity, pool = config.data, config.data.capacity, spans.pool_of(config)
-    unit = patch_grid.unit(pool) * data.patch_size
-    unknown = set(data.tasks) - set(TASKS)
-    if unknown:
-        raise UserError(f'data.tasks has {sorted(unknown)}; known: {", ".join(TASKS)}')
-    for name, weight in data.tasks.items():
-        require(weight >= 0, f'data.tasks.{name}={weight} must be at least 0')
-    for name in ('threads', 'prefetch'):
-        require(data[name] >= 0, f'data.{name}={data[name]} must be at least 0')
-    busy = data.threads <= max(data.prefetch, 1)  # each thread makes whole batches
-    require(busy, f'data.threads={data.threads} is more than data.prefetch={data.prefetch}')
-    for name in (
-        'label_prob',
-        'question_prob',
-        'text_dropout',
-        'representation_dropout',
-        'joint_dropout',
-    ):
-        require(0 <= data[name] <= 1, f'data.{name}={data[name]} must be a probability in [0, 1]')
-    if not data.sizes:
-        raise UserError('data.sizes is empty; the default is ((64, 1.0),)')
-    for entry in data.sizes:
-        match entry:
-            case [int(longest), int(weight) | float(weight)] if weight > 0:
-                pass
-            case _:
-                raise UserError(
-                    f'data.sizes={data.sizes!r}: expected pairs (whole pixels, weight above 0) as '
-                    "in --config.data.sizes='((64, 0.7), (32, 0.3))'"
-                )
-        if longest < unit or longest % unit:
-            near = max(unit, longest // unit * unit)
-            raise UserError(
-                f'data.sizes has {longest} px, which is not a multiple of {unit} '
-                f'({unit // data.patch_size} x data.patch_size = {unit}); use {near}'
-            )
-    largest = max(longest for longest, _ in data.sizes)
-    frame = config.model.representation.position_grid
-    side = largest // data.patch_size // max(pool, 1)
-    if pool and side > frame:
-        raise UserError(
-            f'data.sizes has {largest} px, {side} representation tokens a side; '
-            f'model.representation.position_grid={frame} must be at least that'
-        )
-    patches = (largest // data.patch_size) ** 2
-    wanted = {}
-    if data.tasks.get('text_to_image', 0) > 0:
-        wanted |= {'pixels': patches, 'pixel_images': 1}
-        wanted |= {'representation': patches // pool**2 + 1} if pool else {}
-    if data.tasks.get('image_to_text', 0) > 0:
-        wanted |= {'vision': patches // 4, 'vision_images': 1}
-    if data.max_text_tokens < 8:
-        raise UserError(
-            f'data.max_text_tokens={data.max_text_tokens} leaves no room for a question, its '
-            'answer and the special tokens around them: use at least 8'
-        )
-    wanted['text'] = data.max_text_tokens
-    for name, need in wanted.items():
-        if capacity[name] < need:
-            raise UserError(
-                f'data.capacity.{name}={capacity[name]} cannot hold one example, which may '
-                f'need {need}: raise it, or lower '
-                f'{"data.max_text_tokens" if name == "text" else "data.sizes"}'
-            )
-    group = patch_grid.unit(pool) ** 2
-    if capacity['pixels'] % group:
-        raise UserError(f'data.capacity.pixels={capacity["pixels"]} is not a multiple of {group}')
+def _no_pixels(image, pool: int) -> None:
+    """In place of pixels where only sizes are wanted."""
 
 
 def image_size(height: int, width: int, config, longest: int | None = None) -> tuple[int, int]:
@@ -259,6 +240,9 @@ def _examples_by_task(
     """For each task, the (source, index, piece of its document) that can serve it."""
     found: dict[str, list] = {task: [] for task in TASKS}
     for source in sources_:
+        found['conversation'] += [
+            (source, index, None) for index in range(len(source.conversations))
+        ]
         if source.procedural:  # each example has an image and captions
             both = [(source, index, None) for index in range(len(source))]
             found['text_to_image'] += both

@@ -2,14 +2,28 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 from absl import logging
+
+from rf_jax.data.messages import Message
 
 _NAMED = 3  # entries that the log names for each reason
 
 
 class BadImage(Exception):
     """An image that cannot be used: missing, broken, not an image, or too large."""
+
+
+class Conversation(Protocol):
+    """Messages whose image parts hold the number of an image in `sizes`."""
+
+    messages: tuple[Message, ...]
+    sizes: tuple[tuple[int, int], ...]  # height and width of each image, pixels as shown
+
+    def image(self, number: int) -> np.ndarray:
+        """uint8 [h, w, 3]; raises BadImage."""
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,12 @@ def summary(sources: Sequence[Source]) -> str:
         digest = hashlib.blake2b(digest_size=8)
         for i in range(0 if source.procedural else len(source)):
             digest.update(repr(source.record(i)).encode())
+        for i in range(0 if source.procedural else len(source.conversations)):
+            each = source.conversations[i]
+            digest.update(repr((each.messages, each.sizes)).encode())
         left_out = sum(source.skipped.values())
+        talks = f' and {len(source.conversations)} conversations' if source.conversations else ''
         summaries.append(
-            f'{len(source)} examples ({left_out} left out, digest {digest.hexdigest()})'
+            f'{len(source)} examples{talks} ({left_out} left out, digest {digest.hexdigest()})'
         )
     return '; '.join(summaries)

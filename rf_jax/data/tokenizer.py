@@ -27,7 +27,8 @@ class Tokenizer:
     pad = 0
     bos = 1
     eos = 2
-    unk = 3
+    unk = 3  # of no text: what has no piece is encoded as bytes
+    image = unk  # begins an image in an answer
     answer = 4  # separates a question from its answer
     _specials = range(5)
 

@@ -14,7 +14,7 @@ from absl import logging
 from rf_jax.data import image_ops, pipeline, png, source_list
 from rf_jax.evaluation import codebook_usage, retrieval, scoring
 from rf_jax.evaluation.inspection import Inspector
-from rf_jax.generation import inputs, token_sampling
+from rf_jax.generation import guidance, inputs, token_sampling
 from rf_jax.generation.placement import Placement
 from rf_jax.generation.sampler import ROWS, Sampler
 from rf_jax.runtime import distributed, metrics, sharding
@@ -116,7 +116,7 @@ def cache_bytes(run: Run) -> float:
     options = sampler.options()
     contexts = options.contexts()
     rows = inputs.generation_rows(run.config, run.tokenizer, run.model.channels, requests)
-    row = rows[True, True]
+    row = rows[guidance.ALL, True]
     batch = {name: np.concatenate([array] * len(contexts)) for name, array in row.items()}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     sample_tokens = partial(token_sampling.sample, run.model, options)

@@ -1,10 +1,12 @@
-"""What `Sampler.generate` gives."""
+"""Images that were generated, from the patches of the model to what a user gets."""
 
 import io
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
+from rf_jax.data import image_ops
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,3 +38,21 @@ class GeneratedImage:
         file = io.BytesIO()
         Image.fromarray(self.image).save(file, 'PNG')
         return file.getvalue()
+
+
+def from_patches(patches: np.ndarray, size: tuple[int, int], patch: int, pool: int) -> np.ndarray:
+    """Generated patches float32 [P, C] in [-1, 1], or more, to uint8 [h, w, 3] of `size`."""
+    height, width = size
+    count = (height // patch) * (width // patch)
+    image = image_ops.unpatchify(patches[:count], height, width, patch, pool)
+    return np.clip((image + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+
+
+def token_map(
+    tokens: np.ndarray, size: tuple[int, int], patch: int, pool: int
+) -> np.ndarray | None:
+    """Tokens [N, ...], or more, of an image of `size` as [rows, columns, ...]; None for pool 0."""
+    if not pool:
+        return None
+    rows, columns = (side // (patch * pool) for side in size)
+    return tokens[: rows * columns].reshape(rows, columns, *tokens.shape[1:])

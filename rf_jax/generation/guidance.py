@@ -1,33 +1,53 @@
-"""Classifier-free guidance with two conditions: text and representation.
+"""Classifier-free guidance with the conditions of a generated image: text, other images, and its
+own representation.
 
-Pixels, as in InstructPix2Pix (arXiv 2211.09800, equation 3):
-v(0,0) + s_r [v(0,r) - v(0,0)] + s_c [v(c,r) - v(0,r)]. The paper gives one scale for "both
-conditions", that is s_r = s_c, and v(0,r) then cancels. A branch is (text kept, representation
-kept). The weights of the branches sum to one, so it makes no difference whether predictions or
-velocities are combined.
+Pixels, as in InstructPix2Pix (arXiv 2211.09800, equation 3), with one condition after the other:
+
+    v(none, 0) + s_r [v(none, r) - v(none, 0)]
+               + s_i [v(images, r) - v(none, r)]
+               + s_t [v(all, r) - v(images, r)]
+
+The paper gives one scale for "both conditions", that is s_r = s_i = s_t, and the terms between then
+cancel. A branch is (context, representation kept), a context one of ALL, IMAGES and NONE. The
+weights of the branches sum to one, so it makes no difference whether predictions or velocities are
+combined.
 """
 
 from collections.abc import Mapping
 
 import jax
 
-Branch = tuple[bool, bool]
+ALL, IMAGES, NONE = CONTEXTS = ('all', 'images', 'none')  # text and images, images alone, neither
+Branch = tuple[str, bool]
 
 
-def pixel_weights(scale: float, text_scale: float = 0.0) -> dict[Branch, float]:
+def pixel_weights(
+    scale: float, text_scale: float = 0.0, image_scale: float = 0.0
+) -> dict[Branch, float]:
     """Weights of the branches, without those of weight 0.
 
-    `scale` is s_r; `text_scale` is s_c, and 0 means the same as `scale`.
+    `scale` is s_r, `text_scale` s_t, `image_scale` s_i; a text scale of 0 means s_r, an image scale
+    of 0 means s_t: then no branch has images alone.
     """
     text = text_scale or scale
-    weights = {(True, True): text, (False, True): scale - text, (False, False): 1.0 - scale}
+    image = image_scale or text
+    weights = {
+        (ALL, True): text,
+        (IMAGES, True): image - text,
+        (NONE, True): scale - image,
+        (NONE, False): 1.0 - scale,
+    }
     return {branch: weight for branch, weight in weights.items() if weight}
 
 
-def token_weights(scale: float) -> dict[bool, float]:
-    """Weights of the logits with (True) and without text: l(0) + scale [l(c) - l(0)]."""
-    weights = {True: scale, False: 1.0 - scale}
-    return {kept: weight for kept, weight in weights.items() if weight}
+def token_weights(scale: float, image_scale: float = 0.0) -> dict[str, float]:
+    """Weights of the logits by context, without those of weight 0:
+
+    l(none) + s_i [l(images) - l(none)] + s [l(all) - l(images)]; an image scale of 0 means s.
+    """
+    image = image_scale or scale
+    weights = {ALL: scale, IMAGES: image - scale, NONE: 1.0 - image}
+    return {context: weight for context, weight in weights.items() if weight}
 
 
 def combine(values: Mapping, weights: Mapping) -> jax.Array:

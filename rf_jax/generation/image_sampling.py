@@ -5,7 +5,7 @@ batch gives what its examples give one by one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -28,22 +28,34 @@ class Options:
     guidance_representation: float = 2.0
     guidance_pixels: float = 3.0
     guidance_text: float = 0.0
+    guidance_image: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def branches(self) -> dict[guidance.Branch, float]:
         """Weights of the pixel branches."""
-        return guidance.pixel_weights(self.guidance_pixels, self.guidance_text)
+        return guidance.pixel_weights(self.guidance_pixels, self.guidance_text, self.guidance_image)
 
-    def contexts(self) -> tuple[bool, ...]:
-        """The contexts to cache: with text (True), without (False), or both in this order."""
-        need = set(guidance.token_weights(self.guidance_representation))
-        need |= {text for text, _ in self.branches()}
-        return tuple(sorted(need, reverse=True))
+    def token_weights(self) -> dict[str, float]:
+        """Weights of the contexts of the representation tokens."""
+        return guidance.token_weights(self.guidance_representation, self.guidance_image)
+
+    def contexts(self) -> tuple[str, ...]:
+        """The contexts to cache, in the order of `guidance.CONTEXTS`."""
+        need = set(self.token_weights()) | {context for context, _ in self.branches()}
+        return tuple(context for context in guidance.CONTEXTS if context in need)
+
+    def without_images(self) -> 'Options':
+        """The same where there are no other images to be guided by."""
+        return replace(self, guidance_image=0.0)
 
 
 def options(config: ConfigDict, **changes) -> Options:
-    """`config.sampling` with changes; a value of None changes nothing."""
-    values = {name: config.sampling[name] for name in Options.__dataclass_fields__}
+    """`config.sampling` with changes; a value of None changes nothing.
+
+    A run that was trained before there was an option has its default.
+    """
+    fields = Options.__dataclass_fields__
+    values = {name: config.sampling.get(name, field.default) for name, field in fields.items()}
     values |= {name: value for name, value in changes.items() if value is not None}
     values['guidance_interval'] = tuple(values['guidance_interval'])
     return Options(**values)
@@ -59,17 +71,19 @@ def generate(
 ) -> tuple[jax.Array, jax.Array]:
     """Images of the rows.
 
-    rows: a batch for each of the four branches (`inputs.generation_rows`), one example a row;
-    keys [B]. Gives (patches float32 [B, P, C] in [-1, 1], representation tokens [B, N, ...] as
-    `token_sampling.sample` says).
+    rows: a batch for each branch of the options, and for the contexts with representation
+    (`inputs.generation_rows`), one example a row; keys [B]. Gives (patches float32 [B, P, C] in
+    [-1, 1], representation tokens [B, N, ...] as `token_sampling.sample` says).
     """
+    if not any(context == guidance.IMAGES for context, _ in rows):
+        options = options.without_images()
     contexts = options.contexts()
-    batch = _stack([rows[text, True] for text in contexts])
+    batch = _stack([rows[context, True] for context in contexts])
     tokens, cache = token_sampling.sample(model, options, params, batch, contexts, keys)
     caches = dict(zip(contexts, _split(cache, len(contexts))))
     latents = generate_latents(model, config, options, params, rows, caches, keys)
     bound = model.bind({'params': params})
-    return bound.pixels(latents, rows[True, True]), tokens
+    return bound.pixels(latents, rows[guidance.ALL, True]), tokens
 
 
 def generate_latents(
@@ -77,12 +91,12 @@ def generate_latents(
 ) -> jax.Array:
     """Integrates the flow from noise at t = 0 to clean patches or latents: float32 [B, P, Z].
 
-    caches: {text kept: keys and values of the text and representation tokens}.
+    caches: {context: keys and values of all tokens before the pixels}.
     """
     branches = options.branches()
     batch = _stack([rows[branch] for branch in branches])
-    cache = _stack_caches([caches[text] for text, _ in branches])
-    conditional = rows[True, True]
+    cache = _stack_caches([caches[context] for context, _ in branches])
+    conditional = rows[guidance.ALL, True]
     image = conditional['pixel_counts'][:, 0]
     c = config.flow
     alpha = flow.shift_of(image * config.data.patch_size**2, c.shift, c.base_pixels)
@@ -97,10 +111,10 @@ def generate_latents(
         x = kv_cache.after(model, params, batch, cache, x, (0, 0, patches))
         x = dict(zip(branches, jnp.split(bound.predict(x), len(branches))))
         guided = guidance.combine(x, branches)
-        if options.guidance_interval == (0.0, 1.0) or (True, True) not in x:
+        if options.guidance_interval == (0.0, 1.0) or (guidance.ALL, True) not in x:
             return guided
         low, high = options.guidance_interval
-        return jnp.where(((t >= low) & (t <= high))[..., None], guided, x[True, True])
+        return jnp.where(((t >= low) & (t <= high))[..., None], guided, x[guidance.ALL, True])
 
     def velocity(z, t):
         return flow.velocity(predict(z, t), z, t, c.t_eps)

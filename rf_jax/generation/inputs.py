@@ -11,6 +11,7 @@ from rf_jax.data import image_ops, layout, patch_grid, pipeline, spans
 from rf_jax.data.batch import Batch
 from rf_jax.data.records import clean
 from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.generation import guidance
 from rf_jax.generation.guidance import Branch
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.rng import fold
@@ -40,10 +41,22 @@ def request(
     `size` (height, width) in pixels; None is a square of the largest training size. Raises
     UserError if the model cannot generate images of that size.
     """
+    height, width = size or largest_square(config)
+    check_size(config, height, width)
+    prompt = clean(prompt)
+    return Request(prompt, height, width, fold(seed, prompt, number) % 2**31)
+
+
+def largest_square(config: ConfigDict) -> tuple[int, int]:
+    """(height, width) in pixels of a square of the largest training size."""
+    return (max(entry[0] for entry in config.data.sizes),) * 2
+
+
+def check_size(config: ConfigDict, height: int, width: int) -> None:
+    """Raises UserError if the model cannot generate images of that size."""
     pool, patch = spans.pool_of(config), config.data.patch_size
     group = patch_grid.unit(pool)
     unit = group * patch
-    height, width = size or (max(entry[0] for entry in config.data.sizes),) * 2
     if height < unit or width < unit or height % unit or width % unit:
         raise UserError(
             f'size={height}x{width}: both sides must be multiples of {unit} pixels '
@@ -55,8 +68,6 @@ def request(
             f'size={height}x{width}: the longest side may be {longest} pixels '
             f'({pool} x data.patch_size x model.representation.position_grid)'
         )
-    prompt = clean(prompt)
-    return Request(prompt, height, width, fold(seed, prompt, number) % 2**31)
 
 
 def generation_rows(
@@ -64,7 +75,8 @@ def generation_rows(
 ) -> dict[Branch, Batch]:
     """The rows of the requests for each guidance branch.
 
-    `channels`: C, values of a patch. Gives {(text kept, representation kept): batch} for all four.
+    `channels`: C, values of a patch. Gives {(context, representation kept): batch} for all four
+    with ALL and NONE.
     """
     data, pool = config.data, spans.pool_of(config)
     prompts = [
@@ -99,7 +111,8 @@ def generation_rows(
         ]
         return layout.make_batch(examples, capacity, channels)
 
-    return {(text, rep): place(text, rep) for text in (True, False) for rep in (True, False)}
+    kept = {guidance.ALL: True, guidance.NONE: False}
+    return {(context, rep): place(kept[context], rep) for context in kept for rep in (True, False)}
 
 
 def answer_rows(

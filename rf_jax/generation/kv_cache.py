@@ -21,10 +21,10 @@ def fields_between(batch: Batch, start: int, stop: int) -> dict[str, jax.Array]:
     return {name: batch[name][:, start:stop] for name in (*FIELDS, 'position')}
 
 
-def fields_at(batch: Batch, slot: jax.Array) -> dict[str, jax.Array]:
-    """The same for one token a row: slot int32 [B] -> arrays [B, 1, ...]."""
-    rows = jnp.arange(slot.shape[0])
-    return {name: batch[name][rows, slot][:, None] for name in (*FIELDS, 'position')}
+def fields_at(batch: Batch, slots: jax.Array) -> dict[str, jax.Array]:
+    """The same for chosen tokens: slots int32 [B, n] -> arrays [B, n, ...]."""
+    rows = jnp.arange(slots.shape[0])[:, None]
+    return {name: batch[name][rows, slots] for name in (*FIELDS, 'position')}
 
 
 def _run(model: Unified, params, x, own, before, lengths: Lengths, cache: Cache | None):
@@ -45,19 +45,28 @@ def grow(cache: Cache, length: int) -> Cache:
     return jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, length), (0, 0), (0, 0))), cache)
 
 
+def extend(
+    model: Unified, params, batch: Batch, cache: Cache, slots: jax.Array, x, lengths: Lengths
+):
+    """Runs the tokens at slots int32 [B, n], x [B, n, D], which may depend on each other: (hidden,
+    cache with them). A slot beyond the cache holds no token, and nothing is written for it.
+    """
+    size = cache[0].shape[2]
+    real = slots < size
+    own = fields_at(batch, jnp.minimum(slots, size - 1))
+    own['segment'] = jnp.where(real, own['segment'], -2)
+    before = fields_between(batch, 0, size)
+    # The tokens' own keys come after the cache, so their places in the cache must be hidden: no
+    # query has segment -1.
+    rows = jnp.arange(slots.shape[0])[:, None]
+    before['segment'] = before['segment'].at[rows, slots].set(-1, mode='drop')
+    x, new = _run(model, params, x, own, before, lengths, cache)
+    return x, jax.tree.map(lambda a, n: a.at[:, rows, slots].set(n, mode='drop'), cache, new)
+
+
 def one(model: Unified, params, batch: Batch, cache: Cache, slot: jax.Array, x, lengths: Lengths):
     """Runs one token a row, x [B, 1, D], at place slot int32 [B]: (hidden, cache with it)."""
-    query = fields_at(batch, slot)
-    size = cache[0].shape[2]
-    before = fields_between(batch, 0, size)
-    # The token's own key comes after the cache, so its place in the cache must be hidden: no query
-    # has segment -1.
-    empty = jnp.arange(size) == slot[:, None]
-    before['segment'] = jnp.where(empty, -1, before['segment'])
-    x, new = _run(model, params, x, query, before, lengths, cache)
-    rows = jnp.arange(slot.shape[0])
-    cache = jax.tree.map(lambda a, n: a.at[:, rows, slot].set(n[:, :, 0]), cache, new)
-    return x, cache
+    return extend(model, params, batch, cache, slot[:, None], x, lengths)
 
 
 def after(model: Unified, params, batch: Batch, cache: Cache, x, lengths: Lengths) -> jax.Array:

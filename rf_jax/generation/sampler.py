@@ -8,8 +8,7 @@ sampler.answer(apple, 'What colour is it?')
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,10 +17,15 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from rf_jax.data import arrays, image_ops, spans
+from rf_jax.data import arrays, spans
+from rf_jax.data.messages import Message
 from rf_jax.data.records import clean
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.generation import captioning, image_sampling, inputs
+from rf_jax.generation import arguments, captioning, generated_image, image_sampling, inputs
+from rf_jax.generation.chat import Conversation, answers
+from rf_jax.generation.chat_engine import ChatEngine
+from rf_jax.generation.chat_programs import ChatPrograms
+from rf_jax.generation.chat_row import ChatRow
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.generation.inputs import Request
 from rf_jax.generation.placement import ONE_DEVICE, Placement
@@ -116,11 +120,17 @@ class Sampler:
 
         Raises UserError for a size, an option or a number of values that does not fit.
         """
-        prompts = [clean(each) for each in _strings(prompts, 'prompts')]
+        prompts = [clean(each) for each in arguments.strings(prompts, 'prompts')]
         sizes = (
-            _integers('size', size, prompts, (2,)) if size is not None else [None] * len(prompts)
+            arguments.integers('size', size, prompts, (2,))
+            if size is not None
+            else [None] * len(prompts)
         )
-        numbers = _occurrences(prompts) if number is None else _integers('number', number, prompts)
+        numbers = (
+            arguments.occurrences(prompts)
+            if number is None
+            else arguments.integers('number', number, prompts)
+        )
         requests = [
             inputs.request(self.config, *each)
             for each in zip(prompts, [seed] * len(prompts), numbers, sizes)
@@ -148,7 +158,7 @@ class Sampler:
         """
         one_image, one_question = arrays.is_single(images), isinstance(questions, str)
         images = arrays.as_rgb(images, self.config.data.max_pixels)
-        questions = _strings(questions, 'questions')
+        questions = arguments.strings(questions, 'questions')
         if one_image:
             images *= len(questions)
         if one_question:
@@ -166,6 +176,32 @@ class Sampler:
             answers += [self.tokenizer.decode(row.tolist()) for row in tokens]
         return answers[0] if one_image and one_question else answers
 
+    def chat(self, messages: Sequence, **settings) -> Message | list[Message]:
+        """The assistant's next message of a conversation, or of each of several.
+
+        `messages`: `data.messages.Message`s, or mappings as in OpenAI's API; an image is anything
+        that `caption` takes, or a GeneratedImage. `settings`: those of `chat_engine.Settings`, such
+        as temperature=0.7, max_tokens=64, seed=0, size=(64, 64), and those of `generate`. Raises
+        UserError.
+        """
+        several = bool(messages) and not isinstance(messages[0], Message | Mapping)
+        found = answers(self, messages if several else [messages], settings)
+        return found if several else found[0]
+
+    def conversation(self) -> Conversation:
+        """A new conversation, to be continued turn by turn."""
+        return Conversation(self)
+
+    def chat_row(self) -> ChatRow:
+        """An empty row for a `chat_engine`."""
+        return ChatRow(self.config, self.tokenizer, self.model.channels)
+
+    def chat_engine(self, rows: int) -> ChatEngine:
+        """An engine for so many conversations at once; all share their programs."""
+        if 'chat' not in self._programs:
+            self._programs['chat'] = ChatPrograms(self.model, self.config, self.tokenizer)
+        return ChatEngine(self._programs['chat'], self.params, self.tokenizer, rows)
+
     def _images(self, requests: Sequence[Request], options: image_sampling.Options):
         """[(image, tokens)] of the requests, as in `GeneratedImage`."""
         pairs, patch = [], self.config.data.patch_size
@@ -174,20 +210,10 @@ class Sampler:
         for chunk, padded in _chunks(requests, self.placement):
             patches, tokens = self._generate(padded, options)
             for request, values, row in zip(chunk, patches, tokens):
-                height, width = request.height // patch, request.width // patch
-                image = image_ops.unpatchify(
-                    values[: height * width], request.height, request.width, patch, self.pool
-                )
-                image = np.clip((image + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
-                pairs.append((image, self._token_map(row, height, width)))
+                size = request.height, request.width
+                image = generated_image.from_patches(values, size, patch, self.pool)
+                pairs.append((image, generated_image.token_map(row, size, patch, self.pool)))
         return pairs
-
-    def _token_map(self, tokens: np.ndarray, height: int, width: int) -> np.ndarray | None:
-        """Tokens [N, ...] of an image of height x width patches as [rows, columns, ...]."""
-        if not self.pool:
-            return None
-        rows, columns = height // self.pool, width // self.pool
-        return tokens[: rows * columns].reshape(rows, columns, *tokens.shape[1:])
 
     def _generate(self, requests: Sequence[Request], options: image_sampling.Options):
         """(patches float32 [B, P, C], tokens [B, N, ...]) of one compiled call."""
@@ -234,40 +260,6 @@ def for_this_machine(config: ConfigDict) -> None:
     """
     config.model.attention.implementation = 'auto'
     config.model.backbone.moe.grouped_matmul = 'auto'
-
-
-def _strings(texts: str | Iterable[str], what: str) -> list[str]:
-    """A string or several as a list. Raises UserError."""
-    if not isinstance(texts, Iterable):
-        raise UserError(f'{what}={texts!r}: expected a string or a list of strings')
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    if wrong := [text for text in texts if not isinstance(text, str)]:
-        raise UserError(f'{what} contain {wrong[0]!r}: expected a string or a list of strings')
-    return texts
-
-
-def _integers(name: str, value, prompts: Sequence[str], shape: tuple[int, ...] = ()) -> list:
-    """`value`, of `shape`, for each prompt; or the values that are given one a prompt."""
-    try:
-        array = np.asarray(value)
-    except ValueError:  # ragged
-        array = np.zeros(0)
-    whole = np.issubdtype(array.dtype, np.integer)
-    if not whole or array.shape not in (shape, (len(prompts), *shape)):
-        one = '(height, width) in pixels' if shape else 'an integer'
-        raise UserError(
-            f'{name}={value!r}: expected {one}, or a list of one for each of {len(prompts)} prompts'
-        )
-    return np.broadcast_to(array, (len(prompts), *shape)).tolist()
-
-
-def _occurrences(prompts: Sequence[str]) -> list[int]:
-    """How many times each prompt occurs before its place in the list."""
-    seen, numbers = Counter(), []
-    for prompt in prompts:
-        numbers.append(seen[prompt])
-        seen[prompt] += 1
-    return numbers
 
 
 def _chunks(items: Sequence, placement: Placement):

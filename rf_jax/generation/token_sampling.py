@@ -14,32 +14,48 @@ Arrays = Mapping[str, jax.Array]
 
 
 def _prefill(model: Unified, params, batch: Arrays):
-    """Keys and values of the prompt."""
-    x = model.bind({'params': params}).embed_text(batch['text_tokens'])
-    return kv_cache.prefill(model, params, batch, x, (x.shape[1], 0, 0))[1]
+    """Keys and values of what comes before the image, with places for its tokens."""
+    bound = model.bind({'params': params})
+    x = bound.embed_text(batch['text_tokens'])
+    if batch['vision_pixels'].shape[1]:
+        x = jnp.concatenate([x, bound.embed_vision(batch).astype(x.dtype)], 1)
+    understood, length = x.shape[1], batch['cells'].shape[1]
+    if 'tokens' not in batch:
+        cache = kv_cache.prefill(model, params, batch, x, (understood, 0, 0))[1]
+        return kv_cache.grow(cache, length)
+    # Earlier images have known tokens. Those of the new image are overwritten.
+    known = bound.embed_representation(batch['tokens'], batch['cells'])
+    x = jnp.concatenate([x, known.astype(x.dtype)], 1)
+    return kv_cache.prefill(model, params, batch, x, (understood, length, 0))[1]
 
 
 def sample(model: Unified, options, params, batch: Arrays, contexts, keys):
-    """(tokens [B, N, ...] with N = 0 for a kind that has none, cache of the prompt and the tokens).
+    """(tokens [B, N, ...] with N = 0 for a kind that has none, cache of all before the pixels).
 
-    options: of `image_sampling`. `batch` has the rows of the contexts (text kept or not) one after
-    another; keys [B], one an image.
+    options: of `image_sampling`. `batch` has the rows of the contexts one after another; keys [B],
+    one an image. In a conversation with earlier generated images `batch` has their `tokens`
+    [B, R, ...], as `embed_representation` takes them, and `start` int32 [B], the place of the new
+    image in the representation stream.
     """
+    cache = _prefill(model, params, batch)
     if not model.kind.tokens:
-        return jnp.zeros((keys.shape[0], 0), jnp.int32), _prefill(model, params, batch)
+        return jnp.zeros((keys.shape[0], 0), jnp.int32), cache
     begin = model.kind.begin(model.config, keys.shape[0])
-    text, length = batch['text_tokens'].shape[1], batch['cells'].shape[1]
-    weights = guidance.token_weights(options.guidance_representation)
-    cache = kv_cache.grow(_prefill(model, params, batch), length)
+    rows = jnp.arange(batch['cells'].shape[0])
+    first = batch['text_tokens'].shape[1] + batch['vision_pixels'].shape[1] // 4
+    start = batch.get('start', jnp.zeros_like(rows))
+    length = batch['cells'].shape[1]
+    if 'tokens' in batch:
+        length = batch['pixels'].shape[1] // model.config.representation.pool**2 + 1
+    weights = options.token_weights()
 
     def following(carry, place):
         cache, token = carry
         bound = model.bind({'params': params})
-        cell = jax.lax.dynamic_slice_in_dim(batch['cells'], place, 1, 1)
+        cell = batch['cells'][rows, start + place][:, None]
         tiled = jnp.concatenate([token] * len(contexts))[:, None]
         x = bound.embed_representation(tiled, cell)
-        slot = jnp.full(tiled.shape[0], text + place)
-        x, cache = kv_cache.one(model, params, batch, cache, slot, x, (0, 1, 0))
+        x, cache = kv_cache.one(model, params, batch, cache, first + start + place, x, (0, 1, 0))
         found = bound.predict_representation(x)[:, 0]
         found = dict(zip(contexts, jnp.split(found, len(contexts))))
         guided = guidance.combine(found, weights)

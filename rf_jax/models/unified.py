@@ -189,7 +189,7 @@ def build(
 ) -> Unified:
     """The model of `config.model`; C follows from `config.data.patch_size`. Raises UserError.
 
-    `mesh`: the devices it is to be sharding over, None for one. `platform`: cpu, gpu or tpu when
+    `mesh`: the devices to shard it over; None for one device. `platform`: cpu, gpu or tpu when
     programs are compiled for another than this process runs on.
     """
     kind, space = representation.of(config), spaces.of(config)

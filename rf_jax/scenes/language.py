@@ -41,7 +41,7 @@ class Question:
 
 def say(claim: Claim) -> str:
     """The wording of a claim: 'two red circles and a blue square', 'a ring left of a cross'."""
-    named = [_group(group) for group in claim.groups]
+    named = [say_group(group) for group in claim.groups]
     text = f'{named[0]} {claim.relation} {named[1]}' if claim.relation else listed(named)
     return f'{text} on a {claim.ground} ground' if claim.ground else text
 
@@ -111,10 +111,16 @@ def _varied(group: Group, each: Object, rung: Rung) -> Group:
     )
 
 
-def _group(group: Group) -> str:
+def plural(shape: str) -> str:
+    """'circles', 'crosses'."""
+    return shape + ('es' if shape.endswith('s') else 's')
+
+
+def say_group(group: Group) -> str:
+    """The wording of one group: 'two red circles', 'a ring at the top left'."""
     shape = group.shape or 'object'
     if group.count != 1:
-        shape += 'es' if shape.endswith('s') else 's'
+        shape = plural(shape)
     words = ' '.join(filter(None, (group.size, group.texture, group.colour, shape, group.place)))
     if group.count != 1:
         return f'{NUMBERS[group.count]} {words}'
@@ -245,7 +251,7 @@ def _same(scene: Scene) -> list[Question]:
 
 
 def _one(colour: str | None, shape: str | None) -> str:
-    return _group(Group(1, shape, colour))
+    return say_group(Group(1, shape, colour))
 
 
 def _bare(colour: str | None, shape: str | None) -> str:
@@ -253,7 +259,7 @@ def _bare(colour: str | None, shape: str | None) -> str:
 
 
 def _many(colour: str | None, shape: str | None) -> str:
-    return _group(Group(2, shape, colour)).partition(' ')[2]
+    return say_group(Group(2, shape, colour)).partition(' ')[2]
 
 
 def _any(rng, choices: Sequence):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rf_jax.data import pipeline, source_list
+from rf_jax.data import data_fields, source_list
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.evaluation import scoring
 from rf_jax.evaluation.scoring import Amount
@@ -239,7 +239,7 @@ def plan(study: ConfigDict, folder: Path, arms: Arms) -> list[Job]:
 def _check_builds(name: str, config: ConfigDict, tokenizer: Tokenizer, amount: Amount) -> None:
     """Raises UserError now for errors that the job would otherwise raise hours later."""
     try:
-        pipeline.check(config)
+        data_fields.check(config)
         unified.build(config, tokenizer.size)
         scoring.check(config, tokenizer, amount)
     except UserError as error:

@@ -101,7 +101,7 @@ def report(study: ConfigDict, jobs: Sequence[Job], scores, figures: Sequence[str
     parts += ['## Understanding at equal steps', _understanding(equal_steps)]
     parts += ['## Understanding at equal FLOPs', _understanding(equal_flops)]
     parts += [
-        '## Distances, variety, codebook and autoencoder at equal FLOPs',
+        '## Distances, diversity, codebook and autoencoder at equal FLOPs',
         _numbers(equal_flops),
     ]
     parts += ['## Budget', _budget(order, jobs, scores)]
@@ -225,7 +225,7 @@ def _understanding(groups) -> str:
 
 
 def _numbers(groups) -> str:
-    """Distances, variety, codebook and autoencoder: mean over seeds, each seed in parentheses."""
+    """Distances, diversity, codebook and autoencoder: mean over seeds, each seed in parentheses."""
     columns: dict[str, None] = {}
     by_arm: dict[str, dict[str, list[float]]] = {}
     for name, group in groups.items():

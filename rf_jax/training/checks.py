@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from rf_jax.data import pipeline, source_list, spans
+from rf_jax.data import data_fields, source_list, spans
 from rf_jax.models.representation import choice as representation
 from rf_jax.models.spaces import choice as spaces
 from rf_jax.runtime import mesh, paths, renamed_fields, sharding
@@ -30,7 +30,7 @@ def start(
     a topology. Raises UserError for anything that would stop a process of the run.
     """
     check(config)
-    pipeline.check(config)
+    data_fields.check(config)
     mesh_ = mesh.make_mesh(config.mesh, devices)
     jitted.check(config, mesh_)
     return mesh_, mesh.rows_by_process(mesh_, config.data.batch_size)
@@ -96,14 +96,14 @@ def warn_of_other_data(data: str, workdir: Path) -> None:
 
 
 def warn_of_new_weights(config) -> None:
-    """Tells which fields of a config suppose weights of another run; to be called without any."""
+    """Logs the fields that assume the weights of another run; called for a run that has none."""
     effects = spaces.of(config).needs_weights(config)
     if not config.ema.warmup:
         effects['ema.warmup=False'] = 'keeps random weights long in the average'
     effects |= representation.of(config).needs_weights(config)
     for field, effect in effects.items():
         logging.warning(
-            '%s %s: it supposes weights of another run, and initialise_from is empty',
+            '%s %s: it assumes weights of another run, and initialise_from is empty',
             field,
             effect,
         )

@@ -69,8 +69,15 @@ NUMBERS = [
     ('train', 'config.optimizer.learning_rate', 'nan'),
     ('packing_report', 'config.data.text_dropout', 'nan'),
 ]
-WITH_CONFIG = [name for name in COMMANDS if (ROOT / f'rf_jax/{name}.py').is_file()
-               and 'DEFINE_config_file' in (ROOT / f'rf_jax/{name}.py').read_text()]  # fmt: skip
+
+
+def file_of(module):
+    """The file of a command: a module, or `__main__` of a package."""
+    file = ROOT / f'rf_jax/{module.replace(".", "/")}.py'
+    return file if file.exists() else file.with_suffix('') / '__main__.py'
+
+
+WITH_CONFIG = [name for name in COMMANDS if 'DEFINE_config_file' in file_of(name).read_text()]
 
 
 def cases():
@@ -141,8 +148,7 @@ def test_every_command_is_covered():
 
 @pytest.mark.parametrize('module', COMMANDS)
 def test_every_flag_of_a_file_or_folder_is_a_path(module):
-    file = ROOT / f'rf_jax/{module.replace(".", "/")}.py'
-    text = (file if file.exists() else file.with_suffix('') / '__main__.py').read_text()
+    text = file_of(module).read_text()
     found = re.findall(r"cli\.PATH,[^']*'(\w+)'", text)
     assert sorted(found) == sorted(COMMANDS[module][1])
     strings = re.findall(

@@ -105,7 +105,7 @@ def test_every_field_is_set_for_the_paper_or_has_a_reason_not_to_be():
             for field in before:
                 kept[field] &= now[field] == before[field]
     unexplained = [field for field in before if kept[field] and not named(field)]
-    assert not unexplained, 'set it in configs/paper/scale.py, or tell there why it is kept'
+    assert not unexplained, 'set it in configs/paper/scale.py, or give the reason there, in KEPT'
     used = {named(field) for field in before if kept[field]}
     assert used == set(scale.KEPT), 'KEPT names fields that are set, or are not there'
 

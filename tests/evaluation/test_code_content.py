@@ -1,4 +1,4 @@
-"""What codes tell of content and place, on codes whose answer is known."""
+"""What codes say about content and place, on codes for which the answer is known."""
 
 import math
 
@@ -31,7 +31,7 @@ def test_codes_that_are_the_content_have_nothing_unexplained():
     assert abs(found.unexplained) < 1e-9 and found.place < 0.1
 
 
-def test_codes_of_the_place_tell_nothing_of_the_content():
+def test_codes_of_the_place_say_nothing_about_the_content():
     content = looks()
     found = code_content.measure(
         np.broadcast_to(np.arange(9).reshape(3, 3), content.shape), content

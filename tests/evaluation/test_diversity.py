@@ -1,4 +1,4 @@
-"""Variety: what a drawing leaves to chance is spread, or it is not."""
+"""diversity.py: how many places and colours generated images use, as a perplexity."""
 
 import numpy as np
 import pytest
@@ -25,12 +25,12 @@ def test_evenly_spread_objects_have_as_many_places_and_colours_as_there_are():
     assert found == {'places': pytest.approx(9), 'colours': pytest.approx(8)}
 
 
-def test_the_same_drawing_again_and_again_has_one():
+def test_equal_images_have_one_place_and_one_colour():
     found = diversity.measure(images([(2, 2)] * 5, ['red'] * 5))
     assert found == {'places': pytest.approx(1), 'colours': pytest.approx(1)}
 
 
-def test_nothing_drawn_has_none():
+def test_an_empty_image_has_none():
     assert diversity.measure([np.zeros((48, 48, 3), np.uint8)]) == {'places': 0.0, 'colours': 0.0}
 
 

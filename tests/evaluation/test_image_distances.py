@@ -60,7 +60,7 @@ def test_wrong_colours_count(real, other):
 
 
 def test_too_few_kinds_of_images_count(real, other):
-    """Each image is perfect, but a model that draws ten only is far from the whole set."""
+    """Each image is perfect, but a model that generates only ten is far from the whole set."""
     for values in scores(real, other, other[:10] * 30).values():
         assert values[1] > 4 * abs(values[0])
 

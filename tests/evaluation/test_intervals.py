@@ -108,7 +108,7 @@ def test_two_arms_that_never_are_right_may_differ():
 
 
 def test_no_difference_reaches_beyond_one():
-    """Drawn seeds are widened, and with them what they differ in."""
+    """Resampled seeds are widened, and their difference with them."""
     right = intervals.gather([(None, of_rates([[1]] * 9 + [[x]])) for x in (1, 0)], 'seen')
     wrong = intervals.gather([(None, of_rates([[0]] * 10))] * 2, 'seen')
     found = intervals.difference(right, wrong)

@@ -10,12 +10,13 @@ from tiny_sampler import WORDS, make_sampler
 
 from configs import base
 from rf_jax.generation import captioning, guidance, image_sampling, inputs, kv_cache, token_sampling
+from rf_jax.generation.guidance import ALL, NONE
 from rf_jax.generation.inputs import Request
 from rf_jax.models.representation import forcing
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
-BRANCHES = [(True, True), (True, False), (False, True), (False, False)]
+BRANCHES = [(ALL, True), (ALL, False), (NONE, True), (NONE, False)]
 REQUESTS = [
     Request('a red heart', 64, 64, 11),
     Request('grinning face with big eyes and two small dogs', 32, 64, 12),
@@ -53,8 +54,8 @@ def test_cached_generation_equals_the_full_forward(sampler, split):
         sampler = make_sampler(split)
     model, params, rows = sampler.model, sampler.params, rows_of(sampler, REQUESTS)
     options = image_sampling.Options(temperature=0.0, guidance_representation=2.0)
-    contexts = (True, False)
-    batch = image_sampling._stack([rows[text, True] for text in contexts])
+    contexts = (ALL, NONE)
+    batch = image_sampling._stack([rows[context, True] for context in contexts])
     codes, cache = jax.jit(
         lambda params, keys: token_sampling.sample(model, options, params, batch, contexts, keys)
     )(params, keys_of(REQUESTS))
@@ -76,7 +77,7 @@ def test_cached_generation_equals_the_full_forward(sampler, split):
         return model.bind({'params': params}).predict(x)
 
     outputs = {branch: full(params, rows[branch]) for branch in BRANCHES}
-    real = np.asarray(rows[True, True]['pixel_weight']) > 0
+    real = np.asarray(rows[ALL, True]['pixel_weight']) > 0
     for branch in BRANCHES:
         found, right = after(params, rows[branch], caches[branch[0]]), outputs[branch]['x']
         assert float(jnp.abs(right[real]).max()) > 0.1
@@ -86,7 +87,9 @@ def test_cached_generation_equals_the_full_forward(sampler, split):
             apart = jnp.abs(outputs[a]['x'] - outputs[b]['x'])
             assert float(apart.max(-1)[real].min()) > 1e-4, (a, b)
 
-    kept, dropped = (outputs[text, True]['representation_logits'].whole() for text in contexts)
+    kept, dropped = (
+        outputs[context, True]['representation_logits'].whole() for context in contexts
+    )
     guided = jnp.argmax(dropped + 2.0 * (kept - dropped), -1)
     alone = jnp.argmax(kept, -1)
     for row, count in enumerate(counts_of(REQUESTS)):
@@ -100,11 +103,11 @@ def test_codes_follow_the_models_distribution(sampler):
     count, temperature, k = 2000, 1.5, 5
     options = image_sampling.Options(top_k=k, temperature=temperature, guidance_representation=2.0)
     many = {b: jax.tree.map(lambda a: np.repeat(a, count, 0), row) for b, row in rows.items()}
-    batch = image_sampling._stack([many[text, True] for text in (True, False)])
+    batch = image_sampling._stack([many[context, True] for context in (ALL, NONE)])
     batch['cells'] = batch['cells'][:, :2]  # one code is enough
     keys = jax.vmap(jax.random.key)(np.arange(count))
     codes, _ = jax.jit(
-        lambda params: token_sampling.sample(model, options, params, batch, (True, False), keys)
+        lambda params: token_sampling.sample(model, options, params, batch, (ALL, NONE), keys)
     )(params)
     assert codes.shape == (count, 1)
     empty = jnp.full((1, 4), -1, jnp.int32)
@@ -113,7 +116,7 @@ def test_codes_follow_the_models_distribution(sampler):
         model.apply({'params': params}, rows[c, True], with_begin(empty), z, t)[
             'representation_logits'
         ].whole()[0, 0]
-        for c in (True, False)
+        for c in (ALL, NONE)
     )
     logits = np.asarray(dropped + 2.0 * (kept - dropped)) / temperature
     logits[np.argsort(logits)[:-k]] = -np.inf
@@ -275,23 +278,21 @@ def test_guidance_is_the_formula():
     rng = np.random.default_rng(0)
     v = {branch: rng.normal(size=3) for branch in BRANCHES}
     found = guidance.combine(v, guidance.pixel_weights(3.0, 5.0))
-    none, image, both = v[False, False], v[False, True], v[True, True]
+    none, image, both = v[NONE, False], v[NONE, True], v[ALL, True]
     np.testing.assert_allclose(found, none + 3 * (image - none) + 5 * (both - image))
     found = guidance.combine(v, guidance.pixel_weights(3.0))
     np.testing.assert_allclose(found, none + 3 * (both - none))
 
 
 def test_branches_without_weight_are_not_run():
-    assert set(guidance.pixel_weights(3.0)) == {(True, True), (False, False)}
-    assert set(guidance.pixel_weights(3.0, 3.0)) == {(True, True), (False, False)}
-    assert guidance.pixel_weights(1.0) == {(True, True): 1.0}
-    assert guidance.token_weights(1.0) == {True: 1.0}
-    assert image_sampling.Options(guidance_representation=1, guidance_pixels=1).contexts() == (
-        True,
-    )
+    assert set(guidance.pixel_weights(3.0)) == {(ALL, True), (NONE, False)}
+    assert set(guidance.pixel_weights(3.0, 3.0)) == {(ALL, True), (NONE, False)}
+    assert guidance.pixel_weights(1.0) == {(ALL, True): 1.0}
+    assert guidance.token_weights(1.0) == {ALL: 1.0}
+    assert image_sampling.Options(guidance_representation=1, guidance_pixels=1).contexts() == (ALL,)
     assert image_sampling.Options(guidance_representation=1, guidance_pixels=3).contexts() == (
-        True,
-        False,
+        ALL,
+        NONE,
     )
 
 
@@ -352,7 +353,7 @@ def test_flow_ends_at_the_guided_image(monkeypatch, method, changes, right):
         for branch, value in answers.items()
     }  # fmt: skip
     config, none = base.get_config(), jnp.zeros((1, 2, 1, 1, 1))
-    caches = dict.fromkeys((True, False), (none, none))
+    caches = dict.fromkeys((ALL, NONE), (none, none))
     options = image_sampling.Options(steps=10, method=method, **changes)
     keys = jax.vmap(jax.random.key)(np.arange(2))
     found = image_sampling.generate_latents(

@@ -20,7 +20,7 @@ def fields(name='base'):
 # Strings say what they are about where they are used; `sharding` has a reader of its own.
 NUMERIC = {name: value for name, value in fields().items()
            if not isinstance(value, str) and name != 'sharding'}  # fmt: skip
-# Just outside, and wrong types; {field: values} for those whose kind does not tell.
+# Just outside, and wrong types; {field: values} for fields with bounds of their own.
 OUTSIDE = {
     'seed': (-1, 2**63),
     'data.sizes': ((), (64,), ((64, 0.0),), ((64, math.nan),), ((64.0, 1.0),), ((64, 1.0, 2),)),

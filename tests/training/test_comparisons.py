@@ -11,6 +11,7 @@ from shrink import quick_compilation, tiny_run
 
 from rf_jax.data import layout, patch_grid
 from rf_jax.generation import guidance, image_sampling, inputs, kv_cache, token_sampling
+from rf_jax.generation.guidance import ALL, NONE
 from rf_jax.generation.sampler import Request, Sampler
 from rf_jax.models import quantizer
 from rf_jax.models.representation import choice, features
@@ -107,14 +108,14 @@ def test_generation_with_a_kv_cache_equals_the_training_forward(variant):
         jnp.asarray, inputs.generation_rows(run.config, run.tokenizer, model.channels, REQUESTS)
     )
     options = image_sampling.Options(temperature=0.0, guidance_representation=2.0)
-    batch = image_sampling._stack([rows[text, True] for text in (True, False)])
+    batch = image_sampling._stack([rows[context, True] for context in (ALL, NONE)])
     keys = jax.vmap(jax.random.key)(np.array([r.seed for r in REQUESTS], np.uint32))
     with quick_compilation():
         write = token_sampling.sample
-        tokens, cache = jax.jit(lambda p: write(model, options, p, batch, (True, False), keys))(
+        tokens, cache = jax.jit(lambda p: write(model, options, p, batch, (ALL, NONE), keys))(
             params
         )
-        caches = dict(zip((True, False), image_sampling._split(cache, 2)))
+        caches = dict(zip((ALL, NONE), image_sampling._split(cache, 2)))
         outputs = {}
         for branch, row in rows.items():
             outputs[branch], z, t = jax.jit(lambda p, row=row: full(run, p, row, tokens))(params)
@@ -123,15 +124,15 @@ def test_generation_with_a_kv_cache_equals_the_training_forward(variant):
             found = model.bind({'params': params}).predict(x)
             np.testing.assert_allclose(found, outputs[branch]['x'], atol=2e-4)
     weights = guidance.token_weights(2.0)
-    if 'representation_logits' in outputs[True, True]:
+    if 'representation_logits' in outputs[ALL, True]:
         guided = guidance.combine(
-            {text: outputs[text, True]['representation_logits'].whole() for text in weights},
+            {c: outputs[c, True]['representation_logits'].whole() for c in weights},
             weights,
         )
         np.testing.assert_array_equal(tokens, jnp.argmax(guided, -1)[:, :-1])
-    if 'predicted_features' in outputs[True, True]:
+    if 'predicted_features' in outputs[ALL, True]:
         guided = guidance.combine(
-            {text: outputs[text, True]['predicted_features'] for text in weights}, weights
+            {c: outputs[c, True]['predicted_features'] for c in weights}, weights
         )
         guided = quantizer.normalise(guided[:, :-1]) * guided.shape[-1] ** 0.5
         np.testing.assert_allclose(tokens, guided, atol=1e-3)
@@ -271,7 +272,7 @@ def test_the_autoencoder_learns_to_reconstruct_images(tmp_path):
     real = np.asarray(batch['pixel_weight']) > 0
     right = np.asarray(batch['pixels'])[real] / 127.5 - 1
     error = np.mean((np.asarray(back)[real] - right) ** 2)
-    assert error < 1.3 * seen[-1][0], 'the mean decodes no worse than a drawn latent'
+    assert error < 1.3 * seen[-1][0], 'the mean decodes no worse than a sampled latent'
     for a, b in zip(jax.tree.leaves(frozen), jax.tree.leaves(state.params['backbone'])):
         np.testing.assert_array_equal(a, b)
 

@@ -171,7 +171,7 @@ class Training:
 
     def until_saved_beyond(self, step):
         while not self.saved() or self.saved()[-1] <= step:
-            assert self.wait(0.01) is None, f'ended too early: {self.told()}'
+            assert self.wait(0.01) is None, f'ended too early: {self.output()}'
 
     def wait(self, seconds=300.0):
         """Exit code, None if it is still running."""
@@ -180,11 +180,11 @@ class Training:
         except subprocess.TimeoutExpired:
             return None
 
-    def told(self):
+    def output(self):
         return Path(self.log.name).read_text(errors='replace')[-3000:]
 
     def finish(self):
-        assert self.wait() == 0, self.told()
+        assert self.wait() == 0, self.output()
         return self
 
 
@@ -230,10 +230,10 @@ def test_sigterm_saves_and_the_run_resumes(tmp_path, cache, undisturbed):
     training = Training(workdir, cache)
     training.until_saved_beyond(0)
     training.process.send_signal(signal.SIGTERM)
-    assert training.wait() == exit_codes.INTERRUPTED, training.told()
+    assert training.wait() == exit_codes.INTERRUPTED, training.output()
     stopped = training.saved()[-1]
     assert stopped < STEPS, 'ended before it was stopped: raise STEPS'
-    assert f'Stopped by a signal at step {stopped}, saved' in training.told()
-    assert 'Traceback' not in training.told()
+    assert f'Stopped by a signal at step {stopped}, saved' in training.output()
+    assert 'Traceback' not in training.output()
     Training(workdir, cache).finish()
     assert_same_run(workdir, undisturbed)

@@ -1,6 +1,6 @@
 """A folder of captioned images on the user's disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from rf_jax.data.image_ops import BadImage, header_size, read_rgb
 from rf_jax.data.records import Record, Skips
-from rf_jax.data.sources import listing
+from rf_jax.data.sources import conversation_file, listing
+from rf_jax.data.sources.conversation_file import FileConversation
 from rf_jax.data.sources.safe_path import LINKS, Outside, inside
 from rf_jax.data.sources.source import Source
 from rf_jax.runtime.errors import UserError
@@ -24,7 +25,8 @@ class FolderSource(Source):
 
     `file` is a path in the folder; all but file and caption may be left out, or null. A JSON array
     of such objects works too, and so does `metadata.jsonl` or `metadata.csv` (`file_name`, `text`)
-    of Hugging Face's imagefolder. Entries that cannot be used are skipped, counted in `.skipped`
+    of Hugging Face's imagefolder. `conversations.jsonl` beside it, or alone, holds conversations
+    (`data.messages`). Entries that cannot be used are skipped, counted in `.skipped`
     and named in the log. Images outside the folder are not read: neither by `..` nor, unless
     `follow_links` (`folder+links:/path`), by symbolic links. Raises UserError.
     """
@@ -38,29 +40,37 @@ class FolderSource(Source):
         self._skips = Skips()
         try:
             self._root = Path(path).expanduser()
-            found = [self._root / name for name in listing.NAMES]
-            found = next((file for file in found if path and file.is_file()), None)
-            if found is not None:
-                inside(self._root, found.name, follow_links)
-            data = found.read_bytes() if found else b''
+            captions = self._first(listing.NAMES)
+            conversations = self._first(conversation_file.NAMES)
         except (OSError, RuntimeError, BadImage) as error:
             raise UserError(f'data.sources: {self.name} cannot be read: {error}') from error
-        if found is None:
+        if not path or not (captions or conversations):
             raise UserError(
                 f'data.sources: {self.name} needs a file captions.jsonl in that folder (looked for '
                 f'{(self._root / listing.NAMES[0]).absolute()}), one line per image, such as '
-                f'{listing.EXAMPLE}'
+                f'{listing.EXAMPLE}; or a file conversations.jsonl, one line per conversation'
             )
         self._files: list[Path] = []
         self._records: list[Record] = []
-        self._scan(list(self._entries(found, data)))
+        self.conversations: list[FileConversation] = []
+        if captions:
+            self._scan(list(self._entries(*captions)))
+        if conversations:
+            self.conversations = conversation_file.read(
+                *conversations, self._look, max_pixels, self._skips
+            )
         self.skipped = self._skips.counts
-        if not self._records:
+        if not self._records and not self.conversations:
+            name, example = (
+                ('captions.jsonl', listing.EXAMPLE)
+                if captions
+                else ('conversations.jsonl', conversation_file.EXAMPLE)
+            )
             raise UserError(
                 f'data.sources: {self.name} has no usable image; skipped: '
-                f'{self._skips or "none"}. A line of captions.jsonl looks like {listing.EXAMPLE}'
+                f'{self._skips or "none"}. A line of {name} looks like {example}'
             )
-        self._skips.log(self.name, len(self))
+        self._skips.log(self.name, len(self) + len(self.conversations))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -71,6 +81,19 @@ class FolderSource(Source):
     def image(self, i: int) -> np.ndarray:
         """uint8 [h, w, 3]; raises BadImage."""
         return read_rgb(self._files[i], self._max_pixels)
+
+    def _first(self, names: Sequence[str]) -> tuple[Path, bytes] | None:
+        """The first of these files that the folder has, and its bytes. Raises OSError, BadImage."""
+        found = next((f for f in (self._root / name for name in names) if f.is_file()), None)
+        if found is None:
+            return None
+        inside(self._root, found.name, self._follow_links)
+        return found, found.read_bytes()
+
+    def _look(self, name: str) -> tuple[Path, tuple[int, int]]:
+        """Path and size of an image of the folder; raises BadImage."""
+        path = inside(self._root, name, self._follow_links)
+        return path, header_size(path)
 
     def _entries(self, path: Path, data: bytes) -> Iterator[tuple[str, dict]]:
         """(file, fields of its Record) of each usable entry; the others are counted."""
@@ -92,8 +115,7 @@ class FolderSource(Source):
 
         def look(entry):
             try:
-                path = inside(self._root, entry[0], self._follow_links)
-                return path, header_size(path)
+                return self._look(entry[0])
             except BadImage as error:
                 return error, None
 

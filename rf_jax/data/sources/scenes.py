@@ -1,17 +1,18 @@
 """Procedural scenes as a data source: made on demand, so a million scenes cost no start-up time."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
+from rf_jax.data.messages import ImagePart, Message, TextPart
 from rf_jax.data.records import Record
 from rf_jax.data.sources.source import Source
 from rf_jax.runtime.errors import UserError, choose, require
 from rf_jax.runtime.rng import generator
-from rf_jax.scenes import language, render, world
+from rf_jax.scenes import dialogue, language, render, world
 
 SIZES = (24, 256)  # smallest and largest side in pixels
 _SYNTAX = 'scenes:RUNG/SIZE[/option...]'
@@ -40,6 +41,7 @@ class Options:
     textures: bool = False  # striped and checked objects
     clutter: bool = False  # an uneven ground
     held_out: bool = False  # only scenes with a look or relation that never occurs in the others
+    conversations: bool = False  # a conversation about each scene as well
 
 
 _READ: dict[str, Callable] = {
@@ -49,7 +51,20 @@ _READ: dict[str, Callable] = {
     'grid': _count,
     'overlap': float,
 }
-_FLAGS = ('textures', 'clutter', 'held_out')
+_FLAGS = ('textures', 'clutter', 'held_out', 'conversations')
+
+
+@dataclass(frozen=True)
+class SceneConversation:
+    """A `records.Conversation` whose images are rendered scenes."""
+
+    messages: tuple[Message, ...]
+    sizes: tuple[tuple[int, int], ...]
+    scenes: tuple[world.Scene, ...]
+
+    def image(self, number: int) -> np.ndarray:
+        """uint8 [size, size, 3]."""
+        return render.render(self.scenes[number], self.sizes[number][0])
 
 
 class ScenesSource(Source):
@@ -76,6 +91,7 @@ class ScenesSource(Source):
         self.rung = self._changed(rung)
         self._records = lru_cache(_RECORDS)(self._record)
         self._scenes = lru_cache(_SCENES)(self._scene)
+        self.conversations = _Conversations(self) if self._options.conversations else ()
 
     def __len__(self) -> int:
         return self._options.count
@@ -99,6 +115,11 @@ class ScenesSource(Source):
     def image(self, i: int) -> np.ndarray:
         """uint8 [size, size, 3]."""
         return render.render(self.scene(i), self.size)
+
+    def dialogue(self, i: int) -> dialogue.Dialogue:
+        """A conversation about scene i and, where two images are compared, another scene."""
+        other = self.scene((i + 1) % len(self))
+        return dialogue.make(self.scene(i), other, self.rung, self._words('dialogue', i))
 
     def depth(self, i: int) -> np.ndarray:
         """float32 [size, size] in [0, 1]: 1 for the ground, smaller for nearer objects."""
@@ -198,3 +219,28 @@ class ScenesSource(Source):
 
 def _known() -> str:
     return ', '.join([*(f'{name}=...' for name in _READ), *_FLAGS])
+
+
+class _Conversations(Sequence[SceneConversation]):
+    """The conversations of a source, made on demand."""
+
+    def __init__(self, source: ScenesSource):
+        self._source = source
+        self._made = lru_cache(_RECORDS)(self._make)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> SceneConversation:
+        return self._made(i)
+
+    def _make(self, i: int) -> SceneConversation:
+        made = self._source.dialogue(i)
+        parts = ((role, tuple(map(_part, parts))) for role, parts in made.turns)
+        messages = tuple(Message(*each) for each in parts)
+        size = self._source.size
+        return SceneConversation(messages, ((size, size),) * len(made.scenes), made.scenes)
+
+
+def _part(part: str | int) -> TextPart | ImagePart:
+    return TextPart(part) if isinstance(part, str) else ImagePart(part)

@@ -1,10 +1,11 @@
 """The interface of a data source."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 import numpy as np
 
-from rf_jax.data.records import Record
+from rf_jax.data.records import Conversation, Record
 
 
 class Source(Protocol):
@@ -16,6 +17,7 @@ class Source(Protocol):
 
     name: str
     skipped: dict[str, int]
+    conversations: Sequence[Conversation] = ()  # beside its examples
 
     # The argument is a local path; the constructor then takes `follow_links` as well.
     takes_path: ClassVar[bool] = False

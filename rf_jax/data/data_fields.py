@@ -1,0 +1,78 @@
+"""Config fields of the data that must fit together."""
+
+from rf_jax.data import patch_grid, spans
+from rf_jax.runtime.errors import UserError, require
+
+TASKS = ('text_to_image', 'image_to_text', 'text_only', 'conversation')
+
+
+def check(config) -> None:
+    """Raises UserError for capacities, image sizes and text lengths that do not fit together."""
+    data, capacity, pool = config.data, config.data.capacity, spans.pool_of(config)
+    unit = patch_grid.unit(pool) * data.patch_size
+    unknown = set(data.tasks) - set(TASKS)
+    if unknown:
+        raise UserError(f'data.tasks has {sorted(unknown)}; known: {", ".join(TASKS)}')
+    for name, weight in data.tasks.items():
+        require(weight >= 0, f'data.tasks.{name}={weight} must be at least 0')
+    for name in ('threads', 'prefetch'):
+        require(data[name] >= 0, f'data.{name}={data[name]} must be at least 0')
+    busy = data.threads <= max(data.prefetch, 1)  # each thread makes whole batches
+    require(busy, f'data.threads={data.threads} is more than data.prefetch={data.prefetch}')
+    for name in (
+        'label_prob',
+        'question_prob',
+        'text_dropout',
+        'representation_dropout',
+        'image_dropout',
+        'joint_dropout',
+    ):
+        require(0 <= data[name] <= 1, f'data.{name}={data[name]} must be a probability in [0, 1]')
+    if not data.sizes:
+        raise UserError('data.sizes is empty; the default is ((64, 1.0),)')
+    for entry in data.sizes:
+        match entry:
+            case [int(longest), int(weight) | float(weight)] if weight > 0:
+                pass
+            case _:
+                raise UserError(
+                    f'data.sizes={data.sizes!r}: expected pairs (whole pixels, weight above 0) as '
+                    "in --config.data.sizes='((64, 0.7), (32, 0.3))'"
+                )
+        if longest < unit or longest % unit:
+            near = max(unit, longest // unit * unit)
+            raise UserError(
+                f'data.sizes has {longest} px, which is not a multiple of {unit} '
+                f'({unit // data.patch_size} x data.patch_size = {unit}); use {near}'
+            )
+    largest = max(longest for longest, _ in data.sizes)
+    frame = config.model.representation.position_grid
+    side = largest // data.patch_size // max(pool, 1)
+    if pool and side > frame:
+        raise UserError(
+            f'data.sizes has {largest} px, {side} representation tokens a side; '
+            f'model.representation.position_grid={frame} must be at least that'
+        )
+    patches = (largest // data.patch_size) ** 2
+    wanted = {}
+    if data.tasks.get('text_to_image', 0) > 0:
+        wanted |= {'pixels': patches, 'pixel_images': 1}
+        wanted |= {'representation': patches // pool**2 + 1} if pool else {}
+    if data.tasks.get('image_to_text', 0) > 0:
+        wanted |= {'vision': patches // 4, 'vision_images': 1}
+    if data.max_text_tokens < 8:
+        raise UserError(
+            f'data.max_text_tokens={data.max_text_tokens} leaves no room for a question, its '
+            'answer and the special tokens around them: use at least 8'
+        )
+    wanted['text'] = data.max_text_tokens
+    for name, need in wanted.items():
+        if capacity[name] < need:
+            raise UserError(
+                f'data.capacity.{name}={capacity[name]} cannot hold one example, which may '
+                f'need {need}: raise it, or lower '
+                f'{"data.max_text_tokens" if name == "text" else "data.sizes"}'
+            )
+    group = patch_grid.unit(pool) ** 2
+    if capacity['pixels'] % group:
+        raise UserError(f'data.capacity.pixels={capacity["pixels"]} is not a multiple of {group}')

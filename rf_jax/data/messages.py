@@ -1,0 +1,181 @@
+"""A conversation: messages, each a role and its parts, text or images.
+
+The form is that of OpenAI's API and of Hugging Face's chat templates:
+
+    [{"role": "user", "content": [{"type": "image", "image": "a.jpg"},
+                                  {"type": "text", "text": "What is this?"}]},
+     {"role": "assistant", "content": "A cat."}]
+
+Files of LLaVA and ShareGPT (`conversations` with `from` and `value`, images by `<image>` marks in
+the text) are read into the same messages.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ROLES = ('system', 'user', 'assistant')
+_OTHER_NAMES = {'human': 'user', 'gpt': 'assistant', 'model': 'assistant', 'bot': 'assistant'}
+_MARK = re.compile(r'<image>')
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """Text as it stands, without white space around it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """`image`: in a source, its number among the images of the example; in a file, its path; in a
+    chat, anything that `data.arrays.as_rgb` takes.
+    """
+
+    image: Any
+
+
+Part = TextPart | ImagePart
+
+
+@dataclass(frozen=True)
+class Message:
+    """`role`: one of ROLES."""
+
+    role: str
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined by spaces."""
+        return ' '.join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def images(self) -> list:
+        """The `image` of each image part."""
+        return [part.image for part in self.parts if isinstance(part, ImagePart)]
+
+
+def user(*parts) -> Message:
+    """A message of the user; strings are text, everything else is an image."""
+    return Message('user', _parts_of(parts))
+
+
+def assistant(*parts) -> Message:
+    """A message of the assistant, as `user`."""
+    return Message('assistant', _parts_of(parts))
+
+
+def parse(messages: Sequence, images: Sequence | None = None) -> tuple[Message, ...]:
+    """Messages from Python objects: `Message`s, or mappings with `role` and `content`, or `from`
+    and `value`.
+
+    `images` fill the `<image>` marks of the text and the image parts that name no image, in order;
+    with None, `<image>` is text like any other. Raises ValueError that says what is wrong.
+    """
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+        raise ValueError(f'messages are a {type(messages).__name__}, expected a list')
+    left = None if images is None else list(images)
+    found = tuple(_message(each, number, left) for number, each in enumerate(messages, 1))
+    if left:
+        raise ValueError(
+            f'{len(images)} images, but only {len(images) - len(left)} <image> marks or image '
+            'parts to fill'
+        )
+    if not found:
+        raise ValueError('there are no messages')
+    return found
+
+
+def entry(fields: Mapping) -> tuple[Message, ...]:
+    """The messages of one line of conversations.jsonl, each image a path.
+
+    `fields`: "messages" or "conversations", and "images" or "image" for `<image>` marks. Raises
+    ValueError that says what is wrong, also for a conversation from which nothing can be learned.
+    """
+    name = next((key for key in ('messages', 'conversations') if key in fields), None)
+    if name is None:
+        raise ValueError(f'no "messages" (there is {", ".join(map(str, fields)) or "nothing"})')
+    images = fields.get('images', fields.get('image', ()))
+    images = [images] if isinstance(images, str) else images
+    if not isinstance(images, Sequence):
+        raise ValueError(f'"images" is a {type(images).__name__}, expected a list of paths')
+    images = [each.get('path') if isinstance(each, Mapping) else each for each in images]
+    messages = parse(fields[name], images)
+    for message in messages:
+        for image in message.images:
+            if not isinstance(image, str):
+                raise ValueError(f'an image is {type(image).__name__}, expected a path')
+    if not any(message.role == 'assistant' for message in messages):
+        raise ValueError('no message of the assistant, so there is nothing to learn')
+    return messages
+
+
+def _message(given, number: int, images: list | None) -> Message:
+    if isinstance(given, Message):
+        return given
+    if not isinstance(given, Mapping):
+        raise ValueError(f'message {number} is a {type(given).__name__}, expected an object')
+    role = given.get('role', given.get('from'))
+    content = given.get('content', given.get('value'))
+    role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else role
+    if role not in ROLES:
+        raise ValueError(f'message {number} has role {role!r}; known: {", ".join(ROLES)}')
+    try:
+        parts = tuple(_parts(content, images))
+    except ValueError as error:
+        raise ValueError(f'message {number}: {error}') from None
+    if role == 'system' and any(isinstance(part, ImagePart) for part in parts):
+        raise ValueError(f'message {number}: a system message cannot have images')
+    if not parts:
+        raise ValueError(f'message {number} is empty')
+    return Message(role, parts)
+
+
+def _parts(content, images: list | None) -> Iterator[Part]:
+    if isinstance(content, str):
+        yield from _marked(content, images)
+        return
+    if isinstance(content, Mapping) or not isinstance(content, Sequence):
+        raise ValueError(
+            f'the content is a {type(content).__name__}, expected a string or a list of parts'
+        )
+    for part in content:
+        kind = part.get('type') if isinstance(part, Mapping) else None
+        if kind == 'text' and isinstance(part.get('text'), str):
+            yield from _marked(part['text'], images)
+        elif kind == 'image' and part.get('image') is not None:
+            yield ImagePart(part['image'])
+        elif kind == 'image':
+            yield ImagePart(_next(images))
+        elif kind == 'image_url' and isinstance(part.get('image_url'), Mapping):
+            yield ImagePart(part['image_url'].get('url'))
+        else:
+            raise ValueError(
+                f'part {part!r:.80}: expected {{"type": "text", "text": ...}} or '
+                '{"type": "image", "image": ...}'
+            )
+
+
+def _marked(text: str, images: list | None) -> Iterator[Part]:
+    """The text around its `<image>` marks, and their images."""
+    for number, piece in enumerate([text] if images is None else _MARK.split(text)):
+        if number:
+            yield ImagePart(_next(images))
+        if piece := _tidy(piece):
+            yield TextPart(piece)
+
+
+def _next(images: list | None):
+    if not images:
+        raise ValueError('more <image> marks or image parts than images')
+    return images.pop(0)
+
+
+def _parts_of(parts) -> tuple[Part, ...]:
+    return tuple(TextPart(_tidy(p)) if isinstance(p, str) else ImagePart(p) for p in parts)
+
+
+def _tidy(text: str) -> str:
+    return text.encode('utf-8', 'replace').decode('utf-8').strip()

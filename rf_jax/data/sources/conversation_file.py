@@ -1,0 +1,99 @@
+"""Conversations of a folder, from its conversations.jsonl (or .json, as LLaVA's files are)."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from rf_jax.data import messages
+from rf_jax.data.image_ops import BadImage, read_rgb
+from rf_jax.data.messages import ImagePart, Message
+from rf_jax.data.records import Skips
+from rf_jax.data.sources import listing
+
+NAMES = ('conversations.jsonl', 'conversations.json')  # the first one found is read
+EXAMPLE = (
+    '{"messages": [{"role": "user", "content": [{"type": "image", "image": "a.jpg"}, '
+    '{"type": "text", "text": "What is it?"}]}, {"role": "assistant", "content": "A cat."}]}'
+)
+_SCAN_THREADS = 16  # reading headers waits for the disk, not for the processor
+
+Look = Callable[[str], tuple[Path, tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class FileConversation:
+    """A `records.Conversation` whose images are files."""
+
+    messages: tuple[Message, ...]
+    sizes: tuple[tuple[int, int], ...]
+    files: tuple[Path, ...]
+    max_pixels: int
+
+    def image(self, number: int) -> np.ndarray:
+        """uint8 [h, w, 3]; raises BadImage."""
+        return read_rgb(self.files[number], self.max_pixels)
+
+
+def read(
+    path: Path, data: bytes, look: Look, max_pixels: int, skips: Skips
+) -> list[FileConversation]:
+    """The conversations of a file; those that cannot be used are counted in `skips`.
+
+    `look(name)` gives path and size of an image of the folder, or raises BadImage. Raises UserError
+    where the whole file cannot be read.
+    """
+    found = list(_entries(path, data, skips))
+
+    def open_all(entry):
+        place, parsed = entry
+        try:
+            return _conversation(parsed, look, max_pixels)
+        except BadImage as error:
+            return f'{place}: {error}'
+
+    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
+        opened = list(pool.map(open_all, found))
+    for each in opened:
+        if isinstance(each, str):
+            skips.add('conversation with a bad image', each)
+    return [each for each in opened if not isinstance(each, str)]
+
+
+def _entries(path: Path, data: bytes, skips: Skips) -> Iterable[tuple[str, tuple[Message, ...]]]:
+    for place, entry in listing.entries(path, data):
+        try:
+            if isinstance(entry, str):
+                raise ValueError(entry)
+            yield place, messages.entry(entry)
+        except ValueError as error:
+            skips.add('malformed conversation', f'{place}: {error}')
+
+
+def _conversation(parsed: tuple[Message, ...], look: Look, most: int) -> FileConversation:
+    """The same messages with numbers in place of file names."""
+    names = [name for message in parsed for name in message.images]
+    opened = []
+    for name in names:
+        try:
+            file, size = look(name)
+        except BadImage as error:
+            raise BadImage(f'{name}: {error}') from None
+        if size[0] * size[1] > most:
+            raise BadImage(f'{name}: more than data.max_pixels')
+        opened.append((file, size))
+    numbers = iter(range(len(names)))
+    numbered = tuple(
+        replace(
+            message,
+            parts=tuple(
+                ImagePart(next(numbers)) if isinstance(part, ImagePart) else part
+                for part in message.parts
+            ),
+        )
+        for message in parsed
+    )
+    sizes = tuple(size for _, size in opened)
+    return FileConversation(numbered, sizes, tuple(file for file, _ in opened), most)

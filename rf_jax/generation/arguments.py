@@ -1,0 +1,42 @@
+"""One value or several, as users give them, to one for each prompt."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from rf_jax.runtime.errors import UserError
+
+
+def strings(texts: str | Iterable[str], what: str) -> list[str]:
+    """A string or several as a list. Raises UserError."""
+    if not isinstance(texts, Iterable):
+        raise UserError(f'{what}={texts!r}: expected a string or a list of strings')
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise UserError(f'{what} contain {wrong[0]!r}: expected a string or a list of strings')
+    return texts
+
+
+def integers(name: str, value, prompts: Sequence[str], shape: tuple[int, ...] = ()) -> list:
+    """`value`, of `shape`, for each prompt; or the values that are given one a prompt."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # ragged
+        array = np.zeros(0)
+    whole = np.issubdtype(array.dtype, np.integer)
+    if not whole or array.shape not in (shape, (len(prompts), *shape)):
+        one = '(height, width) in pixels' if shape else 'an integer'
+        raise UserError(
+            f'{name}={value!r}: expected {one}, or a list of one for each of {len(prompts)} prompts'
+        )
+    return np.broadcast_to(array, (len(prompts), *shape)).tolist()
+
+
+def occurrences(prompts: Sequence[str]) -> list[int]:
+    """How many times each prompt occurs before its place in the list."""
+    seen, numbers = Counter(), []
+    for prompt in prompts:
+        numbers.append(seen[prompt])
+        seen[prompt] += 1
+    return numbers

@@ -1,0 +1,108 @@
+"""Messages in, messages out: `Sampler.chat` and `Sampler.conversation`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+
+from rf_jax.data import messages as forms
+from rf_jax.data.messages import ImagePart, Message, TextPart
+from rf_jax.generation.chat_engine import ChatEngine, Said, Settings
+from rf_jax.generation.chat_row import ChatRow
+from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.runtime.errors import UserError
+
+Delta = str | GeneratedImage  # what a streamed answer consists of
+
+
+def parsed(given) -> tuple[Message, ...]:
+    """Messages from any of the forms of `data.messages`. Raises UserError."""
+    try:
+        return forms.parse([given] if isinstance(given, Message | Mapping) else given)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def settings_of(sampler, options: Mapping) -> Settings:
+    """Settings from keyword arguments, those of images as in `generate`. Raises UserError."""
+    own = {each.name for each in fields(Settings)} - {'sampling'}
+    images = {name: value for name, value in options.items() if name not in own}
+    images.setdefault('temperature', None)
+    settings = {name: value for name, value in options.items() if name in own}
+    return Settings(**settings, sampling=sampler.options(**images))
+
+
+class Reader:
+    """Turns what a row says into text and images: text only once its characters are complete."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.parts: list[TextPart | ImagePart] = []
+        self._tokens: list[int] = []
+        self._given = ''
+
+    def read(self, said: Said) -> Iterator[Delta]:
+        """The new text or image."""
+        self._tokens += said.tokens
+        text = self.tokenizer.decode(self._tokens)
+        if (said.image is None and not said.ended) and text.endswith('\N{REPLACEMENT CHARACTER}'):
+            return
+        if new := text[len(self._given) :]:
+            self._given = text
+            yield new
+        if said.image is not None or said.ended:
+            if text.strip():
+                self.parts.append(TextPart(text.strip()))
+            self._tokens, self._given = [], ''
+        if said.image is not None:
+            self.parts.append(ImagePart(said.image))
+            yield said.image
+
+
+class Conversation:
+    """A conversation that is continued turn by turn; what was said stays in the cache.
+
+    `messages`: all so far.
+    """
+
+    def __init__(self, sampler):
+        self._sampler = sampler
+        self._row = sampler.chat_row()
+        self._engine = sampler.chat_engine(1)
+        self.messages: tuple[Message, ...] = ()
+
+    def send(self, given, **settings) -> Message:
+        """Says a message or several and gives the assistant's; `settings` as in `Sampler.chat`."""
+        for _ in self.stream(given, **settings):
+            pass
+        return self.messages[-1]
+
+    def stream(self, given, **settings) -> Iterator[Delta]:
+        """The same, part by part: pieces of text, and images. Raises UserError."""
+        said = parsed(given)
+        how = settings_of(self._sampler, settings)
+        self._row.say(said)
+        self._engine.start(0, self._row, how)
+        self.messages += said
+        return self._answer()
+
+    def _answer(self) -> Iterator[Delta]:
+        reader, answer = Reader(self._sampler.tokenizer), self._engine.answers[0]
+        while not answer.ended:
+            yield from reader.read(self._engine.step()[0])
+        self.messages += (Message('assistant', tuple(reader.parts)),)
+
+
+def answers(sampler, conversations: Sequence, settings: Mapping) -> list[Message]:
+    """The assistant's next message of each conversation; they run together. Raises UserError."""
+    how = settings_of(sampler, settings)
+    rows: list[ChatRow] = []
+    for conversation in conversations:
+        rows.append(sampler.chat_row())
+        rows[-1].say(parsed(conversation))
+    engine: ChatEngine = sampler.chat_engine(len(rows))
+    readers = [Reader(sampler.tokenizer) for _ in rows]
+    for number, row in enumerate(rows):
+        engine.start(number, row, how)
+    while said := engine.step():
+        for number, each in said.items():
+            list(readers[number].read(each))
+    return [Message('assistant', tuple(reader.parts)) for reader in readers]

@@ -1,0 +1,65 @@
+"""The compiled programs of a chat: known tokens into the cache, a chunk of text, an image."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rf_jax.generation import guidance, image_sampling, kv_cache, text_sampling
+from rf_jax.models.unified import Unified
+
+CHUNK = 16  # text tokens that are sampled by one call
+
+Arrays = Mapping[str, jax.Array]
+
+
+class Context(NamedTuple):
+    """What the rows of a chat know: keys and values, and the logits [B, V] of their next token."""
+
+    cache: kv_cache.Cache
+    logits: jax.Array
+
+
+class ChatPrograms:
+    """`extend`, `decode` and `generate`, compiled once for equal shapes."""
+
+    def __init__(self, model: Unified, config: ConfigDict, tokenizer):
+        self.model, self.config = model, config
+        self._stops = tokenizer.eos, tokenizer.image
+        self.extend = jax.jit(self._extend, donate_argnums=(2,))
+        self.decode = jax.jit(self._decode, donate_argnums=(2,))
+        self.generate = jax.jit(self._generate, static_argnums=(3,))
+
+    def _extend(self, params, fields: Arrays, context: Context, new: Arrays) -> Context:
+        """Runs tokens that are known. `new` has text, images and representation tokens that are not
+        in the cache yet, their `slots` [B, n] in this order, and `last` int32 [B]: which of the
+        text tokens the next one follows, -1 for a row without new tokens.
+        """
+        bound = self.model.bind({'params': params})
+        words = bound.embed_text(new['text_tokens'])
+        vision = bound.embed_vision(new).astype(words.dtype)
+        tokens = bound.embed_representation(new['tokens'], new['cells']).astype(words.dtype)
+        x = jnp.concatenate([words, vision, tokens], 1)
+        lengths = words.shape[1] + vision.shape[1], tokens.shape[1], 0
+        x, cache = kv_cache.extend(
+            self.model, params, fields, context.cache, new['slots'], x, lengths
+        )
+        last = new['last']
+        hidden = x[jnp.arange(len(last)), jnp.maximum(last, 0)][:, None]
+        found = self.model.bind({'params': params}).text_logits(hidden)[:, 0]
+        return Context(cache, jnp.where((last >= 0)[:, None], found, context.logits))
+
+    def _decode(self, params, fields: Arrays, context: Context, place, left, rule, forbidden):
+        """A chunk of `text_sampling.decode`: (context, next places [B], tokens [CHUNK, B])."""
+        start = text_sampling.Decoding(*context, place, left)
+        state, tokens = text_sampling.decode(
+            *(self.model, params, fields, start, rule, forbidden, self._stops, CHUNK)
+        )
+        return Context(state.cache, state.logits), state.place, tokens
+
+    def _generate(self, params, rows: Mapping[guidance.Branch, Arrays], seeds, options):
+        """`image_sampling.generate` with a seed for each image."""
+        keys = jax.vmap(jax.random.key)(seeds)
+        return image_sampling.generate(self.model, self.config, options, params, rows, keys)
