@@ -23,6 +23,9 @@ _SAMPLES = flags.DEFINE_integer(
 _PROMPTS = flags.DEFINE_integer('prompts', 50, 'Scenes: prompts per category and side.', 1)
 _IMAGES = flags.DEFINE_integer('images', 4, 'Scenes: images per prompt.', 1)
 _QUESTIONS = flags.DEFINE_integer('questions', 50, 'Scenes: questions per kind.', 1)
+_CONVERSATIONS = flags.DEFINE_integer(
+    'conversations', 200, 'Scenes: edits, and images with follow-up questions, if trained.', 0
+)
 _OUT = flags.DEFINE(
     cli.PATH, 'out', None, 'Folder for the table and the grid; the workdir by default.'
 )
@@ -54,7 +57,9 @@ def main(argv):
     with_images = [source for source in sources if source_list.with_image(source)]
     if not with_images:
         raise UserError(f'data.sources={data.sources!r} of the run has no images')
-    amount = scoring.Amount(_PROMPTS.value, _IMAGES.value, samples, _QUESTIONS.value)
+    amount = scoring.Amount(
+        _PROMPTS.value, _IMAGES.value, samples, _QUESTIONS.value, _CONVERSATIONS.value
+    )
     out = Path(_OUT.value or _WORKDIR.value)
     if _OUT.value:
         workdir.check_writable(out, flag='out')

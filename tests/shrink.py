@@ -19,7 +19,9 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.compilation_cache = CACHE
     config.initialise_from = ''
     data = config.data
-    if ':' in data.sources:  # not on this machine
+    if data.tasks.conversation:
+        data.sources = 'scenes:aligned/48/conversations/count=100'
+    elif ':' in data.sources:  # not on this machine
         data.sources = 'emoji'
     data.batch_size = 8
     data.patch_size, data.max_text_tokens = 16, 16
@@ -28,7 +30,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     drawn = images if data.capacity.pixel_images else 0
     seen = images if data.capacity.vision_images else 0
     data.capacity.update(
-        text=32,
+        text=96 if data.tasks.conversation else 32,
         vision=4 * seen,
         representation=5 * drawn,
         pixels=16 * drawn,

@@ -3,8 +3,8 @@
 `layout.make_batch` makes the arrays of `Batch` on the host, in numpy; the train step adds those of
 `StepBatch` on the devices. An annotation gives dtype and shape, its comment the meaning.
 
-Shape letters: B rows · T, V, R, P places of the text, vision, representation and pixel streams,
-with L = T + V + R + P · C values of a patch (3 patch_size^2) · Z values of a patch in the space of
+Shape letters: B rows · T, Vn, R, P places of the text, vision, representation and pixel streams,
+with L = T + Vn + R + P · C values of a patch (3 patch_size^2) · Z values of a patch in the space of
 the flow (C for pixels) · Denc encoder width. I_v and I_p count the images of a row that are
 encoded and that are generated. A group is the pool x pool patches that one token stands for.
 """
@@ -30,15 +30,15 @@ class Batch(TypedDict, total=False):
     text_weight: Annotated[Array, 'float32', 'B T']  # 1 where the target counts, else 0
 
     # Images that are encoded: four patches for each vision token.
-    vision_pixels: Annotated[Array, 'uint8', 'B 4V C']  # patches, in 2 x 2 groups
-    vision_image: Annotated[Array, 'int32', 'B 4V']  # image within the row; -1 for none
-    vision_coords: Annotated[Array, 'float32', 'B 4V 2']  # (row, column) in [-1, 1] of the image
+    vision_pixels: Annotated[Array, 'uint8', 'B 4Vn C']  # patches, in 2 x 2 groups
+    vision_image: Annotated[Array, 'int32', 'B 4Vn']  # image within the row; -1 for none
+    vision_coords: Annotated[Array, 'float32', 'B 4Vn 2']  # (row, column) in [-1, 1] of the image
     vision_counts: Annotated[Array, 'int32', 'B I_v']  # patches of each image; 0 for none
 
     # Representation: a begin token, then one token for each group of patches.
     cells: Annotated[Array, 'int32', 'B R 2']  # (row, column) of the token; -1 for the begin token
-    input_group: Annotated[Array, 'int32', 'B R']  # group whose code is the input; -1 for none
-    target_group: Annotated[Array, 'int32', 'B R']  # group whose code is the target; -1 for none
+    input_group: Annotated[Array, 'int32', 'B R']  # group whose token is the input; -1 for none
+    target_group: Annotated[Array, 'int32', 'B R']  # group whose token is the target; -1 for none
     representation_weight: Annotated[Array, 'float32', 'B R']  # 1 where the target counts, else 0
 
     # Images that are generated.
@@ -57,7 +57,7 @@ class StepBatch(Batch, total=False):
 
     # The flow (`training.flow`).
     x: Annotated[Array, 'float32', 'B P Z']  # clean patches or latents, in [-1, 1] for pixels
-    t: Annotated[Array, 'float32', 'B P']  # time in [0, 1], one an image; 1 is clean
+    t: Annotated[Array, 'float32', 'B P']  # time in [0, 1], one per image; 1 is clean
     z: Annotated[Array, 'float32', 'B P Z']  # noisy patches or latents at time t
     posterior_noise: Annotated[Array, 'float32', 'B P Z']  # of model.space='vae' alone
 

@@ -98,7 +98,7 @@ def _samples(mode: str) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The same colours, at 8 bits a channel and without premultiplied alpha."""
+    """The same colours, at 8 bits per channel and without premultiplied alpha."""
     _scale_transparency(image)  # before loading the pixels, which discards how they are stored
     if image.mode.startswith('I') or image.mode == 'F':
         return _deep_grey(image)

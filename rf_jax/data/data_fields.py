@@ -46,12 +46,12 @@ def check(config) -> None:
                 f'({unit // data.patch_size} x data.patch_size = {unit}); use {near}'
             )
     largest = max(longest for longest, _ in data.sizes)
-    frame = config.model.representation.position_grid
+    position_grid = config.model.representation.position_grid
     side = largest // data.patch_size // max(pool, 1)
-    if pool and side > frame:
+    if pool and side > position_grid:
         raise UserError(
-            f'data.sizes has {largest} px, {side} representation tokens a side; '
-            f'model.representation.position_grid={frame} must be at least that'
+            f'data.sizes has {largest} px, {side} representation tokens per side; '
+            f'model.representation.position_grid={position_grid} must be at least that'
         )
     patches = (largest // data.patch_size) ** 2
     wanted = {}

@@ -136,14 +136,12 @@ def target_size(height: int, width: int, longest: int, unit: int) -> tuple[int, 
 
     The longer side becomes the largest multiple of `unit` up to `longest`, whether that enlarges or
     reduces the image; the other becomes the multiple, at least one unit, that keeps the aspect
-    ratio best. `unit` is 2 x patch.
+    ratio best. `unit` is 2 x patch, or 4 x patch for pool 4.
     """
     if min(height, width) < 1:
         raise ValueError(f'an image needs at least one pixel, not {height} x {width}')
     if longest < unit:
-        raise ValueError(
-            f'longest side {longest} (data.sizes) is below 2 x data.patch_size = {unit}'
-        )
+        raise ValueError(f'longest side {longest} (data.sizes) is below the unit of {unit} pixels')
     units = longest // unit
     short, long = sorted((height, width))
     exact = units * short / long

@@ -102,7 +102,7 @@ def size(spans: Sequence[Span]) -> np.ndarray:
 def empty(capacity: Mapping[str, int], channels: int) -> Batch:
     """An unfilled row: the arrays of `data.batch.Batch` without B.
 
-    `capacity`: tokens of each stream (T, V, R, P) and images, by the names of SIZES; `channels`:
+    `capacity`: tokens of each stream (T, Vn, R, P) and images, by the names of SIZES; `channels`:
     C, values of a patch.
     """
     t, v, r, p = (capacity[name] for name in STREAMS)
@@ -141,7 +141,7 @@ class Row:
     channels: int
     arrays: Batch = field(init=False)
     used: np.ndarray = field(init=False)  # int64[6], as SIZES
-    samples: int = 0
+    examples: int = 0
     blocks: int = 0
 
     def __post_init__(self):
@@ -157,7 +157,7 @@ class Row:
             raise ValueError(
                 f'an example of size {size(spans)} does not fit into {left} (of {SIZES})'
             )
-        self.samples += 1
+        self.examples += 1
         order = 0
         frames, begins = {}, {}
         for span in spans:
@@ -172,7 +172,7 @@ class Row:
                 order = self._vision(span, order, frames[image])
             elif isinstance(span, Representation):
                 begins[image] = order
-                # The first pixel group of this image, whose codes these tokens predict.
+                # The first pixel group of this image, which these tokens stand for.
                 first = None if span.given else self._next_group(spans, span)
                 order = self._representation(span, order, frames[image], first)
             else:
@@ -199,7 +199,7 @@ class Row:
 
     def _write(self, where: slice, order, reach, block, position) -> None:
         row = self.arrays
-        row['segment'][where] = self.samples
+        row['segment'][where] = self.examples
         row['order'][where] = order
         row['reach'][where] = reach
         row['block'][where] = block
@@ -275,15 +275,15 @@ class Row:
 def make_batch(
     rows: Sequence[Sequence[Sequence[Span]]], capacity: Mapping[str, int], channels: int
 ) -> Batch:
-    """Rows of samples of spans to a batch of numpy arrays.
+    """Rows of examples of spans to a batch of numpy arrays.
 
-    `capacity` and `channels` as in `empty`. Raises ValueError when a row's samples exceed its
+    `capacity` and `channels` as in `empty`. Raises ValueError when a row's examples exceed its
     capacity.
     """
     filled = []
-    for samples in rows:
+    for examples in rows:
         row = Row(capacity, channels)
-        for spans in samples:
+        for spans in examples:
             row.add(list(spans))
         filled.append(row.arrays)
     return {name: np.stack([row[name] for row in filled]) for name in filled[0]}

@@ -35,7 +35,7 @@ class Batches:
     def __init__(
         self,
         config,
-        sources_: Sequence,
+        sources: Sequence,
         tokenizer: Tokenizer,
         rows: Sequence[int] | np.ndarray | None = None,
     ):
@@ -48,7 +48,7 @@ class Batches:
         self.counts: Counter = Counter()  # what was truncated or left out; logged as metrics data/*
         self._undecodable = 0  # undecodable images since the last one that could be decoded
         self.examples = _examples_by_task(
-            sources_, lambda text: spans.document(tokenizer, text, self.data.max_text_tokens)
+            sources, lambda text: spans.document(tokenizer, text, self.data.max_text_tokens)
         )
         self.channels = self.data.patch_size**2 * 3
         self.pool = spans.pool_of(config)
@@ -235,11 +235,11 @@ def _pick(rng: np.random.Generator, sizes) -> int:
 
 
 def _examples_by_task(
-    sources_, document: Callable[[str], list[layout.Text]]
+    sources, document: Callable[[str], list[layout.Text]]
 ) -> dict[str, list[tuple[object, int, layout.Text | None]]]:
     """For each task, the (source, index, piece of its document) that can serve it."""
     found: dict[str, list] = {task: [] for task in TASKS}
-    for source in sources_:
+    for source in sources:
         found['conversation'] += [
             (source, index, None) for index in range(len(source.conversations))
         ]

@@ -14,7 +14,7 @@ TRIES = 50  # examples that do not fit before a row counts as full
 def row(config, seed: int = 0) -> dict[str, np.ndarray]:
     """One row as arrays of `layout.empty`: examples sampled by `data.tasks` and `data.sizes`, with
     square images, prompts of 24 tokens, answers of 64 and documents of `max_text_tokens`, added
-    until none fits.
+    until none fits. A conversation changes an image and is asked about the result.
     """
     data, rng = config.data, generator(seed, 'typical')
     tasks = [task for task, weight in data.tasks.items() if weight > 0]
@@ -24,21 +24,19 @@ def row(config, seed: int = 0) -> dict[str, np.ndarray]:
     while missed < TRIES:
         task = tasks[rng.choice(len(tasks), p=weights / weights.sum())]
         side = data.sizes[rng.choice(len(sizes), p=sizes / sizes.sum())][0] // data.patch_size
+        prompt, answer = (_text(count, data) for count in (PROMPT, ANSWER))
+        generated = generation_spans(
+            *([prompt], (side, side), None, pool_of(config)),
+            drop_text=False,
+            drop_representation=False,
+            keep_positions=False,
+        )
+        seen = layout.Vision(side, side)
         spans = {
-            'text_to_image': generation_spans(
-                [layout.Text([0] * min(PROMPT, data.max_text_tokens))],
-                (side, side),
-                None,
-                pool_of(config),
-                drop_text=False,
-                drop_representation=False,
-                keep_positions=False,
-            ),
-            'image_to_text': [
-                layout.Vision(side, side),
-                layout.Text([0] * min(ANSWER, data.max_text_tokens)),
-            ],
-            'text_only': [layout.Text([0] * data.max_text_tokens)],
+            'text_to_image': generated,
+            'image_to_text': [seen, answer],
+            'text_only': [_text(data.max_text_tokens, data)],
+            'conversation': [seen, *generated, layout.Vision(side, side, image=1), answer],
         }[task]
         try:
             filled.add(spans)
@@ -47,11 +45,15 @@ def row(config, seed: int = 0) -> dict[str, np.ndarray]:
     return filled.arrays
 
 
+def _text(count: int, data) -> layout.Text:
+    return layout.Text([0] * min(count, data.max_text_tokens))
+
+
 def visible_pairs(arrays: dict[str, np.ndarray]) -> float:
     """Number of (query, key) pairs of a row that are visible (design rule 2)."""
     total = 0.0
-    for sample in range(1, arrays['segment'].max(initial=0) + 1):
-        at = arrays['segment'] == sample
+    for example in range(1, arrays['segment'].max(initial=0) + 1):
+        at = arrays['segment'] == example
         order, reach, block = (arrays[name][at] for name in ('order', 'reach', 'block'))
         covered = np.searchsorted(np.sort(order), reach, side='right').sum()
         blocks, counts = np.unique(block[block > 0], return_counts=True)

@@ -11,6 +11,7 @@ from rf_jax.data import image_ops, pipeline, source_list
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.evaluation import (
     code_content,
+    conversing,
     diversity,
     geneval_like,
     image_distances,
@@ -37,12 +38,13 @@ class Amount:
     images: int = 4  # per prompt
     captions: int = 200  # of new scenes; their images are compared with those scenes
     questions: int = 50  # per kind
+    conversations: int = 200  # edits, and images with follow-up questions
 
     @classmethod
     def of(cls, samples: int) -> 'Amount':
         """About `samples` images of each side and as many questions, for the end of a run."""
         few = -(-samples // len(prompts.CATEGORIES))
-        return cls(prompts=few, images=1, captions=samples, questions=few)
+        return cls(few, images=1, captions=samples, questions=few, conversations=samples)
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
@@ -61,6 +63,7 @@ class Score:
     values['generation'][side][category]: 'prompts' and, for each, 'correct', a list with 1 or 0 of
     each image; values['understanding'][kind]: see `vqa.evaluate`; values['distances'],
     values['variety'], values['codebook'] and values['autoencoder']: numbers;
+    values['conversations']: 'edits' and 'follow_up' of `conversing`;
     values['shown'][side]: the prompts of `shown`. Parts that the run does not train are empty.
     """
 
@@ -142,6 +145,12 @@ def score(
         values['autoencoder'] = reconstruction.evaluate(sampler, source, amount.captions)
     if config.data.tasks.get('image_to_text', 0) > 0 and amount.questions:
         values['understanding'] = vqa.evaluate(sampler, source, amount.questions)
+    values['conversations'] = {}
+    if config.data.tasks.get('conversation', 0) > 0 and amount.conversations:
+        values['conversations'] = {
+            'edits': conversing.score_edits(sampler, source, amount.conversations, seed),
+            'follow_up': conversing.score_follow_ups(sampler, source, amount.conversations),
+        }
     return Score(values, images)
 
 
@@ -223,6 +232,8 @@ def table(values: Mapping) -> str:
         parts += [intervals.table(intervals.gather([(None, values)], side))]
     if values['understanding']:
         parts.append(vqa.table(values['understanding']))
+    if values.get('conversations'):
+        parts.append(conversing.table(values['conversations']))
     numbers = dict(values['distances'])
     for part in ('variety', 'codebook'):
         numbers |= {f'{part} {name}': value for name, value in values[part].items()}

@@ -19,7 +19,7 @@ def strings(texts: str | Iterable[str], what: str) -> list[str]:
 
 
 def integers(name: str, value, prompts: Sequence[str], shape: tuple[int, ...] = ()) -> list:
-    """`value`, of `shape`, for each prompt; or the values that are given one a prompt."""
+    """`value`, of `shape`, for each prompt; or its own values, if it has one per prompt."""
     try:
         array = np.asarray(value)
     except ValueError:  # ragged

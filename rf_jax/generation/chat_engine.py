@@ -10,16 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rf_jax.data import layout
-from rf_jax.data.conversation import Dropped
-from rf_jax.generation import guidance, image_sampling, inputs, text_sampling
+from rf_jax.generation import chat_images, image_sampling, inputs, text_sampling
 from rf_jax.generation.chat_programs import CHUNK, ChatPrograms, Context
-from rf_jax.generation.chat_row import STREAMS, ChatRow, Fitted, chat_capacity
-from rf_jax.generation.generated_image import GeneratedImage, from_patches, token_map
+from rf_jax.generation.chat_row import STREAMS, ChatRow, chat_capacity
+from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.models.attention.masks import FIELDS
 from rf_jax.runtime.errors import UserError
-from rf_jax.runtime.rng import fold
 
-ROUND = 16  # numbers of new tokens are rounded up to a multiple of this: few programs
+LEAST = 16  # fewest tokens of a program
 LENGTH, STOP = 'length', 'stop'  # why an answer ended
 
 
@@ -62,6 +60,14 @@ class Said:
     ended: str = ''
 
 
+def bucket(count: int, capacity: int) -> int:
+    """`count` rounded up to the capacity divided by a power of 4: few programs for all counts."""
+    size = capacity
+    while size // 4 >= max(count, LEAST):
+        size //= 4
+    return size
+
+
 class ChatEngine:
     """`rows` conversations at most, on one device."""
 
@@ -75,7 +81,7 @@ class ChatEngine:
         shape = backbone.layers, rows, self._size, backbone.kv_heads, backbone.head_dim
         cache = jnp.zeros(shape, self.model.dtype), jnp.zeros(shape, self.model.dtype)
         self._context = Context(cache, jnp.zeros((rows, tokenizer.size), jnp.float32))
-        self._begin = np.asarray(self.model.kind.begin(self.model.config, 1))
+        self._begin = programs.begin
 
     def start(self, number: int, row: ChatRow, settings: Settings) -> None:
         """Lets row `number` answer a conversation. Raises UserError if there is no room."""
@@ -92,9 +98,8 @@ class ChatEngine:
         """Brings every row that has not ended one chunk of text, or one image, forward."""
         live = {i: a for i, a in enumerate(self.answers) if a is not None and not a.ended}
         self._run_known(live)
-        drawing = [i for i, answer in live.items() if answer.wants_image]
-        said = self._write({i: answer for i, answer in live.items() if not answer.wants_image})
-        return said | {i: self._draw(live[i]) for i in drawing}
+        said = self._write({i: a for i, a in live.items() if not a.wants_image})
+        return said | self._draw({i: a for i, a in live.items() if a.wants_image and i not in said})
 
     def _fields(self, rooms: dict[int, int]) -> dict[str, np.ndarray]:
         """Attention integers and positions [B, S, ...] with room for text in some rows."""
@@ -106,60 +111,65 @@ class ChatEngine:
         return {name: np.stack([each[name] for each in arrays]) for name in (*FIELDS, 'position')}
 
     def _run_known(self, live: dict[int, Answer]) -> None:
-        """Brings the tokens that are known and not yet in the cache there."""
-        known = {i: answer.row.known() for i, answer in live.items()}
-        counts = {
-            stream: max((known[i][stream] - live[i].row.cached[stream] for i in live), default=0)
-            for stream in STREAMS
-        }
-        if not any(counts.values()):
-            return
-        counts = {stream: -(-count // ROUND) * ROUND for stream, count in counts.items()}
-        rows = [self._new(live.get(i), counts) for i in range(len(self.answers))]
-        new = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        self._context = self.programs.extend(self.params, self._fields({}), self._context, new)
-        for i, answer in live.items():
-            answer.row.cached.update(known[i])
+        """Brings the tokens that are known and not yet in the cache there, stream by stream: so
+        there is one program for each stream and number of tokens.
+        """
+        fields = None
+        while True:
+            runs = {i: answer.row.next_run() for i, answer in live.items()}
+            stream = next((stream for stream, count in runs.values() if count), '')
+            if not stream:
+                return
+            joined = {i: count for i, (own, count) in runs.items() if own == stream}
+            fields = self._fields({}) if fields is None else fields
+            most = bucket(max(joined.values()), self._capacity[stream])
+            rows = [
+                self._new(live[i].row if i in joined else None, stream, joined.get(i, 0), most)
+                for i in range(len(self.answers))
+            ]
+            new = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            self._context = self.programs.extend(self.params, fields, self._context, new)
+            for i, count in joined.items():
+                live[i].row.cached[stream] += count
 
-    def _new(self, answer: Answer | None, counts: dict[str, int]) -> dict[str, np.ndarray]:
-        """New tokens of a row, padded to `counts`; the slot of padding is beyond the cache."""
-        slots = {stream: np.full(n, self._size, np.int32) for stream, n in counts.items()}
-        pixels, begin = 4 * counts['vision'], self._begin
+    def _new(self, row: ChatRow | None, stream: str, count: int, most: int):
+        """`count` new tokens of a stream of a row, padded to `most`; the slot of padding is beyond
+        the cache.
+        """
+        sizes = dict.fromkeys(STREAMS, 0) | {stream: most}
+        pixels, tokens = 4 * sizes['vision'], sizes['representation']
         new = {
-            'text_tokens': np.zeros(counts['text'], np.int32),
+            'text_tokens': np.zeros(sizes['text'], np.int32),
             'vision_pixels': np.zeros((pixels, self.model.channels), np.uint8),
             'vision_image': np.full(pixels, -1, np.int32),
             'vision_coords': np.zeros((pixels, 2), np.float32),
             'vision_counts': np.zeros(self._capacity['vision_images'], np.int32),
-            'tokens': np.zeros((counts['representation'], *begin.shape[1:]), begin.dtype),
-            'cells': np.full((counts['representation'], 2), -1, np.int32),
+            'tokens': np.zeros((tokens, *self._begin.shape[1:]), self._begin.dtype),
+            'cells': np.full((tokens, 2), -1, np.int32),
+            'slots': np.full(most, self._size, np.int32),
             'last': np.int32(-1),
         }
-        if answer is not None:
-            self._fill(answer.row, new, slots)
-        return new | {'slots': np.concatenate([slots[stream] for stream in STREAMS])}
-
-    def _fill(self, row: ChatRow, new: dict[str, np.ndarray], slots: dict[str, np.ndarray]) -> None:
-        arrays, known, offset = row.arrays(0), row.known(), 0
-        at = {}
-        for stream in STREAMS:
-            at[stream] = np.arange(row.cached[stream], known[stream])
-            slots[stream][: len(at[stream])] = offset + at[stream]
-            offset += self._capacity[stream]
-        text, vision, tokens = (at[stream] for stream in STREAMS)
-        new['text_tokens'][: len(text)] = arrays['text_tokens'][text]
-        new['last'] = np.int32(len(text) - 1)
-        if len(vision):
-            four = slice(4 * vision[0], 4 * vision[-1] + 4)
+        if row is None:
+            return new
+        arrays, first = row.arrays(0), row.cached[stream]
+        own = slice(first, first + count)
+        offset = sum(self._capacity[s] for s in STREAMS[: STREAMS.index(stream)])
+        new['slots'][:count] = offset + np.arange(own.start, own.stop)
+        if stream == 'text':
+            new['text_tokens'][:count] = arrays['text_tokens'][own]
+            new['last'] = np.int32(count - 1)
+        elif stream == 'vision':
+            four = slice(4 * own.start, 4 * own.stop)
             image = arrays['vision_image'][four]
-            new['vision_pixels'][: 4 * len(vision)] = arrays['vision_pixels'][four]
-            new['vision_image'][: 4 * len(vision)] = image - image[0]
-            new['vision_coords'][: 4 * len(vision)] = arrays['vision_coords'][four]
-            sizes = arrays['vision_counts'][image[0] : image[-1] + 1]
-            new['vision_counts'][: len(sizes)] = sizes
-        if len(tokens):
-            new['tokens'][: len(tokens)] = row.inputs(self._begin)[tokens]
-            new['cells'][: len(tokens)] = arrays['cells'][tokens]
+            new['vision_pixels'][: 4 * count] = arrays['vision_pixels'][four]
+            new['vision_image'][: 4 * count] = image - image[0]
+            new['vision_coords'][: 4 * count] = arrays['vision_coords'][four]
+            counts = arrays['vision_counts'][image[0] : image[-1] + 1]
+            new['vision_counts'][: len(counts)] = counts
+        else:
+            new['tokens'][:count] = row.inputs(self._begin)[own]
+            new['cells'][:count] = arrays['cells'][own]
+        return new
 
     def _write(self, answers: dict[int, Answer]) -> dict[int, Said]:
         """Samples a chunk of text in these rows."""
@@ -202,45 +212,26 @@ class ChatEngine:
             answer.ended = LENGTH
         return Said(tokens[:written], ended=answer.ended)
 
-    def _draw(self, answer: Answer) -> Said:
-        """Generates the image that a row has begun."""
-        row, settings = answer.row, answer.settings
-        answer.wants_image = False
-        size = settings.size or (row.images and row.images[-1].image.size)
-        size = size or inputs.largest_square(self.config)
-        try:
-            row.check_image(size)
-        except UserError:
-            answer.ended = LENGTH
-            return Said(ended=LENGTH)
-        options = settings.sampling if row.images else settings.sampling.without_images()
-        branches = {(context, True) for context in options.contexts()} | set(options.branches())
-        rows = {branch: self._branch(row, size, *branch) for branch in branches}
-        seed = fold(settings.seed, 'image', len(row.images)) % 2**31
-        seeds = np.array([seed], np.uint32)
-        patches, tokens = self.programs.generate(self.params, rows, seeds, options)
-        patch, tokens = self.config.data.patch_size, np.asarray(tokens)[0]
-        image = from_patches(np.asarray(patches)[0], size, patch, row.pool)
-        shown = token_map(tokens, size, patch, row.pool)
-        row.drawn(
-            Fitted(image, None if shown is None else tokens[: shown.shape[0] * shown.shape[1]])
-        )
-        return Said(image=GeneratedImage(image, shown, row.request, settings.seed))
-
-    def _branch(self, row: ChatRow, size: tuple[int, int], context: str, kept: bool):
-        """A conversation with its next image as `image_sampling.generate` takes it."""
-        before = len(row.generated)
-        text, images = context != guidance.ALL, context == guidance.NONE
-        dropped = Dropped(text, images, representation=not kept, kept=before)
-        spans = row.spans(row.with_image(size), dropped, before)
-        if isinstance(spans[-1], layout.Vision):  # it is not there yet
-            spans = spans[:-1]
-        patches = size[0] * size[1] // self.config.data.patch_size**2
-        capacity = self._capacity | {'pixels': patches, 'pixel_images': 1}
-        batch = layout.make_batch([[spans]], capacity, self.model.channels)
-        if before and row.pool:
-            known = row.inputs(self._begin)[: 0 if images else None]
-            tokens = np.zeros((1, capacity['representation'], *known.shape[1:]), known.dtype)
-            tokens[0, : len(known)] = known
-            batch |= {'tokens': tokens, 'start': np.array([len(known)], np.int32)}
-        return batch
+    def _draw(self, answers: dict[int, Answer]) -> dict[int, Said]:
+        """Generates the images that rows have begun; those of one size and options together."""
+        said, groups = {}, {}
+        for i, answer in answers.items():
+            row, settings = answer.row, answer.settings
+            answer.wants_image = False
+            size = settings.size or (row.images and row.images[-1].image.size)
+            size = size or inputs.largest_square(self.config)
+            try:
+                row.check_image(size)
+            except UserError:
+                answer.ended = LENGTH
+                said[i] = Said(ended=LENGTH)
+                continue
+            options = settings.sampling if row.images else settings.sampling.without_images()
+            groups.setdefault((size, options), {})[i] = answer
+        for (size, options), group in groups.items():
+            images = chat_images.generate(
+                *(self.programs, self.params, [a.row for a in group.values()]),
+                *([a.settings.seed for a in group.values()], size, options),
+            )
+            said |= {i: Said(image=image) for i, image in zip(group, images)}
+        return said

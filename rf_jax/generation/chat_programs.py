@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from rf_jax.generation import guidance, image_sampling, kv_cache, text_sampling
@@ -27,15 +28,16 @@ class ChatPrograms:
 
     def __init__(self, model: Unified, config: ConfigDict, tokenizer):
         self.model, self.config = model, config
+        self.begin = np.asarray(model.kind.begin(model.config, 1))  # of a representation
         self._stops = tokenizer.eos, tokenizer.image
         self.extend = jax.jit(self._extend, donate_argnums=(2,))
         self.decode = jax.jit(self._decode, donate_argnums=(2,))
         self.generate = jax.jit(self._generate, static_argnums=(3,))
 
     def _extend(self, params, fields: Arrays, context: Context, new: Arrays) -> Context:
-        """Runs tokens that are known. `new` has text, images and representation tokens that are not
-        in the cache yet, their `slots` [B, n] in this order, and `last` int32 [B]: which of the
-        text tokens the next one follows, -1 for a row without new tokens.
+        """Runs tokens that are known: text, images or representation tokens that are not in the
+        cache yet, their `slots` [B, n] in this order, and `last` int32 [B]: which of the text
+        tokens the next one follows, -1 for a row without new text.
         """
         bound = self.model.bind({'params': params})
         words = bound.embed_text(new['text_tokens'])
@@ -46,6 +48,8 @@ class ChatPrograms:
         x, cache = kv_cache.extend(
             self.model, params, fields, context.cache, new['slots'], x, lengths
         )
+        if not words.shape[1]:
+            return Context(cache, context.logits)
         last = new['last']
         hidden = x[jnp.arange(len(last)), jnp.maximum(last, 0)][:, None]
         found = self.model.bind({'params': params}).text_logits(hidden)[:, 0]

@@ -157,9 +157,22 @@ class ChatRow:
         row.add(self.spans(pieces, conversation.NOTHING, len(self.generated)))
         return row.arrays
 
-    def known(self) -> dict[str, int]:
-        """Tokens of each stream, cached or not."""
-        return {stream: count for stream, count in self.size().items() if stream in STREAMS}
+    def next_run(self) -> tuple[str, int]:
+        """(stream, tokens) of the first tokens that are not cached and stand together in one
+        stream; ('', 0) if all are cached.
+        """
+        seen = dict.fromkeys(STREAMS, 0)
+        run, count = '', 0
+        for span in self.spans(self.pieces, conversation.NOTHING, len(self.generated)):
+            size = dict(zip(layout.SIZES, layout.size([span]).tolist()))
+            for stream in STREAMS:
+                new = min(size[stream], seen[stream] + size[stream] - self.cached[stream])
+                seen[stream] += size[stream]
+                if new > 0 and run not in ('', stream):
+                    return run, count
+                if new > 0:
+                    run, count = stream, count + new
+        return run, count
 
     @property
     def request(self) -> str:

@@ -1,4 +1,4 @@
-"""Text to image: representation tokens one by one, then the flow in pixels (paper, appendix A).
+"""Text to image: representation tokens one by one, then the flow (paper, appendix A).
 
 All functions are pure and batched. The randomness of an example depends only on its own key, so a
 batch gives what its examples give one by one.

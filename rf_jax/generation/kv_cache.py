@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from rf_jax.data.batch import Batch
 from rf_jax.models.attention.masks import FIELDS
+from rf_jax.models.transformer import Cache
 from rf_jax.models.unified import Unified
 
-Cache = tuple[jax.Array, jax.Array]  # keys and values [layers, B, S, Hkv, Dh]
 Lengths = tuple[int, int, int]  # tokens of the three expert groups
 
 

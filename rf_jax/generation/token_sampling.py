@@ -1,5 +1,5 @@
 """The representation tokens of an image, sampled one after another before its pixels (paper,
-appendix A). What a token is, the model's representation kind says.
+appendix A). What a token is depends on the representation kind of the model.
 """
 
 from collections.abc import Mapping
@@ -32,8 +32,8 @@ def _prefill(model: Unified, params, batch: Arrays):
 def sample(model: Unified, options, params, batch: Arrays, contexts, keys):
     """(tokens [B, N, ...] with N = 0 for a kind that has none, cache of all before the pixels).
 
-    options: of `image_sampling`. `batch` has the rows of the contexts one after another; keys [B],
-    one an image. In a conversation with earlier generated images `batch` has their `tokens`
+    options: `image_sampling.Options`. `batch` has the rows of the contexts one after another; keys
+    [B], one per image. In a conversation with earlier generated images `batch` has their `tokens`
     [B, R, ...], as `embed_representation` takes them, and `start` int32 [B], the place of the new
     image in the representation stream.
     """

@@ -22,7 +22,7 @@ class Pairs:
 
 
 def all_pairs(config: ConfigDict) -> Pairs:
-    """Every pair of a row, as the reference form of attention computes them."""
+    """Every pair of a row, as the reference implementation of attention computes them."""
     capacity, extra = config.data.capacity, 1 + config.model.encoder.registers
     row = sum(capacity[name] for name in ('text', 'vision', 'representation', 'pixels'))
     vision = 4 * capacity.vision + capacity.vision_images * extra if capacity.vision else 0
@@ -31,7 +31,7 @@ def all_pairs(config: ConfigDict) -> Pairs:
 
 
 def visible_pairs(config: ConfigDict, row: Mapping[str, np.ndarray] | None = None) -> Pairs:
-    """Those that see each other in a row as `typical_row` fills it, or in the arrays of one."""
+    """The visible pairs of a row as `typical_row` fills it, or of the row that is given."""
     row = typical_row.row(config) if row is None else row
     extra = 1 + config.model.encoder.registers
     return Pairs(
@@ -60,8 +60,8 @@ def encoder_token(c) -> float:
 def train_step(config: ConfigDict, vocabulary: int, pairs: Pairs | None = None) -> float:
     """FLOPs of one step at the row capacities: forward, twice that backward, EMA encoder forward.
 
-    `pairs` of a row, default every pair. What is frozen (optimizer.freeze) needs no gradients of
-    its parameters, and before the first that learn none at all.
+    `pairs` of a row; all by default. Frozen parameters (optimizer.freeze) need no gradients, and
+    layers before the first trained parameter no backward pass.
     """
     pairs = pairs or all_pairs(config)
     capacity, c, e = config.data.capacity, config.model.backbone, config.model.encoder

@@ -50,10 +50,10 @@ class SharedAttention(nn.Module):
     lengths: tuple[int, int, int]  # tokens of each expert group in the row
 
     @nn.compact
-    def __call__(self, x, angles, seen, live, cache):
+    def __call__(self, x, angles, prepared, live, cache):
         c = self.config
         q, k, v = Projections(c, name='attention')(x)
-        attended, kept = _attended(self.attend, q, k, v, angles, seen, cache)
+        attended, kept = _attended(self.attend, q, k, v, angles, prepared, cache)
         x = x + checkpoint_name(Dense(c.width, name='output')(attended), 'projected')
         normed = RMSNorm(c.norm_eps, name='ffn_norm')(x)
         y, losses = self.feed(self.sharding, self.of_groups(), normed, live, normed=True)
@@ -74,24 +74,24 @@ class SplitAttention(nn.Module):
     lengths: tuple[int, int, int]  # tokens of each expert group in the row
 
     @nn.compact
-    def __call__(self, x, angles, seen, live, cache):
+    def __call__(self, x, angles, prepared, live, cache):
         c = self.config
         each = partial(by_group, self.sharding, self.lengths)
         q, k, v = each(lambda g: Projections(c, name=f'{g}_attention'), x)
-        attended, kept = _attended(self.attend, q, k, v, angles, seen, cache)
+        attended, kept = _attended(self.attend, q, k, v, angles, prepared, cache)
         y = each(lambda g: Dense(c.width, name=f'{g}_output'), attended)
         x = x + checkpoint_name(y, 'projected')
         y, losses = self.feed(self.sharding, self.lengths, x, live, normed=False)
         return x + y, losses, kept
 
 
-def _attended(attend: Attention, q, k, v, angles, seen, cache: Cache | None):
+def _attended(attend: Attention, q, k, v, angles, prepared, cache: Cache | None):
     """Attention over the cache, then the tokens themselves; gives [B, L, H Dh], own (k, v)."""
     q, k = rotary.rotate(q, angles), rotary.rotate(k, angles)
     kept = (k, v)
     if cache is not None:
         k, v = (jnp.concatenate(pair, 1) for pair in zip(cache, kept))
-    attended = attend(q, k, v, seen)
+    attended = attend(q, k, v, prepared)
     return attended.reshape(*attended.shape[:2], -1), kept
 
 
@@ -113,19 +113,26 @@ class Backbone(nn.Module):
     attention: Attention
     feed: FeedForward
     sharding: TokenSharding
-    taps: int | None  # layer whose output is wanted too
+    tapped_layer: int | None  # layer whose output is wanted too
 
     @nn.compact
     def __call__(
-        self, x, position, seen, lengths, live=None, cache: Cache | None = None, keep: bool = False
+        self,
+        x,
+        position,
+        prepared,
+        lengths,
+        live=None,
+        cache: Cache | None = None,
+        keep: bool = False,
     ):
         """x [B, L, D] sharded by `sharding`, position float32 [B, L, 3], cache of S tokens.
 
-        `seen`: what `prepare` of the attention makes of these L tokens as queries and, as keys, the
-        cached ones and these. `lengths`: tokens of the three expert groups; `live` bool [B, L]:
-        tokens that are no padding, default all. Gives (x after the final norm, losses of the router
-        float32 [B, L], means over the layers, keys and values of these L tokens
-        [layers, B, L, Hkv, Dh] if `keep` else None, and x after layer `taps`, if any).
+        `prepared`: what `prepare` of the attention makes of these L tokens as queries and, as keys,
+        the cached ones and these. `lengths`: tokens of the three expert groups; `live` bool
+        [B, L]: tokens that are no padding, default all. Gives (x after the final norm, losses of
+        the router float32 [B, L], means over the layers, keys and values of these L tokens
+        [layers, B, L, Hkv, Dh] if `keep` else None, and x after layer `tapped_layer`, if any).
         """
         c = self.config
         angles = rotary.rotary_angles(position, c.head_dim, c.rope_sections, c.rope_theta)
@@ -136,9 +143,9 @@ class Backbone(nn.Module):
 
         def body(module, carried, each):
             (x, tapped), (number, cached) = carried, each
-            x, losses, kept = module(self.sharding.constrain(x), angles, seen, live, cached)
+            x, losses, kept = module(self.sharding.constrain(x), angles, prepared, live, cached)
             x = self.sharding.constrain(x)
-            tapped = None if tapped is None else jnp.where(number == self.taps, x, tapped)
+            tapped = None if tapped is None else jnp.where(number == self.tapped_layer, x, tapped)
             return (x, tapped), (losses, kept if keep else None)
 
         stack = nn.scan(
@@ -152,7 +159,7 @@ class Backbone(nn.Module):
         )
         (x, tapped), (losses, kept) = stack(
             block(c, self.attention, self.feed, self.sharding, lengths, name='layers'),
-            (x, None if self.taps is None else x),
+            (x, None if self.tapped_layer is None else x),
             (jnp.arange(1, c.layers + 1), cache),
         )
         losses = jax.tree.map(lambda a: a.mean(0), losses)
@@ -164,11 +171,11 @@ def build(
     attention: Attention,
     platform: str,
     sharding: TokenSharding = UNSHARDED,
-    taps: int | None = None,
+    tapped_layer: int | None = None,
 ) -> partial:
     """Backbone of `config.model.backbone` with this attention, ready to be named.
 
-    `taps`: a layer, counted from 1, whose output is returned as well. Raises UserError.
+    `tapped_layer`: a layer, counted from 1, whose output is returned as well. Raises UserError.
     """
     c, field = config.model.backbone, 'model.backbone'
     block = choose(f'{field}.split', c.split, SPLITS)
@@ -189,4 +196,4 @@ def build(
         f'{field}.head_dim / 2 = {c.head_dim / 2:g}',
     )
     feed = experts.build(config, platform, sharding.mesh)
-    return partial(Backbone, c, block, attention, feed, sharding, taps)
+    return partial(Backbone, c, block, attention, feed, sharding, tapped_layer)

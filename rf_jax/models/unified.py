@@ -65,7 +65,7 @@ class Unified(nn.Module):
         self.patch_out = PatchOut(self.flow_channels)
 
     def __call__(self, batch: Batch, tokens, z, t) -> dict:
-        """The training forward.
+        """The forward pass of training.
 
         tokens: inputs of the representation stream [B, R, ...] as its kind embeds them,
         z float32 [B, P, Z] noisy patches or latents, t float32 [B, P] their times. Gives
@@ -80,12 +80,12 @@ class Unified(nn.Module):
         )
         sizes = text, vision, representation, pixels = [s.shape[1] for s in streams]
         x = self.sharding.join([self.sharding.constrain(s) for s in streams])
-        stand = {
+        fields = {
             name: self.sharding.interleave(batch[name], sizes) for name in (*FIELDS, 'position')
         }
-        seen, live = self.attention.prepare(stand, stand), stand['segment'] > 0
+        prepared, live = self.attention.prepare(fields, fields), fields['segment'] > 0
         lengths = (text + vision, representation, pixels)
-        x, losses, _, tapped = self.backbone(x, stand['position'], seen, lengths, live)
+        x, losses, _, tapped = self.backbone(x, fields['position'], prepared, lengths, live)
         x = self.sharding.split(x, sizes)
         tapped = None if tapped is None else self.sharding.split(tapped, sizes)[3]
         found = self.representation_head(x[2], tapped)
@@ -114,7 +114,7 @@ class Unified(nn.Module):
         return self.text_embed(tokens).astype(self.dtype)
 
     def embed_vision(self, batch: Batch) -> jax.Array:
-        """Images to be understood -> connector tokens [B, Vn, D]."""
+        """Images to read -> vision tokens [B, Vn, D]."""
         if not batch['vision_pixels'].shape[1]:
             shape = *batch['vision_pixels'].shape[:2], self.config.backbone.width
             return jnp.zeros(shape, self.dtype)
@@ -124,16 +124,16 @@ class Unified(nn.Module):
         return self.connector(normed)
 
     def features(self, batch: Batch) -> jax.Array:
-        """What the encoder sees in the clean images to generate: float32 [B, P, Denc].
+        """Encoder features of the clean images to generate: float32 [B, P, Denc].
 
-        Last layer before the final norm. Called with the EMA parameters.
+        From the last layer, before the final norm. Called with the EMA parameters.
         """
         patches, where = self._clean_patches(batch)
         return self.encoder(patches.astype(self.dtype), *where)[0].astype(jnp.float32)
 
-    def run(self, x, position, seen, lengths, cache):
+    def run(self, x, position, prepared, lengths, cache):
         """Backbone on part of a row with a cache of the rest: (hidden, own keys and values)."""
-        x, _, kept, _ = self.backbone(x, position, seen, lengths, cache=cache, keep=True)
+        x, _, kept, _ = self.backbone(x, position, prepared, lengths, cache=cache, keep=True)
         return x, kept
 
     def embed_representation(self, tokens, cells) -> jax.Array:
@@ -149,7 +149,7 @@ class Unified(nn.Module):
         return self.text_head(x).whole()
 
     def predict_representation(self, x) -> jax.Array:
-        """[B, R, D] -> what the kind predicts, float32 [B, R, ...]; logits are whole."""
+        """[B, R, D] -> what the kind predicts, float32 [B, R, ...]; logits are evaluated."""
         (found,) = self.representation_head(x, None).values()
         return found.whole() if isinstance(found, Logits) else found
 

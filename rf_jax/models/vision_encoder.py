@@ -19,7 +19,7 @@ class EncoderBlock(nn.Module):
     attention: Attention
 
     @nn.compact
-    def __call__(self, x: jax.Array, angles: jax.Array, seen) -> jax.Array:
+    def __call__(self, x: jax.Array, angles: jax.Array, prepared) -> jax.Array:
         c = self.config
         scale = nn.initializers.constant(c.layer_scale)
         y = LayerNorm(c.norm_eps, name='attention_norm')(x)
@@ -28,7 +28,7 @@ class EncoderBlock(nn.Module):
             return Dense(c.width, use_bias, name=name)(y).reshape(*y.shape[:-1], c.heads, -1)
 
         q, k, v = heads('query', True), heads('key', False), heads('value', True)
-        y = self.attention(rotary.rotate(q, angles), rotary.rotate(k, angles), v, seen)
+        y = self.attention(rotary.rotate(q, angles), rotary.rotate(k, angles), v, prepared)
         y = Dense(c.width, True, name='output')(y.reshape(x.shape))
         x = x + y * self.param('attention_scale', scale, (c.width,)).astype(x.dtype)
         y = LayerNorm(c.norm_eps, name='ffn_norm')(x)
@@ -67,7 +67,7 @@ class VisionEncoder(nn.Module):
         owner = jnp.repeat(jnp.arange(images, dtype=image.dtype), 1 + c.registers)
         owner = self.sharding.join([jnp.broadcast_to(owner, (rows, extra)), image])
         integers = integers_of(owner)
-        seen = self.attention.prepare(integers, integers)
+        prepared = self.attention.prepare(integers, integers)
         angles = self._angles(coords)
         unrotated = jnp.zeros((rows, extra, angles.shape[-1]))
         angles = self.sharding.join([unrotated, angles])
@@ -77,7 +77,8 @@ class VisionEncoder(nn.Module):
             block = nn.remat(block, policy=REMAT[c.remat], prevent_cse=False)
 
         def body(block, x, _):
-            return self.sharding.constrain(block(self.sharding.constrain(x), angles, seen)), None
+            x = block(self.sharding.constrain(x), angles, prepared)
+            return self.sharding.constrain(x), None
 
         stack = nn.scan(body, variable_axes={'params': 0}, split_rngs={'params': True},
                         length=c.layers, unroll=c.unroll)  # fmt: skip

@@ -12,6 +12,7 @@ from rf_jax.data import patch_grid
 from rf_jax.data.layout import SIZES
 from rf_jax.data.mixture import hash64
 from rf_jax.data.spans import pool_of
+from rf_jax.runtime.errors import require
 from rf_jax.runtime.rng import fold
 
 _QUESTION = (5.0, 0.25)  # tokens of a question: median, spread of its logarithm
@@ -29,6 +30,11 @@ class SyntheticSizes:
 
     def sizes(self, task: str, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
         """int64[S, 6], columns as `layout.SIZES`, for sample indices and epochs int64[S]."""
+        require(
+            task != 'conversation',
+            '--distribution has no conversations: give data.sources that have some, or '
+            '--config.data.tasks.conversation=0',
+        )
         data = self._data
         samples = fold(self._seed, 'sample'), index
         draws = fold(self._seed, 'draw', task), index, epoch

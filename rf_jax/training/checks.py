@@ -63,17 +63,26 @@ def check(config) -> None:
         )
 
 
-def warn_of_changes(config, workdir: Path) -> None:
-    """Logs the config fields that differ from those that this workdir was trained with so far.
+def check_version(workdir: Path) -> None:
+    """Raises UserError if an earlier version wrote the workdir, with other field names."""
+    before = _config_of(workdir)
+    if before:
+        renamed_fields.check(before, workdir / 'config.json')
 
-    Raises UserError if the workdir was written by an earlier version, with other field names.
-    """
+
+def _config_of(workdir: Path) -> dict:
+    """The config that the workdir was trained with so far; {} if it cannot be read."""
     try:
-        before = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
+        return json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
+        return {}
+
+
+def warn_of_changes(config, workdir: Path) -> None:
+    """Logs the config fields that differ from those that this workdir was trained with so far."""
+    before = flatten(_config_of(workdir))
+    if not before:
         return
-    renamed_fields.check(before, workdir / 'config.json')
-    before = flatten(before)
     for field, value in flatten(json.loads(config.to_json_best_effort())).items():
         if before.get(field) != value:
             was = before.get(field)
@@ -96,14 +105,14 @@ def warn_of_other_data(data: str, workdir: Path) -> None:
 
 
 def warn_of_new_weights(config) -> None:
-    """Logs the fields that assume the weights of another run; called for a run that has none."""
+    """Logs a warning for each field that needs the weights of another run; for a run without."""
     effects = spaces.of(config).needs_weights(config)
     if not config.ema.warmup:
         effects['ema.warmup=False'] = 'keeps random weights long in the average'
     effects |= representation.of(config).needs_weights(config)
     for field, effect in effects.items():
         logging.warning(
-            '%s %s: it assumes weights of another run, and initialise_from is empty',
+            '%s %s: this needs the weights of another run, but initialise_from is empty',
             field,
             effect,
         )

@@ -85,11 +85,11 @@ def from_other_runs(run: jitted.Programs) -> tuple[state.State, list[Source]]:
     sources = [_open(folder) for folder in other_runs(run.config)]
     origins = plan(run.abstract, sources, run.config)
     logging.info('Where each parameter comes from:\n%s', table(run.abstract, sources, origins))
+    names = checkpoint_files.flatten(run.abstract)
     found: dict[str, jax.Array] = {}
     for number, source in enumerate(sources):
-        paths = {to: origin.path for to, origin in origins.items() if origin.source == number}
-        found |= _read(source, paths, checkpoint_files.flatten(run.abstract))
-    names = checkpoint_files.flatten(run.abstract)
+        own = {to: origin.path for to, origin in origins.items() if origin.source == number}
+        found |= _read(source, own, names)
     new = run.initialise_only(names.keys() - found.keys())
     leaves = [found[name] if name in found else new[name] for name in names]
     return jax.tree.unflatten(jax.tree.structure(run.abstract), leaves), sources

@@ -82,7 +82,7 @@ def check(config, mesh_: Mesh) -> None:
         if capacity[name] % mesh_.shape['context']:
             raise UserError(
                 f'data.capacity.{name}={capacity[name]} is not a multiple of mesh.context='
-                f'{mesh_.shape["context"]}: every device of a row holds an equal part'
+                f'{mesh_.shape["context"]}: the devices that share a row hold equal parts of it'
             )
 
 

@@ -20,10 +20,10 @@ from rf_jax.training.cross_entropy import ONE_DEVICE, CrossEntropy
 TIME_BANDS = 4  # the flow loss is logged for t in [0, 1/4), [1/4, 1/2), ...
 
 
-def text(sharded: CrossEntropy) -> dict[str, Prediction]:
+def text(cross_entropy: CrossEntropy) -> dict[str, Prediction]:
     """L_LM: next-token prediction of text."""
     own = 'text_weight', 'text_logits', 'text_targets', 'text_head/kernel'
-    return {'text': Prediction(*own, sharded)}
+    return {'text': Prediction(*own, cross_entropy)}
 
 
 def flow_matching(floor: float) -> Callable[[Arrays, Arrays], jax.Array]:
@@ -31,15 +31,17 @@ def flow_matching(floor: float) -> Callable[[Arrays, Arrays], jax.Array]:
     return lambda outputs, batch: flow.loss(outputs['x'], batch['x'], batch['t'], floor)
 
 
-def build(config: ConfigDict, sharded: CrossEntropy = ONE_DEVICE) -> dict[str, Term | Prediction]:
-    """The terms of `config.losses`; one of weight 0 is left out. `sharded`: the
-    cross-entropy on the mesh of the model.
+def build(
+    config: ConfigDict, cross_entropy: CrossEntropy = ONE_DEVICE
+) -> dict[str, Term | Prediction]:
+    """The terms of `config.losses`; those of weight 0 are left out.
 
-    Raises UserError for a term that has no weight there.
+    `cross_entropy` is on the mesh of the model. Raises UserError for a term without a weight in
+    `config.losses`.
     """
     terms = {
-        **text(sharded),
-        **representation.of(config).terms(sharded),
+        **text(cross_entropy),
+        **representation.of(config).terms(cross_entropy),
         'flow': Term('pixel_weight', flow_matching(config.flow.t_eps)),
         'balance': Term('live', lambda outputs, _: outputs['balance']),
         'router_z': Term('live', lambda outputs, _: outputs['router_z']),

@@ -25,7 +25,7 @@ def add_noise(
     batch: Batch,
     part: microbatches.Part = microbatches.WHOLE,
 ) -> StepBatch:
-    """Clean patches or latents x, their times t (one an image) and the noisy z_t, as batch
+    """Clean patches or latents x, their times t (one per image) and the noisy z_t, as batch
     entries, and the noise that the space adds for itself.
 
     `batch` holds the rows of `part`, which get the same values as in the whole batch.

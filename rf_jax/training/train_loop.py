@@ -109,7 +109,9 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     folder = paths.local(folder, '--workdir')
     spent = goodput.Goodput(folder)
     mesh_, rows = checks.start(config, devices)
-    if not checkpoint.exists_in(folder):  # else the run goes on from its own
+    if checkpoint.exists_in(folder):  # the run goes on from its own
+        checks.check_version(folder)
+    else:
         initial_weights.check(config)
     config = with_absolute_paths(config)
     workdir.check_writable(folder)

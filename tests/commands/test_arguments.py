@@ -43,12 +43,14 @@ for name, (module, *arguments) in json.loads(sys.argv[1]).items():
 # Valid arguments of each command, so that only what is added is wrong, and its path flags.
 COMMANDS = {
     'benchmark': ((), ()),
+    'chat': (('--workdir=run',), ('workdir', 'image', 'out')),
     'compile_check': (('--topology=cpu:1',), ('json', 'table')),
     'data.tokenizer': ((), ('out',)),
     'describe': (('--workdir=run', '--image=a.png'), ('workdir', 'image')),
     'evaluate': (('--workdir=run',), ('workdir', 'out')),
     'packing_report': ((), ()),
     'sample': (('--workdir=run', '--prompt=red'), ('workdir', 'out', 'prompts')),
+    'study.glance': (('--rf=run', '--pixels=other'), ('rf', 'pixels', 'out')),
     'study': (('--workdir=run',), ('workdir', 'studies')),
     'train': (('--workdir=run',), ('workdir',)),
 }
@@ -143,7 +145,7 @@ def error(results, name):
 def test_every_command_is_covered():
     modules = {path.stem for path in (ROOT / 'rf_jax').glob('*.py')} - {'__init__'}
     modules |= {path.parent.name for path in (ROOT / 'rf_jax').glob('*/__main__.py')}
-    assert {*modules, 'data.tokenizer'} == set(COMMANDS)
+    assert {*modules, 'data.tokenizer', 'study.glance'} == set(COMMANDS)
 
 
 @pytest.mark.parametrize('module', COMMANDS)

@@ -299,12 +299,12 @@ def test_branches_without_weight_are_not_run():
 def test_top_k_keeps_the_greatest():
     logits = jnp.array([[0.1, 3.0, -1.0, 2.0], [5.0, 4.0, 3.0, 2.0]])
     np.testing.assert_array_equal(
-        np.isfinite(forcing.most_likely(logits, 2)),
+        np.isfinite(forcing.keep_top_k(logits, 2)),
         [[False, True, False, True], [True, True, False, False]],
     )
-    np.testing.assert_array_equal(forcing.most_likely(logits, 1).max(-1), [3.0, 5.0])
+    np.testing.assert_array_equal(forcing.keep_top_k(logits, 1).max(-1), [3.0, 5.0])
     for k in (0, 4, 9):
-        np.testing.assert_array_equal(forcing.most_likely(logits, k), logits)
+        np.testing.assert_array_equal(forcing.keep_top_k(logits, k), logits)
 
 
 class Constant:

@@ -53,7 +53,7 @@ def test_a_workdir_of_an_earlier_version(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(fields))
     for use in (
         lambda: Sampler.load(tmp_path),
-        lambda: checks.warn_of_changes(run.config, tmp_path),
+        lambda: checks.check_version(tmp_path),
     ):
         with pytest.raises(
             UserError, match=r'earlier version.*data\.rows is now data\.batch_size'

@@ -16,7 +16,7 @@ from rf_jax.training import jitted, step
 # All different, so that no letter stands for another.
 CAPACITY = {'text': 7, 'vision': 3, 'representation': 5, 'pixels': 16,
             'vision_images': 2, 'pixel_images': 1}  # fmt: skip
-LETTERS = {'B': 6, 'T': 7, 'V': 3, '4V': 12, 'R': 5, 'P': 16, 'L': 31, 'I_v': 2, 'I_p': 1,
+LETTERS = {'B': 6, 'T': 7, 'Vn': 3, '4Vn': 12, 'R': 5, 'P': 16, 'L': 31, 'I_v': 2, 'I_p': 1,
            'C': 768, 'Z': 768, 'Denc': 32}  # fmt: skip
 
 

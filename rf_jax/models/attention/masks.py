@@ -81,8 +81,8 @@ def filled(integers: Integers, block: int) -> dict[str, jax.Array]:
 def tiles(query: Integers, key: Integers, block_q: int, block_k: int):
     """bool [B, ceil(Lq / block_q), ceil(Lk / block_k)]: False where no pair of the tile is visible.
 
-    True where one is; also, when a row holds more than SLOTS samples, in a few other tiles. Takes
-    numpy arrays as well as jax ones and gives the same kind.
+    True where one is; also in a few other tiles, if a row has more than SLOTS examples or images.
+    Takes numpy arrays as well as jax ones and gives the same kind.
     """
     xp = query['segment'].__array_namespace__()
 

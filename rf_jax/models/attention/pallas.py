@@ -22,7 +22,7 @@ from rf_jax.models.attention import pallas_kernels as kernels
 
 LANES = 128
 TILES = 2**17  # longest list of tiles: half of the 1 MB of scalar memory
-VMEM_BYTES = 48 * 2**20  # tiles of 512 x 512 with eight query heads a group need about half of it
+VMEM_BYTES = 48 * 2**20  # tiles of 512 x 512 and eight query heads per group need about half
 
 
 @dataclass(frozen=True)

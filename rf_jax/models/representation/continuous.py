@@ -48,14 +48,14 @@ class FeatureHead(nn.Module):
 def squared_error(outputs: Arrays, batch: Arrays) -> jax.Array:
     """Squared error of the next feature, mean over its values: [B, R].
 
-    Its best prediction is the mean of the features that may follow: it has no variety.
+    It is minimised by the mean of the possible next features, so predictions lack diversity.
     """
     return jnp.mean((outputs['predicted_features'] - batch['feature_targets']) ** 2, -1)
 
 
 class Continuous(Kind):
-    """Adds `feature_targets` float32 [B, R, Denc] to the batch. Features have mean square 1, as the
-    linear layers that read and predict them like best.
+    """Adds `feature_targets` float32 [B, R, Denc] to the batch. Features have mean square 1, which
+    suits the linear layers that read and predict them.
     """
 
     tokens = True

@@ -24,7 +24,7 @@ def patch_features(model: nn.Module, ema: Any, batch: Batch) -> jax.Array:
 
 
 def group_features(config: ConfigDict, model: nn.Module, ema: Any, batch: Batch):
-    """(unit features z float32 [B G, Denc] of the images to be generated, G groups a row; bool
+    """(unit features z float32 [B G, Denc] of the images to be generated, G groups per row; bool
     [B G], which of them are no padding).
     """
     c = config.model.representation

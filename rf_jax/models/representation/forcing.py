@@ -52,7 +52,7 @@ def reinitialise(config: ConfigDict, at: int, taken: jax.Array, codebook, z, val
     """The codebook [K, Denc] with the prototypes that this step initialises with features z
     [M, Denc] of its batch.
 
-    A batch may hold fewer features than there are prototypes: M features fill M rows a step, from
+    A batch may hold fewer features than there are prototypes: M features fill M rows per step, from
     step `at` on, until all are filled. Copies of one feature would stay unused for ever; where
     some of the M are padding, as many rows are copies, and where all are, rows stay as they were.
     `taken` int32 counts the steps before this one without those that were skipped.
@@ -73,8 +73,8 @@ def reinitialise(config: ConfigDict, at: int, taken: jax.Array, codebook, z, val
 
 
 def quantize(config: ConfigDict, assign: Callable, model: nn.Module, state: Learned, batch: Batch):
-    """(codes int32 [B, G], new codebook [K, Denc]) of the EMA encoder's features; `assign` is of
-    `quantizer.build`.
+    """(codes int32 [B, G], new codebook [K, Denc]) of the EMA encoder's features; `assign` comes
+    from `quantizer.build`.
     """
     c = config.model.representation.quantizer
     rows, patches, _ = batch['pixels'].shape
@@ -97,7 +97,7 @@ def used_codes(targets: jax.Array, codes: int) -> jax.Array:
     return hit.set(1.0)[:-1].mean()
 
 
-def most_likely(logits: jax.Array, k: int) -> jax.Array:
+def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
     """Logits [..., K] with all but the k greatest at -inf; k = 0 keeps all."""
     if not k or k >= logits.shape[-1]:
         return logits
@@ -146,7 +146,7 @@ class Forcing(Kind):
 
     def sample(self, prediction, place, keys, temperature, top_k) -> jax.Array:
         """From the `top_k` most likely codes, by Gumbel noise: int32 [B]."""
-        logits = most_likely(prediction / max(temperature, 1e-6), top_k)
+        logits = keep_top_k(prediction / max(temperature, 1e-6), top_k)
         noise = jax.vmap(
             lambda k: jax.random.gumbel(jax.random.fold_in(k, place), logits.shape[1:])
         )

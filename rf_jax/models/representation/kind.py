@@ -80,7 +80,9 @@ class NoHead(nn.Module):
 
 @runtime_checkable
 class Kind(Protocol):
-    """Methods that take `config` get the whole config, those that take `model` get config.model."""
+    """`config` is the whole config and `model` is config.model, except in `targets`, whose `model`
+    is the `Unified`.
+    """
 
     # Whether an image has a begin token and N representation tokens before its pixels;
     # data.representation_tokens must be the same.
@@ -115,7 +117,7 @@ class Kind(Protocol):
         return NoHead()
 
     def tapped_layer(self, model: ConfigDict) -> int | None:
-        """The backbone layer, from 1, whose pixel tokens the head reads; None: of no layer."""
+        """The layer, counted from 1, whose pixel tokens the head reads; None if it reads none."""
         del model
         return None
 
@@ -143,9 +145,9 @@ class Kind(Protocol):
         top_k: int,
     ) -> jax.Array:
         """The next token [B, ...], of the shape and dtype of `begin`, from the guided output of the
-        head [B, ...]; logits are whole there.
+        head [B, ...]; logits are already evaluated.
 
-        place: int32, 0 for the first token; keys [B], one an image; temperature 0 is greedy; the
+        place: int32, 0 for the first token; keys [B], one per image; temperature 0 is greedy; the
         `top_k` most likely values remain, 0: all.
         """
         raise TypeError(f'{type(self).__name__} has no representation tokens')

@@ -57,7 +57,7 @@ class Autoencoder(nn.Module):
         return self.patch(hidden.astype(jnp.float32))
 
     def outputs(self, patches: jax.Array, where: Where, batch: Batch) -> dict[str, jax.Array]:
-        """Of a latent sampled with the noise of the batch: squared error and KL a token [B, P].
+        """Of a latent sampled with the noise of the batch: squared error and KL per token [B, P].
 
         {} for a batch without noise. A train step always has it; what no loss reads XLA leaves out.
         """
