@@ -7,6 +7,7 @@ keeps its place in the row for good; `arrays` says where each stands.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -73,7 +74,7 @@ class ChatRow:
         try:
             image = arrays.rgb(given, self.config.data.max_pixels)
         except BadImage as error:
-            name = f' {given:.80}' if isinstance(given, str) else ''
+            name = f' {given!s:.80}' if isinstance(given, str | Path) else ''
             raise UserError(f'message {number}, image{name}: {error}') from None
         size = pipeline.image_size(*image.shape[:2], self.config)
         return ImagePart(Fitted(image_ops.resize(image, *size)))
