@@ -27,6 +27,7 @@ PROMPTS = (
     'a yellow triangle and a white cross',
     'a purple square and a blue diamond',
 )
+ZOOM = 3  # pixels of the sheet for one of an image
 EXAMPLES = 1000  # training images whose patches are averaged
 
 _RF = flags.DEFINE(cli.PATH, 'rf', None, 'Workdir of a model with representation tokens.')
@@ -49,9 +50,10 @@ def sheet(inspector: Inspector, with_tokens: list[GeneratedImage], without, trai
     rows = [maps, [each.image for each in with_tokens], [each.image for each in without]]
     count = len(with_tokens)
     names = [each.prompt for each in with_tokens]
-    for row in ('^ predicted tokens; below: the image', 'plain pixels'):
+    for row in ('RF: tokens, then these pixels', 'plain pixels'):
         names += [row, *[''] * (count - 1)]
-    return image_ops.grid([image for row in rows for image in row], count, names)
+    shown = [np.kron(image, np.ones((ZOOM, ZOOM, 1), np.uint8)) for row in rows for image in row]
+    return image_ops.grid(shown, count, names)
 
 
 def main(argv):
