@@ -4,6 +4,13 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+SERVE = [
+    'starlette>=1.0',
+    'uvicorn>=0.40',
+    'python-multipart>=0.0.20',
+    'prometheus-client>=0.22',
+]
+
 setup(
     name='rf_jax',
     version='0.1.0',
@@ -12,7 +19,7 @@ setup(
     long_description_content_type='text/markdown',
     license='MIT',
     packages=find_packages(include=['rf_jax', 'rf_jax.*', 'configs', 'configs.*']),
-    package_data={'rf_jax': ['data/assets/*']},
+    package_data={'rf_jax': ['data/assets/*', 'serving/page.html']},
     python_requires='>=3.11',
     install_requires=[
         'jax>=0.10,<0.13',
@@ -32,7 +39,12 @@ setup(
         'tpu': ['jax[tpu]>=0.10,<0.13'],
         'gpu': ['jax[cuda12]>=0.10,<0.13'],
         'study': ['matplotlib>=3.9'],
+        'serve': SERVE,
         'test': [
+            *SERVE,
+            'httpx>=0.28',
+            'openai>=2',
+            'selenium>=4.40',
             'matplotlib>=3.9',
             'pytest>=8',
             'pytest-xdist>=3.7',

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 ROLES = ('system', 'user', 'assistant')
-_OTHER_NAMES = {'human': 'user', 'gpt': 'assistant', 'model': 'assistant', 'bot': 'assistant'}
+_OTHER_NAMES = {
+    'human': 'user', 'gpt': 'assistant', 'model': 'assistant', 'bot': 'assistant',
+    'developer': 'system',
+}  # fmt: skip
 _MARK = re.compile(r'<image>')
 
 

@@ -60,12 +60,12 @@ class Said:
     ended: str = ''
 
 
-def bucket(count: int, capacity: int) -> int:
-    """`count` rounded up to the capacity divided by a power of 4: few programs for all counts."""
-    size = capacity
-    while size // 4 >= max(count, LEAST):
-        size //= 4
-    return size
+def buckets(capacity: int) -> list[int]:
+    """Numbers of new tokens that programs are compiled for: the capacity by powers of 4."""
+    found = [capacity] if capacity else []
+    while found and found[-1] // 4 >= LEAST:
+        found.append(found[-1] // 4)
+    return found
 
 
 class ChatEngine:
@@ -83,8 +83,10 @@ class ChatEngine:
         self._context = Context(cache, jnp.zeros((rows, tokenizer.size), jnp.float32))
         self._begin = programs.begin
 
-    def start(self, number: int, row: ChatRow, settings: Settings) -> None:
-        """Lets row `number` answer a conversation. Raises UserError if there is no room."""
+    def start(self, number: int, row: ChatRow, settings: Settings, draw: bool = False) -> None:
+        """Lets row `number` answer a conversation; `draw`: with one image and no text. Raises
+        UserError if there is no room.
+        """
         if settings.size:
             inputs.check_size(self.config, *settings.size)
         if row.left() < 1:
@@ -92,7 +94,21 @@ class ChatEngine:
                 f'the conversation fills data.capacity.text={self.config.data.capacity.text} '
                 'tokens: start a new conversation'
             )
-        self.answers[number] = Answer(row, settings, settings.max_tokens or row.left())
+        answer = Answer(row, settings, settings.max_tokens or row.left())
+        if draw:
+            row.wrote([self.tokenizer.image])
+            answer.wants_image, answer.left = True, 0
+        self.answers[number] = answer
+
+    def warm_up(self, stream: str, count: int) -> None:
+        """Compiles the program that takes `count` known tokens of a stream."""
+        rows = [self._new(None, stream, 0, count)] * len(self.answers)
+        new = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        self._context = self.programs.extend(self.params, self._fields({}), self._context, new)
+
+    def warm_up_text(self) -> None:
+        """Compiles the program that samples text."""
+        self._sample({})
 
     def step(self) -> dict[int, Said]:
         """Brings every row that has not ended one chunk of text, or one image, forward."""
@@ -122,7 +138,8 @@ class ChatEngine:
                 return
             joined = {i: count for i, (own, count) in runs.items() if own == stream}
             fields = self._fields({}) if fields is None else fields
-            most = bucket(max(joined.values()), self._capacity[stream])
+            needed, sizes = max(joined.values()), buckets(self._capacity[stream])
+            most = min(size for size in sizes if size >= needed)
             rows = [
                 self._new(live[i].row if i in joined else None, stream, joined.get(i, 0), most)
                 for i in range(len(self.answers))
@@ -175,6 +192,11 @@ class ChatEngine:
         """Samples a chunk of text in these rows."""
         if not answers:
             return {}
+        tokens, written = self._sample(answers)
+        return {i: self._read(a, tokens[:, i], int(written[i])) for i, a in answers.items()}
+
+    def _sample(self, answers: dict[int, Answer]) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens int32 [CHUNK, B], how many of them are in the cache now [B])."""
         count, special = len(self.answers), self.tokenizer
         left, place = np.zeros(count, np.int32), np.zeros(count, np.int32)
         rule = text_sampling.Rule(
@@ -195,8 +217,7 @@ class ChatEngine:
         self._context, after, tokens = self.programs.decode(
             self.params, fields, self._context, place, left, rule, forbidden
         )
-        written, tokens = np.asarray(after) - place, np.asarray(tokens)
-        return {i: self._read(a, tokens[:, i], int(written[i])) for i, a in answers.items()}
+        return np.asarray(tokens), np.asarray(after) - place
 
     def _read(self, answer: Answer, column: np.ndarray, written: int) -> Said:
         """Takes the tokens of a chunk, of which `written` are in the cache."""
@@ -233,5 +254,7 @@ class ChatEngine:
                 *(self.programs, self.params, [a.row for a in group.values()]),
                 *([a.settings.seed for a in group.values()], size, options),
             )
-            said |= {i: Said(image=image) for i, image in zip(group, images)}
+            for (i, answer), image in zip(group.items(), images):
+                answer.ended = '' if answer.left else STOP
+                said[i] = Said(image=image, ended=answer.ended)
         return said

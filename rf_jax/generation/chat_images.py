@@ -27,8 +27,8 @@ def generate(
     `image_sampling`. The randomness of an image depends on the seed of its row, and on its number.
     """
     own = [fold(seed, 'image', len(row.images)) % 2**31 for seed, row in zip(seeds, rows)]
-    # Padded to a power of four with the first row, so that few programs are compiled.
-    padding = 4 ** math.ceil(math.log(len(rows), 4)) - len(rows)
+    # Padded with the first row, so that few programs are compiled.
+    padding = padded_count(len(rows)) - len(rows)
     padded = [*rows, *rows[:1] * padding]
     branches = {(context, True) for context in options.contexts()} | set(options.branches())
     batches = {branch: _batch(programs, padded, size, *branch) for branch in branches}
@@ -42,6 +42,11 @@ def generate(
         row.drawn(Fitted(image, its_tokens[:count] if count else None))
         found.append(GeneratedImage(image, shown, row.request, seed))
     return found
+
+
+def padded_count(count: int) -> int:
+    """`count` rounded up to a power of four."""
+    return 4 ** math.ceil(math.log(count, 4))
 
 
 def _batch(

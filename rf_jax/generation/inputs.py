@@ -71,11 +71,16 @@ def check_size(config: ConfigDict, height: int, width: int) -> None:
 
 
 def generation_rows(
-    config: ConfigDict, tokenizer: Tokenizer, channels: int, requests: Sequence[Request]
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    channels: int,
+    requests: Sequence[Request],
+    text: int = 0,
 ) -> dict[Branch, Batch]:
     """The rows of the requests for each guidance branch.
 
-    `channels`: C, values of a patch. Gives {(context, representation kept): batch} for all four
+    `channels`: C, values of a patch; `text`: tokens of the text stream, 0 for as many as needed.
+    Gives {(context, representation kept): batch} for all four
     with ALL and NONE.
     """
     data, pool = config.data, spans.pool_of(config)
@@ -86,7 +91,7 @@ def generation_rows(
     grids = [(r.height // data.patch_size, r.width // data.patch_size) for r in requests]
     patches = max(h * w for h, w in grids)
     capacity = {
-        'text': _rounded(max(len(p.tokens) for p in prompts)),
+        'text': text or _rounded(max(len(p.tokens) for p in prompts)),
         'vision': 0,
         'representation': patches // pool**2 + 1 if pool else 0,
         'pixels': patches,

@@ -50,6 +50,7 @@ COMMANDS = {
     'evaluate': (('--workdir=run',), ('workdir', 'out')),
     'packing_report': ((), ()),
     'sample': (('--workdir=run', '--prompt=red'), ('workdir', 'out', 'prompts')),
+    'serve': (('--workdir=run',), ('workdir',)),
     'study.glance': (('--rf=run', '--pixels=other'), ('rf', 'pixels', 'out')),
     'study': (('--workdir=run',), ('workdir', 'studies')),
     'train': (('--workdir=run',), ('workdir',)),

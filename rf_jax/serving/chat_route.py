@@ -1,0 +1,118 @@
+"""/v1/chat/completions."""
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from rf_jax.data.messages import Message
+from rf_jax.generation.chat import Reader
+from rf_jax.generation.chat_engine import LENGTH, Said, Settings
+from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.runtime.errors import UserError
+from rf_jax.serving import forms
+from rf_jax.serving.errors import ApiError, invalid
+from rf_jax.serving.reply import Answered, StopText, chunk, completion, image_url, png_base64
+from rf_jax.serving.server import Server, events_of, queue_of, read_json
+from rf_jax.serving.worker import Job, Talk
+
+
+async def answer(server: Server, request: Request) -> Response:
+    body = await read_json(server, request)
+    asked = await to_thread.run_sync(forms.chat, body, server.model, server.limits.pixels)
+    seed = asked.seed if asked.seed is not None else uuid.uuid4().int % 2**31
+    size = server.size(asked.size)
+    settings = [
+        Settings(
+            *(asked.temperature, asked.top_k, asked.top_p, (seed + i) % 2**31, asked.most, size),
+            images=asked.images and server.draws, sampling=server.sampler.options(),
+        )
+        for i in range(asked.count)
+    ]  # fmt: skip
+    return await _answered(server, request, asked, settings)
+
+
+async def _answered(server, request, asked: forms.Chat, settings: Sequence[Settings]) -> Response:
+    known = [server.sent.restored(message) for message in asked.messages]
+    rows = [await to_thread.run_sync(row_of, server, known) for _ in settings]
+    queue, gives = queue_of(len(rows))
+    deadline = time.monotonic() + server.limits.seconds
+    jobs = [
+        Talk(give, deadline, row=row, settings=how) for give, row, how in zip(gives, rows, settings)
+    ]
+    prompt = rows[0].size()
+    answers = [Answered(Reader(server.sampler.tokenizer), StopText(asked.stops)) for _ in jobs]
+    server.worker.add(jobs)
+    about = {'id': f'chatcmpl-{uuid.uuid4().hex}', 'created': int(time.time()),
+             'model': server.model}  # fmt: skip
+    tokens = prompt['text'] + prompt['vision'] + prompt['representation']
+    events = _said(server, events_of(request, queue, jobs), answers, jobs)
+    if asked.stream:
+        first = await anext(events, None)  # an error before the first word is an HTTP error
+        stream = _stream(events, first, answers, about, tokens, asked.usage)
+        return StreamingResponse(stream, media_type='text/event-stream')
+    async for _ in events:
+        pass
+    return JSONResponse(completion(answers, about, tokens))
+
+
+def row_of(server: Server, messages: Sequence[Message]):
+    row = server.sampler.chat_row()
+    try:
+        row.say(messages)
+        if row.left() < 1:
+            raise UserError('the conversation leaves no room for an answer')
+    except UserError as error:
+        raise invalid('messages', str(error), 'context_length_exceeded') from None
+    return row
+
+
+async def _said(server: Server, events, answers: Sequence[Answered], jobs: Sequence[Job]):
+    """(choice, delta) of everything that is said; deltas are text or images in base64."""
+    async for number, said in events:
+        answer = answers[number]
+        if answer.done:
+            continue
+        assert isinstance(said, Said)
+        answer.tokens += len(said.tokens)
+        server.metrics.tokens.inc(len(said.tokens))
+        for part in answer.reader.read(said):
+            if isinstance(part, GeneratedImage):
+                server.metrics.images.inc()
+                text = await to_thread.run_sync(png_base64, part.image)
+                server.sent.keep(part)
+                answer.images.append(text)
+                yield number, {'images': [image_url(text)]}
+            elif shown := answer.stop.read(part):
+                answer.text.append(shown)
+                yield number, {'content': shown}
+        if said.ended and (shown := answer.stop.rest()):
+            answer.text.append(shown)
+            yield number, {'content': shown}
+        if said.ended or answer.stop.found:
+            cut = said.ended == LENGTH and not answer.stop.found
+            answer.done = 'length' if cut else 'stop'
+            jobs[number].cancelled = answer.stop.found
+            yield number, {}
+
+
+async def _stream(events, first, answers, about, tokens: int, usage: bool):
+    """Server-sent events."""
+    for number in range(len(answers)):
+        yield chunk(about, number, {'role': 'assistant', 'content': ''})
+    try:
+        while first is not None:
+            number, delta = first
+            yield chunk(about, number, delta, None if delta else answers[number].done)
+            first = await anext(events, None)
+        if usage:
+            yield chunk(about, None, {}, usage=Answered.usage(answers, tokens))
+    except ApiError as error:
+        yield f'data: {json.dumps(error.body)}\n\n'
+    finally:
+        await events.aclose()
+    yield 'data: [DONE]\n\n'

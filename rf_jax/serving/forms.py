@@ -1,0 +1,258 @@
+"""Requests of OpenAI's API to what the model understands; every field is checked."""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rf_jax.data import image_ops, messages
+from rf_jax.data.messages import ImagePart, Message
+from rf_jax.data.records import BadImage
+from rf_jax.serving.errors import ApiError, invalid
+
+MOST_CHOICES = 8  # answers, or images, of one request
+_MOST_STOPS = 4
+_DATA_URL = re.compile(r'data:image/[\w.+-]+;base64,', re.IGNORECASE)
+# Fields that change nothing here.
+_IGNORED = {'user', 'metadata', 'store', 'service_tier', 'safety_identifier', 'prompt_cache_key'}
+# Fields of the API that are not supported: accepted with the value that asks for nothing.
+_UNSUPPORTED: dict[str, tuple] = {
+    'frequency_penalty': (0,), 'presence_penalty': (0,), 'logit_bias': ({},),
+    'logprobs': (False,), 'top_logprobs': (0,), 'tools': ([],), 'tool_choice': ('none', 'auto'),
+    'functions': ([],), 'parallel_tool_calls': (True, False), 'audio': (),
+    'response_format': ({'type': 'text'},), 'reasoning_effort': (), 'prediction': (),
+}  # fmt: skip
+_CHAT = {'messages', 'model', 'max_tokens', 'max_completion_tokens', 'temperature', 'top_p',
+         'top_k', 'n', 'seed', 'stop', 'stream', 'stream_options', 'modalities',
+         'size'}  # fmt: skip
+_IMAGES = {'prompt', 'model', 'n', 'size', 'seed', 'response_format', 'output_format', 'quality',
+           'style', 'background'}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A request of /v1/chat/completions. `size` (height, width) or None; `most` 0: no limit."""
+
+    messages: tuple[Message, ...]
+    most: int
+    temperature: float
+    top_p: float
+    top_k: int
+    count: int
+    seed: int | None
+    stops: tuple[str, ...]
+    stream: bool
+    usage: bool
+    images: bool
+    size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Images:
+    """A request of /v1/images/generations or /v1/images/edits."""
+
+    prompt: str
+    count: int
+    size: tuple[int, int] | None
+    seed: int | None
+    images: tuple[np.ndarray, ...] = ()
+
+
+def chat(body: Any, model: str, max_pixels: int) -> Chat:
+    """Raises ApiError."""
+    body = _object(body)
+    _check_names(body, _CHAT | _IGNORED)
+    _check_model(body, model)
+    most = [_integer(body, name, 0, 1, 10**6) for name in ('max_completion_tokens', 'max_tokens')]
+    options = body.get('stream_options') or {}
+    if not isinstance(options, Mapping) or set(options) - {'include_usage', 'include_obfuscation'}:
+        raise invalid('stream_options', 'stream_options must look like {"include_usage": true}')
+    return Chat(
+        messages=_messages(body.get('messages'), max_pixels),
+        most=most[0] or most[1],
+        temperature=_number(body, 'temperature', 1.0, 0.0, 2.0),
+        top_p=_number(body, 'top_p', 1.0, 1e-6, 1.0),
+        top_k=_integer(body, 'top_k', 0, 0, 10**6),
+        count=_integer(body, 'n', 1, 1, MOST_CHOICES),
+        seed=_seed(body),
+        stops=_stops(body.get('stop')),
+        stream=_boolean(body, 'stream'),
+        usage=bool(options.get('include_usage')),
+        images=_modalities(body.get('modalities')),
+        size=_size(body.get('size')),
+    )
+
+
+def image_generation(body: Any, model: str) -> Images:
+    """Raises ApiError."""
+    body = _object(body)
+    _check_names(body, _IMAGES | _IGNORED | {'moderation', 'output_compression'})
+    return _images(body, model, ())
+
+
+def image_edit(body: Any, files: Sequence[bytes], model: str, max_pixels: int) -> Images:
+    """`files`: the encoded images of the form. Raises ApiError."""
+    _check_names(body, _IMAGES | _IGNORED | {'input_fidelity'})
+    if not files:
+        raise invalid('image', 'no image: send at least one as the file `image` of the form')
+    return _images(body, model, tuple(_decoded(data, max_pixels, 'image') for data in files))
+
+
+def _images(body: Mapping, model: str, images: tuple[np.ndarray, ...]) -> Images:
+    _check_model(body, model)
+    prompt = body.get('prompt')
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise invalid('prompt', 'prompt must be a string that is not empty')
+    if body.get('response_format') not in (None, 'b64_json'):
+        raise invalid('response_format', 'only response_format="b64_json" is supported')
+    if body.get('output_format') not in (None, 'png'):
+        raise invalid('output_format', 'only output_format="png" is supported')
+    count = _integer(body, 'n', 1, 1, MOST_CHOICES)
+    return Images(prompt, count, _size(body.get('size')), _seed(body), images)
+
+
+def _object(body: Any) -> Mapping:
+    if not isinstance(body, Mapping):
+        raise invalid(None, f'the body must be a JSON object, not {_kind(body)}')
+    return body
+
+
+def _check_names(body: Mapping, known: set[str]) -> None:
+    for name, value in body.items():
+        if name in known:
+            continue
+        if name not in _UNSUPPORTED:
+            raise invalid(name, f'unrecognized request argument: {name!r}', 'unknown_parameter')
+        if value is not None and value not in _UNSUPPORTED[name]:
+            raise invalid(name, f'{name} is not supported', 'unsupported_parameter')
+
+
+def _check_model(body: Mapping, model: str) -> None:
+    given = body.get('model', model)
+    if not isinstance(given, str):
+        raise invalid('model', f'model must be a string, not {_kind(given)}')
+    if given != model:
+        message = f'the model {given!r} does not exist; this server has {model!r}'
+        raise ApiError(404, message, 'model', 'model_not_found')
+
+
+def _messages(given: Any, max_pixels: int) -> tuple[Message, ...]:
+    if not isinstance(given, list) or not given:
+        raise invalid('messages', 'messages must be a list that is not empty')
+    try:
+        found = messages.parse(given)
+    except ValueError as error:
+        raise invalid('messages', str(error)) from None
+    if found[-1].role != 'user':
+        raise invalid('messages', f'the last message is of the {found[-1].role}, expected the user')
+    return tuple(_with_pixels(number, each, max_pixels) for number, each in enumerate(found))
+
+
+def _with_pixels(number: int, message: Message, max_pixels: int) -> Message:
+    where = f'messages[{number}]'
+    parts = (
+        ImagePart(_decoded(_bytes_of(part.image, where), max_pixels, where))
+        if isinstance(part, ImagePart)
+        else part
+        for part in message.parts
+    )
+    return Message(message.role, tuple(parts))
+
+
+def _bytes_of(url: Any, where: str) -> bytes:
+    if not isinstance(url, str):
+        raise invalid(where, f'the URL of an image is {_kind(url)}, expected a string')
+    found = _DATA_URL.match(url)
+    if not found:
+        start = url[:32] + ('...' if len(url) > 32 else '')
+        raise invalid(
+            where,
+            f'image URL {start!r}: only data URLs, data:image/png;base64,..., are read; this '
+            'server fetches nothing',
+        )
+    try:
+        return base64.b64decode(url[found.end() :], validate=True)
+    except (binascii.Error, ValueError):
+        raise invalid(where, 'the data URL of an image is not valid base64') from None
+
+
+def _decoded(data: bytes, max_pixels: int, where: str) -> np.ndarray:
+    try:
+        return image_ops.read_rgb(data, max_pixels)
+    except BadImage as error:
+        raise invalid(where, f'an image cannot be read: {error}') from None
+
+
+def _number(body: Mapping, name: str, default: float, low: float, high: float) -> float:
+    value = body.get(name)
+    value = default if value is None else value
+    whole = isinstance(value, int | float) and not isinstance(value, bool)
+    if not whole or not low <= value <= high:
+        raise invalid(name, f'{name}={_short(value)} must be a number from {low:g} to {high:g}')
+    return float(value)
+
+
+def _integer(body: Mapping, name: str, default: int, low: int, high: int) -> int:
+    value = body.get(name)
+    value = default if value is None else value
+    if isinstance(value, str) and value.isdecimal():  # forms hold text only
+        value = int(value)
+    known = isinstance(value, int) and not isinstance(value, bool)
+    if not known or not (low <= value <= high or value == default):
+        raise invalid(name, f'{name}={_short(value)} must be an integer from {low} to {high}')
+    return value
+
+
+def _seed(body: Mapping) -> int | None:
+    if body.get('seed') is None:
+        return None
+    return _integer(body, 'seed', 0, -(2**63), 2**63 - 1) % 2**31
+
+
+def _boolean(body: Mapping, name: str) -> bool:
+    value = body.get(name)
+    if value not in (None, True, False) or (isinstance(value, int) and not isinstance(value, bool)):
+        raise invalid(name, f'{name}={_short(value)} must be true or false')
+    return bool(value)
+
+
+def _stops(given: Any) -> tuple[str, ...]:
+    stops = [] if given is None else [given] if isinstance(given, str) else given
+    text = isinstance(stops, list) and all(isinstance(each, str) and each for each in stops)
+    if not text or len(stops) > _MOST_STOPS:
+        raise invalid('stop', f'stop must be a string or a list of up to {_MOST_STOPS} strings')
+    return tuple(stops)
+
+
+def _modalities(given: Any) -> bool:
+    """Whether the answer may have images."""
+    if given is None:
+        return True
+    if not isinstance(given, list) or not given or set(map(str, given)) - {'text', 'image'}:
+        raise invalid('modalities', 'modalities must be ["text"] or ["text", "image"]')
+    return 'image' in given
+
+
+def _size(given: Any) -> tuple[int, int] | None:
+    """(height, width) of a size WIDTHxHEIGHT."""
+    if given in (None, 'auto'):
+        return None
+    found = re.fullmatch(r'(\d{1,5})x(\d{1,5})', given) if isinstance(given, str) else None
+    if not found:
+        raise invalid('size', f'size={_short(given)} must look like "64x64", width x height')
+    return int(found[2]), int(found[1])
+
+
+def _kind(value: Any) -> str:
+    names = {dict: 'an object', list: 'a list', str: 'a string', bool: 'a boolean',
+             int: 'a number', float: 'a number', type(None): 'null'}  # fmt: skip
+    return names.get(type(value), type(value).__name__)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'

@@ -1,0 +1,104 @@
+"""Replies of /v1/chat/completions, whole and streamed."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from rf_jax.generation.chat import Reader
+
+
+class StopText:
+    """Ends text before the first of `stops`; holds back what may be the beginning of one."""
+
+    def __init__(self, stops: Sequence[str]):
+        self.stops, self.found, self._held = tuple(stops), False, ''
+
+    def read(self, text: str) -> str:
+        """Text that may be shown, now that `text` has come."""
+        if self.found:
+            return ''
+        held = self._held + text
+        at = [held.find(stop) for stop in self.stops if stop in held]
+        if at:
+            self.found, self._held = True, ''
+            return held[: min(at)]
+        begun = max(
+            (n for stop in self.stops for n in range(1, len(stop)) if held.endswith(stop[:n])),
+            default=0,
+        )
+        self._held = held[len(held) - begun :]
+        return held[: len(held) - begun]
+
+    def rest(self) -> str:
+        """What was held back, at the end of the answer."""
+        held, self._held = self._held, ''
+        return '' if self.found else held
+
+
+@dataclass
+class Answered:
+    """One choice as it comes. `done`: '', or why it ended; `images` PNG in base64."""
+
+    reader: Reader
+    stop: StopText
+    text: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    tokens: int = 0
+    done: str = ''
+
+    @staticmethod
+    def usage(answers: Sequence['Answered'], prompt: int) -> dict:
+        """Numbers of tokens."""
+        written = sum(answer.tokens for answer in answers)
+        return {
+            'prompt_tokens': prompt,
+            'completion_tokens': written,
+            'total_tokens': prompt + written,
+        }
+
+
+def completion(answers: Sequence[Answered], about: Mapping, prompt: int) -> dict:
+    """The reply to a request that is not streamed. A message with images has them in `images`."""
+    choices = []
+    for number, answer in enumerate(answers):
+        message = {'role': 'assistant', 'content': ''.join(answer.text).strip(), 'refusal': None}
+        if answer.images:
+            message['images'] = [image_url(text) for text in answer.images]
+        choices.append({
+            'index': number, 'message': message, 'finish_reason': answer.done or 'stop',
+            'logprobs': None,
+        })  # fmt: skip
+    usage = Answered.usage(answers, prompt)
+    return {**about, 'object': 'chat.completion', 'choices': choices, 'usage': usage}
+
+
+def chunk(
+    about: Mapping,
+    number: int | None,
+    delta: Mapping,
+    finish: str | None = None,
+    usage: Mapping | None = None,
+) -> str:
+    """One server-sent event; `number` None has no choice, only usage."""
+    choices = []
+    if number is not None:
+        choices = [{'index': number, 'delta': delta, 'finish_reason': finish, 'logprobs': None}]
+    body = {**about, 'object': 'chat.completion.chunk', 'choices': choices, 'usage': usage}
+    return f'data: {json.dumps(body)}\n\n'
+
+
+def image_url(text: str) -> dict:
+    """A PNG in base64 as a part of a message."""
+    return {'type': 'image_url', 'image_url': {'url': f'data:image/png;base64,{text}'}}
+
+
+def png_base64(image: np.ndarray) -> str:
+    """uint8 [h, w, 3] as a PNG in base64."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, 'PNG')
+    return base64.b64encode(file.getvalue()).decode()

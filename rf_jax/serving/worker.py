@@ -1,0 +1,241 @@
+"""The thread that owns the model: it answers all requests together, as they come.
+
+Conversations take the free rows of a `ChatEngine` in the order of their arrival; images from plain
+prompts are generated in batches between its steps.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from absl import logging
+
+from rf_jax.generation import chat_images, inputs
+from rf_jax.generation.chat_engine import Said, Settings, buckets
+from rf_jax.generation.chat_images import padded_count
+from rf_jax.generation.chat_row import STREAMS, ChatRow
+from rf_jax.generation.generated_image import GeneratedImage, from_patches, token_map
+from rf_jax.generation.sampler import Sampler
+from rf_jax.runtime.errors import UserError
+from rf_jax.serving.errors import ApiError
+
+
+@dataclass(eq=False)
+class Job:
+    """Work for the thread. `give` gets what comes of it, and at the end None or an ApiError; it is
+    called by the thread and must return at once. `deadline` as `time.monotonic`.
+    """
+
+    give: Callable[[object], None]
+    deadline: float
+    cancelled: bool = False
+
+
+@dataclass(eq=False)
+class Talk(Job):
+    """A conversation to be answered: gives `Said`s. `draw`: the answer is an image."""
+
+    row: ChatRow = field(kw_only=True)
+    settings: Settings = field(kw_only=True)
+    draw: bool = field(default=False, kw_only=True)
+
+
+@dataclass(eq=False)
+class Drawing(Job):
+    """An image from a prompt: gives a GeneratedImage."""
+
+    request: inputs.Request = field(kw_only=True)
+
+
+class Worker:
+    """Answers jobs from any thread; `rows` conversations at once, `most_waiting` jobs in line."""
+
+    def __init__(self, sampler: Sampler, rows: int, most_waiting: int):
+        self.sampler, self.rows, self.most_waiting = sampler, rows, most_waiting
+        self.engine = sampler.chat_engine(rows)
+        self.talks: list[Talk | None] = [None] * rows
+        self._waiting: deque[Talk] = deque()
+        self._drawings: deque[Drawing] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name='model', daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread; jobs that are not done get an error."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def running(self) -> int:
+        """Conversations that are being answered."""
+        return sum(talk is not None for talk in self.talks)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for a row or a batch."""
+        return len(self._waiting) + len(self._drawings)
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Takes the jobs of a request. Raises ApiError if too many wait already."""
+        with self._wake:
+            if self.waiting + len(jobs) > self.most_waiting:
+                raise ApiError(429, f'{self.waiting} requests wait already: try again later')
+            for job in jobs:
+                (self._waiting if isinstance(job, Talk) else self._drawings).append(job)
+            self._wake.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._closed or self.waiting or self.running):
+                    self._wake.wait()
+                if self._closed:
+                    break
+            try:
+                self._turn()
+            except Exception:
+                logging.exception(
+                    'The model failed; all requests that it was answering get an error'
+                )
+                self._fail(ApiError(500, 'the model failed to answer this request'))
+        self._fail(ApiError(503, 'the server is shutting down'))
+
+    def _turn(self) -> None:
+        """One step of everything."""
+        self._drop()
+        self._admit()
+        if self.running:
+            for number, said in self.engine.step().items():
+                self._deliver(number, said)
+        self._draw()
+
+    def _drop(self) -> None:
+        """Frees the rows of clients that have gone, or whose time is over."""
+        now = time.monotonic()
+        for number, talk in enumerate(self.talks):
+            if talk is not None and (talk.cancelled or now > talk.deadline):
+                self._free(number)
+                talk.give(_late())
+        for line in (self._waiting, self._drawings):
+            gone = [job for job in line if job.cancelled or now > job.deadline]
+            for job in gone:
+                line.remove(job)
+                job.give(_late())
+
+    def _admit(self) -> None:
+        for number, talk in enumerate(self.talks):
+            if talk is not None or not self._waiting:
+                continue
+            talk = self._waiting.popleft()
+            try:
+                self.engine.start(number, talk.row, talk.settings, draw=talk.draw)
+            except UserError as error:
+                talk.give(ApiError(400, str(error), 'messages', 'context_length_exceeded'))
+                continue
+            self.talks[number] = talk
+
+    def _deliver(self, number: int, said: Said) -> None:
+        talk = self.talks[number]
+        talk.give(said)
+        if said.ended:
+            self._free(number)
+            talk.give(None)
+
+    def _free(self, number: int) -> None:
+        self.talks[number] = self.engine.answers[number] = None
+
+    def _draw(self) -> None:
+        """Generates one batch of images of one size."""
+        if not self._drawings:
+            return
+        size = self._drawings[0].request.height, self._drawings[0].request.width
+        same = [j for j in self._drawings if (j.request.height, j.request.width) == size]
+        jobs = same[: self.rows]
+        for job in jobs:
+            self._drawings.remove(job)
+        for job, image in zip(jobs, self._images([job.request for job in jobs])):
+            job.give(image)
+            job.give(None)
+
+    def _images(self, requests: Sequence[inputs.Request]) -> list[GeneratedImage]:
+        """Images of prompts, by a program whose shapes depend on their size alone."""
+        sampler, config = self.sampler, self.sampler.config
+        padded = [*requests, *requests[:1] * (padded_count(len(requests)) - len(requests))]
+        rows = inputs.generation_rows(
+            config, sampler.tokenizer, sampler.model.channels, padded, config.data.max_text_tokens
+        )
+        options = sampler.options().without_images()
+        branches = {(context, True) for context in options.contexts()} | set(options.branches())
+        seeds = np.array([request.seed for request in padded], np.uint32)
+        patches, tokens = self.engine.programs.generate(
+            sampler.params, {branch: rows[branch] for branch in branches}, seeds, options
+        )
+        size, patch = (requests[0].height, requests[0].width), config.data.patch_size
+        return [
+            GeneratedImage(
+                from_patches(own, size, patch, sampler.pool),
+                token_map(codes, size, patch, sampler.pool),
+                *(request.prompt, request.seed),
+            )
+            for request, own, codes in zip(requests, np.asarray(patches), np.asarray(tokens))
+        ]
+
+    def _fail(self, error: ApiError) -> None:
+        """Gives an error to every job and starts anew."""
+        jobs = [talk for talk in self.talks if talk is not None]
+        self.talks = [None] * self.rows
+        with self._wake:
+            jobs += [*self._waiting, *self._drawings]
+            self._waiting.clear()
+            self._drawings.clear()
+        self.engine = self.sampler.chat_engine(self.rows)
+        for job in jobs:
+            job.give(error)
+
+    def warm_up(self, sizes: Sequence[tuple[int, int]], draws: bool, chats: bool) -> int:
+        """Compiles all programs that requests can need, before the thread starts: their number.
+
+        `draws`: the model generates images; `chats`: in conversations too.
+        """
+        capacity, done = self.sampler.config.data.capacity, 1
+        for stream in STREAMS:
+            for count in buckets(capacity[stream]):
+                self.engine.warm_up(stream, count)
+                done += 1
+        self.engine.warm_up_text()
+        counts = sorted({padded_count(n) for n in range(1, self.rows + 1)})
+        for size in sizes if draws else ():
+            for count in counts:
+                request = inputs.request(self.sampler.config, 'warm up', 0, 0, size)
+                self._images([request] * count)
+                done += 1
+                if chats:
+                    self._warm_up_images(size, count)
+                    done += 1
+        return done
+
+    def _warm_up_images(self, size: tuple[int, int], count: int) -> None:
+        rows = [self.sampler.chat_row() for _ in range(count)]
+        options = self.sampler.options()
+        for images in {True, bool(options.guidance_image)}:
+            chosen = options if images else options.without_images()
+            programs, params = self.engine.programs, self.sampler.params
+            chat_images.generate(programs, params, rows, [0] * count, size, chosen)
+
+
+def _late() -> ApiError:
+    return ApiError(408, 'the request took longer than this server allows', code='timeout')

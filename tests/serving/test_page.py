@@ -1,0 +1,92 @@
+"""The page in a real browser, where there is one."""
+
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+webdriver = pytest.importorskip('selenium.webdriver')
+
+pytestmark = pytest.mark.slow
+
+BROWSER, DRIVER = (shutil.which(name) for name in ('chromium', 'chromedriver'))
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    if not (BROWSER and DRIVER):
+        pytest.skip('no chromium and chromedriver here')
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    folder = tmp_path_factory.mktemp('browser')
+    for flag in ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+                 '--disable-background-networking', '--disable-component-update', '--disable-sync',
+                 '--disable-dev-shm-usage', f'--user-data-dir={folder}'):  # fmt: skip
+        options.add_argument(flag)
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser, serving):
+    browser.get(serving.url)
+    until(lambda: browser.find_element('id', 'model').text == 'tiny')
+    yield browser
+    problems = [each for each in browser.get_log('browser') if 'favicon' not in each['message']]
+    assert not [each for each in problems if 'status of 400' not in each['message']], problems
+
+
+def until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, 'nothing came in time'
+        time.sleep(0.05)
+
+
+def say(page, text):
+    page.find_element('id', 'text').send_keys(text)
+    page.find_element('id', 'send').click()
+    until(lambda: page.find_element('id', 'send').text == 'Send')
+
+
+def bubbles(page, role):
+    return page.find_elements('css selector', f'.{role}')
+
+
+def test_a_conversation(page):
+    """Until the model has drawn an image; every answer is shown, and the next turn follows it."""
+    for turn in range(8):
+        say(page, 'draw a flag')
+        answers = bubbles(page, 'assistant')
+        assert len(answers) == turn + 1
+        images = answers[-1].find_elements('tag name', 'img')
+        if images or 'error' in answers[-1].get_attribute('class'):  # the row is full
+            break
+    for image in images:
+        assert page.execute_script('return arguments[0].naturalWidth', image) == 64
+    page.find_element('id', 'new').click()
+    assert not bubbles(page, 'assistant') and not bubbles(page, 'user')
+
+
+def test_an_image_is_asked_about(page, tmp_path):
+    path = tmp_path / 'a.png'
+    Image.fromarray(np.full((64, 64, 3), 120, np.uint8)).save(path)
+    page.find_element('id', 'file').send_keys(str(path))
+    until(lambda: page.find_elements('css selector', '#shown img'))
+    say(page, 'flag')
+    (asked,), (answer,) = bubbles(page, 'user'), bubbles(page, 'assistant')
+    assert asked.find_elements('tag name', 'img') and asked.text == 'flag'
+    assert 'error' not in answer.get_attribute('class')
+    assert not page.find_elements('css selector', '#shown img')
+
+
+def test_an_error_is_shown_and_the_conversation_goes_on(page):
+    say(page, 'a ' * 150)
+    (answer,) = bubbles(page, 'assistant')
+    assert 'error' in answer.get_attribute('class') and 'data.capacity.text' in answer.text
+    say(page, 'flag')
+    assert 'error' not in bubbles(page, 'assistant')[-1].get_attribute('class')
