@@ -71,6 +71,22 @@ def test_weights_and_codebook_are_of_one_checkpoint(trained, monkeypatch):
     assert asked == [('ema', None), ('codebook', 2)]
 
 
+def test_mean_pieces_are_the_mean_of_all_with_the_token(trained):
+    inspector = Inspector.load(trained[0].workdir)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(4)]
+    means, side = inspector.mean_pieces(images), inspector.side
+    codes = inspector.codes(images)
+    code = int(codes[0][1, 0])
+    pieces = [
+        image[r * side : (r + 1) * side, c * side : (c + 1) * side].astype(float)
+        for image, own in zip(images, codes)
+        for r, c in zip(*np.nonzero(own == code))
+    ]
+    np.testing.assert_allclose(means[code], np.mean(pieces, 0), atol=0.51)
+    assert set(means) == set(np.unique(codes).tolist())
+
+
 def test_meanings_show_pieces_by_token(trained):
     inspector = Inspector.load(trained[0].workdir)
     red, blue = (np.full((64, 64, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
