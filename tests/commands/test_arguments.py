@@ -43,6 +43,10 @@ for name, (module, *arguments) in json.loads(sys.argv[1]).items():
 # Valid arguments of each command, so that only what is added is wrong, and its path flags.
 COMMANDS = {
     'benchmark': ((), ()),
+    'benchmarks': (
+        ('--workdir=run', '--name=folder', '--prompts=a', '--out=b'),
+        ('workdir', 'prompts', 'out'),
+    ),
     'chat': (('--workdir=run',), ('workdir', 'image', 'out')),
     'compile_check': (('--topology=cpu:1',), ('json', 'table')),
     'data.tokenizer': ((), ('out',)),

@@ -1,0 +1,171 @@
+"""Images for benchmarks that others score: how each reads its prompts and names its images."""
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rf_jax.data import text_files
+from rf_jax.runtime.errors import UserError
+
+# OneIG's categories, and the folder of each.
+_ONEIG = {
+    'Anime_Stylization': 'anime', 'Portrait': 'human', 'General_Object': 'object',
+    'Text_Rendering': 'text', 'Knowledge_Reasoning': 'reasoning',
+    'Multilingualism': 'multilingualism',
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`id` names its images; `line` is what the benchmark says of it, in JSON."""
+
+    id: str
+    text: str
+    line: str = ''
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """`read(path)` gives the prompts; `images` for each; `path(prompt, number, model)` is where an
+    image goes; `grid`: all images of a prompt in one file, 2 x 2; `beside(prompts, model)` gives
+    {path: text} of the other files that its scorer reads.
+    """
+
+    read: Callable[[Path], list[Prompt]]
+    images: int
+    path: Callable[[Prompt, int, str], str]
+    grid: bool = False
+    beside: Callable[[Sequence[Prompt], str], dict[str, str]] = lambda prompts, model: {}
+
+    @property
+    def files(self) -> int:
+        """Files of one prompt."""
+        return 1 if self.grid else self.images
+
+
+def _lines(path: Path) -> list[Prompt]:
+    """A text file with one prompt per line."""
+    lines = [line.strip() for line in text_files.read(path).splitlines()]
+    return [Prompt(f'{i:05d}', line) for i, line in enumerate(filter(None, lines))]
+
+
+def _jsonl(path: Path) -> list[Prompt]:
+    """One object with a "prompt" per line: GenEval and GenEval 2."""
+    lines = [line for line in text_files.read(path).splitlines() if line.strip()]
+    return [Prompt(f'{i:05d}', json.loads(line)['prompt'], line) for i, line in enumerate(lines)]
+
+
+def _text_folder(path: Path) -> list[Prompt]:
+    """A folder of text files, one prompt each: DPG-Bench."""
+    if not path.is_dir():
+        raise ValueError('expected the folder of prompts, one .txt each')
+    files = sorted(path.glob('*.txt'))
+    return [Prompt(file.stem, ' '.join(text_files.read(file).split())) for file in files]
+
+
+def _wise(path: Path) -> list[Prompt]:
+    """A JSON list, or a folder of several, of objects with "prompt_id" and "Prompt"."""
+    files = sorted(path.glob('*.json')) if path.is_dir() else [path]
+    entries = [entry for file in files for entry in json.loads(text_files.read(file))]
+    found = [Prompt(str(entry['prompt_id']), entry['Prompt']) for entry in entries]
+    return sorted(found, key=lambda prompt: int(prompt.id))
+
+
+def _table(path: Path) -> Iterator[dict[str, str]]:
+    yield from csv.DictReader(io.StringIO(text_files.read(path), newline=''))
+
+
+def _oneig(path: Path) -> list[Prompt]:
+    """A CSV with category, id and prompt_en, or prompt_cn."""
+    return [
+        Prompt(f'{_ONEIG[row["category"]]}/{row["id"]}', row.get('prompt_en') or row['prompt_cn'])
+        for row in _table(path)
+    ]
+
+
+def _unigenbench(path: Path) -> list[Prompt]:
+    """A CSV with index and a column of prompts."""
+    names = 'prompt', 'prompt_en', 'prompt_zh'
+    return [
+        Prompt(row['index'], next(row[name] for name in names if row.get(name)))
+        for row in _table(path)
+    ]
+
+
+def _oneig_path(prompt: Prompt, number: int, model: str) -> str:
+    folder, _, name = prompt.id.partition('/')
+    return f'images/{folder}/{model}/{name}.webp'
+
+
+def _geneval_metadata(prompts: Sequence[Prompt], model: str) -> dict[str, str]:
+    return {f'{prompt.id}/metadata.jsonl': prompt.line for prompt in prompts}
+
+
+def _geneval2_paths(prompts: Sequence[Prompt], model: str) -> dict[str, str]:
+    return {'image_paths.json': json.dumps({p.text: f'{p.id}.png' for p in prompts}, indent=1)}
+
+
+BENCHMARKS = {
+    'geneval': Benchmark(
+        _jsonl, 4, lambda p, n, _: f'{p.id}/samples/{n:04d}.png', beside=_geneval_metadata
+    ),
+    'dpg': Benchmark(_text_folder, 4, lambda p, n, _: f'{p.id}.png', grid=True),
+    'wise': Benchmark(_wise, 1, lambda p, n, _: f'{p.id}.png'),
+    'geneval2': Benchmark(_jsonl, 1, lambda p, n, _: f'{p.id}.png', beside=_geneval2_paths),
+    'oneig': Benchmark(_oneig, 4, _oneig_path, grid=True),
+    'unigenbench': Benchmark(_unigenbench, 4, lambda p, n, _: f'{p.id}_{n}.png'),
+    'folder': Benchmark(_lines, 4, lambda p, n, _: f'{p.id}_{n}.png'),
+}
+
+
+def read(name: str, path: Path) -> list[Prompt]:
+    """The prompts of a file or folder. Raises UserError if it is not what the benchmark ships."""
+    try:
+        found = BENCHMARKS[name].read(path)
+    except OSError as error:
+        raise UserError(f'--prompts={path} cannot be read: {error.strerror or error}') from None
+    except (KeyError, ValueError, TypeError, StopIteration) as error:
+        what = f'{error} is missing' if isinstance(error, KeyError) else error
+        raise UserError(f'--prompts={path} is not the prompts of {name}: {what}') from None
+    if not found:
+        raise UserError(f'--prompts={path} has no prompts')
+    safe = re.compile(r'(?!.*\.\.)[\w.-]+(/[\w.-]+)?')
+    if bad := [prompt.id for prompt in found if not safe.fullmatch(prompt.id)]:
+        raise UserError(f'--prompts={path}: {bad[0]!r} cannot be the name of a file')
+    return found
+
+
+def missing(benchmark: Benchmark, prompts: Sequence[Prompt], out: Path, model: str):
+    """[(index of the prompt, number of the file)] of the files that do not exist."""
+    return [
+        (i, number)
+        for i, prompt in enumerate(prompts)
+        for number in range(benchmark.files)
+        if not (out / benchmark.path(prompt, number, model)).exists()
+    ]
+
+
+def write(path: Path, images: Sequence[np.ndarray]) -> None:
+    """Writes one image, or a grid of two columns, complete or not at all."""
+    rows = [np.concatenate(images[i : i + 2], 1) for i in range(0, len(images), 2)]
+    image = Image.fromarray(np.concatenate(rows))
+    kind = {'.webp': ('WEBP', {'lossless': True}), '.png': ('PNG', {})}[path.suffix]
+    file = io.BytesIO()
+    image.save(file, kind[0], **kind[1])
+    replace(path, file.getvalue())
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Writes a file under a temporary name, then renames it: scorers read what is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.name}.part')
+    part.write_bytes(data)
+    os.replace(part, path)

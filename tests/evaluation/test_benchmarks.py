@@ -1,0 +1,203 @@
+"""benchmarks.py: prompts as each benchmark ships them, images where its scorer looks."""
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+from rf_jax import benchmarks as command
+from rf_jax.evaluation import benchmarks
+from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.runtime.errors import UserError
+
+GENEVAL = [
+    {'tag': 'single_object', 'include': [{'class': 'bench', 'count': 1}], 'prompt': 'a bench'},
+    {'tag': 'two_object', 'include': [], 'prompt': 'a bench and a cow'},
+]
+
+
+def jsonl(path, entries):
+    path.write_text('\n'.join(map(json.dumps, entries)) + '\n')
+
+
+def geneval(root):
+    jsonl(root / 'p.jsonl', GENEVAL)
+    return root / 'p.jsonl', [f'0000{i}/samples/000{n}.png' for i in (0, 1) for n in range(4)]
+
+
+def dpg(root):
+    (root / 'prompts').mkdir()
+    for name in ('COCOval2014000000025560', 'partiprompts12'):
+        (root / 'prompts' / f'{name}.txt').write_text(f'a long\n prompt of {name}\n')
+    return root / 'prompts', ['COCOval2014000000025560.png', 'partiprompts12.png']
+
+
+def wise(root):
+    (root / 'wise').mkdir()
+    for file, ids in (('cultural.json', (2, 1)), ('science.json', (10,))):
+        entries = [{'prompt_id': i, 'Prompt': f'prompt {i}', 'Explanation': 'x'} for i in ids]
+        (root / 'wise' / file).write_text(json.dumps(entries))
+    return root / 'wise', ['1.png', '2.png', '10.png']
+
+
+def geneval2(root):
+    jsonl(root / 'p.jsonl', [{'prompt': 'two cats', 'atom_count': 2, 'vqa_list': []}])
+    return root / 'p.jsonl', ['00000.png']
+
+
+def oneig(root):
+    (root / 'p.csv').write_text(
+        'category,id,prompt_en,type\nPortrait,007,"a man, a dog",T\nAnime_Stylization,001,b,T\n'
+    )
+    return root / 'p.csv', ['images/human/mine/007.webp', 'images/anime/mine/001.webp']
+
+
+def unigenbench(root):
+    (root / 'p.csv').write_text('index,prompt_en,sub_dims\n12,"a, b",x\n')
+    return root / 'p.csv', [f'12_{n}.png' for n in range(4)]
+
+
+def folder(root):
+    (root / 'p.txt').write_text('a cat\n\na dog\n')
+    return root / 'p.txt', [f'0000{i}_{n}.png' for i in (0, 1) for n in range(4)]
+
+
+MAKE = {f.__name__: f for f in (geneval, dpg, wise, geneval2, oneig, unigenbench, folder)}
+
+
+class Colours:
+    """Images whose colour is their (seed, prompt, number); `dies`: after so many calls."""
+
+    def __init__(self, dies=10**9):
+        self.asked, self.dies = [], dies
+
+    def generate(self, prompts, seed, size, number):
+        if not self.dies:
+            raise KeyboardInterrupt
+        self.dies -= 1
+        self.asked += [(seed, *each) for each in zip(prompts, number)]
+        assert len(prompts) <= 32
+        found = []
+        for each in zip(prompts, number):
+            rng = np.random.default_rng(abs(hash((seed, *each))))
+            image = np.full((16, 16, 3), rng.integers(0, 256, 3), np.uint8)
+            found.append(GeneratedImage(image, None, each[0], seed))
+        return found
+
+
+def run(monkeypatch, name, prompts, out, sampler, **more):
+    monkeypatch.setattr(command.Sampler, 'load', lambda *_: sampler)
+    given = {'workdir': '/runs/mine', 'name': name, 'prompts': str(prompts), 'out': str(out)}
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(['test'])
+    with flagsaver.flagsaver(**given | more):
+        command.main([])
+
+
+def files(out):
+    return sorted(str(p.relative_to(out)) for p in out.rglob('*') if p.is_file())
+
+
+def images(out):
+    names = [name for name in files(out) if name.endswith(('png', 'webp'))]
+    return {name: (out / name).read_bytes() for name in names}
+
+
+def test_every_benchmark_is_covered():
+    assert set(MAKE) == set(benchmarks.BENCHMARKS)
+
+
+@pytest.mark.parametrize('name', MAKE)
+def test_images_are_where_the_scorer_looks(tmp_path, monkeypatch, name):
+    prompts, expected = MAKE[name](tmp_path)
+    out = tmp_path / 'out'
+    run(monkeypatch, name, prompts, out, Colours())
+    assert sorted(images(out)) == sorted(expected)
+    for data in expected:
+        image = Image.open(out / data)
+        grid = benchmarks.BENCHMARKS[name].grid
+        assert image.size == ((32, 32) if grid else (16, 16))
+        colours = {image.convert('RGB').getpixel((x, y)) for x in (0, image.width - 1)
+                   for y in (0, image.height - 1)}  # fmt: skip
+        assert len(colours) == (4 if grid else 1)
+    assert len(set(images(out).values())) == len(expected), 'all images differ'
+
+
+@pytest.mark.parametrize('name', MAKE)
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_images(tmp_path, monkeypatch, name):
+    prompts, expected = MAKE[name](tmp_path)
+    whole, out = Colours(), tmp_path / 'out'
+    run(monkeypatch, name, prompts, tmp_path / 'whole', whole)
+    monkeypatch.setattr(command, 'ROWS', 4 if benchmarks.BENCHMARKS[name].grid else 1)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, name, prompts, out, Colours(dies=min(1, len(expected) - 1)))
+    assert len(images(out)) < len(expected)
+    rest = Colours()
+    run(monkeypatch, name, prompts, out, rest)
+    assert images(out) == images(tmp_path / 'whole')
+    assert len(rest.asked) < len(whole.asked) or len(expected) == 1
+    run(monkeypatch, name, prompts, out, again := Colours())
+    assert not again.asked
+
+
+def test_genevals_own_loader_finds_everything(tmp_path, monkeypatch):
+    """As evaluate_images.py walks the folder: digits only, one JSON object a file."""
+    prompts, _ = geneval(tmp_path)
+    out = tmp_path / 'out'
+    run(monkeypatch, 'geneval', prompts, out, Colours())
+    found = []
+    for name in os.listdir(out):
+        if not (out / name).is_dir() or not name.isdigit():
+            continue
+        with open(out / name / 'metadata.jsonl') as file:
+            metadata = json.load(file)
+        for image in os.listdir(out / name / 'samples'):
+            if re.match(r'\d+\.png', image):
+                found.append((metadata['tag'], image))
+    assert len(found) == 8 and {tag for tag, _ in found} == {'single_object', 'two_object'}
+
+
+def test_geneval2_has_a_table_of_paths(tmp_path, monkeypatch):
+    prompts, _ = geneval2(tmp_path)
+    run(monkeypatch, 'geneval2', prompts, tmp_path / 'out', Colours())
+    table = json.loads((tmp_path / 'out' / 'image_paths.json').read_text())
+    assert list(table) == ['two cats'] and (tmp_path / 'out' / table['two cats']).exists()
+
+
+def test_the_same_text_twice_gives_different_images(tmp_path, monkeypatch):
+    (tmp_path / 'p.txt').write_text('a cat\na cat\n')
+    run(monkeypatch, 'folder', tmp_path / 'p.txt', tmp_path / 'out', Colours())
+    assert len(set(images(tmp_path / 'out').values())) == 8
+
+
+def test_seeds_differ_by_benchmark(tmp_path, monkeypatch):
+    jsonl(tmp_path / 'p.jsonl', GENEVAL)
+    one, other = Colours(), Colours()
+    run(monkeypatch, 'geneval', tmp_path / 'p.jsonl', tmp_path / 'a', one)
+    run(monkeypatch, 'geneval2', tmp_path / 'p.jsonl', tmp_path / 'b', other)
+    assert {seed for seed, *_ in one.asked}.isdisjoint(seed for seed, *_ in other.asked)
+
+
+@pytest.mark.parametrize(
+    'name, text, said',
+    [
+        ('geneval', '{"tag": "a"}', "is not the prompts of geneval: 'prompt' is missing"),
+        ('geneval', 'not json', 'is not the prompts of geneval'),
+        ('geneval', '', 'has no prompts'),
+        ('wise', '{"a": 1}', 'is not the prompts of wise'),
+        ('oneig', 'a,b\n1,2\n', "'category' is missing"),
+        ('dpg', 'text', 'expected the folder of prompts'),
+        ('unigenbench', 'index,prompt\n../x,a\n', "'../x' cannot be the name of a file"),
+    ],
+)
+def test_files_that_are_not_the_prompts(tmp_path, name, text, said):
+    (tmp_path / 'p').write_text(text)
+    with pytest.raises(UserError, match=said):
+        benchmarks.read(name, tmp_path / 'p')
+    with pytest.raises(UserError, match='cannot be read: No such file'):
+        benchmarks.read('folder', tmp_path / 'none')
