@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from ast import literal_eval
@@ -120,6 +121,40 @@ def test_evaluate_does_not_name_a_grid_that_it_could_not_write(workdir, tmp_path
     output = command('evaluate', f'--workdir={tmp_path}/run', '--samples=4', f'--out={tmp_path}/o')
     assert f'grid: {tmp_path}/o/grid.png' in output
     assert Image.open(tmp_path / 'o/grid.png').text['step'] == '12'
+
+
+def test_chat_in_the_terminal(workdir, tmp_path):
+    """Lines in, answers out; an error is printed and the conversation goes on."""
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / 'a.png')
+    lines = f'/image {tmp_path}/none.png\nwhat?\n/image {tmp_path}/a.png\nflag\n/new\nflag\n'
+    found = subprocess.run(
+        [sys.executable, '-m', 'rf_jax.chat', f'--workdir={workdir}', '--max_tokens=3',
+         f'--out={tmp_path}/out'],
+        input=lines, capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert 'did not train conversations' in found.stderr and 'Traceback' not in found.stderr
+    said = found.stdout.splitlines()
+    assert (
+        len(said) == 3 and said[0].startswith('error: message 1, image') and 'none.png' in said[0]
+    )
+    arguments = 'chat', f'--workdir={workdir}', '--message=flag', f'--image={tmp_path}/none.png'
+    assert 'none.png' in command(*arguments, code=exit_codes.USER_ERROR)
+
+
+def test_serve_refuses_what_it_cannot_do(workdir):
+    """Before anything is compiled."""
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        for argument, said in (
+            (f'--port={taken.getsockname()[1]}', 'Address already in use'),
+            ('--host=no.such.host.invalid', '--host=no.such.host.invalid'),
+            ('--size=large', 'expected WIDTHxHEIGHT'),
+            ('--size=7x7', 'both sides must be multiples'),
+        ):
+            output = command('serve', f'--workdir={workdir}', argument, code=exit_codes.USER_ERROR)
+            assert said in output and 'Traceback' not in output
 
 
 def test_describe_answers(workdir, tmp_path):
