@@ -52,15 +52,21 @@ def main(argv):
     server = Server(worker, name, _sizes(sampler), draws, _KEY.value, limits)
     listening = _bind(_HOST.value, _PORT.value)
     logging.info('Compiling for %d conversations at once', _ROWS.value)
-    chats = bool(sampler.config.data.tasks.get('conversation', 0))
-    count = worker.warm_up(server.sizes, draws, chats)
+    count = worker.warm_up(server.sizes, draws, server.chats)
     logging.info('%d programs are ready; nothing is compiled from here on', count)
     worker.start()
     host, port = listening.getsockname()[:2]
     logging.info('Serving %s at http://%s:%d', name, host, port)
-    config = uvicorn.Config(api.app(server), log_level='warning', timeout_keep_alive=30)
-    uvicorn.Server(config).run([listening])
-    worker.close()
+    config = uvicorn.Config(
+        api.app(server),
+        log_level='warning',
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=20,
+    )
+    try:
+        uvicorn.Server(config).run([listening])
+    finally:
+        worker.close()
 
 
 def _bind(host: str, port: int) -> socket.socket:

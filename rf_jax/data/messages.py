@@ -10,7 +10,6 @@ Files of LLaVA and ShareGPT (`conversations` with `from` and `value`, images by 
 the text) are read into the same messages.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ _OTHER_NAMES = {
     'human': 'user', 'gpt': 'assistant', 'model': 'assistant', 'bot': 'assistant',
     'developer': 'system',
 }  # fmt: skip
-_MARK = re.compile(r'<image>')
+_MARK = '<image>'
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _message(given, number: int, images: list | None) -> Message:
         raise ValueError(f'message {number}: {error}') from None
     if role == 'system' and any(isinstance(part, ImagePart) for part in parts):
         raise ValueError(f'message {number}: a system message cannot have images')
-    if not parts:
+    if not parts and (role != 'assistant' or images is not None):  # in a chat it may be silent
         raise ValueError(f'message {number} is empty')
     return Message(role, parts)
 
@@ -163,7 +162,7 @@ def _parts(content, images: list | None) -> Iterator[Part]:
 
 def _marked(text: str, images: list | None) -> Iterator[Part]:
     """The text around its `<image>` marks, and their images."""
-    for number, piece in enumerate([text] if images is None else _MARK.split(text)):
+    for number, piece in enumerate([text] if images is None else text.split(_MARK)):
         if number:
             yield ImagePart(_next(images))
         if piece := _tidy(piece):

@@ -142,8 +142,9 @@ class Batches:
         messages = found.messages
         while (layout.size(spans_of(messages, _no_pixels, counts=Counter())) > room).any():
             shorter = conversation.without_last_turn(messages)
-            if not shorter:  # the plan leaves it out
-                break
+            if not shorter:
+                counts['conversations_left_out'] += 1
+                return []
             messages = shorter
         if len(messages) < len(found.messages):
             counts['conversations_truncated'] += 1

@@ -5,16 +5,20 @@ import io
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from rf_jax.data import text_files
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import UserError, require
+from rf_jax.runtime.rng import fold
 
+ROWS = 32  # images of one call of the sampler
 # OneIG's categories, and the folder of each.
 _ONEIG = {
     'Anime_Stylization': 'anime', 'Portrait': 'human', 'General_Object': 'object',
@@ -141,6 +145,47 @@ def read(name: str, path: Path) -> list[Prompt]:
     if bad := [prompt.id for prompt in found if not safe.fullmatch(prompt.id)]:
         raise UserError(f'--prompts={path}: {bad[0]!r} cannot be the name of a file')
     return found
+
+
+def generate(
+    sampler,
+    name: str,
+    prompts: Sequence[Prompt],
+    out: Path,
+    model: str,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+) -> None:
+    """Writes the images that are missing in `out`, by a `Sampler`; `model` names it in paths.
+
+    The randomness of an image depends on (seed, benchmark, prompt, number). Raises UserError if an
+    image is missing at the end.
+    """
+    benchmark = BENCHMARKS[name]
+    for path, text in benchmark.beside(prompts, model).items():
+        replace(out / path, text.encode())
+    todo = missing(benchmark, prompts, out, model)
+    logging.info('%d of %d files are missing', len(todo), len(prompts) * benchmark.files)
+    each = benchmark.images if benchmark.grid else 1  # images of a file
+    at_once, began = max(1, ROWS // each), time.monotonic()
+    for start in range(0, len(todo), at_once):
+        chunk = todo[start : start + at_once]
+        wanted = [(i, n + k) for i, n in chunk for k in range(each)]
+        images = sampler.generate(
+            [prompts[i].text for i, _ in wanted],
+            fold(seed, name) % 2**31,
+            size,
+            # The same text under two numbers gives two images.
+            number=[i * benchmark.images + n for i, n in wanted],
+        )
+        for at, (i, n) in enumerate(chunk):
+            own = [image.image for image in images[at * each : (at + 1) * each]]
+            write(out / benchmark.path(prompts[i], n, model), own)
+        done = start + len(chunk)
+        left = (time.monotonic() - began) / done * (len(todo) - done)
+        logging.info('%d of %d files | ETA %d:%02d', done, len(todo), left // 60, left % 60)
+    left = missing(benchmark, prompts, out, model)
+    require(not left, f'{len(left)} images are missing in {out}: run the same command again')
 
 
 def missing(benchmark: Benchmark, prompts: Sequence[Prompt], out: Path, model: str):

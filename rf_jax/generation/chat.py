@@ -5,16 +5,20 @@ from dataclasses import fields
 
 from rf_jax.data import messages as forms
 from rf_jax.data.messages import ImagePart, Message, TextPart
-from rf_jax.generation.chat_engine import ChatEngine, Said, Settings
+from rf_jax.generation.chat_engine import LENGTH, Said, Settings
+from rf_jax.generation.chat_images import padded_count
 from rf_jax.generation.chat_row import ChatRow
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.runtime.errors import UserError
+
+ROWS = 32  # conversations answered together
 
 Delta = str | GeneratedImage  # what a streamed answer consists of
 
 
 def parsed(given) -> tuple[Message, ...]:
     """Messages from any of the forms of `data.messages`. Raises UserError."""
+    given = forms.user(given) if isinstance(given, str) else given
     try:
         return forms.parse([given] if isinstance(given, Message | Mapping) else given)
     except ValueError as error:
@@ -25,7 +29,6 @@ def settings_of(sampler, options: Mapping) -> Settings:
     """Settings from keyword arguments, those of images as in `generate`. Raises UserError."""
     own = {each.name for each in fields(Settings)} - {'sampling'}
     images = {name: value for name, value in options.items() if name not in own}
-    images.setdefault('temperature', None)
     settings = {name: value for name, value in options.items() if name in own}
     return Settings(**settings, sampling=sampler.options(**images))
 
@@ -79,8 +82,15 @@ class Conversation:
         """The same, part by part: pieces of text, and images. Raises UserError."""
         said = parsed(given)
         how = settings_of(self._sampler, settings)
-        self._row.say(said)
-        self._engine.start(0, self._row, how)
+        last, before = self._engine.answers[0], list(self._row.pieces)
+        try:
+            if last and last.ended == LENGTH:  # the answer was cut, but in training each has an end
+                self._row.wrote([self._sampler.tokenizer.eos])
+            self._row.say(said)
+            self._engine.start(0, self._row, how)
+        except UserError:
+            self._row.pieces = before
+            raise
         self.messages += said
         return self._answer()
 
@@ -92,17 +102,21 @@ class Conversation:
 
 
 def answers(sampler, conversations: Sequence, settings: Mapping) -> list[Message]:
-    """The assistant's next message of each conversation; they run together. Raises UserError."""
+    """The assistant's next message of each conversation; ROWS run together. Raises UserError."""
     how = settings_of(sampler, settings)
     rows: list[ChatRow] = []
     for conversation in conversations:
         rows.append(sampler.chat_row())
         rows[-1].say(parsed(conversation))
-    engine: ChatEngine = sampler.chat_engine(len(rows))
-    readers = [Reader(sampler.tokenizer) for _ in rows]
-    for number, row in enumerate(rows):
-        engine.start(number, row, how)
-    while said := engine.step():
-        for number, each in said.items():
-            list(readers[number].read(each))
-    return [Message('assistant', tuple(reader.parts)) for reader in readers]
+    found: list[Message] = []
+    for start in range(0, len(rows), ROWS):
+        some = rows[start : start + ROWS]
+        engine = sampler.chat_engine(padded_count(len(some), ROWS))
+        readers = [Reader(sampler.tokenizer) for _ in some]
+        for number, row in enumerate(some):
+            engine.start(number, row, how)
+        while said := engine.step():
+            for number, each in said.items():
+                list(readers[number].read(each))
+        found += [Message('assistant', tuple(reader.parts)) for reader in readers]
+    return found

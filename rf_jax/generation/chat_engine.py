@@ -6,6 +6,7 @@ said; a row may be given another conversation at any time.
 
 from dataclasses import dataclass, field
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -79,8 +80,11 @@ class ChatEngine:
         self._size = sum(self._capacity[name] for name in STREAMS)
         backbone = self.config.model.backbone
         shape = backbone.layers, rows, self._size, backbone.kv_heads, backbone.head_dim
-        cache = jnp.zeros(shape, self.model.dtype), jnp.zeros(shape, self.model.dtype)
-        self._context = Context(cache, jnp.zeros((rows, tokenizer.size), jnp.float32))
+        # Placed as results are, or the first call of a program would be compiled for itself.
+        place = jax.tree.leaves(params)[0].sharding
+        cache = tuple(jnp.zeros(shape, self.model.dtype, device=place) for _ in range(2))
+        logits = jnp.zeros((rows, tokenizer.size), jnp.float32, device=place)
+        self._context = Context(cache, logits)
         self._begin = programs.begin
 
     def start(self, number: int, row: ChatRow, settings: Settings, draw: bool = False) -> None:
@@ -121,7 +125,7 @@ class ChatEngine:
         """Attention integers and positions [B, S, ...] with room for text in some rows."""
         empty = layout.empty(self._capacity, self.model.channels)
         arrays = [
-            empty if answer is None else answer.row.arrays(rooms.get(i, 0))
+            empty if answer is None else answer.row.arrays(rooms.get(i, 0), pixels=False)
             for i, answer in enumerate(self.answers)
         ]
         return {name: np.stack([each[name] for each in arrays]) for name in (*FIELDS, 'position')}
@@ -252,9 +256,9 @@ class ChatEngine:
         for (size, options), group in groups.items():
             images = chat_images.generate(
                 *(self.programs, self.params, [a.row for a in group.values()]),
-                *([a.settings.seed for a in group.values()], size, options),
+                *([a.settings.seed for a in group.values()], size, options, len(self.answers)),
             )
             for (i, answer), image in zip(group.items(), images):
-                answer.ended = '' if answer.left else STOP
+                answer.ended = '' if answer.left else LENGTH
                 said[i] = Said(image=image, ended=answer.ended)
         return said

@@ -22,13 +22,15 @@ def generate(
     seeds: Sequence[int],
     size: tuple[int, int],
     options,
+    most: int,
 ) -> list[GeneratedImage]:
     """The next image of each row, which it is given; `size` (height, width) in pixels, `options` of
-    `image_sampling`. The randomness of an image depends on the seed of its row, and on its number.
+    `image_sampling`, `most` images at once. The randomness of an image depends on the seed of its
+    row, and on its number.
     """
     own = [fold(seed, 'image', len(row.images)) % 2**31 for seed, row in zip(seeds, rows)]
     # Padded with the first row, so that few programs are compiled.
-    padding = padded_count(len(rows)) - len(rows)
+    padding = padded_count(len(rows), most) - len(rows)
     padded = [*rows, *rows[:1] * padding]
     branches = {(context, True) for context in options.contexts()} | set(options.branches())
     batches = {branch: _batch(programs, padded, size, *branch) for branch in branches}
@@ -44,9 +46,9 @@ def generate(
     return found
 
 
-def padded_count(count: int) -> int:
-    """`count` rounded up to a power of four."""
-    return 4 ** math.ceil(math.log(count, 4))
+def padded_count(count: int, most: int) -> int:
+    """`count` rounded up to a power of four, or to `most`."""
+    return min(4 ** math.ceil(math.log(count, 4)), most)
 
 
 def _batch(

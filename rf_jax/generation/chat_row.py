@@ -39,7 +39,8 @@ class Fitted:
 
 
 class ChatRow:
-    """A conversation as pieces. `cached`: the number of its tokens of each stream that are."""
+    """A conversation as pieces. `cached`: how many of its tokens of each stream are in the
+    cache."""
 
     def __init__(self, config: ConfigDict, tokenizer, channels: int):
         self.config, self.tokenizer, self.channels = config, tokenizer, channels
@@ -102,11 +103,16 @@ class ChatRow:
     def _pixels_of(self, image: Fitted, pool: int) -> np.ndarray:
         return image_ops.patchify(image.image, self.config.data.patch_size, pool)
 
-    def spans(self, pieces: Sequence[Piece], dropped: Dropped, given: int) -> list[layout.Span]:
-        """The spans of pieces, of which the first `given` generated images are finished."""
+    def spans(
+        self, pieces: Sequence[Piece], dropped: Dropped, given: int, pixels: bool = True
+    ) -> list[layout.Span]:
+        """The spans of pieces, of which the first `given` generated images are finished; `pixels`
+        False: only where they stand.
+        """
         keep = self.config.data.dropout_keeps_positions
+        pixels_of = self._pixels_of if pixels else lambda image, pool: None
         return conversation.to_spans(
-            pieces, self.grid_of, self._pixels_of, self.pool, dropped, keep, given
+            pieces, self.grid_of, pixels_of, self.pool, dropped, keep, given
         )
 
     @property
@@ -116,14 +122,14 @@ class ChatRow:
 
     @property
     def generated(self) -> list[Fitted]:
-        """The images so far that the assistant generated and whose tokens are known."""
+        """The images so far that the assistant generated."""
         return [piece.image for piece in self.images if piece.generated]
 
     def size(self, *more: Piece) -> dict[str, int]:
         """What the row holds, with `more` pieces, by the names of `layout.SIZES`."""
         pieces = [*self.pieces, *more]
         finished = sum(isinstance(piece, Image) and piece.generated for piece in pieces)
-        found = self.spans(pieces, conversation.NOTHING, finished)
+        found = self.spans(pieces, conversation.NOTHING, finished, pixels=False)
         return dict(zip(layout.SIZES, layout.size(found).tolist()))
 
     def left(self) -> int:
@@ -151,11 +157,13 @@ class ChatRow:
     def _onwards(self, size: tuple[int, int]) -> list[Piece]:
         return self._template.image(Fitted(np.zeros((*size, 3), np.uint8)))[1:]
 
-    def arrays(self, room: int) -> Batch:
-        """The arrays of the row, with room for text that follows; no pixels to generate."""
+    def arrays(self, room: int, pixels: bool = True) -> Batch:
+        """The arrays of the row, with room for text that follows; no pixels to generate. `pixels`
+        False: without those to be read.
+        """
         pieces = [*self.pieces, Tokens((self.tokenizer.pad,) * room)]
         row = layout.Row(chat_capacity(self.config), self.channels)
-        row.add(self.spans(pieces, conversation.NOTHING, len(self.generated)))
+        row.add(self.spans(pieces, conversation.NOTHING, len(self.generated), pixels))
         return row.arrays
 
     def next_run(self) -> tuple[str, int]:
@@ -164,7 +172,8 @@ class ChatRow:
         """
         seen = dict.fromkeys(STREAMS, 0)
         run, count = '', 0
-        for span in self.spans(self.pieces, conversation.NOTHING, len(self.generated)):
+        finished = len(self.generated)
+        for span in self.spans(self.pieces, conversation.NOTHING, finished, pixels=False):
             size = dict(zip(layout.SIZES, layout.size([span]).tolist()))
             for stream in STREAMS:
                 new = min(size[stream], seen[stream] + size[stream] - self.cached[stream])

@@ -31,7 +31,7 @@ from rf_jax.generation.inputs import Request
 from rf_jax.generation.placement import ONE_DEVICE, Placement
 from rf_jax.models import unified
 from rf_jax.runtime import checkpoint, compilation, paths, renamed_fields
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import UserError, require
 from rf_jax.training import bounds
 
 ROWS = 32  # rows of a compiled call: shorter batches are padded, longer ones split into calls
@@ -184,9 +184,10 @@ class Sampler:
         as temperature=0.7, max_tokens=64, seed=0, size=(64, 64), and those of `generate`. Raises
         UserError.
         """
-        several = bool(messages) and not isinstance(messages[0], Message | Mapping)
-        found = answers(self, messages if several else [messages], settings)
-        return found if several else found[0]
+        one = isinstance(messages, str | Message | Mapping) or not messages
+        one = one or isinstance(messages[0], Message | Mapping)
+        found = answers(self, [messages] if one else messages, settings)
+        return found[0] if one else found
 
     def conversation(self) -> Conversation:
         """A new conversation, to be continued turn by turn."""
@@ -198,6 +199,7 @@ class Sampler:
 
     def chat_engine(self, rows: int) -> ChatEngine:
         """An engine for so many conversations at once; all share their programs."""
+        require(self.placement.mesh is None, 'a chat runs on one device, not on a mesh')
         if 'chat' not in self._programs:
             self._programs['chat'] = ChatPrograms(self.model, self.config, self.tokenizer)
         return ChatEngine(self._programs['chat'], self.params, self.tokenizer, rows)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from rf_jax.data import layout, spans, typical_row
-from rf_jax.generation import image_sampling
+from rf_jax.generation import guidance, image_sampling
 from rf_jax.generation.placement import without_context
 from rf_jax.models import flops, unified, vision_encoder
 from rf_jax.models.attention import masks
@@ -245,7 +245,8 @@ def sample(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
         return jax.ShapeDtypeStruct((count, *array.shape), array.dtype, sharding=where)
 
     row = jax.tree.map(shapes, layout.empty(capacity, model.channels))
-    rows = {(text, code): row for text in (True, False) for code in (True, False)}
+    contexts = guidance.ALL, guidance.NONE
+    rows = {(context, code): row for context in contexts for code in (True, False)}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=where)
     options = image_sampling.options(config)

@@ -90,7 +90,11 @@ def _recolour(scene: Scene, rung: Rung, rng) -> Edit | None:
         return None
     colour = str(rng.choice([c for c in COLOURS if c != old.colour]))
     new = replace(old, colour=colour)
-    if any(_close(new, each, 1) for each in _others(scene, old) if each.colour == colour):
+    if any(
+        _close(new, each, 1 if rung.grid else _GAP)
+        for each in _others(scene, old)
+        if each.colour == colour
+    ):
         return None
     return _edit('recolour', f'make the {name} {colour}', scene, old, new)
 
@@ -104,6 +108,8 @@ def _move(scene: Scene, rung: Rung, rng) -> Edit | None:
     if at is None:
         return None
     new = replace(old, x=at[0], y=at[1])
+    if _distance(new, old) <= 1.5 * _NEAR:  # the judge could not tell
+        return None
     return _edit('move', f'move the {name} {_towards(place)}', scene, old, new, place)
 
 

@@ -1,6 +1,7 @@
 """The application: routes, errors, the page."""
 
 import hmac
+import json
 from importlib import resources
 
 from starlette.applications import Starlette
@@ -34,7 +35,8 @@ def app(server: Server) -> Starlette:
 
 
 def _error(error: ApiError) -> Response:
-    return JSONResponse(error.body, error.status)
+    # Escaped: a message may quote a lone surrogate of the request.
+    return Response(json.dumps(error.body), error.status, media_type='application/json')
 
 
 def _guarded(server: Server, path: str, handle, method: str = 'GET') -> Route:
@@ -43,7 +45,7 @@ def _guarded(server: Server, path: str, handle, method: str = 'GET') -> Route:
     async def route(request: Request) -> Response:
         try:
             given = request.headers.get('authorization', '').removeprefix('Bearer ').strip()
-            if server.key and not hmac.compare_digest(given.encode(), server.key.encode()):
+            if server.key and not hmac.compare_digest(given.encode('latin-1'), server.key.encode()):
                 raise ApiError(401, 'the API key is missing or wrong', code='invalid_api_key')
             response = await handle(server, request)
         except ApiError as error:
@@ -78,7 +80,11 @@ def _page(server: Server):
     text = (resources.files('rf_jax.serving') / 'page.html').read_text(encoding='utf-8')
 
     async def route(request: Request) -> Response:
-        policy = "default-src 'self' 'unsafe-inline'; img-src 'self' data: blob:"
+        policy = (
+            "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+            "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'"
+        )
         return HTMLResponse(text, headers={'Content-Security-Policy': policy})
 
     return route

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 
 from anyio import to_thread
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from rf_jax.data.messages import Message
@@ -17,19 +17,21 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.serving import forms
 from rf_jax.serving.errors import ApiError, invalid
 from rf_jax.serving.reply import Answered, StopText, chunk, completion, image_url, png_base64
-from rf_jax.serving.server import Server, events_of, queue_of, read_json
+from rf_jax.serving.server import Server, choice_seed, events_of, queue_of, read_json
 from rf_jax.serving.worker import Job, Talk
 
 
 async def answer(server: Server, request: Request) -> Response:
     body = await read_json(server, request)
-    asked = await to_thread.run_sync(forms.chat, body, server.model, server.limits.pixels)
+    asked = await to_thread.run_sync(
+        forms.chat, body, server.model, server.limits.pixels, server.sampler.config.data.capacity
+    )
     seed = asked.seed if asked.seed is not None else uuid.uuid4().int % 2**31
     size = server.size(asked.size)
     settings = [
         Settings(
-            *(asked.temperature, asked.top_k, asked.top_p, (seed + i) % 2**31, asked.most, size),
-            images=asked.images and server.draws, sampling=server.sampler.options(),
+            *(asked.temperature, asked.top_k, asked.top_p, choice_seed(seed, i), asked.most, size),
+            images=asked.images and server.chats, sampling=server.sampler.options(),
         )
         for i in range(asked.count)
     ]  # fmt: skip
@@ -111,6 +113,8 @@ async def _stream(events, first, answers, about, tokens: int, usage: bool):
             first = await anext(events, None)
         if usage:
             yield chunk(about, None, {}, usage=Answered.usage(answers, tokens))
+    except ClientDisconnect:
+        return
     except ApiError as error:
         yield f'data: {json.dumps(error.body)}\n\n'
     finally:

@@ -16,6 +16,9 @@ from rf_jax.serving.errors import ApiError, invalid
 
 MOST_CHOICES = 8  # answers, or images, of one request
 _MOST_STOPS = 4
+_LONGEST_STOP = 200  # characters
+_LONGEST_PROMPT = 32_000  # characters
+_LONGEST_PIECE = 16  # characters of a token of SentencePiece
 _DATA_URL = re.compile(r'data:image/[\w.+-]+;base64,', re.IGNORECASE)
 # Fields that change nothing here.
 _IGNORED = {'user', 'metadata', 'store', 'service_tier', 'safety_identifier', 'prompt_cache_key'}
@@ -24,6 +27,8 @@ _UNSUPPORTED: dict[str, tuple] = {
     'frequency_penalty': (0,), 'presence_penalty': (0,), 'logit_bias': ({},),
     'logprobs': (False,), 'top_logprobs': (0,), 'tools': ([],), 'tool_choice': ('none', 'auto'),
     'functions': ([],), 'parallel_tool_calls': (True, False), 'audio': (),
+    'repetition_penalty': (1,), 'min_p': (0,), 'min_tokens': (0,), 'ignore_eos': (False,),
+    'skip_special_tokens': (True,), 'best_of': (1,),
     'response_format': ({'type': 'text'},), 'reasoning_effort': (), 'prediction': (),
 }  # fmt: skip
 _CHAT = {'messages', 'model', 'max_tokens', 'max_completion_tokens', 'temperature', 'top_p',
@@ -62,8 +67,8 @@ class Images:
     images: tuple[np.ndarray, ...] = ()
 
 
-def chat(body: Any, model: str, max_pixels: int) -> Chat:
-    """Raises ApiError."""
+def chat(body: Any, model: str, max_pixels: int, capacity: Mapping[str, int]) -> Chat:
+    """`capacity`: config.data.capacity of the model. Raises ApiError."""
     body = _object(body)
     _check_names(body, _CHAT | _IGNORED)
     _check_model(body, model)
@@ -72,11 +77,11 @@ def chat(body: Any, model: str, max_pixels: int) -> Chat:
     if not isinstance(options, Mapping) or set(options) - {'include_usage', 'include_obfuscation'}:
         raise invalid('stream_options', 'stream_options must look like {"include_usage": true}')
     return Chat(
-        messages=_messages(body.get('messages'), max_pixels),
+        messages=_messages(body.get('messages'), max_pixels, capacity),
         most=most[0] or most[1],
         temperature=_number(body, 'temperature', 1.0, 0.0, 2.0),
         top_p=_number(body, 'top_p', 1.0, 1e-6, 1.0),
-        top_k=_integer(body, 'top_k', 0, 0, 10**6),
+        top_k=max(0, _integer(body, 'top_k', 0, -1, 10**6)),
         count=_integer(body, 'n', 1, 1, MOST_CHOICES),
         seed=_seed(body),
         stops=_stops(body.get('stop')),
@@ -107,6 +112,8 @@ def _images(body: Mapping, model: str, images: tuple[np.ndarray, ...]) -> Images
     prompt = body.get('prompt')
     if not isinstance(prompt, str) or not prompt.strip():
         raise invalid('prompt', 'prompt must be a string that is not empty')
+    if len(prompt) > _LONGEST_PROMPT:
+        raise invalid('prompt', f'prompt may have up to {_LONGEST_PROMPT} characters')
     if body.get('response_format') not in (None, 'b64_json'):
         raise invalid('response_format', 'only response_format="b64_json" is supported')
     if body.get('output_format') not in (None, 'png'):
@@ -140,16 +147,42 @@ def _check_model(body: Mapping, model: str) -> None:
         raise ApiError(404, message, 'model', 'model_not_found')
 
 
-def _messages(given: Any, max_pixels: int) -> tuple[Message, ...]:
+def _messages(given: Any, max_pixels: int, capacity: Mapping[str, int]) -> tuple[Message, ...]:
     if not isinstance(given, list) or not given:
         raise invalid('messages', 'messages must be a list that is not empty')
     try:
-        found = messages.parse(given)
+        found = messages.parse([_as_parts(each) for each in given])
     except ValueError as error:
         raise invalid('messages', str(error)) from None
     if found[-1].role != 'user':
         raise invalid('messages', f'the last message is of the {found[-1].role}, expected the user')
+    _check_length(found, capacity)
     return tuple(_with_pixels(number, each, max_pixels) for number, each in enumerate(found))
+
+
+def _as_parts(message: Any) -> Any:
+    """A message of the assistant as this server sends it, its images beside its text, as parts."""
+    if not isinstance(message, Mapping) or message.get('role') != 'assistant':
+        return message
+    text, images = message.get('content') or '', message.get('images') or []
+    parts = [{'type': 'text', 'text': text}] if isinstance(text, str) else text
+    known = isinstance(parts, list) and isinstance(images, list)
+    return {**message, 'content': [*parts, *images]} if known else message
+
+
+def _check_length(found: Sequence[Message], capacity: Mapping[str, int]) -> None:
+    """Raises ApiError before images are decoded and text is split into tokens."""
+    needed = {
+        'vision_images': sum(len(each.images) for each in found),
+        'text': max(len(found), sum(len(each.text) for each in found) // _LONGEST_PIECE),
+    }
+    for name, least in needed.items():
+        if least > capacity[name]:
+            raise invalid(
+                'messages',
+                f'the conversation needs at least {least} of data.capacity.{name}={capacity[name]}',
+                'context_length_exceeded',
+            )
 
 
 def _with_pixels(number: int, message: Message, max_pixels: int) -> Message:
@@ -198,11 +231,11 @@ def _number(body: Mapping, name: str, default: float, low: float, high: float) -
 
 def _integer(body: Mapping, name: str, default: int, low: int, high: int) -> int:
     value = body.get(name)
-    value = default if value is None else value
-    if isinstance(value, str) and value.isdecimal():  # forms hold text only
+    if value is None:
+        return default
+    if isinstance(value, str) and re.fullmatch(r'-?\d{1,19}', value):  # forms hold text only
         value = int(value)
-    known = isinstance(value, int) and not isinstance(value, bool)
-    if not known or not (low <= value <= high or value == default):
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise invalid(name, f'{name}={_short(value)} must be an integer from {low} to {high}')
     return value
 
@@ -222,9 +255,15 @@ def _boolean(body: Mapping, name: str) -> bool:
 
 def _stops(given: Any) -> tuple[str, ...]:
     stops = [] if given is None else [given] if isinstance(given, str) else given
-    text = isinstance(stops, list) and all(isinstance(each, str) and each for each in stops)
+    text = isinstance(stops, list) and all(
+        isinstance(each, str) and 0 < len(each) <= _LONGEST_STOP for each in stops
+    )
     if not text or len(stops) > _MOST_STOPS:
-        raise invalid('stop', f'stop must be a string or a list of up to {_MOST_STOPS} strings')
+        raise invalid(
+            'stop',
+            f'stop must be a string or a list of up to {_MOST_STOPS} strings, of up to '
+            f'{_LONGEST_STOP} characters',
+        )
     return tuple(stops)
 
 

@@ -5,11 +5,9 @@ import uuid
 from collections.abc import Sequence
 
 from anyio import to_thread
-from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from rf_jax.data.messages import Message, TextPart
 from rf_jax.data.messages import user as user_message
 from rf_jax.generation import inputs
 from rf_jax.generation.chat_engine import Said, Settings
@@ -18,7 +16,7 @@ from rf_jax.serving import forms
 from rf_jax.serving.chat_route import row_of
 from rf_jax.serving.errors import invalid
 from rf_jax.serving.reply import png_base64
-from rf_jax.serving.server import Server, events_of, queue_of, read_body, read_json
+from rf_jax.serving.server import Server, choice_seed, events_of, queue_of, read_body, read_json
 from rf_jax.serving.worker import Drawing, Job, Talk
 
 
@@ -42,18 +40,16 @@ async def edit(server: Server, request: Request) -> Response:
     asked = await to_thread.run_sync(
         forms.image_edit, body, files, server.model, server.limits.pixels
     )
-    _check_draws(server)
-    if not server.sampler.config.data.tasks.get('conversation', 0):
+    if not server.chats:
         raise invalid(None, 'this model was not trained on conversations and cannot edit images')
     seed = asked.seed if asked.seed is not None else uuid.uuid4().int % 2**31
-    message = user_message(*asked.images)
-    message = Message('user', (*message.parts, TextPart(asked.prompt.strip())))
+    message = user_message(*asked.images, asked.prompt)
     queue, gives = queue_of(asked.count)
     deadline, size = time.monotonic() + server.limits.seconds, server.size(asked.size)
     jobs = [
         Talk(
             give, deadline, draw=True, row=await to_thread.run_sync(row_of, server, [message]),
-            settings=Settings(seed=(seed + i) % 2**31, size=size,
+            settings=Settings(seed=choice_seed(seed, i), size=size,
                               sampling=server.sampler.options()),
         )
         for i, give in enumerate(gives)
@@ -96,8 +92,9 @@ async def _form(server: Server, request: Request) -> tuple[dict, list[bytes]]:
     fields, files = {}, []
     try:
         form = await Request(request.scope, receive).form(max_files=16, max_fields=64)
-    except (MultiPartException, Exception) as error:
-        raise invalid(None, f'the form cannot be read: {error}') from None
+    except Exception as error:
+        detail = getattr(error, 'detail', error)
+        raise invalid(None, f'the form cannot be read: {detail}') from None
     for name, value in form.multi_items():
         if isinstance(value, str):
             fields[name] = value

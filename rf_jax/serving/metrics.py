@@ -20,7 +20,9 @@ class Metrics:
         self._running = Gauge(
             'rf_jax_running', 'Conversations being answered.', registry=self._registry
         )
-        self._waiting = Gauge('rf_jax_waiting', 'Requests in line.', registry=self._registry)
+        self._waiting = Gauge(
+            'rf_jax_waiting', 'Jobs that wait, one per choice or image.', registry=self._registry
+        )
         jax.monitoring.register_event_duration_secs_listener(self._compiled)
 
     def _counter(self, name: str, text: str, labels: list[str] | tuple = ()) -> Counter:

@@ -28,7 +28,12 @@ class StopText:
             self.found, self._held = True, ''
             return held[: min(at)]
         begun = max(
-            (n for stop in self.stops for n in range(1, len(stop)) if held.endswith(stop[:n])),
+            (
+                n
+                for stop in self.stops
+                for n in range(1, min(len(stop), len(held) + 1))
+                if held.endswith(stop[:n])
+            ),
             default=0,
         )
         self._held = held[len(held) - begun :]

@@ -13,28 +13,32 @@ _MOST = 1024
 
 
 class SentImages:
-    """Recognises an image of the assistant by its pixels; the oldest are forgotten."""
+    """Recognises an image of the assistant by its pixels, and keeps its representation tokens; the
+    oldest are forgotten.
+    """
 
     def __init__(self):
-        self._images: OrderedDict[bytes, GeneratedImage] = OrderedDict()
+        self._tokens: OrderedDict[bytes, np.ndarray] = OrderedDict()
 
     def keep(self, image: GeneratedImage) -> None:
         """Remembers an image."""
-        self._images[_digest(image.image)] = image
-        while len(self._images) > _MOST:
-            self._images.popitem(last=False)
+        if image.tokens is not None:
+            self._tokens[_digest(image.image)] = image.tokens
+        while len(self._tokens) > _MOST:
+            self._tokens.popitem(last=False)
 
     def restored(self, message: Message) -> Message:
         """The message with the images that are known, if it is of the assistant."""
         if message.role != 'assistant':
             return message
-        parts = (
-            ImagePart(self._images.get(_digest(part.image), part.image))
-            if isinstance(part, ImagePart)
-            else part
-            for part in message.parts
-        )
+        parts = (self._known(p) if isinstance(p, ImagePart) else p for p in message.parts)
         return replace(message, parts=tuple(parts))
+
+    def _known(self, part: ImagePart) -> ImagePart:
+        tokens = self._tokens.get(_digest(part.image))
+        if tokens is None:
+            return part
+        return ImagePart(GeneratedImage(part.image, tokens, '', 0))
 
 
 def _digest(image: np.ndarray) -> bytes:

@@ -1,12 +1,14 @@
 """What all routes share: the model's worker, limits, bodies, and what comes of jobs."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect, Request
 
+from rf_jax.runtime.rng import fold
 from rf_jax.serving.errors import ApiError, invalid
 from rf_jax.serving.metrics import Metrics
 from rf_jax.serving.sent_images import SentImages
@@ -38,6 +40,12 @@ class Server:
     sent: SentImages = field(default_factory=SentImages)
 
     @property
+    def chats(self) -> bool:
+        """Whether conversations may have images: the model has learned when to begin one."""
+        config = self.sampler.config
+        return config.data.tasks.get('conversation', 0) > 0 and config.losses.flow > 0
+
+    @property
     def sampler(self):
         """Of the worker."""
         return self.worker.sampler
@@ -54,21 +62,12 @@ class Server:
 
 async def read_body(server: Server, request: Request) -> bytes:
     """The body, read only up to the limit. Raises ApiError."""
-    found = bytearray()
-    most = server.limits.body
-    declared = request.headers.get('content-length', '0')
-    async for piece in request.stream() if int(declared or 0) <= most else _nothing():
+    found, most = bytearray(), server.limits.body
+    async for piece in request.stream():
         found += piece
         if len(found) > most:
-            break
-    if int(declared or 0) > most or len(found) > most:
-        raise ApiError(413, f'the body is larger than {most} bytes', code='body_too_large')
+            raise ApiError(413, f'the body is larger than {most} bytes', code='body_too_large')
     return bytes(found)
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    return
-    yield b''
 
 
 async def read_json(server: Server, request: Request):
@@ -84,7 +83,11 @@ def queue_of(count: int):
     queue, loop = asyncio.Queue(), asyncio.get_running_loop()
 
     def give_of(number: int):
-        return lambda thing: loop.call_soon_threadsafe(queue.put_nowait, (number, thing))
+        def give(thing: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(queue.put_nowait, (number, thing))
+
+        return give
 
     return queue, [give_of(number) for number in range(count)]
 
@@ -96,11 +99,11 @@ async def events_of(request: Request, queue: asyncio.Queue, jobs: Sequence[Job])
     left = len(jobs)
     try:
         while left:
+            if await request.is_disconnected():
+                raise ClientDisconnect
             try:
                 number, thing = await asyncio.wait_for(queue.get(), 1.0)
             except TimeoutError:
-                if await request.is_disconnected():
-                    raise ClientDisconnect from None
                 continue
             if isinstance(thing, ApiError):
                 raise thing
@@ -111,3 +114,8 @@ async def events_of(request: Request, queue: asyncio.Queue, jobs: Sequence[Job])
     finally:
         for job in jobs:
             job.cancelled = True
+
+
+def choice_seed(seed: int, number: int) -> int:
+    """The seed of choice `number` of a request: other choices of other seeds are different."""
+    return fold(seed, number) % 2**31 if number else seed

@@ -92,6 +92,8 @@ class Worker:
     def add(self, jobs: Sequence[Job]) -> None:
         """Takes the jobs of a request. Raises ApiError if too many wait already."""
         with self._wake:
+            if self._closed or not self.alive:
+                raise ApiError(503, 'the model is not running')
             if self.waiting + len(jobs) > self.most_waiting:
                 raise ApiError(429, f'{self.waiting} requests wait already: try again later')
             for job in jobs:
@@ -129,24 +131,23 @@ class Worker:
         for number, talk in enumerate(self.talks):
             if talk is not None and (talk.cancelled or now > talk.deadline):
                 self._free(number)
-                talk.give(_late())
-        for line in (self._waiting, self._drawings):
-            gone = [job for job in line if job.cancelled or now > job.deadline]
-            for job in gone:
-                line.remove(job)
-                job.give(_late())
+                talk.give(None if talk.cancelled else _late())
+        with self._wake:  # `add` appends from the event loop
+            for line in (self._waiting, self._drawings):
+                for job in [job for job in line if job.cancelled or now > job.deadline]:
+                    line.remove(job)
+                    job.give(None if job.cancelled else _late())
 
     def _admit(self) -> None:
         for number, talk in enumerate(self.talks):
             if talk is not None or not self._waiting:
                 continue
-            talk = self._waiting.popleft()
+            self.talks[number] = talk = self._waiting.popleft()
             try:
                 self.engine.start(number, talk.row, talk.settings, draw=talk.draw)
             except UserError as error:
+                self.talks[number] = None
                 talk.give(ApiError(400, str(error), 'messages', 'context_length_exceeded'))
-                continue
-            self.talks[number] = talk
 
     def _deliver(self, number: int, said: Said) -> None:
         talk = self.talks[number]
@@ -160,21 +161,28 @@ class Worker:
 
     def _draw(self) -> None:
         """Generates one batch of images of one size."""
-        if not self._drawings:
+        with self._wake:
+            line = list(self._drawings)
+        if not line:
             return
-        size = self._drawings[0].request.height, self._drawings[0].request.width
-        same = [j for j in self._drawings if (j.request.height, j.request.width) == size]
-        jobs = same[: self.rows]
-        for job in jobs:
-            self._drawings.remove(job)
-        for job, image in zip(jobs, self._images([job.request for job in jobs])):
+        size = line[0].request.height, line[0].request.width
+        jobs = [j for j in line if (j.request.height, j.request.width) == size][: self.rows]
+        images = self._images([job.request for job in jobs])
+        for job, image in zip(
+            jobs, images
+        ):  # until here they are in line, where `_fail` finds them
+            with self._wake:
+                self._drawings.remove(job)
             job.give(image)
             job.give(None)
 
     def _images(self, requests: Sequence[inputs.Request]) -> list[GeneratedImage]:
         """Images of prompts, by a program whose shapes depend on their size alone."""
         sampler, config = self.sampler, self.sampler.config
-        padded = [*requests, *requests[:1] * (padded_count(len(requests)) - len(requests))]
+        padded = [
+            *requests,
+            *requests[:1] * (padded_count(len(requests), self.rows) - len(requests)),
+        ]
         rows = inputs.generation_rows(
             config, sampler.tokenizer, sampler.model.channels, padded, config.data.max_text_tokens
         )
@@ -202,9 +210,11 @@ class Worker:
             jobs += [*self._waiting, *self._drawings]
             self._waiting.clear()
             self._drawings.clear()
-        self.engine = self.sampler.chat_engine(self.rows)
         for job in jobs:
             job.give(error)
+        if not self._closed:
+            self.engine = None  # frees its cache first
+            self.engine = self.sampler.chat_engine(self.rows)
 
     def warm_up(self, sizes: Sequence[tuple[int, int]], draws: bool, chats: bool) -> int:
         """Compiles all programs that requests can need, before the thread starts: their number.
@@ -217,24 +227,26 @@ class Worker:
                 self.engine.warm_up(stream, count)
                 done += 1
         self.engine.warm_up_text()
-        counts = sorted({padded_count(n) for n in range(1, self.rows + 1)})
-        for size in sizes if draws else ():
+        counts = sorted({padded_count(n, self.rows) for n in range(1, self.rows + 1)})
+        for size in sizes if draws or chats else ():
             for count in counts:
-                request = inputs.request(self.sampler.config, 'warm up', 0, 0, size)
-                self._images([request] * count)
-                done += 1
+                if draws:
+                    request = inputs.request(self.sampler.config, 'warm up', 0, 0, size)
+                    self._images([request] * count)
+                    done += 1
                 if chats:
                     self._warm_up_images(size, count)
                     done += 1
         return done
 
     def _warm_up_images(self, size: tuple[int, int], count: int) -> None:
-        rows = [self.sampler.chat_row() for _ in range(count)]
-        options = self.sampler.options()
-        for images in {True, bool(options.guidance_image)}:
-            chosen = options if images else options.without_images()
-            programs, params = self.engine.programs, self.sampler.params
-            chat_images.generate(programs, params, rows, [0] * count, size, chosen)
+        options, programs = self.sampler.options(), self.engine.programs
+        for chosen in {options, options.without_images()}:
+            rows = [self.sampler.chat_row() for _ in range(count)]
+            rows[0].check_image(size)
+            chat_images.generate(
+                *(programs, self.sampler.params, rows, [0] * count, size, chosen, self.rows)
+            )
 
 
 def _late() -> ApiError:

@@ -7,17 +7,16 @@ generates from them; and the image that the model without tokens generates. A to
 mean patch of the training images that have it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from PIL import Image
 
 from rf_jax.data import image_ops, source_list
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import cli
 
 PROMPTS = (
     'a circle',
@@ -29,12 +28,6 @@ PROMPTS = (
 )
 ZOOM = 3  # pixels of the sheet for one of an image
 EXAMPLES = 1000  # training images whose patches are averaged
-
-_RF = flags.DEFINE(cli.PATH, 'rf', None, 'Workdir of a model with representation tokens.')
-_PIXELS = flags.DEFINE(cli.PATH, 'pixels', None, 'Workdir of a model without.')
-_PROMPT = flags.DEFINE_multi_string('prompt', PROMPTS, 'What to generate; may be repeated.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed of all images.')
-_OUT = flags.DEFINE(cli.PATH, 'out', 'glance.png', 'PNG to write.')
 
 
 def token_map(tokens: np.ndarray, means: dict[int, np.ndarray], side: int) -> np.ndarray:
@@ -56,16 +49,35 @@ def sheet(inspector: Inspector, with_tokens: list[GeneratedImage], without, trai
     return image_ops.grid(shown, count, names)
 
 
-def main(argv):
-    del argv
-    inspector = Inspector.load(_RF.value)
+def write(rf: str, pixels: str, prompts: Sequence[str], seed: int, out: Path) -> None:
+    """Generates the images of both runs and writes the sheet."""
+    inspector = Inspector.load(rf)
     config = inspector.sampler.config.data
     sources = source_list.build(config.sources, config.max_pixels)
     training = [sources[0].image(i) for i in range(min(EXAMPLES, len(sources[0])))]
-    generated = inspector.sampler.generate(_PROMPT.value, _SEED.value)
-    without = Sampler.load(_PIXELS.value).generate(_PROMPT.value, _SEED.value)
-    Image.fromarray(sheet(inspector, generated, without, training)).save(Path(_OUT.value))
+    generated = inspector.sampler.generate(prompts, seed)
+    without = Sampler.load(pixels).generate(prompts, seed)
+    Image.fromarray(sheet(inspector, generated, without, training)).save(out)
+
+
+def _main() -> None:
+    from absl import flags
+
+    from rf_jax.runtime import cli
+
+    flags.DEFINE(cli.PATH, 'rf', None, 'Workdir of a model with representation tokens.')
+    flags.DEFINE(cli.PATH, 'pixels', None, 'Workdir of a model without.')
+    flags.DEFINE_multi_string('prompt', PROMPTS, 'What to generate; may be repeated.')
+    flags.DEFINE_integer('seed', 0, 'Seed of all images.', 0)
+    flags.DEFINE(cli.PATH, 'out', 'glance.png', 'PNG to write.')
+
+    def main(argv):
+        del argv
+        given = flags.FLAGS
+        write(given.rf, given.pixels, given.prompt, given.seed, Path(given.out))
+
+    cli.run(main, required=['rf', 'pixels'])
 
 
 if __name__ == '__main__':
-    cli.run(main, required=['rf', 'pixels'])
+    _main()

@@ -265,15 +265,15 @@ def _with_needs(chosen: Sequence[str], needs: Mapping[str, tuple[str, ...]]) -> 
 
 
 def _full(study: ConfigDict) -> Amount:
-    return Amount(study.prompts, study.images, study.captions, study.questions)
+    return Amount(study.prompts, study.images, study.captions, study.questions, 0)
 
 
 def _points(study: ConfigDict, last: int, is_stage: bool) -> dict[int, Amount]:
     """{step: amount to score}: the full amount at the equal steps and the end, less in between."""
     if is_stage:  # stages do not generate images; an autoencoder reconstructs them
-        return {last: Amount(0, 0, study.captions, study.questions)}
+        return {last: Amount(0, 0, study.captions, study.questions, 0)}
     full = _full(study)
-    few = Amount(study.curve.prompts, 1, 0, min(study.curve.prompts, study.questions))
+    few = Amount(study.curve.prompts, 1, 0, min(study.curve.prompts, study.questions), 0)
     every = study.steps // study.curve.points
     points = dict.fromkeys(range(every, last + 1, every), few)
     return points | {study.steps: full, last: full}

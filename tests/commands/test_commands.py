@@ -320,7 +320,7 @@ def test_user_errors_print_one_line_and_no_traceback(workdir, tmp_path):
     old = tmp_path / 'old'
     shutil.copytree(workdir, old, ignore=shutil.ignore_patterns('.lock'))
     config = json.loads((old / 'config.json').read_text())
-    del config['sampling']['guidance_text']
+    del config['sampling']
     (old / 'config.json').write_text(json.dumps(config))
     assert 'another version' in command(
         'sample', f'--workdir={old}', '--prompt=x', code=exit_codes.USER_ERROR

@@ -74,6 +74,7 @@ def test_the_same_generator_gives_the_same_text():
 
 class Records:
     procedural = False
+    conversations = ()
 
     def __init__(self, *records):
         self._records = records

@@ -6,11 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from PIL import Image
 
-from rf_jax import benchmarks as command
 from rf_jax.evaluation import benchmarks
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.runtime.errors import UserError
@@ -90,13 +87,9 @@ class Colours:
         return found
 
 
-def run(monkeypatch, name, prompts, out, sampler, **more):
-    monkeypatch.setattr(command.Sampler, 'load', lambda *_: sampler)
-    given = {'workdir': '/runs/mine', 'name': name, 'prompts': str(prompts), 'out': str(out)}
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(['test'])
-    with flagsaver.flagsaver(**given | more):
-        command.main([])
+def run(name, prompts, out, sampler):
+    found = benchmarks.read(name, prompts)
+    benchmarks.generate(sampler, name, found, out, 'mine')
 
 
 def files(out):
@@ -113,10 +106,10 @@ def test_every_benchmark_is_covered():
 
 
 @pytest.mark.parametrize('name', MAKE)
-def test_images_are_where_the_scorer_looks(tmp_path, monkeypatch, name):
+def test_images_are_where_the_scorer_looks(tmp_path, name):
     prompts, expected = MAKE[name](tmp_path)
     out = tmp_path / 'out'
-    run(monkeypatch, name, prompts, out, Colours())
+    run(name, prompts, out, Colours())
     assert sorted(images(out)) == sorted(expected)
     for data in expected:
         image = Image.open(out / data)
@@ -132,24 +125,24 @@ def test_images_are_where_the_scorer_looks(tmp_path, monkeypatch, name):
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_images(tmp_path, monkeypatch, name):
     prompts, expected = MAKE[name](tmp_path)
     whole, out = Colours(), tmp_path / 'out'
-    run(monkeypatch, name, prompts, tmp_path / 'whole', whole)
-    monkeypatch.setattr(command, 'ROWS', 4 if benchmarks.BENCHMARKS[name].grid else 1)
+    run(name, prompts, tmp_path / 'whole', whole)
+    monkeypatch.setattr(benchmarks, 'ROWS', 4 if benchmarks.BENCHMARKS[name].grid else 1)
     with pytest.raises(KeyboardInterrupt):
-        run(monkeypatch, name, prompts, out, Colours(dies=min(1, len(expected) - 1)))
+        run(name, prompts, out, Colours(dies=min(1, len(expected) - 1)))
     assert len(images(out)) < len(expected)
     rest = Colours()
-    run(monkeypatch, name, prompts, out, rest)
+    run(name, prompts, out, rest)
     assert images(out) == images(tmp_path / 'whole')
     assert len(rest.asked) < len(whole.asked) or len(expected) == 1
-    run(monkeypatch, name, prompts, out, again := Colours())
+    run(name, prompts, out, again := Colours())
     assert not again.asked
 
 
-def test_genevals_own_loader_finds_everything(tmp_path, monkeypatch):
+def test_genevals_own_loader_finds_everything(tmp_path):
     """As evaluate_images.py walks the folder: digits only, one JSON object a file."""
     prompts, _ = geneval(tmp_path)
     out = tmp_path / 'out'
-    run(monkeypatch, 'geneval', prompts, out, Colours())
+    run('geneval', prompts, out, Colours())
     found = []
     for name in os.listdir(out):
         if not (out / name).is_dir() or not name.isdigit():
@@ -162,24 +155,24 @@ def test_genevals_own_loader_finds_everything(tmp_path, monkeypatch):
     assert len(found) == 8 and {tag for tag, _ in found} == {'single_object', 'two_object'}
 
 
-def test_geneval2_has_a_table_of_paths(tmp_path, monkeypatch):
+def test_geneval2_has_a_table_of_paths(tmp_path):
     prompts, _ = geneval2(tmp_path)
-    run(monkeypatch, 'geneval2', prompts, tmp_path / 'out', Colours())
+    run('geneval2', prompts, tmp_path / 'out', Colours())
     table = json.loads((tmp_path / 'out' / 'image_paths.json').read_text())
     assert list(table) == ['two cats'] and (tmp_path / 'out' / table['two cats']).exists()
 
 
-def test_the_same_text_twice_gives_different_images(tmp_path, monkeypatch):
+def test_the_same_text_twice_gives_different_images(tmp_path):
     (tmp_path / 'p.txt').write_text('a cat\na cat\n')
-    run(monkeypatch, 'folder', tmp_path / 'p.txt', tmp_path / 'out', Colours())
+    run('folder', tmp_path / 'p.txt', tmp_path / 'out', Colours())
     assert len(set(images(tmp_path / 'out').values())) == 8
 
 
-def test_seeds_differ_by_benchmark(tmp_path, monkeypatch):
+def test_seeds_differ_by_benchmark(tmp_path):
     jsonl(tmp_path / 'p.jsonl', GENEVAL)
     one, other = Colours(), Colours()
-    run(monkeypatch, 'geneval', tmp_path / 'p.jsonl', tmp_path / 'a', one)
-    run(monkeypatch, 'geneval2', tmp_path / 'p.jsonl', tmp_path / 'b', other)
+    run('geneval', tmp_path / 'p.jsonl', tmp_path / 'a', one)
+    run('geneval2', tmp_path / 'p.jsonl', tmp_path / 'b', other)
     assert {seed for seed, *_ in one.asked}.isdisjoint(seed for seed, *_ in other.asked)
 
 

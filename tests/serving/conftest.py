@@ -6,13 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip('starlette')
-uvicorn = pytest.importorskip('uvicorn')
-
 
 @pytest.fixture(scope='session')
 def serving():
     """(server, base URL): rows for four conversations, a body limit of 300 kB."""
+    import jax
+    import uvicorn
     from shrink import quick_compilation
     from tiny_sampler import make_sampler
 
@@ -24,6 +23,8 @@ def serving():
         sampler = make_sampler('ffn')
         sampler.config.data.tasks.conversation = 1.0
         sampler.config.data.capacity.update(text=64, vision=16, representation=20, vision_images=4)
+        # As a checkpoint is restored: committed to its device.
+        sampler.params = jax.device_put(sampler.params, jax.devices()[0])
         kernel, image = sampler.params['text_head']['kernel'], sampler.tokenizer.image
         sampler.params['text_head']['kernel'] = kernel.at[:, image].multiply(3.0)
         worker = Worker(sampler, rows=4, most_waiting=16)

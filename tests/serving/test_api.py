@@ -109,7 +109,7 @@ def test_an_image_of_the_assistant_stands_as_generated_when_it_comes_back(client
         {'role': 'user', 'content': 'flag'},
     ]
     known = ask(client, history).usage.prompt_tokens
-    serving.server.sent._images.clear()
+    serving.server.sent._tokens.clear()
     assert ask(client, history).usage.prompt_tokens == known - 5  # only read: no representation
 
 
@@ -124,6 +124,30 @@ def test_choices_stop_and_seeds(client):
     cut = ask(client, stop=stop, extra_body={'modalities': ['text']}).choices[0]
     assert cut.message.content == whole[: whole.index(stop)].strip()
     assert cut.finish_reason == 'stop'
+
+
+def test_a_stop_text_long_before_the_end(client):
+    """The rest of the answer is cancelled, and that is no error."""
+    more = {'max_tokens': 40, 'extra_body': {'modalities': ['text']}, 'temperature': 1.5}
+    for seed in range(40):
+        whole = ask(client, seed=seed, **more)
+        if whole.usage.completion_tokens > 30:
+            break
+    text = whole.choices[0].message.content
+    cut = ask(client, stop=[text[1]], seed=seed, **more)
+    assert cut.choices[0].message.content == text[: text.index(text[1])].strip()
+    assert cut.choices[0].finish_reason == 'stop'
+    assert len(ask(client, stop=[text[1]], n=3, seed=seed, **more).choices) == 3
+
+
+def test_a_reply_can_be_sent_back_as_it_came(client):
+    """Also with its images beside the text, and when it is empty."""
+    reply = drawn(client).choices[0].message.model_dump(exclude_none=True)
+    history = [{'role': 'user', 'content': 'draw'}, reply, {'role': 'user', 'content': 'flag'}]
+    assert ask(client, history).usage.prompt_tokens > 10
+    silent = {'role': 'assistant', 'content': ''}
+    history[1] = silent
+    assert ask(client, history).choices
 
 
 def test_images_from_prompts_and_edits(client):
@@ -173,13 +197,18 @@ WRONG = [
     (message([{'type': 'image_url', 'image_url': {'url': 'data:image/png;base64,AAAA'}}]), 'read'),
     (message([{'type': 'image_url', 'image_url': {}}]), 'the URL of an image is null'),
     (message([{'type': 'image', 'image': '/etc/passwd'}]), 'only data URLs'),
-    (message('a ' * 200), 'data.capacity.text=64'),
+    (message('a ' * 100), 'data.capacity.text=64'),
     (message('a') | {'temperature': 'hot'}, "temperature='hot' must be a number"),
     (message('a') | {'temperature': float('nan')}, 'temperature=nan'),
     (message('a') | {'temperature': -1}, 'temperature=-1'),
     (message('a') | {'top_p': 0}, 'top_p=0'),
     (message('a') | {'n': 10**9}, 'n=1000000000 must be an integer from 1 to 8'),
     (message('a') | {'n': True}, 'n=True'),
+    (message('a') | {'n': '9' * 5000}, 'n='),
+    (message('a') | {'max_tokens': 0}, 'max_tokens=0'),
+    (message('a') | {'\ud800': 1}, 'unrecognized'),
+    (message('a') | {'stop': ['a' * 10**5]}, 'of up to 200 characters'),
+    (message([{'type': 'text', 'text': 'a'}] * 5000), 'needs at least'),
     (message('a') | {'max_tokens': -5}, 'max_tokens=-5'),
     (message('a') | {'seed': 1.5}, 'seed=1.5'),
     (message('a') | {'stop': ['']}, 'stop must be'),
@@ -292,21 +321,27 @@ def test_many_clients_at_once_get_what_each_gets_alone(client, serving):
     assert compilations(serving) == before, 'something was compiled after the warm-up'
 
 
-def test_a_client_that_goes_frees_its_row(serving):
-    body = json.dumps(message('flag') | {'stream': True, 'temperature': 1.0, 'n': 4}).encode()
+@pytest.mark.parametrize('stream', [True, False])
+def test_a_client_that_goes_frees_its_row(serving, stream):
+    more = {'stream': stream, 'temperature': 1.0, 'n': 4}
+    body = json.dumps(message('flag') | more).encode()
     host, port = serving.url.removeprefix('http://').split(':')
+    worker = serving.server.worker
     for _ in range(3):
         with socket.create_connection((host, int(port))) as raw:
             raw.sendall(
                 b'POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: '
                 + str(len(body)).encode() + b'\r\n\r\n' + body
             )  # fmt: skip
-            raw.recv(100)
-    worker = serving.server.worker
-    deadline = time.monotonic() + 30
-    while (worker.running or worker.waiting) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not worker.running and not worker.waiting
+            until(lambda: worker.running or worker.waiting)
+    until(lambda: not worker.running and not worker.waiting)
+
+
+def until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_too_many_wait(client, serving):

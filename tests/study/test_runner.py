@@ -31,7 +31,9 @@ def test_cheaper_arms_train_on_to_equal_flops(finished):
     for name in ('half', 'whole'):
         score = scores(workdir)[f'{name}-s0/scores/{8 if name == "half" else 4:08d}.json']
         spent[name] = score['step'] * score['flops_per_step']
-        assert score['amount'] == {'prompts': 3, 'images': 2, 'captions': 0, 'questions': 5}
+        assert score['amount'] == {
+            'prompts': 3, 'images': 2, 'captions': 0, 'questions': 5, 'conversations': 0,
+        }  # fmt: skip
     assert spent['half'] == pytest.approx(spent['whole'])
 
 

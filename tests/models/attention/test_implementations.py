@@ -153,7 +153,7 @@ def long_row():
             row.add(spans)
         except ValueError:
             break
-    assert row.samples > 25
+    assert row.examples > 25
     return {name: row.arrays[name][None] for name in masks.FIELDS}
 
 
