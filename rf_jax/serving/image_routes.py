@@ -102,4 +102,5 @@ async def _form(server: Server, request: Request) -> tuple[dict, list[bytes]]:
             files.append(await value.read())
         else:
             raise invalid(name, f'the file {name!r} is not supported', 'unsupported_parameter')
+    await form.close()
     return fields, files
