@@ -19,6 +19,11 @@ def make_sampler(split: str = 'ffn') -> Sampler:
     config.model.backbone.split = split
     tokenizer = Tokenizer.train(WORDS * 3, 384)
     model = unified.build(config, tokenizer.size)
+    return Sampler(config, model, noisy_params(model, 0.15), tokenizer)
+
+
+def noisy_params(model: unified.Unified, noise: float):
+    """Parameters off the initial point, where images are zero and most scales are one."""
     example = example_row(model.channels)
     z = jnp.zeros((1, 4, model.channels))
 
@@ -26,8 +31,7 @@ def make_sampler(split: str = 'ffn') -> Sampler:
         params = model.init(key, example, example['input_group'], z, jnp.zeros((1, 4)))['params']
         leaves, structure = jax.tree.flatten(params)
         keys = jax.random.split(key, len(leaves))
-        # Off the initial point, where images are zero and most scales are one.
-        noisy = [x + 0.15 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
+        noisy = [x + noise * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
         return jax.tree.unflatten(structure, noisy)
 
-    return Sampler(config, model, jax.jit(new)(jax.random.key(0)), tokenizer)
+    return jax.jit(new)(jax.random.key(0))

@@ -95,6 +95,8 @@ def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
         return mesh_utils.create_hybrid_device_mesh(
             within, across, devices, allow_split_physical_axes=True
         )
+    # All of what mesh_utils raises where a torus cannot be split as asked; NotImplementedError is
+    # JAX's word for a logical axis that no set of physical axes makes.
     except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
         shown = ', '.join(f'mesh.{axis}={size}' for axis, size in zip(AXES, shape) if size > 1)
         raise UserError(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from shrink import shrink
+from tiny_sampler import noisy_params
 
 from configs import base
 from rf_jax.data import conversation, layout
@@ -14,7 +15,6 @@ from rf_jax.data.conversation import Dropped
 from rf_jax.data.messages import assistant, user
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.models import unified
-from rf_jax.training.state import example_row
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
@@ -31,16 +31,7 @@ def built():
     config.model.representation.codebook_size = 64
     tokenizer = Tokenizer.train(WORDS * 3, 384)
     model = unified.build(config, tokenizer.size)
-    example, z = example_row(model.channels), jnp.zeros((1, 4, model.channels))
-
-    def new(key):
-        params = model.init(key, example, example['input_group'], z, jnp.zeros((1, 4)))['params']
-        leaves, structure = jax.tree.flatten(params)
-        keys = jax.random.split(key, len(leaves))
-        noisy = [x + 0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
-        return jax.tree.unflatten(structure, noisy)
-
-    return model, jax.jit(new)(jax.random.key(0)), tokenizer
+    return model, noisy_params(model, 0.3), tokenizer
 
 
 def random_conversation(rng, images):
