@@ -9,14 +9,13 @@ depends on (seed, benchmark, prompt, number of the image).
 
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 
-from rf_jax.evaluation import benchmarks
+from rf_jax.evaluation import benchmarks, scoring
 from rf_jax.evaluation.benchmarks import BENCHMARKS
 from rf_jax.generation import inputs
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import cli, workdir
-from rf_jax.runtime.errors import UserError
 
 _WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
 _NAME = flags.DEFINE_enum('name', None, list(BENCHMARKS), 'Benchmark; folder: one prompt per line.')
@@ -37,19 +36,13 @@ def main(argv):
     model = _MODEL.value or Path(_WORKDIR.value).absolute().name
     workdir.check_writable(out, flag='out')
     sampler = Sampler.load(_WORKDIR.value, _STEP.value)
-    benchmarks.generate(sampler, _NAME.value, prompts, out, model, _SEED.value, _size(sampler))
+    if not scoring.generates(sampler.config):
+        logging.warning('This run did not train generation: its images mean nothing')
+    size = inputs.parsed_size(_SIZE.value) if _SIZE.value else None
+    if size:
+        inputs.check_size(sampler.config, *size)
+    benchmarks.generate(sampler, _NAME.value, prompts, out, model, _SEED.value, size)
     print(f'{len(prompts)} prompts: all images are in {out}')
-
-
-def _size(sampler: Sampler) -> tuple[int, int] | None:
-    if not _SIZE.value:
-        return None
-    try:
-        height, width = map(int, _SIZE.value.split('x'))
-    except ValueError:
-        raise UserError(f'--size={_SIZE.value}: expected HEIGHTxWIDTH, such as 512x512') from None
-    inputs.check_size(sampler.config, height, width)
-    return height, width
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ from absl import flags, logging
 
 from rf_jax.data import image_ops, png, text_files
 from rf_jax.evaluation import scoring
+from rf_jax.generation import inputs
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import cli, workdir
@@ -75,7 +76,7 @@ def main(argv):
     generated = sampler.generate(
         [prompt for prompt in prompts for _ in range(_NUMBER.value)],
         _SEED.value,
-        _size(),
+        inputs.parsed_size(_SIZE.value) if _SIZE.value else None,
         number=[*range(_NUMBER.value)] * len(prompts),
         **changes,
     )
@@ -114,15 +115,6 @@ def _prompts() -> list[str]:
     if not prompts:
         raise UserError("no prompt: give --prompt='red apple' or --prompts=file")
     return prompts
-
-
-def _size() -> tuple[int, int] | None:
-    if not _SIZE.value:
-        return None
-    match = re.fullmatch(r'(\d+)x(\d+)', _SIZE.value)
-    if not match:
-        raise UserError(f'--size={_SIZE.value}: expected HEIGHTxWIDTH, for example 64x96')
-    return int(match[1]), int(match[2])
 
 
 def _stem(prompt: str, index: int, number: int) -> str:

@@ -4,7 +4,6 @@ The interface is that of OpenAI's API: /v1/chat/completions, /v1/images/generati
 /v1/images/edits. http://127.0.0.1:8000/ is a page to try it. Needs `pip install -e '.[serve]'`.
 """
 
-import re
 import socket
 from pathlib import Path
 
@@ -25,9 +24,9 @@ _PORT = flags.DEFINE_integer('port', 8000, 'Port; 0: any that is free.', 0, 6553
 _KEY = flags.DEFINE_string('api_key', '', 'Key that clients must send; none by default.')
 _NAME = flags.DEFINE_string('model', '', 'Name of the model; that of the workdir by default.')
 _ROWS = flags.DEFINE_integer('rows', 32, 'Conversations answered at once.', 1, 1024)
-_WAITING = flags.DEFINE_integer('waiting', 256, 'Most requests in line.', 1)
+_WAITING = flags.DEFINE_integer('waiting', 256, 'Most answers and images in line.', 8)
 _SIZE = flags.DEFINE_multi_string(
-    'size', [], 'WIDTHxHEIGHT of images that can be generated; several times for several.'
+    'size', [], 'HEIGHTxWIDTH of images that can be generated; several times for several.'
 )
 _BODY = flags.DEFINE_integer('max_body', 20_000_000, 'Bytes of a request.', 1)
 _PIXELS = flags.DEFINE_integer('max_pixels', 16_000_000, 'Pixels of an image in a request.', 1)
@@ -83,13 +82,9 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _sizes(sampler: Sampler) -> list[tuple[int, int]]:
     """(height, width) of the flags, checked; a square of the largest training size without any."""
-    found = []
-    for text in _SIZE.value:
-        match = re.fullmatch(r'(\d+)x(\d+)', text)
-        if not match:
-            raise UserError(f'--size={text}: expected WIDTHxHEIGHT, such as 64x64')
-        found.append((int(match[2]), int(match[1])))
-        inputs.check_size(sampler.config, *found[-1])
+    found = [inputs.parsed_size(text) for text in _SIZE.value]
+    for size in found:
+        inputs.check_size(sampler.config, *size)
     return found or [inputs.largest_square(sampler.config)]
 
 

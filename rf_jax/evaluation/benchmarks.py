@@ -1,4 +1,4 @@
-"""Images for benchmarks that others score: how each reads its prompts and names its images."""
+"""Images for public benchmarks: where each has its prompts, and where its scorer looks."""
 
 import csv
 import io
@@ -57,13 +57,12 @@ class Benchmark:
 
 def _lines(path: Path) -> list[Prompt]:
     """A text file with one prompt per line."""
-    lines = [line.strip() for line in text_files.read(path).splitlines()]
-    return [Prompt(f'{i:05d}', line) for i, line in enumerate(filter(None, lines))]
+    return [Prompt(f'{i:05d}', line.strip()) for i, line in enumerate(text_files.lines(path))]
 
 
 def _jsonl(path: Path) -> list[Prompt]:
     """One object with a "prompt" per line: GenEval and GenEval 2."""
-    lines = [line for line in text_files.read(path).splitlines() if line.strip()]
+    lines = text_files.lines(path)
     return [Prompt(f'{i:05d}', json.loads(line)['prompt'], line) for i, line in enumerate(lines)]
 
 
@@ -89,19 +88,25 @@ def _table(path: Path) -> Iterator[dict[str, str]]:
 
 def _oneig(path: Path) -> list[Prompt]:
     """A CSV with category, id and prompt_en, or prompt_cn."""
-    return [
-        Prompt(f'{_ONEIG[row["category"]]}/{row["id"]}', row.get('prompt_en') or row['prompt_cn'])
-        for row in _table(path)
-    ]
+    found = []
+    for row in _table(path):
+        folder = _ONEIG.get(row['category'])
+        if folder is None:
+            raise ValueError(f'unknown category {row["category"]!r}')
+        found.append(Prompt(f'{folder}/{row["id"]}', row.get('prompt_en') or row['prompt_cn']))
+    return found
 
 
 def _unigenbench(path: Path) -> list[Prompt]:
     """A CSV with index and a column of prompts."""
     names = 'prompt', 'prompt_en', 'prompt_zh'
-    return [
-        Prompt(row['index'], next(row[name] for name in names if row.get(name)))
-        for row in _table(path)
-    ]
+    found = []
+    for row in _table(path):
+        text = next((row[name] for name in names if row.get(name)), '')
+        if not text:
+            raise ValueError(f'no prompt in one of the columns {", ".join(names)}')
+        found.append(Prompt(row['index'], text))
+    return found
 
 
 def _oneig_path(prompt: Prompt, number: int, model: str) -> str:
@@ -136,11 +141,13 @@ def read(name: str, path: Path) -> list[Prompt]:
         found = BENCHMARKS[name].read(path)
     except OSError as error:
         raise UserError(f'--prompts={path} cannot be read: {error.strerror or error}') from None
-    except (KeyError, ValueError, TypeError, StopIteration) as error:
+    except (KeyError, ValueError, TypeError) as error:
         what = f'{error} is missing' if isinstance(error, KeyError) else error
         raise UserError(f'--prompts={path} is not the prompts of {name}: {what}') from None
     if not found:
         raise UserError(f'--prompts={path} has no prompts')
+    if len({prompt.id for prompt in found}) < len(found):
+        raise UserError(f'--prompts={path}: two prompts have the same id')
     safe = re.compile(r'(?!.*\.\.)[\w.-]+(/[\w.-]+)?')
     if bad := [prompt.id for prompt in found if not safe.fullmatch(prompt.id)]:
         raise UserError(f'--prompts={path}: {bad[0]!r} cannot be the name of a file')
@@ -158,10 +165,13 @@ def generate(
 ) -> None:
     """Writes the images that are missing in `out`, by a `Sampler`; `model` names it in paths.
 
-    The randomness of an image depends on (seed, benchmark, prompt, number). Raises UserError if an
-    image is missing at the end.
+    The randomness of an image depends on (seed, benchmark, prompt, number). OUT.json, beside the
+    folder, says what the images are of. Raises UserError if it says something else, and if an image
+    is missing at the end.
     """
     benchmark = BENCHMARKS[name]
+    _same_origin(out, {'benchmark': name, 'model': model, 'checkpoint': sampler.step,
+                       'seed': seed, 'size': size and list(size)})  # fmt: skip
     for path, text in benchmark.beside(prompts, model).items():
         replace(out / path, text.encode())
     todo = missing(benchmark, prompts, out, model)
@@ -182,13 +192,30 @@ def generate(
             own = [image.image for image in images[at * each : (at + 1) * each]]
             write(out / benchmark.path(prompts[i], n, model), own)
         done = start + len(chunk)
-        left = (time.monotonic() - began) / done * (len(todo) - done)
-        logging.info('%d of %d files | ETA %d:%02d', done, len(todo), left // 60, left % 60)
-    left = missing(benchmark, prompts, out, model)
-    require(not left, f'{len(left)} images are missing in {out}: run the same command again')
+        seconds = (time.monotonic() - began) / done * (len(todo) - done)
+        logging.info('%d of %d files | ETA %d:%02d', done, len(todo), seconds // 60, seconds % 60)
+    absent = missing(benchmark, prompts, out, model)
+    require(not absent, f'{len(absent)} images are missing in {out}: run the same command again')
 
 
-def missing(benchmark: Benchmark, prompts: Sequence[Prompt], out: Path, model: str):
+def _same_origin(out: Path, origin: dict) -> None:
+    """Images of one folder are of one model. Raises UserError."""
+    path = out.with_name(f'{out.name}.json')
+    if not path.exists():
+        replace(path, json.dumps(origin).encode())
+    before = json.loads(path.read_text())
+    changed = [name for name, value in origin.items() if before.get(name) != value]
+    if changed:
+        was, now = before.get(changed[0]), origin[changed[0]]
+        raise UserError(
+            f'--out={out} has images with {changed[0]}={was!r}, and these would have {now!r}: give '
+            'another folder'
+        )
+
+
+def missing(
+    benchmark: Benchmark, prompts: Sequence[Prompt], out: Path, model: str
+) -> list[tuple[int, int]]:
     """[(index of the prompt, number of the file)] of the files that do not exist."""
     return [
         (i, number)

@@ -1,5 +1,6 @@
 """Prompts, questions and images as rows of `data.layout`, one example a row."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,14 @@ def largest_square(config: ConfigDict) -> tuple[int, int]:
     return (max(entry[0] for entry in config.data.sizes),) * 2
 
 
+def parsed_size(text: str) -> tuple[int, int]:
+    """(height, width) of a flag HEIGHTxWIDTH. Raises UserError."""
+    match = re.fullmatch(r'(\d+)x(\d+)', text)
+    if not match:
+        raise UserError(f'--size={text}: expected HEIGHTxWIDTH, for example 64x96')
+    return int(match[1]), int(match[2])
+
+
 def check_size(config: ConfigDict, height: int, width: int) -> None:
     """Raises UserError if the model cannot generate images of that size."""
     pool, patch = spans.pool_of(config), config.data.patch_size
@@ -80,8 +89,8 @@ def generation_rows(
     """The rows of the requests for each guidance branch.
 
     `channels`: C, values of a patch; `text`: tokens of the text stream, 0 for as many as needed.
-    Gives {(context, representation kept): batch} for all four
-    with ALL and NONE.
+    Gives {(context, representation kept): batch} for the contexts ALL and NONE, each with and
+    without the representation.
     """
     data, pool = config.data, spans.pool_of(config)
     prompts = [

@@ -95,26 +95,32 @@ class Worker:
             if self._closed or not self.alive:
                 raise ApiError(503, 'the model is not running')
             if self.waiting + len(jobs) > self.most_waiting:
-                raise ApiError(429, f'{self.waiting} requests wait already: try again later')
+                raise ApiError(
+                    429, f'{self.waiting} answers and images wait already: try again later'
+                )
             for job in jobs:
                 (self._waiting if isinstance(job, Talk) else self._drawings).append(job)
             self._wake.notify()
 
     def _work(self) -> None:
-        while True:
+        try:
+            while self._wait():
+                try:
+                    self._turn()
+                except Exception:
+                    logging.exception('The model failed; all requests get an error')
+                    self._fail(ApiError(500, 'the model failed to answer this request'))
+        finally:  # also where starting anew fails
             with self._wake:
-                while not (self._closed or self.waiting or self.running):
-                    self._wake.wait()
-                if self._closed:
-                    break
-            try:
-                self._turn()
-            except Exception:
-                logging.exception(
-                    'The model failed; all requests that it was answering get an error'
-                )
-                self._fail(ApiError(500, 'the model failed to answer this request'))
-        self._fail(ApiError(503, 'the server is shutting down'))
+                self._closed = True
+            self._fail(ApiError(503, 'the server is shutting down'))
+
+    def _wait(self) -> bool:
+        """Waits for work; False if the worker is to end."""
+        with self._wake:
+            while not (self._closed or self.waiting or self.running):
+                self._wake.wait()
+            return not self._closed
 
     def _turn(self) -> None:
         """One step of everything."""
@@ -235,18 +241,19 @@ class Worker:
                     self._images([request] * count)
                     done += 1
                 if chats:
-                    self._warm_up_images(size, count)
-                    done += 1
+                    done += self._warm_up_images(size, count)
         return done
 
-    def _warm_up_images(self, size: tuple[int, int], count: int) -> None:
+    def _warm_up_images(self, size: tuple[int, int], count: int) -> int:
         options, programs = self.sampler.options(), self.engine.programs
-        for chosen in {options, options.without_images()}:
+        kinds = {options, options.without_images()}
+        for chosen in kinds:
             rows = [self.sampler.chat_row() for _ in range(count)]
             rows[0].check_image(size)
             chat_images.generate(
                 *(programs, self.sampler.params, rows, [0] * count, size, chosen, self.rows)
             )
+        return len(kinds)
 
 
 def _late() -> ApiError:

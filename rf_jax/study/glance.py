@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from rf_jax.data import image_ops, source_list
+from rf_jax.evaluation import retrieval
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.generation.sampler import Sampler
@@ -54,7 +55,9 @@ def write(rf: str, pixels: str, prompts: Sequence[str], seed: int, out: Path) ->
     inspector = Inspector.load(rf)
     config = inspector.sampler.config.data
     sources = source_list.build(config.sources, config.max_pixels)
-    training = [sources[0].image(i) for i in range(min(EXAMPLES, len(sources[0])))]
+    shown = next(source for source in sources if source_list.with_image(source))
+    numbers = source_list.with_image(shown)
+    training = [*retrieval.readable(shown, numbers, EXAMPLES).values()]
     generated = inspector.sampler.generate(prompts, seed)
     without = Sampler.load(pixels).generate(prompts, seed)
     Image.fromarray(sheet(inspector, generated, without, training)).save(out)

@@ -150,7 +150,7 @@ def test_serve_refuses_what_it_cannot_do(workdir):
         for argument, said in (
             (f'--port={taken.getsockname()[1]}', 'Address already in use'),
             ('--host=no.such.host.invalid', '--host=no.such.host.invalid'),
-            ('--size=large', 'expected WIDTHxHEIGHT'),
+            ('--size=large', 'expected HEIGHTxWIDTH'),
             ('--size=7x7', 'both sides must be multiples'),
         ):
             output = command('serve', f'--workdir={workdir}', argument, code=exit_codes.USER_ERROR)

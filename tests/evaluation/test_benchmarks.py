@@ -70,8 +70,8 @@ MAKE = {f.__name__: f for f in (geneval, dpg, wise, geneval2, oneig, unigenbench
 class Colours:
     """Images whose colour is their (seed, prompt, number); `dies`: after so many calls."""
 
-    def __init__(self, dies=10**9):
-        self.asked, self.dies = [], dies
+    def __init__(self, dies=10**9, step=100):
+        self.asked, self.dies, self.step = [], dies, step
 
     def generate(self, prompts, seed, size, number):
         if not self.dies:
@@ -162,6 +162,20 @@ def test_geneval2_has_a_table_of_paths(tmp_path):
     assert list(table) == ['two cats'] and (tmp_path / 'out' / table['two cats']).exists()
 
 
+def test_a_folder_has_images_of_one_checkpoint(tmp_path):
+    prompts, _ = folder(tmp_path)
+    run('folder', prompts, tmp_path / 'out', Colours())
+    with pytest.raises(UserError, match='images with checkpoint=100, and these would have 200'):
+        run('folder', prompts, tmp_path / 'out', Colours(step=200))
+
+
+def test_lines_are_those_of_the_file(tmp_path):
+    """Not those of str.splitlines."""
+    (tmp_path / 'p.txt').write_text('a\u2028cat\n\na\x85dog\n')
+    found = benchmarks.read('folder', tmp_path / 'p.txt')
+    assert [prompt.text for prompt in found] == ['a\u2028cat', 'a\x85dog']
+
+
 def test_the_same_text_twice_gives_different_images(tmp_path):
     (tmp_path / 'p.txt').write_text('a cat\na cat\n')
     run('folder', tmp_path / 'p.txt', tmp_path / 'out', Colours())
@@ -184,6 +198,9 @@ def test_seeds_differ_by_benchmark(tmp_path):
         ('geneval', '', 'has no prompts'),
         ('wise', '{"a": 1}', 'is not the prompts of wise'),
         ('oneig', 'a,b\n1,2\n', "'category' is missing"),
+        ('oneig', 'category,id,prompt_en\nFoo,1,a\n', "unknown category 'Foo'"),
+        ('unigenbench', 'index,text\n1,a\n', 'no prompt in one of the columns'),
+        ('unigenbench', 'index,prompt\n1,a\n1,b\n', 'two prompts have the same id'),
         ('dpg', 'text', 'expected the folder of prompts'),
         ('unigenbench', 'index,prompt\n../x,a\n', "'../x' cannot be the name of a file"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope='session')
 def serving():
-    """(server, base URL): rows for four conversations, a body limit of 300 kB."""
+    """`server`, and the `url` of it: rows for four conversations, a body limit of 300 kB."""
     import jax
     import uvicorn
     from shrink import quick_compilation

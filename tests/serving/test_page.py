@@ -1,11 +1,11 @@
 """The page in a real browser, where there is one."""
 
 import shutil
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
+from waiting import until
 
 webdriver = pytest.importorskip('selenium.webdriver')
 
@@ -38,13 +38,6 @@ def page(browser, serving):
     yield browser
     problems = [each for each in browser.get_log('browser') if 'favicon' not in each['message']]
     assert not [each for each in problems if 'status of 400' not in each['message']], problems
-
-
-def until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, 'nothing came in time'
-        time.sleep(0.05)
 
 
 def say(page, text):
