@@ -24,6 +24,7 @@ def get_config(start: str = 'pixel_rf'):
     data.capacity.update(
         text=96, vision=27, representation=20, pixels=72, vision_images=3, pixel_images=2
     )
+    data.max_text_tokens = 96  # a turn of the user has half of it: long descriptions are 48
     data.tasks.update(text_to_image=0.2, image_to_text=0.2, conversation=1.0)
     if start == 'pixel_rf':  # which has all parameters, and an average to continue
         config.initialise_new = config.initialise_as = ()
