@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.paper import joint
+from configs import paper
 from rf_jax.models.attention import masks, select
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def arrays_within(jaxpr):
 
 @pytest.mark.parametrize('name', ['auto', 'blockwise', 'triton', 'reference'])
 def test_attention_on_rows_of_16k_materialises_no_full_mask_on_a_gpu(name):
-    length, config = 16_384, joint.get_config('0.6B')
+    length, config = 16_384, paper.get_config('joint/0.6B')
     segment = gpu_attention.segments(length)
     if name == 'triton':
         product = partial(gpu_attention._run_packed, gpu_kernels.triton, segment)
