@@ -17,11 +17,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from rf_jax.runtime import checkpoint_files, exit_codes, orbax_log, paths
+from rf_jax.runtime import checkpoint_files, exit_codes, paths
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import check_writable
 
-orbax_log.quiet()
+checkpoint_files.quiet_orbax()
 
 
 class Checkpoints:

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from rf_jax.runtime import distributed, environment, exit_codes, paths, renamed_fields, stdio
+from rf_jax.runtime import distributed, environment, exit_codes, paths, renamed_fields
 from rf_jax.runtime.errors import UserError
 
 # Dashes that word processors and chats substitute for hyphens.
@@ -57,7 +57,7 @@ def run(
       multiprocess: the command may run as one of several processes (runtime/distributed.py).
       config: default of --config.
     """
-    stdio.prepare()
+    environment.make_output_robust()
     environment.prepare()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored in a shell's background jobs

@@ -58,19 +58,19 @@ def test_paper_configs_average_as_many_steps_as_the_paper_from_soon_after_the_st
 def test_new_parameters_of_the_joint_stage_average_as_many_steps_as_the_paper(steps):
     own = weights(['joint'], steps, new=True)
     # The paper's average over these steps alone, without the random initial weights.
-    paper = 0.9999 ** np.arange(steps)[::-1]
-    paper /= paper.sum()
-    assert effective(own) > 0.95 * effective(paper)
+    theirs = 0.9999 ** np.arange(steps)[::-1]
+    theirs /= theirs.sum()
+    assert effective(own) > 0.95 * effective(theirs)
     assert own[0] < 1.5 / steps, 'random weights count for no more than one step'
     ages = np.arange(steps + 1)[::-1]
-    assert ages @ own > 0.95 * (ages[1:] @ paper)
+    assert ages @ own > 0.95 * (ages[1:] @ theirs)
 
 
 @pytest.mark.parametrize('steps', [1000, 10_000])
 def test_a_stage_continues_the_average_of_the_previous_one(steps):
     chain = weights(['alignment', 'joint', 'continued'], steps)
-    paper = 0.9999 ** np.arange(len(chain))[::-1]
-    assert effective(chain) > 0.95 * effective(paper / paper.sum())
+    theirs = 0.9999 ** np.arange(len(chain))[::-1]
+    assert effective(chain) > 0.95 * effective(theirs / theirs.sum())
     newest = chain[-steps:].sum()
     assert newest == pytest.approx(1 - 0.9999**steps, rel=1e-3), 'no reset at the start of a stage'
 
