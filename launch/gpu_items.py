@@ -2,17 +2,25 @@
 
 Prints one JSON line per result, with the COLUMNS of gpu_trial.py as keys. Items:
 machine · train SIZE [tokens=N per row] [attention=implementation] · sample SIZE ·
-attention IMPLEMENTATION (rows with images) · packed KERNEL of gpu_kernels.py (rows of text).
+attention IMPLEMENTATION (rows with images) · packed KERNEL of gpu_measure.py (rows of text).
 """
 
 import json
 import sys
 from functools import partial
 
-import gpu_attention
 import jax
 import numpy as np
-from gpu_measure import counted_memory, gigabytes, report, seconds, share, summary
+from gpu_measure import (
+    counted_memory,
+    gigabytes,
+    implementation,
+    packed,
+    report,
+    seconds,
+    share,
+    summary,
+)
 
 from configs import paper
 from rf_jax.data import layout, spans, typical_row
@@ -177,9 +185,9 @@ def main(item: str, tiny: bool) -> None:
         size, *options = rest.split()
         train(tiny, size, **dict(option.split('=') for option in options))
     elif kind == 'attention':
-        gpu_attention.implementation(tiny, rest, config_of)
+        implementation(tiny, rest, config_of)
     else:
-        {'sample': sample, 'packed': gpu_attention.packed}[kind](tiny, rest)
+        {'sample': sample, 'packed': packed}[kind](tiny, rest)
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@
 `python tests/topologies.py` asks libtpu and writes tests/topologies.json: for each topology and
 number of slices the columns of its devices, in libtpu's order. Coordinates are one base-36 digit
 each; the other columns are run-length encoded, [value, count]. It then prints the table of
-docs/topologies.md.
+docs/scaling.md.
 """
 
 import dataclasses

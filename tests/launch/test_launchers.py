@@ -199,7 +199,7 @@ def test_gke_yaml_restarts_according_to_the_exit_code():
 def test_local_sh_returns_the_most_informative_code(tmp_path, codes, expected):
     script = f'codes=({" ".join(map(str, codes))}); exit ${{codes[$RF_JAX_PROCESS]}}'
     done = subprocess.run(
-        [LAUNCH / 'local.sh', str(len(codes)), 'bash', '-c', script],
+        [LAUNCH / 'local.py', str(len(codes)), 'bash', '-c', script],
         env=os.environ | {'RF_JAX_LOGS': str(tmp_path)},
         capture_output=True,
         timeout=60,
