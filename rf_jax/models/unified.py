@@ -10,9 +10,8 @@ from ml_collections import ConfigDict
 
 from rf_jax.data.batch import Batch
 from rf_jax.models import representation, spaces, transformer
-from rf_jax.models.attention import select
+from rf_jax.models.attention import Attention, select
 from rf_jax.models.attention.masks import FIELDS
-from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.attention.sharded import ShardedAttention
 from rf_jax.models.denoiser import PatchIn, PatchOut
 from rf_jax.models.layers import REMAT, Head, Logits, Table

@@ -1,5 +1,5 @@
 """What stands between a prompt and its pixels, one file per kind: `forcing` (the paper's), and what
-the paper compares it with, `continuous`, `alignment` and `none`.
+the paper compares it with, `continuous` and `alignment`; `none` has the defaults of all kinds.
 
 `kind.py` is the protocol; `of` finds the kind of a config, including one from outside this package;
 docs/adding_a_kind.md adds one. `features.py` holds what kinds share of the encoder's features.
@@ -9,15 +9,15 @@ import importlib
 
 from ml_collections import ConfigDict
 
-from rf_jax.models.representation import alignment, continuous, forcing, none
-from rf_jax.models.representation.kind import Kind
+from rf_jax.models.representation import alignment, continuous, forcing
+from rf_jax.models.representation.kind import Kind, NoRepresentation
 from rf_jax.runtime.errors import UserError, choose, require
 
 KINDS: dict[str, Kind] = {
     'forcing': forcing.KIND,
     'continuous': continuous.KIND,
     'alignment': alignment.KIND,
-    'none': none.KIND,
+    'none': NoRepresentation(),
 }
 _FIELD = 'model.representation.kind'
 

@@ -181,3 +181,7 @@ def learned_position(model: ConfigDict, cells: jax.Array) -> jax.Array:
     cell = jnp.clip(cells, 0, side - 1)
     place = Table(side**2, width, name='place')(cell[..., 0] * side + cell[..., 1])
     return jnp.where(cells[..., :1] >= 0, place, 0.0)
+
+
+class NoRepresentation(Kind):
+    """Pixels follow the prompt at once, the paper's plain-pixel baseline: the defaults of `Kind`."""
