@@ -22,7 +22,7 @@ from pathlib import Path
 # Seconds that the other processes get to exit once one has failed. They need 5 to 30, but if one
 # dies before all have connected, they would wait for it for minutes.
 GRACE = 45.0
-USER_ERROR, INTERRUPTED, AFTER_PROGRESS = 64, 75, 76  # rf_jax/runtime/exit_codes.py
+USER_ERROR, INTERRUPTED, AFTER_PROGRESS = 64, 75, 76  # rf_jax/runtime/errors.py
 
 
 def free_port() -> int:

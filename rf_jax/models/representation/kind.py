@@ -184,4 +184,4 @@ def learned_position(model: ConfigDict, cells: jax.Array) -> jax.Array:
 
 
 class NoRepresentation(Kind):
-    """Pixels follow the prompt at once, the paper's plain-pixel baseline: what `Kind` defaults to."""
+    """Pixels follow the prompt at once, the paper's plain-pixel baseline: only defaults."""
