@@ -1,4 +1,6 @@
-"""Text for an image: prompts to generate it from, questions about it, and the corpus of both."""
+"""Text for an image: prompts to generate it from, questions about it, the corpus of both,
+and captions that are longer than a run can learn or generate.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,6 +20,9 @@ _PROMPT_TAGS = 3  # most tags in a prompt
 _ANSWER_TAGS = 4  # most tags in an answer
 _CORPUS_RECORDS = 200_000  # most records that a source contributes to the corpus
 _CORPUS_PROCEDURAL = 2_000  # the same for a procedural source, whose words soon repeat
+_CHECKED = 2_000  # most records per source whose captions are checked
+# Special tokens beside the text: begin and end of a prompt; an answer also has <answer>.
+_OF_A_PROMPT, _OF_AN_ANSWER = 2, 3
 
 
 def prompt(record: Record, rng: np.random.Generator, label_probability: float) -> str:
@@ -85,12 +90,6 @@ def _generic_questions(record: Record, label: str) -> tuple[tuple[str, str], ...
 
 def _choice(choices, rng: np.random.Generator):
     return choices[int(rng.integers(len(choices)))]
-
-
-_CHECKED = 2_000  # most records per source whose captions are checked
-
-# Special tokens beside the text: begin and end of a prompt; an answer also has <answer>.
-_OF_A_PROMPT, _OF_AN_ANSWER = 2, 3
 
 
 def longest_answer(config) -> int:

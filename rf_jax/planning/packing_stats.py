@@ -22,6 +22,8 @@ from rf_jax.data.spans import pool_of
 from rf_jax.runtime.errors import require
 from rf_jax.runtime.rng import fold
 
+_QUESTION = (5.0, 0.25)  # tokens of a question: median, spread of its logarithm
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -109,9 +111,6 @@ def flags(capacity: np.ndarray) -> list[str]:
     return [
         f'  --config.data.capacity.{name}={value}' for name, value in zip(layout.SIZES, capacity)
     ]
-
-
-_QUESTION = (5.0, 0.25)  # tokens of a question: median, spread of its logarithm
 
 
 class SyntheticSizes:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from absl import logging
 
+GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # `| head -1` has exited; the terminal was closed
 _HUGE_PAGES = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 # glibc malloc: one heap, also for large blocks, which never returns memory to the kernel.
 _KEEP_MEMORY = {'arena_max': 1, 'mmap_max': 0, 'trim_threshold': 2**40}
@@ -93,9 +94,6 @@ def prepare() -> None:
     if wanted or too_late or ascii_only:
         sys.stdout.flush()
         os.execv(sys.executable, sys.orig_argv)
-
-
-GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # `| head -1` has exited; the terminal was closed
 
 
 class _Pipe(io.FileIO):

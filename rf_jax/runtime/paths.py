@@ -11,6 +11,11 @@ from rf_jax.runtime.errors import UserError
 
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')  # pathlib reduces gs://bucket to one slash
 _PACKAGED = Path(__file__).parents[2]  # parent of rf_jax/ and configs/, installed or cloned
+_MARKS = {
+    codecs.BOM_UTF8: 'utf-8',
+    codecs.BOM_UTF16_LE: 'utf-16-le',
+    codecs.BOM_UTF16_BE: 'utf-16-be',
+}
 
 
 def local(path: str | os.PathLike, field: str) -> Path:
@@ -56,13 +61,6 @@ def config_file(text: str, field: str = '--config') -> str:
     if not path.exists() and path.parts[:1] == ('configs',) and (_PACKAGED / path).exists():
         path = _PACKAGED / path
     return f'{path}{colon}{variant}'
-
-
-_MARKS = {
-    codecs.BOM_UTF8: 'utf-8',
-    codecs.BOM_UTF16_LE: 'utf-16-le',
-    codecs.BOM_UTF16_BE: 'utf-16-be',
-}
 
 
 def read_text(path: str | os.PathLike) -> str:
