@@ -105,8 +105,8 @@ def prompted(images: Path, name: str, prompts: Path) -> list[tuple[Path, str]]:
 
 def clip_score(pairs: Sequence[tuple[Path, str]], folder: Path) -> dict[str, float]:
     """`clip`, the mean of max(100 cos, 0) over pairs of an image and a prompt (Hessel et al., arXiv
-    2104.08718, with 100 in place of 2.5); the number of `pairs`, and of those with a prompt that
-    the model reads only the beginning of, `truncated`.
+    2104.08718, with 100 in place of 2.5); the number of `pairs`, and of those whose
+    prompt is too long for the model and is truncated, `truncated`.
 
     `folder`: a CLIPModel and its CLIPProcessor, as save_pretrained writes them. Raises UserError.
     """
@@ -129,7 +129,8 @@ def clip_score(pairs: Sequence[tuple[Path, str]], folder: Path) -> dict[str, flo
     for start in range(0, len(pairs), _BATCH):
         chunk = pairs[start : start + _BATCH]
         texts = [text for _, text in chunk]
-        truncated += sum(len(ids) > most for ids in processor.tokenizer(texts)['input_ids'])
+        whole = processor.tokenizer(texts, verbose=False)['input_ids']  # without a warning
+        truncated += sum(len(ids) > most for ids in whole)
         inputs = processor(
             text=texts,
             images=[Image.fromarray(_read(path, 'images')) for path, _ in chunk],
@@ -155,7 +156,7 @@ def table(values: dict[str, float]) -> str:
             f'KID         {values["kid"]:.6f} ± {values["kid_std"]:.6f}   ({SUBSETS} subsets)',
         ]
     if 'clip' in values:
-        cut = f', {values["truncated"]} prompts truncated' if values['truncated'] else ''
+        cut = f', {values["truncated"]} with a truncated prompt' if values['truncated'] else ''
         lines.append(f'CLIP score  {values["clip"]:.4f}   ({values["pairs"]} images{cut})')
     return '\n'.join(lines)
 

@@ -168,6 +168,16 @@ def test_images_of_several_sizes_are_resized_and_cropped(folders, inception, tmp
     assert len(seen['input1']) == 3 and len(seen['input2']) == COUNT
 
 
+class Harmful:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
 @pytest.mark.parametrize('what', ['absent', 'text', 'other', 'code'])
 def test_other_files_than_the_weights_are_refused(folders, inception, tmp_path, what):
     import torch
@@ -177,11 +187,11 @@ def test_other_files_than_the_weights_are_refused(folders, inception, tmp_path, 
         path.write_text('not found')
     elif what == 'other':
         torch.save({'fc.weight': torch.zeros(1000, 2048)}, path)
-    elif what == 'code':  # unpickling it would run print
-        torch.save({'fc.weight': print}, path)
+    elif what == 'code':
+        torch.save({'fc.weight': Harmful(tmp_path / 'ran')}, path)
     with pytest.raises(UserError, match=f'--inception={path} .*weights-inception-2015-12-05') as e:
         image_scores.distances(*folders, path, subset=COUNT)
-    assert '\n' not in str(e.value)
+    assert '\n' not in str(e.value) and not (tmp_path / 'ran').exists()
 
 
 @pytest.fixture(scope='module')
