@@ -40,6 +40,7 @@ setup(
         'gpu': ['jax[cuda12]>=0.10,<0.13'],
         'study': ['matplotlib>=3.9'],
         'serve': SERVE,
+        'image_scores': ['torch-fidelity>=0.4', 'transformers>=5'],
         'test': [
             *SERVE,
             'httpx>=0.28',

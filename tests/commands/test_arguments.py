@@ -52,6 +52,10 @@ COMMANDS = {
     'data.tokenizer': ((), ('out',)),
     'describe': (('--workdir=run', '--image=a.png'), ('workdir', 'image')),
     'evaluate': (('--workdir=run',), ('workdir', 'out')),
+    'image_scores': (
+        ('--images=a',),
+        ('images', 'reference', 'inception', 'clip', 'prompts'),
+    ),
     'packing_report': ((), ()),
     'sample': (('--workdir=run', '--prompt=red'), ('workdir', 'out', 'prompts')),
     'serve': (('--workdir=run',), ('workdir',)),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +19,12 @@ EXAMPLE = (
     '{"messages": [{"role": "user", "content": [{"type": "image", "image": "a.jpg"}, '
     '{"type": "text", "text": "What is it?"}]}, {"role": "assistant", "content": "A cat."}]}'
 )
+# Reasons for which a conversation is skipped.
+MALFORMED = 'malformed conversation'
+BAD_IMAGE = 'conversation with a bad image'
 _SCAN_THREADS = 16  # reading headers waits for the disk, not for the processor
 
-Look = Callable[[str], tuple[Path, tuple[int, int]]]
+Look = Callable[[str], tuple[Any, tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def read(
     def open_all(entry):
         place, parsed = entry
         try:
-            return _conversation(parsed, look, max_pixels)
+            return FileConversation(*numbered(parsed, look, max_pixels), max_pixels)
         except BadImage as error:
             return f'{place}: {error}'
 
@@ -58,7 +62,7 @@ def read(
         opened = list(pool.map(open_all, found))
     for each in opened:
         if isinstance(each, str):
-            skips.add('conversation with a bad image', each)
+            skips.add(BAD_IMAGE, each)
     return [each for each in opened if not isinstance(each, str)]
 
 
@@ -69,11 +73,16 @@ def _entries(path: Path, data: bytes, skips: Skips) -> Iterable[tuple[str, tuple
                 raise ValueError(entry)
             yield place, messages.entry(entry)
         except ValueError as error:
-            skips.add('malformed conversation', f'{place}: {error}')
+            skips.add(MALFORMED, f'{place}: {error}')
 
 
-def _conversation(parsed: tuple[Message, ...], look: Look, most: int) -> FileConversation:
-    """The same messages with numbers in place of file names."""
+def numbered(
+    parsed: tuple[Message, ...], look: Look, max_pixels: int
+) -> tuple[tuple[Message, ...], tuple[tuple[int, int], ...], tuple]:
+    """(the same messages with numbers in place of names, size of each image, what `look` found).
+
+    Raises BadImage, which names the image.
+    """
     names = [name for message in parsed for name in message.images]
     opened = []
     for name in names:
@@ -81,11 +90,11 @@ def _conversation(parsed: tuple[Message, ...], look: Look, most: int) -> FileCon
             file, size = look(name)
         except BadImage as error:
             raise BadImage(f'{name}: {error}') from None
-        if size[0] * size[1] > most:
+        if size[0] * size[1] > max_pixels:
             raise BadImage(f'{name}: more than data.max_pixels')
         opened.append((file, size))
     numbers = iter(range(len(names)))
-    numbered = tuple(
+    renumbered = tuple(
         replace(
             message,
             parts=tuple(
@@ -95,5 +104,4 @@ def _conversation(parsed: tuple[Message, ...], look: Look, most: int) -> FileCon
         )
         for message in parsed
     )
-    sizes = tuple(size for _, size in opened)
-    return FileConversation(numbered, sizes, tuple(file for file, _ in opened), most)
+    return renumbered, tuple(size for _, size in opened), tuple(file for file, _ in opened)

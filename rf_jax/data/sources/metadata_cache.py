@@ -1,4 +1,4 @@
-"""Sizes and captions of a whole data set, cached beside it for the next start.
+"""Sizes and texts of a whole data set, cached beside it for the next start.
 
 Reading through a large data set takes hours, and without a cache every process would do it at every
 start.
@@ -27,7 +27,8 @@ _BLOCK = 2**14  # examples that are queued at a time
 # process whose heartbeat is delayed too long counts as lost (runtime/heartbeat.py).
 _LINE = 2**8
 
-Metadata = tuple[tuple[str, ...], tuple[int, int] | str]  # captions; (height, width), or the error
+# Captions; (height, width), or the error. Of a conversation: its JSON; each image's size or error.
+Metadata = tuple[tuple[str, ...], tuple | str]
 
 
 def cached_scan(
@@ -45,7 +46,7 @@ def cached_scan(
     path = epath.Path(folder) / f'rf_jax.{digest}.jsonl.gz'
     cached = _load(path, key)
     if cached is not None:
-        logging.info('%s: sizes and captions read from the cache %s', name, path)
+        logging.info('%s: sizes and texts read from the cache %s', name, path)
         return cached
     found = _read_all(name, count, read)
     _save(path, key, found)

@@ -154,6 +154,122 @@ def test_new_class_names_invalidate_the_cache(monkeypatch, tfds_sets):
     assert renamed == ('puppy',)
 
 
+# One conversation each: its images by size, its turns in LLaVA's form, and why it is left out.
+TALKS = [
+    ([(20, 30), (4, 8)], [('human', '<image>\nwhat is é?'), ('gpt', 'a <image>')], None),
+    ([], [('system', 'be brief'), ('human', 'hello'), ('gpt', 'hi')], None),
+    ([(5, 6)], [('human', '<image> and'), ('gpt', 'a'), ('human', 'b'), ('gpt', ' c ')], None),
+    ([(5, 6)], [('human', 'no mark'), ('gpt', 'a')], '1 images, but only 0 <image> marks'),
+    ([], [('human', '<image>'), ('gpt', 'a')], 'more <image> marks'),
+    ([], [('human', 'alone')], 'no message of the assistant'),
+    ([], [], 'there are no messages'),
+    ([], [('robot', 'a'), ('gpt', 'b')], "role 'robot'"),
+    ([(40, 90)], [('human', '<image> a'), ('gpt', 'b')], 'more than data.max_pixels'),
+    ([None], [('human', '<image> a'), ('gpt', 'b')], 'an image but text'),
+]
+
+
+def stored(size):
+    """A PNG, or for None a file that is none."""
+    return encoded(*size) if size else io.BytesIO(b'this is an apology, not an image')
+
+
+@pytest.fixture(scope='module')
+def talks(tfds_sets, tmp_path_factory):
+    """The same conversations in TFDS sets and in a folder."""
+    import tensorflow_datasets as tfds
+
+    text, image = tfds.features.Text(), tfds.features.Image(shape=(None, None, 3))
+    llava = tfds.features.Sequence({'from': text, 'value': text})
+    openai = tfds.features.Sequence({'role': text, 'content': text})
+    several = {'images': tfds.features.Sequence(image), 'conversations': llava, 'id': text}
+    prepare(
+        *(tfds, 'Talks', tfds_sets, tfds.features.FeaturesDict(several)),
+        [
+            {
+                'images': [stored(size) for size in sizes],
+                'conversations': [{'from': role, 'value': said} for role, said in turns],
+                'id': 'one',
+            }
+            for sizes, turns, _ in TALKS
+        ],
+    )
+    single = {'image': image, 'messages': openai, 'text': text, 'mask': image}
+    prepare(
+        *(tfds, 'SingleTalks', tfds_sets, tfds.features.FeaturesDict(single)),
+        [
+            {
+                'image': encoded(5, 6),
+                'messages': [{'role': 'user', 'content': '<image> what?'},
+                             {'role': 'assistant', 'content': 'grey'}],
+                'text': caption,
+                'mask': stored(None),  # never looked at
+            }
+            for caption in ('a caption', '')
+        ],
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp('talks')
+    lines = []
+    for number, (sizes, turns, _) in enumerate(TALKS):
+        names = [f'{number}_{i}.png' for i in range(len(sizes))]
+        for name, size in zip(names, sizes):
+            (folder / name).write_bytes(stored(size).getvalue())
+        said = [{'from': role, 'value': text} for role, text in turns]
+        lines.append(json.dumps({'conversations': said, 'images': names}))
+    (folder / 'conversations.jsonl').write_text('\n'.join(lines))
+    return folder
+
+
+@pytest.mark.usefixtures('tfds_dir')
+def test_conversations_are_those_of_the_same_folder(talks, caplog):
+    (folder,) = source_list.build(f'folder:{talks}', 2000)
+    caplog.clear()
+    with caplog.at_level('WARNING', logger='absl'):
+        (source,) = source_list.build('tfds:talks', 2000)
+    assert len(source) == 0 and len(source.conversations) == 3
+    assert source.skipped == folder.skipped
+    for found, same in zip(source.conversations, folder.conversations, strict=True):
+        assert found.messages == same.messages and found.sizes == same.sizes
+        for number, size in enumerate(same.sizes):
+            assert found.image(number).shape == (*size, 3)
+            np.testing.assert_array_equal(found.image(number), same.image(number))
+    assert 'tensorflow' not in sys.modules
+    said = caplog.text
+    assert 'example 3: 1 images, but only 0' in said and 'example 8: image 0: more than' in said
+
+
+@pytest.mark.usefixtures('tfds_dir')
+@pytest.mark.parametrize('number', range(3, len(TALKS)))
+def test_a_broken_conversation_is_named_as_in_a_folder(talks, number):
+    """Alone in its split, so that the error says why."""
+    with pytest.raises(UserError, match=f'no usable example.*example 0: .*{TALKS[number][2]}'):
+        source_list.build(f'tfds:talks:train[{number}:{number + 1}]', 2000)
+
+
+@pytest.mark.usefixtures('tfds_dir', 'talks')
+def test_a_set_can_have_captions_and_conversations():
+    (source,) = source_list.build('tfds:single_talks', MANY)
+    assert len(source) == 1 and source.record(0) == Record(5, 6, ('a caption',))
+    assert [each.sizes for each in source.conversations] == [((5, 6),)] * 2
+    assert [message.role for message in source.conversations[0].messages] == ['user', 'assistant']
+    assert source.conversations[1].image(0).shape == (5, 6, 3)
+    assert source.skipped == {'empty caption': 1}
+
+
+@pytest.mark.usefixtures('tfds_dir', 'talks')
+def test_conversations_of_a_large_set_are_read_once(monkeypatch):
+    monkeypatch.setattr(metadata_cache, '_MIN_COUNT', 0)
+    for most, kept in ((2000, 3), (MANY, 4), (100, 2)):
+        (first,) = source_list.build('tfds:talks', most)
+        with monkeypatch.context() as blind:
+            blind.setattr(source_tfds, 'header_size', lambda _: pytest.fail('read again'))
+            (again,) = source_list.build('tfds:talks', most)
+        assert len(first.conversations) == kept and again.skipped == first.skipped
+        for found, same in zip(again.conversations, first.conversations, strict=True):
+            assert (found.messages, found.sizes) == (same.messages, same.sizes)
+        assert source_list.summary([again]) == source_list.summary([first])
+
+
 def test_the_cache_belongs_to_one_data_set(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(metadata_cache, '_MIN_COUNT', 0)
     counted = []
