@@ -58,8 +58,8 @@ def images(doc):
     return [Image.open(io.BytesIO(base64.b64decode(doc['image']))).convert('RGB')]
 """
 
-# Classes of data sets are part of VLMEvalKit, and its own one for short answers asks for them in
-# the prompt. `GQA` in the name of the data chooses its exact match.
+# VLMEvalKit's own data set of short answers asks for them in the prompt; its `run` only finds
+# classes of `vlmeval.dataset`. `GQA` in the name of the data chooses exact match.
 _RUN = """\
 import runpy
 
@@ -74,7 +74,7 @@ class Scenes(vlmeval.dataset.ImageVQADataset):
 
 if __name__ == '__main__':
     vlmeval.dataset.Scenes = Scenes
-    runpy.run_path('run.py', run_name='__main__')
+    runpy.run_module('run', run_name='__main__')
 """
 
 
@@ -112,7 +112,7 @@ def write(out: Path, asked: Sequence[tuple[np.ndarray, Question]], url: str, mod
     scenes = {f'{NAME}_GQA': {'class': 'Scenes', 'dataset': f'{NAME}_GQA'}}
     config = {'model': {model: settings}, 'data': scenes}
     (kit / 'config.json').write_text(json.dumps(config, indent=1) + '\n')
-    (kit / 'run_scenes.py').write_text(_RUN)
+    (kit / f'run_{NAME}.py').write_text(_RUN)
 
 
 def share(said: Sequence[str], asked: Sequence[tuple[np.ndarray, Question]]) -> float:
