@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from configs import base
-from configs.joint import GENERATION
+from configs.stages import GENERATION
 from rf_jax.runtime.errors import choose
 
 # Generation groups start as copies of the understanding group; in the paper, of the language model.

@@ -15,10 +15,78 @@ shift
 : "${HOSTS:?machines per slice}" "${TOPOLOGY:?topology of a slice, as in 4x4}"
 : "${CHIPS:=4}" "${SLICES:=1}" "${ACCELERATOR:=tpu-v5-lite-podslice}"
 ARGUMENTS=$(python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@")
-export NAME IMAGE CLAIM HOSTS TOPOLOGY CHIPS SLICES ACCELERATOR ARGUMENTS
-filled=$(python3 -c 'import os, string, sys
-print(string.Template(sys.stdin.read()).substitute(os.environ))' \
-  <"$(dirname "$0")/gke.yaml")
+# Needs JobSet 0.10.1 or newer in the cluster and a volume claim (ReadWriteMany) shared by all hosts,
+# mounted at /runs.
+filled=$(
+  cat <<EOF
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $NAME
+  annotations:
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+spec:
+  failurePolicy:
+    # A lost host ends all; all restart and resume. The rules of the job below distinguish the exit
+    # codes (README.md), and the rules here see them as the message of its failure.
+    maxRestarts: 10 # failures without a newer checkpoint, over the whole run
+    rules:
+      - name: mistake
+        action: FailJobSet
+        onJobFailureReasons: [PodFailurePolicy]
+        onJobFailureMessagePatterns: ["rule at index 0"]
+      - name: again
+        action: RestartJobSetAndIgnoreMaxRestarts
+        onJobFailureReasons: [PodFailurePolicy]
+        onJobFailureMessagePatterns: ["rule at index [12]"]
+  replicatedJobs:
+    - name: slice
+      replicas: $SLICES
+      template:
+        spec:
+          parallelism: $HOSTS
+          completions: $HOSTS
+          completionMode: Indexed
+          backoffLimit: 0
+          podFailurePolicy:
+            rules:
+              - action: FailJob # user error
+                onExitCodes: {containerName: train, operator: In, values: [64]}
+              - action: FailJob # stopped by a signal, or failed after progress
+                onExitCodes: {containerName: train, operator: In, values: [75, 76]}
+              - action: FailJob # the host is preempted
+                onPodConditions: [{type: DisruptionTarget, status: "True"}]
+          template:
+            spec:
+              restartPolicy: Never
+              subdomain: $NAME
+              terminationGracePeriodSeconds: 120 # SIGTERM saves after the current step
+              nodeSelector:
+                cloud.google.com/gke-tpu-accelerator: $ACCELERATOR
+                cloud.google.com/gke-tpu-topology: $TOPOLOGY
+              containers:
+                - name: train
+                  image: $IMAGE
+                  command: ["python", "-m", "rf_jax.train"]
+                  args: $ARGUMENTS
+                  env:
+                    - name: RF_JAX_COORDINATOR
+                      value: auto
+                  ports:
+                    - containerPort: 8482 # JAX's coordinator
+                    - containerPort: 8431 # TPU metrics
+                  resources:
+                    limits:
+                      google.com/tpu: $CHIPS
+                  volumeMounts:
+                    - name: runs
+                      mountPath: /runs
+              volumes:
+                - name: runs
+                  persistentVolumeClaim:
+                    claimName: $CLAIM
+EOF
+)
 if [ "${DRY:-0}" = 1 ]; then
   echo "$filled"
 else

@@ -2,19 +2,27 @@
 
 Prints one JSON line per result, with the COLUMNS of gpu_trial.py as keys. Items:
 machine · train SIZE [tokens=N per row] [attention=implementation] · sample SIZE ·
-attention IMPLEMENTATION (rows with images) · packed KERNEL of gpu_kernels.py (rows of text).
+attention IMPLEMENTATION (rows with images) · packed KERNEL of gpu_measure.py (rows of text).
 """
 
 import json
 import sys
 from functools import partial
 
-import gpu_attention
 import jax
 import numpy as np
-from gpu_measure import counted_memory, gigabytes, report, seconds, share, summary
+from gpu_measure import (
+    counted_memory,
+    gigabytes,
+    implementation,
+    packed,
+    report,
+    seconds,
+    share,
+    summary,
+)
 
-from configs.paper import joint
+from configs import paper
 from rf_jax.data import layout, spans, typical_row
 from rf_jax.generation import captioning, image_sampling
 from rf_jax.models import flops, unified
@@ -38,11 +46,11 @@ def machine(tiny: bool) -> None:
 
 
 def config_of(size: str, tiny: bool, tokens: int = ROW):
-    """The joint stage of `configs/paper` with rows of `tokens`, on one device."""
-    config = joint.get_config(size)
+    """The joint stage of `configs/paper.py` with rows of `tokens`, on one device."""
+    config = paper.get_config(f'joint/{size}')
     config.offload = ()
     tokens = min(tokens, 1024) if tiny else tokens
-    capacity = joint.get_config('30B-A3B').data.capacity  # for rows of 32,768
+    capacity = paper.get_config('joint/30B-A3B').data.capacity  # for rows of 32,768
     config.data.capacity.update({name: n * tokens // 32_768 for name, n in capacity.items()})
     config.data.capacity.pixels -= config.data.capacity.pixels % 4  # whole groups
     config.data.batch_size = ROWS[size] * ROW // tokens or 1
@@ -177,9 +185,9 @@ def main(item: str, tiny: bool) -> None:
         size, *options = rest.split()
         train(tiny, size, **dict(option.split('=') for option in options))
     elif kind == 'attention':
-        gpu_attention.implementation(tiny, rest, config_of)
+        implementation(tiny, rest, config_of)
     else:
-        {'sample': sample, 'packed': gpu_attention.packed}[kind](tiny, rest)
+        {'sample': sample, 'packed': packed}[kind](tiny, rest)
 
 
 if __name__ == '__main__':

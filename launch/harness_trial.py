@@ -3,7 +3,7 @@
     python launch/harness_trial.py --workdir=runs/joint --out=harness_trial
 
 writes what both harnesses need to ask the same questions of a server, and prints the share that is
-right without one: what they report must equal it. docs/benchmarks.md has their commands.
+right without one: what they report must equal it. docs/serving.md has their commands.
 """
 
 import argparse

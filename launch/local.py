@@ -1,4 +1,11 @@
-"""Runs N processes of one command on this machine; see local.sh. Needs only Python."""
+#!/usr/bin/env python3
+"""Runs N processes of one command on this machine, joined over loopback. Needs only Python.
+
+launch/local.py 4 python -m rf_jax.train --config=configs/debug.py --workdir=runs/four
+
+Exits when all have exited; if one fails, the others are stopped. The most informative exit code is
+returned (README.md).
+"""
 
 import contextlib
 import os
@@ -15,7 +22,7 @@ from pathlib import Path
 # Seconds that the other processes get to exit once one has failed. They need 5 to 30, but if one
 # dies before all have connected, they would wait for it for minutes.
 GRACE = 45.0
-USER_ERROR, INTERRUPTED, AFTER_PROGRESS = 64, 75, 76  # rf_jax/runtime/exit_codes.py
+USER_ERROR, INTERRUPTED, AFTER_PROGRESS = 64, 75, 76  # rf_jax/runtime/errors.py
 
 
 def free_port() -> int:
@@ -109,7 +116,7 @@ def _show(line: bytes) -> bool:
 def log(message: str) -> None:
     """Writes a line to stderr, if there is one."""
     with contextlib.suppress(OSError):
-        os.write(2, f'local.sh: {message}\n'.encode(errors='backslashreplace'))
+        os.write(2, f'local.py: {message}\n'.encode(errors='backslashreplace'))
 
 
 def worst(codes: Sequence[int]) -> int:
@@ -130,7 +137,7 @@ def describe(code: int) -> str:
 
 def main() -> int:
     if len(sys.argv) < 3 or not sys.argv[1].isdecimal() or int(sys.argv[1]) < 1:
-        log('usage: launch/local.sh N command ...')
+        log('usage: launch/local.py N command ...')
         return 2
     folder = os.environ.get('RF_JAX_LOGS') or tempfile.mkdtemp(prefix='rf_jax_logs_')
     log(f'logs in {folder}')

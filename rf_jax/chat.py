@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from rf_jax.data import png
+from rf_jax.data import image_ops
 from rf_jax.data.messages import ImagePart, Message, TextPart
 from rf_jax.generation.chat import Conversation
 from rf_jax.generation.sampler import Sampler
@@ -88,7 +88,8 @@ def _answer(talk: Conversation, line: str, images: list[str], out: Path) -> None
                 print(part, end='', flush=True)
             else:
                 made_by = {'request': line, 'seed': _SEED.value}
-                print(f'[{png.write_new(out, "image", part.image, made_by)}]', end=' ', flush=True)
+                file = image_ops.save_new(out, 'image', part.image, made_by)
+                print(f'[{file}]', end=' ', flush=True)
         print()
     except UserError as error:
         if _MESSAGE.value:

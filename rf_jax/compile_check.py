@@ -1,5 +1,5 @@
 """Compile for a pod without having one: `python -m rf_jax.compile_check --topology=v5p:8x8x8
---config=configs/paper/joint.py`.
+--config=configs/paper.py:joint`.
 
 Compiles the initialisation, the train step and the sampling program for the chips of a topology
 and prints the memory, FLOPs, network traffic and roofline time of each. Exit code 0 if all fit into
@@ -21,7 +21,7 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.training import checks
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'What to compile; configs/paper/joint.py by default.'
+    'config', None, 'What to compile; configs/paper.py:joint by default.'
 )
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5p:8x8x8', 'TPU slice to compile for, as in v5e:2x4.')
 _SLICES = flags.DEFINE_integer('slices', 1, 'Number of slices, connected by DCN.', lower_bound=1)
@@ -90,4 +90,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    cli.run(main, config='configs/paper/joint.py')
+    cli.run(main, config='configs/paper.py:joint')

@@ -15,7 +15,7 @@ from rf_jax.data.mixture import Mixture
 from rf_jax.data.packing.plan import Plan
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.planning import packing_stats, synthetic_sizes
+from rf_jax.planning import packing_stats
 from rf_jax.runtime import cli, metrics
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import bounds, checks
@@ -31,7 +31,7 @@ _ROW_TOKENS = flags.DEFINE_integer(
     lower_bound=0,
 )
 _DISTRIBUTION = flags.DEFINE_enum(
-    'distribution', '', ['', *synthetic_sizes.KINDS], 'Synthetic sizes of a million samples.'
+    'distribution', '', ['', *packing_stats.KINDS], 'Synthetic sizes of a million samples.'
 )
 
 
@@ -48,7 +48,7 @@ def synthetic_plan(config: ConfigDict, kind: str) -> Plan:
     weights = {task: float(weight) for task, weight in config.data.tasks.items()}
     mixture = Mixture(dict.fromkeys(weights, 1_000_000), weights, config.seed)
     capacity = [config.data.capacity[name] for name in layout.SIZES]
-    sizes = synthetic_sizes.SyntheticSizes(kind, config).sizes
+    sizes = packing_stats.SyntheticSizes(kind, config).sizes
     return Plan(mixture, sizes, capacity, config.data.batch_size)
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from rf_jax.data import image_ops, png, text_files
+from rf_jax.data import image_ops
 from rf_jax.evaluation import scoring
 from rf_jax.generation import inputs
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import cli, workdir
+from rf_jax.runtime import cli, paths, workdir
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import flow
 
@@ -98,18 +98,19 @@ def _save(out: Path, generated: Sequence[GeneratedImage], made_by: dict) -> Path
     """Writes every image and a grid of all to `out`, overwrites nothing; the grid's path."""
     for i, each in enumerate(generated):
         text = {'prompt': each.prompt, 'number': each.number, **made_by}
-        png.write_new(out, _stem(each.prompt, i // _NUMBER.value, each.number), each.image, text)
+        stem = _stem(each.prompt, i // _NUMBER.value, each.number)
+        image_ops.save_new(out, stem, each.image, text)
     columns = _NUMBER.value if _NUMBER.value > 1 else min(8, len(generated))
     prompts = [each.prompt for each in generated]
     sheet = image_ops.grid([each.image for each in generated], columns, prompts)
-    return png.write_new(out, 'grid', sheet, {'prompts': '\n'.join(prompts), **made_by})
+    return image_ops.save_new(out, 'grid', sheet, {'prompts': '\n'.join(prompts), **made_by})
 
 
 def _prompts() -> list[str]:
     prompts = list(_PROMPT.value)
     if _PROMPTS.value:
         try:
-            prompts += text_files.lines(_PROMPTS.value)
+            prompts += paths.text_lines(_PROMPTS.value)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f'--prompts={_PROMPTS.value}: {error}') from None
     if not prompts:

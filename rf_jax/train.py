@@ -2,14 +2,14 @@
 
 The same command resumes from the newest checkpoint. Any config field can be overridden:
 `--config.optimizer.learning_rate=1e-3`. On several hosts, run it on each (launch/README.md).
-The exit code tells a launcher whether to run the command again (runtime/exit_codes.py).
+The exit code tells a launcher whether to run the command again (runtime/errors.py).
 """
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 from rf_jax.evaluation import run_report
-from rf_jax.runtime import cli, distributed, exit_codes, metrics, profiling, workdir
+from rf_jax.runtime import cli, distributed, errors, metrics, profiling, workdir
 from rf_jax.training import checks, train_loop
 from rf_jax.training.state import State
 
@@ -36,7 +36,7 @@ def main(argv):
         run.goodput.save(step, distributed.is_main())
         logging.info('%s', run.goodput.table())
         logging.info('Peak memory %.1f GB', metrics.peak_memory_gb())
-        return exit_codes.INTERRUPTED if run.stopped else exit_codes.DONE
+        return errors.INTERRUPTED if run.stopped else errors.DONE
 
 
 def _evaluate(run: train_loop.Run, state: State) -> None:
@@ -46,7 +46,7 @@ def _evaluate(run: train_loop.Run, state: State) -> None:
         if distributed.is_main():
             print(table)
     except Exception as error:
-        distributed.abort(error, exit_codes.DONE)  # others may be waiting in a collective
+        distributed.abort(error, errors.DONE)  # others may be waiting in a collective
         logging.exception(
             'The evaluation failed; the training is complete and saved. Once the cause is fixed, '
             'python -m rf_jax.evaluate --workdir=%s evaluates it',

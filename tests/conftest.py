@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import pytest
 
-from rf_jax.runtime import exit_codes
+from rf_jax.runtime import errors
 from rf_jax.runtime.environment import one_blas_thread, set_cpu_threads
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -34,8 +34,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _no_progress_yet(monkeypatch):
     """Exit codes depend on what this process has saved, and other tests have saved a lot."""
-    monkeypatch.setattr(exit_codes, '_progress', False)
-    monkeypatch.setattr(exit_codes, '_newest', {})
+    monkeypatch.setattr(errors, '_progress', False)
+    monkeypatch.setattr(errors, '_newest', {})
 
 
 @pytest.fixture(scope='module')

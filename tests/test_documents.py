@@ -115,7 +115,7 @@ def missing_files(found):
 def files_named(path):
     """In backticks files and folders of this repository; in programs files anywhere in the text."""
     folders = r'(?:rf_jax|configs|launch|docs|tests|notebooks)/[\w./-]*'
-    quoted = [n for n in backticked(path) if re.fullmatch(rf'{FILE}(?::[\w.]+)?|{folders}', n)]
+    quoted = [n for n in backticked(path) if re.fullmatch(rf'{FILE}(?::[\w./-]+)?|{folders}', n)]
     return quoted + (re.findall(FILE, text(path)) if path in PROGRAMS else [])
 
 
@@ -193,7 +193,7 @@ def test_every_command_is_of_a_module_and_fields_that_are_there(document):
     for line in commands(document):
         for module in re.findall(r'python -m (rf_jax[\w.]*)', line):
             importlib.util.find_spec(module) or pytest.fail(f'{module}: {line}')
-        for file, variant in re.findall(r'--config=(configs/[\w/]+\.py)(?::([\w.]+))?', line):
+        for file, variant in re.findall(r'--config=(configs/[\w/]+\.py)(?::([\w./-]+))?', line):
             get_config = runpy.run_path(str(ROOT / file))['get_config']
             config = get_config(variant) if variant else get_config()
             names = checks.flatten(config.to_dict())

@@ -3,7 +3,7 @@
 `python tests/topologies.py` asks libtpu and writes tests/topologies.json: for each topology and
 number of slices the columns of its devices, in libtpu's order. Coordinates are one base-36 digit
 each; the other columns are run-length encoded, [value, count]. It then prints the table of
-docs/topologies.md.
+docs/scaling.md.
 """
 
 import dataclasses
@@ -17,8 +17,7 @@ from pathlib import Path
 
 import jax
 
-from configs import base
-from configs.paper import alignment, continued, joint, scale
+from configs import base, paper
 from rf_jax.planning import topology
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import checks
@@ -31,14 +30,14 @@ HERE = importlib.util.find_spec('libtpu') is not None
 
 def spread():
     """A config whose rows lie on eight devices each, more than a host has."""
-    config = joint.get_config()
+    config = paper.get_config('joint')
     config.mesh.update(data=1, fsdp=-1, tensor=4, context=2)
     return config
 
 
 CONFIGS = {'configs/base.py': base.get_config, 'tensor 4 x context 2': spread} | {
-    f'configs/paper/{stage.__name__.split(".")[-1]}.py:{size}': partial(stage.get_config, size)
-    for stage, size in itertools.product((joint, alignment, continued), scale.MODELS)
+    f'configs/paper.py:{stage}/{size}': partial(paper.get_config, f'{stage}/{size}')
+    for stage, size in itertools.product(('joint', 'alignment', 'continued'), paper.MODELS)
 }
 
 
@@ -115,7 +114,7 @@ def rows(config, devices: Sequence) -> str:
 
 def table() -> str:
     """Markdown: which topologies start with which meshes, and the rows of a process."""
-    names = ['configs/base.py', 'configs/paper/joint.py:30B-A3B', 'tensor 4 x context 2']
+    names = ['configs/base.py', 'configs/paper.py:joint/30B-A3B', 'tensor 4 x context 2']
     cases = list(itertools.product(SLICES, names))
     lines = ['| topology | ' + ' | '.join(f'{n} x, {name}' for n, name in cases) + ' |']
     lines.append('| --- ' * (len(cases) + 1) + '|')

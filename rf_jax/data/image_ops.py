@@ -1,14 +1,19 @@
-"""Images: reading any file into RGB, resizing, patchifying, contact sheets."""
+"""Images: reading any file into RGB, resizing, patchifying, contact sheets, PNG files that record
+how they were made.
+"""
 
 import contextlib
 import io
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+import rf_jax
 from rf_jax.data import colour, file_kinds, patch_grid
 from rf_jax.data.records import BadImage
 
@@ -261,3 +266,29 @@ def _truncate(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     while text and font.getlength(text + '…') > width:
         text = text[:-1]
     return text + '…'
+
+
+def save_png(file: str | os.PathLike | BinaryIO, image: np.ndarray, text: Mapping[str, object]):
+    """Writes uint8 [h, w, 3] with `text` as PNG text fields, which `PIL.Image.open(...).text`
+    reads; values are written as `str` gives them. Raises OSError.
+    """
+    fields = PngImagePlugin.PngInfo()
+    for name, value in {'Software': f'rf_jax {rf_jax.__version__}', **text}.items():
+        fields.add_itxt(name, str(value))
+    Image.fromarray(image).save(file, 'PNG', pnginfo=fields)
+
+
+def save_new(folder: Path, stem: str, image: np.ndarray, text: Mapping[str, object]) -> Path:
+    """As `save_png`, to `stem.png` or the first unused name of `stem-2.png`, `stem-3.png`, ...
+
+    Two processes that write to one folder never get the same name. Raises OSError.
+    """
+    number = 1
+    while True:
+        path = folder / (f'{stem}-{number}.png' if number > 1 else f'{stem}.png')
+        try:
+            with open(path, 'xb') as file:
+                save_png(file, image, text)
+            return path
+        except FileExistsError:
+            number += 1

@@ -6,11 +6,11 @@ import os
 import re
 from collections.abc import Sequence
 
+from rf_jax.data.records import Source
 from rf_jax.data.sources.emoji import EmojiSource
 from rf_jax.data.sources.folder import FolderSource
-from rf_jax.data.sources.safe_path import LINKS
+from rf_jax.data.sources.listing import LINKS
 from rf_jax.data.sources.scenes import ScenesSource
-from rf_jax.data.sources.source import Source
 from rf_jax.data.sources.text import TextSource
 from rf_jax.data.sources.tfds import TfdsSource
 from rf_jax.runtime import paths

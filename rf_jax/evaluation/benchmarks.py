@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from rf_jax.data import text_files
+from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.runtime.rng import fold
 
@@ -57,12 +57,12 @@ class Benchmark:
 
 def _lines(path: Path) -> list[Prompt]:
     """A text file with one prompt per line."""
-    return [Prompt(f'{i:05d}', line.strip()) for i, line in enumerate(text_files.lines(path))]
+    return [Prompt(f'{i:05d}', line.strip()) for i, line in enumerate(paths.text_lines(path))]
 
 
 def _jsonl(path: Path) -> list[Prompt]:
     """One object with a "prompt" per line: GenEval and GenEval 2."""
-    lines = text_files.lines(path)
+    lines = paths.text_lines(path)
     return [Prompt(f'{i:05d}', json.loads(line)['prompt'], line) for i, line in enumerate(lines)]
 
 
@@ -71,19 +71,19 @@ def _text_folder(path: Path) -> list[Prompt]:
     if not path.is_dir():
         raise ValueError('expected the folder of prompts, one .txt each')
     files = sorted(path.glob('*.txt'))
-    return [Prompt(file.stem, ' '.join(text_files.read(file).split())) for file in files]
+    return [Prompt(file.stem, ' '.join(paths.read_text(file).split())) for file in files]
 
 
 def _wise(path: Path) -> list[Prompt]:
     """A JSON list, or a folder of several, of objects with "prompt_id" and "Prompt"."""
     files = sorted(path.glob('*.json')) if path.is_dir() else [path]
-    entries = [entry for file in files for entry in json.loads(text_files.read(file))]
+    entries = [entry for file in files for entry in json.loads(paths.read_text(file))]
     found = [Prompt(str(entry['prompt_id']), entry['Prompt']) for entry in entries]
     return sorted(found, key=lambda prompt: int(prompt.id))
 
 
 def _table(path: Path) -> Iterator[dict[str, str]]:
-    yield from csv.DictReader(io.StringIO(text_files.read(path), newline=''))
+    yield from csv.DictReader(io.StringIO(paths.read_text(path), newline=''))
 
 
 def _oneig(path: Path) -> list[Prompt]:

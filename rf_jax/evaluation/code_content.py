@@ -1,4 +1,5 @@
-"""What the representation tokens of scenes say about their content and about their place.
+"""The codes of a run: how many of them are used, and what the representation tokens of scenes say
+about their content and about their place.
 
 Information in bits, estimated from counts. With a few thousand tokens `shared` and `place` are
 biased upwards, more so with more codes: for pure noise they are 0.6 and 0.2 with 48 codes, 0.9 and
@@ -12,10 +13,41 @@ nor place explains: no prompt can predict that part.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from rf_jax.models import quantizer, unified
+from rf_jax.models.representation import features
 from rf_jax.scenes.render import segmentation
 from rf_jax.scenes.world import COLOURS, SHAPES, Scene
+from rf_jax.training.state import State
+from rf_jax.training.train_loop import Run
+
+
+def codes_over_an_epoch(run: Run, state: State) -> float:
+    """Share of the K prototypes, in [0, 1], that the batches of one epoch use, without training.
+
+    If an epoch is longer than a window of the packing plan, only the first window counts.
+    """
+    assign = quantizer.build(run.config)
+    model = unified.build(run.config, run.tokenizer.size, run.mesh)  # sharded as the state is
+    count = run.config.model.representation.codebook_size
+    is_used = np.zeros(count, bool)
+
+    def used(state, batch):
+        # Not forcing.quantize, which initialises the codebook at a step of data_init_steps.
+        z, real = features.group_features(run.config, model, state.ema, batch)
+        codes = assign(z, state.codebook, real)
+        return jnp.zeros(count + 1, bool).at[jnp.where(real, codes, count)].set(True)[:count]
+
+    # Replicated, as each host has only some of the rows.
+    used = jax.jit(used, out_shardings=NamedSharding(run.mesh, PartitionSpec()))
+    plan = run.batches.plan
+    for number in range(min(plan.steps_per_epoch, plan.steps_per_window)):
+        is_used |= np.asarray(used(state, run.put(run.batches.batch(number))))
+    return float(is_used.mean())
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,12 @@ def score_edits(sampler: Sampler, source, count: int, seed: int = 0) -> dict[str
     nothing.
     """
     chosen = edit_set(source, count)
+    edited, anew = images_of(sampler, source, chosen, seed)
+    return {'edited': _by_kind(chosen, edited), 'generated anew': _by_kind(chosen, anew)}
+
+
+def images_of(sampler: Sampler, source, chosen: Sequence[Edit], seed: int):
+    """(edited images, None where the answer had none; images generated anew), uint8 [h, w, 3]."""
     asked = [[user(render.render(e.before, source.size), e.request)] for e in chosen]
     said = chat(sampler, asked, seed=seed)
     edited = [np.asarray(m.images[0]) if m.images else None for m in said]
@@ -46,11 +52,7 @@ def score_edits(sampler: Sampler, source, count: int, seed: int = 0) -> dict[str
         language.captions(e.after, source.rung, generator('edited', 'caption', i))[-1].text
         for i, e in enumerate(chosen)
     ]
-    anew = [each.image for each in sampler.generate(captions, seed)]
-    return {
-        'edited': _by_kind(chosen, edited),
-        'generated anew': _by_kind(chosen, anew),
-    }
+    return edited, [each.image for each in sampler.generate(captions, seed)]
 
 
 def _by_kind(chosen: Sequence[Edit], images: Sequence[np.ndarray | None]) -> dict[str, dict]:

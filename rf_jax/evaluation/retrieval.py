@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rf_jax.data import image_ops, lengths, pipeline, source_list
+from rf_jax.data import captions, image_ops, pipeline, source_list
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.rng import generator
@@ -121,7 +121,7 @@ def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
     sizes = [pipeline.image_size(*p.shape[:2], sampler.config) for p in truth.values()]
     tasks = sampler.config.data.tasks
     generated, answers, top1, top10, exact = [], [], None, None, None
-    too_long, longest = 0, lengths.longest_answer(sampler.config)
+    too_long, longest = 0, captions.longest_answer(sampler.config)
     if tasks.get('text_to_image', 0) > 0:
         generated = [
             each.image for each in sampler.generate(labels, seed=seed + 1, size=sizes, number=0)
@@ -131,11 +131,9 @@ def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
     if tasks.get('image_to_text', 0) > 0:
         answers = sampler.caption(list(truth.values()))
         accepted = [source.record(i).captions for i in truth]
-        too_long = sum(
-            lengths.too_long(sampler.tokenizer, captions, longest) for captions in accepted
-        )
+        too_long = sum(captions.too_long(sampler.tokenizer, true, longest) for true in accepted)
         if too_long < len(truth):
-            exact = float(np.mean([a in captions for a, captions in zip(answers, accepted)]))
+            exact = float(np.mean([a in true for a, true in zip(answers, accepted)]))
     return Result(
         count=len(labels),
         gallery=len(gallery),

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from absl import logging
 
-from rf_jax.data import image_ops, pipeline, png, source_list
-from rf_jax.evaluation import codebook_usage, retrieval, scoring
+from rf_jax.data import image_ops, pipeline, source_list
+from rf_jax.evaluation import code_content, retrieval, scoring
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation import guidance, inputs, token_sampling
 from rf_jax.generation.placement import Placement
@@ -71,7 +71,7 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
         try:
             folder.mkdir(exist_ok=True)
             made_by = {'step': step, 'seed': run.config.seed, 'prompts': '\n'.join(prompts)}
-            png.write(folder / f'{step:08d}.png', sheet, made_by)
+            image_ops.save_png(folder / f'{step:08d}.png', sheet, made_by)
             (folder / f'{step:08d}.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
         except OSError as error:
             logging.warning('Cannot write the samples of step %d: %s', step, error)
@@ -145,7 +145,7 @@ def at_end(run: Run, state: State) -> str:
     generates = run.config.data.tasks.get('text_to_image', 0) > 0
     if generates and scoring.has_codes(run.config) and not scoring.trains_on_scenes(run.config):
         ema = sharding.to_device_memory(state.ema)
-        share = codebook_usage.codes_over_an_epoch(run, state.replace(ema=ema))
+        share = code_content.codes_over_an_epoch(run, state.replace(ema=ema))
         table += f'\ncodebook: {share:.1%} of the prototypes are used over an epoch'
     return table
 
@@ -177,7 +177,7 @@ def write_score(score: scoring.Score, made_by: dict, workdir: Path) -> str:
             prompts = score.values['shown'][side]
             sheet = image_ops.grid(images, COLUMNS, prompts)
             text = {name: made_by[name] for name in ('step', 'seed')}
-            png.write(grid, sheet, text | {'prompts': '\n'.join(prompts)})
+            image_ops.save_png(grid, sheet, text | {'prompts': '\n'.join(prompts)})
             lines.append(f'grid: {grid}')
         if distributed.is_main():
             text = json.dumps(made_by | score.values, indent=1)
@@ -206,7 +206,7 @@ def write(result: retrieval.Result, made_by: dict, workdir: Path) -> str:
     table = result.table()
     try:
         if distributed.is_main():
-            png.write(grid, image_ops.grid(images, COLUMNS, captions), made_by)
+            image_ops.save_png(grid, image_ops.grid(images, COLUMNS, captions), made_by)
             table += f'\ngrid: {grid} (pairs: image and label, generated image and "> caption")'
             (workdir / 'result.json').write_text(json.dumps(kept, indent=1), encoding='utf-8')
     except OSError as error:

@@ -22,7 +22,7 @@ from rf_jax.evaluation import (
     vqa,
 )
 from rf_jax.generation.sampler import Sampler
-from rf_jax.models.representation import choice as representation
+from rf_jax.models import representation
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.scenes import prompts
 

@@ -7,6 +7,7 @@ sampler.answer(apple, 'What colour is it?')
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -265,11 +266,11 @@ def for_this_machine(config: ConfigDict) -> None:
 
 
 def _chunks(items: Sequence, placement: Placement):
-    """(chunk, chunk padded with its first item to ROWS); up to four items are padded only to as
-    many rows as the devices need.
+    """(chunk, chunk padded with its first item to ROWS); a list of at most half as many is padded
+    to a power of two.
     """
     most = placement.full(ROWS)
+    rows = min(placement.full(2 ** math.ceil(math.log2(max(len(items), 1)))), most)
     for start in range(0, len(items), most):
         chunk = list(items[start : start + most])
-        rows = placement.full(len(items)) if len(items) <= 4 else most
         yield chunk, chunk + [chunk[0]] * (rows - len(chunk))

@@ -8,8 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rf_jax.data import typical_row
-from rf_jax.models.representation import choice as representation
-from rf_jax.models.spaces import choice as spaces
+from rf_jax.models import representation, spaces
 
 
 @dataclass(frozen=True)

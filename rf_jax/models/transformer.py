@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from ml_collections import ConfigDict
 
-from rf_jax.models.attention import rotary
-from rf_jax.models.attention.protocol import Attention
-from rf_jax.models.layers import REMAT, Dense, RMSNorm
+from rf_jax.models.attention import Attention
+from rf_jax.models.layers import REMAT, Dense, RMSNorm, rotary_angles, rotate
 from rf_jax.models.moe import experts
 from rf_jax.models.moe.experts import FeedForward, by_group
 from rf_jax.models.token_sharding import UNSHARDED, TokenSharding
@@ -87,7 +86,7 @@ class SplitAttention(nn.Module):
 
 def _attended(attend: Attention, q, k, v, angles, prepared, cache: Cache | None):
     """Attention over the cache, then the tokens themselves; gives [B, L, H Dh], own (k, v)."""
-    q, k = rotary.rotate(q, angles), rotary.rotate(k, angles)
+    q, k = rotate(q, angles), rotate(k, angles)
     kept = (k, v)
     if cache is not None:
         k, v = (jnp.concatenate(pair, 1) for pair in zip(cache, kept))
@@ -135,7 +134,7 @@ class Backbone(nn.Module):
         [layers, B, L, Hkv, Dh] if `keep` else None, and x after layer `tapped_layer`, if any).
         """
         c = self.config
-        angles = rotary.rotary_angles(position, c.head_dim, c.rope_sections, c.rope_theta)
+        angles = rotary_angles(position, c.head_dim, c.rope_sections, c.rope_theta)
         block = self.block
         if c.remat != 'none':
             block = nn.remat(block, policy=REMAT[c.remat], prevent_cse=False)

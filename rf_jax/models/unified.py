@@ -9,16 +9,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rf_jax.data.batch import Batch
-from rf_jax.models import transformer
-from rf_jax.models.attention import select
+from rf_jax.models import representation, spaces, transformer
+from rf_jax.models.attention import Attention, select
 from rf_jax.models.attention.masks import FIELDS
-from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.attention.sharded import ShardedAttention
 from rf_jax.models.denoiser import PatchIn, PatchOut
 from rf_jax.models.layers import REMAT, Head, Logits, Table
-from rf_jax.models.representation import choice as representation
 from rf_jax.models.representation.kind import Kind
-from rf_jax.models.spaces import choice as spaces
 from rf_jax.models.spaces.space import Space
 from rf_jax.models.token_sharding import TokenSharding
 from rf_jax.models.vision_encoder import Connector, VisionEncoder

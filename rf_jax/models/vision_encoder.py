@@ -6,9 +6,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rf_jax.data.layout import NEVER
-from rf_jax.models.attention import rotary
-from rf_jax.models.attention.protocol import Attention
-from rf_jax.models.layers import GELU, REMAT, Dense, LayerNorm, SwiGLU
+from rf_jax.models.attention import Attention
+from rf_jax.models.layers import GELU, REMAT, Dense, LayerNorm, SwiGLU, rotate
 from rf_jax.models.token_sharding import UNSHARDED, TokenSharding
 
 
@@ -28,7 +27,7 @@ class EncoderBlock(nn.Module):
             return Dense(c.width, use_bias, name=name)(y).reshape(*y.shape[:-1], c.heads, -1)
 
         q, k, v = heads('query', True), heads('key', False), heads('value', True)
-        y = self.attention(rotary.rotate(q, angles), rotary.rotate(k, angles), v, prepared)
+        y = self.attention(rotate(q, angles), rotate(k, angles), v, prepared)
         y = Dense(c.width, True, name='output')(y.reshape(x.shape))
         x = x + y * self.param('attention_scale', scale, (c.width,)).astype(x.dtype)
         y = LayerNorm(c.norm_eps, name='ffn_norm')(x)

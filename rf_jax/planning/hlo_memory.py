@@ -3,8 +3,8 @@
 libtpu reports the size of the peak but not its buffers: `serialized_buffer_assignment_proto` of its
 analysis is empty. They are estimated here from the text of the program, whose instructions are in
 execution order. A buffer is live from the instruction that writes it to the last one that reads it;
-loops update theirs in place. Padding to whole tiles is ignored. For the programs of configs/paper
-the estimate is within a few percent of libtpu's figure.
+loops update theirs in place. Padding to whole tiles is ignored. For the programs of
+configs/paper.py the estimate is within a few percent of libtpu's figure.
 """
 
 import re

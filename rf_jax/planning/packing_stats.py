@@ -1,14 +1,28 @@
-"""How well a packing plan fills its rows, and which capacities suit its samples."""
+"""How well a packing plan fills its rows, and which capacities suit its samples: those of a data
+set, or, without the data, sizes like those of COCO and LAION.
+
+Of those only the shapes of the distributions are imitated: COCO has longest sides of 640 px and
+captions of about ten words; LAION has sides from 200 px to thousands, any aspect ratio and captions
+with a long tail. Every size is a function of (seed, task, index, epoch).
+"""
 
 import itertools
 import time
 from dataclasses import dataclass
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from rf_jax.data import layout
+from rf_jax.data import layout, patch_grid
+from rf_jax.data.layout import SIZES
+from rf_jax.data.mixture import hash64
 from rf_jax.data.packing import bins
 from rf_jax.data.packing.plan import Plan
+from rf_jax.data.spans import pool_of
+from rf_jax.runtime.errors import require
+from rf_jax.runtime.rng import fold
+
+_QUESTION = (5.0, 0.25)  # tokens of a question: median, spread of its logarithm
 
 
 @dataclass(frozen=True)
@@ -97,3 +111,114 @@ def flags(capacity: np.ndarray) -> list[str]:
     return [
         f'  --config.data.capacity.{name}={value}' for name, value in zip(layout.SIZES, capacity)
     ]
+
+
+class SyntheticSizes:
+    """`sizes(task, index, epoch)` of a data set of `kind`, resized and dropped as in `config`.
+
+    Raises UserError at construction for an unknown pool or kind of representation.
+    """
+
+    def __init__(self, kind: str, config: ConfigDict):
+        self._kind = KINDS[kind]
+        self._data, self._seed, self._pool = config.data, config.seed, pool_of(config)
+
+    def sizes(self, task: str, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """int64[S, 6], columns as `layout.SIZES`, for sample indices and epochs int64[S]."""
+        require(
+            task != 'conversation',
+            '--distribution has no conversations: give data.sources that have some, or '
+            '--config.data.tasks.conversation=0',
+        )
+        data = self._data
+        samples = fold(self._seed, 'sample'), index
+        draws = fold(self._seed, 'draw', task), index, epoch
+        sizes = dict.fromkeys(SIZES, np.zeros(len(index), np.int64))
+        if task == 'text_only':
+            # A chunk of a document has its begin token and all tokens but the last.
+            sizes['text'] = np.minimum(self._caption(draws) + 1, data.max_text_tokens)
+            return np.stack([sizes[name] for name in SIZES], 1)
+        height, width = self._kind.image(*(_uniform(*samples, lane=i) for i in range(4)))
+        chance = _uniform(*draws, lane=10)
+        patches = fitted_patches(height, width, data, self._pool, chance)
+        if task == 'image_to_text':
+            has_question = _uniform(*draws, lane=11) < data.question_prob
+            question = np.where(has_question, _tokens(*_QUESTION, *_normals(draws, 12)), 0)
+            head = np.minimum(question, data.max_text_tokens // 2) + 2  # begin and answer tokens
+            tail = np.minimum(self._caption(draws), data.max_text_tokens - head - 1) + 1
+            sizes |= {'text': head + tail, 'vision': patches // 4}
+            sizes['vision_images'] = np.ones_like(patches)
+        else:
+            prompt = np.minimum(self._caption(draws), data.max_text_tokens - 2) + 2
+            dropped = _uniform(*draws, lane=14) < data.text_dropout
+            dropped |= _uniform(*draws, lane=15) < data.joint_dropout
+            sizes |= {'text': np.where(dropped, 0, prompt), 'pixels': patches}
+            if self._pool:
+                sizes['representation'] = patches // self._pool**2 + 1
+            sizes['pixel_images'] = np.ones_like(patches)
+        return np.stack([sizes[name] for name in SIZES], 1)
+
+    def _caption(self, draws) -> np.ndarray:
+        return _tokens(*self._kind.caption, *_normals(draws, 16))
+
+
+class _Coco:
+    caption = (13.0, 0.2)  # ten or eleven words
+
+    @staticmethod
+    def image(shape, other, turned, _) -> tuple[np.ndarray, np.ndarray]:
+        """Most are 640 x 480 or 640 x 427, some of any shape; a quarter is in portrait format."""
+        short = np.where(shape < 0.4, 480, np.where(shape < 0.75, 427, np.floor(320 + 320 * other)))
+        upright = turned < 0.25
+        return np.where(upright, 640, short), np.where(upright, short, 640)
+
+
+class _Laion:
+    caption = (14.0, 0.7)
+
+    @staticmethod
+    def image(shape, other, size, more) -> tuple[np.ndarray, np.ndarray]:
+        """Geometric means around 500 px with a long tail; a third is square, the rest any shape."""
+        normal, ratio = _normal(size, more), _normal(shape, other)
+        mean = np.clip(500 * np.exp(0.6 * normal), 200, 6000)
+        aspect = np.where(other < 0.33, 1.0, np.exp(np.clip(0.4 * ratio, -1.6, 1.6)))
+        return np.rint(mean * aspect), np.rint(mean / aspect)
+
+
+KINDS = {'coco': _Coco, 'laion': _Laion}
+
+
+def fitted_patches(height, width, data, pool, chance) -> np.ndarray:
+    """int64[S]: patches by `pipeline.image_size`, with the `data.sizes` entry of `chance`."""
+    sizes = np.array([size for size, _ in data.sizes])
+    weights = np.cumsum([weight for _, weight in data.sizes], dtype=float)
+    longest = sizes[np.searchsorted(weights / weights[-1], chance)]
+    short, long = np.minimum(height, width), np.maximum(height, width)
+    unit = patch_grid.unit(pool)
+    most = np.minimum(longest, np.maximum(long, sizes.min())).astype(np.int64)
+    units = most // (unit * data.patch_size)
+    exact = units * short / long
+    below, above = np.maximum(np.floor(exact), 1), np.maximum(np.ceil(exact), 1)
+    nearest = np.where(exact * exact <= below * above, below, above)
+    return unit**2 * units * nearest.astype(np.int64)
+
+
+def _uniform(key: int, *numbers: np.ndarray, lane: int) -> np.ndarray:
+    """float64[S] in (0, 1), a hash of the key, the numbers and the lane."""
+    state = np.full(len(numbers[0]), key, np.uint64)
+    for number in (*numbers, np.uint64(lane)):
+        state = hash64(state ^ np.asarray(number, np.uint64))
+    return ((state >> np.uint64(12)).astype(float) + 0.5) / 2**52
+
+
+def _normals(draws, lane: int) -> tuple[np.ndarray]:
+    return (_normal(_uniform(*draws, lane=lane), _uniform(*draws, lane=lane + 1)),)
+
+
+def _normal(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Standard normal from two uniforms (Box-Muller)."""
+    return np.sqrt(-2 * np.log(one)) * np.cos(2 * np.pi * two)
+
+
+def _tokens(median: float, spread: float, normal: np.ndarray) -> np.ndarray:
+    return np.maximum(np.rint(median * np.exp(spread * normal)), 1).astype(np.int64)

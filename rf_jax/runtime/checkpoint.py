@@ -17,11 +17,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from rf_jax.runtime import checkpoint_files, exit_codes, orbax_log, paths
+from rf_jax.runtime import checkpoint_files, errors, paths
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import check_writable
 
-orbax_log.quiet()
+checkpoint_files.quiet_orbax()
 
 
 class Checkpoints:
@@ -46,7 +46,7 @@ class Checkpoints:
                 raise UserError(f'checkpoint.{field} is {value}, but must be at least 1.')
         self.directory = epath.Path(paths.local(directory, 'directory')).resolve()
         check_writable(self.directory)
-        exit_codes.watch_checkpoints(self.directory)
+        errors.watch_checkpoints(self.directory)
         self.failures = 0
         self._pending: int | None = None  # step of the save in progress
         kept = [policies.LatestN(keep)]

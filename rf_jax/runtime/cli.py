@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from rf_jax.runtime import distributed, environment, exit_codes, paths, renamed_fields, stdio
+from rf_jax.runtime import distributed, environment, errors, paths, renamed_fields
 from rf_jax.runtime.errors import UserError
 
 # Dashes that word processors and chats substitute for hyphens.
@@ -52,12 +52,12 @@ def run(
     """Like `absl.app.run(main)`, but UserError and unknown config fields print one line.
 
     Args:
-      main: takes argv; what it returns is the exit code (runtime/exit_codes.py).
+      main: takes argv; what it returns is the exit code (runtime/errors.py).
       required: flags that must be given.
       multiprocess: the command may run as one of several processes (runtime/distributed.py).
       config: default of --config.
     """
-    stdio.prepare()
+    environment.make_output_robust()
     environment.prepare()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored in a shell's background jobs
@@ -141,7 +141,7 @@ def _stray(argv: Sequence[str], word: str) -> str:
     return f'{word!r} is not a flag; flags are written --name=value'
 
 
-def _fail(message: str, code: int = exit_codes.USER_ERROR) -> NoReturn:
+def _fail(message: str, code: int = errors.USER_ERROR) -> NoReturn:
     print(f'error: {message}', file=sys.stderr)
     sys.exit(code)
 
@@ -151,16 +151,16 @@ def _exit(error: BaseException) -> NoReturn:
     if _signals:  # libraries wrap a KeyboardInterrupt raised in their callbacks
         error = KeyboardInterrupt(signal.Signals(_signals[0]).name)
     if isinstance(error, KeyboardInterrupt):
-        distributed.abort(error, exit_codes.INTERRUPTED)
-        _fail(f'stopped by a signal ({error or "SIGINT"})', exit_codes.INTERRUPTED)
+        distributed.abort(error, errors.INTERRUPTED)
+        _fail(f'stopped by a signal ({error or "SIGINT"})', errors.INTERRUPTED)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         error = UserError(f'{error}: free space there, or choose another folder')
     if isinstance(error, UserError):
         distributed.abort(error, error.code)
         _fail(str(error), error.code)
-    distributed.abort(error, exit_codes.failure_code())
+    distributed.abort(error, errors.failure_code())
     traceback.print_exception(error)
-    sys.exit(exit_codes.failure_code())
+    sys.exit(errors.failure_code())
 
 
 def _interrupt(number: int, frame: object) -> None:

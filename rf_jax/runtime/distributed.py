@@ -29,7 +29,7 @@ from absl import logging
 from jax._src import distributed  # the coordinator's client has no public API
 from jax.sharding import PartitionSpec
 
-from rf_jax.runtime import exit_codes
+from rf_jax.runtime import errors
 from rf_jax.runtime.errors import Unavailable, UserError
 from rf_jax.runtime.heartbeat import Heartbeat
 
@@ -136,7 +136,7 @@ def _delay_abort() -> None:
 def _too_late(where: str) -> None:
     message = f'not all processes connected within {JOIN_TIMEOUT} s (coordinator {where}). '
     message += 'Are all of them started, and is its port open between the hosts?'
-    exit_codes.exit_now(exit_codes.FAILURE, f'error: {message}')
+    errors.exit_now(errors.FAILURE, f'error: {message}')
 
 
 def _start_heartbeat() -> None:
@@ -172,7 +172,7 @@ def abort(error: BaseException, code: int) -> None:
     trace = '' if sure else ''.join(traceback.format_exception(error))
     _heartbeat.report(reason, sure, code, trace)
     time.sleep(40)  # the heartbeat ends this process once the cause is known
-    exit_codes.exit_now(code, f'{trace}error: {reason}')
+    errors.exit_now(code, f'{trace}error: {reason}')
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,22 +1,38 @@
-"""Errors caused by user input; commands print them as one line."""
+"""How a command ends: errors caused by user input, which commands print as one line, and the exit
+codes of all commands, which tell a launcher what to do next (launch/README.md).
 
+Any other code, such as 137 of a killed process, is treated as FAILURE.
+"""
+
+import contextlib
 import difflib
+import os
+import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
-from rf_jax.runtime import exit_codes
+DONE = 0
+FAILURE = 1  # as for any Python exception: no checkpoint was saved since the start
+USER_ERROR = 64  # EX_USAGE: the same command would fail again
+INTERRUPTED = 75  # by a signal (EX_TEMPFAIL): the same command resumes
+FAILURE_AFTER_PROGRESS = 76  # failed, but saved a checkpoint since the start
+
+TIMEOUT = 5.0  # seconds to wait for the file system before exiting
+
+_progress = False
+_newest: dict[str, int] = {}  # checkpoint folder -> newest step when this process opened it
 
 
 class UserError(ValueError):
     """States what was given, what was expected and which field to change; no traceback."""
 
-    code = exit_codes.USER_ERROR
+    code = USER_ERROR
 
 
 class Unavailable(UserError):
     """The same command may succeed later: a lock, server or other process blocks it now."""
 
-    code = exit_codes.FAILURE
+    code = FAILURE
 
 
 def choose(field: str, name: str, table: Mapping[str, Any]) -> Any:
@@ -32,3 +48,43 @@ def require(condition: bool, message: str) -> None:
     """Raises UserError(message) unless the condition holds."""
     if not condition:
         raise UserError(message)
+
+
+def record_progress() -> None:
+    """Records that work other than a checkpoint was saved and need not be repeated."""
+    global _progress
+    _progress = True
+
+
+def watch_checkpoints(folder: str | os.PathLike) -> None:
+    """Counts checkpoints that appear in this folder from now on as progress."""
+    _newest.setdefault(str(folder), _newest_step(folder))
+
+
+def _newest_step(folder: str | os.PathLike) -> int:
+    try:
+        return max((int(name) for name in os.listdir(folder) if name.isdecimal()), default=-1)
+    except OSError:
+        return -1
+
+
+def failure_code() -> int:
+    """The exit code after a crash or the loss of another process."""
+
+    def look() -> None:
+        if any(_newest_step(folder) > step for folder, step in list(_newest.items())):
+            record_progress()
+
+    # Checked on disk, because this process may not know yet what its threads have saved; in a
+    # thread, because the disk itself may hang.
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    return FAILURE_AFTER_PROGRESS if _progress else FAILURE
+
+
+def exit_now(code: int, message: str) -> NoReturn:
+    """Prints the message and exits at once, even if threads are stuck."""
+    with contextlib.suppress(OSError):  # no stderr, or no reader
+        os.write(2, f'\n{message}\n'.encode())
+    os._exit(code)

@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import logging
 
-from rf_jax.runtime import exit_codes
+from rf_jax.runtime import errors
 
 INTERVAL = 1.0  # seconds between heartbeats
 TIMEOUT = 20.0  # seconds without a heartbeat after which a process counts as lost
@@ -55,7 +55,7 @@ class FailureDetector:
         # A user error outweighs an interruption: it would occur again.
         sure = [(code, i, reason) for i, (is_sure, code, reason) in reports.items() if is_sure]
         if sure:
-            code, i, reason = min(sure, key=lambda x: (x[0] != exit_codes.USER_ERROR, x[1]))
+            code, i, reason = min(sure, key=lambda x: (x[0] != errors.USER_ERROR, x[1]))
             return code, f'{self._name(i)} stopped: {reason}'
         if failed and self._failed_at is None:
             self._failed_at = now
@@ -64,7 +64,7 @@ class FailureDetector:
         if silent:
             names = ', '.join(map(self._name, silent))
             lost = f'{names} was lost: no heartbeat for {limit:.0f} s (killed?). {RESTART}'
-            return exit_codes.failure_code(), lost
+            return errors.failure_code(), lost
         if failed and now - self._failed_at > 2 * FAILED_TIMEOUT:
             first = min(failed)
             _, code, reason = reports[first]
@@ -128,7 +128,7 @@ class Heartbeat(threading.Thread):
         error = self._probe() if waited > SLOW else None
         # A refused connection means it is gone; a network may be silent for a while.
         if isinstance(error, ConnectionRefusedError) or (error and waited > TIMEOUT):
-            self._end(exit_codes.failure_code(), self._no_coordinator())
+            self._end(errors.failure_code(), self._no_coordinator())
 
     def _probe(self) -> OSError | None:
         """The error of a connection to the coordinator, None if it accepts."""
@@ -150,7 +150,7 @@ class Heartbeat(threading.Thread):
             if self._stop.is_set():
                 return
             logging.debug('coordinator: %s', error)
-            verdict = exit_codes.failure_code(), self._no_coordinator()
+            verdict = errors.failure_code(), self._no_coordinator()
         self._request_at = None
         if verdict and not self._stop.is_set():
             self._end(*verdict)

@@ -1,5 +1,8 @@
-"""Paths as users write them: `~` is expanded, URLs (gs://bucket) are not supported yet."""
+"""Files as users name and write them: `~` is expanded, URLs (gs://bucket) are not supported yet;
+text may have a byte-order mark and any line endings.
+"""
 
+import codecs
 import os
 import re
 from pathlib import Path
@@ -8,6 +11,11 @@ from rf_jax.runtime.errors import UserError
 
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')  # pathlib reduces gs://bucket to one slash
 _PACKAGED = Path(__file__).parents[2]  # parent of rf_jax/ and configs/, installed or cloned
+_MARKS = {
+    codecs.BOM_UTF8: 'utf-8',
+    codecs.BOM_UTF16_LE: 'utf-16-le',
+    codecs.BOM_UTF16_BE: 'utf-16-be',
+}
 
 
 def local(path: str | os.PathLike, field: str) -> Path:
@@ -53,3 +61,26 @@ def config_file(text: str, field: str = '--config') -> str:
     if not path.exists() and path.parts[:1] == ('configs',) and (_PACKAGED / path).exists():
         path = _PACKAGED / path
     return f'{path}{colon}{variant}'
+
+
+def read_text(path: str | os.PathLike) -> str:
+    r"""The text of a UTF-8 file, or of a UTF-16 file that begins with a byte-order mark.
+
+    The mark is removed, and every line ends with \n. Raises OSError and UnicodeDecodeError.
+    """
+    return decode_text(Path(path).read_bytes())
+
+
+def decode_text(data: bytes) -> str:
+    """As `read_text`, of the bytes of a file."""
+    mark = next((mark for mark in _MARKS if data.startswith(mark)), b'')
+    text = data[len(mark) :].decode(_MARKS.get(mark, 'utf-8'))
+    return text.replace('\r\n', '\n').replace('\r', '\n')
+
+
+def text_lines(path: str | os.PathLike) -> list[str]:
+    """The lines of a text file that are not blank. Raises as `read_text`.
+
+    Not str.splitlines, which also splits at U+2028, U+0085 and others within a sentence.
+    """
+    return [line for line in read_text(path).split('\n') if line.strip()]

@@ -1,9 +1,15 @@
-"""Random numbers as a function of names, so that no generator state is ever saved."""
+"""Random numbers as a function of names, so that no generator state is ever saved: of numpy, and of
+jax.random, which is imported only where it is used, as data/ and scenes/ work without jax.
+"""
 
 import hashlib
 import threading
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import jax
 
 _LOCAL = threading.local()
 
@@ -27,3 +33,10 @@ def reused_generator(*names: int | str) -> np.random.Generator:
     _LOCAL.state['state']['key'][0] = fold(*names)
     _LOCAL.generator.bit_generator.state = _LOCAL.state
     return _LOCAL.generator
+
+
+def random_key(seed: int, name: str, step: 'jax.Array | int' = 0) -> 'jax.Array':
+    """The jax.random key of `name` at `step`; other names, seeds and steps give unrelated keys."""
+    import jax
+
+    return jax.random.fold_in(jax.random.key(fold(seed, name) % 2**32), step)

@@ -1,4 +1,6 @@
-"""Sharding of parameters by one ordered table of (regex on the parameter path, mesh axes)."""
+"""Sharding of parameters by one ordered table of (regex on the parameter path, mesh axes); within
+`shard_map`, parameters are gathered for use and their gradients scattered back.
+"""
 
 import math
 import re
@@ -9,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import UserError, require
 
 MAX_REPLICATED = 0.02  # share of the bytes that may be replicated when fsdp > 1
 SHOWN = 10  # paths listed in an error message, at most
@@ -195,3 +197,47 @@ def overview(tree: Any) -> str:
 def to_device_memory(tree: Any) -> Any:
     """The tree with all arrays in device memory; some may be offloaded to host memory."""
     return jax.device_put(tree, jax.memory.Space.Device)
+
+
+def axes_of(path: str, shape: Sequence[int], kept: Sequence[str], mesh: Mesh, table) -> Axes:
+    """Mesh axes of each dimension of a parameter, by the table of the config.
+
+    `kept`: for each dimension, the axis along which it stays sharded in use, or ''. Raises
+    UserError if that axis does not come first, since the part of a device would not be contiguous.
+    """
+    padded = (*spec(path, shape, mesh, table), *(None,) * len(shape))[: len(shape)]
+    axes = tuple((entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in padded)
+    for own, stays in zip(axes, kept):
+        require(
+            stays not in own or own[0] == stays,
+            f'sharding: {path} is sharded over {own}; name {stays!r} first, so that the part of a '
+            'device is contiguous',
+        )
+    return axes
+
+
+def gathered(w: jax.Array, axes: Axes, kept: Sequence[str]) -> jax.Array:
+    """`w` gathered from all devices, along all axes except `kept`.
+
+    Last dimension first: parts shared by few devices grow before those shared by many. The
+    transpose scatters the sum of the gradients, so each device receives only its own part.
+    """
+    for dimension, others in reversed(list(enumerate(_others(axes, kept)))):
+        if others:
+            w = jax.lax.all_gather(w, others, axis=dimension, tiled=True)
+    return w
+
+
+def scattered(gradient: jax.Array, axes: Axes, kept: Sequence[str], summed: Sequence[str]):
+    """The transpose of `gathered`, and the sum over axes of `summed` that are not in `axes`."""
+    for dimension, others in enumerate(_others(axes, kept)):
+        if others:
+            gradient = jax.lax.psum_scatter(
+                gradient, others, scatter_dimension=dimension, tiled=True
+            )
+    rest = tuple(axis for axis in summed if not any(axis in own for own in axes))
+    return jax.lax.psum(gradient, rest) if rest else gradient
+
+
+def _others(axes: Axes, kept: Sequence[str]) -> list[tuple[str, ...]]:
+    return [tuple(axis for axis in own if axis != stays) for own, stays in zip(axes, kept)]

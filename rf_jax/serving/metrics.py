@@ -1,7 +1,13 @@
 """Metrics in Prometheus' format."""
 
 import jax.monitoring
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    ProcessCollector,
+    generate_latest,
+)
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,6 +19,7 @@ class Metrics:
 
     def __init__(self):
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # memory, CPU time, open files
         self.requests = self._counter('requests', 'Requests by path and status.', ['path', 'code'])
         self.tokens = self._counter('tokens', 'Text tokens that were generated.')
         self.images = self._counter('images', 'Images that were generated.')

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from rf_jax.runtime import cli, exit_codes
+from rf_jax.runtime import cli, errors
 from rf_jax.runtime.errors import require
 from rf_jax.study import ladder, plots, runner
 
@@ -43,17 +43,17 @@ def main(argv):
         )
         plots.require()
         print(ladder.write(ladder.rungs(_CONFIG.value, Path(_STUDIES.value)), workdir))
-        return exit_codes.DONE
+        return errors.DONE
     require(
         'rungs' not in _CONFIG.value,
         'this config compares finished studies: give their folder as --studies=FOLDER',
     )
     if not runner.run(_CONFIG.value, workdir):
-        return exit_codes.INTERRUPTED
+        return errors.INTERRUPTED
     report = workdir / 'report.md'
     print(report.read_text(encoding='utf-8'))
     print(report)
-    return exit_codes.DONE
+    return errors.DONE
 
 
 if __name__ == '__main__':

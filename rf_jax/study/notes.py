@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
-from rf_jax.models.representation import choice as representation
+from rf_jax.models import representation
 
 _ALL = (
     'all arms: the language model and the encoder start from random weights, the paper from Qwen3 '

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 import rf_jax
 from rf_jax.evaluation import run_report, scoring
-from rf_jax.runtime import checkpoint, distributed, exit_codes, paths, workdir
+from rf_jax.runtime import checkpoint, distributed, errors, paths, workdir
 from rf_jax.runtime.errors import Unavailable, UserError
 from rf_jax.study import plan, plots, report
 from rf_jax.study.plan import Job
@@ -199,7 +199,7 @@ class Scorer:
         # Written last: a readable score means that all files are complete.
         text = json.dumps(values | score.values)
         workdir.write_run_files(path.parent, {path.name: text})
-        exit_codes.record_progress()
+        errors.record_progress()
         logging.info('%s at step %d: %s', self.job.folder.name, step, scoring.line(score.values))
         self.log_progress()
 

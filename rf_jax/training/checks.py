@@ -12,8 +12,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from rf_jax.data import data_fields, source_list, spans
-from rf_jax.models.representation import choice as representation
-from rf_jax.models.spaces import choice as spaces
+from rf_jax.models import representation, spaces
 from rf_jax.runtime import mesh, paths, renamed_fields, sharding
 from rf_jax.runtime.errors import UserError, choose, require
 from rf_jax.training import bounds, flow, initial_weights, jitted, optimizer

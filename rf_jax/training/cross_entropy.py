@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from rf_jax.models.layers import Logits, product
-from rf_jax.models.moe import weight_gather
 from rf_jax.models.token_sharding import UNSHARDED, TokenSharding
 from rf_jax.runtime.mesh import BATCH_AXES
+from rf_jax.runtime.sharding import Axes, axes_of, gathered, scattered
 
 TILE = 2**26  # logits per tile on one device, 256 MB; fewer logits are computed without tiles
 TOKENS = (*BATCH_AXES, 'context')
@@ -50,7 +50,7 @@ class CrossEntropy:
         """
         sharded = self.sharding.mesh is not None and self.sharding.mesh.size > 1
         mesh, shape = self.sharding.mesh, logits.kernel.shape
-        axes = weight_gather.axes_of(path, shape, KEPT, mesh, self.table) if sharded else ((), ())
+        axes = axes_of(path, shape, KEPT, mesh, self.table) if sharded else ((), ())
         devices = math.prod(mesh.shape[axis] for axis in (*TOKENS, *axes[1][:1])) if sharded else 1
         tiles = -(-targets.size * shape[1] // (devices * self.tile))
         if tiles <= 1:
@@ -68,7 +68,7 @@ class _Head:
     """A kernel [D, V] sharded over `axes` of `mesh` (None: one device); tokens in `tiles` tiles."""
 
     mesh: jax.sharding.Mesh | None
-    axes: weight_gather.Axes
+    axes: Axes
     tiles: int
 
 
@@ -101,10 +101,10 @@ def _run(head: _Head, needed: tuple[bool, bool], hidden, kernel, targets, weight
     split = 'tensor' if 'tensor' in head.axes[1] else ''
 
     def local(hidden, kernel, *tokens):
-        whole = weight_gather.gathered(kernel.astype(hidden.dtype), head.axes, KEPT)
+        whole = gathered(kernel.astype(hidden.dtype), head.axes, KEPT)
         loss, of_hidden, of_kernel = _tiles(head.tiles, needed, split, hidden, whole, *tokens)
         if of_kernel is not None:
-            of_kernel = weight_gather.scattered(of_kernel, head.axes, KEPT, TOKENS)
+            of_kernel = scattered(of_kernel, head.axes, KEPT, TOKENS)
         # Scatter before the backward pass of the layers starts, not after it.
         of_hidden, of_kernel = jax.lax.optimization_barrier((of_hidden, of_kernel))
         return jax.lax.psum(loss, TOKENS), of_hidden, of_kernel

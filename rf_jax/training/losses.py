@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rf_jax.models.representation import choice as representation
+from rf_jax.models import representation
 from rf_jax.models.terms import Arrays, Prediction, Term
 from rf_jax.runtime.errors import require
 from rf_jax.training import flow

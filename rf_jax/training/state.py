@@ -9,7 +9,7 @@ import optax
 
 from rf_jax.data import layout
 from rf_jax.models.microbatches import Part
-from rf_jax.runtime.prng import random_key
+from rf_jax.runtime.rng import random_key
 
 
 @flax.struct.dataclass

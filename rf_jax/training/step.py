@@ -11,7 +11,7 @@ from rf_jax.data.batch import Batch, StepBatch
 from rf_jax.models import microbatches
 from rf_jax.models.representation.kind import Targets
 from rf_jax.models.unified import Unified
-from rf_jax.runtime.prng import random_key
+from rf_jax.runtime.rng import random_key
 from rf_jax.training import ema, flow, losses, optimizer
 from rf_jax.training.cross_entropy import CrossEntropy
 from rf_jax.training.state import State

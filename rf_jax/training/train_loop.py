@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 import rf_jax
-from rf_jax.data import captions, lengths, pipeline, source_list
+from rf_jax.data import captions, pipeline, source_list
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.runtime import (
     checkpoint,
@@ -130,7 +130,7 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     require(process in rows, f'process {process} has none of the devices of the run')
     batches = pipeline.Batches(config, found, tokenizer, rows[process])
     if distributed.is_main():
-        lengths.warn_of_truncation(found, tokenizer, config.data)
+        captions.warn_of_truncation(found, tokenizer, config.data)
     built = jitted.build(config, tokenizer.size, mesh_)
     own = {'workdir': folder, 'tokenizer': tokenizer, 'batches': batches, 'goodput': spent}
     return Run(**vars(built), **own, data=data)

@@ -103,7 +103,7 @@ def cases():
         ]
     for module in WITH_CONFIG:
         found[f'default {module}'] = [module, *COMMANDS[module][0], '--config.no_such_field=1']
-    packaged = '--config=configs/paper/joint.py:0.6B'
+    packaged = '--config=configs/paper.py:joint/0.6B'
     found['packaged'] = ['train', '--workdir=run', packaged, '--config.no_such_field=1']
     found['quotes'] = ['sample', '--workdir=run', '--prompt=red', 'apple', 'pie', '--number=2']
     found['home sample'] = ['sample', '--workdir=~/runs/a', '--prompt=x']
@@ -199,7 +199,7 @@ def test_the_default_config_is_found_from_any_folder(results, module):
 
 
 def test_a_packaged_config_is_found_from_any_folder(results):
-    assert f'{ROOT}/configs/paper/joint.py has no such field' in error(results, 'packaged')
+    assert f'{ROOT}/configs/paper.py has no such field' in error(results, 'packaged')
 
 
 def test_a_tilde_is_expanded(results, folders):

@@ -21,7 +21,7 @@ from configs import debug
 from rf_jax import sample
 from rf_jax.evaluation import run_report
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import exit_codes
+from rf_jax.runtime import errors
 from rf_jax.runtime.cli import explain
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import lock
@@ -139,7 +139,7 @@ def test_chat_in_the_terminal(workdir, tmp_path):
         len(said) == 3 and said[0].startswith('error: message 1, image') and 'none.png' in said[0]
     )
     arguments = 'chat', f'--workdir={workdir}', '--message=flag', f'--image={tmp_path}/none.png'
-    assert 'none.png' in command(*arguments, code=exit_codes.USER_ERROR)
+    assert 'none.png' in command(*arguments, code=errors.USER_ERROR)
 
 
 def test_serve_refuses_what_it_cannot_do(workdir):
@@ -153,7 +153,7 @@ def test_serve_refuses_what_it_cannot_do(workdir):
             ('--size=large', 'expected HEIGHTxWIDTH'),
             ('--size=7x7', 'both sides must be multiples'),
         ):
-            output = command('serve', f'--workdir={workdir}', argument, code=exit_codes.USER_ERROR)
+            output = command('serve', f'--workdir={workdir}', argument, code=errors.USER_ERROR)
             assert said in output and 'Traceback' not in output
 
 
@@ -176,7 +176,7 @@ def test_one_bad_image_does_not_affect_the_answers_for_the_others(workdir, tmp_p
         Image.new('RGB', (64, 64), 'red').save(tmp_path / name)
     (tmp_path / 'b.png').write_text('<html>not found</html>')
     images = [f'--image={tmp_path}/{name}.png' for name in 'abc']
-    output = command('describe', f'--workdir={workdir}', *images, code=exit_codes.USER_ERROR)
+    output = command('describe', f'--workdir={workdir}', *images, code=errors.USER_ERROR)
     assert f'{tmp_path}/a.png: ' in output and f'{tmp_path}/c.png: ' in output
     assert output.count('b.png') == 1 and f'error: --image={tmp_path}/b.png: an HTML page' in output
 
@@ -285,7 +285,7 @@ def test_a_wrong_flag_names_the_nearest_field(argument, expected, monkeypatch):
     ],
 )
 def test_a_wrong_config_gets_one_line_and_leaves_no_workdir(arguments, expected, tmp_path):
-    output = command('train', *arguments, f'--workdir={tmp_path}/run', code=exit_codes.USER_ERROR)
+    output = command('train', *arguments, f'--workdir={tmp_path}/run', code=errors.USER_ERROR)
     (line,) = [line for line in output.splitlines() if 'WARNING' not in line]
     assert line.startswith('error: ') and expected in line
     assert not (tmp_path / 'run').exists()
@@ -315,7 +315,7 @@ def test_user_errors_print_one_line_and_no_traceback(workdir, tmp_path):
         ('sample', [f'--workdir={workdir}', '--prompt=x', '--size=50x64'], 'multiples of 32'),
         ('describe', [f'--workdir={workdir}', f'--image={tmp_path}/broken.png'], 'broken.png'),
     ]:
-        assert expected in command(module, *arguments, code=exit_codes.USER_ERROR)
+        assert expected in command(module, *arguments, code=errors.USER_ERROR)
     assert not (tmp_path / 'few/checkpoints').exists(), 'reported before the training'
     old = tmp_path / 'old'
     shutil.copytree(workdir, old, ignore=shutil.ignore_patterns('.lock'))
@@ -323,10 +323,10 @@ def test_user_errors_print_one_line_and_no_traceback(workdir, tmp_path):
     del config['sampling']
     (old / 'config.json').write_text(json.dumps(config))
     assert 'another version' in command(
-        'sample', f'--workdir={old}', '--prompt=x', code=exit_codes.USER_ERROR
+        'sample', f'--workdir={old}', '--prompt=x', code=errors.USER_ERROR
     )
     with lock(workdir):
-        output = command('train', DEBUG, f'--workdir={workdir}', code=exit_codes.FAILURE)
+        output = command('train', DEBUG, f'--workdir={workdir}', code=errors.FAILURE)
     assert 'Another process trains' in output
 
 

@@ -5,8 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from configs import base
-from configs.paper import scale
+from configs import base, paper
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import checks, ema
 from rf_jax.training.checks import flatten
@@ -15,7 +14,7 @@ STAGES = ('alignment', 'joint', 'continued')
 
 
 def stage(name, size='30B-A3B'):
-    return importlib.import_module(f'configs.paper.{name}').get_config(size)
+    return paper.get_config(f'{name}/{size}')
 
 
 def weights(stages, steps, new=False):
@@ -44,7 +43,7 @@ def effective(weights):
     return 1 / np.sum(weights**2)
 
 
-@pytest.mark.parametrize('size', scale.MODELS)
+@pytest.mark.parametrize('size', paper.MODELS)
 @pytest.mark.parametrize('encoder', [False, True])
 def test_paper_configs_average_as_many_steps_as_the_paper_from_soon_after_the_start(size, encoder):
     c = stage('alignment', size).ema
@@ -59,19 +58,19 @@ def test_paper_configs_average_as_many_steps_as_the_paper_from_soon_after_the_st
 def test_new_parameters_of_the_joint_stage_average_as_many_steps_as_the_paper(steps):
     own = weights(['joint'], steps, new=True)
     # The paper's average over these steps alone, without the random initial weights.
-    paper = 0.9999 ** np.arange(steps)[::-1]
-    paper /= paper.sum()
-    assert effective(own) > 0.95 * effective(paper)
+    theirs = 0.9999 ** np.arange(steps)[::-1]
+    theirs /= theirs.sum()
+    assert effective(own) > 0.95 * effective(theirs)
     assert own[0] < 1.5 / steps, 'random weights count for no more than one step'
     ages = np.arange(steps + 1)[::-1]
-    assert ages @ own > 0.95 * (ages[1:] @ paper)
+    assert ages @ own > 0.95 * (ages[1:] @ theirs)
 
 
 @pytest.mark.parametrize('steps', [1000, 10_000])
 def test_a_stage_continues_the_average_of_the_previous_one(steps):
     chain = weights(['alignment', 'joint', 'continued'], steps)
-    paper = 0.9999 ** np.arange(len(chain))[::-1]
-    assert effective(chain) > 0.95 * effective(paper / paper.sum())
+    theirs = 0.9999 ** np.arange(len(chain))[::-1]
+    assert effective(chain) > 0.95 * effective(theirs / theirs.sum())
     newest = chain[-steps:].sum()
     assert newest == pytest.approx(1 - 0.9999**steps, rel=1e-3), 'no reset at the start of a stage'
 
@@ -83,7 +82,7 @@ def test_only_the_joint_stage_copies_generation_groups_from_the_language_model()
 
 
 def test_laptop_configs_warm_up_as_before():
-    for name in ('emoji', 'scenes', 'joint'):
+    for name in ('emoji', 'scenes', 'stages'):
         config = importlib.import_module(f'configs.{name}').get_config()
         assert config.ema.warmup_offset == 10.0
     assert ema.window(0.9999, 10.0, 10_000) == pytest.approx(1112.2, abs=0.1)
@@ -93,21 +92,21 @@ def named(field):
     """The entry of KEPT that covers a field: its own, or that of an enclosing group."""
     parts = field.split('.')
     groups = ('.'.join(parts[:i]) for i in range(len(parts), 0, -1))
-    return next((group for group in groups if group in scale.KEPT), None)
+    return next((group for group in groups if group in paper.KEPT), None)
 
 
 def test_every_field_is_set_for_the_paper_or_has_a_reason_not_to_be():
     before = flatten(base.get_config().to_dict())
     kept = dict.fromkeys(before, True)
     for name in STAGES:
-        for size in scale.MODELS:
+        for size in paper.MODELS:
             now = flatten(stage(name, size).to_dict())
             for field in before:
                 kept[field] &= now[field] == before[field]
     unexplained = [field for field in before if kept[field] and not named(field)]
-    assert not unexplained, 'set it in configs/paper/scale.py, or give the reason there, in KEPT'
+    assert not unexplained, 'set it in configs/paper.py, or give the reason there, in KEPT'
     used = {named(field) for field in before if kept[field]}
-    assert used == set(scale.KEPT), 'KEPT names fields that are set, or are not there'
+    assert used == set(paper.KEPT), 'KEPT names fields that are set, or are not there'
 
 
 @pytest.mark.parametrize('field, value', [('decay', 1.0), ('warmup_offset', 1.0)])

@@ -7,7 +7,7 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from configs.paper import joint
+from configs import paper
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
 from rf_jax.runtime.sharding import path_name
@@ -39,7 +39,7 @@ def sizes(**changes):
 
 @functools.cache
 def built(size='30B-A3B', offload=()):
-    config = joint.get_config(size)
+    config = paper.get_config(f'joint/{size}')
     config.data.batch_size, config.offload = 8, offload
     mesh = make_mesh(sizes(fsdp=4, expert=2))
     return jitted.build(config, config.tokenizer.vocab_size, mesh, 'tpu')
@@ -81,7 +81,7 @@ def test_offloaded_parts_are_in_host_memory():
 
 
 def test_capacities_must_be_multiples_of_the_context_axis():
-    config = joint.get_config('0.6B')
+    config = paper.get_config('joint/0.6B')
     config.data.batch_size, config.data.capacity.vision_images = 2, 9
     with pytest.raises(UserError, match=r'vision_images=9 is not a multiple of mesh\.context=4'):
         jitted.build(config, 1000, make_mesh(sizes(fsdp=2, context=4)), 'tpu')

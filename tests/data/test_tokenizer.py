@@ -10,7 +10,7 @@ import sentencepiece
 
 from rf_jax.data import captions, source_list
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.runtime import exit_codes
+from rf_jax.runtime import errors
 from rf_jax.runtime.errors import UserError
 
 TEXTS = ['a cat on a mat', 'A dog, 12 years', 'What is this?', 'it is a </s> cat <answer>'] * 5
@@ -127,5 +127,5 @@ def test_command(tmp_path):
     assert done.returncode == 0, done.stderr
     assert Tokenizer.load(tmp_path / 't.model').checksum in done.stdout
     failed = run('emojis')
-    assert failed.returncode == exit_codes.USER_ERROR
+    assert failed.returncode == errors.USER_ERROR
     assert failed.stderr.startswith('error: data.sources') and failed.stderr.count('\n') == 1

@@ -1,19 +1,18 @@
 """Typical rows are full, and their visible pairs are those of the attention mask."""
 
-import importlib
-
 import numpy as np
 import pytest
+from config_names import get_config
 
 from rf_jax.data import typical_row
 from rf_jax.models.attention import masks
 
-CONFIGS = ('joint', 'emoji', 'continued', 'paper.alignment')
+CONFIGS = ('stages:joint', 'emoji', 'stages:continued', 'paper:alignment')
 
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_visible_pairs_are_those_of_the_mask(name):
-    config = importlib.import_module(f'configs.{name}').get_config()
+    config = get_config(name)
     if name.startswith('paper'):
         config.data.capacity.update(text=1024, vision=1024, vision_images=16)
     row = typical_row.row(config)

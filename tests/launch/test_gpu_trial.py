@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.paper import joint
+from configs import paper
 from rf_jax.models.attention import masks, select
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'launch'))
-import gpu_attention  # noqa: E402
-import gpu_kernels  # noqa: E402
+import gpu_measure  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -75,23 +74,23 @@ def arrays_within(jaxpr):
 
 @pytest.mark.parametrize('name', ['auto', 'blockwise', 'triton', 'reference'])
 def test_attention_on_rows_of_16k_materialises_no_full_mask_on_a_gpu(name):
-    length, config = 16_384, joint.get_config('0.6B')
-    segment = gpu_attention.segments(length)
+    length, config = 16_384, paper.get_config('joint/0.6B')
+    segment = gpu_measure.segments(length)
     if name == 'triton':
-        product = partial(gpu_attention._run_packed, gpu_kernels.triton, segment)
+        product = partial(gpu_measure._run_packed, gpu_measure.triton, segment)
     else:
         attention = select.IMPLEMENTATIONS[name](config.model.attention, 'gpu')
-        tokens = gpu_kernels.text_integers(segment)
-        product = partial(gpu_attention._run, attention, tokens)
+        tokens = gpu_measure.text_integers(segment)
+        product = partial(gpu_measure._run, attention, tokens)
     inputs = [jax.ShapeDtypeStruct((1, length, n, 128), jnp.bfloat16) for n in (16, 8, 8, 16)]
-    program = jax.make_jaxpr(partial(gpu_attention.forward_backward, product))(*inputs)
+    program = jax.make_jaxpr(partial(gpu_measure.forward_backward, product))(*inputs)
     largest = max(np.prod(shape, dtype=int) for shape in arrays_within(program.jaxpr))
     assert (largest >= length**2) == (name == 'reference'), largest
 
 
 def test_packed_rows_of_text_follow_the_attention_rule():
-    segment = gpu_attention.segments(300)
-    seen = masks.visible(*[gpu_kernels.text_integers(segment)] * 2)[0]
+    segment = gpu_measure.segments(300)
+    seen = masks.visible(*[gpu_measure.text_integers(segment)] * 2)[0]
     same = segment[0][:, None] == segment[0]
     np.testing.assert_array_equal(seen, same & np.tri(300, dtype=bool))
     assert segment[0, 0] == 1 and segment.max() > 3

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rf_jax.runtime import exit_codes
+from rf_jax.runtime import errors
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +146,7 @@ def test_slurm_sh_requeues_at_its_time_limit_but_not_when_cancelled(cluster, sta
     assert job.stdout.readline() == 'started\n'
     job.send_signal(signal.SIGTERM)
     job.communicate(timeout=60)
-    assert job.returncode == exit_codes.INTERRUPTED
+    assert job.returncode == errors.INTERRUPTED
     assert started(folder, 'scontrol') == ['scontrol requeue 7'] * queued
 
 
@@ -181,10 +181,10 @@ def test_gke_yaml_restarts_according_to_the_exit_code():
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     jobset = yaml.safe_load(done.stdout)
-    assert action(jobset, exit_codes.USER_ERROR) == 'FailJobSet'
-    for code in (exit_codes.INTERRUPTED, exit_codes.FAILURE_AFTER_PROGRESS):
+    assert action(jobset, errors.USER_ERROR) == 'FailJobSet'
+    for code in (errors.INTERRUPTED, errors.FAILURE_AFTER_PROGRESS):
         assert action(jobset, code) == 'RestartJobSetAndIgnoreMaxRestarts'
-    for code in (exit_codes.FAILURE, KILLED):
+    for code in (errors.FAILURE, KILLED):
         assert action(jobset, code) == 'RestartJobSet'  # up to maxRestarts
     job = jobset['spec']['replicatedJobs'][0]['template']['spec']
     assert job['podFailurePolicy']['rules'][2]['onPodConditions'] == [
@@ -199,7 +199,7 @@ def test_gke_yaml_restarts_according_to_the_exit_code():
 def test_local_sh_returns_the_most_informative_code(tmp_path, codes, expected):
     script = f'codes=({" ".join(map(str, codes))}); exit ${{codes[$RF_JAX_PROCESS]}}'
     done = subprocess.run(
-        [LAUNCH / 'local.sh', str(len(codes)), 'bash', '-c', script],
+        [LAUNCH / 'local.py', str(len(codes)), 'bash', '-c', script],
         env=os.environ | {'RF_JAX_LOGS': str(tmp_path)},
         capture_output=True,
         timeout=60,
@@ -209,6 +209,6 @@ def test_local_sh_returns_the_most_informative_code(tmp_path, codes, expected):
 
 def test_the_readme_of_the_launchers_lists_every_code():
     readme = (LAUNCH / 'README.md').read_text(encoding='utf-8')
-    for code in (exit_codes.DONE, exit_codes.FAILURE, exit_codes.USER_ERROR, exit_codes.INTERRUPTED,
-                 exit_codes.FAILURE_AFTER_PROGRESS):  # fmt: skip
+    for code in (errors.DONE, errors.FAILURE, errors.USER_ERROR, errors.INTERRUPTED,
+                 errors.FAILURE_AFTER_PROGRESS):  # fmt: skip
         assert f'| {code} |' in readme or f'| {code},' in readme

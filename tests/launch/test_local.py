@@ -1,4 +1,4 @@
-"""`launch/local.sh`: N processes with a log each, ending together; and checks of all scripts."""
+"""`launch/local.py`: N processes with a log each, ending together; and checks of all scripts."""
 
 import importlib
 import os
@@ -18,7 +18,7 @@ local = importlib.import_module('local')
 
 def launch(*arguments, logs=''):
     return subprocess.run(
-        [LAUNCH / 'local.sh', *arguments],
+        [LAUNCH / 'local.py', *arguments],
         env=os.environ | {'RF_JAX_LOGS': str(logs)},
         capture_output=True,
         text=True,
@@ -63,7 +63,7 @@ def test_signals_reach_every_process(tmp_path, number):
             '-c',
             'trap "" INT TERM; exec "$@"',
             'sh',
-            LAUNCH / 'local.sh',
+            LAUNCH / 'local.py',
             '2',
             'sh',
             '-c',
@@ -82,10 +82,10 @@ def test_signals_reach_every_process(tmp_path, number):
 
 
 def test_processes_continue_when_their_output_has_no_reader(tmp_path):
-    """`launch/local.sh ... | head -1`: a process whose pipe is full would block forever."""
+    """`launch/local.py ... | head -1`: a process whose pipe is full would block forever."""
     script = 'head -c 1000000 /dev/zero | tr "\\0" "\\n"; echo ended'
     done = subprocess.run(
-        ['bash', '-c', '"$@" | head -1; exit ${PIPESTATUS[0]}', 'bash', LAUNCH / 'local.sh', '2',
+        ['bash', '-c', '"$@" | head -1; exit ${PIPESTATUS[0]}', 'bash', LAUNCH / 'local.py', '2',
          'sh', '-c', script],
         env=os.environ | {'RF_JAX_LOGS': str(tmp_path)}, timeout=100,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from shrink import quick_compilation, shrink
 
 from configs import base, emoji
-from rf_jax.evaluation import codebook_usage
+from rf_jax.evaluation import code_content
 from rf_jax.models import quantizer
 from rf_jax.models.representation import forcing
 from rf_jax.training import train_loop
@@ -218,9 +218,9 @@ def test_an_epoch_of_emoji_uses_most_prototypes(mode, tmp_path):
     state = run.initialise()
     # Even at a step that would replace the codebook, the current one is measured.
     alike = state.replace(codebook=jnp.full_like(state.codebook, state.codebook.shape[1] ** -0.5))
-    assert codebook_usage.codes_over_an_epoch(run, alike) <= 0.1
+    assert code_content.codes_over_an_epoch(run, alike) <= 0.1
     state, _ = run.train_step(state, run.put(run.batches.batch(0)))
-    assert codebook_usage.codes_over_an_epoch(run, state) >= 0.6
+    assert code_content.codes_over_an_epoch(run, state) >= 0.6
 
 
 @pytest.mark.parametrize('how', ['random', 'farthest'])

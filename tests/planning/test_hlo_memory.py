@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs.paper import joint
+from configs import paper
 from rf_jax.planning import ahead_of_time, hlo_memory, memory_parts
 from rf_jax.runtime import hardware
 from rf_jax.training.checks import flatten
@@ -129,14 +129,14 @@ def test_buffers_freed_before_the_peak_are_not_part_of_it():
     ],
 )
 def test_each_large_array_is_listed_with_the_field_that_reduces_it(op_name, field):
-    fields = flatten(joint.get_config().to_dict())
+    fields = flatten(paper.get_config('joint').to_dict())
     buffer = hlo_memory.Buffer(8.0, 'f32[2]', op_name)
     (part,) = memory_parts.parts([buffer, buffer], fields)
     assert part.field == field and part.bytes == 16
 
 
 def test_every_advised_field_exists_in_the_config():
-    config = joint.get_config()
+    config = paper.get_config('joint')
     for _, _, *fields in memory_parts.PARTS:
         for field in filter(None, fields):
             assert _has(config, field.split('.')), field
@@ -147,7 +147,7 @@ def _has(config, names):
 
 
 def test_an_exhausted_field_is_not_advised():
-    fields = flatten(joint.get_config().to_dict()) | {
+    fields = flatten(paper.get_config('joint').to_dict()) | {
         'model.backbone.remat': 'full',
         'offload': ('ema', 'opt_state'),
     }

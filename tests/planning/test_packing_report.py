@@ -5,7 +5,7 @@ import re
 import pytest
 from command_line import command
 
-from rf_jax.runtime import exit_codes
+from rf_jax.runtime import errors
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ def test_capacities_are_recommended_for_a_given_row_length():
         'packing_report',
         '--distribution=coco',
         '--config.data.sizes=((256, 1.0),)',
-        code=exit_codes.USER_ERROR,
+        code=errors.USER_ERROR,
     )
     assert 'data.capacity' in output
 

@@ -15,7 +15,7 @@ import pytest
 from shrink import CACHE, quick_compilation
 
 from configs import debug
-from rf_jax.runtime import distributed, exit_codes
+from rf_jax.runtime import distributed, errors
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import train_loop
 
@@ -149,7 +149,7 @@ def test_all_processes_stop_after_the_same_step_and_one_process_resumes(
     processes = start(count, workdir, folder, **{'config.steps': 100_000})
     until(lambda: len(logged(workdir)) >= 2, processes)
     processes.processes[1].send_signal(signal.SIGTERM)
-    assert processes.wait() == [exit_codes.INTERRUPTED] * count, log(folder)
+    assert processes.wait() == [errors.INTERRUPTED] * count, log(folder)
     logs = [log(folder, index) for index in range(count)]
     steps = {int(re.search(r'Stopped by a signal at step (\d+), saved', text)[1]) for text in logs}
     assert steps == {saved(workdir)[-1]}
@@ -216,7 +216,7 @@ def test_killing_one_process_ends_all_with_a_clear_message(tmp_path, victim):
     codes = processes.wait(grace=60.0)
     assert codes[victim] == -signal.SIGKILL
     # Neither killed by the launcher nor successful, and step 4 is on disk.
-    assert codes[1 - victim] == exit_codes.FAILURE_AFTER_PROGRESS
+    assert codes[1 - victim] == errors.FAILURE_AFTER_PROGRESS
     last = log(folder, 1 - victim).strip().splitlines()[-1]
     assert last.startswith(f'error: process {victim} of 2') and 'was lost' in last
     assert 'same command' in last
@@ -252,7 +252,7 @@ def test_a_workdir_that_hosts_do_not_share_is_refused(tmp_path):
         2, ['bash', '-c', script, str(tmp_path), *command], folder,
         {**os.environ, 'XLA_FLAGS': ''}, False, ROOT,
     )  # fmt: skip
-    assert processes.wait() == [exit_codes.USER_ERROR] * 2
+    assert processes.wait() == [errors.USER_ERROR] * 2
     for index in range(2):
         assert 'is not shared between the hosts: process 1 cannot see' in log(folder, index)
         assert 'Traceback' not in log(folder, index)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rf_jax.runtime import exit_codes, heartbeat
+from rf_jax.runtime import errors, heartbeat
 from rf_jax.runtime.heartbeat import (
     FAILED_TIMEOUT,
     INTERVAL,
@@ -71,12 +71,12 @@ def test_a_healthy_run_continues(processes):
 
 def test_a_loss_after_a_checkpoint_counts_as_progress(processes, monkeypatch):
     _, _, turn, left, _, now = processes
-    monkeypatch.setattr(exit_codes, '_progress', True)
+    monkeypatch.setattr(errors, '_progress', True)
     turn([0, 1, 2])
     began = now[-1]
     while len(left) < 2 and now[-1] < began + 60:
         turn([0, 1])
-    assert left == dict.fromkeys([0, 1], exit_codes.FAILURE_AFTER_PROGRESS)
+    assert left == dict.fromkeys([0, 1], errors.FAILURE_AFTER_PROGRESS)
 
 
 @pytest.mark.parametrize('victim', [1, 2])
@@ -116,12 +116,12 @@ def test_an_error_is_reported_to_all_processes_and_its_traceback_printed_once(pr
     heartbeats[2].report(
         'ZeroDivisionError: division',
         sure=False,
-        code=exit_codes.FAILURE_AFTER_PROGRESS,
+        code=errors.FAILURE_AFTER_PROGRESS,
         trace='Traceback ...',
     )
     for _ in range(20):
         turn([0, 1, 2])
-    assert left == dict.fromkeys(range(3), exit_codes.FAILURE_AFTER_PROGRESS)
+    assert left == dict.fromkeys(range(3), errors.FAILURE_AFTER_PROGRESS)
     assert all('process 2 of 3 on host2 failed: ZeroDivisionError' in line for line in printed)
     assert sum('Traceback' in line for line in printed) == 1
 
@@ -129,12 +129,12 @@ def test_an_error_is_reported_to_all_processes_and_its_traceback_printed_once(pr
 def test_a_user_error_ends_all_processes_immediately(processes):
     heartbeats, _, turn, left, printed, _ = processes
     turn([0, 1, 2])
-    heartbeats[0].report('stopped', sure=True, code=exit_codes.INTERRUPTED)
-    heartbeats[1].report('the disk is full', sure=True, code=exit_codes.USER_ERROR)
-    heartbeats[2].report('connection closed', sure=False, code=exit_codes.FAILURE)
+    heartbeats[0].report('stopped', sure=True, code=errors.INTERRUPTED)
+    heartbeats[1].report('the disk is full', sure=True, code=errors.USER_ERROR)
+    heartbeats[2].report('connection closed', sure=False, code=errors.FAILURE)
     turn([0, 1, 2])
     turn([1, 2])
-    assert left == dict.fromkeys(range(3), exit_codes.USER_ERROR), 'nothing hides the user error'
+    assert left == dict.fromkeys(range(3), errors.USER_ERROR), 'nothing hides the user error'
     assert all('process 1 of 3 on host1 stopped: the disk is full' in line for line in printed)
 
 
@@ -189,4 +189,4 @@ def test_a_process_that_never_sent_a_heartbeat_counts_as_lost():
     detector = FailureDetector(2, 0.0)
     assert detector.check({0: '1 a'}, {}, TIMEOUT) is None
     code, line = detector.check({0: '2 a'}, {}, TIMEOUT + 1)
-    assert code == exit_codes.FAILURE and 'process 1 of 2 was lost' in line
+    assert code == errors.FAILURE and 'process 1 of 2 was lost' in line

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs.paper import joint
+from configs import paper
 from rf_jax.runtime import sharding
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import AXES, make_mesh
@@ -147,7 +147,7 @@ def test_overview(mesh):
 
 def test_every_chip_of_a_pod_holds_a_different_shard_of_the_papers_experts():
     """128 experts over 512 chips without replicas."""
-    config = joint.get_config()
+    config = paper.get_config('joint')
     pod = AbstractMesh((4, 128, 1, 1, 1), AXES)
     model = config.model.backbone
     into = model.layers, model.moe.num_experts, model.width, model.moe.feedforward

@@ -1,11 +1,10 @@
 """bounds.py: every number of a config has bounds, and errors name the field."""
 
-import importlib
 import math
 import re
 
 import pytest
-from config_names import NAMES
+from config_names import NAMES, get_config
 
 from configs import base
 from rf_jax.runtime.errors import UserError
@@ -13,8 +12,7 @@ from rf_jax.training import bounds, checks
 
 
 def fields(name='base'):
-    config = importlib.import_module(f'configs.{name}').get_config()
-    return checks.flatten(config.to_dict())
+    return checks.flatten(get_config(name).to_dict())
 
 
 # Strings say what they are about where they are used; `sharding` has a reader of its own.

@@ -13,8 +13,8 @@ from rf_jax.data import layout, patch_grid
 from rf_jax.generation import guidance, image_sampling, inputs, kv_cache, token_sampling
 from rf_jax.generation.guidance import ALL, NONE
 from rf_jax.generation.sampler import Request, Sampler
-from rf_jax.models import quantizer
-from rf_jax.models.representation import choice, features
+from rf_jax.models import quantizer, representation
+from rf_jax.models.representation import features
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import losses, optimizer, step
 
@@ -220,7 +220,7 @@ def test_a_deep_model_has_finite_gradients_when_text_is_dropped(tmp_path, kind):
     assert float(optax.global_norm(found)) < 100
 
 
-@pytest.mark.parametrize('kind', choice.KINDS)
+@pytest.mark.parametrize('kind', representation.KINDS)
 def test_every_kind_reads_rows_that_have_no_room_for_drawings(tmp_path, kind):
     reading = {
         'data.tasks.text_to_image': 0.0,
@@ -230,7 +230,7 @@ def test_every_kind_reads_rows_that_have_no_room_for_drawings(tmp_path, kind):
         'losses.flow': 0.0,
         'losses.representation': 0.0,
     }
-    own = {KIND: kind, 'data.representation_tokens': choice.KINDS[kind].tokens}
+    own = {KIND: kind, 'data.representation_tokens': representation.KINDS[kind].tokens}
     run = tiny_run(tmp_path, own | reading)
     with quick_compilation():
         state = run.initialise()

@@ -9,8 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from shrink import shrink
 
-from configs import base
-from configs.paper import joint
+from configs import base, paper
 from rf_jax.models.layers import Logits
 from rf_jax.models.token_sharding import UNSHARDED, TokenSharding
 from rf_jax.runtime.mesh import BATCH_AXES, make_mesh
@@ -105,9 +104,9 @@ def test_a_small_head_is_computed_without_tiles():
 
 def test_no_train_step_holds_the_float32_logits_of_all_tokens():
     """Vocabulary and text of a paper config on one device, everything else tiny."""
-    paper = joint.get_config('0.6B')
-    tokens, entries = paper.data.capacity.text, paper.tokenizer.vocab_size
-    config = shrink(paper)
+    joint = paper.get_config('joint/0.6B')
+    tokens, entries = joint.data.capacity.text, joint.tokenizer.vocab_size
+    config = shrink(joint)
     config.data.batch_size, config.data.capacity.text = 1, tokens
     built = jitted.build(config, entries, make_mesh(config.mesh, jax.devices()[:1]))
     text = built.train_step.lower(built.abstract, built.batch()).compile().as_text()

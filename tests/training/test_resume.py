@@ -16,7 +16,7 @@ from shrink import quick_compilation, tiny_run
 
 from configs import base
 from rf_jax.data import source_list
-from rf_jax.runtime import checkpoint, exit_codes
+from rf_jax.runtime import checkpoint, errors
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import write_run_files
 from rf_jax.training import train_loop
@@ -230,7 +230,7 @@ def test_sigterm_saves_and_the_run_resumes(tmp_path, cache, undisturbed):
     training = Training(workdir, cache)
     training.until_saved_beyond(0)
     training.process.send_signal(signal.SIGTERM)
-    assert training.wait() == exit_codes.INTERRUPTED, training.output()
+    assert training.wait() == errors.INTERRUPTED, training.output()
     stopped = training.saved()[-1]
     assert stopped < STEPS, 'ended before it was stopped: raise STEPS'
     assert f'Stopped by a signal at step {stopped}, saved' in training.output()

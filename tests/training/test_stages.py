@@ -1,6 +1,5 @@
 """The paper's three stages in a chain: each starts from the weights of the previous one."""
 
-import importlib
 import shutil
 
 import jax
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 from shrink import quick_compilation, shrink
 
-from configs import base, continued, scenes
+from configs import base, scenes, stages
 from rf_jax.runtime import checkpoint
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import checks, optimizer, train_loop
@@ -19,7 +18,7 @@ STAGES = ('alignment', 'joint', 'continued')
 
 
 def build(stage, workdir, initialise_from='', **changes):
-    config = shrink(importlib.import_module(f'configs.{stage}').get_config())
+    config = shrink(stages.get_config(stage))
     config.steps = 2
     config.initialise_from = str(initialise_from)
     config.update_from_flattened_dict(changes)
@@ -108,7 +107,7 @@ def test_a_stage_without_the_previous_one_logs_a_warning(caplog):
         checks.warn_of_new_weights(scenes.get_config('vae'))
         assert "model.space='vae'" in caplog.text and 'ema.warmup' in caplog.text
         assert 'data_init_steps' not in caplog.text
-        checks.warn_of_new_weights(continued.get_config())
+        checks.warn_of_new_weights(stages.get_config('continued'))
     assert 'quantizer.data_init_steps=()' in caplog.text
     assert caplog.text.count('initialise_from is empty') == 4
 
@@ -144,7 +143,7 @@ def test_other_data_in_a_workdir_logs_a_warning(chain, tmp_path, caplog):
 def test_replacing_a_trained_codebook_logs_a_warning(chain, caplog):
     before = chain['joint'][0].workdir
     with caplog.at_level('WARNING', logger='absl'):
-        checks.warn_of_source_run(continued.get_config(), before, 2)
+        checks.warn_of_source_run(stages.get_config('continued'), before, 2)
         config = base.get_config()
         config.initialise_new = ('^codebook$',)
         checks.warn_of_source_run(config, before, 2)

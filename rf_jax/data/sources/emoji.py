@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rf_jax.data.image_ops import header_size, read_rgb
-from rf_jax.data.records import Record, clean
-from rf_jax.data.sources.source import Source
+from rf_jax.data.records import Record, Source, clean
 from rf_jax.runtime.errors import UserError
 
 _EMOJI = Path(__file__).parents[1] / 'assets' / 'emoji64.zip'

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from rf_jax.data.image_ops import BadImage, header_size, read_rgb
-from rf_jax.data.records import Record, Skips
+from rf_jax.data.records import Record, Skips, Source
 from rf_jax.data.sources import conversation_file, listing
 from rf_jax.data.sources.conversation_file import FileConversation
-from rf_jax.data.sources.safe_path import LINKS, Outside, inside
-from rf_jax.data.sources.source import Source
+from rf_jax.data.sources.listing import LINKS, Outside, inside
 from rf_jax.runtime.errors import UserError
 
 _SCAN_THREADS = 16  # reading headers waits for the disk, not for the processor

@@ -1,21 +1,24 @@
 """Files that list the images of a folder: captions.jsonl, or the metadata of Hugging Face's
-imagefolder.
+imagefolder; and the paths in them, spelled as any system does, and never outside the folder.
 """
 
 import codecs
 import csv
 import io
 import json
+import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rf_jax.data import text_files
-from rf_jax.data.records import clean
+from rf_jax.data.records import BadImage, clean
+from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError
 
 NAMES = ('captions.jsonl', 'metadata.jsonl', 'metadata.csv')  # the first one found is read
 EXAMPLE = '{"file": "cats/001.jpg", "caption": "a cat on a mat", "tags": ["cat", "mat"]}'
+LINKS = '+links'  # folder+links:/path follows symbolic links that leave the folder
 _FILE_FIELDS = ('file', 'file_name', 'filename', 'image', 'path')
 _CAPTION_FIELDS = ('caption', 'captions', 'text', 'label')
 # A string, or a comma followed by nothing but a closing bracket.
@@ -30,7 +33,7 @@ def entries(path: Path, data: bytes) -> Iterator[tuple[str, dict | str]]:
     # Lines are decoded one by one, so that a bad line does not affect the others.
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:
-            data = text_files.decode(data).encode()
+            data = paths.decode_text(data).encode()
         except UnicodeError as error:
             raise UserError(
                 f'{path} starts with a UTF-16 byte-order mark but does not decode: {error}'
@@ -127,3 +130,32 @@ def _pairs(questions: Sequence[dict]) -> tuple[tuple[str, str], ...]:
             '"questions" must look like [{"question": "what colour?", "answer": "red"}]'
         ) from None
     return tuple(pair for pair in pairs if all(pair))
+
+
+class Outside(BadImage):
+    """A path that leaves its folder."""
+
+
+def inside(root: Path, name: str, follow_links: bool) -> Path:
+    """The absolute path of `name` in the folder `root`; `..` is taken lexically.
+
+    If there is no such file, Windows separators and composed or decomposed accents (as on macOS)
+    are tried too. Raises Outside.
+    """
+    candidates = [Path(os.path.abspath(root / spelling)) for spelling in _spellings(name)]
+    path = next((path for path in candidates if os.path.lexists(path)), candidates[0])
+    real_root = os.path.realpath(root)
+    if not path.is_relative_to(os.path.abspath(root)) and not path.is_relative_to(real_root):
+        raise Outside('paths must be relative to the folder and stay inside it')
+    if follow_links or '\0' in name or Path(os.path.realpath(path)).is_relative_to(real_root):
+        return path
+    raise Outside(
+        f'a symbolic link leads out of the folder (folder{LINKS}:/path in data.sources follows it)'
+    )
+
+
+def _spellings(name: str) -> Iterator[str]:
+    for each in dict.fromkeys((name, name.replace('\\', '/'))):
+        yield each
+        yield unicodedata.normalize('NFC', each)
+        yield unicodedata.normalize('NFD', each)

@@ -8,8 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from rf_jax.data.messages import ImagePart, Message, TextPart
-from rf_jax.data.records import Record
-from rf_jax.data.sources.source import Source
+from rf_jax.data.records import Record, Source
 from rf_jax.runtime.errors import UserError, choose, require
 from rf_jax.runtime.rng import generator
 from rf_jax.scenes import dialogue, language, render, world

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rf_jax.data import text_files
-from rf_jax.data.records import BadImage, Record, Skips, clean
-from rf_jax.data.sources.safe_path import LINKS, Outside, inside
-from rf_jax.data.sources.source import Source
+from rf_jax.data.records import BadImage, Record, Skips, Source, clean
+from rf_jax.data.sources.listing import LINKS, Outside, inside
+from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError
 
 
@@ -47,7 +46,7 @@ class TextSource(Source):
             try:
                 if file is not root:
                     inside(root, str(file.relative_to(root)), follow_links)
-                found = list(_paragraphs(io.StringIO(text_files.read(file))))
+                found = list(_paragraphs(io.StringIO(paths.read_text(file))))
             except Outside:
                 skips.add('file outside the folder', str(file))
                 continue

@@ -8,9 +8,8 @@ import numpy as np
 import PIL
 
 from rf_jax.data.image_ops import BadImage, header_size, read_rgb
-from rf_jax.data.records import Record, Skips, clean
+from rf_jax.data.records import Record, Skips, Source, clean
 from rf_jax.data.sources.metadata_cache import cached_scan
-from rf_jax.data.sources.source import Source
 from rf_jax.runtime.errors import UserError
 
 # Names of the feature that says what an image shows, the most informative first.

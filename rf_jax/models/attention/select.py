@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import jax
 from ml_collections import ConfigDict
 
+from rf_jax.models.attention import Attention
 from rf_jax.models.attention.blockwise import Blockwise
 from rf_jax.models.attention.masks import Integers
 from rf_jax.models.attention.pallas import Pallas
-from rf_jax.models.attention.protocol import Attention
 from rf_jax.models.attention.reference import Cudnn, Reference
 from rf_jax.runtime.errors import choose, require
 

@@ -6,8 +6,8 @@ from functools import partial
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from rf_jax.models.attention import Attention
 from rf_jax.models.attention.masks import FIELDS, Integers
-from rf_jax.models.attention.protocol import Attention
 from rf_jax.runtime.mesh import BATCH_AXES
 
 ROWS = (*BATCH_AXES, 'context')

@@ -15,10 +15,11 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from rf_jax.models.layers import RMSNorm, SwiGLU, linear_init
-from rf_jax.models.moe import dispatch, grouped_matmul, routing, weight_gather
+from rf_jax.models.moe import dispatch, grouped_matmul
 from rf_jax.models.token_sharding import TokenSharding
 from rf_jax.runtime.errors import choose, require
 from rf_jax.runtime.mesh import BATCH_AXES
+from rf_jax.runtime.sharding import axes_of, gathered
 
 GROUPS = ('understanding', 'representation', 'pixels')
 
@@ -95,12 +96,12 @@ class Routed(nn.Module):
         weights = tuple(self.param(name, init, shape) for name, shape in shapes.items())
         # In float32, since near ties matter.
         logits = jnp.matmul(x.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST)
-        routes = routing.top_k(logits, live, c.top_k)
+        routes = dispatch.top_k(logits, live, c.top_k)
         weights = tuple(w.astype(x.dtype) for w in weights)
         y = self._run(weights, x, routes)
         return y, {'balance': routes.balance, 'router_z': routes.z}
 
-    def _run(self, weights, x: jax.Array, routes: routing.Routes) -> jax.Array:
+    def _run(self, weights, x: jax.Array, routes: dispatch.Routes) -> jax.Array:
         feed_forward = partial(grouped_matmul.swiglu, self.product)
         count, mesh = self.config.moe.num_experts, self.mesh
 
@@ -121,14 +122,12 @@ class Routed(nn.Module):
             )
         rows = PartitionSpec(BATCH_AXES, 'context')
         axes = [
-            weight_gather.axes_of(
-                f'backbone/layers/{self.name}/{name}', w.shape, kept, mesh, self.table
-            )
+            axes_of(f'backbone/layers/{self.name}/{name}', w.shape, kept, mesh, self.table)
             for name, w, kept in zip(('gate', 'up', 'down'), weights, KEPT)
         ]
 
         def sharded(weights, *tokens):
-            weights = tuple(map(weight_gather.gathered, weights, axes, KEPT))
+            weights = tuple(map(gathered, weights, axes, KEPT))
             y = flat(run, weights, *tokens)
             return jax.lax.psum(y, 'tensor') if 'tensor' in axes[2][1] else y
 

@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 from rf_jax.models import quantizer
 from rf_jax.models.layers import Dense, Table
 from rf_jax.models.representation import features
-from rf_jax.models.representation.kind import Kind, Targets, nothing_of_batch
-from rf_jax.models.representation.position import learned_position
+from rf_jax.models.representation.kind import Kind, Targets, learned_position, nothing_of_batch
 from rf_jax.models.terms import Arrays, CrossEntropy, Term
 
 

@@ -13,10 +13,16 @@ from ml_collections import ConfigDict
 from rf_jax.models import quantizer
 from rf_jax.models.layers import Head, Logits, Table
 from rf_jax.models.representation import features
-from rf_jax.models.representation.kind import Batch, Kind, Learned, Targets, nothing_of_part
-from rf_jax.models.representation.position import learned_position
+from rf_jax.models.representation.kind import (
+    Batch,
+    Kind,
+    Learned,
+    Targets,
+    learned_position,
+    nothing_of_part,
+)
 from rf_jax.models.terms import CrossEntropy, Prediction
-from rf_jax.runtime.prng import random_key
+from rf_jax.runtime.rng import random_key
 
 _AT_STEPS = 'model.representation.quantizer.data_init_steps'
 

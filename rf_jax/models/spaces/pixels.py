@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from rf_jax.models.attention.protocol import Attention
+from rf_jax.models.attention import Attention
 from rf_jax.models.spaces.space import Batch, Space, Where
 from rf_jax.models.token_sharding import TokenSharding
 from rf_jax.runtime.errors import require

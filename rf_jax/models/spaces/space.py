@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from rf_jax.models.attention.protocol import Attention
+from rf_jax.models.attention import Attention
 from rf_jax.models.microbatches import Part
 from rf_jax.models.token_sharding import TokenSharding
 

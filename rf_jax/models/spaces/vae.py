@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rf_jax.models.attention.protocol import Attention
+from rf_jax.models.attention import Attention
 from rf_jax.models.layers import Dense
 from rf_jax.models.microbatches import Part
 from rf_jax.models.spaces.space import Batch, Space, Where

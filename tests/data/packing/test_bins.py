@@ -6,7 +6,7 @@ import pytest
 from configs import base
 from rf_jax.data.packing import bins
 from rf_jax.data.packing.bins import fewest_rows, pack, recommended_capacity
-from rf_jax.planning.synthetic_sizes import KINDS, SyntheticSizes
+from rf_jax.planning.packing_stats import KINDS, SyntheticSizes
 
 CAPACITY = np.array([20, 8, 10, 32, 2, 2])
 

@@ -19,7 +19,7 @@ from rf_jax.data.packing.bins import recommended_capacity
 from rf_jax.data.packing.plan import Plan
 from rf_jax.data.pipeline import image_size
 from rf_jax.planning import packing_stats
-from rf_jax.planning.synthetic_sizes import KINDS, SyntheticSizes, fitted_patches
+from rf_jax.planning.packing_stats import KINDS, SyntheticSizes, fitted_patches
 
 CAPACITY = np.array([20, 8, 10, 32, 2, 2])
 

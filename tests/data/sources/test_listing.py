@@ -1,4 +1,4 @@
-"""listing.py and safe_path.py: folders as other programs write them; no path leaves them."""
+"""listing.py: folders as other programs write them; no path leaves them."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rf_jax.data import source_list
-from rf_jax.data.sources.safe_path import Outside, inside
+from rf_jax.data.sources.listing import Outside, inside
 from rf_jax.evaluation import scoring
 from rf_jax.runtime.errors import UserError
 

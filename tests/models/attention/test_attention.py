@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rf_jax.models.attention import masks, reference, rotary
+from rf_jax.models import layers
+from rf_jax.models.attention import masks, reference
 
 SECTIONS = (16, 8, 8)
 
@@ -27,8 +28,8 @@ def test_equal_coordinates_give_one_dimensional_rope(sections):
     x = rng.normal(size=(1, 9, 2, 64)).astype(np.float32)
     order = np.array([0, 1, 2, 3, 5, 8, 13, 100, 700], np.float32)
     position = jnp.repeat(jnp.array(order)[None, :, None], 3, -1)
-    angles = rotary.rotary_angles(position, 64, sections, 1e4)
-    given = rotary.rotate(jnp.array(x), angles)
+    angles = layers.rotary_angles(position, 64, sections, 1e4)
+    given = layers.rotate(jnp.array(x), angles)
     for head in range(2):
         wanted = one_coordinate(x[0, :, head], order, 1e4)
         np.testing.assert_allclose(given[0, :, head], wanted, atol=2e-4)
@@ -38,7 +39,7 @@ def test_each_coordinate_rotates_its_share_of_the_frequencies():
     turned = []
     for coordinate in range(3):
         position = jnp.zeros((1, 1, 3)).at[..., coordinate].set(1.0)
-        angles = np.asarray(rotary.rotary_angles(position, 64, SECTIONS, 1e4))[0, 0]
+        angles = np.asarray(layers.rotary_angles(position, 64, SECTIONS, 1e4))[0, 0]
         turned.append(angles != 0)
     assert [t.sum() for t in turned] == list(SECTIONS)
     assert (np.sum(turned, 0) == 1).all()
@@ -52,16 +53,16 @@ def test_products_depend_on_relative_positions():
     position = jnp.array(rng.uniform(0, 20, (1, 5, 3)), jnp.float32)
 
     def products(shift):
-        angles = rotary.rotary_angles(position + jnp.array(shift), 64, SECTIONS, 1e4)
-        turned = rotary.rotate(q, angles), rotary.rotate(k, angles)
+        angles = layers.rotary_angles(position + jnp.array(shift), 64, SECTIONS, 1e4)
+        turned = layers.rotate(q, angles), layers.rotate(k, angles)
         return np.einsum('blhd,bmhd->blm', *turned)
 
     still = products((0.0, 0.0, 0.0))
     np.testing.assert_allclose(products((3.0, 11.0, 7.0)), still, atol=1e-3)
-    only_queries = rotary.rotary_angles(position + 1, 64, SECTIONS, 1e4)
-    angles = rotary.rotary_angles(position, 64, SECTIONS, 1e4)
-    moved = np.einsum('blhd,bmhd->blm', rotary.rotate(q, only_queries),
-                      rotary.rotate(k, angles))  # fmt: skip
+    only_queries = layers.rotary_angles(position + 1, 64, SECTIONS, 1e4)
+    angles = layers.rotary_angles(position, 64, SECTIONS, 1e4)
+    moved = np.einsum('blhd,bmhd->blm', layers.rotate(q, only_queries),
+                      layers.rotate(k, angles))  # fmt: skip
     assert np.abs(moved - still).max() > 0.1
 
 

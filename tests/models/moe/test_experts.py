@@ -10,7 +10,7 @@ import pytest
 from configs import base
 from rf_jax.models import layers, transformer
 from rf_jax.models.attention import select
-from rf_jax.models.moe import dispatch, experts, grouped_matmul, routing
+from rf_jax.models.moe import dispatch, experts, grouped_matmul
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
 
@@ -190,14 +190,14 @@ def test_dispatch_and_combine_are_transposes():
 def test_losses_cover_the_live_tokens_of_a_row():
     logits = jnp.array(np.random.default_rng(0).normal(size=(2, 6, E)), jnp.float32)
     live = jnp.arange(6)[None] < jnp.array([[6], [4]])
-    routes = routing.top_k(logits, live, K)
+    routes = dispatch.top_k(logits, live, K)
     np.testing.assert_allclose(routes.weights.sum(-1), 1, rtol=1e-6)
     assert (routes.experts[1, 4:] == E).all() and (routes.experts[1, :4] < E).all()
     for row, count in enumerate((6, 4)):
         p = np.asarray(jax.nn.softmax(logits[row, :count]))
         per_token = np.bincount(np.argsort(-p)[:, :K].ravel(), minlength=E) / count
         np.testing.assert_allclose(routes.balance[row], E * per_token @ p.mean(0), rtol=1e-5)
-    even = routing.top_k(jnp.zeros((1, 4, E)), jnp.ones((1, 4), bool), K)
+    even = dispatch.top_k(jnp.zeros((1, 4, E)), jnp.ones((1, 4), bool), K)
     np.testing.assert_allclose(even.balance, K, rtol=1e-6)
     np.testing.assert_allclose(even.z, np.log(E) ** 2, rtol=1e-6)
 
@@ -228,7 +228,7 @@ def test_the_balance_loss_equals_that_of_hugging_face():
     live = jnp.arange(5)[None] < jnp.array([[5], [3]])
     for layer, right in zip(OTHERS_LOGITS, OTHERS_BALANCE):
         logits = jnp.array(layer, jnp.float32) / 8 + jnp.arange(4) / 64
-        found = routing.top_k(logits, live, 2).balance
+        found = dispatch.top_k(logits, live, 2).balance
         np.testing.assert_allclose(found, np.repeat(right, 5).reshape(2, 5), rtol=1e-6)
 
 
@@ -237,7 +237,7 @@ def test_the_balance_loss_is_computed_per_layer():
     low, high = jnp.array([9.1, 9.0, 0.1, 0.0]), jnp.array([0.0, 0.0, 9.0, 9.0])
     live = jnp.ones((1, 6), bool)
     for logits in (low, high):  # transformers, on each layer alone: 3.9995
-        found = routing.top_k(jnp.broadcast_to(logits, (1, 6, 4)), live, 2).balance
+        found = dispatch.top_k(jnp.broadcast_to(logits, (1, 6, 4)), live, 2).balance
         np.testing.assert_allclose(found, 3.9995064, rtol=1e-6)
 
 
@@ -245,10 +245,10 @@ def test_the_balance_loss_evens_out_usage():
     w, (x, live) = weights_of(), tokens(lean=1.0)
 
     def balance(router):
-        return routing.top_k(x @ router, live, K).balance.mean()
+        return dispatch.top_k(x @ router, live, K).balance.mean()
 
     def used(router):  # fraction of the pairs at the busiest expert
-        counts = jnp.bincount(routing.top_k(x @ router, live, K).experts.ravel(), length=E)
+        counts = jnp.bincount(dispatch.top_k(x @ router, live, K).experts.ravel(), length=E)
         return counts.max() / counts.sum()
 
     router = w['router']

@@ -13,9 +13,7 @@ from shrink import quick_compilation, shrink
 import rf_jax
 from configs import base
 from rf_jax.generation.sampler import Sampler
-from rf_jax.models import flops
-from rf_jax.models.representation import choice
-from rf_jax.models.spaces import choice as spaces
+from rf_jax.models import flops, representation, spaces
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import losses, train_loop
 
@@ -76,14 +74,14 @@ def test_a_kind_that_cannot_be_imported_is_one_line(own_kinds, name, text, messa
     config = base.get_config()
     config.model.representation.kind = name
     with pytest.raises(UserError, match=message) as raised:
-        choice.of(config)
+        representation.of(config)
     assert '\n' not in str(raised.value)
 
 
-@pytest.mark.parametrize('name', choice.KINDS)
+@pytest.mark.parametrize('name', representation.KINDS)
 def test_what_a_kind_says_of_itself_agrees(name):
     """Tokens are embedded, sampled and predicted; a loss has a weight in every config."""
-    config, kind = shrink(base.get_config()), choice.KINDS[name]
+    config, kind = shrink(base.get_config()), representation.KINDS[name]
     terms = kind.terms(losses.ONE_DEVICE)
     assert set(terms) <= set(config.losses) and bool(terms) == kind.needs_features
     assert (kind.head_flops(config) > 0) == bool(terms)
@@ -120,7 +118,7 @@ def compared_strings(path):
 
 
 def test_no_module_asks_for_a_kind_or_a_space_by_its_name():
-    names = {*choice.KINDS, *spaces.SPACES} - {'none', 'pixels'}  # words of other ideas too
+    names = {*representation.KINDS, *spaces.SPACES} - {'none', 'pixels'}  # words of other ideas too
     for path in PACKAGE.rglob('*.py'):
         assert not names & set(compared_strings(path)), path
     fields = re.compile(r'(representation\.kind|model\.space)\s*(==|!=|in\b)')

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from shrink import CACHE
 
-from rf_jax.runtime import exit_codes
+from rf_jax.runtime import errors
 from rf_jax.runtime.errors import Unavailable, UserError
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ def train(*start, workdir, after=(), **changes):
 
 
 @pytest.mark.parametrize(
-    ('step', 'code'), [('2', exit_codes.FAILURE), ('4', exit_codes.FAILURE_AFTER_PROGRESS)]
+    ('step', 'code'), [('2', errors.FAILURE), ('4', errors.FAILURE_AFTER_PROGRESS)]
 )
 def test_the_exit_code_of_a_crash_depends_on_checkpoints_saved_since_the_start(
     tmp_path, step, code
@@ -70,7 +70,7 @@ def test_a_failed_evaluation_does_not_fail_the_training(tmp_path):
     where = 'rf_jax.evaluation.run_report:at_end'
     changes = {'steps': 2, 'evaluation.samples': 2}
     done = train('-c', FAULTY, workdir=tmp_path / 'run', after=['1', where], **changes)
-    assert done.returncode == exit_codes.DONE, done.stderr
+    assert done.returncode == errors.DONE, done.stderr
     assert 'ZeroDivisionError: a fault of ours' in done.stderr
     assert f'python -m rf_jax.evaluate --workdir={tmp_path}/run' in done.stderr
     assert (tmp_path / 'run' / 'checkpoints' / '2').is_dir()
@@ -86,13 +86,13 @@ def test_a_signal_before_the_first_step_counts_as_an_interruption(tmp_path, numb
     assert any('Training a SentencePiece tokenizer' in line for line in process.stderr)
     process.send_signal(number)
     rest = process.communicate(timeout=600)[1]
-    assert process.returncode == exit_codes.INTERRUPTED, rest
+    assert process.returncode == errors.INTERRUPTED, rest
     assert 'Traceback' not in rest
 
 
 def test_a_temporary_obstacle_is_not_a_user_error():
-    assert UserError.code == exit_codes.USER_ERROR
-    assert Unavailable('locked').code == exit_codes.FAILURE
+    assert UserError.code == errors.USER_ERROR
+    assert Unavailable('locked').code == errors.FAILURE
 
 
 def test_a_full_disk_logs_one_line_per_save_and_no_traceback(tmp_path):
@@ -103,7 +103,7 @@ def test_a_full_disk_logs_one_line_per_save_and_no_traceback(tmp_path):
          *command(tmp_path / 'run', compilation_cache='')],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
-    assert done.returncode == exit_codes.USER_ERROR, 'it would fail again'
+    assert done.returncode == errors.USER_ERROR, 'it would fail again'
     lines = done.stderr.splitlines()
     assert 'Traceback' not in done.stderr and len(lines) < 100, done.stderr
     assert sum('was NOT saved' in line and 'File too large' in line for line in lines) == 3

@@ -1,8 +1,17 @@
-"""The paper's model, and three dense ones like Qwen3's; shared by the stages in this folder."""
+"""The paper's three stages at its size, and the same for three dense models like Qwen3's.
+
+configs/paper.py:joint (30B-A3B), configs/paper.py:joint/1.7B, .../0.6B, .../0.3B; likewise
+`alignment`, `continued`, and `text_only`, to compare with language-model trainers
+(docs/scaling.md). configs/stages.py has the stages at the size of a laptop.
+"""
+
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.scenes import GROUPS, NEW
+from configs.stages import GENERATION
 from rf_jax.runtime.errors import choose
 
 
@@ -130,7 +139,7 @@ KEPT = {
 MODELS = {'30B-A3B': sparse_30b, '1.7B': dense_1b7, '0.6B': dense_0b6, '0.3B': dense_0b3}
 
 
-def get_config(size: str = '30B-A3B') -> ConfigDict:
+def scale(size: str) -> ConfigDict:
     """`base` at the scale of the paper; the stages change the rest. `KEPT` lists what stays."""
     config = base.get_config()
     config.compute_dtype = 'bfloat16'
@@ -144,7 +153,7 @@ def get_config(size: str = '30B-A3B') -> ConfigDict:
     model.backbone.update(head_dim=128, rope_theta=1e6, remat='gate')
     model.backbone.rope_sections = (32, 16, 16)
     config.data.batch_size = 8  # one row per chip of one host
-    choose('configs/paper:size', size, MODELS)(config)
+    choose('configs/paper.py:stage/size', size, MODELS)(config)
     # As in JiT and BAGEL: with the theta of Qwen3, angles hardly differ between patches.
     model.denoiser.sinusoids = True
     model.representation.alignment_layer = model.backbone.layers // 3
@@ -166,5 +175,90 @@ def get_config(size: str = '30B-A3B') -> ConfigDict:
 
 def row(config: ConfigDict, **tokens: int) -> None:
     """Capacities of a row of 32,768 tokens, or a quarter of that for the dense models."""
-    factor = 1 if config.model.backbone.ffn == 'moe' else 4
+    factor = 1 if is_paper_size(config) else 4
     config.data.capacity.update({name: count // factor for name, count in tokens.items()})
+
+
+def is_paper_size(config: ConfigDict) -> bool:
+    """Whether it is the paper's own model, not one of the dense ones."""
+    return config.model.backbone.ffn == 'moe'
+
+
+def alignment(config: ConfigDict) -> None:
+    """Stage 1: connector only, 10K steps."""
+    config.steps = 10_000
+    config.data.max_text_tokens = 512
+    config.data.sizes = ((256, 1.0),)
+    config.data.tasks.update(text_to_image=0.0, image_to_text=1.0, text_only=0.0)
+    # As `rf_jax.packing_report` recommends: 355 images of 256 px.
+    row(config, text=10_048, vision=22_720, representation=0, pixels=0,
+        vision_images=628, pixel_images=0)  # fmt: skip
+    if is_paper_size(config):  # the frozen encoder saves no activations, which leaves memory
+        config.model.backbone.remat = 'feedforward'
+    config.losses.update(representation=0.0, flow=0.0)
+    config.optimizer.freeze = (r'^(?!connector/)',)
+
+
+def joint(config: ConfigDict) -> None:
+    """Stage 2: everything is trained, images up to 256 px, 50K steps."""
+    config.steps = 50_000
+    config.data.max_text_tokens = 512
+    config.data.sizes = ((256, 1.0),)
+    # Paper: text, image-to-text and text-to-image, weights not given.
+    config.data.tasks.update(text_to_image=0.6, image_to_text=0.3, text_only=0.1)
+    # As `rf_jax.packing_report` recommends: 83 images of 256 px to generate, 42 to caption.
+    row(config, text=3328, vision=2688, representation=5440, pixels=21_312,
+        vision_images=76, pixel_images=148)  # fmt: skip
+    config.optimizer.lr_multipliers = ((GENERATION, 4.0),)
+    # All three groups start from the language model. The EMA of new parameters covers only their
+    # own steps; the rest continues the EMA of the previous stage.
+    config.initialise_new, config.initialise_as = NEW, GROUPS
+    config.ema.warmup = False
+
+
+def continued(config: ConfigDict) -> None:
+    """Stage 3: images up to 1,024 px (dense models: 512), half the learning rate, 20K steps."""
+    joint(config)
+    config.steps = 20_000
+    large = is_paper_size(config)
+    config.data.sizes = ((1024 if large else 512, 0.6), (512 if large else 256, 0.4))
+    config.data.max_text_tokens = 128
+    # As `rf_jax.packing_report` recommends: 5 images of 1,024 px to generate, 2 to caption.
+    row(config, text=640, vision=2912, representation=5856, pixels=23_360,
+        vision_images=16, pixel_images=32)  # fmt: skip
+    config.optimizer.learning_rate /= 2
+    config.model.representation.quantizer.data_init_steps = ()
+    # Nothing is new: everything continues from `joint`.
+    config.initialise_new = config.initialise_as = ()
+
+
+def text_only(config: ConfigDict) -> None:
+    """Text alone: one expert group with one pool; no representation, no flow, an unused encoder."""
+    config.data.sources = 'text:/path/to/documents'
+    config.data.tasks.update(text_to_image=0.0, image_to_text=0.0, text_only=1.0)
+    config.data.max_text_tokens = 4096
+    config.data.representation_tokens = False
+    row(config, text=32_768, vision=0, representation=0, pixels=0,
+        vision_images=0, pixel_images=0)  # fmt: skip
+    model = config.model
+    model.backbone.split = 'none'
+    model.representation.kind = 'none'
+    model.encoder.update(layers=1, width=128, heads=2, feedforward=384)
+    config.losses.update(representation=0.0, flow=0.0)
+
+
+STAGES: dict[str, Callable[[ConfigDict], None]] = {
+    'alignment': alignment,
+    'joint': joint,
+    'continued': continued,
+    'text_only': text_only,
+}
+
+
+def get_config(variant: str = 'joint') -> ConfigDict:
+    """A stage, and after a slash a size of MODELS; without one, the paper's."""
+    stage, _, size = variant.partition('/')
+    change = choose('configs/paper.py:stage', stage, STAGES)
+    config = scale(size or '30B-A3B')
+    change(config)
+    return config

@@ -1,0 +1,45 @@
+"""The report on conversations: rates of all seeds, and what is missing is said."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from rf_jax.runtime.errors import UserError
+from rf_jax.study import conversations
+
+
+def score(seed: int, changed: list[int]) -> dict:
+    kinds = {'move': {'changed': changed, 'kept': [1, 1]}, 'add': {'changed': [1], 'kept': [0]}}
+    asked = {'first': [1, 1], 'later': [1, 0], 'alone': [1, 1]}
+    talks = {'edits': {'edited': kinds}, 'follow_up': asked}
+    return {'step': 10, 'seed': seed, 'conversations': talks}
+
+
+def test_rates_of_each_seed(tmp_path, monkeypatch):
+    for seed, changed in enumerate(([1, 0], [1, 1])):
+        (tmp_path / str(seed)).mkdir()
+        text = json.dumps(score(seed, changed))
+        (tmp_path / str(seed) / 'score.json').write_text(text, encoding='utf-8')
+    monkeypatch.setattr(conversations, 'sheet', lambda run: np.zeros((4, 4, 3), np.uint8))
+    runs = [str(tmp_path / '0'), str(tmp_path / '1')]
+    conversations.write(runs, tmp_path / 'out', 'the command')
+    lines = (tmp_path / 'out' / 'report.md').read_text().splitlines()
+    (all_,) = (line for line in lines if line.startswith('| edited: changed |'))
+    assert '| 3 | 0.833 [' in all_ and all_.endswith('| 0.667 1.000 |')
+    (difference,) = (line for line in lines if line.startswith('Questions later minus alone'))
+    assert '-0.500 [' in difference
+    with open(tmp_path / 'out' / 'results.csv', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    assert [r['right'] for r in rows if r['kind'] == 'move' and r['measure'] == 'changed'] == [
+        '1', '2',
+    ]  # fmt: skip
+
+
+def test_a_run_without_conversations(tmp_path):
+    with pytest.raises(UserError, match=r'rf_jax\.evaluate first'):
+        conversations.load(str(tmp_path))
+    (tmp_path / 'score.json').write_text('{"conversations": {}}', encoding='utf-8')
+    with pytest.raises(UserError, match='was the run trained on them'):
+        conversations.load(str(tmp_path))
