@@ -80,7 +80,7 @@ def chat(body: Any, model: str, max_pixels: int, capacity: Mapping[str, int]) ->
         messages=_messages(body.get('messages'), max_pixels, capacity),
         most=most[0] or most[1],
         temperature=_number(body, 'temperature', 1.0, 0.0, 2.0),
-        top_p=_number(body, 'top_p', 1.0, 1e-6, 1.0),
+        top_p=max(_number(body, 'top_p', 1.0, 0.0, 1.0), 1e-6),  # 0: the likeliest token
         top_k=max(0, _integer(body, 'top_k', 0, -1, 10**6)),
         count=_integer(body, 'n', 1, 1, MOST_CHOICES),
         seed=_seed(body),

@@ -127,6 +127,14 @@ def test_choices_stop_and_seeds(client):
     assert cut.finish_reason == 'stop'
 
 
+def test_no_share_of_the_probability_is_the_likeliest_token(client):
+    """As some tasks of lmms-eval ask: POPE and MathVerse among them."""
+    text = {'modalities': ['text']}
+    likeliest = ask(client, extra_body=text).choices[0].message.content
+    found = ask(client, n=3, temperature=1.5, top_p=0, seed=1, extra_body=text)
+    assert {choice.message.content for choice in found.choices} == {likeliest}
+
+
 def test_a_stop_text_long_before_the_end(client):
     """The rest of the answer is cancelled, and that is no error."""
     more = {'max_tokens': 40, 'extra_body': {'modalities': ['text']}, 'temperature': 1.5}
@@ -204,7 +212,7 @@ WRONG = [
     (message('a') | {'temperature': 'hot'}, "temperature='hot' must be a number"),
     (message('a') | {'temperature': float('nan')}, 'temperature=nan'),
     (message('a') | {'temperature': -1}, 'temperature=-1'),
-    (message('a') | {'top_p': 0}, 'top_p=0'),
+    (message('a') | {'top_p': -0.1}, 'top_p=-0.1'),
     (message('a') | {'n': 10**9}, 'n=1000000000 must be an integer from 1 to 8'),
     (message('a') | {'n': True}, 'n=True'),
     (message('a') | {'n': '9' * 5000}, 'n='),
