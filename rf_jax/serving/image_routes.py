@@ -1,8 +1,8 @@
 """/v1/images/generations and /v1/images/edits.
 
-A streamed reply has the events of OpenAI's API, `image_generation.partial_image` and
-`image_generation.completed`, or `image_edit.` in place of `image_generation.`. The fields `tokens`
-and `index`, and the events `.partial_tokens`, are our own.
+A streamed reply has the events of OpenAI's API: `partial_image` and `completed`, after the prefix
+`image_generation.` or `image_edit.`. The fields `tokens` and `index`, and the events
+`partial_tokens`, are our own.
 """
 
 import contextlib
