@@ -58,7 +58,8 @@ def compilations(serving):
 
 def test_models(client):
     assert [model.id for model in client.models.list()] == ['tiny']
-    assert client.models.retrieve('tiny').id == 'tiny'
+    found = client.models.retrieve('tiny')
+    assert found.id == 'tiny' and found.draws and found.chats
 
 
 def test_a_greedy_answer_is_that_of_the_sampler(client, serving):
