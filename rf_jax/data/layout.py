@@ -12,6 +12,10 @@ Key k is visible to query q (`models.attention.masks`, with an example) when
     vision           one per image     own order                   one per image
     representation   counts up         own order                   0
     pixels           NEVER             last token before them      one per image
+
+The rows and columns of all images of an example are counted from where the first one begins, so the
+same place in two images has the same row and column, as in OmniGen2 (arXiv 2506.18871): an edit
+finds what it keeps at no distance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +54,7 @@ class Vision:
     height: int
     width: int
     pixels: np.ndarray | None = None  # uint8 [P, C] in 2x2 groups
-    image: int = 0  # spans with the same number share one frame of positions
+    image: int = 0  # number of the image in its example
 
 
 @dataclass(frozen=True)
@@ -158,27 +162,27 @@ class Row:
                 f'an example of size {size(spans)} does not fit into {left} (of {SIZES})'
             )
         self.examples += 1
-        order = 0
-        frames, begins = {}, {}
+        order, frame = 0, -1
+        begins = {}
         for span in spans:
             image = getattr(span, 'image', None)
-            if image is not None:
-                frames.setdefault(image, order)
+            if image is not None and frame < 0:
+                frame = order
             if isinstance(span, Text):
                 order = self._text(span, order)
             elif isinstance(span, Skip):
                 order += span.length
             elif isinstance(span, Vision):
-                order = self._vision(span, order, frames[image])
+                order = self._vision(span, order, frame)
             elif isinstance(span, Representation):
                 begins[image] = order
                 # The first pixel group of this image, which these tokens stand for.
                 first = None if span.given else self._next_group(spans, span)
-                order = self._representation(span, order, frames[image], first)
+                order = self._representation(span, order, frame, first)
             else:
                 reads = span.reads_representation or image not in begins
                 reach = order - 1 if reads else begins[image] - 1
-                self._pixels(span, order, reach, frames[image])
+                self._pixels(span, order, reach, frame)
 
     def _next_group(self, spans, representation) -> int:
         group = int(self.used[SIZES.index('pixels')]) // representation.pool**2

@@ -5,15 +5,16 @@ from dataclasses import fields
 
 from rf_jax.data import messages as forms
 from rf_jax.data.messages import ImagePart, Message, TextPart
-from rf_jax.generation.chat_engine import LENGTH, Said, Settings
+from rf_jax.generation.chat_answer import LENGTH, Said, Settings
 from rf_jax.generation.chat_images import padded_count
 from rf_jax.generation.chat_row import ChatRow
-from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.generation.generated_image import GeneratedImage, PartialImage
 from rf_jax.runtime.errors import UserError
 
 ROWS = 32  # conversations answered together
 
-Delta = str | GeneratedImage  # what a streamed answer consists of
+# What a streamed answer consists of; partial images only if they are asked for.
+Delta = str | GeneratedImage | PartialImage
 
 
 def parsed(given) -> tuple[Message, ...]:
@@ -43,7 +44,9 @@ class Reader:
         self._given = ''
 
     def read(self, said: Said) -> Iterator[Delta]:
-        """The new text or image."""
+        """The new text or image, or what can be seen of one."""
+        if said.partial is not None:
+            yield said.partial
         self._tokens += said.tokens
         text = self.tokenizer.decode(self._tokens)
         if (said.image is None and not said.ended) and text.endswith('\N{REPLACEMENT CHARACTER}'):
@@ -79,7 +82,9 @@ class Conversation:
         return self.messages[-1]
 
     def stream(self, given, **settings) -> Iterator[Delta]:
-        """The same, part by part: pieces of text, and images. Raises UserError."""
+        """The same, part by part: pieces of text, and images; with partial_images=3 also what can
+        be seen of an image while it is generated. Raises UserError.
+        """
         said = parsed(given)
         how = settings_of(self._sampler, settings)
         last, before = self._engine.answers[0], list(self._row.pieces)

@@ -4,61 +4,20 @@ Each row holds one conversation or none. `step` brings all rows forward together
 said; a row may be given another conversation at any time.
 """
 
-from dataclasses import dataclass, field
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rf_jax.data import layout
-from rf_jax.generation import chat_images, image_sampling, inputs, text_sampling
+from rf_jax.generation import inputs, text_sampling
+from rf_jax.generation.chat_answer import LENGTH, STOP, Answer, Said, Settings
+from rf_jax.generation.chat_images import ChatImages
 from rf_jax.generation.chat_programs import CHUNK, ChatPrograms, Context
 from rf_jax.generation.chat_row import STREAMS, ChatRow, chat_capacity
-from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.models.attention.masks import FIELDS
 from rf_jax.runtime.errors import UserError
 
 LEAST = 16  # fewest tokens of a program
-LENGTH, STOP = 'length', 'stop'  # why an answer ended
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an answer is sampled. `temperature` 0 is greedy; `max_tokens` 0 is as many as the row has
-    room for; `size` (height, width) in pixels of images, None: as the last one, else a square of
-    the largest training size; `images` False: text only.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    max_tokens: int = 0
-    size: tuple[int, int] | None = None
-    images: bool = True
-    sampling: image_sampling.Options = field(default_factory=image_sampling.Options)
-
-
-@dataclass
-class Answer:
-    """A row that is being answered. `left`: text tokens that may still be sampled; `ended`: '', or
-    LENGTH or STOP.
-    """
-
-    row: ChatRow
-    settings: Settings
-    left: int
-    wants_image: bool = False
-    ended: str = ''
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a row said in a step: text tokens or an image; `ended` as in Answer."""
-
-    tokens: tuple[int, ...] = ()
-    image: GeneratedImage | None = None
-    ended: str = ''
 
 
 def buckets(capacity: int) -> list[int]:
@@ -86,6 +45,7 @@ class ChatEngine:
         logits = jnp.zeros((rows, tokenizer.size), jnp.float32, device=place)
         self._context = Context(cache, logits)
         self._begin = programs.begin
+        self._images = ChatImages(programs, params, rows)
 
     def start(self, number: int, row: ChatRow, settings: Settings, draw: bool = False) -> None:
         """Lets row `number` answer a conversation; `draw`: with one image and no text. Raises
@@ -102,7 +62,13 @@ class ChatEngine:
         if draw:
             row.wrote([self.tokenizer.image])
             answer.wants_image, answer.left = True, 0
+        self.stop(number)
         self.answers[number] = answer
+
+    def stop(self, number: int) -> None:
+        """Frees row `number`, also in the middle of an image."""
+        self._images.drop(self.answers[number])
+        self.answers[number] = None
 
     def warm_up(self, stream: str, count: int) -> None:
         """Compiles the program that takes `count` known tokens of a stream."""
@@ -115,11 +81,14 @@ class ChatEngine:
         self._sample({})
 
     def step(self) -> dict[int, Said]:
-        """Brings every row that has not ended one chunk of text, or one image, forward."""
+        """Brings every row that has not ended one chunk of text, or of an image, forward; images
+        that others have begun are waited for.
+        """
         live = {i: a for i, a in enumerate(self.answers) if a is not None and not a.ended}
         self._run_known(live)
         said = self._write({i: a for i, a in live.items() if not a.wants_image})
-        return said | self._draw({i: a for i, a in live.items() if a.wants_image and i not in said})
+        drawn = {i: a for i, a in live.items() if a.wants_image and i not in said}
+        return said | self._images.step(drawn)
 
     def _fields(self, rooms: dict[int, int]) -> dict[str, np.ndarray]:
         """Attention integers and positions [B, S, ...] with room for text in some rows."""
@@ -236,29 +205,3 @@ class ChatEngine:
         elif not answer.wants_image and min(answer.left, answer.row.left()) < 1:
             answer.ended = LENGTH
         return Said(tokens[:written], ended=answer.ended)
-
-    def _draw(self, answers: dict[int, Answer]) -> dict[int, Said]:
-        """Generates the images that rows have begun; those of one size and options together."""
-        said, groups = {}, {}
-        for i, answer in answers.items():
-            row, settings = answer.row, answer.settings
-            answer.wants_image = False
-            size = settings.size or (row.images and row.images[-1].image.size)
-            size = size or inputs.largest_square(self.config)
-            try:
-                row.check_image(size)
-            except UserError:
-                answer.ended = LENGTH
-                said[i] = Said(ended=LENGTH)
-                continue
-            options = settings.sampling if row.images else settings.sampling.without_images()
-            groups.setdefault((size, options), {})[i] = answer
-        for (size, options), group in groups.items():
-            images = chat_images.generate(
-                *(self.programs, self.params, [a.row for a in group.values()]),
-                *([a.settings.seed for a in group.values()], size, options, len(self.answers)),
-            )
-            for (i, answer), image in zip(group.items(), images):
-                answer.ended = '' if answer.left else LENGTH
-                said[i] = Said(image=image, ended=answer.ended)
-        return said

@@ -1,21 +1,24 @@
 """The next image of several conversations: their rows in each context, and what comes of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from rf_jax.data import layout
 from rf_jax.data.batch import Batch
 from rf_jax.data.conversation import Dropped
-from rf_jax.generation import guidance
+from rf_jax.generation import guidance, inputs
+from rf_jax.generation.chat_answer import LENGTH, Answer, Said
 from rf_jax.generation.chat_programs import ChatPrograms
 from rf_jax.generation.chat_row import ChatRow, Fitted, chat_capacity
-from rf_jax.generation.generated_image import GeneratedImage, from_patches, token_map
+from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.generation.image_run import ImageRun
+from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.rng import fold
 
 
-def generate(
+def begin(
     programs: ChatPrograms,
     params,
     rows: Sequence[ChatRow],
@@ -23,10 +26,10 @@ def generate(
     size: tuple[int, int],
     options,
     most: int,
-) -> list[GeneratedImage]:
-    """The next image of each row, which it is given; `size` (height, width) in pixels, `options` of
-    `image_sampling`, `most` images at once. The randomness of an image depends on the seed of its
-    row, and on its number.
+) -> ImageRun:
+    """The next image of each row; `size` (height, width) in pixels, `options` of `image_sampling`,
+    `most` images at once. The randomness of an image depends on the seed of its row, and on its
+    number.
     """
     own = [fold(seed, 'image', len(row.images)) % 2**31 for seed, row in zip(seeds, rows)]
     # Padded with the first row, so that few programs are compiled.
@@ -34,16 +37,78 @@ def generate(
     padded = [*rows, *rows[:1] * padding]
     branches = {(context, True) for context in options.contexts()} | set(options.branches())
     batches = {branch: _batch(programs, padded, size, *branch) for branch in branches}
-    keys = np.array([*own, *own[:1] * padding], np.uint32)
-    patches, tokens = map(np.asarray, programs.generate(params, batches, keys, options))
-    patch, found = programs.config.data.patch_size, []
-    for row, seed, its_patches, its_tokens in zip(rows, seeds, patches, tokens):
-        image = from_patches(its_patches, size, patch, row.pool)
-        shown = token_map(its_tokens, size, patch, row.pool)
-        count = 0 if shown is None else shown.shape[0] * shown.shape[1]
-        row.drawn(Fitted(image, its_tokens[:count] if count else None))
-        found.append(GeneratedImage(image, shown, row.request, seed))
-    return found
+    return ImageRun(programs, params, batches, [*own, *own[:1] * padding], size, options)
+
+
+class ChatImages:
+    """The images that rows of a chat have begun: those of one size and options are generated
+    together, one group after the other, so that text waits for one chunk only.
+    """
+
+    def __init__(self, programs: ChatPrograms, params, most: int):
+        self._programs, self._params, self._most = programs, params, most
+        self._run: ImageRun | None = None
+        self._members: list[tuple[int, int, Answer]] = []  # (image of the run, row, its answer)
+
+    def drop(self, answer: Answer | None) -> None:
+        """Ends the image of an answer that nobody waits for any more."""
+        self._members = [each for each in self._members if each[2] is not answer]
+        if not self._members:
+            self._run = None
+
+    def step(self, answers: Mapping[int, Answer]) -> dict[int, Said]:
+        """One chunk of the images that are being generated; `answers`: of all rows that want one.
+        Rows that begin an image meanwhile are the next.
+        """
+        said = {i: Said() for i in answers}
+        for answer in answers.values():
+            answer.waited += 1
+        if self._run is None:
+            said |= self._begin(answers)
+        if self._run is None:
+            return said
+        run = self._run
+        run.step()
+        for number, i, answer in self._members:
+            if run.done:
+                said[i] = _finished(run, number, answer)
+            else:
+                said[i] = Said(partial=run.partial(number, answer.settings.partial_images))
+        if run.done:
+            self._run, self._members = None, []
+        return said
+
+    def _begin(self, answers: Mapping[int, Answer]) -> dict[int, Said]:
+        """Begins the group of who waits longest; rows without room for their image end."""
+        said, groups = {}, {}
+        for i, answer in sorted(answers.items(), key=lambda each: -each[1].waited):
+            row, settings = answer.row, answer.settings
+            size = settings.size or (row.images and row.images[-1].image.size)
+            size = size or inputs.largest_square(self._programs.config)
+            try:
+                row.check_image(size)
+            except UserError:
+                answer.wants_image, answer.ended = False, LENGTH
+                said[i] = Said(ended=LENGTH)
+                continue
+            options = settings.sampling if row.images else settings.sampling.without_images()
+            groups.setdefault((size, options), []).append((i, answer))
+        if groups:
+            (size, options), group = next(iter(groups.items()))
+            rows, seeds = zip(*((answer.row, answer.settings.seed) for _, answer in group))
+            self._run = begin(self._programs, self._params, rows, seeds, size, options, self._most)
+            self._members = [(number, *each) for number, each in enumerate(group)]
+        return said
+
+
+def _finished(run: ImageRun, number: int, answer: Answer) -> Said:
+    """Image `number` of a run that is done; its row is given it."""
+    row, image, tokens = answer.row, run.image(number), run.tokens(number)
+    in_order = None if tokens is None else tokens.reshape(-1, *tokens.shape[2:])
+    row.drawn(Fitted(image, in_order))
+    answer.wants_image, answer.waited, answer.ended = False, 0, '' if answer.left else LENGTH
+    found = GeneratedImage(image, tokens, row.request, answer.settings.seed)
+    return Said(image=found, ended=answer.ended)
 
 
 def padded_count(count: int, most: int) -> int:

@@ -1,4 +1,4 @@
-"""The compiled programs of a chat: known tokens into the cache, a chunk of text, an image."""
+"""The compiled programs of a chat: known tokens into the cache, a chunk of text, of an image."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from rf_jax.data import spans
 from rf_jax.generation import guidance, image_sampling, kv_cache, text_sampling
 from rf_jax.models.unified import Unified
 
 CHUNK = 16  # text tokens that are sampled by one call
 
 Arrays = Mapping[str, jax.Array]
+Rows = Mapping[guidance.Branch, Arrays]
 
 
 class Context(NamedTuple):
@@ -24,15 +26,21 @@ class Context(NamedTuple):
 
 
 class ChatPrograms:
-    """`extend`, `decode` and `generate`, compiled once for equal shapes."""
+    """`extend` and `decode`, and the programs of images: `begin_images`, `write_tokens`, `move` and
+    `pixels`, as in `image_sampling`. Each is compiled once for equal shapes.
+    """
 
     def __init__(self, model: Unified, config: ConfigDict, tokenizer):
         self.model, self.config = model, config
         self.begin = np.asarray(model.kind.begin(model.config, 1))  # of a representation
+        self.pool = spans.pool_of(config)
         self._stops = tokenizer.eos, tokenizer.image
         self.extend = jax.jit(self._extend, donate_argnums=(2,))
         self.decode = jax.jit(self._decode, donate_argnums=(2,))
-        self.generate = jax.jit(self._generate, static_argnums=(3,))
+        self.begin_images = jax.jit(self._begin_images, static_argnums=(3,))
+        self.write_tokens = jax.jit(self._write_tokens, static_argnums=(6,), donate_argnums=(3,))
+        self.move = jax.jit(self._move, static_argnums=(5,), donate_argnums=(2,))
+        self.pixels = jax.jit(self._pixels)
 
     def _extend(self, params, fields: Arrays, context: Context, new: Arrays) -> Context:
         """Runs tokens that are known: text, images or representation tokens that are not in the
@@ -63,7 +71,23 @@ class ChatPrograms:
         )
         return Context(state.cache, state.logits), state.place, tokens
 
-    def _generate(self, params, rows: Mapping[guidance.Branch, Arrays], seeds, options):
-        """`image_sampling.generate` with a seed for each image."""
-        keys = jax.vmap(jax.random.key)(seeds)
-        return image_sampling.generate(self.model, self.config, options, params, rows, keys)
+    def _begin_images(self, params, rows: Rows, seeds, options):
+        """`image_sampling.begin` with a seed for each image."""
+        return image_sampling.begin(self.model, self.config, options, params, rows, _keys(seeds))
+
+    def _write_tokens(self, params, rows: Rows, seeds, state, first, last, options):
+        return image_sampling.write(
+            self.model, options, params, rows, _keys(seeds), state, first, last
+        )
+
+    def _move(self, params, rows: Rows, state, first, last, options):
+        return image_sampling.move(
+            self.model, self.config, options, params, rows, state, first, last
+        )
+
+    def _pixels(self, params, row: Arrays, z):
+        return self.model.bind({'params': params}).pixels(z, row)
+
+
+def _keys(seeds: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.key)(seeds)

@@ -41,6 +41,18 @@ class GeneratedImage:
         return file.getvalue()
 
 
+@dataclass(frozen=True, eq=False)
+class PartialImage:
+    """An image that is being generated. `tokens` as in GeneratedImage, the begin token where none
+    has been sampled yet. `image`: uint8 [h, w, 3], the number `index` of those that were asked for;
+    None while tokens are sampled.
+    """
+
+    tokens: np.ndarray | None
+    image: np.ndarray | None = None
+    index: int = 0
+
+
 def from_patches(patches: np.ndarray, size: tuple[int, int], patch: int, pool: int) -> np.ndarray:
     """Generated patches float32 [P, C] in [-1, 1], or more, to uint8 [h, w, 3] of `size`."""
     height, width = size

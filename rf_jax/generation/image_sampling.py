@@ -6,6 +6,7 @@ batch gives what its examples give one by one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,47 @@ def generate(
     return bound.pixels(latents, rows[guidance.ALL, True]), tokens
 
 
+class State(NamedTuple):
+    """Images between two chunks of `generate`: first their tokens are written, then z is moved."""
+
+    writing: token_sampling.Writing
+    z: jax.Array  # [B, P, Z], the noise until all tokens are there
+
+
+def begin(
+    model: Unified, config: ConfigDict, options: Options, params, rows, keys: jax.Array
+) -> State:
+    """Images of the rows before their first token. `begin`, `write`, `move` and `pixels` give
+    what `generate` gives, bit for bit; `rows` as there, `options` without what they have no rows
+    for.
+    """
+    batch = _stack([rows[context, True] for context in options.contexts()])
+    writing = token_sampling.begin(model, params, batch, keys.shape[0])
+    return State(writing, noise(model, config, rows, keys))
+
+
+def write(
+    model: Unified, options: Options, params, rows, keys: jax.Array, state: State, first, last
+) -> State:
+    """The tokens of the places [first, last) of `token_sampling.places`."""
+    contexts = options.contexts()
+    batch = _stack([rows[context, True] for context in contexts])
+    writing = token_sampling.write(
+        model, options, params, batch, contexts, keys, state.writing, first, last
+    )
+    return state._replace(writing=writing)
+
+
+def move(
+    model: Unified, config: ConfigDict, options: Options, params, rows, state: State, first, last
+) -> State:
+    """The steps [first, last) of the flow."""
+    contexts = options.contexts()
+    caches = dict(zip(contexts, _split(state.writing.cache, len(contexts))))
+    z = integrate(model, config, options, params, rows, caches, state.z, first, last)
+    return state._replace(z=z)
+
+
 def generate_latents(
     model: Unified, config: ConfigDict, options: Options, params, rows, caches, keys
 ) -> jax.Array:
@@ -93,14 +135,20 @@ def generate_latents(
 
     caches: {context: keys and values of all tokens before the pixels}.
     """
+    z = noise(model, config, rows, keys)
+    return integrate(model, config, options, params, rows, caches, z, 0, options.steps)
+
+
+def integrate(
+    model: Unified, config: ConfigDict, options: Options, params, rows, caches, z, first, last
+) -> jax.Array:
+    """The steps [first, last) of the flow, which may be traced, from z [B, P, Z] before them."""
     branches = options.branches()
     batch = _stack([rows[branch] for branch in branches])
     cache = _stack_caches([caches[context] for context, _ in branches])
     conditional = rows[guidance.ALL, True]
-    image = conditional['pixel_counts'][:, 0]
-    c = config.flow
-    alpha = flow.shift_of(image * config.data.patch_size**2, c.shift, c.base_pixels)
-    times = flow.shift(flow.schedule(options.steps)[:, None], alpha)  # [steps + 1, B]
+    pixels = conditional['pixel_counts'][:, 0] * config.data.patch_size**2
+    times = times_of(config, options, pixels)
     patches = conditional['pixels'].shape[1]
 
     def predict(z, t):
@@ -117,14 +165,25 @@ def generate_latents(
         return jnp.where(((t >= low) & (t <= high))[..., None], guided, x[guidance.ALL, True])
 
     def velocity(z, t):
-        return flow.velocity(predict(z, t), z, t, c.t_eps)
+        return flow.velocity(predict(z, t), z, t, config.flow.t_eps)
 
-    def step(z, pair):
-        t, t_next = (jnp.broadcast_to(a[:, None], z.shape[:2]) for a in pair)
-        return flow.METHODS[options.method](velocity, z, t, t_next), None
+    def step(i, z):
+        t, t_next = (jnp.broadcast_to(a[:, None], z.shape[:2]) for a in (times[i], times[i + 1]))
+        return flow.METHODS[options.method](velocity, z, t, t_next)
 
-    noise = c.noise_scale * _noise(keys, patches, model.flow_channels)
-    return jax.lax.scan(step, noise, (times[:-1], times[1:]))[0]
+    return jax.lax.fori_loop(first, last, step, z)
+
+
+def times_of(config: ConfigDict, options: Options, pixels) -> jax.Array:
+    """Times of the flow [steps + 1, B] of images of `pixels` [B]; [steps + 1] of one number."""
+    alpha = flow.shift_of(pixels, config.flow.shift, config.flow.base_pixels)
+    return flow.shift(flow.schedule(options.steps).reshape(-1, *[1] * jnp.ndim(alpha)), alpha)
+
+
+def noise(model: Unified, config: ConfigDict, rows, keys: jax.Array) -> jax.Array:
+    """Where the flow begins, float32 [B, P, Z]."""
+    patches = rows[guidance.ALL, True]['pixels'].shape[1]
+    return config.flow.noise_scale * _noise(keys, patches, model.flow_channels)
 
 
 def _noise(keys: jax.Array, patches: int, channels: int) -> jax.Array:

@@ -181,7 +181,7 @@ class Sampler:
         """The assistant's next message of a conversation, or of each of several.
 
         `messages`: `data.messages.Message`s, or mappings as in OpenAI's API; an image is anything
-        that `caption` takes, or a GeneratedImage. `settings`: those of `chat_engine.Settings`, such
+        that `caption` takes, or a GeneratedImage. `settings`: those of `chat_answer.Settings`, such
         as temperature=0.7, max_tokens=64, seed=0, size=(64, 64), and those of `generate`. Raises
         UserError.
         """

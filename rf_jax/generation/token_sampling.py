@@ -3,6 +3,7 @@ appendix A). What a token is depends on the representation kind of the model.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,55 @@ def _prefill(model: Unified, params, batch: Arrays):
     return kv_cache.prefill(model, params, batch, x, (understood, length, 0))[1]
 
 
+class Writing(NamedTuple):
+    """Images between two of their tokens."""
+
+    cache: kv_cache.Cache  # of all contexts: what comes before the images, and their tokens so far
+    token: jax.Array  # [B, ...], the newest
+    tokens: jax.Array  # [B, N + 1, ...]; the begin token where none has been sampled yet
+
+
+def places(model: Unified, batch: Arrays) -> int:
+    """N + 1: the tokens of an image, and one that has no successor; 0 for a kind without tokens."""
+    if not model.kind.tokens:
+        return 0
+    if 'tokens' in batch:
+        return batch['pixels'].shape[1] // model.config.representation.pool**2 + 1
+    return batch['cells'].shape[1]
+
+
+def begin(model: Unified, params, batch: Arrays, count: int) -> Writing:
+    """`count` images before their first token; `batch` as in `sample`."""
+    token = model.kind.begin(model.config, count)
+    tokens = jnp.repeat(token[:, None], places(model, batch), 1)
+    return Writing(_prefill(model, params, batch), token, tokens)
+
+
+def write(
+    model: Unified, options, params, batch: Arrays, contexts, keys, state: Writing, first, last
+) -> Writing:
+    """Samples the tokens of the places [first, last), which may be traced; the rest as `sample`."""
+    rows = jnp.arange(batch['cells'].shape[0])
+    before = batch['text_tokens'].shape[1] + batch['vision_pixels'].shape[1] // 4
+    start = batch.get('start', jnp.zeros_like(rows))
+    weights = options.token_weights()
+
+    def following(place, state):
+        cache, token, tokens = state
+        bound = model.bind({'params': params})
+        cell = batch['cells'][rows, start + place][:, None]
+        tiled = jnp.concatenate([token] * len(contexts))[:, None]
+        x = bound.embed_representation(tiled, cell)
+        x, cache = kv_cache.one(model, params, batch, cache, before + start + place, x, (0, 1, 0))
+        found = bound.predict_representation(x)[:, 0]
+        found = dict(zip(contexts, jnp.split(found, len(contexts))))
+        guided = guidance.combine(found, weights)
+        token = model.kind.sample(guided, place, keys, options.temperature, options.top_k)
+        return Writing(cache, token, tokens.at[:, place].set(token))
+
+    return jax.lax.fori_loop(first, last, following, state)
+
+
 def sample(model: Unified, options, params, batch: Arrays, contexts, keys):
     """(tokens [B, N, ...] with N = 0 for a kind that has none, cache of all before the pixels).
 
@@ -37,30 +87,7 @@ def sample(model: Unified, options, params, batch: Arrays, contexts, keys):
     [B, R, ...], as `embed_representation` takes them, and `start` int32 [B], the place of the new
     image in the representation stream.
     """
-    cache = _prefill(model, params, batch)
-    if not model.kind.tokens:
-        return jnp.zeros((keys.shape[0], 0), jnp.int32), cache
-    begin = model.kind.begin(model.config, keys.shape[0])
-    rows = jnp.arange(batch['cells'].shape[0])
-    first = batch['text_tokens'].shape[1] + batch['vision_pixels'].shape[1] // 4
-    start = batch.get('start', jnp.zeros_like(rows))
-    length = batch['cells'].shape[1]
-    if 'tokens' in batch:
-        length = batch['pixels'].shape[1] // model.config.representation.pool**2 + 1
-    weights = options.token_weights()
-
-    def following(carry, place):
-        cache, token = carry
-        bound = model.bind({'params': params})
-        cell = batch['cells'][rows, start + place][:, None]
-        tiled = jnp.concatenate([token] * len(contexts))[:, None]
-        x = bound.embed_representation(tiled, cell)
-        x, cache = kv_cache.one(model, params, batch, cache, first + start + place, x, (0, 1, 0))
-        found = bound.predict_representation(x)[:, 0]
-        found = dict(zip(contexts, jnp.split(found, len(contexts))))
-        guided = guidance.combine(found, weights)
-        token = model.kind.sample(guided, place, keys, options.temperature, options.top_k)
-        return (cache, token), token
-
-    (cache, _), tokens = jax.lax.scan(following, (cache, begin), jnp.arange(length))
-    return tokens[:-1].swapaxes(0, 1), cache  # the last token has no successor
+    state, length = begin(model, params, batch, keys.shape[0]), places(model, batch)
+    if length:
+        state = write(model, options, params, batch, contexts, keys, state, 0, length)
+    return state.tokens[:, :-1], state.cache  # the last token has no successor

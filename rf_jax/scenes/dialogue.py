@@ -13,7 +13,7 @@ from rf_jax.scenes.edits import Edit
 from rf_jax.scenes.world import Rung, Scene
 
 # Kinds of conversations and their probabilities.
-KINDS = {'follow_up': 0.25, 'draw': 0.2, 'edit': 0.4, 'compare': 0.15}
+KINDS = {'follow_up': 0.2, 'draw': 0.1, 'edit': 0.6, 'compare': 0.1}
 _QUESTIONS = (2, 4)  # fewest and most questions about one image
 _DRAWN_FIRST = 0.3  # probability that the image to edit is one that the assistant generates
 FIRST, SECOND, SAME = 'the first', 'the second', 'both the same'

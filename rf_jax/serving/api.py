@@ -59,7 +59,10 @@ def _guarded(server: Server, path: str, handle, method: str = 'GET') -> Route:
 
 
 async def _models(server: Server, request: Request) -> Response:
-    entry = {'id': server.model, 'object': 'model', 'created': 0, 'owned_by': 'rf_jax'}
+    talks = server.sampler.config.data.tasks.get('conversation', 0) > 0
+    # The last two are our own, for the page: what the model was trained for.
+    entry = {'id': server.model, 'object': 'model', 'created': 0, 'owned_by': 'rf_jax',
+             'draws': server.draws, 'chats': talks}  # fmt: skip
     name = request.path_params.get('name')
     if name is None:
         return JSONResponse({'object': 'list', 'data': [entry]})

@@ -11,12 +11,20 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from rf_jax.data.messages import Message
 from rf_jax.generation.chat import Reader
-from rf_jax.generation.chat_engine import LENGTH, Said, Settings
-from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.generation.chat_answer import LENGTH, Said, Settings
+from rf_jax.generation.generated_image import GeneratedImage, PartialImage
 from rf_jax.runtime.errors import UserError
 from rf_jax.serving import forms
 from rf_jax.serving.errors import ApiError, invalid
-from rf_jax.serving.reply import Answered, StopText, chunk, completion, image_url, png_base64
+from rf_jax.serving.reply import (
+    Answered,
+    StopText,
+    chunk,
+    completion,
+    image_url,
+    partial_image,
+    png_base64,
+)
 from rf_jax.serving.server import Server, choice_seed, events_of, queue_of, read_json
 from rf_jax.serving.worker import Job, Talk
 
@@ -31,7 +39,8 @@ async def answer(server: Server, request: Request) -> Response:
     settings = [
         Settings(
             *(asked.temperature, asked.top_k, asked.top_p, choice_seed(seed, i), asked.most, size),
-            images=asked.images and server.chats, sampling=server.sampler.options(),
+            images=asked.images and server.chats, partial_images=asked.partial_images,
+            sampling=server.sampler.options(),
         )
         for i in range(asked.count)
     ]  # fmt: skip
@@ -89,6 +98,8 @@ async def _said(server: Server, events, answers: Sequence[Answered], jobs: Seque
                 server.sent.keep(part)
                 answer.images.append(text)
                 yield number, {'images': [image_url(text)]}
+            elif isinstance(part, PartialImage):
+                yield number, {'partial_image': await to_thread.run_sync(partial_image, part)}
             elif shown := answer.stop.read(part):
                 answer.text.append(shown)
                 yield number, {'content': shown}

@@ -15,8 +15,7 @@ from rf_jax.data.records import BadImage
 from rf_jax.serving.errors import ApiError, invalid
 
 MOST_CHOICES = 8  # answers, or images, of one request
-_MOST_STOPS = 4
-_LONGEST_STOP = 200  # characters
+_MOST_STOPS, _LONGEST_STOP = 4, 200  # texts, and characters of one
 _LONGEST_PROMPT = 32_000  # characters
 _LONGEST_PIECE = 16  # characters of a token of SentencePiece
 _DATA_URL = re.compile(r'data:image/[\w.+-]+;base64,', re.IGNORECASE)
@@ -33,9 +32,9 @@ _UNSUPPORTED: dict[str, tuple] = {
 }  # fmt: skip
 _CHAT = {'messages', 'model', 'max_tokens', 'max_completion_tokens', 'temperature', 'top_p',
          'top_k', 'n', 'seed', 'stop', 'stream', 'stream_options', 'modalities',
-         'size'}  # fmt: skip
+         'size', 'partial_images'}  # fmt: skip
 _IMAGES = {'prompt', 'model', 'n', 'size', 'seed', 'response_format', 'output_format', 'quality',
-           'style', 'background'}  # fmt: skip
+           'style', 'background', 'stream', 'partial_images', 'partial_tokens'}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,17 +53,22 @@ class Chat:
     usage: bool
     images: bool
     size: tuple[int, int] | None
+    partial_images: int
 
 
 @dataclass(frozen=True)
 class Images:
-    """A request of /v1/images/generations or /v1/images/edits."""
+    """A request of /v1/images/generations or /v1/images/edits. What is `partial` is shown before an
+    image, if it is streamed."""
 
     prompt: str
     count: int
     size: tuple[int, int] | None
     seed: int | None
     images: tuple[np.ndarray, ...] = ()
+    stream: bool = False
+    partial_images: int = 0
+    partial_tokens: bool = False
 
 
 def chat(body: Any, model: str, max_pixels: int, capacity: Mapping[str, int]) -> Chat:
@@ -73,7 +77,7 @@ def chat(body: Any, model: str, max_pixels: int, capacity: Mapping[str, int]) ->
     _check_names(body, _CHAT | _IGNORED)
     _check_model(body, model)
     most = [_integer(body, name, 0, 1, 10**6) for name in ('max_completion_tokens', 'max_tokens')]
-    options = body.get('stream_options') or {}
+    stream, options = _boolean(body, 'stream'), body.get('stream_options') or {}
     if not isinstance(options, Mapping) or set(options) - {'include_usage', 'include_obfuscation'}:
         raise invalid('stream_options', 'stream_options must look like {"include_usage": true}')
     return Chat(
@@ -85,10 +89,11 @@ def chat(body: Any, model: str, max_pixels: int, capacity: Mapping[str, int]) ->
         count=_integer(body, 'n', 1, 1, MOST_CHOICES),
         seed=_seed(body),
         stops=_stops(body.get('stop')),
-        stream=_boolean(body, 'stream'),
+        stream=stream,
         usage=bool(options.get('include_usage')),
         images=_modalities(body.get('modalities')),
         size=_size(body.get('size')),
+        partial_images=_integer(body, 'partial_images', 0, 0, 3) * stream,
     )
 
 
@@ -114,12 +119,13 @@ def _images(body: Mapping, model: str, images: tuple[np.ndarray, ...]) -> Images
         raise invalid('prompt', 'prompt must be a string that is not empty')
     if len(prompt) > _LONGEST_PROMPT:
         raise invalid('prompt', f'prompt may have up to {_LONGEST_PROMPT} characters')
-    if body.get('response_format') not in (None, 'b64_json'):
-        raise invalid('response_format', 'only response_format="b64_json" is supported')
-    if body.get('output_format') not in (None, 'png'):
-        raise invalid('output_format', 'only output_format="png" is supported')
+    for name, only in (('response_format', 'b64_json'), ('output_format', 'png')):
+        if body.get(name) not in (None, only):
+            raise invalid(name, f'only {name}="{only}" is supported')
     count = _integer(body, 'n', 1, 1, MOST_CHOICES)
-    return Images(prompt, count, _size(body.get('size')), _seed(body), images)
+    stream, tokens = _boolean(body, 'stream'), _boolean(body, 'partial_tokens')
+    shown = stream, _integer(body, 'partial_images', 0, 0, 3) * stream, tokens
+    return Images(prompt, count, _size(body.get('size')), _seed(body), images, *shown)
 
 
 def _object(body: Any) -> Mapping:
@@ -201,12 +207,8 @@ def _bytes_of(url: Any, where: str) -> bytes:
         raise invalid(where, f'the URL of an image is {_kind(url)}, expected a string')
     found = _DATA_URL.match(url)
     if not found:
-        start = url[:32] + ('...' if len(url) > 32 else '')
-        raise invalid(
-            where,
-            f'image URL {start!r}: only data URLs, data:image/png;base64,..., are read; this '
-            'server fetches nothing',
-        )
+        said = 'only data URLs, data:image/png;base64,..., are read; this server fetches nothing'
+        raise invalid(where, f'image URL {_short(url)}: {said}')
     try:
         return base64.b64decode(url[found.end() :], validate=True)
     except (binascii.Error, ValueError):
@@ -248,7 +250,8 @@ def _seed(body: Mapping) -> int | None:
 
 def _boolean(body: Mapping, name: str) -> bool:
     value = body.get(name)
-    if value not in (None, True, False) or (isinstance(value, int) and not isinstance(value, bool)):
+    value = value == 'true' if value in ('true', 'false') else value  # forms hold text only
+    if value is not None and not isinstance(value, bool):
         raise invalid(name, f'{name}={_short(value)} must be true or false')
     return bool(value)
 

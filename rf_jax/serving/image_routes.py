@@ -1,21 +1,28 @@
-"""/v1/images/generations and /v1/images/edits."""
+"""/v1/images/generations and /v1/images/edits.
 
+A streamed reply has the events of OpenAI's API: `partial_image` and `completed`, after the prefix
+`image_generation.` or `image_edit.`. The fields `tokens` and `index`, and the events
+`partial_tokens`, are our own.
+"""
+
+import contextlib
+import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from anyio import to_thread
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from rf_jax.data.messages import user as user_message
 from rf_jax.generation import inputs
-from rf_jax.generation.chat_engine import Said, Settings
-from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.generation.chat_answer import Said, Settings
+from rf_jax.generation.generated_image import GeneratedImage, PartialImage
 from rf_jax.serving import forms
 from rf_jax.serving.chat_route import row_of
-from rf_jax.serving.errors import invalid
-from rf_jax.serving.reply import png_base64
+from rf_jax.serving.errors import ApiError, invalid
+from rf_jax.serving.reply import codes, png_base64
 from rf_jax.serving.server import Server, choice_seed, events_of, queue_of, read_body, read_json
 from rf_jax.serving.worker import Drawing, Job, Talk
 
@@ -28,11 +35,14 @@ async def generate(server: Server, request: Request) -> Response:
     deadline = time.monotonic() + server.limits.seconds
     size = server.size(asked.size)
     jobs = [
-        Drawing(give, deadline,
+        Drawing(give, deadline, partial_images=asked.partial_images,
                 request=inputs.request(server.sampler.config, asked.prompt, seed, i, size))
         for i, give in enumerate(gives)
     ]  # fmt: skip
-    return await _drawn(server, request, queue, jobs)
+    read = len(server.sampler.tokenizer.encode(asked.prompt)) + 2  # begin and end
+    read = {'text': min(read, server.sampler.config.data.max_text_tokens), 'vision': 0}
+    events = _images(request, queue, jobs, server)
+    return await _answered(asked, events, 'image_generation', read, server)
 
 
 async def edit(server: Server, request: Request) -> Response:
@@ -50,29 +60,83 @@ async def edit(server: Server, request: Request) -> Response:
         Talk(
             give, deadline, draw=True, row=await to_thread.run_sync(row_of, server, [message]),
             settings=Settings(seed=choice_seed(seed, i), size=size,
+                              partial_images=asked.partial_images,
                               sampling=server.sampler.options()),
         )
         for i, give in enumerate(gives)
     ]  # fmt: skip
-    return await _drawn(server, request, queue, jobs)
+    events = _images(request, queue, jobs, server)
+    return await _answered(asked, events, 'image_edit', jobs[0].row.size(), server)
 
 
-async def _drawn(server: Server, request: Request, queue, jobs: Sequence[Job]) -> Response:
-    images: dict[int, GeneratedImage] = {}
+async def _images(request: Request, queue, jobs: Sequence[Job], server: Server):
+    """(number, GeneratedImage or PartialImage) of everything that there is to see."""
     server.worker.add(jobs)
-    async for number, thing in events_of(request, queue, jobs):
-        image = thing.image if isinstance(thing, Said) else thing
-        if image is None:
-            raise invalid('prompt', 'there is no room for an image after this prompt')
-        images[number] = image
-        server.metrics.images.inc()
+    async with contextlib.aclosing(events_of(request, queue, jobs)) as events:
+        async for number, thing in events:
+            if isinstance(thing, Said):
+                if thing.ended and thing.image is None:
+                    raise invalid('prompt', 'there is no room for an image after this prompt')
+                thing = thing.image or thing.partial
+            if isinstance(thing, GeneratedImage):
+                server.metrics.images.inc()
+                server.sent.keep(thing)
+            if thing is not None:
+                yield number, thing
+
+
+async def _answered(
+    asked: forms.Images, events, kind: str, read: Mapping[str, int], server: Server
+) -> Response:
+    """The reply, with the images as they come or all at once; `read`: tokens of the input."""
+    if asked.stream:
+        first = await anext(events, None)  # an error before the first event is an HTTP error
+        stream = _stream(events, first, asked, kind, read, server)
+        return StreamingResponse(stream, media_type='text/event-stream')
+    found = {number: image async for number, image in events}
     data = [
-        {'b64_json': await to_thread.run_sync(png_base64, images[number].image)}
-        for number in sorted(images)
+        {'b64_json': await to_thread.run_sync(png_base64, found[number].image)}
+        for number in sorted(found)
     ]
-    for image in images.values():
-        server.sent.keep(image)
     return JSONResponse({'created': int(time.time()), 'data': data})
+
+
+async def _stream(events, first, asked: forms.Images, kind: str, read, server: Server):
+    """Server-sent events."""
+    try:
+        while first is not None:
+            number, thing = first
+            if thing.image is not None or asked.partial_tokens:
+                body = await to_thread.run_sync(_event, kind, number, thing, read, server)
+                yield f'event: {body["type"]}\ndata: {json.dumps(body)}\n\n'
+            first = await anext(events, None)
+    except ClientDisconnect:
+        return
+    except ApiError as error:
+        yield f'event: error\ndata: {json.dumps(error.body)}\n\n'
+    finally:
+        await events.aclose()
+
+
+def _event(kind: str, number: int, thing, read: Mapping[str, int], server: Server) -> dict:
+    """One event; `number` of the image among those of the request."""
+    body = {'type': f'{kind}.partial_tokens', 'created_at': int(time.time()), 'index': number,
+            'tokens': codes(thing.tokens)}  # fmt: skip
+    if thing.image is None:
+        return body
+    height, width = thing.image.shape[:2]
+    body |= {'b64_json': png_base64(thing.image), 'size': f'{width}x{height}', 'quality': 'auto',
+             'background': 'opaque', 'output_format': 'png'}  # fmt: skip
+    if isinstance(thing, PartialImage):
+        return body | {'type': f'{kind}.partial_image', 'partial_image_index': thing.index}
+    patches = height * width // server.sampler.config.data.patch_size**2
+    drawn = patches + (0 if thing.tokens is None else thing.tokens.shape[0] * thing.tokens.shape[1])
+    usage = {
+        'input_tokens': read['text'] + read['vision'], 'output_tokens': drawn,
+        'total_tokens': read['text'] + read['vision'] + drawn,
+        'input_tokens_details': {'text_tokens': read['text'], 'image_tokens': read['vision']},
+    }  # fmt: skip
+    return body | {'type': f'{kind}.completed', 'usage': usage}
 
 
 def _check_draws(server: Server) -> None:

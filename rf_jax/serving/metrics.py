@@ -25,7 +25,7 @@ class Metrics:
         self.images = self._counter('images', 'Images that were generated.')
         self.compilations = self._counter('compilations', 'Programs that were compiled.')
         self._running = Gauge(
-            'rf_jax_running', 'Conversations being answered.', registry=self._registry
+            'rf_jax_running', 'Conversations and images under way.', registry=self._registry
         )
         self._waiting = Gauge(
             'rf_jax_waiting', 'Jobs that wait, one per choice or image.', registry=self._registry

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rf_jax.generation.chat import Reader
+from rf_jax.generation.generated_image import PartialImage
 
 
 class StopText:
@@ -100,6 +101,19 @@ def chunk(
 def image_url(text: str) -> dict:
     """A PNG in base64 as a part of a message."""
     return {'type': 'image_url', 'image_url': {'url': f'data:image/png;base64,{text}'}}
+
+
+def partial_image(image: PartialImage) -> dict:
+    """What can be seen of an image, as a delta has it; `b64_json` null while tokens are sampled."""
+    text = None if image.image is None else png_base64(image.image)
+    return {'partial_image_index': image.index, 'b64_json': text, 'tokens': codes(image.tokens)}
+
+
+def codes(tokens: np.ndarray | None) -> list | None:
+    """Representation tokens as rows of numbers, -1 where there is none yet; None if they are not
+    codes.
+    """
+    return tokens.tolist() if tokens is not None and tokens.dtype.kind == 'i' else None
 
 
 def png_base64(image: np.ndarray) -> str:

@@ -1,7 +1,7 @@
 """The thread that owns the model: it answers all requests together, as they come.
 
 Conversations take the free rows of a `ChatEngine` in the order of their arrival; images from plain
-prompts are generated in batches between its steps.
+prompts are generated in batches, a chunk between its steps.
 """
 
 import threading
@@ -10,14 +10,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from absl import logging
 
 from rf_jax.generation import chat_images, inputs
-from rf_jax.generation.chat_engine import Said, Settings, buckets
+from rf_jax.generation.chat_answer import Said, Settings
+from rf_jax.generation.chat_engine import buckets
 from rf_jax.generation.chat_images import padded_count
 from rf_jax.generation.chat_row import STREAMS, ChatRow
-from rf_jax.generation.generated_image import GeneratedImage, from_patches, token_map
+from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.generation.image_run import ImageRun
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError
 from rf_jax.serving.errors import ApiError
@@ -45,9 +46,12 @@ class Talk(Job):
 
 @dataclass(eq=False)
 class Drawing(Job):
-    """An image from a prompt: gives a GeneratedImage."""
+    """An image from a prompt: gives a GeneratedImage, before it PartialImages: its tokens as they
+    come, and `partial_images` images; for 0 nothing.
+    """
 
     request: inputs.Request = field(kw_only=True)
+    partial_images: int = field(default=0, kw_only=True)
 
 
 class Worker:
@@ -59,6 +63,8 @@ class Worker:
         self.talks: list[Talk | None] = [None] * rows
         self._waiting: deque[Talk] = deque()
         self._drawings: deque[Drawing] = deque()
+        self._run: ImageRun | None = None  # of images from prompts
+        self._drawn: dict[int, Drawing] = {}  # by their place in the run
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name='model', daemon=True)
@@ -81,8 +87,8 @@ class Worker:
 
     @property
     def running(self) -> int:
-        """Conversations that are being answered."""
-        return sum(talk is not None for talk in self.talks)
+        """Conversations and images from prompts that are being answered."""
+        return sum(talk is not None for talk in self.talks) + len(self._drawn)
 
     @property
     def waiting(self) -> int:
@@ -123,10 +129,10 @@ class Worker:
             return not self._closed
 
     def _turn(self) -> None:
-        """One step of everything."""
+        """One chunk of everything."""
         self._drop()
         self._admit()
-        if self.running:
+        if any(self.talks):
             for number, said in self.engine.step().items():
                 self._deliver(number, said)
         self._draw()
@@ -138,6 +144,12 @@ class Worker:
             if talk is not None and (talk.cancelled or now > talk.deadline):
                 self._free(number)
                 talk.give(None if talk.cancelled else _late())
+        for number, job in list(self._drawn.items()):
+            if job.cancelled or now > job.deadline:
+                del self._drawn[number]
+                job.give(None if job.cancelled else _late())
+        if not self._drawn:
+            self._run = None
         with self._wake:  # `add` appends from the event loop
             for line in (self._waiting, self._drawings):
                 for job in [job for job in line if job.cancelled or now > job.deadline]:
@@ -163,55 +175,56 @@ class Worker:
             talk.give(None)
 
     def _free(self, number: int) -> None:
-        self.talks[number] = self.engine.answers[number] = None
+        self.engine.stop(number)
+        self.talks[number] = None
 
     def _draw(self) -> None:
-        """Generates one batch of images of one size."""
-        with self._wake:
-            line = list(self._drawings)
-        if not line:
+        """One chunk of a batch of images of one size from prompts."""
+        if self._run is None and not self._begin_images():
             return
-        size = line[0].request.height, line[0].request.width
-        jobs = [j for j in line if (j.request.height, j.request.width) == size][: self.rows]
-        images = self._images([job.request for job in jobs])
-        for job, image in zip(
-            jobs, images
-        ):  # until here they are in line, where `_fail` finds them
-            with self._wake:
-                self._drawings.remove(job)
-            job.give(image)
-            job.give(None)
+        run = self._run
+        run.step()
+        for number, job in self._drawn.items():
+            if run.done:
+                found = run.image(number), run.tokens(number)
+                job.give(GeneratedImage(*found, job.request.prompt, job.request.seed))
+                job.give(None)
+            elif (partial := run.partial(number, job.partial_images)) is not None:
+                job.give(partial)
+        if run.done:
+            self._run, self._drawn = None, {}
 
-    def _images(self, requests: Sequence[inputs.Request]) -> list[GeneratedImage]:
-        """Images of prompts, by a program whose shapes depend on their size alone."""
+    def _begin_images(self) -> bool:
+        """Begins a batch, if any image is waited for."""
+        with self._wake:
+            if not self._drawings:
+                return False
+            first = self._drawings[0].request
+            size = first.height, first.width
+            fit = [j for j in self._drawings if (j.request.height, j.request.width) == size]
+            self._drawn = dict(enumerate(fit[: self.rows]))
+            for job in self._drawn.values():
+                self._drawings.remove(job)
+        self._run = self._run_of([job.request for job in self._drawn.values()])
+        return True
+
+    def _run_of(self, requests: Sequence[inputs.Request]) -> ImageRun:
+        """Images of prompts, by programs whose shapes depend on their size alone."""
         sampler, config = self.sampler, self.sampler.config
-        padded = [
-            *requests,
-            *requests[:1] * (padded_count(len(requests), self.rows) - len(requests)),
-        ]
+        padding = padded_count(len(requests), self.rows) - len(requests)
+        padded = [*requests, *requests[:1] * padding]
         rows = inputs.generation_rows(
             config, sampler.tokenizer, sampler.model.channels, padded, config.data.max_text_tokens
         )
+        size, seeds = (requests[0].height, requests[0].width), [each.seed for each in padded]
         options = sampler.options().without_images()
-        branches = {(context, True) for context in options.contexts()} | set(options.branches())
-        seeds = np.array([request.seed for request in padded], np.uint32)
-        patches, tokens = self.engine.programs.generate(
-            sampler.params, {branch: rows[branch] for branch in branches}, seeds, options
-        )
-        size, patch = (requests[0].height, requests[0].width), config.data.patch_size
-        return [
-            GeneratedImage(
-                from_patches(own, size, patch, sampler.pool),
-                token_map(codes, size, patch, sampler.pool),
-                *(request.prompt, request.seed),
-            )
-            for request, own, codes in zip(requests, np.asarray(patches), np.asarray(tokens))
-        ]
+        return ImageRun(self.engine.programs, sampler.params, rows, seeds, size, options)
 
     def _fail(self, error: ApiError) -> None:
         """Gives an error to every job and starts anew."""
         jobs = [talk for talk in self.talks if talk is not None]
-        self.talks = [None] * self.rows
+        jobs += self._drawn.values()
+        self.talks, self._run, self._drawn = [None] * self.rows, None, {}
         with self._wake:
             jobs += [*self._waiting, *self._drawings]
             self._waiting.clear()
@@ -238,22 +251,31 @@ class Worker:
             for count in counts:
                 if draws:
                     request = inputs.request(self.sampler.config, 'warm up', 0, 0, size)
-                    self._images([request] * count)
-                    done += 1
+                    done += _whole(self._run_of([request] * count))
                 if chats:
                     done += self._warm_up_images(size, count)
         return done
 
     def _warm_up_images(self, size: tuple[int, int], count: int) -> int:
-        options, programs = self.sampler.options(), self.engine.programs
-        kinds = {options, options.without_images()}
-        for chosen in kinds:
+        options, done = self.sampler.options(), 0
+        for chosen in {options, options.without_images()}:
             rows = [self.sampler.chat_row() for _ in range(count)]
             rows[0].check_image(size)
-            chat_images.generate(
-                *(programs, self.sampler.params, rows, [0] * count, size, chosen, self.rows)
+            seeds = [0] * count
+            done += _whole(
+                chat_images.begin(
+                    self.engine.programs, self.sampler.params, rows, seeds, size, chosen, self.rows
+                )
             )
-        return len(kinds)
+        return done
+
+
+def _whole(run: ImageRun) -> int:
+    """Runs all programs of images, and gives their number."""
+    while not run.done:
+        run.step()
+    run.image(0)
+    return 4
 
 
 def _late() -> ApiError:

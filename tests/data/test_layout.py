@@ -147,16 +147,17 @@ def test_codes_find_their_pixels_with_other_spans_between():
             np.testing.assert_array_equal(token, under.mean(0))
 
 
-def test_a_image_read_and_generated_shares_a_frame():
+def test_all_images_of_an_example_share_a_frame():
+    """The same place in two images has the same row and column, however far apart they are."""
     spans = [Text([1, 2, 3]), Representation(4, 6), Pixels(4, 6), Text([4]), Vision(4, 6)]
-    row = filled([spans])
-    vision = streams(row, 'vision')['position'][:6]
+    row = filled([[*spans, Text([5, 6]), Vision(4, 6, image=1)]])
+    vision = streams(row, 'vision')['position'][:12]
     pixels = streams(row, 'pixels')['position'][:24]
     tokens = streams(row, 'representation')['position'][1:7]
-    np.testing.assert_array_equal(vision[:, 1:], pixels.reshape(6, 4, 3).mean(1)[:, 1:])
-    np.testing.assert_array_equal(vision[:, 1:], tokens[:, 1:])
-    other = filled([[*spans[:-1], Vision(4, 6, image=1)]])
-    assert (streams(other, 'vision')['position'][:6, 1:] > vision[:, 1:]).all()
+    np.testing.assert_array_equal(vision[:6, 1:], pixels.reshape(6, 4, 3).mean(1)[:, 1:])
+    np.testing.assert_array_equal(vision[:6, 1:], tokens[:, 1:])
+    np.testing.assert_array_equal(vision[6:, 1:], vision[:6, 1:])
+    assert (vision[6:, 0] > vision[:6, 0]).all() and vision[:, 1:].min() == 3.5
 
 
 def test_patch_positions_and_coordinates_follow_the_stored_order():

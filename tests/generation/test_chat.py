@@ -9,7 +9,7 @@ from tiny_sampler import make_sampler
 from rf_jax.data import conversation, layout
 from rf_jax.data.messages import ImagePart, Message, assistant, user
 from rf_jax.generation import chat, chat_engine, chat_row, text_sampling
-from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.generation.generated_image import GeneratedImage, PartialImage
 from rf_jax.runtime.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
@@ -103,7 +103,8 @@ def test_tokens_of_a_later_image_follow_from_all_before(sampler, images):
     engine.start(0, row, chat_engine.Settings(size=(64, 64), sampling=options))
     row.wrote([sampler.tokenizer.image])
     engine.answers[0].wants_image = True
-    image = engine.step()[0].image
+    while (image := engine.step()[0].image) is None:
+        pass
     logits = full_forward(sampler, 'representation_logits')(row)
     np.testing.assert_array_equal(image.tokens.reshape(-1), logits[5:9].argmax(-1))
     assert len(np.unique(image.tokens)) > 1
@@ -167,6 +168,90 @@ def test_a_streamed_answer_is_the_whole_answer(sampler, conversations, together)
         assert ''.join(text.split()) == ''.join(message.text.split())
         shown = [part for part in parts if isinstance(part, GeneratedImage)]
         assert len(shown) == len(message.images)
+
+
+def drawing_engine(sampler, rows, **more):
+    """An engine whose row 0 draws an image, in as many chunks as steps and one of tokens."""
+    engine = sampler.chat_engine(rows)
+    row = sampler.chat_row()
+    row.say([user('draw a flag')])
+    how = chat_engine.Settings(sampling=sampler.options(steps=5), size=(64, 64), seed=4, **more)
+    engine.start(0, row, how, draw=True)
+    return engine
+
+
+def drawn(engine):
+    """What row 0 says until it ends."""
+    said = []
+    while not engine.answers[0].ended:
+        said.append(engine.step()[0])
+    return said
+
+
+@pytest.fixture(scope='module')
+def whole(sampler):
+    """The image of `drawing_engine`, without anything to be seen before."""
+    said = drawn(drawing_engine(sampler, 1))
+    assert all(each.partial is None and each.image is None for each in said[:-1])
+    return said[-1].image
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_an_image_that_is_watched_is_the_same(sampler, whole, count):
+    """First its tokens, then as many images as are asked for, each nearer to it."""
+    said = drawn(drawing_engine(sampler, 1, partial_images=count))
+    np.testing.assert_array_equal(said[-1].image.image, whole.image)
+    np.testing.assert_array_equal(said[-1].image.tokens, whole.tokens)
+    first, *others = [each.partial for each in said if each.partial]
+    assert first.image is None and [each.index for each in others] == list(range(count))
+    for each in (first, *others):
+        np.testing.assert_array_equal(each.tokens, whole.tokens)
+    apart = [np.abs(each.image.astype(int) - whole.image).mean() for each in others]
+    assert sorted(apart, reverse=True) == apart and apart[-1] > 0
+
+
+def test_text_goes_on_between_the_chunks_of_an_image(sampler, whole):
+    """The row that joins in the middle of the image has its first words before it is finished."""
+    engine = drawing_engine(sampler, 2)
+    said = [engine.step() for _ in range(2)]
+    row = sampler.chat_row()
+    row.say([user('flag')])
+    engine.start(1, row, chat_engine.Settings(images=False, max_tokens=3))
+    said.append(engine.step())
+    assert said[-1][1].ended and all(each[0].image is None for each in said)
+    np.testing.assert_allclose(drawn(engine)[-1].image.image.astype(int), whole.image, atol=1)
+
+
+def test_a_row_that_is_stopped_in_an_image_is_free(sampler, whole):
+    """For a conversation that has nothing of it; an image that another row began meanwhile is the
+    next."""
+    engine = drawing_engine(sampler, 2)
+    engine.step()
+    row = sampler.chat_row()
+    row.say([user('draw a flag')])
+    engine.start(1, row, engine.answers[0].settings, draw=True)
+    assert engine.step()[1] == chat_engine.Said()
+    engine.stop(0)
+    said = [engine.step() for _ in range(6)]  # a chunk of tokens, five of the flow
+    assert all(set(each) == {1} for each in said)
+    np.testing.assert_allclose(said[-1][1].image.image.astype(int), whole.image, atol=1)
+
+
+def test_a_conversation_gives_partial_images_if_it_is_asked_for_them(sampler):
+    for seed in range(20):
+        talk, watched = sampler.conversation(), sampler.conversation()
+        talk.send('draw two small dogs', seed=seed, **HOW)
+        parts = list(watched.stream('draw two small dogs', seed=seed, partial_images=1, **HOW))
+        partial = [part for part in parts if isinstance(part, PartialImage)]
+        (one,), (other,) = (
+            [m for m in t.messages if m.role == 'assistant'] for t in (talk, watched)
+        )
+        assert one.text == other.text and len(one.images) == len(other.images)
+        for a, b in zip(one.images, other.images):
+            np.testing.assert_array_equal(a.image, b.image)
+        if one.images:
+            break
+    assert [part.image is None for part in partial] == [True, False] * len(one.images)
 
 
 def test_images_that_were_generated_may_be_sent_back(sampler, talked):

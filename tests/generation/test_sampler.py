@@ -8,7 +8,8 @@ from PIL import Image
 from tiny_sampler import make_sampler
 
 from rf_jax.data import image_ops
-from rf_jax.generation import inputs
+from rf_jax.generation import image_run, inputs
+from rf_jax.generation.chat_programs import ChatPrograms
 from rf_jax.generation.sampler import ROWS
 from rf_jax.runtime.errors import UserError
 
@@ -45,6 +46,32 @@ def test_generate_is_the_low_level_path_bit_for_bit(sampler):
         assert each.tokens.shape == (size[0] // 32, size[1] // 32)
         assert each.tokens.dtype == np.int32
         np.testing.assert_array_equal(each.tokens.ravel(), row[: each.tokens.size])
+
+
+def test_an_image_chunk_by_chunk_is_that_of_one_program_bit_for_bit(sampler, monkeypatch):
+    """With two places of tokens, or two steps of the flow, in a chunk, and fewer in the last."""
+    monkeypatch.setattr(image_run, 'CHUNK', 2)
+    (whole,) = sampler.generate('a red heart', 7, steps=14)
+    request = inputs.request(sampler.config, 'a red heart', 7)
+    rows = inputs.generation_rows(
+        sampler.config, sampler.tokenizer, sampler.model.channels, [request]
+    )
+    programs = ChatPrograms(sampler.model, sampler.config, sampler.tokenizer)
+    run = image_run.ImageRun(
+        *(programs, sampler.params, rows, [request.seed], (64, 64), sampler.options(steps=14))
+    )
+    tokens, shown = [], []
+    while not run.done:
+        run.step()
+        tokens.append(run.tokens(0).ravel())
+        shown.append(run.image(0))
+    np.testing.assert_array_equal(shown[-1], whole.image)
+    np.testing.assert_array_equal(run.tokens(0), whole.tokens)
+    assert len(shown) == 3 + 7
+    assert [(each >= 0).sum() for each in tokens[:3]] == [2, 4, 4]
+    assert (shown[-2] != whole.image).any()
+    # No chunk has a program of its own.
+    assert programs.write_tokens._cache_size() == programs.move._cache_size() == 1
 
 
 def test_a_string_is_a_list_of_one_and_numbers_count_equal_prompts(sampler):

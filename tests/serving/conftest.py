@@ -22,6 +22,7 @@ def serving():
     with quick_compilation():
         sampler = make_sampler('ffn')
         sampler.config.data.tasks.conversation = 1.0
+        sampler.config.sampling.steps = 6
         sampler.config.data.capacity.update(text=64, vision=16, representation=20, vision_images=4)
         # As a checkpoint is restored: committed to its device.
         sampler.params = jax.device_put(sampler.params, jax.devices()[0])

@@ -11,9 +11,12 @@ import socket
 
 import httpx
 import numpy as np
+import pydantic
 import pytest
 from PIL import Image
 from waiting import until
+
+from rf_jax.generation import image_run
 
 openai = pytest.importorskip('openai')
 
@@ -55,7 +58,8 @@ def compilations(serving):
 
 def test_models(client):
     assert [model.id for model in client.models.list()] == ['tiny']
-    assert client.models.retrieve('tiny').id == 'tiny'
+    found = client.models.retrieve('tiny')
+    assert found.id == 'tiny' and found.draws and found.chats
 
 
 def test_a_greedy_answer_is_that_of_the_sampler(client, serving):
@@ -163,7 +167,7 @@ def test_a_reply_can_be_sent_back_as_it_came(client):
 
 def test_images_from_prompts_and_edits(client):
     def arrays(reply):
-        return [np.array(Image.open(io.BytesIO(base64.b64decode(d.b64_json)))) for d in reply.data]
+        return [array(each.b64_json) for each in reply.data]
 
     more = {'model': 'tiny', 'response_format': 'b64_json'}
     found = arrays(client.images.generate(prompt='flag', n=2, extra_body={'seed': 3}, **more))
@@ -174,6 +178,99 @@ def test_images_from_prompts_and_edits(client):
     image = ('a.png', encoded(), 'image/png')
     edited = arrays(client.images.edit(image=image, prompt='a red heart', **more))
     assert edited[0].shape == (64, 64, 3)
+
+
+# Images while they are generated
+
+
+def watched(client, route, **more):
+    """The events of a streamed image, each checked to be what OpenAI's client expects."""
+    from openai.types import image_edit_stream_event, image_gen_stream_event
+
+    if route == 'edit':
+        more['image'] = ('a.png', encoded(), 'image/png')
+    known = {'generate': image_gen_stream_event.ImageGenStreamEvent,
+             'edit': image_edit_stream_event.ImageEditStreamEvent}[route]  # fmt: skip
+    call = getattr(client.images, route)
+    events = list(call(model='tiny', prompt='a red heart', stream=True, **more))
+    for event in events:
+        if not event.type.endswith('partial_tokens'):
+            pydantic.TypeAdapter(known).validate_python(event.model_dump())
+    return events
+
+
+def array(text):
+    return np.array(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+@pytest.mark.parametrize('route', ['generate', 'edit'])
+@pytest.mark.parametrize('count', [0, 3])
+def test_a_streamed_image_is_the_whole_image(client, serving, route, count):
+    before = compilations(serving)
+    image = {'image': ('a.png', encoded(), 'image/png')} if route == 'edit' else {}
+    call, seed = getattr(client.images, route), {'extra_body': {'seed': 3}}
+    whole = call(model='tiny', prompt='a red heart', **image, **seed).data[0].b64_json
+    *partial, last = watched(client, route, partial_images=count, **seed)
+    assert last.b64_json == whole and last.size == '64x64' and last.type.endswith('.completed')
+    assert last.usage.output_tokens == 4 + 16
+    assert last.usage.input_tokens_details.image_tokens == (4 if route == 'edit' else 0)
+    assert last.usage.input_tokens > 2
+    assert [event.partial_image_index for event in partial] == list(range(count))
+    assert all(event.tokens == last.tokens for event in partial)
+    assert np.shape(last.tokens) == (2, 2) and np.min(last.tokens) >= 0
+    apart = [np.abs(array(e.b64_json).astype(int) - array(whole)).mean() for e in partial]
+    assert sorted(apart, reverse=True) == apart and all(apart)
+    assert compilations(serving) == before, 'something was compiled after the warm-up'
+
+
+def test_tokens_are_shown_before_the_image_if_they_are_asked_for(client):
+    more = {'partial_images': 1, 'extra_body': {'partial_tokens': True, 'seed': 3}}
+    first, second, last = watched(client, 'generate', **more)
+    assert first.type == 'image_generation.partial_tokens' and first.tokens == last.tokens
+    assert second.type == 'image_generation.partial_image'
+
+
+def test_several_streamed_images(client):
+    events = watched(client, 'generate', n=3, partial_images=2, extra_body={'seed': 3})
+    assert len(events) == 9
+    assert sorted(e.index for e in events if e.type.endswith('completed')) == [0, 1, 2]
+
+
+def test_a_streamed_answer_shows_its_image_if_that_is_asked_for(client):
+    more = {'temperature': 1.0, 'max_tokens': 16, 'stream': True}
+    for seed in range(30):
+        deltas = [
+            [event.choices[0].delta for event in ask(client, 'draw', seed=seed, **more, **asked)]
+            for asked in ({}, {'extra_body': {'partial_images': 2}})
+        ]
+        plain, shown = ([getattr(d, 'images', None) for d in each] for each in deltas)
+        assert [each for each in plain if each] == [each for each in shown if each]
+        if any(plain):
+            break
+    partial = [each.partial_image for each in deltas[1] if hasattr(each, 'partial_image')]
+    assert [each['partial_image_index'] for each in partial[:3]] == [0, 0, 1]
+    assert [each['b64_json'] is None for each in partial[:3]] == [True, False, False]
+    assert not any(hasattr(each, 'partial_image') for each in deltas[0])
+
+
+@pytest.mark.parametrize('route', ['generations', 'edits'])
+def test_an_image_that_never_ends_keeps_nobody_waiting(client, serving, route, monkeypatch):
+    """Text is answered meanwhile; when its client goes, its row is free."""
+    monkeypatch.setattr(image_run.ImageRun, 'step', lambda self: None)
+    worker, body = serving.server.worker, {'prompt': 'flag', 'stream': 'true'}
+    sent = {'data': body, 'files': {'image': encoded()}} if route == 'edits' else {
+        'json': body}  # fmt: skip
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, httpx.Client() as other:
+        url = f'{serving.url}/v1/images/{route}'
+        waits = pool.submit(other.post, url, timeout=httpx.Timeout(60, read=4), **sent)
+        until(lambda: worker.running)
+        assert ask(client, extra_body={'modalities': ['text']}).choices[0].finish_reason
+        assert worker.running and not waits.done()
+        with pytest.raises(httpx.ReadTimeout):
+            waits.result()
+    until(lambda: not worker.running and not worker.waiting)
+    monkeypatch.undo()
+    assert watched(client, 'generate')[-1].b64_json
 
 
 # What is wrong with a request
@@ -248,6 +345,8 @@ def test_errors_of_the_other_routes(serving):
     assert httpx.get(f'{serving.url}/v1/chat/completions').status_code == 405
     for body, said in (({'prompt': ''}, 'prompt must'), ({'prompt': 'a', 'n': 99}, 'n=99'),
                        ({'prompt': 'a', 'response_format': 'url'}, 'b64_json'),
+                       ({'prompt': 'a', 'partial_images': 4}, 'partial_images=4'),
+                       ({'prompt': 'a', 'stream': 'yes'}, "stream='yes'"),
                        ({'prompt': 'a', 'size': 'big'}, 'size=')):  # fmt: skip
         reply = post(serving, body, '/v1/images/generations')
         assert reply.status_code == 400 and said in reply.text

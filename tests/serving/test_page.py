@@ -65,6 +65,59 @@ def test_a_conversation(page):
     assert not bubbles(page, 'assistant') and not bubbles(page, 'user')
 
 
+def ink(page, canvas):
+    """Colours on a canvas."""
+    return page.execute_script(
+        """const {width, height} = arguments[0], found = new Set();
+        const data = arguments[0].getContext('2d').getImageData(0, 0, width, height).data;
+        for (let i = 0; i < data.length; i += 4)
+            if (data[i + 3]) found.add(data[i] << 16 | data[i + 1] << 8 | data[i + 2]);
+        return found.size;""",
+        canvas,
+    )
+
+
+def draw(page, text):
+    """What is drawn from the text: the figure, once it is finished."""
+    page.find_element('id', 'text').send_keys(text)
+    page.find_element('id', 'draw').click()
+    until(lambda: page.find_element('id', 'send').text == 'Send')
+    (figure,) = bubbles(page, 'assistant')[-1].find_elements('tag name', 'figure')
+    return figure
+
+
+def test_an_image_comes_out_of_noise_after_its_tokens(page):
+    """Also one that is made from another: it is used in the next message."""
+    for _ in range(2):
+        page.find_element('id', 'new').click()
+        figure = draw(page, 'a red heart')
+        assert figure.get_attribute('aria-busy') == 'false'
+        assert figure.get_attribute('data-tokens') == '4'
+        assert figure.get_attribute('data-previews') == '3'
+        assert ink(page, figure.find_element('tag name', 'canvas')) > 2
+        image = figure.find_element('tag name', 'img')
+        assert page.execute_script('return arguments[0].naturalWidth', image) == 64
+        figure.find_element('css selector', 'small button').click()
+        assert len(page.find_elements('css selector', '#shown img')) == 1
+    figure = draw(page, 'a blue square')
+    assert figure.get_attribute('data-previews') == '3'
+    assert not page.find_elements('css selector', '#shown img')
+
+
+def test_what_is_previewed_is_not_yet_the_image(page):
+    """The sources of the image while it is drawn: three of noise, each of its own, and itself."""
+    page.execute_script(
+        """window.seen = [];
+        new MutationObserver(all => all.forEach(each => window.seen.push(each.target.src)))
+            .observe(document.getElementById('talk'),
+                     {subtree: true, attributes: true, attributeFilter: ['src']});"""
+    )
+    figure = draw(page, 'flag')
+    seen = page.execute_script('return window.seen')
+    assert len(seen) == len(set(seen)) == 4
+    assert figure.find_element('tag name', 'img').get_attribute('src') == seen[-1]
+
+
 def test_an_image_is_asked_about(page, tmp_path):
     path = tmp_path / 'a.png'
     Image.fromarray(np.full((64, 64, 3), 120, np.uint8)).save(path)
