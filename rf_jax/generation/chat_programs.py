@@ -6,10 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rf_jax.generation import guidance, image_sampling, kv_cache, text_sampling
+from rf_jax.generation.placement import ONE_DEVICE, Placement
 from rf_jax.models.unified import Unified
+from rf_jax.runtime.mesh import BATCH_AXES, batch_sharding
 
 CHUNK = 16  # text tokens that are sampled by one call
 
@@ -26,13 +29,40 @@ class Context(NamedTuple):
 class ChatPrograms:
     """`extend`, `decode` and `generate`, compiled once for equal shapes."""
 
-    def __init__(self, model: Unified, config: ConfigDict, tokenizer):
-        self.model, self.config = model, config
+    def __init__(
+        self, model: Unified, config: ConfigDict, tokenizer, placement: Placement = ONE_DEVICE
+    ):
+        self.model, self.config, self.placement = model, config, placement
         self.begin = np.asarray(model.kind.begin(model.config, 1))  # of a representation
         self._stops = tokenizer.eos, tokenizer.image
-        self.extend = jax.jit(self._extend, donate_argnums=(2,))
-        self.decode = jax.jit(self._decode, donate_argnums=(2,))
-        self.generate = jax.jit(self._generate, static_argnums=(3,))
+        self._where = self._shardings()
+        whole, decoded = placement.whole, None
+        if self._where:
+            decoded = self._where, whole, whole
+        self.extend = jax.jit(self._extend, donate_argnums=(2,), out_shardings=self._where)
+        self.decode = jax.jit(self._decode, donate_argnums=(2,), out_shardings=decoded)
+        self.generate = placement.jit(self._generate, static_argnums=(3,))
+
+    def _shardings(self) -> Context | None:
+        """Of rows and key/value heads on a mesh; None on one device."""
+        mesh = self.placement.mesh
+        if mesh is None:
+            return None
+        divides = self.config.model.backbone.kv_heads % mesh.shape['tensor'] == 0
+        heads = PartitionSpec(None, BATCH_AXES, None, 'tensor' if divides else None)
+        cache = NamedSharding(mesh, heads)
+        return Context((cache, cache), batch_sharding(mesh))
+
+    def new_context(self, params, rows: int, size: int, vocabulary: int) -> Context:
+        """An empty cache of `size` tokens a row, placed as results are, or the first call of a
+        program would be compiled for itself.
+        """
+        one = jax.tree.leaves(params)[0].sharding
+        where = self._where or Context((one, one), one)
+        c = self.config.model.backbone
+        shape = c.layers, rows, size, c.kv_heads, c.head_dim
+        cache = tuple(jnp.zeros(shape, self.model.dtype, device=each) for each in where.cache)
+        return Context(cache, jnp.zeros((rows, vocabulary), jnp.float32, device=where.logits))
 
     def _extend(self, params, fields: Arrays, context: Context, new: Arrays) -> Context:
         """Runs tokens that are known: text, images or representation tokens that are not in the

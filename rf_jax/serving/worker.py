@@ -185,10 +185,8 @@ class Worker:
     def _images(self, requests: Sequence[inputs.Request]) -> list[GeneratedImage]:
         """Images of prompts, by a program whose shapes depend on their size alone."""
         sampler, config = self.sampler, self.sampler.config
-        padded = [
-            *requests,
-            *requests[:1] * (padded_count(len(requests), self.rows) - len(requests)),
-        ]
+        count = sampler.placement.full(padded_count(len(requests), self.rows))
+        padded = [*requests, *requests[:1] * (count - len(requests))]
         rows = inputs.generation_rows(
             config, sampler.tokenizer, sampler.model.channels, padded, config.data.max_text_tokens
         )
