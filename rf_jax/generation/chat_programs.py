@@ -58,6 +58,8 @@ class ChatPrograms:
         program would be compiled for itself.
         """
         one = jax.tree.leaves(params)[0].sharding
+        if isinstance(one, NamedSharding):  # of a run on one device
+            one = NamedSharding(one.mesh, PartitionSpec())
         where = self._where or Context((one, one), one)
         c = self.config.model.backbone
         shape = c.layers, rows, size, c.kv_heads, c.head_dim
