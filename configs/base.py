@@ -252,6 +252,9 @@ def get_config() -> ConfigDict:
     sampling.guidance_text = 0.0  # scale of the prompt alone for pixels; 0: as guidance_pixels
     sampling.guidance_interval = (0.0, 1.0)  # times t at which pixel guidance is on
     sampling.max_answer_tokens = 16  # tokens of a caption or answer
+    # Rows as of `sharding`, before those of INFERENCE in rf_jax/generation/placement.py: the layout
+    # of a model that is loaded on a mesh, `Sampler.load(workdir, mesh={'tensor': 4})`.
+    sampling.sharding = ()
 
     log = config.log = ConfigDict()
     log.every = 50  # steps between progress lines

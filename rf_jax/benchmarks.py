@@ -27,6 +27,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Another seed gives other images.', 0)
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
 )
+_PLACEMENT = cli.placement_flags()
 
 
 def main(argv):
@@ -35,7 +36,7 @@ def main(argv):
     prompts = benchmarks.read(_NAME.value, Path(_PROMPTS.value))
     model = _MODEL.value or Path(_WORKDIR.value).absolute().name
     workdir.check_writable(out, flag='out')
-    sampler = Sampler.load(_WORKDIR.value, _STEP.value)
+    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
     if not scoring.generates(sampler.config):
         logging.warning('This run did not train generation: its images mean nothing')
     size = inputs.parsed_size(_SIZE.value) if _SIZE.value else None

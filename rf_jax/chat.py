@@ -41,11 +41,12 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Another seed gives other images.', 0)
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
 )
+_PLACEMENT = cli.placement_flags()
 
 
 def main(argv):
     del argv
-    sampler = Sampler.load(_WORKDIR.value, _STEP.value)
+    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
     if not sampler.config.data.tasks.get('conversation', 0):
         logging.warning(
             'This run did not train conversations (data.tasks.conversation=0): it answers single '

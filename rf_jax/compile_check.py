@@ -1,20 +1,24 @@
 """Compile for a pod without having one: `python -m rf_jax.compile_check --topology=v5p:8x8x8
 --config=configs/paper.py:joint`.
 
-Compiles the initialisation, the train step and the sampling program for the chips of a topology
-and prints the memory, FLOPs, network traffic and roofline time of each. Exit code 0 if all fit into
+Compiles the initialisation, the train step and generation for the chips of a topology and prints
+the memory, FLOPs, network traffic and roofline time of each. `--only=sample,answer` compiles
+images and answers alone, sharded for inference, as --mesh says. Exit code 0 if all fit into
 90 % of a chip's memory, 2 if not. Needs libtpu (pip install -e '.[tpu]') but no TPU;
 `--topology=cpu:8` compiles for virtual CPU devices.
 """
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
+from rf_jax.generation import placement
 from rf_jax.planning import compile_report, topology
 from rf_jax.runtime import cli
 from rf_jax.runtime.errors import UserError
@@ -26,6 +30,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5p:8x8x8', 'TPU slice to compile for, as in v5e:2x4.')
 _SLICES = flags.DEFINE_integer('slices', 1, 'Number of slices, connected by DCN.', lower_bound=1)
 _ONLY = flags.DEFINE_list('only', ['initialise', 'train_step', 'sample'], 'Programs to compile.')
+_MESH = flags.DEFINE(
+    cli.MESH, 'mesh', None, 'For sample and answer, as in tensor:4,expert:2; else as heads allow.'
+)
 _SWEEP = flags.DEFINE_bool('sweep', False, 'Try meshes and remat policies for the train step.')
 _JSON = flags.DEFINE(cli.PATH, 'json', None, 'File to write all figures to.')
 _TABLE = flags.DEFINE(
@@ -46,21 +53,38 @@ def sweep(config: ConfigDict, devices) -> tuple[bool, list]:
 
 def check(config: ConfigDict, devices, name: str) -> tuple[bool, list]:
     """(whether all programs fit, their figures); prints each when compiled."""
-    mesh_, rows = checks.start(config, devices)
-    counts = sorted({len(own) for own in rows.values()})
-    print(f'{len(rows)} processes, rows per process: {" or ".join(map(str, counts))}', flush=True)
     results = []
-    for checked in compile_report.compile_programs(
-        config, config.tokenizer.vocab_size, mesh_, _ONLY.value
-    ):
-        print(checked.text, flush=True)
-        results.append(checked)
-        if _TABLE.value and checked.cost:
-            what = config_flags.get_config_filename(flags.FLAGS['config'])
-            line = compile_report.markdown(what, name, config, checked.cost, mesh_)
-            compile_report.add_line(Path(_TABLE.value), line)
+    for mesh_, names in meshes(config, devices):
+        for checked in compile_report.compile_programs(
+            config, config.tokenizer.vocab_size, mesh_, names
+        ):
+            print(checked.text, flush=True)
+            results.append(checked)
+            if _TABLE.value and checked.cost:
+                what = config_flags.get_config_filename(flags.FLAGS['config'])
+                line = compile_report.markdown(what, name, config, checked.cost, mesh_)
+                compile_report.add_line(Path(_TABLE.value), line)
     print(compile_report.ASSUMED)
     return all(checked.fits for checked in results), [checked.values for checked in results]
+
+
+def meshes(config: ConfigDict, devices) -> Iterator[tuple[Mesh, list[str]]]:
+    """The mesh of training and that of inference, each with those programs of --only that run on
+    it; prints what they are.
+    """
+    inference = [name for name in _ONLY.value if name in compile_report.INFERENCE]
+    if training := [name for name in _ONLY.value if name not in inference]:
+        mesh_, rows = checks.start(config, devices)
+        counts = sorted({len(own) for own in rows.values()})
+        print(f'{len(rows)} processes, rows per process: {" or ".join(map(str, counts))}')
+        yield mesh_, training
+    if inference:
+        checks.check(config)
+        asked = _MESH.value or placement.natural_sizes(config, len(devices))
+        mesh_ = placement.inference_mesh(asked, devices)
+        sizes = ', '.join(f'{axis} {size}' for axis, size in mesh_.shape.items() if size > 1)
+        print(f'inference: {sizes or "one device"}, bfloat16', flush=True)
+        yield mesh_, inference
 
 
 def check_flags() -> None:

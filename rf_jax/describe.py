@@ -24,13 +24,14 @@ _QUESTION = flags.DEFINE_string(
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
 )
+_PLACEMENT = cli.placement_flags()
 
 
 def main(argv):
     del argv
     if not _IMAGE.value:
         raise UserError('no image: give --image=FILE')
-    sampler = Sampler.load(_WORKDIR.value, _STEP.value)
+    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
     share = sampler.config.data.tasks.get('image_to_text', 0)
     if not share:
         logging.warning(

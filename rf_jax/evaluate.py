@@ -38,11 +38,12 @@ _SEED = flags.DEFINE_integer(
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
 )
+_PLACEMENT = cli.placement_flags()
 
 
 def main(argv):
     del argv
-    run = inspection.Inspector.load(_WORKDIR.value, _STEP.value)
+    run = inspection.Inspector.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
     config = run.sampler.config
     data, samples = config.data, _SAMPLES.value or config.evaluation.samples
     seed = config.seed if _SEED.value is None else _SEED.value

@@ -47,12 +47,13 @@ _GUIDANCE_PIXELS = flags.DEFINE(
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
 )
+_PLACEMENT = cli.placement_flags()
 
 
 def main(argv):
     del argv
     prompts = _prompts()
-    sampler = Sampler.load(_WORKDIR.value, _STEP.value)
+    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
     config = sampler.config
     if not scoring.generates(config):
         logging.warning(

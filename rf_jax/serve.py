@@ -31,6 +31,7 @@ _SIZE = flags.DEFINE_multi_string(
 _BODY = flags.DEFINE_integer('max_body', 20_000_000, 'Bytes of a request.', 1)
 _PIXELS = flags.DEFINE_integer('max_pixels', 16_000_000, 'Pixels of an image in a request.', 1)
 _SECONDS = flags.DEFINE(cli.Finite(0), 'timeout', 300.0, 'Seconds that a request may take.')
+_PLACEMENT = cli.placement_flags()
 
 
 def main(argv):
@@ -43,7 +44,7 @@ def main(argv):
         from rf_jax.serving.worker import Worker
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install -e '.[serve]'") from None
-    sampler = Sampler.load(_WORKDIR.value, _STEP.value)
+    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
     worker = Worker(sampler, _ROWS.value, _WAITING.value)
     limits = Limits(_BODY.value, _PIXELS.value, _SECONDS.value)
     name = _NAME.value or Path(_WORKDIR.value).absolute().name

@@ -27,12 +27,13 @@ class Inspector:
         self._encode = sampler.placement.jit(self._codes_of_batch)
 
     @classmethod
-    def load(cls, workdir: str | os.PathLike, step: int | None = None) -> 'Inspector':
+    def load(cls, workdir: str | os.PathLike, step: int | None = None, **placed) -> 'Inspector':
         """The EMA parameters and the codebook of a run, from its folder alone.
 
-        `step` of the checkpoint; None is the newest. Raises UserError if the folder is not a run.
+        `step` of the checkpoint; None is the newest. `placed`: `mesh` and `dtype` of
+        `Sampler.load`. Raises UserError if the folder is not a run.
         """
-        sampler = Sampler.load(workdir, step)
+        sampler = Sampler.load(workdir, step, **placed)
         # The same step for both: a run that is training may have saved another one meanwhile.
         folder = paths.local(workdir, '--workdir') / 'checkpoints'
         _, saved = checkpoint.restore_numpy(folder, sampler.step, only='codebook')

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from rf_jax.data import image_ops, pipeline, source_list
@@ -147,10 +146,7 @@ def score(
     if config.data.tasks.get('image_to_text', 0) > 0 and amount.questions:
         values['understanding'] = vqa.evaluate(sampler, source, amount.questions)
     values['conversations'] = {}
-    talks = config.data.tasks.get('conversation', 0) > 0 and amount.conversations
-    if talks and sampler.placement.mesh is not None:
-        logging.warning('Conversations are scored on one device only: run rf_jax.evaluate')
-    elif talks:
+    if config.data.tasks.get('conversation', 0) > 0 and amount.conversations:
         values['conversations'] = {
             'edits': conversing.score_edits(sampler, source, amount.conversations, seed),
             'follow_up': conversing.score_follow_ups(sampler, source, amount.conversations),

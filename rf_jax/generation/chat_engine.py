@@ -4,15 +4,13 @@ Each row holds one conversation or none. `step` brings all rows forward together
 said; a row may be given another conversation at any time.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rf_jax.data import layout
 from rf_jax.generation import inputs, text_sampling
 from rf_jax.generation.chat_answer import LENGTH, STOP, Answer, Said, Settings
 from rf_jax.generation.chat_images import ChatImages
-from rf_jax.generation.chat_programs import CHUNK, ChatPrograms, Context
+from rf_jax.generation.chat_programs import CHUNK, ChatPrograms
 from rf_jax.generation.chat_row import STREAMS, ChatRow, chat_capacity
 from rf_jax.models.attention.masks import FIELDS
 from rf_jax.runtime.errors import UserError
@@ -29,7 +27,7 @@ def buckets(capacity: int) -> list[int]:
 
 
 class ChatEngine:
-    """`rows` conversations at most, on one device."""
+    """`rows` conversations at most; on a mesh, a multiple of its `multiple`."""
 
     def __init__(self, programs: ChatPrograms, params, tokenizer, rows: int):
         self.programs, self.params, self.tokenizer = programs, params, tokenizer
@@ -37,13 +35,7 @@ class ChatEngine:
         self.answers: list[Answer | None] = [None] * rows
         self._capacity = chat_capacity(self.config)
         self._size = sum(self._capacity[name] for name in STREAMS)
-        backbone = self.config.model.backbone
-        shape = backbone.layers, rows, self._size, backbone.kv_heads, backbone.head_dim
-        # Placed as results are, or the first call of a program would be compiled for itself.
-        place = jax.tree.leaves(params)[0].sharding
-        cache = tuple(jnp.zeros(shape, self.model.dtype, device=place) for _ in range(2))
-        logits = jnp.zeros((rows, tokenizer.size), jnp.float32, device=place)
-        self._context = Context(cache, logits)
+        self._context = programs.new_context(params, rows, self._size, tokenizer.size)
         self._begin = programs.begin
         self._images = ChatImages(programs, params, rows)
 

@@ -33,7 +33,7 @@ def begin(
     """
     own = [fold(seed, 'image', len(row.images)) % 2**31 for seed, row in zip(seeds, rows)]
     # Padded with the first row, so that few programs are compiled.
-    padding = padded_count(len(rows), most) - len(rows)
+    padding = programs.placement.full(padded_count(len(rows), most)) - len(rows)
     padded = [*rows, *rows[:1] * padding]
     branches = {(context, True) for context in options.contexts()} | set(options.branches())
     batches = {branch: _batch(programs, padded, size, *branch) for branch in branches}

@@ -6,11 +6,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rf_jax.data import spans
 from rf_jax.generation import guidance, image_sampling, kv_cache, text_sampling
+from rf_jax.generation.image_sampling import State
+from rf_jax.generation.placement import ONE_DEVICE, Placement
+from rf_jax.generation.token_sampling import Writing
 from rf_jax.models.unified import Unified
+from rf_jax.runtime.mesh import BATCH_AXES, batch_sharding
 
 CHUNK = 16  # text tokens that are sampled by one call
 
@@ -30,17 +35,51 @@ class ChatPrograms:
     `pixels`, as in `image_sampling`. Each is compiled once for equal shapes.
     """
 
-    def __init__(self, model: Unified, config: ConfigDict, tokenizer):
-        self.model, self.config = model, config
+    def __init__(
+        self, model: Unified, config: ConfigDict, tokenizer, placement: Placement = ONE_DEVICE
+    ):
+        self.model, self.config, self.placement = model, config, placement
         self.begin = np.asarray(model.kind.begin(model.config, 1))  # of a representation
         self.pool = spans.pool_of(config)
         self._stops = tokenizer.eos, tokenizer.image
-        self.extend = jax.jit(self._extend, donate_argnums=(2,))
-        self.decode = jax.jit(self._decode, donate_argnums=(2,))
-        self.begin_images = jax.jit(self._begin_images, static_argnums=(3,))
-        self.write_tokens = jax.jit(self._write_tokens, static_argnums=(6,), donate_argnums=(3,))
-        self.move = jax.jit(self._move, static_argnums=(5,), donate_argnums=(2,))
-        self.pixels = jax.jit(self._pixels)
+        self._where = self._shardings()
+        whole, decoded, images = placement.whole, None, None
+        if self._where:
+            cache, rows = self._where
+            decoded, images = (self._where, whole, whole), State(Writing(cache, rows, rows), rows)
+        self.extend = jax.jit(self._extend, donate_argnums=(2,), out_shardings=self._where)
+        self.decode = jax.jit(self._decode, donate_argnums=(2,), out_shardings=decoded)
+        self.begin_images = jax.jit(self._begin_images, static_argnums=(3,), out_shardings=images)
+        self.write_tokens = jax.jit(
+            self._write_tokens, static_argnums=(6,), donate_argnums=(3,), out_shardings=images
+        )
+        self.move = jax.jit(
+            self._move, static_argnums=(5,), donate_argnums=(2,), out_shardings=images
+        )
+        self.pixels = placement.jit(self._pixels)
+
+    def _shardings(self) -> Context | None:
+        """Of rows and key/value heads on a mesh; None on one device."""
+        mesh = self.placement.mesh
+        if mesh is None:
+            return None
+        divides = self.config.model.backbone.kv_heads % mesh.shape['tensor'] == 0
+        heads = PartitionSpec(None, BATCH_AXES, None, 'tensor' if divides else None)
+        cache = NamedSharding(mesh, heads)
+        return Context((cache, cache), batch_sharding(mesh))
+
+    def new_context(self, params, rows: int, size: int, vocabulary: int) -> Context:
+        """An empty cache of `size` tokens a row, placed as results are, or the first call of a
+        program would be compiled for itself.
+        """
+        one = jax.tree.leaves(params)[0].sharding
+        if isinstance(one, NamedSharding):  # of a run on one device
+            one = NamedSharding(one.mesh, PartitionSpec())
+        where = self._where or Context((one, one), one)
+        c = self.config.model.backbone
+        shape = c.layers, rows, size, c.kv_heads, c.head_dim
+        cache = tuple(jnp.zeros(shape, self.model.dtype, device=each) for each in where.cache)
+        return Context(cache, jnp.zeros((rows, vocabulary), jnp.float32, device=where.logits))
 
     def _extend(self, params, fields: Arrays, context: Context, new: Arrays) -> Context:
         """Runs tokens that are known: text, images or representation tokens that are not in the

@@ -30,10 +30,12 @@ class ImageRun:
     ):
         self._programs, self._params, self._options, self._size = programs, params, options, size
         needed = {(context, True) for context in options.contexts()} | set(options.branches())
+        given = {branch: rows[branch] for branch in needed}, np.array(seeds, np.uint32)
         # Once, not for every chunk; placed as results are.
-        self._rows, self._seeds = jax.device_put(
-            ({branch: rows[branch] for branch in needed}, np.array(seeds, np.uint32)),
-            jax.tree.leaves(params)[0].sharding,
+        self._rows, self._seeds = (
+            programs.placement.inputs(given)
+            if programs.placement.mesh
+            else jax.device_put(given, jax.tree.leaves(params)[0].sharding)
         )
         self._state = programs.begin_images(params, self._rows, self._seeds, options)
         self._places = self._state.writing.tokens.shape[1]
@@ -99,7 +101,7 @@ class ImageRun:
 
     def tokens(self, number: int) -> np.ndarray | None:
         """Its tokens as in GeneratedImage, as far as they are."""
-        tokens = np.asarray(self._state.writing.tokens)[number]
+        tokens = self._programs.placement.gather(self._state.writing.tokens)[number]
         return token_map(tokens, self._size, self._patch, self._programs.pool)
 
     @property

@@ -4,6 +4,9 @@ sampler = Sampler.load('runs/emoji')
 (apple,) = sampler.generate('red apple', seed=0)
 sampler.caption(apple)
 sampler.answer(apple, 'What colour is it?')
+
+A model that one device cannot hold is loaded sharded: Sampler.load(workdir, mesh={'tensor': 4},
+dtype='bfloat16').
 """
 
 import json
@@ -16,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rf_jax.data import arrays, spans
@@ -32,7 +36,7 @@ from rf_jax.generation.inputs import Request
 from rf_jax.generation.placement import ONE_DEVICE, Placement
 from rf_jax.models import unified
 from rf_jax.runtime import checkpoint, compilation, paths, renamed_fields
-from rf_jax.runtime.errors import UserError, require
+from rf_jax.runtime.errors import UserError
 from rf_jax.training import bounds
 
 ROWS = 32  # rows of a compiled call: shorter batches are padded, longer ones split into calls
@@ -64,10 +68,19 @@ class Sampler:
         self._programs: dict = {}
 
     @classmethod
-    def load(cls, workdir: str | os.PathLike, step: int | None = None) -> 'Sampler':
-        """The EMA parameters of a run, from its folder alone.
+    def load(
+        cls,
+        workdir: str | os.PathLike,
+        step: int | None = None,
+        mesh: Mapping[str, int] | Mesh | None = None,
+        dtype: str | None = None,
+    ) -> 'Sampler':
+        """The EMA parameters of a run, from its folder alone; each device reads its own shards.
 
-        `step` of the checkpoint; None is the newest. Raises UserError if the folder is not a run.
+        `step` of the checkpoint; None is the newest. `mesh`: devices along `tensor` (heads and
+        feed-forwards), `expert` (routed experts) and `data` (rows, by default the rest), or a
+        Mesh; None: one device. `dtype`: 'bfloat16', or None: that of the run. Raises UserError if
+        the folder is not a run, or its model cannot be sharded so.
         """
         workdir = paths.local(workdir, '--workdir')
         path = workdir / 'config.json'
@@ -80,17 +93,21 @@ class Sampler:
         renamed_fields.check(config, path)
         compilation.use_local_cache()
         tokenizer = Tokenizer.load(workdir / 'tokenizer.model')
-        step, saved = checkpoint.restore_to_device(workdir / 'checkpoints', step, only='ema')
         try:
             for_this_machine(config)
-            sampler = cls(config, unified.build(config, tokenizer.size), saved['ema'], tokenizer)
+            placement = Placement.for_inference(config, mesh, dtype)
+            model = placement.model(config, tokenizer.size)
+            sampler = cls(config, model, None, tokenizer, placement)
             sampler.options()  # a missing field fails here rather than in the first `generate`
         except (AttributeError, KeyError) as error:
             raise UserError(
                 f'{path} was written by another version of rf_jax: {error}. Add the field as in '
                 'configs/base.py'
             ) from None
-        sampler.step = step
+        sampler.step, saved = checkpoint.restore_placed(
+            workdir / 'checkpoints', step, only='ema', place=placement.shapes
+        )
+        sampler.params = saved['ema']
         return sampler
 
     def options(self, **changes) -> image_sampling.Options:
@@ -200,9 +217,11 @@ class Sampler:
 
     def chat_engine(self, rows: int) -> ChatEngine:
         """An engine for so many conversations at once; all share their programs."""
-        require(self.placement.mesh is None, 'a chat runs on one device, not on a mesh')
         if 'chat' not in self._programs:
-            self._programs['chat'] = ChatPrograms(self.model, self.config, self.tokenizer)
+            self._programs['chat'] = ChatPrograms(
+                self.model, self.config, self.tokenizer, self.placement
+            )
+        rows = self.placement.full(rows)
         return ChatEngine(self._programs['chat'], self.params, self.tokenizer, rows)
 
     def _images(self, requests: Sequence[Request], options: image_sampling.Options):

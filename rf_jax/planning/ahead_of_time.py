@@ -5,28 +5,24 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rf_jax.data import layout, spans, typical_row
-from rf_jax.generation import guidance, image_sampling
-from rf_jax.generation.placement import without_context
-from rf_jax.models import flops, unified, vision_encoder
+from rf_jax.data import typical_row
+from rf_jax.models import flops, vision_encoder
 from rf_jax.models.attention import masks
 from rf_jax.models.attention.pallas import Pallas
 from rf_jax.planning import hlo_cost, hlo_memory, memory_parts, roofline
-from rf_jax.runtime import hardware, mesh
+from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.sharding import format_bytes
 from rf_jax.training import jitted
 from rf_jax.training.checks import flatten
 
-PROMPT = 64  # text tokens of a prompt in the sampling program
 MEMORY_LIMIT = 0.9  # share of a chip's memory that a program may use
 
 
@@ -50,6 +46,8 @@ class Cost:
     times: roofline.Times | None
     mfu: float | None
     loops_of_unknown_length: int
+    made: int = 0  # by one run of the program, on all chips
+    unit: str = ''  # of what is made
 
     @property
     def intensity(self) -> float:
@@ -117,11 +115,13 @@ def cost(
     *,
     model_flops: float | None = None,
     kernel_flops: Callable[[str, float], float | None] = lambda label, reported: None,
+    **made,
 ) -> Cost:
     """Compiles `program` for the mesh's devices.
 
     `model_flops`: of all chips, for the MFU. `kernel_flops(label, reported)`: FLOPs of one run of a
-    kernel where they are known better than what the kernel itself reports, else None.
+    kernel where they are known better than what the kernel itself reports, else None. `made`: what
+    a run of the program makes, see Cost.
     """
     device = mesh_.devices.flat[0]
     ready = compile_program(name, program, arguments, device.platform)
@@ -153,6 +153,7 @@ def cost(
         times=times,
         mfu=share / peak / times.step if times and share else None,
         loops_of_unknown_length=totals.unknown,
+        **made,
     )
 
 
@@ -194,13 +195,16 @@ def kernel_flops(config: ConfigDict, row: Mapping[str, np.ndarray], chips: int):
     return of
 
 
-def tile_pairs(config, tokens) -> float:
-    """Pairs in the tiles that the attention kernel visits in a row; `config`: model.attention."""
-    length = tokens['segment'].shape[1]
-    if not length:
+def tile_pairs(config, tokens, keys=None) -> float:
+    """Pairs in the tiles that the attention kernel visits in a row; `config`: model.attention,
+    `keys`: by default the tokens themselves.
+    """
+    keys = tokens if keys is None else keys
+    queries, length = (each['segment'].shape[1] for each in (tokens, keys))
+    if not queries:
         return 0.0
-    sizes = Pallas(config.block_q, config.block_k).sizes(1, length, length)
-    return float(masks.tiles(tokens, tokens, *sizes).sum()) * math.prod(sizes)
+    sizes = Pallas(config.block_q, config.block_k).sizes(1, queries, length)
+    return float(masks.tiles(tokens, keys, *sizes).sum()) * math.prod(sizes)
 
 
 def train_step(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
@@ -222,38 +226,3 @@ def initialise(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
     """Cost of initialising the state."""
     built = jitted.build(config, vocabulary, mesh_, mesh_.devices.flat[0].platform)
     return cost('initialise', built.initialise, (), mesh_, config)
-
-
-def sample(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
-    """Cost of generating one image of the largest size per device, with guidance.
-
-    Rows are not sharded over `context`: devices along it generate images of their own.
-    """
-    sampling_mesh = without_context(mesh_)
-    platform = mesh_.devices.flat[0].platform
-    built = jitted.build(config, vocabulary, mesh_, platform)
-    model = unified.build(config, vocabulary, sampling_mesh, platform)
-    count = math.prod(sampling_mesh.shape[axis] for axis in mesh.BATCH_AXES)
-    side = max(size for size, _ in config.data.sizes) // config.data.patch_size
-    pool = spans.pool_of(config)
-    tokens = side**2 // pool**2 + 1 if pool else 0
-    capacity = {'text': PROMPT, 'vision': 0, 'representation': tokens, 'pixels': side**2,
-                'vision_images': 0, 'pixel_images': 1}  # fmt: skip
-    where = mesh.batch_sharding(sampling_mesh)
-
-    def shapes(array):
-        return jax.ShapeDtypeStruct((count, *array.shape), array.dtype, sharding=where)
-
-    row = jax.tree.map(shapes, layout.empty(capacity, model.channels))
-    contexts = guidance.ALL, guidance.NONE
-    rows = {(context, code): row for context in contexts for code in (True, False)}
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
-    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=where)
-    options = image_sampling.options(config)
-    program = jax.jit(partial(image_sampling.generate, model, config, options))
-    # Sharded as in training. An EMA offloaded to the host is copied to the device beforehand.
-    params = jax.tree.map(
-        lambda a: a.update(sharding=NamedSharding(sampling_mesh, a.sharding.spec)),
-        built.abstract.ema,
-    )
-    return cost('sample', program, (params, rows, keys), sampling_mesh, config)

@@ -10,7 +10,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rf_jax.planning import ahead_of_time
+from rf_jax.planning import ahead_of_time, inference
 from rf_jax.planning.ahead_of_time import MEMORY_LIMIT, Cost
 from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import UserError, choose
@@ -64,6 +64,12 @@ def table(cost: Cost, mesh: Mesh, config: ConfigDict) -> str:
             f'  roofline           {t.step * 1e3:9.1f} ms, bound by {t.bound} (compute '
             f'{t.compute * 1e3:.1f}, memory {t.memory * 1e3:.1f}, ICI {t.ici * 1e3:.1f}, DCN '
             f'{t.dcn * 1e3:.1f}; {t.serial * 1e3:.1f} without overlap)'
+        )
+    if cost.made and cost.times:
+        seconds = cost.times.step
+        lines.append(
+            f'  makes              {cost.made} {cost.unit} in {seconds:.3g} s: '
+            f'{cost.made / seconds:.3g} a second'
         )
     if cost.mfu:
         serial = cost.mfu * cost.times.step / cost.times.serial
@@ -142,8 +148,10 @@ class Checked:
 PROGRAMS = {
     'initialise': ahead_of_time.initialise,
     'train_step': ahead_of_time.train_step,
-    'sample': ahead_of_time.sample,
+    'sample': inference.sample,
+    'answer': inference.answer,
 }
+INFERENCE = ('sample', 'answer')  # compiled for another mesh than that of training
 
 
 def compile_programs(

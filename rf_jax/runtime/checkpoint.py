@@ -6,7 +6,7 @@ last file is written; before that it is a temporary folder that nothing reads.
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -248,18 +248,19 @@ def restore_numpy(
     Raises:
       UserError: there is no such checkpoint or part, or no checkpoint can be read.
     """
-    return _restore(directory, step, only, None)
+    return _restore(directory, step, only, lambda tree: tree)
 
 
-def restore_to_device(
-    directory: str | os.PathLike, step: int | None, only: str
+def restore_placed(
+    directory: str | os.PathLike, step: int | None, only: str, place: Callable[[Any], Any]
 ) -> tuple[int, dict]:
-    """Like `restore_numpy`, but reads each array onto the first device of this host."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return _restore(directory, step, only, device)
+    """Like `restore_numpy`, but each process reads its own shards, with the shardings and dtypes
+    that `place` gives the ShapeDtypeStructs of the tree.
+    """
+    return _restore(directory, step, only, place)
 
 
-def _restore(directory, step: int | None, only: str | None, sharding) -> tuple[int, dict]:
+def _restore(directory, step: int | None, only: str | None, place) -> tuple[int, dict]:
     directory, steps = _steps(directory, step)
     for number in [step] if step is not None else reversed(steps):
         folder = directory / str(number)
@@ -267,10 +268,7 @@ def _restore(directory, step: int | None, only: str | None, sharding) -> tuple[i
             metadata = checkpoint_files.read_metadata(folder)
             if only not in (None, *metadata):
                 raise UserError(f'{folder} has no {only!r}; its parts are {", ".join(metadata)}.')
-            wanted = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                metadata if only is None else {only: metadata[only]},
-            )
+            wanted = place(metadata if only is None else {only: metadata[only]})
             return number, checkpoint_files.read_arrays(folder, wanted)
         except UserError:
             raise

@@ -43,7 +43,33 @@ class Finite(flags.FloatParser):
         return not math.isfinite(val) or super().is_outside_bounds(val)
 
 
+class _Mesh(flags.ArgumentParser):
+    """Devices along axes, as in tensor:4,expert:2; gives a dictionary."""
+
+    def parse(self, argument: str) -> dict[str, int]:
+        pairs = re.findall(r'(\w+):(\d+)(?:,|$)', argument)
+        if ','.join(map(':'.join, pairs)) != argument:
+            raise ValueError('expected devices along axes, as in tensor:4,expert:2')
+        return {axis: int(size) for axis, size in pairs}
+
+
 PATH = _Path()  # flags.DEFINE(cli.PATH, name, ...)
+MESH = _Mesh()
+
+
+def placement_flags() -> Callable[[], dict]:
+    """Defines --mesh and --dtype; the function gives them as arguments of `Sampler.load`."""
+    mesh = flags.DEFINE(
+        MESH,
+        'mesh',
+        None,
+        'Devices that share the model, as in tensor:4 or tensor:4,expert:2; the rest generate rows '
+        'of their own. One device by default.',
+    )
+    dtype = flags.DEFINE_enum(
+        'dtype', None, ['bfloat16'], 'Of parameters and activations; that of the run by default.'
+    )
+    return lambda: {'mesh': mesh.value, 'dtype': dtype.value}
 
 
 def run(

@@ -211,8 +211,8 @@ class Worker:
     def _run_of(self, requests: Sequence[inputs.Request]) -> ImageRun:
         """Images of prompts, by programs whose shapes depend on their size alone."""
         sampler, config = self.sampler, self.sampler.config
-        padding = padded_count(len(requests), self.rows) - len(requests)
-        padded = [*requests, *requests[:1] * padding]
+        count = sampler.placement.full(padded_count(len(requests), self.rows))
+        padded = [*requests, *requests[:1] * (count - len(requests))]
         rows = inputs.generation_rows(
             config, sampler.tokenizer, sampler.model.channels, padded, config.data.max_text_tokens
         )

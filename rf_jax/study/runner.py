@@ -156,7 +156,7 @@ class Scorer:
     ):
         self.job, self.score, self.log_progress = job, score, log_progress
         self.sampler = run_report.sampler_of(run_)
-        self.shardings = jax.tree.map(lambda a: a.sharding, run_.abstract.ema)
+        self.ema = run_.abstract.ema
         self.parameters = sum(x.size for x in jax.tree.leaves(run_.abstract.params))
 
     def newest_checkpoint(self) -> None:
@@ -166,8 +166,10 @@ class Scorer:
         folder = self.job.folder / 'checkpoints'
         step, _ = checkpoint.latest(folder)
         if step != self.job.last and self.due(step):  # the last step is scored after training
-            step, saved = checkpoint.restore_to_device(folder, None, only='ema')
-            self.while_training(step, jax.device_put(saved['ema'], self.shardings), None)
+            step, saved = checkpoint.restore_placed(
+                folder, None, only='ema', place=lambda _: {'ema': self.ema}
+            )
+            self.while_training(step, saved['ema'], None)
 
     def while_training(self, step: int, ema, writer) -> None:
         """The hook of the training loop."""

@@ -152,7 +152,7 @@ def _prefixed(group: str, rows: Mapping[str, Bounds]) -> dict[str, Bounds]:
     return {f'{group}.{name}': bounds for name, bounds in rows.items()}
 
 
-# Every number and tuple of configs/base.py, except `sharding`, which checks its own rules.
+# Every number and tuple of configs/base.py, except tables of sharding, which check their own.
 FIELDS: Mapping[str, Bounds] = {
     'seed': Whole(0, 2**63 - 1),
     'initialise_new': PATTERNS,

@@ -65,7 +65,7 @@ def test_weights_and_codebook_are_of_one_checkpoint(trained, monkeypatch):
 
         return note
 
-    for name in ('restore_numpy', 'restore_to_device'):
+    for name in ('restore_numpy', 'restore_placed'):
         monkeypatch.setattr(checkpoint, name, noted(getattr(checkpoint, name)))
     assert Inspector.load(trained[0].workdir).step == 2
     assert asked == [('ema', None), ('codebook', 2)]

@@ -34,7 +34,8 @@ def outputs(run, params):
     generated = sampler.generate(['red apple', 'blue sky', 'cat'], seed=3)
     images, codes = zip(*((each.image, each.tokens) for each in generated))
     encoded = Inspector(sampler, np.eye(32, dtype=np.float32)).codes(IMAGES)
-    return sampler, images, codes, sampler.caption(IMAGES), encoded
+    said = sampler.chat([{'role': 'user', 'content': 'a cat'}], images=False, max_tokens=4)
+    return sampler, images, codes, (sampler.caption(IMAGES), said), encoded
 
 
 def share(params):

@@ -10,7 +10,7 @@ from shrink import quick_compilation, shrink
 from configs import base
 from rf_jax import compile_check
 from rf_jax.models import flops
-from rf_jax.planning import ahead_of_time, compile_report, roofline, topology
+from rf_jax.planning import ahead_of_time, compile_report, inference, roofline, topology
 from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import AXES, make_mesh
@@ -66,7 +66,7 @@ def test_sampling_compiles_on_a_mesh_that_shards_rows_in_training():
     config = tiny(**{'data.batch_size': 4, 'mesh.context': 2, 'data.capacity.vision': 8})
     config.data.capacity.update(representation=6, vision_images=2, pixel_images=2)
     mesh = make_mesh(config.mesh, topology.devices('cpu:8'))
-    assert ahead_of_time.sample(config, VOCABULARY, mesh).peak > 0
+    assert inference.sample(config, VOCABULARY, mesh).peak > 0
 
 
 def test_flops_of_the_program_agree_with_the_model(checked):

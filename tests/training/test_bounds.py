@@ -15,9 +15,9 @@ def fields(name='base'):
     return checks.flatten(get_config(name).to_dict())
 
 
-# Strings say what they are about where they are used; `sharding` has a reader of its own.
+# Strings say what they are about where they are used; tables of sharding have a reader.
 NUMERIC = {name: value for name, value in fields().items()
-           if not isinstance(value, str) and name != 'sharding'}  # fmt: skip
+           if not isinstance(value, str) and not name.endswith('sharding')}  # fmt: skip
 # Just outside, and wrong types; {field: values} for fields with bounds of their own.
 OUTSIDE = {
     'seed': (-1, 2**63),

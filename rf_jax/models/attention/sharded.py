@@ -36,16 +36,23 @@ class ShardedAttention:
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, prepared) -> jax.Array:
         """q [B, Lq, H, Dh], k and v [B, Lk, Hkv, Dh] -> [B, Lq, H, Dh].
 
-        If `tensor` does not divide the number of key/value heads, its devices compute all heads.
+        With more devices along `tensor` than key/value heads, each takes the one that its queries
+        need. If neither number divides the other, each computes all heads.
         """
-        divides = k.shape[2] % self.mesh.shape['tensor'] == 0
-        heads = PartitionSpec(BATCH_AXES, 'context', 'tensor' if divides else None)
+        ways, kv_heads = self.mesh.shape['tensor'], k.shape[2]
+        own_keys = kv_heads % ways == 0
+        one_of = not own_keys and ways % kv_heads == 0 and q.shape[2] % ways == 0
+        queries = PartitionSpec(BATCH_AXES, 'context', 'tensor' if own_keys or one_of else None)
+        keys = PartitionSpec(BATCH_AXES, 'context', 'tensor' if own_keys else None)
 
         def local(q, k, v, prepared):
+            if one_of:
+                at = jax.lax.axis_index('tensor') * kv_heads // ways
+                k, v = (jax.lax.dynamic_slice_in_dim(a, at, 1, axis=2) for a in (k, v))
             return self.attention(q, _whole(k), _whole(v), prepared)
 
-        specs = (heads, heads, heads, PartitionSpec(ROWS))
-        return self._map(local, in_specs=specs, out_specs=heads)(q, k, v, prepared)
+        specs = (queries, keys, keys, PartitionSpec(ROWS))
+        return self._map(local, in_specs=specs, out_specs=queries)(q, k, v, prepared)
 
     def _map(self, local, **specs):
         # Pallas kernels do not declare how their outputs vary over the mesh.

@@ -9,6 +9,8 @@ import pytest
 
 from rf_jax.models import layers
 from rf_jax.models.attention import masks, reference
+from rf_jax.models.attention.sharded import ShardedAttention
+from rf_jax.runtime.mesh import AXES, make_mesh
 
 SECTIONS = (16, 8, 8)
 
@@ -146,3 +148,18 @@ def test_the_drawn_example_is_the_mask_of_its_integers():
     drawn = np.array([line[1:] for line in drawn]) == 'x'
     np.testing.assert_array_equal(masks.visible(row, row)[0], drawn)
     assert 0 < drawn.sum() < drawn.size
+
+
+@pytest.mark.parametrize('kv_heads', [1, 2, 4])
+def test_heads_on_a_mesh_take_the_keys_of_their_own_group(kv_heads):
+    """On four devices along `tensor`, with fewer key/value heads than devices and as many."""
+    rng = np.random.default_rng(kv_heads)
+    q, k, v = (
+        jnp.asarray(rng.normal(size=(2, 6, heads, 8)), jnp.float32)
+        for heads in (8, kv_heads, kv_heads)
+    )
+    tokens = {name: jnp.ones((2, 6), jnp.int32) for name in masks.FIELDS}
+    alone = reference.Reference()
+    shared = ShardedAttention(alone, make_mesh(dict.fromkeys(AXES, 1) | {'data': 2, 'tensor': 4}))
+    found = shared(q, k, v, shared.prepare(tokens, tokens))
+    np.testing.assert_allclose(found, alone(q, k, v, alone.prepare(tokens, tokens)), atol=1e-6)
