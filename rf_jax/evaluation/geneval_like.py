@@ -1,15 +1,19 @@
 """Compositional generation: images of prompts, each judged correct or wrong.
 
 As in GenEval (Ghosh et al. 2023, arXiv 2310.11513), which tolerates other objects beside those of
-the prompt.
+the prompt. And how varied images are in what the prompt leaves open.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from rf_jax.scenes.judge import accepts
+from rf_jax.scenes.claims import third
+from rf_jax.scenes.judge import accepts, detect
 from rf_jax.scenes.prompts import Prompt
+
+FREE = 'single_object'  # its seen prompts name a shape; place and colour are free
 
 
 def generate(
@@ -33,3 +37,23 @@ def judge(prompts: Sequence[Prompt], images: Sequence[Sequence[np.ndarray]]) -> 
         ],
         bool,
     )
+
+
+def variety(images: Iterable[np.ndarray]) -> dict[str, float]:
+    """Perplexity of the places (a grid of 3 x 3) and of the colours of all objects that the judge
+    finds in the images, uint8 [s, s, 3].
+    """
+    objects = [each for image in images for each in detect(image)]
+    return {
+        'places': perplexity(Counter((third(o.y), third(o.x)) for o in objects).values()),
+        'colours': perplexity(Counter(o.colour for o in objects).values()),
+    }
+
+
+def perplexity(counts: Iterable[int]) -> float:
+    """The number of equally frequent values that has the same entropy; 0 without any count."""
+    counts = np.array([count for count in counts if count], float)
+    if not len(counts):
+        return 0.0
+    share = counts / counts.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))

@@ -12,7 +12,6 @@ from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.evaluation import (
     code_content,
     conversing,
-    diversity,
     geneval_like,
     image_distances,
     inspection,
@@ -122,10 +121,10 @@ def score(
             correct = geneval_like.judge(prompt_set, generated)
             values['generation'][side] = _by_category(prompt_set, correct)
             if side == SIDES[0]:
-                values['variety'] = diversity.measure(
+                values['variety'] = geneval_like.variety(
                     image
                     for prompt, row in zip(prompt_set, generated)
-                    if prompt.category == diversity.CATEGORY
+                    if prompt.category == geneval_like.FREE
                     for image in row
                 )
             chosen = _first_of_each([prompt.category for prompt in prompt_set])
@@ -201,7 +200,7 @@ def codebook_statistics(sampler: Sampler, codebook: np.ndarray, images, scenes) 
         for scene, image, code in zip(scenes, images, codes)
     ]
     counts = np.bincount(np.concatenate([each.ravel() for each in codes]), minlength=len(codebook))
-    used = {'used': float((counts > 0).mean()), 'perplexity': diversity.perplexity(counts)}
+    used = {'used': float((counts > 0).mean()), 'perplexity': geneval_like.perplexity(counts)}
     return used | asdict(code_content.measure(codes, looks))
 
 

@@ -16,7 +16,7 @@ from rf_jax.data import typical_row
 from rf_jax.models import flops, vision_encoder
 from rf_jax.models.attention import masks
 from rf_jax.models.attention.pallas import Pallas
-from rf_jax.planning import hlo_cost, hlo_memory, memory_parts, roofline
+from rf_jax.planning import hlo_cost, hlo_memory, roofline
 from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.sharding import format_bytes
@@ -38,7 +38,7 @@ class Cost:
     outputs: float  # those not aliased to arguments
     temporaries: float  # as if they shared no memory
     host: float  # host memory
-    parts: tuple[memory_parts.Part, ...]  # estimated parts of the peak
+    parts: tuple[hlo_memory.Part, ...]  # estimated parts of the peak
     flops: float
     model_flops: float | None
     memory_traffic: float
@@ -145,7 +145,7 @@ def cost(
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         host=hlo_memory.host(memory),
-        parts=memory_parts.parts(hlo_memory.at_peak(text), flatten(config.to_dict())),
+        parts=hlo_memory.parts(hlo_memory.at_peak(text), flatten(config.to_dict())),
         flops=total_flops,
         model_flops=share,
         memory_traffic=totals.bytes,

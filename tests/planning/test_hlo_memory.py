@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import paper
-from rf_jax.planning import ahead_of_time, hlo_memory, memory_parts
+from rf_jax.planning import ahead_of_time, hlo_memory
 from rf_jax.runtime import hardware
 from rf_jax.training.checks import flatten
 
@@ -131,13 +131,13 @@ def test_buffers_freed_before_the_peak_are_not_part_of_it():
 def test_each_large_array_is_listed_with_the_field_that_reduces_it(op_name, field):
     fields = flatten(paper.get_config('joint').to_dict())
     buffer = hlo_memory.Buffer(8.0, 'f32[2]', op_name)
-    (part,) = memory_parts.parts([buffer, buffer], fields)
+    (part,) = hlo_memory.parts([buffer, buffer], fields)
     assert part.field == field and part.bytes == 16
 
 
 def test_every_advised_field_exists_in_the_config():
     config = paper.get_config('joint')
-    for _, _, *fields in memory_parts.PARTS:
+    for _, _, *fields in hlo_memory.PARTS:
         for field in filter(None, fields):
             assert _has(config, field.split('.')), field
 
@@ -153,5 +153,5 @@ def test_an_exhausted_field_is_not_advised():
     }
     names = ('jit(step_and_stop)/jvp(Unified)/backbone/while', "state.ema['connector']")
     buffers = [hlo_memory.Buffer(1.0, 'f32[]', name) for name in names]
-    found = {part.field for part in memory_parts.parts(buffers, fields)}
+    found = {part.field for part in hlo_memory.parts(buffers, fields)}
     assert found == {'mesh.context', 'mesh.fsdp'}
