@@ -27,14 +27,15 @@ from rf_jax.training import flow
 from rf_jax.training.state import example_row
 
 TOKENS = 64  # of an answer
-LAYERS, HEADS, HEAD_DIM, SIDE, PATCH = 12, 8, 64, 256, 16
+LAYERS, HEADS, HEAD_DIM, PATCH = 12, 8, 64, 16
+READ, SIDE = 64, 256  # pixels of images to read, to generate
 QUESTION = 'what colour is the thing on the left?'
 
 
-def make_sampler(width: int) -> Sampler:
-    """Random weights: 12 layers of 8 heads, images of 256 pixels."""
+def make_sampler(width: int, side: int) -> Sampler:
+    """Random weights: 12 layers of 8 heads, images of `side` pixels."""
     config = base.get_config()
-    config.data.update(patch_size=PATCH, sizes=((SIDE, 1.0),))
+    config.data.update(patch_size=PATCH, sizes=((side, 1.0),))
     config.data.capacity.update(pixels=256, representation=65, vision=64)
     config.model.backbone.update(
         layers=LAYERS, width=width, heads=HEADS, kv_heads=HEADS, head_dim=HEAD_DIM
@@ -143,7 +144,7 @@ def peer(sampler: Sampler):
 
 
 def compare_text(sampler: Sampler, times: int) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (32, SIDE, SIDE, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (32, READ, READ, 3), np.uint8)
     run = forward(sampler, 'text_logits')
     naive = [sampler.tokenizer.decode(row) for row in naive_answers(sampler, run, images[:1])]
     assert naive == sampler.answer(images[:1], QUESTION)
@@ -151,7 +152,7 @@ def compare_text(sampler: Sampler, times: int) -> None:
         other = peer(sampler)
     except ImportError:
         other = None
-    length = (SIDE // PATCH) ** 2 // 4 + 12  # vision tokens and the question
+    length = (READ // PATCH) ** 2 // 4 + 12  # vision tokens and the question
     for count in (1, 4, 16, 32):
         runs = {'ours': partial(sampler.answer, images[:count], QUESTION)}
         if count == 1:
@@ -182,9 +183,8 @@ def main() -> None:
     parser.add_argument('--width', type=int, default=512)
     parser.add_argument('--times', type=int, default=5)
     given = parser.parse_args()
-    sampler = make_sampler(given.width)
-    compare_text(sampler, given.times)
-    compare_images(sampler, given.times)
+    compare_text(make_sampler(given.width, READ), given.times)
+    compare_images(make_sampler(given.width, SIDE), given.times)
 
 
 if __name__ == '__main__':

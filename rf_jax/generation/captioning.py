@@ -18,12 +18,12 @@ def answer(
     [B, length]; from where an answer ends all tokens are `eos`.
     """
     text = batch['text_tokens'].shape[1]
+    asked = text - length  # no prompt is longer
     bound = model.bind({'params': params})
     vision = bound.embed_vision(batch)
-    words = bound.embed_text(batch['text_tokens'])
+    words = bound.embed_text(batch['text_tokens'][:, :asked])
     x = jnp.concatenate([words, vision.astype(words.dtype)], 1)
-    # The cache has the places of the answer too. No earlier token sees those of a later order.
-    x, cache = kv_cache.prefill(model, params, batch, x, (x.shape[1], 0, 0))
+    x, cache = kv_cache.prefill(model, params, batch, x, (x.shape[1], 0, 0), empty=(asked, length))
     rows = jnp.arange(prompt_lengths.shape[0])
 
     def most_likely(x):

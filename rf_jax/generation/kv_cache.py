@@ -34,10 +34,33 @@ def _run(model: Unified, params, x, own, before, lengths: Lengths, cache: Cache 
     return model.bind({'params': params}).run(x, own['position'], prepared, lengths, cache)
 
 
-def prefill(model: Unified, params, batch: Batch, x: jax.Array, lengths: Lengths):
-    """Runs the first tokens of the rows, x [B, n, D]: (hidden, their keys and values)."""
-    own = fields_between(batch, 0, x.shape[1])
-    return _run(model, params, x, own, fields_between(batch, 0, 0), lengths, None)
+def prefill(
+    model: Unified,
+    params,
+    batch: Batch,
+    x: jax.Array,
+    lengths: Lengths,
+    empty: tuple[int, int] = (0, 0),
+):
+    """Runs the first tokens of the rows, x [B, n, D]: (hidden, their keys and values).
+
+    `empty`: (first, count) of places among them that hold no token yet; x is without these, and
+    the cache has zeros there.
+    """
+    first, count = empty
+    parts = (
+        fields_between(batch, 0, first),
+        fields_between(batch, first + count, x.shape[1] + count),
+    )
+    own = {name: jnp.concatenate([part[name] for part in parts], 1) for name in parts[0]}
+    x, cache = _run(model, params, x, own, fields_between(batch, 0, 0), lengths, None)
+    return x, jax.tree.map(lambda a: _opened(a, first, count), cache)
+
+
+def _opened(a: jax.Array, first: int, count: int) -> jax.Array:
+    """[layers, B, n, ...] with `count` zeros before place `first`."""
+    between = jnp.zeros((*a.shape[:2], count, *a.shape[3:]), a.dtype)
+    return jnp.concatenate([a[:, :, :first], between, a[:, :, first:]], 2) if count else a
 
 
 def grow(cache: Cache, length: int) -> Cache:

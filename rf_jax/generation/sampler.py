@@ -285,11 +285,11 @@ def for_this_machine(config: ConfigDict) -> None:
 
 
 def _chunks(items: Sequence, placement: Placement):
-    """(chunk, chunk padded with its first item to ROWS); a list of at most half as many is padded
-    to a power of two.
+    """(chunk, chunk padded with its first item to ROWS); where there are few items in all, to the
+    next power of two, and up to four only to as many rows as the devices need.
     """
-    most = placement.full(ROWS)
-    rows = min(placement.full(2 ** math.ceil(math.log2(max(len(items), 1)))), most)
-    for start in range(0, len(items), most):
+    most, count = placement.full(ROWS), len(items)
+    rows = min(placement.full(count if count <= 4 else 2 ** math.ceil(math.log2(count))), most)
+    for start in range(0, count, most):
         chunk = list(items[start : start + most])
         yield chunk, chunk + [chunk[0]] * (rows - len(chunk))

@@ -31,7 +31,8 @@ def test_equal_images_have_one_place_and_one_colour():
 
 
 def test_an_empty_image_has_none():
-    assert geneval_like.variety([np.zeros((48, 48, 3), np.uint8)]) == {
+    black = np.zeros((48, 48, 3), np.uint8)
+    assert geneval_like.variety([black]) == {
         'places': 0.0,
         'colours': 0.0,
     }
