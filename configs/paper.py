@@ -129,7 +129,7 @@ KEPT = {
     'sampling.guidance_image': 'paper: no conversations',
     'sampling.guidance_text': 'paper: one scale for both conditions',
     'sampling.guidance_interval': 'paper: none named',
-    'sampling.sharding': 'heads, feed-forwards and experts divide the devices of any mesh',
+    'sampling.sharding': 'the default layout works on any mesh',
     'log.samples': 'one grid',
     'log.samples_every': 'generation would stall the pod: evaluate checkpoints separately',
     'checkpoint.keep': 'one to resume from, and another in case it is damaged',

@@ -175,7 +175,8 @@ def compare_images(sampler: Sampler, times: int) -> None:
 def show(what: str, seconds: dict[str, float], amount: int, unit: str) -> None:
     found = [f'{name} {amount / s:.4g} {unit}' for name, s in seconds.items()]
     ratios = [f'{s / seconds["ours"]:.2f} x {n}' for n, s in seconds.items() if n != 'ours']
-    print(f'{what}: {", ".join(found)}; ours is {", ".join(ratios)}', flush=True)
+    compared = f'; ours is {", ".join(ratios)}' if ratios else ''
+    print(f'{what}: {", ".join(found)}{compared}', flush=True)
 
 
 def main() -> None:

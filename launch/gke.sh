@@ -4,9 +4,11 @@
 #     launch/gke.sh NAME --config=configs/emoji.py --workdir=/runs/emoji
 # IMAGE contains rf_jax[tpu], with this repository as working directory. HOSTS: machines per slice,
 # CHIPS: chips per machine; SLICES, ACCELERATOR: see below. DRY=1 only prints the yaml.
+# Needs JobSet 0.10.1 or newer in the cluster, and a volume claim (ReadWriteMany) that all hosts share,
+# mounted at /runs.
 set -euo pipefail
 if [ $# -lt 2 ]; then
-  sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 NAME=$1
@@ -15,8 +17,6 @@ shift
 : "${HOSTS:?machines per slice}" "${TOPOLOGY:?topology of a slice, as in 4x4}"
 : "${CHIPS:=4}" "${SLICES:=1}" "${ACCELERATOR:=tpu-v5-lite-podslice}"
 ARGUMENTS=$(python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@")
-# Needs JobSet 0.10.1 or newer in the cluster and a volume claim (ReadWriteMany) shared by all hosts,
-# mounted at /runs.
 filled=$(
   cat <<EOF
 apiVersion: jobset.x-k8s.io/v1alpha2

@@ -97,6 +97,8 @@ def metrics(url: str) -> dict[str, float]:
 def show(what: str, found: list, seconds: float) -> float:
     """Prints a phase; gives requests per second."""
     took = sorted(each for each, _ in found)
+    if not took:
+        raise SystemExit(f'{what}: no request was answered within {seconds:.0f} s')
     median, slow = took[len(took) // 2], took[int(len(took) * 0.99)]
     wrong = [status for _, status in found if status != 200]
     rate = len(found) / seconds

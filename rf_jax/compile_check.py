@@ -97,6 +97,11 @@ def check_flags() -> None:
     for name in ('only', 'table'):
         if _SWEEP.value and flags.FLAGS[name].present:
             raise UserError(f'--{name} has no effect with --sweep: omit one of them')
+    if _MESH.value and (_SWEEP.value or not set(_ONLY.value) & set(compile_report.INFERENCE)):
+        raise UserError(
+            f'--mesh is for {" and ".join(compile_report.INFERENCE)}, which are not compiled: add '
+            'one to --only, or set config.mesh for training'
+        )
 
 
 def main(argv):

@@ -52,8 +52,8 @@ def main(argv):
     server = Server(worker, name, _sizes(sampler), draws, _KEY.value, limits)
     listening = _bind(_HOST.value, _PORT.value)
     logging.info('Compiling for %d conversations at once', _ROWS.value)
-    count = worker.warm_up(server.sizes, draws, server.chats)
-    logging.info('%d programs are ready; nothing is compiled from here on', count)
+    worker.warm_up(server.sizes, draws, server.chats)
+    logging.info('All programs are compiled; nothing is compiled from here on')
     worker.start()
     host, port = listening.getsockname()[:2]
     logging.info('Serving %s at http://%s:%d', name, host, port)

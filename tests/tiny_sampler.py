@@ -5,7 +5,9 @@ import jax.numpy as jnp
 from shrink import shrink
 
 from configs import base
+from rf_jax.data.messages import user
 from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.generation.chat_answer import Said, Settings
 from rf_jax.generation.sampler import Sampler
 from rf_jax.models import unified
 from rf_jax.training.state import example_row
@@ -20,6 +22,17 @@ def make_sampler(split: str = 'ffn') -> Sampler:
     tokenizer = Tokenizer.train(WORDS * 3, 384)
     model = unified.build(config, tokenizer.size)
     return Sampler(config, model, noisy_params(model, 0.15), tokenizer)
+
+
+def drawn_in_a_chat(sampler):
+    """An image that answers a message, generated in chunks."""
+    engine, row = sampler.chat_engine(1), sampler.chat_row()
+    row.say([user('a red heart')])
+    engine.start(0, row, Settings(sampling=sampler.options(steps=3)), draw=True)
+    image = None
+    while image is None:
+        image = engine.step().get(0, Said()).image
+    return image
 
 
 def noisy_params(model: unified.Unified, noise: float):

@@ -92,7 +92,8 @@ def score_follow_ups(sampler: Sampler, source, count: int) -> dict[str, list[int
         for (talk, _, question), message in zip(live, said):
             talk.append(message)
             found['later' if turn else 'first'].append(_right(message, question))
-    later = [(i, question) for i, several in chosen for question in several[1:]]
+    # In the order of 'later', so that the two can be compared question by question.
+    later = [(i, several[t]) for t in range(1, TURNS) for i, several in chosen if t < len(several)]
     alone = [[user(source.image(i), question.question)] for i, question in later]
     said = chat(sampler, alone, images=False)
     found['alone'] = [_right(message, question) for message, (_, question) in zip(said, later)]
@@ -104,7 +105,9 @@ def _right(message: Message, question: Question) -> int:
 
 
 def chat(sampler: Sampler, conversations: Sequence, **settings) -> list[Message]:
-    """`Sampler.chat` in calls of ROWS conversations, the last one filled up with copies."""
+    """`Sampler.chat` in calls of ROWS conversations, the last one filled up with copies: so all
+    calls run the same programs.
+    """
     found: list[Message] = []
     for start in range(0, len(conversations), ROWS):
         some = list(conversations[start : start + ROWS])

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from rf_jax.data import messages as forms
 from rf_jax.data.messages import ImagePart, Message, TextPart
-from rf_jax.generation.chat_answer import LENGTH, Said, Settings
+from rf_jax.generation.chat_answer import STOP, Said, Settings
 from rf_jax.generation.chat_images import padded_count
 from rf_jax.generation.chat_row import ChatRow
 from rf_jax.generation.generated_image import GeneratedImage, PartialImage
@@ -89,8 +89,9 @@ class Conversation:
         how = settings_of(self._sampler, settings)
         last, before = self._engine.answers[0], list(self._row.pieces)
         try:
-            if last and last.ended == LENGTH:  # the answer was cut, but in training each has an end
-                self._row.wrote([self._sampler.tokenizer.eos])
+            if last and last.ended != STOP:  # truncated, or its stream was left
+                self._engine.stop(0)
+                self._row.end_turn()
             self._row.say(said)
             self._engine.start(0, self._row, how)
         except UserError:
@@ -101,9 +102,11 @@ class Conversation:
 
     def _answer(self) -> Iterator[Delta]:
         reader, answer = Reader(self._sampler.tokenizer), self._engine.answers[0]
-        while not answer.ended:
-            yield from reader.read(self._engine.step()[0])
-        self.messages += (Message('assistant', tuple(reader.parts)),)
+        try:
+            while not answer.ended:
+                yield from reader.read(self._engine.step()[0])
+        finally:  # also where nobody reads the rest
+            self.messages += (Message('assistant', tuple(reader.parts)),)
 
 
 def answers(sampler, conversations: Sequence, settings: Mapping) -> list[Message]:

@@ -35,8 +35,7 @@ def begin(
     # Padded with the first row, so that few programs are compiled.
     padding = programs.placement.full(padded_count(len(rows), most)) - len(rows)
     padded = [*rows, *rows[:1] * padding]
-    branches = {(context, True) for context in options.contexts()} | set(options.branches())
-    batches = {branch: _batch(programs, padded, size, *branch) for branch in branches}
+    batches = {branch: _batch(programs, padded, size, *branch) for branch in options.rows()}
     return ImageRun(programs, params, batches, [*own, *own[:1] * padding], size, options)
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rf_jax.data import spans
 from rf_jax.generation import guidance, image_sampling, kv_cache, text_sampling
 from rf_jax.generation.image_sampling import State
-from rf_jax.generation.placement import ONE_DEVICE, Placement
+from rf_jax.generation.placement import ONE_DEVICE, Placement, of_results
 from rf_jax.generation.token_sampling import Writing
 from rf_jax.models.unified import Unified
 from rf_jax.runtime.mesh import BATCH_AXES, batch_sharding
@@ -46,17 +46,16 @@ class ChatPrograms:
         whole, decoded, images = placement.whole, None, None
         if self._where:
             cache, rows = self._where
-            decoded, images = (self._where, whole, whole), State(Writing(cache, rows, rows), rows)
-        self.extend = jax.jit(self._extend, donate_argnums=(2,), out_shardings=self._where)
-        self.decode = jax.jit(self._decode, donate_argnums=(2,), out_shardings=decoded)
-        self.begin_images = jax.jit(self._begin_images, static_argnums=(3,), out_shardings=images)
-        self.write_tokens = jax.jit(
+            decoded, images = (self._where, whole, whole), State(Writing(cache, rows, whole), rows)
+        jit = placement.jit
+        self.extend = jit(self._extend, donate_argnums=(2,), out_shardings=self._where)
+        self.decode = jit(self._decode, donate_argnums=(2,), out_shardings=decoded)
+        self.begin_images = jit(self._begin_images, static_argnums=(3,), out_shardings=images)
+        self.write_tokens = jit(
             self._write_tokens, static_argnums=(6,), donate_argnums=(3,), out_shardings=images
         )
-        self.move = jax.jit(
-            self._move, static_argnums=(5,), donate_argnums=(2,), out_shardings=images
-        )
-        self.pixels = placement.jit(self._pixels)
+        self.move = jit(self._move, static_argnums=(5,), donate_argnums=(2,), out_shardings=images)
+        self.pixels = jit(self._pixels)
 
     def _shardings(self) -> Context | None:
         """Of rows and key/value heads on a mesh; None on one device."""
@@ -72,9 +71,7 @@ class ChatPrograms:
         """An empty cache of `size` tokens a row, placed as results are, or the first call of a
         program would be compiled for itself.
         """
-        one = jax.tree.leaves(params)[0].sharding
-        if isinstance(one, NamedSharding):  # of a run on one device
-            one = NamedSharding(one.mesh, PartitionSpec())
+        one = of_results(params)
         where = self._where or Context((one, one), one)
         c = self.config.model.backbone
         shape = c.layers, rows, size, c.kv_heads, c.head_dim

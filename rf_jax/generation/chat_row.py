@@ -95,6 +95,16 @@ class ChatRow:
         if tokens:
             self.pieces.append(Tokens(tuple(tokens), learned=True))
 
+    def end_turn(self) -> None:
+        """Ends an answer that was truncated, as in training each has an end; an <image> token
+        without an image is taken back.
+        """
+        last = self.pieces[-1]
+        if isinstance(last, Tokens) and last.ids[-1:] == (self.tokenizer.image,):
+            self.pieces.pop()
+            self.wrote(last.ids[:-1])
+        self.wrote([self.tokenizer.eos])
+
     def grid_of(self, image: Fitted) -> tuple[int, int]:
         """Height and width in patches."""
         patch = self.config.data.patch_size

@@ -44,7 +44,7 @@ class GeneratedImage:
 @dataclass(frozen=True, eq=False)
 class PartialImage:
     """An image that is being generated. `tokens` as in GeneratedImage, the begin token where none
-    has been sampled yet. `image`: uint8 [h, w, 3], the number `index` of those that were asked for;
+    has been sampled yet. `image`: uint8 [h, w, 3], `index` among the requested partial images;
     None while tokens are sampled.
     """
 

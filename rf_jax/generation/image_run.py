@@ -9,8 +9,9 @@ from rf_jax.data.batch import Batch
 from rf_jax.generation import guidance, image_sampling
 from rf_jax.generation.chat_programs import CHUNK, ChatPrograms
 from rf_jax.generation.generated_image import PartialImage, from_patches, token_map
+from rf_jax.generation.placement import of_results
 
-PARTS = 12  # of the flow: a chunk is so many of its steps
+PARTS = 12  # the flow is run in at most this many chunks
 
 
 class ImageRun:
@@ -29,13 +30,12 @@ class ImageRun:
         options: image_sampling.Options,
     ):
         self._programs, self._params, self._options, self._size = programs, params, options, size
-        needed = {(context, True) for context in options.contexts()} | set(options.branches())
-        given = {branch: rows[branch] for branch in needed}, np.array(seeds, np.uint32)
+        given = {branch: rows[branch] for branch in options.rows()}, np.array(seeds, np.uint32)
         # Once, not for every chunk; placed as results are.
         self._rows, self._seeds = (
             programs.placement.inputs(given)
             if programs.placement.mesh
-            else jax.device_put(given, jax.tree.leaves(params)[0].sharding)
+            else jax.device_put(given, of_results(params))
         )
         self._state = programs.begin_images(params, self._rows, self._seeds, options)
         self._places = self._state.writing.tokens.shape[1]
@@ -93,15 +93,15 @@ class ImageRun:
         return sorted(due)
 
     def image(self, number: int) -> np.ndarray:
-        """Image `number`, uint8 [h, w, 3], as far as it is."""
+        """Image `number` in its current state, uint8 [h, w, 3]."""
         if self._pixels is None:
             row = self._rows[guidance.ALL, True]
             self._pixels = np.asarray(self._programs.pixels(self._params, row, self._state.z))
         return from_patches(self._pixels[number], self._size, self._patch, self._programs.pool)
 
     def tokens(self, number: int) -> np.ndarray | None:
-        """Its tokens as in GeneratedImage, as far as they are."""
-        tokens = self._programs.placement.gather(self._state.writing.tokens)[number]
+        """Its tokens sampled so far, as in GeneratedImage."""
+        tokens = np.asarray(self._state.writing.tokens)[number]
         return token_map(tokens, self._size, self._patch, self._programs.pool)
 
     @property

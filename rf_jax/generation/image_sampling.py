@@ -45,6 +45,11 @@ class Options:
         need = set(self.token_weights()) | {context for context, _ in self.branches()}
         return tuple(context for context in guidance.CONTEXTS if context in need)
 
+    def rows(self) -> set[guidance.Branch]:
+        """The rows that `generate` needs."""
+        contexts = {(context, True) for context in self.contexts()}
+        return {(guidance.ALL, True), *contexts, *self.branches()}
+
     def without_images(self) -> 'Options':
         """The same where there are no other images to be guided by."""
         return replace(self, guidance_image=0.0)
@@ -98,7 +103,7 @@ def begin(
     model: Unified, config: ConfigDict, options: Options, params, rows, keys: jax.Array
 ) -> State:
     """Images of the rows before their first token. `begin`, `write`, `move` and `pixels` give
-    what `generate` gives, bit for bit; `rows` as there, `options` without what they have no rows
+    what `generate` gives, up to rounding; `rows` as there, `options` without what they have no rows
     for.
     """
     batch = _stack([rows[context, True] for context in options.contexts()])

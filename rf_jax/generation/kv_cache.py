@@ -44,8 +44,8 @@ def prefill(
 ):
     """Runs the first tokens of the rows, x [B, n, D]: (hidden, their keys and values).
 
-    `empty`: (first, count) of places among them that hold no token yet; x is without these, and
-    the cache has zeros there.
+    `empty`: (first, count); slots [first, first + count) are still empty, so x is without these
+    tokens and the cache has zeros there.
     """
     first, count = empty
     parts = (

@@ -33,8 +33,8 @@ INFERENCE = (
 )
 INFERENCE_AXES = ('data', 'expert', 'tensor')
 # Parameters of the float32 islands (design rule 8) are float32 in a bfloat16 model too.
-ISLANDS = r'(scale|bias|router)$|(^|/)(time|patch_out|predicted|posterior)/'
-DTYPES = dict.fromkeys(('bfloat16',))
+ISLANDS = r'(scale|bias|router)$|(^|/)(time|patch_out|predicted|posterior|autoencoder/patch)/'
+INFERENCE_DTYPES = dict.fromkeys(('bfloat16',))
 
 
 def merged(mesh_: Mesh, axes: Sequence[str]) -> Mesh:
@@ -53,7 +53,7 @@ def without_context(mesh_: Mesh) -> Mesh:
 
 
 def natural_sizes(config: ConfigDict, devices: int) -> dict[str, int]:
-    """Sizes for inference on so many devices: `tensor` as the key and value heads allow, then
+    """Sizes for inference on this many devices: `tensor` as the key and value heads allow, then
     `expert` as the experts do.
     """
     backbone = config.model.backbone
@@ -106,7 +106,7 @@ class Placement:
     ) -> 'Placement':
         """`mesh_` as `inference_mesh` takes it; None: one device. Raises UserError."""
         if dtype is not None:
-            choose('dtype', dtype, DTYPES)
+            choose('dtype', dtype, INFERENCE_DTYPES)
         if mesh_ is None:
             return cls(dtype=dtype)
         found = inference_mesh(mesh_)
@@ -178,8 +178,8 @@ class Placement:
         return NamedSharding(self.mesh, PartitionSpec()) if self.mesh else None
 
     def jit(self, program: Callable, **options) -> Callable:
-        """`jax.jit` with replicated results."""
-        return jax.jit(program, out_shardings=self.whole, **options)
+        """`jax.jit`, with replicated results if `options` have no out_shardings."""
+        return jax.jit(program, **({'out_shardings': self.whole} | options))
 
     def gather(self, x: jax.Array) -> np.ndarray:
         """A small array, complete in every process."""
@@ -187,6 +187,14 @@ class Placement:
             return np.asarray(x)
         whole = NamedSharding(x.sharding.mesh, PartitionSpec())
         return np.asarray(jax.jit(lambda x: x, out_shardings=whole)(x))
+
+
+def of_results(params: Any) -> jax.sharding.Sharding:
+    """Where the results of programs with these parameters are on one device: arrays that are put
+    there do not make a program compile anew.
+    """
+    one = jax.tree.leaves(params)[0].sharding
+    return NamedSharding(one.mesh, PartitionSpec()) if isinstance(one, NamedSharding) else one
 
 
 ONE_DEVICE = Placement()

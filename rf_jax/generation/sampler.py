@@ -216,7 +216,7 @@ class Sampler:
         return ChatRow(self.config, self.tokenizer, self.model.channels)
 
     def chat_engine(self, rows: int) -> ChatEngine:
-        """An engine for so many conversations at once; all share their programs."""
+        """An engine for up to `rows` conversations at once; all share their programs."""
         if 'chat' not in self._programs:
             self._programs['chat'] = ChatPrograms(
                 self.model, self.config, self.tokenizer, self.placement

@@ -163,7 +163,10 @@ def compile_programs(
         try:
             cost = compile_(config, vocabulary, mesh)
         except ahead_of_time.DoesNotFit as error:
-            text = f'{error}\n  {advice(config, vocabulary, mesh)}'
+            more = 'try more devices along --mesh=tensor:N,expert:N'
+            if name not in INFERENCE:
+                more = advice(config, vocabulary, mesh)
+            text = f'{error}\n  {more}'
             yield Checked(text, False, {'name': name, 'fits': False, 'needs': error.needs})
             continue
         fit = fits(cost, mesh)

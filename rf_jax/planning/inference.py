@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rf_jax.data import layout, spans
-from rf_jax.generation import captioning, guidance, image_sampling
+from rf_jax.generation import captioning, image_sampling
 from rf_jax.generation.placement import Placement
 from rf_jax.models import unified
 from rf_jax.planning.ahead_of_time import KERNELS, Cost, cost, tile_pairs
@@ -20,8 +20,8 @@ PROMPT = 64  # text tokens of a prompt or question
 
 
 def sample(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
-    """Cost of generating an image of the largest size with guidance, as many at once as the mesh
-    has places for rows.
+    """Cost of generating an image of the largest size with guidance, one row per data-parallel
+    shard at once.
     """
     placement, model, params = _sharded(config, vocabulary, mesh_)
     side = max(size for size, _ in config.data.sizes) // config.data.patch_size
@@ -31,8 +31,7 @@ def sample(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
                 'vision_images': 0, 'pixel_images': 1}  # fmt: skip
     row, count = _rows(placement, capacity, model.channels), placement.multiple
     options = image_sampling.options(config)
-    branches = set(options.branches()) | {(context, True) for context in options.contexts()}
-    rows = dict.fromkeys((*branches, (guidance.ALL, True)), row)
+    rows = dict.fromkeys(options.rows(), row)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
     keys = jax.ShapeDtypeStruct(
         keys.shape, keys.dtype, sharding=mesh.batch_sharding(placement.mesh)
@@ -54,8 +53,8 @@ def sample(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
 
 
 def answer(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
-    """Cost of answering a question about an image of the largest size, with the longest answer, as
-    many at once as the mesh has places for rows.
+    """Cost of answering a question about an image of the largest size, with the longest answer,
+    one row per data-parallel shard at once.
     """
     placement, model, params = _sharded(config, vocabulary, mesh_)
     length = config.sampling.max_answer_tokens
@@ -65,7 +64,7 @@ def answer(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
     row, count = _rows(placement, capacity, model.channels), placement.multiple
     lengths = jax.ShapeDtypeStruct((count,), np.int32, sharding=mesh.batch_sharding(placement.mesh))
     program = placement.jit(partial(captioning.answer, model, length=length, eos=0))
-    known = PROMPT + length + patches // 4
+    known = PROMPT + patches // 4
     extra = patches + 1 + config.model.encoder.registers
     pairs = {'': _pairs(config, known, known), 'encoder': _pairs(config, extra, extra)}
     return cost(
@@ -126,6 +125,8 @@ def _kernel_flops(config: ConfigDict, mesh_: Mesh, pairs: Mapping[str, float]) -
     def of(label: str, reported: float) -> float | None:
         if 'gmm' in label:
             return reported / factor
+        if 'autoencoder' in label:
+            return None
         name, _, where = label.partition(' ')
         tower = 'encoder' if 'encoder' in where else ''
         return KERNELS[name] * pairs[tower] * width[tower] if name in KERNELS else None

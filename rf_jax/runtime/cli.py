@@ -48,9 +48,10 @@ class _Mesh(flags.ArgumentParser):
 
     def parse(self, argument: str) -> dict[str, int]:
         pairs = re.findall(r'(\w+):(\d+)(?:,|$)', argument)
-        if ','.join(map(':'.join, pairs)) != argument:
+        sizes = dict(pairs)
+        if not pairs or ','.join(map(':'.join, sizes.items())) != argument:
             raise ValueError('expected devices along axes, as in tensor:4,expert:2')
-        return {axis: int(size) for axis, size in pairs}
+        return {axis: int(size) for axis, size in sizes.items()}
 
 
 PATH = _Path()  # flags.DEFINE(cli.PATH, name, ...)

@@ -76,6 +76,12 @@ def spec(name: str, shape: Sequence[int], mesh: Mesh, rules: Iterable) -> Partit
     return _spec(name, shape, *row, mesh)
 
 
+def check_rows(rules: Iterable, mesh: Mesh) -> None:
+    """Raises UserError for an invalid row."""
+    for row in rules:
+        _parse(row, mesh)
+
+
 def _parse(row: Sequence, mesh: Mesh) -> tuple[re.Pattern, Axes]:
     """Validates one row of the table."""
     try:

@@ -111,10 +111,13 @@ class Worker:
     def _work(self) -> None:
         try:
             while self._wait():
+                failed = False
                 try:
                     self._turn()
                 except Exception:
                     logging.exception('The model failed; all requests get an error')
+                    failed = True
+                if failed:  # only now, as the traceback holds the caches
                     self._fail(ApiError(500, 'the model failed to answer this request'))
         finally:  # also where starting anew fails
             with self._wake:
@@ -235,47 +238,43 @@ class Worker:
             self.engine = None  # frees its cache first
             self.engine = self.sampler.chat_engine(self.rows)
 
-    def warm_up(self, sizes: Sequence[tuple[int, int]], draws: bool, chats: bool) -> int:
-        """Compiles all programs that requests can need, before the thread starts: their number.
+    def warm_up(self, sizes: Sequence[tuple[int, int]], draws: bool, chats: bool) -> None:
+        """Compiles all programs that requests can need, before the thread starts.
 
         `draws`: the model generates images; `chats`: in conversations too.
         """
-        capacity, done = self.sampler.config.data.capacity, 1
+        capacity = self.sampler.config.data.capacity
         for stream in STREAMS:
             for count in buckets(capacity[stream]):
                 self.engine.warm_up(stream, count)
-                done += 1
         self.engine.warm_up_text()
         counts = sorted({padded_count(n, self.rows) for n in range(1, self.rows + 1)})
         for size in sizes if draws or chats else ():
             for count in counts:
                 if draws:
                     request = inputs.request(self.sampler.config, 'warm up', 0, 0, size)
-                    done += _whole(self._run_of([request] * count))
+                    _whole(self._run_of([request] * count))
                 if chats:
-                    done += self._warm_up_images(size, count)
-        return done
+                    self._warm_up_images(size, count)
 
-    def _warm_up_images(self, size: tuple[int, int], count: int) -> int:
-        options, done = self.sampler.options(), 0
+    def _warm_up_images(self, size: tuple[int, int], count: int) -> None:
+        options = self.sampler.options()
         for chosen in {options, options.without_images()}:
             rows = [self.sampler.chat_row() for _ in range(count)]
             rows[0].check_image(size)
             seeds = [0] * count
-            done += _whole(
+            _whole(
                 chat_images.begin(
                     self.engine.programs, self.sampler.params, rows, seeds, size, chosen, self.rows
                 )
             )
-        return done
 
 
-def _whole(run: ImageRun) -> int:
-    """Runs all programs of images, and gives their number."""
+def _whole(run: ImageRun) -> None:
+    """Runs all programs of images."""
     while not run.done:
         run.step()
     run.image(0)
-    return 4
 
 
 def _late() -> ApiError:

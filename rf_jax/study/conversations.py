@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rf_jax.data import image_ops, source_list
-from rf_jax.evaluation import conversing, intervals
+from rf_jax.data import image_ops
+from rf_jax.evaluation import conversing, intervals, scoring
 from rf_jax.evaluation.intervals import Trials
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError
@@ -32,9 +32,26 @@ def load(run: str) -> dict:
         values = json.loads(path.read_text(encoding='utf-8'))
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}; run python -m rf_jax.evaluate first') from None
+    except ValueError as error:
+        raise UserError(f'{path} is not JSON: {error}') from None
     if not values.get('conversations'):
         raise UserError(f'{path} has no scores of conversations: was the run trained on them?')
     return values['conversations'] | {'step': values['step'], 'seed': values['seed']}
+
+
+def comparable(runs: Sequence[str], scores: Sequence[Mapping]) -> None:
+    """Raises UserError if the runs were not scored on the same edits and questions."""
+
+    def counts(score) -> dict:
+        edits = {kind: len(each['kept']) for kind, each in score['edits']['edited'].items()}
+        return edits | {which: len(each) for which, each in score['follow_up'].items()}
+
+    for run, score in zip(runs, scores):
+        if counts(score) != counts(scores[0]):
+            raise UserError(
+                f'{run} and {runs[0]} were scored on different edits or questions: '
+                f'{counts(score)} and {counts(scores[0])}; evaluate both with equal --conversations'
+            )
 
 
 def results(scores: Sequence[Mapping]) -> dict[tuple[str, str, str], np.ndarray]:
@@ -82,13 +99,12 @@ def report(scores: Sequence[Mapping], command: str) -> str:
     return '\n'.join([*lines, '![edits](edits.png)', ''])
 
 
-def sheet(run: str, count: int = SHOWN) -> np.ndarray:
-    """uint8 [H, W, 3]: the first edits of the evaluation, a column each."""
-    sampler = Sampler.load(run)
-    data = sampler.config.data
-    source = source_list.build(data.sources, data.max_pixels)[0]
+def sheet(run: str, step: int, seed: int, count: int = SHOWN) -> np.ndarray:
+    """uint8 [H, W, 3]: the first edits of the evaluation of this step and seed, a column each."""
+    sampler = Sampler.load(run, step)
+    source = scoring.new_scenes(sampler.config)
     chosen = conversing.edit_set(source, count)
-    edited, anew = conversing.images_of(sampler, source, chosen, sampler.config.seed)
+    edited, anew = conversing.images_of(sampler, source, chosen, seed)
     before = [render.render(each.before, source.size) for each in chosen]
     blank = np.zeros_like(before[0])
     rows = [before, [blank if image is None else image for image in edited], anew]
@@ -101,6 +117,7 @@ def sheet(run: str, count: int = SHOWN) -> np.ndarray:
 def write(runs: Sequence[str], out: Path, command: str) -> None:
     """Writes the report, the rates and the sheet."""
     scores = [load(run) for run in runs]
+    comparable(runs, scores)
     out.mkdir(parents=True, exist_ok=True)
     (out / 'report.md').write_text(report(scores, command), encoding='utf-8')
     with open(out / 'results.csv', 'w', newline='', encoding='utf-8') as file:
@@ -109,7 +126,8 @@ def write(runs: Sequence[str], out: Path, command: str) -> None:
         for key, correct in results(scores).items():
             for score, row in zip(scores, correct):
                 table.writerow([*key, score['seed'], len(row), int(row.sum())])
-    Image.fromarray(sheet(runs[0])).save(out / 'edits.png')
+    shown = sheet(runs[0], scores[0]['step'], scores[0]['seed'])
+    Image.fromarray(shown).save(out / 'edits.png')
 
 
 def _main() -> None:
@@ -117,7 +135,8 @@ def _main() -> None:
 
     from rf_jax.runtime import cli
 
-    flags.DEFINE_multi_string('run', None, 'Workdir of a run; once for each seed.')
+    serializer = flags.ArgumentSerializer()
+    flags.DEFINE_multi(cli.PATH, serializer, 'run', None, 'Workdir of a run; once for each seed.')
     flags.DEFINE(cli.PATH, 'out', 'conversations', 'Folder to write.')
 
     def main(argv):

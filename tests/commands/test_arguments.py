@@ -59,6 +59,7 @@ COMMANDS = {
     'packing_report': ((), ()),
     'sample': (('--workdir=run', '--prompt=red'), ('workdir', 'out', 'prompts')),
     'serve': (('--workdir=run',), ('workdir',)),
+    'study.conversations': (('--run=run',), ('run', 'out')),
     'study.glance': (('--rf=run', '--pixels=other'), ('rf', 'pixels', 'out')),
     'study': (('--workdir=run',), ('workdir', 'studies')),
     'train': (('--workdir=run',), ('workdir',)),
@@ -154,7 +155,7 @@ def error(results, name):
 def test_every_command_is_covered():
     modules = {path.stem for path in (ROOT / 'rf_jax').glob('*.py')} - {'__init__'}
     modules |= {path.parent.name for path in (ROOT / 'rf_jax').glob('*/__main__.py')}
-    assert {*modules, 'data.tokenizer', 'study.glance'} == set(COMMANDS)
+    assert {*modules, 'data.tokenizer', 'study.conversations', 'study.glance'} == set(COMMANDS)
 
 
 @pytest.mark.parametrize('module', COMMANDS)

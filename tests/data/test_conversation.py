@@ -76,7 +76,7 @@ def test_a_generated_image_is_predicted_generated_and_then_read(tokenizer):
     # The model goes on after <answer>, and ends this turn.
     assert found[4].tokens[:3] == (tokenizer.answer, tokenizer.eos, tokenizer.bos)
     assert found[4].targets[0] == tokenizer.eos
-    assert len({span.image for span in found[1:4]}) == 1  # one frame of positions
+    assert len({span.image for span in found[1:4]}) == 1  # one image
 
 
 def test_images_before_the_text_of_a_turn_come_before_its_first_token(tokenizer):

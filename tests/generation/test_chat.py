@@ -254,6 +254,24 @@ def test_a_conversation_gives_partial_images_if_it_is_asked_for_them(sampler):
     assert [part.image is None for part in partial] == [True, False] * len(one.images)
 
 
+def test_a_stream_that_is_left_in_an_image_ends_the_turn(sampler):
+    """The row goes on without an <image> token that has no image."""
+    left = False
+    for seed in range(20):
+        talk = sampler.conversation()
+        for part in talk.stream('draw two small dogs', seed=seed, partial_images=1, **HOW):
+            if left := isinstance(part, PartialImage):
+                break
+        if left:
+            break
+    assert left
+    talk.send('again', seed=0, **HOW)
+    pieces = [piece for piece in talk._row.pieces if isinstance(piece, conversation.Tokens)]
+    begun = sum(piece.ids.count(sampler.tokenizer.image) for piece in pieces)
+    assert begun == len(talk._row.generated)
+    assert [each.role for each in talk.messages] == ['user', 'assistant'] * 2
+
+
 def test_images_that_were_generated_may_be_sent_back(sampler, talked):
     """They stand in the conversation as they were generated; an array is only read."""
     talk, _ = talked

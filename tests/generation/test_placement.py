@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from shrink import tiny_run
+from tiny_sampler import drawn_in_a_chat
 
 from rf_jax.evaluation import run_report
 from rf_jax.evaluation.inspection import Inspector
@@ -32,6 +33,7 @@ def outputs(run, params):
     shardings = jax.tree.map(lambda a: a.sharding, run.abstract.ema)
     sampler.params = sampler.placement.params(jax.device_put(params, shardings))
     generated = sampler.generate(['red apple', 'blue sky', 'cat'], seed=3)
+    generated.append(drawn_in_a_chat(sampler))
     images, codes = zip(*((each.image, each.tokens) for each in generated))
     encoded = Inspector(sampler, np.eye(32, dtype=np.float32)).codes(IMAGES)
     said = sampler.chat([{'role': 'user', 'content': 'a cat'}], images=False, max_tokens=4)

@@ -173,7 +173,7 @@ def action(jobset, code):
     return 'RestartJobSet'
 
 
-def test_gke_yaml_restarts_according_to_the_exit_code():
+def test_gke_sh_restarts_according_to_the_exit_code():
     done = subprocess.run(
         [LAUNCH / 'gke.sh', 'mine', '--config=c', '--workdir=/runs/x'],
         env=os.environ
@@ -196,7 +196,7 @@ def test_gke_yaml_restarts_according_to_the_exit_code():
     ('codes', 'expected'),
     [((0, 0), 0), ((1, 64), 64), ((1, 76), 76), ((1, 75), 75), ((3, 1), 3), ((76, 64), 64)],
 )
-def test_local_sh_returns_the_most_informative_code(tmp_path, codes, expected):
+def test_local_returns_the_most_informative_code(tmp_path, codes, expected):
     script = f'codes=({" ".join(map(str, codes))}); exit ${{codes[$RF_JAX_PROCESS]}}'
     done = subprocess.run(
         [LAUNCH / 'local.py', str(len(codes)), 'bash', '-c', script],

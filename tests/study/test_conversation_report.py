@@ -22,7 +22,9 @@ def test_rates_of_each_seed(tmp_path, monkeypatch):
         (tmp_path / str(seed)).mkdir()
         text = json.dumps(score(seed, changed))
         (tmp_path / str(seed) / 'score.json').write_text(text, encoding='utf-8')
-    monkeypatch.setattr(conversations, 'sheet', lambda run: np.zeros((4, 4, 3), np.uint8))
+    monkeypatch.setattr(
+        conversations, 'sheet', lambda run, step, seed: np.zeros((4, 4, 3), np.uint8)
+    )
     runs = [str(tmp_path / '0'), str(tmp_path / '1')]
     conversations.write(runs, tmp_path / 'out', 'the command')
     lines = (tmp_path / 'out' / 'report.md').read_text().splitlines()
@@ -43,3 +45,10 @@ def test_a_run_without_conversations(tmp_path):
     (tmp_path / 'score.json').write_text('{"conversations": {}}', encoding='utf-8')
     with pytest.raises(UserError, match='was the run trained on them'):
         conversations.load(str(tmp_path))
+
+
+def test_runs_that_were_scored_differently(tmp_path):
+    scores = [score(0, [1, 0]), score(1, [1, 0])]
+    scores[1]['conversations']['follow_up']['alone'] = [1]
+    with pytest.raises(UserError, match='b and a were scored on different edits or questions'):
+        conversations.comparable(['a', 'b'], [each['conversations'] for each in scores])

@@ -82,3 +82,11 @@ def test_a_config_is_checked_before_the_workdir_is_created(field, tmp_path):
     with pytest.raises(UserError, match=rf'^{field}=-5'):
         train_loop.build(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('row', [('kernel(', ()), ('kernel', ('tensr',)), 'kernel'])
+def test_rows_of_the_layout_for_inference_are_checked_before_training(row):
+    config = get_config('emoji')
+    config.sampling.sharding = (row,)
+    with pytest.raises(UserError, match=r'^sharding: '):
+        checks.start(config)

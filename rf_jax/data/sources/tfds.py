@@ -70,7 +70,8 @@ class TfdsSource(Source):
         if not captioned and not talk:
             missing = 'image' if self._image is None else 'caption, text or label'
             raise UserError(
-                f'data.sources: {self.name} has no {missing}; its features are '
+                f'data.sources: {self.name} has no {missing}, nor conversations (messages of role '
+                'and content, or conversations of from and value); its features are '
                 + ', '.join(f'{key}: {type(value).__name__}' for key, value in features.items())
             )
         # Encoded bytes: their header gives the size, and decoding is left to image_ops.py.
