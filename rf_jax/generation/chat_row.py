@@ -103,6 +103,7 @@ class ChatRow:
         if isinstance(last, Tokens) and last.ids[-1:] == (self.tokenizer.image,):
             self.pieces.pop()
             self.wrote(last.ids[:-1])
+            self.cached['text'] = min(self.cached['text'], self.size()['text'])
         self.wrote([self.tokenizer.eos])
 
     def grid_of(self, image: Fitted) -> tuple[int, int]:

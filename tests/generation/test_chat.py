@@ -269,6 +269,9 @@ def test_a_stream_that_is_left_in_an_image_ends_the_turn(sampler):
     pieces = [piece for piece in talk._row.pieces if isinstance(piece, conversation.Tokens)]
     begun = sum(piece.ids.count(sampler.tokenizer.image) for piece in pieces)
     assert begun == len(talk._row.generated)
+    logits = talk._engine._context.logits[0]
+    right = full_forward(sampler)(talk._row)[talk._row.cached['text'] - 1]
+    np.testing.assert_allclose(logits, right, atol=1e-5)
     assert [each.role for each in talk.messages] == ['user', 'assistant'] * 2
 
 
