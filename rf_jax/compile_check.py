@@ -10,19 +10,15 @@ images and answers alone, sharded for inference, as --mesh says. Exit code 0 if 
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from absl import flags
-from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from rf_jax.generation import placement
 from rf_jax.planning import compile_report, topology
 from rf_jax.runtime import cli
 from rf_jax.runtime.errors import UserError
-from rf_jax.training import checks
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'What to compile; configs/paper.py:joint by default.'
@@ -54,7 +50,7 @@ def sweep(config: ConfigDict, devices) -> tuple[bool, list]:
 def check(config: ConfigDict, devices, name: str) -> tuple[bool, list]:
     """(whether all programs fit, their figures); prints each when compiled."""
     results = []
-    for mesh_, names in meshes(config, devices):
+    for mesh_, names in compile_report.meshes(config, devices, _ONLY.value, _MESH.value):
         for checked in compile_report.compile_programs(
             config, config.tokenizer.vocab_size, mesh_, names
         ):
@@ -66,25 +62,6 @@ def check(config: ConfigDict, devices, name: str) -> tuple[bool, list]:
                 compile_report.add_line(Path(_TABLE.value), line)
     print(compile_report.ASSUMED)
     return all(checked.fits for checked in results), [checked.values for checked in results]
-
-
-def meshes(config: ConfigDict, devices) -> Iterator[tuple[Mesh, list[str]]]:
-    """The mesh of training and that of inference, each with those programs of --only that run on
-    it; prints what they are.
-    """
-    inference = [name for name in _ONLY.value if name in compile_report.INFERENCE]
-    if training := [name for name in _ONLY.value if name not in inference]:
-        mesh_, rows = checks.start(config, devices)
-        counts = sorted({len(own) for own in rows.values()})
-        print(f'{len(rows)} processes, rows per process: {" or ".join(map(str, counts))}')
-        yield mesh_, training
-    if inference:
-        checks.check(config)
-        asked = _MESH.value or placement.natural_sizes(config, len(devices))
-        mesh_ = placement.inference_mesh(asked, devices)
-        sizes = ', '.join(f'{axis} {size}' for axis, size in mesh_.shape.items() if size > 1)
-        print(f'inference: {sizes or "one device"}, bfloat16', flush=True)
-        yield mesh_, inference
 
 
 def check_flags() -> None:

@@ -4,12 +4,13 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rf_jax.generation import placement
 from rf_jax.planning import ahead_of_time, inference
 from rf_jax.planning.ahead_of_time import MEMORY_LIMIT, Cost
 from rf_jax.runtime import hardware
@@ -152,6 +153,28 @@ PROGRAMS = {
     'answer': inference.answer,
 }
 INFERENCE = ('sample', 'answer')  # compiled for another mesh than that of training
+
+
+def meshes(
+    config: ConfigDict, devices, only: Sequence[str], asked: Mapping[str, int] | None
+) -> Iterator[tuple[Mesh, list[str]]]:
+    """The mesh of training and that of inference, each with those programs of `only` that run on
+    it; prints what they are. `asked`: sizes of that of inference. Raises UserError for a config
+    that training would refuse.
+    """
+    inference_ = [name for name in only if name in INFERENCE]
+    if training := [name for name in only if name not in inference_]:
+        mesh_, rows = checks.start(config, devices)
+        counts = sorted({len(own) for own in rows.values()})
+        print(f'{len(rows)} processes, rows per process: {" or ".join(map(str, counts))}')
+        yield mesh_, training
+    if inference_:
+        checks.check(config)
+        sizes = asked or placement.natural_sizes(config, len(devices))
+        mesh_ = placement.inference_mesh(sizes, devices)
+        shown = ', '.join(f'{axis} {size}' for axis, size in mesh_.shape.items() if size > 1)
+        print(f'inference: {shown or "one device"}, bfloat16', flush=True)
+        yield mesh_, inference_
 
 
 def compile_programs(

@@ -8,7 +8,6 @@ import pytest
 from shrink import quick_compilation, shrink
 
 from configs import base
-from rf_jax import compile_check
 from rf_jax.models import flops
 from rf_jax.planning import ahead_of_time, compile_report, inference, roofline, topology
 from rf_jax.runtime import hardware
@@ -57,7 +56,7 @@ def test_the_train_step_lists_the_parts_of_its_memory_and_the_fields_that_reduce
     assert named['optimizer state']['field'] == 'offload'
     assert named['parameters and their casts']['bytes'] > 0
     assert f'[mesh.fsdp={config.mesh.fsdp}]' in found['train_step'].text
-    assert sum(part['bytes'] for part in values['parts']) <= 1.05 * values['peak']
+    assert sum(part['bytes'] for part in values['parts']) <= 1.1 * values['peak']  # an estimate
 
 
 @quick_compilation()
@@ -74,7 +73,8 @@ def test_flops_of_the_program_agree_with_the_model(checked):
     config, found = checked
     values = found['train_step'].values
     whole = flops.train_step(config, VOCABULARY) / 8
-    assert 0.95 < values['flops'] / whole < 1.35  # one kv head: attention on both tensor devices
+    # The same on one axis: with one kv head too, each tensor device computes its own query heads.
+    assert 0.9 < values['flops'] / whole < 1.0
     assert values['model_flops'] < whole, 'masked pairs are not counted for the model'
     batches = SimpleNamespace(counts={}, rows=range(config.data.batch_size))
     logged = StepMetrics(config, VOCABULARY, batches, None, 0, None).flops
@@ -98,9 +98,8 @@ def test_configs_that_training_refuses_are_not_compiled(changes, words, tmp_path
     with pytest.raises(UserError, match=words):
         train_loop.build(config, tmp_path)
     monkeypatch.setattr(ahead_of_time, 'compile_program', lambda *_: pytest.fail('it was compiled'))
-    monkeypatch.setattr(compile_check, '_ONLY', SimpleNamespace(value=['initialise']))
     with pytest.raises(UserError, match=words):
-        compile_check.check(config, topology.devices('cpu:8'), 'cpu:8')
+        next(compile_report.meshes(config, topology.devices('cpu:8'), ['initialise'], None))
 
 
 class Torus:
