@@ -126,7 +126,9 @@ def test_no_program_gathers_a_parameter(meshed):
             whole |= {s for s in (x.shape, x.shape[1:]) if len(s) > 1}  # of all layers, of one
     for text in texts:
         found = gathered(text)
-        assert not {shape: found[shape] for shape in whole & found.keys()}
+        weights = {shape: found[shape] for shape in whole & found.keys()}
+        # Only activations have constraints, and those of a chat may have the shape of a weight.
+        assert not {s: name for s, name in weights.items() if 'sharding_constraint' not in name}
 
 
 def test_bfloat16_is_read_from_the_checkpoint_except_for_the_islands(folder):
