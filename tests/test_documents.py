@@ -188,6 +188,14 @@ def test_the_mask_in_the_design_is_that_of_the_code():
     assert np.array_equal(sees, visible(row, row)[0, :5, :5])
 
 
+@pytest.mark.parametrize('document', DOCUMENTS, ids=str)
+def test_every_variant_of_a_config_is_there(document):
+    for name in backticked(document):
+        file, _, variant = name.partition(':')
+        if variant and file.startswith('configs/'):
+            runpy.run_path(str(ROOT / file))['get_config'](variant)
+
+
 @pytest.mark.parametrize('document', [d for d in DOCUMENTS if commands(d)], ids=str)
 def test_every_command_is_of_a_module_and_fields_that_are_there(document):
     for line in commands(document):
