@@ -19,7 +19,7 @@ import numpy as np
 from configs import base
 from rf_jax.data import captions, source_list
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.generation import guidance, inputs
+from rf_jax.generation import guidance, image_sampling, inputs
 from rf_jax.generation.sampler import Sampler
 from rf_jax.models import unified
 from rf_jax.models.layers import Logits
@@ -75,13 +75,14 @@ def forward(sampler: Sampler, *outputs: str):
 
 
 def naive_answers(sampler: Sampler, run, images) -> np.ndarray:
-    """Greedy answers int32 [B, TOKENS], the whole row anew for each token."""
+    """Greedy answers int32 [B, length], the whole row anew for each token."""
     pairs = [(image, QUESTION) for image in images]
     channels, count = sampler.model.channels, len(images)
-    batch, lengths = inputs.answer_rows(sampler.config, sampler.tokenizer, channels, pairs, TOKENS)
+    length = sampler.config.sampling.max_answer_tokens
+    batch, lengths = inputs.answer_rows(sampler.config, sampler.tokenizer, channels, pairs, length)
     tokens, z = np.zeros((count, 0), np.int32), np.zeros((count, 0, channels), np.float32)
     batch, found = dict(batch), []
-    for number in range(TOKENS):
+    for number in range(length):
         (logits,) = run(batch, tokens, z, z[..., 0])
         place = lengths + number
         found.append(np.asarray(logits[np.arange(count), place - 1].argmax(-1)))
@@ -91,12 +92,12 @@ def naive_answers(sampler: Sampler, run, images) -> np.ndarray:
     return np.stack(found, 1)
 
 
-def naive_image(sampler: Sampler, run, prompt: str) -> np.ndarray:
-    """Patches of one image, the whole row anew for each token and each flow step."""
+def naive_image(sampler: Sampler, run, prompt: str) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, patches) of one image, the whole row anew for each token and each flow step."""
     options, model, config = sampler.options(), sampler.model, sampler.config
     request = inputs.request(config, prompt, 0)
     rows = inputs.generation_rows(config, sampler.tokenizer, model.channels, [request])
-    count, patches = rows[guidance.ALL, True]['cells'].shape[1], (SIDE // PATCH) ** 2
+    count, patches = (rows[guidance.ALL, True][name].shape[1] for name in ('cells', 'pixels'))
     key = jax.vmap(jax.random.key)(np.array([request.seed], np.uint32))
     inputs_ = np.full((1, count), int(model.kind.begin(model.config, 1)[0]), np.int32)
     z, t = np.zeros((1, patches, model.channels), np.float32), np.zeros((1, patches), np.float32)
@@ -106,8 +107,8 @@ def naive_image(sampler: Sampler, run, prompt: str) -> np.ndarray:
         guided = guidance.combine({c: f[:, number] for c, f in found.items()}, weights)
         token = model.kind.sample(guided, number, key, options.temperature, options.top_k)
         inputs_[:, number + 1] = np.asarray(token)
-    alpha = flow.shift_of(SIDE**2, config.flow.shift, config.flow.base_pixels)
-    times = np.asarray(flow.shift(flow.schedule(options.steps), alpha))
+    pixels = request.height * request.width
+    times = np.asarray(image_sampling.times_of(config, options, pixels))
     z, branches = np.asarray(jax.random.normal(jax.random.key(1), z.shape)), options.branches()
     for now, after in pairwise(times):
         t = np.full(z.shape[:2], now, np.float32)
@@ -115,7 +116,7 @@ def naive_image(sampler: Sampler, run, prompt: str) -> np.ndarray:
         guided = guidance.combine(x, branches)
         v = flow.velocity(guided, z, t, config.flow.t_eps)
         z = np.asarray(z + (after - now) * v)
-    return z
+    return inputs_[0, 1:], z
 
 
 def peer(sampler: Sampler):
@@ -165,6 +166,8 @@ def compare_text(sampler: Sampler, times: int) -> None:
 
 def compare_images(sampler: Sampler, times: int) -> None:
     run = forward(sampler, 'representation_logits', 'x')
+    tokens, _ = naive_image(sampler, run, 'red apple')
+    assert (tokens == sampler.generate('red apple')[0].tokens.ravel()).all()
     runs = {
         'ours': partial(sampler.generate, 'red apple'),
         'naive': partial(naive_image, sampler, run, 'red apple'),

@@ -3,7 +3,7 @@
 One client for a minute, then `--clients` for `--minutes`, with the same mix of requests: questions
 about an image, and an image from a prompt one time in `--images`. Meanwhile a streaming client is
 killed every ten seconds. Prints requests per second, latencies, errors, what the server compiled,
-its memory, and the rows that are still taken at the end.
+its memory, and the requests that are still running at the end.
 """
 
 import argparse
@@ -96,15 +96,15 @@ def metrics(url: str) -> dict[str, float]:
 
 def show(what: str, found: list, seconds: float) -> float:
     """Prints a phase; gives requests per second."""
-    took = sorted(each for each, _ in found)
+    took = sorted(each for each, status in found if status == 200)
     if not took:
         raise SystemExit(f'{what}: no request was answered within {seconds:.0f} s')
     median, slow = took[len(took) // 2], took[int(len(took) * 0.99)]
     wrong = [status for _, status in found if status != 200]
-    rate = len(found) / seconds
+    rate = len(took) / seconds
     print(
         f'{what}: {len(found)} requests, {rate:.2f} per second, median {median:.2f} s, '
-        f'99 % {slow:.2f} s, errors {len(wrong)} {sorted(set(wrong))}',
+        f'p99 {slow:.2f} s, errors {len(wrong)} {sorted(set(map(str, wrong)))}',
         flush=True,
     )
     return rate
@@ -130,7 +130,7 @@ def main() -> None:
     print(f'throughput: {many / one:.1f} x that of one client')
     for name in ('rf_jax_compilations_total', 'process_resident_memory_bytes'):
         print(f'{name}: {before[name]:.0f} before, {after[name]:.0f} after')
-    print(f'rows taken at the end: {after["rf_jax_running"]:.0f}')
+    print(f'still running at the end: {after["rf_jax_running"]:.0f}')
     print(json.dumps({'one': one, 'many': many, 'ratio': many / one}))
 
 

@@ -7,7 +7,7 @@ from shrink import shrink
 from configs import base
 from rf_jax.data.messages import user
 from rf_jax.data.tokenizer import Tokenizer
-from rf_jax.generation.chat_answer import Said, Settings
+from rf_jax.generation.chat_answer import Settings
 from rf_jax.generation.sampler import Sampler
 from rf_jax.models import unified
 from rf_jax.training.state import example_row
@@ -29,9 +29,8 @@ def drawn_in_a_chat(sampler):
     engine, row = sampler.chat_engine(1), sampler.chat_row()
     row.say([user('a red heart')])
     engine.start(0, row, Settings(sampling=sampler.options(steps=3)), draw=True)
-    image = None
-    while image is None:
-        image = engine.step().get(0, Said()).image
+    while (image := engine.step()[0].image) is None:
+        pass
     return image
 
 

@@ -171,7 +171,8 @@ def generate(
     """
     benchmark = BENCHMARKS[name]
     _same_origin(out, {'benchmark': name, 'model': model, 'checkpoint': sampler.step,
-                       'seed': seed, 'size': size and list(size)})  # fmt: skip
+                       'seed': seed, 'size': size and list(size),
+                       'prompts': fold(*(f'{p.id} {p.text}' for p in prompts))})  # fmt: skip
     for path, text in benchmark.beside(prompts, model).items():
         replace(out / path, text.encode())
     todo = missing(benchmark, prompts, out, model)

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from rf_jax.data import messages as forms
 from rf_jax.data.messages import ImagePart, Message, TextPart
-from rf_jax.generation.chat_answer import STOP, Said, Settings
+from rf_jax.generation.chat_answer import LENGTH, STOP, Said, Settings
 from rf_jax.generation.chat_images import padded_count
 from rf_jax.generation.chat_row import ChatRow
 from rf_jax.generation.generated_image import GeneratedImage, PartialImage
@@ -90,7 +90,6 @@ class Conversation:
         last, before = self._engine.answers[0], list(self._row.pieces)
         try:
             if last and last.ended != STOP:  # truncated, or its stream was left
-                self._engine.stop(0)
                 self._row.end_turn()
             self._row.say(said)
             self._engine.start(0, self._row, how)
@@ -105,7 +104,9 @@ class Conversation:
         try:
             while not answer.ended:
                 yield from reader.read(self._engine.step()[0])
-        finally:  # also where nobody reads the rest
+        finally:
+            if not answer.ended:  # nobody reads the rest
+                list(reader.read(Said(ended=LENGTH)))
             self.messages += (Message('assistant', tuple(reader.parts)),)
 
 

@@ -31,8 +31,8 @@ class Context(NamedTuple):
 
 
 class ChatPrograms:
-    """`extend` and `decode`, and the programs of images: `begin_images`, `write_tokens`, `move` and
-    `pixels`, as in `image_sampling`. Each is compiled once for equal shapes.
+    """`extend` and `decode`, and the programs of images: `begin_images`, `write_tokens` and `move`,
+    as in `image_sampling`, and the model's `pixels`. Each is compiled once for equal shapes.
     """
 
     def __init__(

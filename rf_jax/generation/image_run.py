@@ -49,6 +49,11 @@ class ImageRun:
     def done(self) -> bool:
         return self._moved == self._options.steps
 
+    @property
+    def moved(self) -> int:
+        """Steps of the flow so far."""
+        return self._moved
+
     def step(self) -> None:
         """One chunk of tokens, or of the flow; returns when the device has done it."""
         programs, options = self._programs, self._options

@@ -102,9 +102,9 @@ class State(NamedTuple):
 def begin(
     model: Unified, config: ConfigDict, options: Options, params, rows, keys: jax.Array
 ) -> State:
-    """Images of the rows before their first token. `begin`, `write`, `move` and `pixels` give
-    what `generate` gives, up to rounding; `rows` as there, `options` without what they have no rows
-    for.
+    """Images of the rows before their first token. `begin`, `write`, `move` and the model's
+    `pixels` give what `generate` gives, up to rounding; `rows` as there, `options` without what
+    they have no rows for.
     """
     batch = _stack([rows[context, True] for context in options.contexts()])
     writing = token_sampling.begin(model, params, batch, keys.shape[0])

@@ -69,8 +69,8 @@ def table(cost: Cost, mesh: Mesh, config: ConfigDict) -> str:
     if cost.made and cost.times:
         seconds = cost.times.step
         lines.append(
-            f'  makes              {cost.made} {cost.unit} in {seconds:.3g} s: '
-            f'{cost.made / seconds:.3g} a second'
+            f'  throughput         {cost.made} {cost.unit} in {seconds:.3g} s: '
+            f'{cost.made / seconds:.3g} per second'
         )
     if cost.mfu:
         serial = cost.mfu * cost.times.step / cost.times.serial
@@ -86,7 +86,7 @@ def table(cost: Cost, mesh: Mesh, config: ConfigDict) -> str:
 
 
 def memory_lines(cost: Cost, config: ConfigDict, mesh: Mesh) -> Iterator[str]:
-    """The parts of the peak, one per line, with the config field that reduces each."""
+    """The parts of the peak, one per line, with the config field that reduces each in training."""
     fields = checks.flatten(config.to_dict()) | {
         f'mesh.{axis}': n for axis, n in mesh.shape.items()
     }
@@ -94,7 +94,7 @@ def memory_lines(cost: Cost, config: ConfigDict, mesh: Mesh) -> Iterator[str]:
         if part.bytes < SMALL * cost.peak:
             continue
         now = f'={fields[part.field]}' if part.field in fields else ''
-        field = f'  [{part.field}{now}]' if part.field else ''
+        field = f'  [{part.field}{now}]' if part.field and cost.name not in INFERENCE else ''
         yield f'    {format_bytes(part.bytes):>26}  {part.what}, largest {part.shape}{field}'
     if cost.host:
         yield f'  host memory        {format_bytes(cost.host):>12} per chip'

@@ -39,7 +39,8 @@ async def generate(server: Server, request: Request) -> Response:
                 request=inputs.request(server.sampler.config, asked.prompt, seed, i, size))
         for i, give in enumerate(gives)
     ]  # fmt: skip
-    read = len(server.sampler.tokenizer.encode(asked.prompt)) + 2  # begin and end
+    # Begin and end are read too.
+    read = len(server.sampler.tokenizer.encode(jobs[0].request.prompt)) + 2
     read = {'text': min(read, server.sampler.config.data.max_text_tokens), 'vision': 0}
     events = _images(request, queue, jobs, server)
     return await _answered(asked, events, 'image_generation', read, server)

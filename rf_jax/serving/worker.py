@@ -253,7 +253,7 @@ class Worker:
             for count in counts:
                 if draws:
                     request = inputs.request(self.sampler.config, 'warm up', 0, 0, size)
-                    _whole(self._run_of([request] * count))
+                    _compile(self._run_of([request] * count))
                 if chats:
                     self._warm_up_images(size, count)
 
@@ -263,16 +263,16 @@ class Worker:
             rows = [self.sampler.chat_row() for _ in range(count)]
             rows[0].check_image(size)
             seeds = [0] * count
-            _whole(
+            _compile(
                 chat_images.begin(
                     self.engine.programs, self.sampler.params, rows, seeds, size, chosen, self.rows
                 )
             )
 
 
-def _whole(run: ImageRun) -> None:
-    """Runs all programs of images."""
-    while not run.done:
+def _compile(run: ImageRun) -> None:
+    """Runs each program of images once."""
+    while not run.moved:
         run.step()
     run.image(0)
 

@@ -106,12 +106,16 @@ def sheet(run: str, step: int, seed: int, count: int = SHOWN) -> np.ndarray:
     chosen = conversing.edit_set(source, count)
     edited, anew = conversing.images_of(sampler, source, chosen, seed)
     before = [render.render(each.before, source.size) for each in chosen]
-    blank = np.zeros_like(before[0])
-    rows = [before, [blank if image is None else image for image in edited], anew]
-    names = [each.request for each in chosen]
+    return rows_of([each.request for each in chosen], before, edited, anew)
+
+
+def rows_of(requests: Sequence[str], before, edited, anew) -> np.ndarray:
+    """The sheet of these images, uint8 [h, w, 3]; black for an answer without an image (None)."""
+    edited = [np.zeros_like(before[0]) if image is None else image for image in edited]
+    names = list(requests)
     for row in ('edited', 'generated anew'):
-        names += [row, *[''] * (count - 1)]
-    return image_ops.grid([image for row in rows for image in row], count, names)
+        names += [row, *[''] * (len(requests) - 1)]
+    return image_ops.grid([*before, *edited, *anew], len(requests), names)
 
 
 def write(runs: Sequence[str], out: Path, command: str) -> None:

@@ -31,7 +31,10 @@ def start(
     check(config)
     data_fields.check(config)
     mesh_ = mesh.make_mesh(config.mesh, devices)
-    sharding.check_rows(config.sampling.sharding, mesh_)  # used when the trained model is loaded
+    try:  # of use only when the trained model is loaded
+        sharding.check_rows(config.sampling.sharding, mesh_)
+    except UserError as error:
+        raise UserError(f'sampling.{error}') from None
     jitted.check(config, mesh_)
     return mesh_, mesh.rows_by_process(mesh_, config.data.batch_size)
 

@@ -167,6 +167,9 @@ def test_a_folder_has_images_of_one_checkpoint(tmp_path):
     run('folder', prompts, tmp_path / 'out', Colours())
     with pytest.raises(UserError, match='images with checkpoint=100, and these would have 200'):
         run('folder', prompts, tmp_path / 'out', Colours(step=200))
+    (tmp_path / 'other.txt').write_text(prompts.read_text().upper())
+    with pytest.raises(UserError, match='images with prompts='):
+        run('folder', tmp_path / 'other.txt', tmp_path / 'out', Colours())
 
 
 def test_lines_are_those_of_the_file(tmp_path):

@@ -251,6 +251,7 @@ def test_a_conversation_gives_partial_images_if_it_is_asked_for_them(sampler):
             np.testing.assert_array_equal(a.image, b.image)
         if one.images:
             break
+    assert one.images, 'the test needs a generated image'
     assert [part.image is None for part in partial] == [True, False] * len(one.images)
 
 
@@ -265,6 +266,11 @@ def test_a_stream_that_is_left_in_an_image_ends_the_turn(sampler):
         if left:
             break
     assert left
+    learned = [p for p in talk._row.pieces if isinstance(p, conversation.Tokens) and p.learned]
+    ids = [token for piece in learned for token in piece.ids]
+    assert talk.messages[-1].text == sampler.tokenizer.decode(ids).strip()
+    with pytest.raises(UserError, match='size=7x7'):  # and says nothing
+        talk.send('again', seed=0, **HOW, size=(7, 7))
     talk.send('again', seed=0, **HOW)
     pieces = [piece for piece in talk._row.pieces if isinstance(piece, conversation.Tokens)]
     begun = sum(piece.ids.count(sampler.tokenizer.image) for piece in pieces)

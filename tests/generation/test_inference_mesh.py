@@ -107,9 +107,9 @@ def test_every_matrix_of_a_layer_is_sharded_and_none_over_data(meshed):
 
 
 def gathered(text):
-    """{shape without axes of size 1: JAX operation} of the results of all-gathers."""
+    """{(shape without axes of size 1, JAX operation)} of the results of all-gathers."""
     return {
-        tuple(n for n in array.dims if n > 1): each.op_name
+        (tuple(n for n in array.dims if n > 1), each.op_name)
         for computation in hlo.parse(text)[0].values()
         for each in computation.values()
         if each.op.removesuffix('-start') == 'all-gather'
@@ -125,10 +125,9 @@ def test_no_program_gathers_a_parameter(meshed):
         if not x.sharding.is_fully_replicated:
             whole |= {s for s in (x.shape, x.shape[1:]) if len(s) > 1}  # of all layers, of one
     for text in texts:
-        found = gathered(text)
-        weights = {shape: found[shape] for shape in whole & found.keys()}
+        found = {(shape, name) for shape, name in gathered(text) if shape in whole}
         # Only activations have constraints, and those of a chat may have the shape of a weight.
-        assert not {s: name for s, name in weights.items() if 'sharding_constraint' not in name}
+        assert not {each for each in found if 'sharding_constraint' not in each[1]}
 
 
 def test_bfloat16_is_read_from_the_checkpoint_except_for_the_islands(folder):

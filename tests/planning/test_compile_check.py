@@ -56,7 +56,8 @@ def test_the_train_step_lists_the_parts_of_its_memory_and_the_fields_that_reduce
     assert named['optimizer state']['field'] == 'offload'
     assert named['parameters and their casts']['bytes'] > 0
     assert f'[mesh.fsdp={config.mesh.fsdp}]' in found['train_step'].text
-    assert sum(part['bytes'] for part in values['parts']) <= 1.1 * values['peak']  # an estimate
+    # Estimated from the text of the program: 5 to 7 % above XLA's own.
+    assert sum(part['bytes'] for part in values['parts']) <= 1.1 * values['peak']
 
 
 @quick_compilation()
@@ -73,7 +74,7 @@ def test_flops_of_the_program_agree_with_the_model(checked):
     config, found = checked
     values = found['train_step'].values
     whole = flops.train_step(config, VOCABULARY) / 8
-    # The same on one axis: with one kv head too, each tensor device computes its own query heads.
+    # With fewer kv heads than tensor devices, each still computes only its own query heads.
     assert 0.9 < values['flops'] / whole < 1.0
     assert values['model_flops'] < whole, 'masked pairs are not counted for the model'
     batches = SimpleNamespace(counts={}, rows=range(config.data.batch_size))

@@ -1,13 +1,17 @@
 """The endpoint with a client that others wrote, and with requests that are wrong in every way."""
 
+import asyncio
 import base64
 import concurrent.futures
 import dataclasses
+import importlib
 import io
 import json
 import random
 import re
 import socket
+import sys
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -260,14 +264,13 @@ def test_an_image_that_never_ends_keeps_nobody_waiting(client, serving, route, m
     worker, body = serving.server.worker, {'prompt': 'flag', 'stream': 'true'}
     sent = {'data': body, 'files': {'image': encoded()}} if route == 'edits' else {
         'json': body}  # fmt: skip
-    with concurrent.futures.ThreadPoolExecutor(1) as pool, httpx.Client() as other:
-        url = f'{serving.url}/v1/images/{route}'
-        waits = pool.submit(other.post, url, timeout=httpx.Timeout(60, read=4), **sent)
+    request = httpx.Request('POST', f'{serving.url}/v1/images/{route}', **sent)
+    head = ''.join(f'{name}: {value}\r\n' for name, value in request.headers.items())
+    with socket.create_connection((request.url.host, request.url.port)) as raw:
+        raw.sendall(f'POST {request.url.path} HTTP/1.1\r\n{head}\r\n'.encode() + request.read())
         until(lambda: worker.running)
         assert ask(client, extra_body={'modalities': ['text']}).choices[0].finish_reason
-        assert worker.running and not waits.done()
-        with pytest.raises(httpx.ReadTimeout):
-            waits.result()
+        assert worker.running
     until(lambda: not worker.running and not worker.waiting)
     monkeypatch.undo()
     assert watched(client, 'generate')[-1].b64_json
@@ -428,6 +431,17 @@ def test_many_clients_at_once_get_what_each_gets_alone(client, serving):
         together = list(pool.map(lambda p: ask(client, p, seed=1), prompts))
     assert [reply.choices[0].message.content for reply in together] == alone
     assert compilations(serving) == before, 'something was compiled after the warm-up'
+
+
+def test_the_load_trial_reads_what_this_server_gives(serving, capsys):
+    sys.path.insert(0, str(Path(__file__).parents[2] / 'launch'))
+    trial = importlib.import_module('load_trial')
+    found = asyncio.run(trial.phase(serving.url, 'tiny', 2, 0.5, 2))
+    assert {status for _, status in found} == {200}
+    assert trial.show('both', [*found, (0.1, 429), (9.0, 'ReadTimeout')], 1.0) == len(found)
+    assert "errors 2 ['429', 'ReadTimeout']" in capsys.readouterr().out
+    names = {'rf_jax_compilations_total', 'process_resident_memory_bytes', 'rf_jax_running'}
+    assert names <= trial.metrics(serving.url).keys()
 
 
 @pytest.mark.parametrize('stream', [True, False])

@@ -39,6 +39,20 @@ def test_rates_of_each_seed(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
+def test_the_sheet_has_a_column_for_each_edit():
+    def flat(value):
+        return np.full((48, 48, 3), (value, 0, 0), np.uint8)  # captions are grey
+
+    before, edited, anew = [flat(10), flat(20)], [None, flat(40)], [flat(50), flat(60)]
+    sheet = conversations.rows_of(['move it', 'add it'], before, edited, anew)
+    rows, columns = zip(
+        *(np.argwhere((sheet == (value, 0, 0)).all(-1)).mean(0) for value in (10, 20, 40, 50, 60))
+    )
+    assert rows[0] == rows[1] < rows[2] < rows[3] == rows[4]
+    assert columns[0] == columns[3] < columns[1] == columns[2] == columns[4]
+    assert (sheet[round(rows[2]), round(columns[0])] == 0).all()
+
+
 def test_a_run_without_conversations(tmp_path):
     with pytest.raises(UserError, match=r'rf_jax\.evaluate first'):
         conversations.load(str(tmp_path))

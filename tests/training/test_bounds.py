@@ -88,5 +88,5 @@ def test_a_config_is_checked_before_the_workdir_is_created(field, tmp_path):
 def test_rows_of_the_layout_for_inference_are_checked_before_training(row):
     config = get_config('emoji')
     config.sampling.sharding = (row,)
-    with pytest.raises(UserError, match=r'^sharding: '):
+    with pytest.raises(UserError, match=r'^sampling\.sharding: '):
         checks.start(config)

@@ -37,7 +37,8 @@ class ShardedAttention:
         """q [B, Lq, H, Dh], k and v [B, Lk, Hkv, Dh] -> [B, Lq, H, Dh].
 
         With more devices along `tensor` than key/value heads, each takes the one that its queries
-        need. If neither number divides the other, each computes all heads.
+        need. If neither number divides the other, or `tensor` does not divide the query heads, each
+        computes all heads.
         """
         ways, kv_heads = self.mesh.shape['tensor'], k.shape[2]
         own_keys = kv_heads % ways == 0
