@@ -190,6 +190,7 @@ def get_config() -> ConfigDict:
     optimizer = config.optimizer = ConfigDict()  # AdamW as in the paper
     optimizer.learning_rate = 1e-3  # paper: 5e-5 from pretrained weights
     optimizer.warmup_steps = 100  # steps of linear warm-up, then constant
+    optimizer.decay_steps = 0  # last steps of the run, in which it falls linearly to 0
     optimizer.beta1 = 0.9
     optimizer.beta2 = 0.95
     optimizer.epsilon = 1e-8

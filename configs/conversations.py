@@ -17,6 +17,7 @@ def get_config(start: str = 'pixel_rf'):
     choose('configs/conversations.py:start', start, dict.fromkeys(('pixel_rf', 'first')))
     config = scenes.get_config('pixel_rf')
     config.steps = 6000
+    config.optimizer.decay_steps = 1000
     data = config.data
     data.sources = 'scenes:aligned/48/conversations'
     data.batch_size = 12

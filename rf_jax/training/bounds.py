@@ -238,6 +238,7 @@ FIELDS: Mapping[str, Bounds] = {
     ),
     'optimizer.learning_rate': POSITIVE,
     'optimizer.warmup_steps': NATURAL,
+    'optimizer.decay_steps': NATURAL,
     'optimizer.beta1': DECAY,
     'optimizer.beta2': DECAY,
     'optimizer.epsilon': POSITIVE,

@@ -94,7 +94,7 @@ def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> 
     model = unified.build(config, vocabulary, platform=platform)
 
     def optimizer_of(params):
-        return optimizer.build(config.optimizer, params)
+        return optimizer.build(config.optimizer, params, config.steps)
 
     def new_state():
         width, codes = config.model.encoder.width, config.model.representation.codebook_size

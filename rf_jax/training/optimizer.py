@@ -77,14 +77,24 @@ def _found(field: str, pattern: str, path: str) -> bool:
         ) from None
 
 
-def schedule(config) -> optax.Schedule:
-    """Linear warm-up, from 1 / warmup of the learning rate at the first step, then constant."""
-    peak, warmup = config.learning_rate, config.warmup_steps
-    return lambda count: peak * jax.numpy.minimum(1.0, (count + 1) / max(warmup, 1))
+def schedule(config, steps: int) -> optax.Schedule:
+    """Linear warm-up, from 1 / warmup of the learning rate at the first step, then constant.
+
+    With `decay_steps` it falls linearly at the end, to 1 / decay of it at the last of the `steps`.
+    """
+    peak, warmup, decay = config.learning_rate, config.warmup_steps, config.decay_steps
+
+    def rate(count):
+        part = jax.numpy.minimum(1.0, (count + 1) / max(warmup, 1))
+        if decay:
+            part *= jax.numpy.clip((steps - count) / decay, 0.0, 1.0)
+        return peak * part
+
+    return rate
 
 
-def build(config, params) -> optax.GradientTransformation:
-    """The optimizer of `config.optimizer`; only the paths of `params` matter."""
+def build(config, params, steps: int) -> optax.GradientTransformation:
+    """The optimizer of `config.optimizer`, for `steps`; only the paths of `params` matter."""
     factors = lr_multipliers(params, config.lr_multipliers, config.freeze)
     decayed = _by_path(params, lambda path: path.split('/')[-1] in DECAYED)
 
@@ -100,5 +110,5 @@ def build(config, params) -> optax.GradientTransformation:
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, decayed),
         optax.stateless(lambda u, _: scaled(u)),
-        optax.scale_by_learning_rate(schedule(config)),
+        optax.scale_by_learning_rate(schedule(config, steps)),
     )

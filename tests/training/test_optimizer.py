@@ -74,7 +74,7 @@ def numpy_adamw(params, gradients, c, rate_of):
 
 def run(c, params, gradients):
     params = nested(params)
-    chain = optimizer.build(c, params)
+    chain = optimizer.build(c, params, 100)
     state = chain.init(params)
     for gradient in gradients:
         updates, state = chain.update(nested(gradient), state, params)
@@ -120,10 +120,16 @@ def test_only_matrices_and_tables_have_weight_decay():
 
 
 def test_warmup_is_linear_then_constant():
-    rate = optimizer.schedule(config())
+    rate = optimizer.schedule(config(), 10)
     np.testing.assert_allclose([rate(i) for i in range(6)],
                                [0.005, 0.01, 0.015, 0.02, 0.02, 0.02], rtol=1e-6)  # fmt: skip
-    assert float(optimizer.schedule(config(warmup_steps=0))(0)) == pytest.approx(0.02)
+    assert float(optimizer.schedule(config(warmup_steps=0), 10)(0)) == pytest.approx(0.02)
+
+
+def test_the_rate_falls_linearly_at_the_end_of_the_run():
+    rate = optimizer.schedule(config(decay_steps=4), 10)
+    np.testing.assert_allclose([rate(i) for i in range(12)],
+        [0.005, 0.01, 0.015, *[0.02] * 4, 0.015, 0.01, 0.005, 0, 0], rtol=1e-6)  # fmt: skip
 
 
 def test_the_first_matching_rule_wins_and_freezing_overrides_multipliers():
@@ -138,7 +144,7 @@ def test_the_first_matching_rule_wins_and_freezing_overrides_multipliers():
 def test_a_rule_that_matches_nothing_is_an_error(field):
     rule = {'lr_multipliers': (('no_such', 4.0),), 'freeze': ('no_such',)}[field]
     with pytest.raises(UserError, match=rf'optimizer\.{field}.*no_such'):
-        optimizer.build(config(**{field: rule}), nested(normals(0)))
+        optimizer.build(config(**{field: rule}), nested(normals(0)), 10)
 
 
 @pytest.mark.parametrize('rules', [('x',), (('up', 'fast'),), (('up', 1.0, 2.0),), (3,)])
@@ -146,14 +152,14 @@ def test_multipliers_that_are_not_pairs_are_an_error(rules):
     with pytest.raises(
         UserError, match=r'optimizer\.lr_multipliers=.*: expected pairs \(regex, factor\)'
     ):
-        optimizer.build(config(lr_multipliers=rules), nested(normals(0)))
+        optimizer.build(config(lr_multipliers=rules), nested(normals(0)), 10)
 
 
 @pytest.mark.parametrize('field', ['lr_multipliers', 'freeze'])
 def test_a_rule_that_is_not_a_regular_expression_is_an_error(field):
     rule = {'lr_multipliers': (('(up', 4.0),), 'freeze': ('(up',)}[field]
     with pytest.raises(UserError, match=rf"optimizer\.{field} has '\(up', which is not a regular"):
-        optimizer.build(config(**{field: rule}), nested(normals(0)))
+        optimizer.build(config(**{field: rule}), nested(normals(0)), 10)
 
 
 def test_no_gradient_is_computed_for_frozen_parameters():

@@ -88,7 +88,7 @@ def test_finite_loss_with_one_infinite_gradient_is_skipped(run, fresh, batch, mo
 
     monkeypatch.setattr(microbatches, 'summed', one_infinite)
     train_step = step.build(
-        run.config, run.model, lambda p: optimizer.build(run.config.optimizer, p)
+        run.config, run.model, lambda p: optimizer.build(run.config.optimizer, p, 10)
     )
     state, metrics = jax.jit(train_step)(fresh, batch)
     assert int(metrics['skipped']) == int(metrics['streak']) == int(state.step) == 1
