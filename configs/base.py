@@ -14,6 +14,8 @@ def get_config() -> ConfigDict:
     # Workdirs of other runs, comma-separated, to initialise from: each parameter comes from the
     # first one that has it.
     config.initialise_from = ''
+    # Parameters start from the averages of these runs, which are what was evaluated.
+    config.initialise_from_average = False
     config.initialise_new = ()  # regexes of parameters to initialise from scratch anyway
     # (regex, replacement) on the path of a parameter: gives its path in the other run.
     config.initialise_as = ()

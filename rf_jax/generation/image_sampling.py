@@ -188,10 +188,10 @@ def times_of(config: ConfigDict, options: Options, pixels) -> jax.Array:
 def noise(model: Unified, config: ConfigDict, rows, keys: jax.Array) -> jax.Array:
     """Where the flow begins, float32 [B, P, Z]."""
     patches = rows[guidance.ALL, True]['pixels'].shape[1]
-    return config.flow.noise_scale * _noise(keys, patches, model.flow_channels)
+    return config.flow.noise_scale * unit_noise(keys, patches, model.flow_channels)
 
 
-def _noise(keys: jax.Array, patches: int, channels: int) -> jax.Array:
+def unit_noise(keys: jax.Array, patches: int, channels: int) -> jax.Array:
     """Unit noise [B, P, Z]. Each patch has its own key, so the noise does not depend on P."""
 
     def of_patch(key, p):

@@ -19,6 +19,7 @@ PHASES = {
     'start': 'building, initialising or restoring',
     'compile': 'first step, with compilation',
     'data': 'waiting for batches',
+    'rollout': 'rollouts: sampling and rewards',
     'checkpoint': 'waiting for checkpoints',
     'evaluation': 'samples and evaluation',
     'again': 'steps repeated after a restart',

@@ -1,4 +1,4 @@
-"""Flow matching on one page: path, times, conversions, loss, solver steps. No network here.
+"""Flow matching on one page: path, times, conversions, loss, ODE and SDE steps. No network here.
 
 z_t = t x + (1 - t) e with e ~ N(0, noise_scale^2): t = 0 is noise, t = 1 the image. The network
 predicts x; the loss and the solver steps use the velocity v = x - e (JiT, arXiv 2511.13720; paper,
@@ -71,3 +71,55 @@ def heun(v: Velocity, z: jax.Array, t: jax.Array, t_next: jax.Array) -> jax.Arra
 
 
 METHODS = {'euler': euler, 'heun': heun}
+
+
+def marginal_step(
+    x: jax.Array,
+    z: jax.Array,
+    t: jax.Array,
+    t_next: jax.Array,
+    level: float,
+    noise_scale: float,
+    floor: float,
+) -> tuple[jax.Array, jax.Array]:
+    """One step of the SDE with the marginals of the ODE: (mean [..., C], standard deviation [...]).
+
+    x: the prediction at z. dz = [v + sigma^2 / 2 score] dt + sigma dw with sigma = level
+    noise_scale sqrt((1 - t) / t), at t = 0 with t_next (Flow-GRPO, arXiv 2505.05470, equations 8
+    and 9, in our time).
+    """
+    v, left = velocity(x, z, t, floor), jnp.maximum(1 - t, floor)
+    noise = z - t[..., None] * v  # the prediction of e
+    sigma = level * noise_scale * jnp.sqrt(left / jnp.where(t > 0, t, t_next))
+    score = -noise / (left * noise_scale**2)[..., None]
+    step = t_next - t
+    mean = z + step[..., None] * (v + 0.5 * (sigma**2)[..., None] * score)
+    return mean, sigma * jnp.sqrt(step)
+
+
+def preserving_step(
+    x: jax.Array,
+    z: jax.Array,
+    t: jax.Array,
+    t_next: jax.Array,
+    level: float,
+    noise_scale: float,
+    floor: float,
+) -> tuple[jax.Array, jax.Array]:
+    """The same by coefficient-preserving sampling (arXiv 2509.05952): the noise of the sample at
+    t_next has its right size, part of it fresh. `level` in [0, 1].
+    """
+    v = velocity(x, z, t, floor)
+    clean, noise = z + (1 - t)[..., None] * v, z - t[..., None] * v
+    fresh = (1 - t_next) * jnp.sin(level * jnp.pi / 2)
+    kept = jnp.sqrt((1 - t_next) ** 2 - fresh**2)
+    return t_next[..., None] * clean + kept[..., None] * noise, noise_scale * fresh
+
+
+STOCHASTIC = {'marginal': marginal_step, 'preserving': preserving_step}
+
+
+def log_density(z: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Of N(mean, std^2), per value: mean over C, [..., C] and std [...] -> [...]."""
+    error = jnp.mean((z - mean) ** 2, -1)
+    return -0.5 * error / std**2 - jnp.log(std) - 0.5 * jnp.log(2 * jnp.pi)

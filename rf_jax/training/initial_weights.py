@@ -114,15 +114,17 @@ def plan(abstract: state.State, sources: Sequence[Source], config) -> dict[str, 
     An array comes from the first source that has its path, after rewriting by `initialise_as`,
     unless a regex of `initialise_new` matches. Frozen parameters start from their EMA, which is
     what was evaluated and what targets are computed with: starting from the weights would make the
-    EMA, which must not change, drift towards them. Raises UserError.
+    EMA, which must not change, drift towards them. With `initialise_from_average` all do. Raises
+    UserError.
     """
+    average = config.initialise_from_average
     origins, wrong = {}, []
     for name, leaf in checkpoint_files.flatten({n: getattr(abstract, n) for n in TAKEN}).items():
         part, _, path = name.partition('/')
         path = path or name  # the codebook has no path
         if any(re.search(pattern, path) for pattern in config.initialise_new):
             continue
-        if part == 'params' and optimizer.frozen(path, config.optimizer.freeze):
+        if part == 'params' and (average or optimizer.frozen(path, config.optimizer.freeze)):
             part = 'ema'
         for pattern, replacement in config.initialise_as:
             path = re.sub(pattern, replacement, path)

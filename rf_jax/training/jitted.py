@@ -31,6 +31,7 @@ class Programs:
     initialise: Callable[[], state.State]
     initialise_only: Callable[[Set[str]], dict[str, jax.Array]]
     train_step: Callable
+    terms: Sequence[str]  # of its loss
 
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The batch of a train step, as shapes with shardings."""
@@ -86,9 +87,16 @@ def check(config, mesh_: Mesh) -> None:
             )
 
 
-def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> Programs:
+def build(
+    config,
+    vocabulary: int,
+    mesh_: Mesh,
+    platform: str | None = None,
+    objective_of: Callable | None = None,
+) -> Programs:
     """The programs of a config on a mesh. `vocabulary`: size of the tokenizer; `platform`: cpu, gpu
-    or tpu, to compile for another platform than that of this process. Raises UserError.
+    or tpu, to compile for another platform than that of this process; `objective_of(config, model)`
+    gives the `step.Objective`, by default that of pre-training. Raises UserError.
     """
     check(config, mesh_)
     model = unified.build(config, vocabulary, platform=platform)
@@ -112,8 +120,10 @@ def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> 
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, where
     )
     sharded_model = unified.build(config, vocabulary, mesh_, platform)
+    objective = (objective_of or step.pretraining)(config, sharded_model)
+    built = step.build(config, sharded_model, optimizer_of, objective)
     train_step = jax.jit(
-        with_stop(from_host(step.build(config, sharded_model, optimizer_of), config.offload)),
+        with_stop(from_host(built, config.offload)),
         donate_argnums=0,
         out_shardings=(where, None),
     )
@@ -133,6 +143,7 @@ def build(config, vocabulary: int, mesh_: Mesh, platform: str | None = None) -> 
         initialise=jax.jit(new_state, out_shardings=where),
         initialise_only=initialise_only,
         train_step=train_step,
+        terms=tuple(objective.terms),
     )
 
 

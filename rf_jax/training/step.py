@@ -1,6 +1,8 @@
 """One optimizer step: quantize, noise, forward, three losses, update (paper, figure 2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,34 +66,64 @@ def complete(
     return dict(batch) | find_targets.of_part(state, batch) | noise
 
 
-def loss_function(config: ConfigDict, model: Unified, terms) -> Callable:
+def loss_function(config: ConfigDict, model: Unified, terms, weights=None) -> Callable:
     """`loss(params, batch, counts) -> (loss, metrics)` of completed rows, a batch or a part of it.
 
-    `counts` are those of the whole batch, so the losses of its parts add up to its loss.
+    `counts` are those of the whole batch, so the losses of its parts add up to its loss. `weights`
+    of the terms: by default `config.losses`.
     """
+    weights = config.losses if weights is None else weights
 
     def loss(params, batch: StepBatch, counts):
         live = optimizer.stop_frozen_gradients(params, config.optimizer.freeze)
         outputs = model.apply({'params': live}, batch, batch['tokens'], batch['z'], batch['t'])
-        value, means = losses.total(terms, config.losses, counts, outputs, batch)
+        value, means = losses.total(terms, weights, counts, outputs, batch)
         return value, means | {'loss': value}
 
     return loss
 
 
-def build(config: ConfigDict, model: Unified, optimizer_of) -> Callable:
-    """`step(state, batch) -> (state, metrics)`, pure; jit it with the state donated."""
-    find_targets = model.kind.targets(config, model)
-    terms = losses.build(config, CrossEntropy(model.sharding, tuple(config.sharding)))
+class Objective(NamedTuple):
+    """What a train step does with the rows of a batch, apart from the update.
 
-    gradient = jax.grad(loss_function(config, model, terms), has_aux=True)
+    `prepare(state, batch)` and `complete(state, rows, part)` as the functions of this module;
+    `terms` of the loss and their `weights` by name.
+    """
+
+    prepare: Callable
+    complete: Callable
+    terms: Mapping
+    weights: Mapping[str, float]
+
+
+def pretraining(config: ConfigDict, model: Unified) -> Objective:
+    """Paper, section 3.2: text, representation tokens and the flow, of the images in the batch."""
+    find_targets = model.kind.targets(config, model)
+    return Objective(
+        partial(prepare, find_targets),
+        partial(complete, config, model, find_targets),
+        losses.build(config, CrossEntropy(model.sharding, tuple(config.sharding))),
+        config.losses,
+    )
+
+
+def build(
+    config: ConfigDict, model: Unified, optimizer_of, objective: Objective | None = None
+) -> Callable:
+    """`step(state, batch) -> (state, metrics)`, pure; jit it with the state donated.
+
+    `objective`: by default that of `pretraining`.
+    """
+    work = objective or pretraining(config, model)
+    loss = loss_function(config, model, work.terms, work.weights)
+    gradient = jax.grad(loss, has_aux=True)
 
     def train_step(state: State, batch: Batch):
-        batch, codebook, seen = prepare(find_targets, state, batch)
-        counts = losses.counts(terms, batch)
+        batch, codebook, seen = work.prepare(state, batch)
+        counts = losses.counts(work.terms, batch)
 
         def of_part(rows, part):  # features, noise and noisy patches of one part only are in memory
-            completed = complete(config, model, find_targets, state, rows, part)
+            completed = work.complete(state, rows, part)
             return gradient(state.params, completed, counts)
 
         grads, metrics = microbatches.summed(of_part, batch, config.optimizer.grad_accum_steps)

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -38,9 +38,10 @@ class StepMetrics:
         writer: metrics.MetricWriter,
         start: int,
         spent: goodput.Goodput,
+        terms: Sequence[str],
     ):
-        """`start`: steps already done."""
-        self.config, self.writer, self.spent = config, writer, spent
+        """`start`: steps already done; `terms`: names of those of the loss."""
+        self.config, self.writer, self.spent, self.terms = config, writer, spent, terms
         self.data_counts = batches.counts  # what was truncated or left out so far
         # Rows of a batch per row that this process makes.
         self.scale = config.data.batch_size / len(batches.rows)
@@ -106,14 +107,13 @@ class StepMetrics:
             f'flow_t{i}': sums.get(f'flow_sum_{i}', 0) / max(sums.get(f'flow_count_{i}', 0), 1)
             for i in range(losses.TIME_BANDS)
         }
-        terms = losses.build(self.config)
         shown = {'loss': mean.get('loss', float('nan'))}
-        shown |= {f'loss/{name}': mean[name] for name in terms if name in mean}
+        shown |= {f'loss/{name}': mean[name] for name in self.terms if name in mean}
         rates = self.progress.rates()
         if self.peak and 'flops_per_second' in rates:
             rates['mfu'] = rates['flops_per_second'] / self.peak
         shown |= rates | {name: value for name, value in mean.items() if name.startswith('fill')}
-        shown |= {f'loss/{name}': bands[name] for name in bands} if 'flow' in terms else {}
+        shown |= {f'loss/{name}': bands[name] for name in bands} if 'flow' in self.terms else {}
         shown |= {name: mean[name] for name in ('codes_used', 'gradient_norm') if name in mean}
         shown |= {name: values[name] for name in ('skipped', 'parameter_norm')}
         shown['input_wait_seconds'] = self.waited / seen

@@ -104,8 +104,15 @@ def with_absolute_paths(config):
     return config
 
 
-def build(config, folder: str | os.PathLike, devices=None) -> Run:
-    """A run without its state, for a workdir. Raises UserError for a config that cannot run."""
+def build(
+    config,
+    folder: str | os.PathLike,
+    devices=None,
+    objective_of: Callable | None = None,
+) -> Run:
+    """A run without its state, for a workdir; `objective_of` as in `jitted.build`. Raises UserError
+    for a config that cannot run.
+    """
     folder = paths.local(folder, '--workdir')
     spent = goodput.Goodput(folder)
     mesh_, rows = checks.start(config, devices)
@@ -131,7 +138,7 @@ def build(config, folder: str | os.PathLike, devices=None) -> Run:
     batches = pipeline.Batches(config, found, tokenizer, rows[process])
     if distributed.is_main():
         captions.warn_of_truncation(found, tokenizer, config.data)
-    built = jitted.build(config, tokenizer.size, mesh_)
+    built = jitted.build(config, tokenizer.size, mesh_, objective_of=objective_of)
     own = {'workdir': folder, 'tokenizer': tokenizer, 'batches': batches, 'goodput': spent}
     return Run(**vars(built), **own, data=data)
 
@@ -177,14 +184,34 @@ def write_start(run: Run) -> None:
     )
 
 
+# `feed(run, start, metrics) -> next_batch(state)`, called before every step from `start` on.
+Feed = Callable[[Run, int, StepMetrics], Callable[[state.State], Mapping[str, np.ndarray]]]
+
+
+def from_batches(run: Run, start: int, metrics: StepMetrics) -> Callable:
+    """The batches of `run.batches`, prefetched."""
+    batches = run.batches.iterate(start, run.config.steps)
+
+    def next_batch(_: state.State):
+        with metrics.waiting():
+            return next(batches)
+
+    return next_batch
+
+
 def train(
-    run: Run, on_samples: Callable | None = None, traced: tuple[int, int] | None = None
+    run: Run,
+    on_samples: Callable | None = None,
+    traced: tuple[int, int] | None = None,
+    feed: Feed | None = None,
+    unit: int = 1,
 ) -> state.State:
     """Trains to `config.steps`, resuming from the newest checkpoint that restores.
 
     `on_samples(step, ema, writer)` generates samples while training. `traced`: first and last step
-    of a profile. Ctrl-C and SIGTERM in any process save and return the current state (see its
-    `step`). Raises UserError for a non-finite state, which is never saved, and if the last
+    of a profile. `feed`: where batches come from, by default `run.batches`; a run can go on at
+    multiples of `unit` steps. Ctrl-C and SIGTERM in any process save and return the current state
+    (see its `step`). Raises UserError for a non-finite state, which is never saved, and if the last
     checkpoint cannot be written.
     """
     config, spent = run.config, run.goodput
@@ -204,17 +231,18 @@ def train(
         stop = stack.enter_context(metrics.StopSignal())
         trace = stack.enter_context(profiling.Profile(run.workdir / 'profile', traced))
         spent.resumed(start)
-        step_metrics = StepMetrics(config, run.tokenizer.size, run.batches, writer, start, spent)
-        batches = run.batches.iterate(start, config.steps)
+        step_metrics = StepMetrics(
+            config, run.tokenizer.size, run.batches, writer, start, spent, run.terms
+        )
+        next_batch = (feed or from_batches)(run, start, step_metrics)
         for number in range(start + 1, config.steps + 1):
-            with step_metrics.waiting():
-                batch = next(batches)
+            batch = next_batch(current)
             with trace.step(number), spent.phase('compile' if number == start + 1 else 'steps'):
                 current, values = run.train_step(current, run.put(batch, stop.requested))
             trace.wait_for(values)
             step_metrics.push(number, values, batch)  # reads the previous step while this one runs
             # Read once, since a signal may arrive at any time.
-            stopping = distributed.agreed(stop.requested, step_metrics.stop)
+            stopping = distributed.agreed(stop.requested, step_metrics.stop) and not number % unit
             last = number == config.steps or stopping
             if last or checkpoints.due(number):
                 step_metrics.flush()

@@ -78,7 +78,7 @@ def test_flops_of_the_program_agree_with_the_model(checked):
     assert 0.9 < values['flops'] / whole < 1.0
     assert values['model_flops'] < whole, 'masked pairs are not counted for the model'
     batches = SimpleNamespace(counts={}, rows=range(config.data.batch_size))
-    logged = StepMetrics(config, VOCABULARY, batches, None, 0, None).flops
+    logged = StepMetrics(config, VOCABULARY, batches, None, 0, None, ()).flops
     assert logged == pytest.approx(8 * values['model_flops']), (
         'a run computes its MFU from the same FLOPs'
     )

@@ -1,0 +1,80 @@
+"""GRPO on a trained run: reinforcement of representation tokens, of the flow, or of both.
+
+python -m rf_jax.reinforce --config=configs/posttraining/grpo.py:representation \
+    --workdir=runs/reinforced --config.initialise_from=runs/pixel_rf
+
+Formulas: docs/post_training.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import scenes
+from rf_jax.runtime.errors import choose
+
+POLICIES = {
+    'representation': ('representation',),
+    'flow': ('flow',),
+    'both': ('representation', 'flow'),
+}
+
+
+def fields() -> ConfigDict:
+    """The fields of `config.grpo`."""
+    grpo = ConfigDict()
+    # generate | describe | reconstruct | both: see rf_jax/posttraining/episodes.py.
+    grpo.episode = 'generate'
+    grpo.policies = ('representation',)  # which of text, representation, flow are trained
+    # What `generate` asks for: captions (of data.sources) | seen | held_out | all (prompts about
+    # scenes in GenEval's categories).
+    grpo.prompts = 'seen'
+    grpo.group_size = 8  # samples of one prompt or image; Flow-GRPO: 24
+    grpo.updates = 1  # optimizer steps of data.batch_size rows on one rollout
+    grpo.std = 'group'  # group | global: standard deviation that advantages are divided by
+    # {name: weight}: judge | recovered | exact_answer | words | similarity.
+    grpo.rewards = ConfigDict({'judge': 1.0})
+    grpo.reward_seconds = 60.0  # longest time of the rewards of a group, which is then skipped
+    # Of the ratio, by policy. A flow's log-probability is a mean over its values; Flow-GRPO: 1e-4.
+    grpo.clip = ConfigDict({'text': 0.2, 'representation': 0.2, 'flow': 1e-4})
+    # Weight of the KL to the reference, by policy; Flow-GRPO: 0.04, for flows without dt.
+    grpo.kl = ConfigDict({'text': 0.0, 'representation': 0.0, 'flow': 0.0})
+    # Workdir of the run whose average is the reference and the frozen decoder; '': initialise_from.
+    grpo.reference = ''
+    grpo.text_tokens = 16  # most tokens of a text
+    flow = grpo.flow = ConfigDict()
+    flow.steps = 10  # of a rollout; Flow-GRPO: 10, and 40 at evaluation
+    # First step with noise, and first without again: the steps between are trained.
+    flow.stochastic = (0, 5)
+    flow.sampler = 'marginal'  # marginal (Flow-GRPO) | preserving (arXiv 2509.05952)
+    flow.level = 0.7  # of the noise; Flow-GRPO: 0.7, preserving: 0.8
+    flow.kl_with_dt = True  # the KL of the paper; the authors' code leaves out the step size
+    return grpo
+
+
+def start(config: ConfigDict, steps: int) -> None:
+    """What all post-training of the study's `pixel_rf` has in common."""
+    config.steps = steps
+    config.initialise_new = config.initialise_as = ()
+    config.initialise_from_average = True
+    config.model.representation.quantizer.data_init_steps = ()
+    config.optimizer.lr_multipliers = ()
+
+
+def get_config(policies: str = 'both'):
+    trained = choose('configs/posttraining/grpo.py:policies', policies, POLICIES)
+    config = scenes.get_config('pixel_rf')
+    start(config, steps=200)
+    with config.unlocked():
+        config.grpo = fields()
+    config.grpo.policies = trained
+    config.data.batch_size = 64  # samples: 8 groups of 8
+    # The trained steps of the flow stand in one row, each with its own noisy image.
+    first, last = config.grpo.flow.stochastic
+    steps = last - first if 'flow' in trained else 1
+    config.data.capacity.update(pixels=36 * steps, pixel_images=steps)
+    config.optimizer.update(
+        learning_rate=1e-4, warmup_steps=10, weight_decay=0.0, freeze=(r'^encoder/',)
+    )
+    config.ema.decay = config.ema.encoder_decay = 0.95
+    config.checkpoint.every = 20
+    config.log.every = 5
+    return config

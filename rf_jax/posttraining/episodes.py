@@ -1,0 +1,144 @@
+"""Episodes: what the policy is asked, what it samples, and the training rows of the samples.
+
+generate      a prompt; the policy generates images of it: representation tokens, flow, or both
+describe      an image; the policy writes captions, a frozen decoder generates an image from each
+reconstruct   an image and its frozen caption; the policy generates images of the caption
+both          an image; the policy writes captions, and an image from each: one model, one reward
+
+Unified-GRPO (arXiv 2509.09666) names the second "generation for understanding", the third
+"understanding for generation".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from rf_jax.data.batch import Batch
+from rf_jax.data.records import clean
+from rf_jax.generation import inputs
+from rf_jax.posttraining import asking, training_rows
+from rf_jax.posttraining.rewards import Prompt, Sample, Source
+from rf_jax.posttraining.rollouts import Rollouts
+from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.rng import fold, generator
+
+
+@dataclass
+class Collected:
+    """Groups of samples. `rows`: batches of one row a sample, in order of the groups."""
+
+    asked: list[Prompt]
+    shown: list[Source]
+    samples: list[list[Sample]]
+    rows: list[Batch]
+    errors: list[float]  # |log-probability of the rollout - that computed again|, means
+
+
+def generate(run, rollouts: Rollouts, params, number: int) -> Collected:
+    """Images of prompts."""
+    asked = asking.prompts_of(run, number, groups_of(run.config))
+    n = run.config.grpo.group_size
+    texts = [each.text for each in asked for _ in range(n)]
+    rows, images, error = _drawn(run, rollouts, params, number, texts)
+    samples = _grouped([Sample(image=image) for image in images], n)
+    return Collected(asked, [Source()] * len(asked), samples, [rows], [error])
+
+
+def describe(run, rollouts: Rollouts, params, number: int) -> Collected:
+    """Captions of images, and what a frozen decoder makes of them."""
+    found, captions = _captioned(run, rollouts, params, number)
+    images = rollouts.decoded(captions, fold(run.config.seed, 'decoder', number) % 2**31)
+    samples = [Sample(text, image) for text, image in zip(captions, images)]
+    return replace(found, samples=_grouped(samples, run.config.grpo.group_size))
+
+
+def reconstruct(run, rollouts: Rollouts, params, number: int) -> Collected:
+    """Images of the captions that the frozen model gives to images."""
+    n = run.config.grpo.group_size
+    shown = asking.sources_of(run, number, groups_of(run.config))
+    captions = rollouts.captions([each.image for each in shown])
+    rows, images, error = _drawn(
+        run, rollouts, params, number, [text for text in captions for _ in range(n)]
+    )
+    asked = [Prompt(text) for text in captions]
+    samples = _grouped([Sample(image=image) for image in images], n)
+    return Collected(asked, shown, samples, [rows], [error])
+
+
+def both(run, rollouts: Rollouts, params, number: int) -> Collected:
+    """Captions of images, and images of these captions, by one policy."""
+    found, captions = _captioned(run, rollouts, params, number)
+    rows, images, error = _drawn(run, rollouts, params, number, captions)
+    samples = [Sample(text, image) for text, image in zip(captions, images)]
+    return replace(
+        found,
+        samples=_grouped(samples, run.config.grpo.group_size),
+        rows=[*found.rows, rows],
+        errors=[*found.errors, error],
+    )
+
+
+# (episode, rows of a sample, policies that it can train)
+EPISODES = {
+    'generate': (generate, 1, ('representation', 'flow')),
+    'describe': (describe, 1, ('text',)),
+    'reconstruct': (reconstruct, 1, ('representation', 'flow')),
+    'both': (both, 2, ('text', 'representation', 'flow')),
+}
+
+
+def groups_of(config: ConfigDict) -> int:
+    """Groups of a collection: its rows are those of `grpo.updates` batches. Raises UserError."""
+    c = config.grpo
+    rows = config.data.batch_size * c.updates
+    each = c.group_size * EPISODES[c.episode][1]
+    if c.group_size < 2:
+        raise UserError(f'grpo.group_size={c.group_size}: a group of one has no better sample')
+    if rows % each:
+        raise UserError(
+            f'data.batch_size x grpo.updates = {rows} rows are not a multiple of {each}, the rows '
+            f'of a group (grpo.group_size={c.group_size}, grpo.episode={c.episode!r})'
+        )
+    return rows // each
+
+
+def _captioned(run, rollouts: Rollouts, params, number: int) -> tuple[Collected, list[str]]:
+    n, config = run.config.grpo.group_size, run.config
+    shown = asking.sources_of(run, number, groups_of(config))
+    pairs = [(each.image, '') for each in shown for _ in range(n)]
+    found = rollouts.texts(params, pairs, _seeds(config, 'text', number, len(pairs)))
+    rows = training_rows.of_texts(rollouts, pairs, found)
+    error = rollouts.error(params, 'text', rows, found.log_probs)
+    captions = [clean(run.tokenizer.decode(ids.tolist())) for ids in found.tokens]
+    asked = [Prompt('')] * len(shown)
+    return Collected(asked, shown, [], [rows], [error]), captions
+
+
+def _drawn(run, rollouts: Rollouts, params, number: int, texts: Sequence[str]):
+    """(training rows, images, error) of one image of each text."""
+    config = run.config
+    seeds = _seeds(config, 'image', number, len(texts))
+    requests = [
+        replace(inputs.request(config, text, 0), seed=int(seed)) for text, seed in zip(texts, seeds)
+    ]
+    found = rollouts.images(params, requests)
+    rows = training_rows.of_images(rollouts, requests, found)
+    error = max(
+        rollouts.error(params, name, rows, values)
+        for name, values in (
+            ('representation', found.token_log_probs),
+            ('flow', found.step_log_probs),
+        )
+        if name in config.grpo.policies
+    )
+    return rows, rollouts.whole_images(requests, found), error
+
+
+def _seeds(config: ConfigDict, what: str, number: int, count: int) -> np.ndarray:
+    return generator(config.seed, 'rollout', what, number).integers(2**31, size=count)
+
+
+def _grouped(samples: Sequence[Sample], n: int) -> list[list[Sample]]:
+    return [list(samples[start : start + n]) for start in range(0, len(samples), n)]

@@ -1,0 +1,43 @@
+"""The frozen model beside the policy: reference of the KL, decoder and encoder of rewards."""
+
+from typing import Any
+
+import jax
+from absl import logging
+
+from rf_jax.runtime import checkpoint, checkpoint_files, paths
+from rf_jax.runtime.errors import UserError
+from rf_jax.training import initial_weights
+from rf_jax.training.jitted import Programs
+
+
+def load(run: Programs) -> Any:
+    """The average of `grpo.reference`, or of `initialise_from`, sharded as the run's own.
+
+    Raises UserError if it is missing or has other shapes.
+    """
+    name = run.config.grpo.reference
+    others = initial_weights.other_runs(run.config)
+    found = [paths.local(name, 'grpo.reference')] if name else others
+    if not found:
+        raise UserError('grpo.reference and initialise_from are empty: nothing to reinforce')
+    wanted = {'ema': run.abstract.ema}
+
+    def place(held):
+        there, here = (checkpoint_files.flatten(tree) for tree in (held, wanted))
+        wrong = [
+            f'{path}: {there[path].shape if path in there else "absent"}, expected {leaf.shape}'
+            for path, leaf in here.items()
+            if path not in there or there[path].shape != leaf.shape
+        ]
+        if wrong:
+            raise UserError(
+                f'grpo.reference={name or run.config.initialise_from}: another model than that of '
+                f'this config ({len(wrong)} arrays differ): {"; ".join(wrong[:5])}'
+            )
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
+                            wanted)  # fmt: skip
+
+    step, saved = checkpoint.restore_placed(found[0] / 'checkpoints', None, 'ema', place)
+    logging.info('Reference: the average of %s at step %d', found[0], step)
+    return saved['ema']

@@ -1,0 +1,104 @@
+"""The jitted programs of rollouts, on the sampler of a run: all processes get complete results."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from rf_jax.data.batch import Batch
+from rf_jax.evaluation import run_report
+from rf_jax.generation import generated_image, guidance, inputs
+from rf_jax.posttraining import policy, rollout
+from rf_jax.training import flow
+
+
+class Rollouts:
+    """Samples with the parameters of a step; `reference`: frozen parameters, sharded as these."""
+
+    def __init__(self, run, reference: Any):
+        self.config, self.tokenizer = run.config, run.tokenizer
+        self.sampler = sampler = run_report.sampler_of(run)
+        self.model, self.placement = sampler.model, sampler.placement
+        self.channels, self.flow_channels = self.model.channels, self.model.flow_channels
+        self.policies = policy.policies(run.config)
+        self.reference = None if reference is None else self.placement.params(reference)
+        c, length = run.config.grpo, run.config.grpo.text_tokens
+        steps = rollout.FlowPolicy(
+            c.flow.steps, *c.flow.stochastic, flow.STOCHASTIC[c.flow.sampler], c.flow.level
+        )
+
+        def images(params, row, seeds):
+            keys = jax.vmap(jax.random.key)(seeds)
+            return rollout.images(self.model, self.config, steps, params, row, keys)
+
+        def texts(params, rows, lengths, seeds):
+            keys = jax.vmap(jax.random.key)(seeds)
+            return rollout.texts(
+                self.model, length, self.tokenizer.eos, params, rows, lengths, keys
+            )
+
+        self._images, self._texts = self.placement.jit(images), self.placement.jit(texts)
+        self._forward = {
+            what: self.placement.jit(partial(self._measure, what), static_argnums=0)
+            for what in ('log_probs', 'reference')
+        }
+
+    def _measure(self, what: str, name: str, params, batch: Batch):
+        where = batch['tokens'], batch['z'], batch['t']
+        outputs = self.model.apply({'params': params}, batch, *where)
+        return getattr(self.policies[name], what)(outputs, batch)
+
+    def images(self, params, requests: Sequence[inputs.Request]) -> rollout.Images:
+        """One image of each request, as numpy arrays."""
+        rows = inputs.generation_rows(self.config, self.tokenizer, self.channels, requests,
+                                      text=self.config.data.capacity.text)  # fmt: skip
+        seeds = np.array([each.seed for each in requests], np.uint32)
+        placed = self.placement.inputs((rows[guidance.ALL, True], seeds))
+        return jax.tree.map(np.asarray, self._images(params, *placed))
+
+    def whole_images(self, requests, found: rollout.Images) -> list[np.ndarray]:
+        """uint8 [h, w, 3] of each."""
+        patch, pool = self.config.data.patch_size, self.sampler.pool
+        return [
+            generated_image.from_patches(values, (each.height, each.width), patch, pool)
+            for each, values in zip(requests, found.patches)
+        ]
+
+    def texts(self, params, pairs, seeds: np.ndarray) -> rollout.Texts:
+        """A text for each (image, question), as numpy arrays."""
+        rows, lengths = inputs.answer_rows(
+            self.config, self.tokenizer, self.channels, pairs, self.config.grpo.text_tokens
+        )
+        placed = self.placement.inputs((rows, lengths, seeds.astype(np.uint32)))
+        return jax.tree.map(np.asarray, self._texts(params, *placed))
+
+    def log_probs(self, params, name: str, rows: Batch) -> np.ndarray:
+        """Those of policy `name`, computed as in training: float32 [B, n]."""
+        return np.asarray(self._forward['log_probs'](name, params, self.placement.inputs(rows)))
+
+    def references(self, name: str, rows: Batch) -> np.ndarray:
+        """What the KL term of policy `name` compares with."""
+        inputs_ = self.placement.inputs(rows)
+        return np.asarray(self._forward['reference'](name, self.reference, inputs_))
+
+    def captions(self, images: Sequence[np.ndarray]) -> list[str]:
+        """Greedy captions by the reference."""
+        self.sampler.params = self.reference
+        return self.sampler.caption(list(images))
+
+    def decoded(self, captions: Sequence[str], seed: int) -> list[np.ndarray]:
+        """Images of the captions by the reference, with the guidance of `config.sampling`."""
+        self.sampler.params = self.reference
+        return [each.image for each in self.sampler.generate(list(captions), seed)]
+
+    def error(self, params, name: str, rows: Batch, sampled: np.ndarray) -> float:
+        """Mean over rows of |log-probability of the rollout - that computed as in training|, each
+        the mean of the row's tokens.
+        """
+        weight = rows[self.policies[name].weight]
+        again = self.log_probs(params, name, rows)
+        again = (again * weight).sum(1) / weight.sum(1)
+        counted = np.maximum((sampled != 0).sum(1), 1)
+        return float(np.abs(again - sampled.sum(1) / counted).mean())

@@ -1,0 +1,38 @@
+r"""Reinforce a trained run by GRPO.
+
+python -m rf_jax.reinforce --config=configs/posttraining/grpo.py --workdir=runs/reinforced \
+    --config.initialise_from=runs/pixel_rf
+
+The same command resumes. A reward of your own: `--reward=my_rewards.py:brightness`, a function of
+(prompt, source, sample), see rf_jax/posttraining/rewards.py.
+"""
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from rf_jax.posttraining import collector, policy, reference, rewards
+from rf_jax.runtime import cli, distributed, errors, workdir
+from rf_jax.training import checks, train_loop
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'What to reinforce.')
+_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run; an existing run is resumed.')
+_REWARD = flags.DEFINE_multi_string('reward', [], 'FILE.py:FUNCTION, added to grpo.rewards.')
+
+
+def main(argv):
+    del argv
+    config = _CONFIG.value
+    collector.check(config)
+    checks.check(config)
+    more = {text.rpartition(':')[2]: rewards.load(text) for text in _REWARD.value}
+    with workdir.training_lock(_WORKDIR.value):
+        run = train_loop.build(config, _WORKDIR.value, objective_of=policy.objective)
+        feed = collector.Collector(run, reference.load(run), more)
+        state = train_loop.train(run, feed=feed, unit=config.grpo.updates)
+        run.goodput.save(int(state.step), distributed.is_main())
+        logging.info('%s', run.goodput.table())
+        return errors.INTERRUPTED if run.stopped else errors.DONE
+
+
+if __name__ == '__main__':
+    cli.run(main, config='configs/posttraining/grpo.py', required=['workdir'], multiprocess=True)
