@@ -1,6 +1,7 @@
 """What the policy is asked and shown in a collection: a function of (seed, number of the step)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -70,13 +71,24 @@ def _by_category(side: str, rung) -> dict[str, list[prompts.Prompt]]:
 
 def sources_of(run, number: int, count: int) -> list[Source]:
     """The images of a collection, of the run's examples, at the size of training."""
-    found = []
-    for source, index, _ in _examples(run, 'image_to_text', number, count):
-        image = source.image(index)
-        image = image_ops.resize(image, *pipeline.image_size(*image.shape[:2], run.config))
-        scene = source.scene(index) if hasattr(source, 'scene') else None
-        found.append(Source(image, scene))
-    return found
+    examples = _examples(run, 'image_to_text', number, count)
+    return [_shown(run, source, index) for source, index, _ in examples]
+
+
+def _shown(run, source, index: int) -> Source:
+    image = source.image(index)
+    image = image_ops.resize(image, *pipeline.image_size(*image.shape[:2], run.config))
+    return Source(image, source.scene(index) if hasattr(source, 'scene') else None)
+
+
+def questions_of(run, number: int, count: int) -> tuple[list[Source], list[Prompt]]:
+    """Images with a question each; the source knows the answer."""
+    shown, asked = [], []
+    for source, index, rng in _examples(run, 'image_to_text', number, count):
+        question, answer = _pick(rng, source.record(index).questions or (('', ''),))
+        shown.append(replace(_shown(run, source, index), answer=answer))
+        asked.append(Prompt(question))
+    return shown, asked
 
 
 def _examples(run, task: str, number: int, count: int):

@@ -1,11 +1,12 @@
 """Episodes: what the policy is asked, what it samples, and the training rows of the samples.
 
 generate      a prompt; the policy generates images of it: representation tokens, flow, or both
+answer        a question about an image; the policy writes answers
 describe      an image; the policy writes captions, a frozen decoder generates an image from each
 reconstruct   an image and its frozen caption; the policy generates images of the caption
 both          an image; the policy writes captions, and an image from each: one model, one reward
 
-Unified-GRPO (arXiv 2509.09666) names the second "generation for understanding", the third
+In Unified-GRPO (arXiv 2509.09666) `describe` is "generation for understanding", `reconstruct`
 "understanding for generation".
 """
 
@@ -41,9 +42,16 @@ def generate(run, rollouts: Rollouts, params, number: int) -> Collected:
     asked = asking.prompts_of(run, number, groups_of(run.config))
     n = run.config.grpo.group_size
     texts = [each.text for each in asked for _ in range(n)]
-    rows, images, error = _drawn(run, rollouts, params, number, texts)
-    samples = _grouped([Sample(image=image) for image in images], n)
-    return Collected(asked, [Source()] * len(asked), samples, [rows], [error])
+    rows, drawn, error = _drawn(run, rollouts, params, number, texts)
+    return Collected(asked, [Source()] * len(asked), _grouped(drawn, n), [rows], [error])
+
+
+def answer(run, rollouts: Rollouts, params, number: int) -> Collected:
+    """Answers to questions about images."""
+    shown, asked = asking.questions_of(run, number, groups_of(run.config))
+    found, answers = _written(run, rollouts, params, number, shown, asked)
+    samples = _grouped([Sample(text) for text in answers], run.config.grpo.group_size)
+    return replace(found, samples=samples)
 
 
 def describe(run, rollouts: Rollouts, params, number: int) -> Collected:
@@ -59,19 +67,18 @@ def reconstruct(run, rollouts: Rollouts, params, number: int) -> Collected:
     n = run.config.grpo.group_size
     shown = asking.sources_of(run, number, groups_of(run.config))
     captions = rollouts.captions([each.image for each in shown])
-    rows, images, error = _drawn(
+    rows, drawn, error = _drawn(
         run, rollouts, params, number, [text for text in captions for _ in range(n)]
     )
     asked = [Prompt(text) for text in captions]
-    samples = _grouped([Sample(image=image) for image in images], n)
-    return Collected(asked, shown, samples, [rows], [error])
+    return Collected(asked, shown, _grouped(drawn, n), [rows], [error])
 
 
 def both(run, rollouts: Rollouts, params, number: int) -> Collected:
     """Captions of images, and images of these captions, by one policy."""
     found, captions = _captioned(run, rollouts, params, number)
-    rows, images, error = _drawn(run, rollouts, params, number, captions)
-    samples = [Sample(text, image) for text, image in zip(captions, images)]
+    rows, drawn, error = _drawn(run, rollouts, params, number, captions)
+    samples = [replace(each, text=text) for each, text in zip(drawn, captions)]
     return replace(
         found,
         samples=_grouped(samples, run.config.grpo.group_size),
@@ -83,6 +90,7 @@ def both(run, rollouts: Rollouts, params, number: int) -> Collected:
 # (episode, rows of a sample, policies that it can train)
 EPISODES = {
     'generate': (generate, 1, ('representation', 'flow')),
+    'answer': (answer, 1, ('text',)),
     'describe': (describe, 1, ('text',)),
     'reconstruct': (reconstruct, 1, ('representation', 'flow')),
     'both': (both, 2, ('text', 'representation', 'flow')),
@@ -105,19 +113,23 @@ def groups_of(config: ConfigDict) -> int:
 
 
 def _captioned(run, rollouts: Rollouts, params, number: int) -> tuple[Collected, list[str]]:
-    n, config = run.config.grpo.group_size, run.config
-    shown = asking.sources_of(run, number, groups_of(config))
-    pairs = [(each.image, '') for each in shown for _ in range(n)]
-    found = rollouts.texts(params, pairs, _seeds(config, 'text', number, len(pairs)))
+    shown = asking.sources_of(run, number, groups_of(run.config))
+    return _written(run, rollouts, params, number, shown, [Prompt('')] * len(shown))
+
+
+def _written(run, rollouts: Rollouts, params, number: int, shown, asked):
+    """(groups without samples, the texts) of images and questions."""
+    n = run.config.grpo.group_size
+    pairs = [(s.image, a.text) for s, a in zip(shown, asked) for _ in range(n)]
+    found = rollouts.texts(params, pairs, _seeds(run.config, 'text', number, len(pairs)))
     rows = training_rows.of_texts(rollouts, pairs, found)
     error = rollouts.error(params, 'text', rows, found.log_probs)
-    captions = [clean(run.tokenizer.decode(ids.tolist())) for ids in found.tokens]
-    asked = [Prompt('')] * len(shown)
-    return Collected(asked, shown, [], [rows], [error]), captions
+    texts = [clean(run.tokenizer.decode(ids.tolist())) for ids in found.tokens]
+    return Collected(asked, shown, [], [rows], [error]), texts
 
 
 def _drawn(run, rollouts: Rollouts, params, number: int, texts: Sequence[str]):
-    """(training rows, images, error) of one image of each text."""
+    """(training rows, samples, error) of one image of each text."""
     config = run.config
     seeds = _seeds(config, 'image', number, len(texts))
     requests = [
@@ -133,7 +145,9 @@ def _drawn(run, rollouts: Rollouts, params, number: int, texts: Sequence[str]):
         )
         if name in config.grpo.policies
     )
-    return rows, rollouts.whole_images(requests, found), error
+    images = rollouts.whole_images(requests, found)
+    samples = [Sample('', *each) for each in zip(images, found.tokens)]
+    return rows, samples, error
 
 
 def _seeds(config: ConfigDict, what: str, number: int, count: int) -> np.ndarray:

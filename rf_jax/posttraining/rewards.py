@@ -42,10 +42,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Sample:
-    """What came back: `text` that the policy wrote, and an `image` uint8 [h, w, 3]."""
+    """What came back: `text` that the policy wrote; an `image` uint8 [h, w, 3], and its
+    representation tokens int32 [N] if the policy sampled them.
+    """
 
     text: str = ''
     image: np.ndarray | None = None
+    tokens: np.ndarray | None = None
 
 
 Reward = Callable[[Prompt, Source, Sample], float]
