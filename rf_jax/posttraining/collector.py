@@ -85,13 +85,19 @@ class Collector:
         total = sum(weight * values[name] for name, weight in self.weights.items())
         advantage = policy.advantages(total, self.config.grpo.std)
         valid = np.isfinite(total).all(1)
-        parts = [self._complete(params, rows, advantage, valid) for rows in found.rows]
+        errors: list[float] = []
+        parts = [
+            self._complete(params, rows, log_probs, advantage, valid, errors)
+            for rows, log_probs in zip(found.rows, found.log_probs)
+        ]
         # The rows of a sample follow each other.
         rows = {
             name: np.stack([part[name] for part in parts], 1).reshape(-1, *parts[0][name].shape[1:])
             for name in parts[0]
         }
-        return rows, self._metrics(found, values, total, valid)
+        return rows, self._metrics(found, values, total, valid) | {
+            'rollout/log_prob_error': max(errors)
+        }
 
     def _rewards(self, found: episodes.Collected) -> dict[str, np.ndarray]:
         """As `rewards.of_groups`; computed once, so that all processes have the same."""
@@ -106,16 +112,19 @@ class Collector:
         values = np.frombuffer(distributed.broadcast(computed)).reshape(shape)
         return dict(zip(self.rewards, values))
 
-    def _complete(self, params, rows: dict, advantage: np.ndarray, valid: np.ndarray) -> dict:
+    def _complete(self, params, rows, log_probs, advantage, valid, errors: list[float]) -> dict:
         """The rows with advantages, old log-probabilities, and references; rows of groups without
-        rewards do not count.
+        rewards do not count. Adds to `errors` how far these are from those of the rollout.
         """
         rows, each = dict(rows), advantage.astype(np.float32).ravel()
         counts = np.repeat(valid, advantage.shape[1]).astype(np.float32)
         for name, own in self.policies.items():
-            rows[own.weight] = rows[own.weight] * counts[:, None]
-            rows[f'{name}_advantage'] = np.broadcast_to(each[:, None], rows[own.weight].shape)
+            weight = rows[own.weight]
             rows[f'{name}_old'] = self.rollouts.log_probs(params, name, rows)
+            if name in log_probs:
+                errors.append(_error(rows[f'{name}_old'], weight, log_probs[name]))
+            rows[own.weight] = weight * counts[:, None]
+            rows[f'{name}_advantage'] = np.broadcast_to(each[:, None], weight.shape)
             if self.config.grpo.kl[name]:
                 rows[f'{name}_reference'] = self.rollouts.references(name, rows)
         return rows
@@ -128,7 +137,6 @@ class Collector:
             spread = total[valid].std(1)
         seen['reward/spread_in_group'] = float(spread.mean()) if valid.any() else float('nan')
         seen['reward/groups_all_alike'] = float((spread < 1e-6).mean()) if valid.any() else 1.0
-        seen['rollout/log_prob_error'] = float(max(found.errors))
         seen['rollout/groups_skipped'] = float(self.counts['groups_skipped'])
         samples = [sample for group in found.samples for sample in group]
         if samples[0].text:
@@ -137,6 +145,13 @@ class Collector:
         if samples[0].image is not None:
             seen['rollout/pixel_spread'] = _pixel_spread(found)
         return seen
+
+
+def _error(again: np.ndarray, weight: np.ndarray, sampled: np.ndarray) -> float:
+    """Mean over rows of the difference of their mean log-probability, in training and rollout."""
+    again = (again * weight).sum(1) / weight.sum(1)
+    counted = np.maximum((sampled != 0).sum(1), 1)
+    return float(np.abs(again - sampled.sum(1) / counted).mean())
 
 
 def _different(found: episodes.Collected, key: Callable) -> float:

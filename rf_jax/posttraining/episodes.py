@@ -34,7 +34,7 @@ class Collected:
     shown: list[Source]
     samples: list[list[Sample]]
     rows: list[Batch]
-    errors: list[float]  # |log-probability of the rollout - that computed again|, means
+    log_probs: list[dict[str, np.ndarray]]  # by policy, what the rollout of each of `rows` had
 
 
 def generate(run, rollouts: Rollouts, params, number: int) -> Collected:
@@ -42,8 +42,8 @@ def generate(run, rollouts: Rollouts, params, number: int) -> Collected:
     asked = asking.prompts_of(run, number, groups_of(run.config))
     n = run.config.grpo.group_size
     texts = [each.text for each in asked for _ in range(n)]
-    rows, drawn, error = _drawn(run, rollouts, params, number, texts)
-    return Collected(asked, [Source()] * len(asked), _grouped(drawn, n), [rows], [error])
+    rows, drawn, log_probs = _drawn(run, rollouts, params, number, texts)
+    return Collected(asked, [Source()] * len(asked), _grouped(drawn, n), [rows], [log_probs])
 
 
 def answer(run, rollouts: Rollouts, params, number: int) -> Collected:
@@ -67,23 +67,23 @@ def reconstruct(run, rollouts: Rollouts, params, number: int) -> Collected:
     n = run.config.grpo.group_size
     shown = asking.sources_of(run, number, groups_of(run.config))
     captions = rollouts.captions([each.image for each in shown])
-    rows, drawn, error = _drawn(
+    rows, drawn, log_probs = _drawn(
         run, rollouts, params, number, [text for text in captions for _ in range(n)]
     )
     asked = [Prompt(text) for text in captions]
-    return Collected(asked, shown, _grouped(drawn, n), [rows], [error])
+    return Collected(asked, shown, _grouped(drawn, n), [rows], [log_probs])
 
 
 def both(run, rollouts: Rollouts, params, number: int) -> Collected:
     """Captions of images, and images of these captions, by one policy."""
     found, captions = _captioned(run, rollouts, params, number)
-    rows, drawn, error = _drawn(run, rollouts, params, number, captions)
+    rows, drawn, log_probs = _drawn(run, rollouts, params, number, captions)
     samples = [replace(each, text=text) for each, text in zip(drawn, captions)]
     return replace(
         found,
         samples=_grouped(samples, run.config.grpo.group_size),
         rows=[*found.rows, rows],
-        errors=[*found.errors, error],
+        log_probs=[*found.log_probs, log_probs],
     )
 
 
@@ -123,13 +123,12 @@ def _written(run, rollouts: Rollouts, params, number: int, shown, asked):
     pairs = [(s.image, a.text) for s, a in zip(shown, asked) for _ in range(n)]
     found = rollouts.texts(params, pairs, _seeds(run.config, 'text', number, len(pairs)))
     rows = training_rows.of_texts(rollouts, pairs, found)
-    error = rollouts.error(params, 'text', rows, found.log_probs)
     texts = [clean(run.tokenizer.decode(ids.tolist())) for ids in found.tokens]
-    return Collected(asked, shown, [], [rows], [error]), texts
+    return Collected(asked, shown, [], [rows], [{'text': found.log_probs}]), texts
 
 
 def _drawn(run, rollouts: Rollouts, params, number: int, texts: Sequence[str]):
-    """(training rows, samples, error) of one image of each text."""
+    """(training rows, samples, log-probabilities) of one image of each text."""
     config = run.config
     seeds = _seeds(config, 'image', number, len(texts))
     requests = [
@@ -137,17 +136,10 @@ def _drawn(run, rollouts: Rollouts, params, number: int, texts: Sequence[str]):
     ]
     found = rollouts.images(params, requests)
     rows = training_rows.of_images(rollouts, requests, found)
-    error = max(
-        rollouts.error(params, name, rows, values)
-        for name, values in (
-            ('representation', found.token_log_probs),
-            ('flow', found.step_log_probs),
-        )
-        if name in config.grpo.policies
-    )
     images = rollouts.whole_images(requests, found)
     samples = [Sample('', *each) for each in zip(images, found.tokens)]
-    return rows, samples, error
+    log_probs = {'representation': found.token_log_probs, 'flow': found.step_log_probs}
+    return rows, samples, log_probs
 
 
 def _seeds(config: ConfigDict, what: str, number: int, count: int) -> np.ndarray:

@@ -92,13 +92,3 @@ class Rollouts:
         """Images of the captions by the reference, with the guidance of `config.sampling`."""
         self.sampler.params = self.reference
         return [each.image for each in self.sampler.generate(list(captions), seed)]
-
-    def error(self, params, name: str, rows: Batch, sampled: np.ndarray) -> float:
-        """Mean over rows of |log-probability of the rollout - that computed as in training|, each
-        the mean of the row's tokens.
-        """
-        weight = rows[self.policies[name].weight]
-        again = self.log_probs(params, name, rows)
-        again = (again * weight).sum(1) / weight.sum(1)
-        counted = np.maximum((sampled != 0).sum(1), 1)
-        return float(np.abs(again - sampled.sum(1) / counted).mean())

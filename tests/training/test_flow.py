@@ -1,5 +1,7 @@
 """Flow matching is correct where the answer is known: the exact denoiser of a Gaussian mixture."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,3 +137,60 @@ def test_times_are_logit_normal():
 
 def test_schedule_is_even_from_noise_to_image():
     np.testing.assert_allclose(flow.schedule(4), [0, 0.25, 0.5, 0.75, 1])
+
+
+def stochastic(name, noise, times, level, scale=1.0):
+    def step(carry, pair):
+        z, key = carry
+        key, own = jax.random.split(key)
+        t, t_next = (jnp.full(z.shape[:1], value) for value in pair)
+        mean, std = flow.STOCHASTIC[name](denoise(z, t), z, t, t_next, level, scale, FLOOR)
+        return (mean + std[:, None] * jax.random.normal(own, z.shape), key), None
+
+    start = noise, jax.random.key(3)
+    return jax.jit(lambda c: jax.lax.scan(step, c, (times[:-1], times[1:]))[0][0])(start)
+
+
+@pytest.mark.parametrize('name', flow.STOCHASTIC)
+def test_a_stochastic_step_without_noise_is_an_euler_step(name):
+    z = jax.random.normal(jax.random.key(4), (64, 2))
+    for t, t_next in ((0.0, 0.2), (0.4, 0.7), (0.97, 1.0)):
+        t, t_next = jnp.full(64, t), jnp.full(64, t_next)
+        x = denoise(z, t)
+        mean, std = flow.STOCHASTIC[name](x, z, t, t_next, 0.0, 1.0, 0.05)
+        euler = z + (t_next - t)[:, None] * flow.velocity(x, z, t, 0.05)
+        np.testing.assert_allclose(mean, euler, rtol=1e-5, atol=1e-6)
+        assert not std.any()
+
+
+def test_the_marginals_of_the_sde_are_those_of_the_ode():
+    """At t = 0.8, at every tenth of the quantiles of each axis."""
+    noise = jax.random.normal(jax.random.key(0), (40_000, 2))
+    times = jnp.linspace(0.0, 0.8, 401)
+    share = jnp.linspace(0.1, 0.9, 9)
+    ode = jnp.quantile(integrate('euler', noise, times), share, axis=0)
+    assert float(abs(jnp.diff(ode, axis=0)).min()) > 0.05
+    sde = jnp.quantile(stochastic('marginal', noise, times, 0.7), share, axis=0)
+    np.testing.assert_allclose(sde, ode, atol=0.03)
+
+
+def test_preserving_steps_keep_the_size_of_the_noise():
+    """For a prediction that does not depend on z, the sample at t has exactly its marginal: mean
+    t x, standard deviation (1 - t) noise_scale.
+    """
+    x, scale = 0.5, 2.0
+    z = scale * jax.random.normal(jax.random.key(0), (200_000, 1))
+    times = (0.0, 0.3, 0.55, 0.8)
+    for number, (t, t_next) in enumerate(itertools.pairwise(times)):
+        t, t_next = jnp.full(len(z), t), jnp.full(len(z), t_next)
+        mean, std = flow.preserving_step(jnp.full(z.shape, x), z, t, t_next, 0.8, scale, FLOOR)
+        z = mean + std[:, None] * jax.random.normal(jax.random.key(number + 1), z.shape)
+        np.testing.assert_allclose(z.mean(), float(t_next[0]) * x, atol=0.02)
+        np.testing.assert_allclose(z.std(), (1 - float(t_next[0])) * scale, rtol=0.01)
+
+
+def test_the_log_density_is_that_of_the_normal_distribution():
+    z = jax.random.normal(jax.random.key(0), (5, 3))
+    found = flow.log_density(z, 0.5 * z, jnp.full(5, 0.7))
+    normal = jax.scipy.stats.norm.logpdf(z, 0.5 * z, 0.7).mean(-1)
+    np.testing.assert_allclose(found, normal, rtol=1e-5)

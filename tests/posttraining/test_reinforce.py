@@ -1,0 +1,264 @@
+"""GRPO end to end on a tiny model: exact, resumable, the same on any mesh; it finds an optimum."""
+
+import jax
+import numpy as np
+import pytest
+from shrink import quick_compilation, shrink
+
+from configs import base
+from configs.posttraining import grpo
+from rf_jax.generation.sampler import Sampler
+from rf_jax.posttraining import collector, policy, reference
+from rf_jax.posttraining.collector import Collector
+from rf_jax.runtime.errors import UserError
+from rf_jax.training import train_loop
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+
+
+def config_of(changes=None):
+    config = shrink(base.get_config())
+    with config.unlocked():
+        config.grpo = grpo.fields()
+    config.data.batch_size = 16
+    config.data.capacity.update(pixels=32, pixel_images=2)
+    config.model.representation.codebook_size = 8
+    config.optimizer.update(learning_rate=0.01, warmup_steps=1, weight_decay=0.0)
+    config.grpo.update_from_flattened_dict(
+        {'prompts': 'captions', 'text_tokens': 4, 'flow.steps': 4, 'flow.stochastic': (0, 2)}
+    )
+    config.grpo.rewards = {'own': 0.0}
+    config.update_from_flattened_dict(changes or {})
+    return config
+
+
+def built(workdir, changes=None, devices=1):
+    config = config_of(changes)
+    collector.check(config)
+    return train_loop.build(config, workdir, jax.devices()[:devices], policy.objective)
+
+
+def fed(run, state, reward):
+    return Collector(run, jax.tree.map(lambda x: x.copy(), state.ema), {'own': reward})
+
+
+def code_five(prompt, source, sample):
+    return float(np.mean(sample.tokens == 5))
+
+
+def begins_with_a(prompt, source, sample):
+    words = sample.text.split()
+    return float(np.mean([word[0] == 'a' for word in words])) if words else 0.0
+
+
+def bright(prompt, source, sample):
+    return float(sample.image.mean()) / 255
+
+
+def moved(state):
+    """Off the initial point, where all images are grey."""
+
+    def noisy(x):
+        return x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
+
+    return state.replace(params=jax.tree.map(noisy, state.params))
+
+
+def trained(workdir, reward, changes, **options):
+    """(state, mean reward of each step) of a run from random weights."""
+    run = built(workdir, changes)
+    new = run.initialise
+    run.initialise = lambda: moved(new())
+    seen = []
+
+    def noted(*asked):
+        seen.append(reward(*asked))
+        return seen[-1]
+
+    feed = fed(run, run.initialise(), noted)
+    state = train_loop.train(run, feed=feed, unit=run.config.grpo.updates, **options)
+    return state, np.reshape(seen, (run.config.steps, -1)).mean(1)
+
+
+# Few values, only the biases of the head are trained, and with a large floor of 1 - t some noise of
+# each step is left in the image: so the reward of a step is seen through chance.
+SMALL = {
+    'data.patch_size': 8,
+    'data.sizes': ((32, 1.0),),
+    'data.batch_size': 32,
+    'flow.t_eps': 0.9,
+    'optimizer.freeze': (r'^(?!patch_out/.*bias)',),
+}
+
+
+@pytest.mark.parametrize(
+    'name, episode, reward, steps, changes',
+    [
+        ('representation', 'generate', code_five, 15, {}),
+        ('text', 'answer', begins_with_a, 40, {}),
+        ('flow', 'generate', bright, 60, {**SMALL, 'optimizer.learning_rate': 0.15}),
+    ],
+)
+def test_each_policy_finds_the_optimum_of_a_bandit(tmp_path, name, episode, reward, steps, changes):
+    own = {'grpo.policies': (name,), 'grpo.episode': episode, 'steps': steps}
+    _, means = trained(tmp_path, reward, own | {'checkpoint.every': 1000} | changes)
+    assert means[0] < 0.6
+    assert means[-5:].mean() > 0.9, means.round(2)
+
+
+@pytest.fixture(scope='module')
+def started(tmp_path_factory):
+    """A run with all policies at its start, and its first collection."""
+    changes = {'grpo.policies': ('text', 'representation', 'flow'), 'grpo.episode': 'both'}
+    changes |= {'grpo.kl': {'text': 0.1, 'representation': 0.1, 'flow': 0.1}}
+    with quick_compilation():
+        run = built(tmp_path_factory.mktemp('run'), changes)
+        state = moved(run.initialise())
+        state = state.replace(ema=jax.tree.map(lambda x: x.copy(), state.params))
+        feed = fed(run, state, bright)
+        return run, state, feed, *feed.collect(state.params, 0)
+
+
+def test_log_probabilities_of_a_rollout_are_those_of_training(started):
+    *_, rows, seen = started
+    assert seen['rollout/log_prob_error'] < 1e-4
+    for name in ('text', 'representation', 'flow'):
+        counted = rows[feed_weight(name)] > 0
+        assert counted.any() and np.isfinite(rows[f'{name}_old']).all()
+    assert (rows['representation_old'][rows['representation_weight'] > 0] < 0).all()
+
+
+def feed_weight(name):
+    return {'flow': 'pixel_weight'}.get(name, f'{name}_weight')
+
+
+def test_the_first_ratio_is_one_and_the_first_kl_zero(started):
+    run, state, _, rows, _ = started
+    copy = jax.tree.map(lambda x: x.copy(), state)
+    _, metrics = run.train_step(copy, run.put(rows))
+    for name in ('text', 'representation', 'flow'):
+        assert float(metrics[f'ratio_{name}']) == pytest.approx(1, abs=1e-4)
+        assert float(metrics[f'kl_{name}']) == pytest.approx(0, abs=1e-6)
+        assert float(metrics[f'clipped_{name}']) == 0
+    assert float(metrics['gradient_norm']) > 0
+    assert float(metrics['entropy_representation']) > 0.1
+
+
+def test_without_an_advantage_the_gradient_is_exactly_zero(tmp_path):
+    run = built(tmp_path, {'grpo.policies': ('representation', 'flow')})
+    state = run.initialise()
+    rows, seen = fed(run, state, lambda *_: 1.0).collect(state.params, 0)
+    assert seen['reward/groups_all_alike'] == 1
+    _, metrics = run.train_step(state, run.put(rows))
+    assert float(metrics['gradient_norm']) == 0
+
+
+def test_groups_without_rewards_do_not_count(tmp_path):
+    run = built(tmp_path, {'grpo.policies': ('representation', 'flow')})
+    state = run.initialise()
+    calls = []
+
+    def fails_once(prompt, source, sample):
+        calls.append(prompt)
+        return float('nan') if len(calls) == 1 else code_five(prompt, source, sample)
+
+    rows, seen = fed(run, state, fails_once).collect(state.params, 0)
+    assert seen['rollout/groups_skipped'] == 1
+    assert not rows['representation_weight'][:8].any() and rows['representation_weight'][8:].any()
+    assert not rows['pixel_weight'][:8].any()
+    _, metrics = run.train_step(state, run.put(rows))
+    assert np.isfinite(float(metrics['loss']))
+
+
+class Crash(Exception):
+    pass
+
+
+def test_a_run_that_is_killed_in_a_rollout_or_between_its_updates_ends_bit_equal(tmp_path):
+    changes = {'grpo.updates': 2, 'steps': 4, 'checkpoint.every': 2, 'log.samples_every': 1}
+
+    def crash(at):
+        def hook(number, *_):
+            if number == at:
+                raise Crash
+
+        return hook
+
+    def killed(folder, reward, hook=None):
+        run = built(folder, changes)
+        feed = fed(run, run.initialise(), reward)
+        return train_loop.train(run, hook, feed=feed, unit=2)
+
+    whole = killed(tmp_path / 'whole', code_five)
+    with pytest.raises(Crash):
+        killed(tmp_path / 'cut', code_five, crash(3))  # one of two updates is done
+    again = killed(tmp_path / 'cut', code_five)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_signal_is_obeyed_where_the_run_can_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_loop.distributed, 'agreed', lambda local, common: True)
+    run = built(tmp_path, {'grpo.updates': 2, 'steps': 4})
+    state = train_loop.train(run, feed=fed(run, run.initialise(), code_five), unit=2)
+    assert run.stopped and int(state.step) == 2
+
+
+def test_eight_devices_agree_with_one(tmp_path):
+    changes = {'grpo.policies': ('representation', 'flow')}
+    losses = {}
+    for devices in (1, 8):
+        run = built(tmp_path / str(devices), changes | {'mesh.fsdp': devices}, devices)
+        state, losses[devices] = run.initialise(), []
+        feed = fed(run, state, code_five)
+        for number in range(2):
+            rows, _ = feed.collect(state.params, number)
+            state, metrics = run.train_step(state, run.put(rows))
+            losses[devices].append([float(metrics[n]) for n in ('loss', 'gradient_norm')])
+    np.testing.assert_allclose(losses[8], losses[1], rtol=1e-3, atol=1e-6)
+    assert losses[1][0][1] > 0
+
+
+def test_a_reinforced_checkpoint_is_a_run_like_any_other(tmp_path):
+    trained(tmp_path, code_five, {'steps': 2})
+    sampler = Sampler.load(tmp_path)
+    assert sampler.step == 2
+    (image,) = sampler.generate('a red apple', steps=2)
+    assert image.image.shape == (64, 64, 3)
+    first = reference_of(tmp_path, {})
+    assert jax.tree.structure(first) == jax.tree.structure(sampler.params)
+
+
+def reference_of(folder, changes):
+    run = built(folder.parent / 'other', changes | {'initialise_from': str(folder)})
+    return reference.load(run)
+
+
+def test_a_reference_of_another_shape_is_one_clear_error(tmp_path):
+    trained(tmp_path / 'run', code_five, {'steps': 1})
+    with pytest.raises(UserError, match=r'another model .*identity/table'):
+        reference_of(tmp_path / 'run', {'model.representation.codebook_size': 16})
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'grpo.group_size': 1}, r'grpo\.group_size=1: a group of one'),
+        ({'grpo.group_size': 5}, r'16 rows are not a multiple of 5'),
+        ({'grpo.episode': 'paint'}, r"grpo\.episode.*'paint'.*generate"),
+        ({'grpo.policies': ('text',)}, r"grpo\.policies.*'text'.*representation"),
+        ({'grpo.policies': ()}, r'grpo\.policies is empty'),
+        ({'grpo.std': 'none'}, r"grpo\.std.*'none'.*group"),
+        ({'grpo.flow.stochastic': (0, 4)}, r'the last step has no noise'),
+        ({'grpo.updates': 3, 'checkpoint.every': 4}, r'not a multiple of grpo\.updates=3'),
+    ],
+)
+def test_fields_that_do_not_fit_together_are_one_line(changes, message):
+    with pytest.raises(UserError, match=message):
+        collector.check(config_of({'grpo.group_size': 8} | changes))
+
+
+def test_prompts_of_scenes_need_scenes(tmp_path):
+    run = built(tmp_path, {'grpo.prompts': 'seen'})
+    with pytest.raises(UserError, match=r'grpo\.prompts.*scenes'):
+        fed(run, run.initialise(), bright).collect(run.initialise().params, 0)
