@@ -30,7 +30,7 @@ def fields() -> ConfigDict:
     grpo.group_size = 8  # samples of one prompt or image; Flow-GRPO: 24
     grpo.updates = 1  # optimizer steps of data.batch_size rows on one rollout
     grpo.std = 'group'  # group | global: standard deviation that advantages are divided by
-    # {name: weight}: judge | recovered | exact_answer | words | similarity.
+    # {name: weight}: judge | recovered | exact_answer | words | similarity; 0: only logged.
     grpo.rewards = ConfigDict({'judge': 1.0})
     grpo.reward_seconds = 60.0  # longest time of the rewards of a group, which is then skipped
     # Of the ratio, by policy. A flow's log-probability is a mean over its values; Flow-GRPO: 1e-4.
@@ -59,22 +59,31 @@ def start(config: ConfigDict, steps: int) -> None:
     config.optimizer.lr_multipliers = ()
 
 
+def reinforce(config: ConfigDict, policies: tuple[str, ...]) -> None:
+    """Adds `config.grpo` with these policies; a batch has 8 groups of 8 samples."""
+    with config.unlocked():
+        config.grpo = fields()
+    config.grpo.policies = policies
+    config.data.batch_size = 64
+    # The trained steps of the flow stand in one row, each with its own noisy image.
+    first, last = config.grpo.flow.stochastic
+    steps = last - first if 'flow' in policies else 1
+    config.data.capacity.update(pixels=36 * steps, pixel_images=steps)
+    # Adam gives the noisy gradient of the flow the same size as any other: what only the flow uses
+    # must learn more slowly, or images fall apart within 100 steps.
+    config.optimizer.update(
+        learning_rate=3e-4 if policies != ('flow',) else 3e-5, warmup_steps=10, weight_decay=0.0
+    )
+    config.optimizer.freeze = (r'^encoder/',)
+    config.optimizer.lr_multipliers = ((r'^(patch_|backbone/layers/pixels)', 0.1),)
+    config.ema.decay = config.ema.encoder_decay = 0.95
+    config.checkpoint.every = 20
+    config.log.every = 5
+
+
 def get_config(policies: str = 'both'):
     trained = choose('configs/posttraining/grpo.py:policies', policies, POLICIES)
     config = scenes.get_config('pixel_rf')
     start(config, steps=200)
-    with config.unlocked():
-        config.grpo = fields()
-    config.grpo.policies = trained
-    config.data.batch_size = 64  # samples: 8 groups of 8
-    # The trained steps of the flow stand in one row, each with its own noisy image.
-    first, last = config.grpo.flow.stochastic
-    steps = last - first if 'flow' in trained else 1
-    config.data.capacity.update(pixels=36 * steps, pixel_images=steps)
-    config.optimizer.update(
-        learning_rate=1e-4, warmup_steps=10, weight_decay=0.0, freeze=(r'^encoder/',)
-    )
-    config.ema.decay = config.ema.encoder_decay = 0.95
-    config.checkpoint.every = 20
-    config.log.every = 5
+    reinforce(config, trained)
     return config

@@ -47,12 +47,13 @@ class Collector:
     """A feed of `train_loop.train`. `reference`: frozen parameters, never saved with the run."""
 
     def __init__(self, run, reference: Any, more: Mapping[str, Reward] | None = None):
-        """`more`: rewards of the user by name, each with weight 1. Raises UserError."""
+        """`more`: rewards of the user by name, of weight 1 unless `grpo.rewards` says another.
+        Raises UserError.
+        """
         self.run, self.config = run, run.config
         self.rollouts = Rollouts(run, reference)
         own = {'similarity': rewards.similarity(Encoder(self.rollouts.sampler, reference))}
-        self.weights = dict(self.config.grpo.rewards) | dict.fromkeys(more or {}, 1.0)
-        self.weights = {name: weight for name, weight in self.weights.items() if weight}
+        self.weights = dict.fromkeys(more or {}, 1.0) | dict(self.config.grpo.rewards)
         self.rewards = rewards.chosen(self.weights, own | dict(more or {}))
         self.policies = self.rollouts.policies
         self.episode, *_ = episodes.EPISODES[self.config.grpo.episode]

@@ -27,7 +27,7 @@ def config_of(changes=None):
     config.grpo.update_from_flattened_dict(
         {'prompts': 'captions', 'text_tokens': 4, 'flow.steps': 4, 'flow.stochastic': (0, 2)}
     )
-    config.grpo.rewards = {'own': 0.0}
+    config.grpo.rewards = {'own': 1.0}
     config.update_from_flattened_dict(changes or {})
     return config
 
