@@ -101,6 +101,10 @@ def get_config() -> ConfigDict:
     backbone.remat = 'none'
     backbone.unroll = 1  # layers per scan iteration; = layers: no loop; same parameter tree
 
+    # Factor of the gradient that reaches the encoder through the tokens of images to read; UniMRG:
+    # 0.1. Features of images to generate have none.
+    model.vision_gradient_scale = 1.0
+
     attention = model.attention = ConfigDict()  # implementation, in the backbone and the encoder
     # auto: reference for short rows; for long ones pallas on TPU (from one block on), cudnn on GPU
     # (up to 8,192 tokens, then blockwise), blockwise on CPU (from 4,097 tokens on).

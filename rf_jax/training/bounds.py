@@ -209,6 +209,7 @@ FIELDS: Mapping[str, Bounds] = {
         'norm_eps': POSITIVE,
         'unroll': COUNT,
     }),
+    'model.vision_gradient_scale': NOT_NEGATIVE,
     'model.attention.block_q': COUNT,
     'model.attention.block_k': COUNT,
     **_prefixed('model.encoder', _TOWER),
