@@ -1,5 +1,5 @@
-"""Maps that a model draws of new scenes, against the exact ones and against a map that is the same
-for every image.
+"""Maps that a model draws of new scenes, against the exact ones and against maps that are the same
+for every image: the mean of others, and their median, the constant of least error on them.
 """
 
 import math
@@ -36,9 +36,10 @@ def score(
 
     The values are lists with a number for each of the first `count` scenes: `drawn`, 1 if the
     answer has an image, else a black one counts; `error`, the mean absolute error in [0, 1];
-    `baseline`, that of the mean map of the `count` scenes after these. For boundaries also `f1` of
-    their pixels and `baseline_f1`, where the mean map is above its mean; for reconstructions
-    `recovered`, the share of objects that the judge finds again, and `found`, in the true image.
+    `mean` and `median`, those of the mean and the median map of the `count` scenes after these. For
+    boundaries also `f1` of their pixels and `mean_f1`, where the mean map is above its mean; for
+    reconstructions `recovered`, the share of objects that the judge finds again, and `found`, in
+    the true image.
     """
     size = pipeline.image_size(source.size, source.size, sampler.config)
     images = [image_ops.resize(source.image(i), *size) for i in range(count)]
@@ -49,15 +50,16 @@ def score(
         drawn = ask(sampler, images, name, seed)
         black = np.zeros((*size, 3), np.uint8)
         answers = [black if image is None else image_ops.resize(image, *size) for image in drawn]
-        mean = np.mean(others, 0)
+        mean, median = np.mean(others, 0), np.median(others, 0)
         found = values[name] = {
             'drawn': [int(image is not None) for image in drawn],
             'error': [_error(a, b) for a, b in zip(answers, exact)],
-            'baseline': [_error(mean, each) for each in exact],
+            'mean': [_error(mean, each) for each in exact],
+            'median': [_error(median, each) for each in exact],
         }
         if name == 'segmentation':
             found['f1'] = [f1(a >= _WHITE, b >= _WHITE) for a, b in zip(answers, exact)]
-            found['baseline_f1'] = [f1(mean > mean.mean(), each >= _WHITE) for each in exact]
+            found['mean_f1'] = [f1(mean > mean.mean(), each >= _WHITE) for each in exact]
         if name == 'pixels':
             objects = [source.scene(i).objects for i in range(count)]
             found['recovered'] = [recovered(o, a) for o, a in zip(objects, answers)]
@@ -112,14 +114,16 @@ def recovered(objects: Sequence, image: np.ndarray) -> float:
 
 def table(values: Mapping[str, dict]) -> str:
     """The scores as text."""
-    lines = [f'{"maps":28s} {"asked":>6s} {"drawn":>7s} {"error":>7s} {"mean map":>9s}']
+    lines = [
+        f'{"maps":28s} {"asked":>6s} {"drawn":>7s} {"error":>7s} {"mean map":>9s} {"median":>7s}'
+    ]
     for name, each in values.items():
         mean = {what: float(np.mean(numbers)) for what, numbers in each.items()}
         line = f'{name:28s} {len(each["drawn"]):6d} {mean["drawn"]:7.1%} {mean["error"]:7.4f} '
-        lines.append(f'{line}{mean["baseline"]:9.4f}')
+        lines.append(f'{line}{mean["mean"]:9.4f} {mean["median"]:7.4f}')
         if 'f1' in mean:
             lines.append(f'  F1 of boundary pixels {mean["f1"]:.3f}, mean map '
-                         f'{mean["baseline_f1"]:.3f}')  # fmt: skip
+                         f'{mean["mean_f1"]:.3f}')  # fmt: skip
         if 'recovered' in mean:
             lines.append(f'  objects recovered {mean["recovered"]:.1%}, in the true images '
                          f'{mean["found"]:.1%}')  # fmt: skip
