@@ -32,6 +32,10 @@ def get_config() -> ConfigDict:
     # Sampling weight of each task; a task that no source can serve is an error.
     data.tasks = ConfigDict({'text_to_image': 1.0, 'image_to_text': 1.0, 'text_only': 0.0})
     data.tasks.conversation = 0.0
+    # The user shows an image, the model draws it again, its depth, the outlines of its objects, or
+    # each in a colour of its own; scenes and folders have such maps (docs/conversations.md).
+    data.tasks.update(image_to_pixels=0.0, image_to_depth=0.0)
+    data.tasks.update(image_to_segmentation=0.0, image_to_regions=0.0)
     # Tokens per row, by stream. An image to generate takes height/patch x width/patch pixel
     # tokens, and one representation token per pool x pool of these, plus one; an image to read
     # takes a quarter as many vision tokens.
@@ -98,6 +102,10 @@ def get_config() -> ConfigDict:
     # gate (also the gates of the feed-forward) | feedforward (also `up`)
     backbone.remat = 'none'
     backbone.unroll = 1  # layers per scan iteration; = layers: no loop; same parameter tree
+
+    # Factor of the gradient that reaches the encoder through the tokens of images to read; UniMRG:
+    # 0.1. Features of images to generate have none.
+    model.vision_gradient_scale = 1.0
 
     attention = model.attention = ConfigDict()  # implementation, in the backbone and the encoder
     # auto: reference for short rows; for long ones pallas on TPU (from one block on), cudnn on GPU

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from rf_jax.data import image_ops
+from rf_jax.data import data_fields, image_ops
 from rf_jax.data.messages import ImagePart, Message, TextPart
 from rf_jax.generation.chat import Conversation
 from rf_jax.generation.sampler import Sampler
@@ -47,7 +47,7 @@ _PLACEMENT = cli.placement_flags()
 def main(argv):
     del argv
     sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
-    if not sampler.config.data.tasks.get('conversation', 0):
+    if not data_fields.talks(sampler.config):
         logging.warning(
             'This run did not train conversations (data.tasks.conversation=0): it answers single '
             'questions at best'

@@ -10,7 +10,7 @@ import time
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rf_jax.data import captions, layout, patch_grid, source_list, spans
+from rf_jax.data import captions, data_fields, layout, patch_grid, source_list, spans
 from rf_jax.data.mixture import Mixture
 from rf_jax.data.packing.plan import Plan
 from rf_jax.data.pipeline import Batches
@@ -40,7 +40,9 @@ def plan_of_sources(config: ConfigDict) -> Plan:
     if config.tokenizer.path:
         tokenizer = Tokenizer.load(config.tokenizer.path)
     else:
-        tokenizer = Tokenizer.train(captions.corpus(sources), config.tokenizer.vocab_size)
+        tokenizer = Tokenizer.train(
+            captions.corpus(sources, data_fields.asked_maps(config)), config.tokenizer.vocab_size
+        )
     return Batches(config, sources, tokenizer).plan
 
 

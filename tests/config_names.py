@@ -8,8 +8,8 @@ import configs
 ROOT = Path(configs.__file__).parent
 STAGED = ('paper', 'stages')
 MODULES = sorted(
-    path.stem
-    for path in ROOT.glob('*.py')
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+    for path in ROOT.rglob('*.py')
     if path.stem not in ('__init__', 'study', 'ladder')  # these are no runs, but lists of them
 )
 NAMES = [

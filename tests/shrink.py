@@ -6,6 +6,8 @@ import os
 import jax
 from ml_collections import ConfigDict
 
+from rf_jax.data.data_fields import talks
+
 CACHE = os.environ['RF_JAX_TEST_CACHE']  # compiled programs of this test run
 
 
@@ -19,7 +21,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.compilation_cache = CACHE
     config.initialise_from = ''
     data = config.data
-    if data.tasks.conversation:
+    if talks(config):
         data.sources = 'scenes:aligned/48/conversations/count=100'
     elif ':' in data.sources:  # not on this machine
         data.sources = 'emoji'
@@ -30,7 +32,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     drawn = images if data.capacity.pixel_images else 0
     seen = images if data.capacity.vision_images else 0
     data.capacity.update(
-        text=96 if data.tasks.conversation else 32,
+        text=96 if talks(config) else 32,
         vision=4 * seen,
         representation=5 * drawn,
         pixels=16 * drawn,

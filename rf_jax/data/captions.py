@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from absl import logging
 
+from rf_jax.data import maps
 from rf_jax.data.messages import TextPart
 from rf_jax.data.records import Record
 
@@ -54,11 +55,15 @@ def question_and_answer(
     return _choice(record.questions or _generic_questions(record, label), rng)
 
 
-def corpus(sources: Iterable) -> Iterator[str]:
+def corpus(sources: Iterable, asked: Sequence[str] = ()) -> Iterator[str]:
     """All text of the sources in a fixed order, to train a tokenizer on.
 
-    Tags and templates occur about as often as in prompts and questions.
+    Tags and templates occur about as often as in prompts and questions. `asked`: maps that are
+    asked for (`data.maps`), whose instructions are part of it.
     """
+    for name in asked:
+        several = list(maps.texts([name]))
+        yield from several * (_CORPUS_PROCEDURAL // len(several))
     for source in sources:
         most = _CORPUS_PROCEDURAL if source.procedural else _CORPUS_RECORDS
         step = -(-len(source) // most)

@@ -1,9 +1,22 @@
 """Config fields of the data that must fit together."""
 
-from rf_jax.data import patch_grid, spans
+from collections.abc import Sequence
+
+from rf_jax.data import maps, patch_grid, spans
 from rf_jax.runtime.errors import UserError, require
 
-TASKS = ('text_to_image', 'image_to_text', 'text_only', 'conversation')
+CONVERSING = ('conversation', *maps.TASKS)  # tasks whose examples are conversations
+TASKS = ('text_to_image', 'image_to_text', 'text_only', *CONVERSING)
+
+
+def asked_maps(config) -> list[str]:
+    """The maps that a run learns to draw."""
+    return [name for task, name in maps.TASKS.items() if config.data.tasks.get(task, 0) > 0]
+
+
+def talks(config) -> bool:
+    """Whether a run learns to answer messages that may have images with images and text."""
+    return any(config.data.tasks.get(task, 0) > 0 for task in CONVERSING)
 
 
 def check(config) -> None:
@@ -60,6 +73,10 @@ def check(config) -> None:
         wanted |= {'representation': patches // pool**2 + 1} if pool else {}
     if data.tasks.get('image_to_text', 0) > 0:
         wanted |= {'vision': patches // 4, 'vision_images': 1}
+    if asked_maps(config):  # an image to read, and one to generate and then read
+        wanted |= {'pixels': patches, 'pixel_images': 1}
+        wanted |= {'vision': patches // 2, 'vision_images': 2}
+        wanted |= {'representation': patches // pool**2 + 1} if pool else {}
     if data.max_text_tokens < 8:
         raise UserError(
             f'data.max_text_tokens={data.max_text_tokens} leaves no room for a question, its '
@@ -76,3 +93,16 @@ def check(config) -> None:
     group = patch_grid.unit(pool) ** 2
     if capacity['pixels'] % group:
         raise UserError(f'data.capacity.pixels={capacity["pixels"]} is not a multiple of {group}')
+
+
+def unserved(sources: str, empty: Sequence[str]) -> str:
+    """The error for tasks without examples."""
+    first = (empty or TASKS)[0]
+    text = (
+        f'no example of {sources!r} can serve {empty or "any task"}: set data.tasks.{first}=0 or '
+        'add a source that can (data.sources)'
+    )
+    name = maps.TASKS.get(first)
+    if name not in maps.DRAWN:
+        return text
+    return f'{text}; in captions.jsonl, "{name}" names the file of the map of each image'

@@ -13,8 +13,17 @@ import grain
 import numpy as np
 from absl import logging
 
-from rf_jax.data import captions, conversation, data_fields, image_ops, layout, patch_grid, spans
-from rf_jax.data.data_fields import TASKS
+from rf_jax.data import (
+    captions,
+    conversation,
+    data_fields,
+    image_ops,
+    layout,
+    maps,
+    patch_grid,
+    spans,
+)
+from rf_jax.data.data_fields import CONVERSING, TASKS
 from rf_jax.data.image_cache import ImageCache
 from rf_jax.data.mixture import Example, Mixture
 from rf_jax.data.packing.plan import Plan
@@ -56,10 +65,7 @@ class Batches:
         weights = {task: float(self.data.tasks.get(task, 0.0)) for task in TASKS}
         empty = [t for t in TASKS if weights[t] > 0 and not self.examples[t]]
         if empty or not any(weights.values()):
-            raise UserError(
-                f'no example of {self.data.sources!r} can serve {empty or "any task"}: set '
-                f'data.tasks.{(empty or TASKS)[0]}=0 or add a source that can (data.sources)'
-            )
+            raise UserError(data_fields.unserved(self.data.sources, empty))
         counts = {task: len(self.examples[task]) for task in TASKS}
         self.plan = Plan(
             Mixture(counts, weights, config.seed),
@@ -80,8 +86,14 @@ class Batches:
         rng = reused_generator(self.seed, 'draw', example.task, example.index, example.epoch)
         counts = self.counts if decode else Counter()  # planning counts nothing
         longest = _pick(rng, self.data.sizes)
-        if example.task == 'conversation':
-            return self._conversation(source, index, rng, longest, decode, counts)
+        if example.task in CONVERSING:
+            name = maps.TASKS.get(example.task)
+            found = (
+                maps.conversation(source, index, name, rng) if name else source.conversations[index]
+            )
+            return self._conversation(
+                found, (id(source), index, name), rng, longest, decode, counts
+            )
         record = source.record(index)
         if example.task == 'text_only':
             caption = record.captions[0]
@@ -118,17 +130,20 @@ class Batches:
             keep_positions=self.data.dropout_keeps_positions,
         )
 
-    def _conversation(self, source, index, rng, longest, decode, counts) -> list[layout.Span]:
-        """The spans of a conversation, without the last turns if a row cannot hold them."""
-        data, found = self.data, source.conversations[index]
+    def _conversation(self, found, key, rng, longest, decode, counts) -> list[layout.Span]:
+        """The spans of a conversation, without the last turns if a row cannot hold them.
+
+        `key`: of its images in the cache.
+        """
+        data = self.data
         sizes = [self.image_size(*size, longest=longest) for size in found.sizes]
         grids = [tuple(side // data.patch_size for side in size) for size in sizes]
         drops = rng.random(4), int(rng.integers(2**31))
 
         def pixels_of(number, pool):
-            key = (id(source), index, number, *sizes[number], pool)
             return self._images.get(
-                key, lambda: self._patches(found.image(number), *sizes[number], pool)
+                (*key, number, *sizes[number], pool),
+                lambda: self._patches(found.image(number), *sizes[number], pool),
             )
 
         def spans_of(messages, pixels_of, dropped=conversation.NOTHING, counts=counts):
@@ -244,10 +259,14 @@ def _examples_by_task(
         found['conversation'] += [
             (source, index, None) for index in range(len(source.conversations))
         ]
+        for name in maps.DRAWN:
+            drawn = source.maps.get(name, ())
+            found[f'image_to_{name}'] += [(source, index, None) for index in drawn]
         if source.procedural:  # each example has an image and captions
             both = [(source, index, None) for index in range(len(source))]
             found['text_to_image'] += both
             found['image_to_text'] += both
+            found['image_to_pixels'] += both
             continue
         for index in range(len(source)):
             record = source.record(index)
@@ -255,6 +274,7 @@ def _examples_by_task(
                 example = (source, index, None)
                 found['text_to_image'].append(example)
                 found['image_to_text'].append(example)
+                found['image_to_pixels'].append(example)
             elif record.captions:
                 pieces = document(record.captions[0])
                 found['text_only'] += [(source, index, piece) for piece in pieces]

@@ -1,8 +1,9 @@
 """The interface of a data source: what it says about one example, how it counts those it skips."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -81,6 +82,7 @@ class Source(Protocol):
     name: str
     skipped: dict[str, int]
     conversations: Sequence[Conversation] = ()  # beside its examples
+    maps: Mapping[str, Sequence[int]] = MappingProxyType({})  # the examples that have such a map
 
     # The argument is a local path; the constructor then takes `follow_links` as well.
     takes_path: ClassVar[bool] = False
@@ -97,3 +99,6 @@ class Source(Protocol):
 
     def image(self, i: int) -> np.ndarray:
         """uint8 [h, w, 3]; raises BadImage."""
+
+    def map(self, i: int, name: str) -> np.ndarray:
+        """uint8 [h, w, 3]: a map of image i, if `maps[name]` has i; raises BadImage."""

@@ -123,6 +123,8 @@ def summary(sources: Sequence[Source]) -> str:
         for i in range(0 if source.procedural else len(source.conversations)):
             each = source.conversations[i]
             digest.update(repr((each.messages, each.sizes)).encode())
+        if source.maps and not source.procedural:
+            digest.update(repr(source.maps).encode())
         left_out = sum(source.skipped.values())
         talks = f' and {len(source.conversations)} conversations' if source.conversations else ''
         summaries.append(

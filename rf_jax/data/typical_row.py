@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rf_jax.data import layout
+from rf_jax.data import layout, maps
 from rf_jax.data.spans import generation_spans, pool_of
 from rf_jax.runtime.rng import generator
 
@@ -14,7 +14,8 @@ TRIES = 50  # examples that do not fit before a row counts as full
 def row(config, seed: int = 0) -> dict[str, np.ndarray]:
     """One row as arrays of `layout.empty`: examples sampled by `data.tasks` and `data.sizes`, with
     square images, prompts of 24 tokens, answers of 64 and documents of `max_text_tokens`, added
-    until none fits. A conversation changes an image and is asked about the result.
+    until none fits. A conversation changes an image and is asked about the result; a map is asked
+    for by a prompt.
     """
     data, rng = config.data, generator(seed, 'typical')
     tasks = [task for task, weight in data.tasks.items() if weight > 0]
@@ -32,11 +33,13 @@ def row(config, seed: int = 0) -> dict[str, np.ndarray]:
             keep_positions=False,
         )
         seen = layout.Vision(side, side)
+        answered = [seen, *generated, layout.Vision(side, side, image=1)]
         spans = {
             'text_to_image': generated,
             'image_to_text': [seen, answer],
             'text_only': [_text(data.max_text_tokens, data)],
-            'conversation': [seen, *generated, layout.Vision(side, side, image=1), answer],
+            'conversation': [*answered, answer],
+            **dict.fromkeys(maps.TASKS, answered),
         }[task]
         try:
             filled.add(spans)

@@ -166,7 +166,8 @@ def evaluate(run: Inspector, source, workdir: Path, samples: int, seed: int, amo
 
 
 def write_score(score: scoring.Score, made_by: dict, workdir: Path) -> str:
-    """The first host writes `score.json`, beginning with `made_by`, and a grid of each side.
+    """The first host writes `score.json`, beginning with `made_by`, a grid of each side, and one of
+    images with the maps drawn of them.
 
     `made_by`: step, seed and amount. Returns the table.
     """
@@ -178,6 +179,11 @@ def write_score(score: scoring.Score, made_by: dict, workdir: Path) -> str:
             sheet = image_ops.grid(images, COLUMNS, prompts)
             text = {name: made_by[name] for name in ('step', 'seed')}
             image_ops.save_png(grid, sheet, text | {'prompts': '\n'.join(prompts)})
+            lines.append(f'grid: {grid}')
+        if score.maps.images and distributed.is_main():
+            grid = workdir / 'grid_maps.png'
+            sheet = image_ops.grid(score.maps.images, score.maps.columns, score.maps.names)
+            image_ops.save_png(grid, sheet, {name: made_by[name] for name in ('step', 'seed')})
             lines.append(f'grid: {grid}')
         if distributed.is_main():
             text = json.dumps(made_by | score.values, indent=1)

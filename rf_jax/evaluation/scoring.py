@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from rf_jax.data import image_ops, pipeline, source_list
+from rf_jax.data import data_fields, image_ops, pipeline, source_list
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.evaluation import (
     code_content,
@@ -16,6 +16,7 @@ from rf_jax.evaluation import (
     image_distances,
     inspection,
     intervals,
+    map_scores,
     reconstruction,
     vqa,
 )
@@ -37,7 +38,7 @@ class Amount:
     images: int = 4  # per prompt
     captions: int = 200  # of new scenes; their images are compared with those scenes
     questions: int = 50  # per kind
-    conversations: int = 200  # edits, and images with follow-up questions
+    conversations: int = 200  # edits, images with follow-up questions, maps of each kind
 
     @classmethod
     def of(cls, samples: int) -> 'Amount':
@@ -57,17 +58,20 @@ class Amount:
 
 @dataclass(frozen=True)
 class Score:
-    """`values`: for JSON. `shown`: {side: uint8 [n, h, w, 3]}, a few images of each category.
+    """`values`: for JSON. `shown`: {side: uint8 [n, h, w, 3]}, a few images of each category;
+    `maps`: images with the maps drawn of them.
 
     values['generation'][side][category]: 'prompts' and, for each, 'correct', a list with 1 or 0 of
     each image; values['understanding'][kind]: see `vqa.evaluate`; values['distances'],
     values['variety'], values['codebook'] and values['autoencoder']: numbers;
-    values['conversations']: 'edits' and 'follow_up' of `conversing`;
+    values['conversations']: 'edits' and 'follow_up' of `conversing`; values['maps']: see
+    `map_scores.score`;
     values['shown'][side]: the prompts of `shown`. Parts that the run does not train are empty.
     """
 
     values: dict
     shown: dict[str, np.ndarray]
+    maps: map_scores.Sheet = field(default_factory=map_scores.Sheet)
 
 
 def trains_on_scenes(config: ConfigDict) -> bool:
@@ -150,7 +154,11 @@ def score(
             'edits': conversing.score_edits(sampler, source, amount.conversations, seed),
             'follow_up': conversing.score_follow_ups(sampler, source, amount.conversations),
         }
-    return Score(values, images)
+    values['maps'], sheet = {}, map_scores.Sheet()
+    asked = data_fields.asked_maps(config)
+    if asked and amount.conversations:
+        values['maps'], sheet = map_scores.score(sampler, source, asked, amount.conversations, seed)
+    return Score(values, images, sheet)
 
 
 def generates(config: ConfigDict) -> bool:
@@ -233,6 +241,8 @@ def table(values: Mapping) -> str:
         parts.append(vqa.table(values['understanding']))
     if values.get('conversations'):
         parts.append(conversing.table(values['conversations']))
+    if values.get('maps'):
+        parts.append(map_scores.table(values['maps']))
     numbers = dict(values['distances'])
     for part in ('variety', 'codebook'):
         numbers |= {f'{part} {name}': value for name, value in values[part].items()}

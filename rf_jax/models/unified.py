@@ -118,6 +118,9 @@ class Unified(nn.Module):
         patches = to_signed(batch['vision_pixels']).astype(self.dtype)
         images = batch['vision_counts'].shape[1]
         _, normed = self.encoder(patches, batch['vision_image'], batch['vision_coords'], images)
+        scale = self.config.get('vision_gradient_scale', 1.0)  # runs of before have none
+        if scale != 1.0:
+            normed = scale * normed + (1 - scale) * jax.lax.stop_gradient(normed)
         return self.connector(normed)
 
     def features(self, batch: Batch) -> jax.Array:

@@ -126,9 +126,9 @@ class SyntheticSizes:
     def sizes(self, task: str, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
         """int64[S, 6], columns as `layout.SIZES`, for sample indices and epochs int64[S]."""
         require(
-            task != 'conversation',
-            '--distribution has no conversations: give data.sources that have some, or '
-            '--config.data.tasks.conversation=0',
+            task in ('text_to_image', 'image_to_text', 'text_only'),
+            f'--distribution has no examples of {task}: give data.sources that have some, or '
+            f'--config.data.tasks.{task}=0',
         )
         data = self._data
         samples = fold(self._seed, 'sample'), index

@@ -1,4 +1,8 @@
-"""Scenes to pixels, depth and segmentation, at any size: exact edges, no supersampling."""
+"""Scenes to pixels, depth and segmentation, at any size: exact edges, no supersampling.
+
+`MAPS` has depth and segmentation as images. All of them can be seen in the rendered image: nothing
+depends on the order of objects that do not overlap.
+"""
 
 import numpy as np
 
@@ -6,6 +10,10 @@ from rf_jax.scenes.world import COLOURS, GROUNDS, Object, Scene
 
 _DARKER = 0.5  # brightness of the dark stripes and checks of a texture
 _CLUTTER = 26  # grey levels by which a cluttered ground varies
+_FARTHEST = 0.75  # depth of an object at the upper border, where the ground is 1
+_OVER = 0.8  # depth of an object relative to one that it hides in part, at most
+# Colours of regions, in reading order of the objects; there are at most six.
+PALETTE = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255), (0, 255, 255))
 
 
 def render(scene: Scene, size: int) -> np.ndarray:
@@ -30,9 +38,62 @@ def segmentation(scene: Scene, size: int) -> np.ndarray:
 
 
 def depth(scene: Scene, size: int) -> np.ndarray:
-    """float32 [size, size]: 1 for the ground, smaller for nearer objects."""
-    steps = np.linspace(1, 0, len(scene.objects) + 2, dtype=np.float32)
-    return steps[segmentation(scene, size)]
+    """float32 [size, size]: 1 for the ground, smaller for nearer objects, above 0.
+
+    As on a floor that is seen from above, an object is nearer the lower in the image its centre is;
+    one that hides part of another is nearer than that.
+    """
+    found = np.ones((size, size), np.float32)
+    for each in scene.objects:
+        window, u, v = _window(each, size)
+        inside = coverage(each.shape, u, v, each.radius * size) > 0.5
+        beneath = found[window][inside]
+        hidden = beneath[beneath < 1].min(initial=1.0)
+        own = _FARTHEST * (1 - each.y)
+        found[window][inside] = min(own, _OVER * hidden)
+    return found
+
+
+def depth_map(scene: Scene, size: int) -> np.ndarray:
+    """uint8 [size, size, 3] in grey: 0 for the ground, brighter for nearer objects, as
+    Depth-Anything has it.
+    """
+    return _grey(np.rint(255 * (1 - depth(scene, size))))
+
+
+def boundary_map(scene: Scene, size: int) -> np.ndarray:
+    """uint8 [size, size, 3]: white outlines of what is visible of each object, else black.
+
+    A pixel of an object is on its outline if one of the four beside it is not of the object. Where
+    two objects meet, both have theirs.
+    """
+    numbers = segmentation(scene, size)
+    edge = np.zeros(numbers.shape, bool)
+    down, across = numbers[1:] != numbers[:-1], numbers[:, 1:] != numbers[:, :-1]
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    return _grey(np.where(edge & (numbers > 0), 255, 0))
+
+
+def region_map(scene: Scene, size: int) -> np.ndarray:
+    """uint8 [size, size, 3]: what is visible of each object in a colour of `PALETTE`, from the
+    top to the bottom and from the left to the right; the ground is black.
+    """
+    objects = scene.objects
+    colours = np.zeros((len(objects) + 1, 3), np.uint8)
+    order = sorted(range(len(objects)), key=lambda i: (objects[i].y, objects[i].x))
+    for colour, number in zip(PALETTE, order):
+        colours[number + 1] = colour
+    return colours[segmentation(scene, size)]
+
+
+MAPS = {'depth': depth_map, 'segmentation': boundary_map, 'regions': region_map}
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+    return np.repeat(values.astype(np.uint8)[..., None], 3, 2)
 
 
 def coverage(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from rf_jax.data import data_fields
 from rf_jax.serving import chat_route, image_routes
 from rf_jax.serving.errors import ApiError
 from rf_jax.serving.server import Server
@@ -59,7 +60,7 @@ def _guarded(server: Server, path: str, handle, method: str = 'GET') -> Route:
 
 
 async def _models(server: Server, request: Request) -> Response:
-    talks = server.sampler.config.data.tasks.get('conversation', 0) > 0
+    talks = data_fields.talks(server.sampler.config)
     # The last two are our own, for the page: what the model was trained for.
     entry = {'id': server.model, 'object': 'model', 'created': 0, 'owned_by': 'rf_jax',
              'draws': server.draws, 'chats': talks}  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect, Request
 
+from rf_jax.data import data_fields
 from rf_jax.runtime.rng import fold
 from rf_jax.serving.errors import ApiError, invalid
 from rf_jax.serving.metrics import Metrics
@@ -43,7 +44,7 @@ class Server:
     def chats(self) -> bool:
         """Whether conversations may have images: the model has learned when to begin one."""
         config = self.sampler.config
-        return config.data.tasks.get('conversation', 0) > 0 and config.losses.flow > 0
+        return data_fields.talks(config) and config.losses.flow > 0
 
     @property
     def sampler(self):

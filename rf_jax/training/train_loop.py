@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 import rf_jax
-from rf_jax.data import captions, pipeline, source_list
+from rf_jax.data import captions, data_fields, pipeline, source_list
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.runtime import (
     checkpoint,
@@ -76,7 +76,8 @@ def find_tokenizer(config, folder: Path, found) -> Tokenizer:
         logging.info('Tokenizer: %s', asked[0])
         return Tokenizer.load(asked[0])
     logging.info('Training a SentencePiece tokenizer on the captions of %s', config.data.sources)
-    return Tokenizer.train(captions.corpus(found), config.tokenizer.vocab_size)
+    texts = captions.corpus(found, data_fields.asked_maps(config))
+    return Tokenizer.train(texts, config.tokenizer.vocab_size)
 
 
 def _asks_for_another(config, folder: Path) -> bool:

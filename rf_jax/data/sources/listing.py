@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from rf_jax.data import maps
 from rf_jax.data.records import BadImage, clean
 from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError
@@ -67,6 +68,15 @@ def fields(entry: dict) -> tuple[str, dict]:
         'kind': ' '.join(_strings('kind', entry.get('kind', ''))),
         'questions': _pairs(entry.get('questions', ())),
     }
+
+
+def named_maps(entry: dict) -> dict[str, str]:
+    """{name of `maps.DRAWN`: file} of an entry. Raises ValueError that says what is wrong."""
+    found = {name: entry[name] for name in maps.DRAWN if name in entry}
+    for name, file in found.items():
+        if not isinstance(file, str):
+            raise ValueError(f'"{name}" is not a string')
+    return found
 
 
 def _lines(data: bytes) -> Iterator[tuple[str, object]]:

@@ -90,6 +90,7 @@ class ScenesSource(Source):
         self.rung = self._changed(rung)
         self._records = lru_cache(_RECORDS)(self._record)
         self._scenes = lru_cache(_SCENES)(self._scene)
+        self.maps = dict.fromkeys(render.MAPS, range(len(self)))
         self.conversations = _Conversations(self) if self._options.conversations else ()
 
     def __len__(self) -> int:
@@ -120,13 +121,9 @@ class ScenesSource(Source):
         other = self.scene((i + 1) % len(self))
         return dialogue.make(self.scene(i), other, self.rung, self._words('dialogue', i))
 
-    def depth(self, i: int) -> np.ndarray:
-        """float32 [size, size] in [0, 1]: 1 for the ground, smaller for nearer objects."""
-        return render.depth(self.scene(i), self.size)
-
-    def segmentation(self, i: int) -> np.ndarray:
-        """uint8 [size, size]: 0 for the ground, j + 1 for object j of scene(i)."""
-        return render.segmentation(self.scene(i), self.size)
+    def map(self, i: int, name: str) -> np.ndarray:
+        """uint8 [size, size, 3]: the exact map of scene i; `name` of `render.MAPS`."""
+        return render.MAPS[name](self.scene(i), self.size)
 
     def _scene(self, i: int) -> world.Scene:
         if not 0 <= i < len(self):

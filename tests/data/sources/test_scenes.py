@@ -36,9 +36,9 @@ def test_a_record_says_what_its_scene_shows():
         assert record.questions == tuple((each.question, each.answer) for each in asked)
         image = source.image(i)
         np.testing.assert_array_equal(image, render.render(scene, 32))
-        numbers, depth = source.segmentation(i), source.depth(i)
-        assert numbers.shape == depth.shape == (32, 32) and numbers.max() == len(scene.objects)
-        np.testing.assert_array_equal(depth == 1, numbers == 0)
+        for name, make in render.MAPS.items():
+            np.testing.assert_array_equal(source.map(i, name), make(scene, 32))
+            assert list(source.maps[name]) == list(range(50))
     for i in (-1, 50):
         with pytest.raises(IndexError, match=r'0 \.\. 49'):
             source.record(i)

@@ -1,0 +1,66 @@
+"""configs/posttraining: what the arms hold fixed."""
+
+from collections import Counter
+
+import pytest
+
+from configs import scenes
+from configs.posttraining import multi_representation
+from rf_jax.data import captions, layout, source_list
+from rf_jax.data.pipeline import Batches
+from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.training import checks
+
+ARMS = multi_representation.ARMS
+
+
+@pytest.fixture(scope='module')
+def source():
+    return source_list.build('scenes:aligned/48/count=400', 10**6)[0]
+
+
+@pytest.fixture(scope='module')
+def tokenizer(source):
+    """As of the study: it has not read the instructions."""
+    return Tokenizer.train(captions.corpus([source]), 512)
+
+
+@pytest.mark.parametrize('arm', ARMS)
+def test_every_arm_has_as_many_questions_a_step_and_as_many_maps_of_each_kind(
+    arm, source, tokenizer
+):
+    config = multi_representation.get_config(arm)
+    batches = Batches(config, [source], tokenizer)
+    plan, counts = batches.plan, Counter()
+    for step in range(plan.steps_per_window):
+        counts.update(each.task for row in plan.rows(step) for each in row)
+    tasks = {'image_to_text', *(f'image_to_{name}' for name in ARMS[arm])}
+    assert set(counts) == tasks
+    for task in tasks:
+        assert counts[task] / plan.steps_per_window == pytest.approx(16, rel=0.02)
+    assert not batches.counts['text_truncated']
+    capacity = [config.data.capacity[name] for name in layout.SIZES]
+    assert capacity[5] == len(ARMS[arm]) and capacity[4] == 1 + 2 * len(ARMS[arm])
+
+
+def test_the_losses_of_a_question_count_as_much_in_every_arm(source, tokenizer):
+    """The text loss is a mean over questions and maps: its weight is larger by their share."""
+    tokens, weights = {}, {}
+    for arm in ('understanding', 'full'):
+        config = multi_representation.get_config(arm)
+        batches = Batches(config, [source], tokenizer, rows=range(8))
+        tokens[arm] = sum(float(batches.batch(step)['text_weight'].sum()) for step in range(8))
+        weights[arm] = config.losses.text
+    assert weights['understanding'] == 1
+    assert weights['full'] == pytest.approx(tokens['full'] / tokens['understanding'], rel=0.1)
+
+
+def test_arms_differ_from_the_study_in_data_losses_and_schedule_only():
+    """So all have the parameters of the study's pixel_rf."""
+    right = checks.flatten(scenes.get_config('pixel_rf').to_dict())
+    for arm in ARMS:
+        found = checks.flatten(multi_representation.get_config(arm).to_dict())
+        changed = {name for name in right if right[name] != found[name]}
+        allowed = ('data.', 'losses.', 'optimizer.', 'steps', 'initialise_')
+        rest = {name for name in changed if not name.startswith(allowed)}
+        assert rest == {'model.representation.quantizer.data_init_steps'}
