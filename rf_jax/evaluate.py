@@ -24,7 +24,10 @@ _PROMPTS = flags.DEFINE_integer('prompts', 50, 'Scenes: prompts per category and
 _IMAGES = flags.DEFINE_integer('images', 4, 'Scenes: images per prompt.', 1)
 _QUESTIONS = flags.DEFINE_integer('questions', 50, 'Scenes: questions per kind.', 1)
 _CONVERSATIONS = flags.DEFINE_integer(
-    'conversations', 200, 'Scenes: edits, and images with follow-up questions, if trained.', 0
+    'conversations',
+    200,
+    'Scenes: edits, images with follow-up questions, riddles or redrawn images, if trained.',
+    0,
 )
 _OUT = flags.DEFINE(
     cli.PATH, 'out', None, 'Folder for the table and the grid; the workdir by default.'
