@@ -1,6 +1,10 @@
 """Generates images: `python -m rf_jax.sample --workdir=runs/emoji --prompt='red apple'`.
 
 Each PNG has its prompt, seed, checkpoint and options as text fields. Existing files are kept.
+
+Of runs that are trained so, --mode=think writes a text before each image, and --mode=redraw looks
+at each image, writes what is wrong with it and generates it again; the prompt is given with the
+text.
 """
 
 import dataclasses
@@ -13,7 +17,7 @@ from absl import flags, logging
 
 from rf_jax.data import image_ops
 from rf_jax.evaluation import scoring
-from rf_jax.generation import inputs
+from rf_jax.generation import inputs, thinking
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import cli, paths, workdir
@@ -26,6 +30,9 @@ _PROMPT = flags.DEFINE_multi_string(
 )
 _PROMPTS = flags.DEFINE(cli.PATH, 'prompts', None, 'A text file with one prompt per line.')
 _OUT = flags.DEFINE(cli.PATH, 'out', None, 'Folder of the images; WORKDIR/drawn if not given.')
+_MODE = flags.DEFINE_enum(
+    'mode', 'direct', ['direct', 'think', 'redraw'], 'What is done beside generating the image.'
+)
 _NUMBER = flags.DEFINE_integer('number', 4, 'Images per prompt.', lower_bound=1)
 _SIZE = flags.DEFINE_string('size', None, 'HEIGHTxWIDTH in pixels; the training size if not given.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Another seed gives other images.', 0)
@@ -74,15 +81,30 @@ def main(argv):
     out = Path(_OUT.value or Path(_WORKDIR.value) / 'drawn')
     workdir.check_writable(out, flag='out')
     began = time.monotonic()
-    generated = sampler.generate(
-        [prompt for prompt in prompts for _ in range(_NUMBER.value)],
-        _SEED.value,
-        inputs.parsed_size(_SIZE.value) if _SIZE.value else None,
-        number=[*range(_NUMBER.value)] * len(prompts),
-        **changes,
-    )
+    generated = _generated(sampler, prompts, changes)
     grid = _save(out, generated, _provenance(sampler, options))
     print(f'{len(generated)} images in {time.monotonic() - began:.1f} s: {grid}')
+
+
+def _generated(sampler: Sampler, prompts: Sequence[str], changes: dict) -> list[GeneratedImage]:
+    """--number images of each prompt in turn, by --mode."""
+    numbers = [*range(_NUMBER.value)] * len(prompts)
+    repeated = [prompt for prompt in prompts for _ in range(_NUMBER.value)]
+    size = inputs.parsed_size(_SIZE.value) if _SIZE.value else None
+    if _MODE.value == 'direct':
+        return sampler.generate(repeated, _SEED.value, size, number=numbers, **changes)
+    write = thinking.think if _MODE.value == 'think' else thinking.redraw
+    found = write(sampler, repeated, seed=_SEED.value, size=size, **changes)
+    generated = []
+    for prompt, number, (*_, text, image) in zip(repeated, numbers, found):
+        if image is None:
+            raise UserError(
+                f'no image follows what the run writes about {prompt!r}, {text!r}: it was not '
+                'trained to think (configs/posttraining/think.py); give --mode=direct'
+            )
+        said = f'{prompt} -> {text}'
+        generated.append(dataclasses.replace(image, prompt=said, number=number))
+    return generated
 
 
 def _provenance(sampler: Sampler, options: dict) -> dict[str, object]:

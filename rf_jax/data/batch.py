@@ -43,7 +43,7 @@ class Batch(TypedDict, total=False):
 
     # Images that are generated.
     pixels: Annotated[Array, 'uint8', 'B P C']  # clean patches, group by group
-    pixel_weight: Annotated[Array, 'float32', 'B P']  # 1 for a patch, 0 for padding
+    pixel_weight: Annotated[Array, 'float32', 'B P']  # 1 where it counts, else 0
     pixel_image: Annotated[Array, 'int32', 'B P']  # image within the row; -1 for none
     pixel_cells: Annotated[Array, 'int32', 'B P 2']  # (row, column) of the patch in its image
     pixel_coords: Annotated[Array, 'float32', 'B P 2']  # the same, in [-1, 1] of the image

@@ -9,7 +9,9 @@ where it decides to generate one. Then come its representation, its pixels, what
 it, for all that follows, and <answer>, after which the assistant goes on. A conversation of one
 question is `spans.question_answer_span`.
 
-The loss is on the assistant's tokens alone: text, <image> and <eos>.
+The loss is on the assistant's tokens alone: text, <image> and <eos>. A draft of the assistant
+stands as any image that it generates, so that what follows sees what it will see when the model has
+generated one, but nothing is learned of it.
 """
 
 from collections import Counter
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from rf_jax.data import layout
-from rf_jax.data.messages import ImagePart, Message, TextPart
+from rf_jax.data.messages import DraftPart, ImagePart, Message, TextPart
 from rf_jax.data.patch_grid import unit
 
 Grid = tuple[int, int]  # height and width in patches
@@ -36,10 +38,13 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Image:
-    """An image that is read or, if `generated`, generated and then read."""
+    """An image that is read or, if `generated`, generated and then read; `learned`: there is a loss
+    on it if it is generated.
+    """
 
     image: Any  # as in ImagePart
     generated: bool = False
+    learned: bool = True
 
 
 Piece = Tokens | Image
@@ -99,14 +104,14 @@ class Template:
                 left -= len(ids)
                 found.append(Tokens(ids, learned=True))
             else:
-                found += self.image(part.image)
+                found += self.image(part.image, not isinstance(part, DraftPart))
         return [*found, Tokens((self.tokenizer.eos,), learned=whole)]
 
-    def image(self, image: Any) -> list[Piece]:
+    def image(self, image: Any, learned: bool = True) -> list[Piece]:
         """An image that the assistant generates, and the token after which it goes on."""
         return [
             Tokens((self.tokenizer.image,), learned=True),
-            Image(image, generated=True),
+            Image(image, generated=True, learned=learned),
             Tokens((self.tokenizer.answer,)),
         ]
 
@@ -116,6 +121,13 @@ class Template:
         if len(ids) > room:
             self.counts['text_truncated'] += 1
         return tuple(ids[: max(room, 0)]), len(ids) <= room
+
+
+def learned_images(messages: Sequence[Message]) -> list[int]:
+    """Of the assistant's images, counted from 0, those that are no drafts."""
+    parts = [part for message in messages if message.role == 'assistant' for part in message.parts]
+    images = [part for part in parts if isinstance(part, ImagePart)]
+    return [i for i, part in enumerate(images) if not isinstance(part, DraftPart)]
 
 
 def without_last_turn(messages: Sequence[Message]) -> tuple[Message, ...]:
@@ -188,12 +200,14 @@ def to_spans(
 
 
 def _generated(piece: Image, grid: Grid, number: int, pixels_of, pool: int, blind: bool):
+    """Representation and pixels; those of a draft are there for its tokens, and have no loss."""
     pixels = pixels_of(piece.image, unit(pool))
     if not pool:
-        return [layout.Pixels(*grid, pixels, number)]
+        return [layout.Pixels(*grid, pixels, number)] if piece.learned else []
+    learned = piece.learned
     return [
-        layout.Representation(*grid, number, pool),
-        layout.Pixels(*grid, pixels, number, reads_representation=not blind, pool=pool),
+        layout.Representation(*grid, number, pool, learned=learned),
+        layout.Pixels(*grid, pixels, number, not blind, pool, learned),
     ]
 
 

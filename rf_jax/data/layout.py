@@ -66,6 +66,7 @@ class Representation:
     image: int = 0
     pool: int = 2  # side of the group of patches of one token: 1, 2 or 4
     given: bool = False  # its tokens are known: nothing to predict, and no pixels follow
+    learned: bool = True  # False: no loss, but its pixels follow, from which its tokens come
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Pixels:
     image: int = 0
     reads_representation: bool = True
     pool: int = 2  # as its Representation's
+    learned: bool = True  # False: no loss
 
 
 Span = Text | Skip | Vision | Representation | Pixels
@@ -261,6 +263,8 @@ class Row:
             return order + count
         groups = group + stored_groups(span.height, span.width, span.pool)
         row['input_group'][within][1:] = groups
+        if not span.learned:
+            return order + count
         row['target_group'][within][:-1] = groups
         row['representation_weight'][within][:-1] = 1
         return order + count
@@ -271,7 +275,7 @@ class Row:
         self.blocks += 1
         position = np.concatenate([np.full((len(cells), 1), order), frame + cells], 1)
         self._write(where, NEVER, reach, self.blocks, position)
-        self.arrays['pixel_weight'][within] = 1
+        self.arrays['pixel_weight'][within] = span.learned
         self.arrays['pixel_cells'][within] = cells
         self._image('pixel', cells, span)
 

@@ -7,7 +7,8 @@ The form is that of OpenAI's API and of Hugging Face's chat templates:
      {"role": "assistant", "content": "A cat."}]
 
 Files of LLaVA and ShareGPT (`conversations` with `from` and `value`, images by `<image>` marks in
-the text) are read into the same messages.
+the text) are read into the same messages. `"learned": false` in an image part of the assistant
+makes it a draft: what follows is learned, the image is not.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,11 @@ class ImagePart:
     """
 
     image: Any
+
+
+@dataclass(frozen=True)
+class DraftPart(ImagePart):
+    """An image of the assistant that is a condition of what follows, and not learned itself."""
 
 
 Part = TextPart | ImagePart
@@ -148,9 +154,9 @@ def _parts(content, images: list | None) -> Iterator[Part]:
         if kind == 'text' and isinstance(part.get('text'), str):
             yield from _marked(part['text'], images)
         elif kind == 'image' and part.get('image') is not None:
-            yield ImagePart(part['image'])
+            yield _image_kind(part)(part['image'])
         elif kind == 'image':
-            yield ImagePart(_next(images))
+            yield _image_kind(part)(_next(images))
         elif kind == 'image_url' and isinstance(part.get('image_url'), Mapping):
             yield ImagePart(part['image_url'].get('url'))
         else:
@@ -158,6 +164,13 @@ def _parts(content, images: list | None) -> Iterator[Part]:
                 f'part {part!r:.80}: expected {{"type": "text", "text": ...}} or '
                 '{"type": "image", "image": ...}'
             )
+
+
+def _image_kind(part: Mapping) -> type[ImagePart]:
+    learned = part.get('learned', True)
+    if not isinstance(learned, bool):
+        raise ValueError(f'"learned" of an image is {learned!r}, expected true or false')
+    return ImagePart if learned else DraftPart
 
 
 def _marked(text: str, images: list | None) -> Iterator[Part]:

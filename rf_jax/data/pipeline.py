@@ -168,15 +168,16 @@ class Batches:
 
     def _dropped(self, messages, chances, number: int) -> conversation.Dropped:
         """Which conditions of the generated images are dropped; none without such images."""
-        data = self.data
-        count = sum(len(m.images) for m in messages if m.role == 'assistant')
-        if not count:
+        data, learned = self.data, conversation.learned_images(messages)
+        if not learned:
             return conversation.NOTHING
         rates = data.text_dropout, data.image_dropout, data.representation_dropout
         *own, joint = (chances < (*rates, data.joint_dropout)).tolist()
         text, images, representation = (each or joint for each in own)
         images = images and sum(len(m.images) for m in messages) > 1  # there are others
-        return conversation.Dropped(text, images, representation, kept=number % count)
+        return conversation.Dropped(
+            text, images, representation, kept=learned[number % len(learned)]
+        )
 
     def _pixels(self, source, index: int, height: int, width: int, pool: int) -> np.ndarray:
         key = (id(source), index, height, width, pool)

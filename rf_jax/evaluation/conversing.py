@@ -122,14 +122,15 @@ def table(values: Mapping) -> str:
     for name, kinds in values['edits'].items():
         for what in ('changed', 'kept'):
             each = [value for kind in kinds.values() for value in kind[what]]
-            lines.append(_line(f'{name}: {what}', each))
-            lines += [_line(f'  {kind}', entry[what]) for kind, entry in kinds.items()]
+            lines.append(line(f'{name}: {what}', each))
+            lines += [line(f'  {kind}', entry[what]) for kind, entry in kinds.items()]
     for name, each in values['follow_up'].items():
-        lines.append(_line(f'question {name}', each))
+        lines.append(line(f'question {name}', each))
     return '\n'.join(lines)
 
 
-def _line(name: str, each: Sequence[int]) -> str:
+def line(name: str, each: Sequence[int]) -> str:
+    """A line of a table: count, rate and 95 % Wilson interval of 1s and 0s."""
     rate = float(np.mean(each))
     low, high = wilson(rate, len(each))
     return f'{name:28s} {len(each):6d} {rate:7.1%} {low:7.1%} .. {high:6.1%}'

@@ -18,6 +18,7 @@ from rf_jax.evaluation import (
     intervals,
     map_scores,
     reconstruction,
+    thinking,
     vqa,
 )
 from rf_jax.generation.sampler import Sampler
@@ -38,7 +39,8 @@ class Amount:
     images: int = 4  # per prompt
     captions: int = 200  # of new scenes; their images are compared with those scenes
     questions: int = 50  # per kind
-    conversations: int = 200  # edits, images with follow-up questions, maps of each kind
+    # Edits, images with follow-up questions, riddles, redrawn images, maps of each kind.
+    conversations: int = 200
 
     @classmethod
     def of(cls, samples: int) -> 'Amount':
@@ -64,8 +66,7 @@ class Score:
     values['generation'][side][category]: 'prompts' and, for each, 'correct', a list with 1 or 0 of
     each image; values['understanding'][kind]: see `vqa.evaluate`; values['distances'],
     values['variety'], values['codebook'] and values['autoencoder']: numbers;
-    values['conversations']: 'edits' and 'follow_up' of `conversing`; values['maps']: see
-    `map_scores.score`;
+    values['conversations']: see `_conversations`; values['maps']: see `map_scores.score`;
     values['shown'][side]: the prompts of `shown`. Parts that the run does not train are empty.
     """
 
@@ -150,15 +151,26 @@ def score(
         values['understanding'] = vqa.evaluate(sampler, source, amount.questions)
     values['conversations'] = {}
     if config.data.tasks.get('conversation', 0) > 0 and amount.conversations:
-        values['conversations'] = {
-            'edits': conversing.score_edits(sampler, source, amount.conversations, seed),
-            'follow_up': conversing.score_follow_ups(sampler, source, amount.conversations),
-        }
+        values['conversations'] = _conversations(sampler, source, amount.conversations, seed)
     values['maps'], sheet = {}, map_scores.Sheet()
     asked = data_fields.asked_maps(config)
     if asked and amount.conversations:
         values['maps'], sheet = map_scores.score(sampler, source, asked, amount.conversations, seed)
     return Score(values, images, sheet)
+
+
+def _conversations(sampler: Sampler, source, count: int, seed: int) -> dict:
+    """'riddles' or 'redraw' of `thinking` for a source of such conversations, otherwise 'edits' and
+    'follow_up' of `conversing`.
+    """
+    if source.talks == 'riddles':
+        return {'riddles': thinking.score_riddles(sampler, source, count, seed)}
+    if source.talks == 'critique':
+        return {'redraw': thinking.score_redraw(sampler, source, count, seed)}
+    return {
+        'edits': conversing.score_edits(sampler, source, count, seed),
+        'follow_up': conversing.score_follow_ups(sampler, source, count),
+    }
 
 
 def generates(config: ConfigDict) -> bool:
@@ -239,8 +251,8 @@ def table(values: Mapping) -> str:
         parts += [intervals.table(intervals.gather([(None, values)], side))]
     if values['understanding']:
         parts.append(vqa.table(values['understanding']))
-    if values.get('conversations'):
-        parts.append(conversing.table(values['conversations']))
+    if talks := values.get('conversations'):
+        parts.append((conversing if 'edits' in talks else thinking).table(talks))
     if values.get('maps'):
         parts.append(map_scores.table(values['maps']))
     numbers = dict(values['distances'])

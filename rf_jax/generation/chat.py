@@ -117,13 +117,20 @@ def answers(sampler, conversations: Sequence, settings: Mapping) -> list[Message
     for conversation in conversations:
         rows.append(sampler.chat_row())
         rows[-1].say(parsed(conversation))
+    return continued(sampler, rows, [how] * len(rows))
+
+
+def continued(
+    sampler, rows: Sequence[ChatRow], hows: Sequence[Settings], draw: bool = False
+) -> list[Message]:
+    """What is said next in each row; `draw`: one image and no text. Raises UserError."""
     found: list[Message] = []
     for start in range(0, len(rows), ROWS):
         some = rows[start : start + ROWS]
         engine = sampler.chat_engine(padded_count(len(some), ROWS))
         readers = [Reader(sampler.tokenizer) for _ in some]
         for number, row in enumerate(some):
-            engine.start(number, row, how)
+            engine.start(number, row, hows[start + number], draw)
         while said := engine.step():
             for number, each in said.items():
                 list(readers[number].read(each))

@@ -66,6 +66,12 @@ class ChatRow:
         said = [message.text for message in messages if message.role == 'user']
         self._request = said[-1] if said else self._request
 
+    def begin(self, message: Message) -> None:
+        """Adds the beginning of an answer, which goes on. Raises UserError as `say` does."""
+        if message.parts:
+            self.say([message])
+            self.pieces.pop()  # its <eos>
+
     def _fitted(self, part, number: int):
         if not isinstance(part, ImagePart):
             return part

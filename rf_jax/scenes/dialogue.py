@@ -23,11 +23,14 @@ Turn = tuple[str, tuple[str | int, ...]]  # role and parts; an integer is the nu
 
 @dataclass(frozen=True)
 class Dialogue:
-    """`turns`: (role, parts), where a part is text or the number of an image: `scenes[i]`."""
+    """`turns`: (role, parts), where a part is text or the number of an image: `scenes[i]`.
+    `drafts`: numbers of images of the assistant that are not learned.
+    """
 
     kind: str
     turns: tuple[Turn, ...]
     scenes: tuple[Scene, ...]
+    drafts: tuple[int, ...] = ()
 
 
 def make(scene: Scene, other: Scene, rung: Rung, rng: np.random.Generator) -> Dialogue:

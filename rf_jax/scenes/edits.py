@@ -113,7 +113,8 @@ def _move(scene: Scene, rung: Rung, rng) -> Edit | None:
     return _edit('move', f'move the {name} {_towards(place)}', scene, old, new, place)
 
 
-def _add(scene: Scene, rung: Rung, rng) -> Edit | None:
+def add(scene: Scene, rung: Rung, rng: np.random.Generator) -> Edit | None:
+    """One more object of any look; None if there is no room."""
     if len(scene.objects) >= rung.objects:
         return None
     colour, shape = str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))
@@ -135,7 +136,7 @@ def _remove(scene: Scene, rung: Rung, rng) -> Edit | None:
     return None if old is None else _edit('remove', f'remove the {name}', scene, old, None)
 
 
-_MAKE = dict(zip(KINDS, (_recolour, _move, _add, _remove)))
+_MAKE = dict(zip(KINDS, (_recolour, _move, add, _remove)))
 
 
 def _edit(kind: str, request: str, scene: Scene, old, new, place: str = '') -> Edit:

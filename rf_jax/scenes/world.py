@@ -155,13 +155,15 @@ def make(seed: int, index: int, rung: Rung, held_out: bool = False) -> Scene:
     least, most = COUNTS[kind]
     count = int(rng.integers(least, min(most, rung.objects) + 1))
     while True:
-        scene = _sample(rng, rung, kind, count)
+        scene = arrange(rng, rung, kind, _looks(rng, kind, count))
         if scene is not None and allowed(scene, held_out):
             return scene
 
 
-def _sample(rng: np.random.Generator, rung: Rung, kind: str, count: int) -> Scene | None:
-    looks = _looks(rng, kind, count)
+def arrange(
+    rng: np.random.Generator, rung: Rung, kind: str, looks: Sequence[tuple[str, str]]
+) -> Scene | None:
+    """A scene of objects of these (colour, shape) pairs; None if there was no room."""
     sizes = [_pick(rng, rung.sizes) for _ in looks]
     places = _places(rng, rung, looks, [_radius(rung, size) for size in sizes])
     if places is None:

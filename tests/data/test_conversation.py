@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rf_jax.data import conversation, layout, spans
+from rf_jax.data import conversation, layout, messages, spans
 from rf_jax.data.conversation import Dropped
 from rf_jax.data.layout import Pixels, Representation, Text, Vision
-from rf_jax.data.messages import Message, TextPart, assistant, user
+from rf_jax.data.messages import DraftPart, Message, TextPart, assistant, user
 from rf_jax.data.tokenizer import Tokenizer
 
 TEXT = ['what is this? a red dog', 'make it blue', 'here it is, blue']
@@ -140,3 +140,58 @@ def test_without_tokens_pixels_follow_the_text(tokenizer):
 def test_the_last_turn_goes_first():
     assert conversation.without_last_turn(EDIT) == tuple(EDIT[:2])
     assert conversation.without_last_turn(EDIT[:2]) == ()
+
+
+def redrawn(draft=DraftPart):
+    parts = (draft(0), TextPart('make it blue')) if draft else (TextPart('make it blue'),)
+    return [user('a red dog'), Message('assistant', (*parts, *assistant(1).parts))]
+
+
+def test_nothing_is_learned_of_a_draft_but_where_it_stands(tokenizer):
+    found = to_spans(tokenizer, redrawn())
+    assert kinds(found) == [Text, *[Representation, Pixels, Vision, Text] * 2]
+    assert learned(tokenizer, found)[0] == '<image>'  # the model decides to make a draft
+    capacity = dict(zip(layout.SIZES, (48, 4, 6, 16, 2, 2)))
+    one, other = (
+        layout.make_batch([[to_spans(tokenizer, redrawn(part))]], capacity, 12)
+        for part in (DraftPart, messages.ImagePart)
+    )
+    for name in one:
+        draft, image = np.split(one[name], 2, 1), np.split(other[name], 2, 1)
+        if name in ('representation_weight', 'pixel_weight'):
+            assert not draft[0].any() and image[0].any(), name
+        elif name == 'target_group':
+            assert (draft[0] == -1).all() and (image[0] >= 0).any()
+        else:  # it stands where any image stands, and its tokens are known
+            np.testing.assert_array_equal(draft[0], image[0], err_msg=name)
+        np.testing.assert_array_equal(draft[1], image[1], err_msg=name)
+
+
+def test_what_follows_a_draft_sees_what_it_sees_of_an_image_just_generated(tokenizer):
+    template = conversation.Template(tokenizer, 40, Counter())
+    pieces = template.pieces(redrawn())
+    given = conversation.to_spans(pieces, lambda i: (2, 4), lambda i, pool: None, 2, given=2)
+    capacity = dict(zip(layout.SIZES, (48, 4, 6, 16, 2, 2)))
+    one, other = (
+        layout.make_batch([[spans]], capacity, 12)
+        for spans in (given, to_spans(tokenizer, redrawn()))
+    )
+    kept = 48 + 4 + 6
+    for name in ('segment', 'order', 'reach', 'position'):
+        np.testing.assert_array_equal(one[name][:, :kept], other[name][:, :kept], err_msg=name)
+
+
+def test_a_draft_without_tokens_is_only_read(tokenizer):
+    assert kinds(to_spans(tokenizer, redrawn(), pool=0)) == [
+        Text,
+        Vision,
+        Text,
+        Pixels,
+        Vision,
+        Text,
+    ]
+
+
+def test_the_images_to_learn_are_no_drafts():
+    assert conversation.learned_images(redrawn()) == [1]
+    assert conversation.learned_images([*EDIT, *redrawn()]) == [0, 1, 3]

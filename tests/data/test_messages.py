@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rf_jax.data import messages
-from rf_jax.data.messages import ImagePart, Message, TextPart, assistant, user
+from rf_jax.data.messages import DraftPart, ImagePart, Message, TextPart, assistant, user
 
 RIGHT = (
     Message('user', (ImagePart('a.jpg'), TextPart('What is it?'))),
@@ -117,3 +117,20 @@ def conversation(*turns, **more):
 def test_what_is_wrong_is_said(fields, said):
     with pytest.raises(ValueError, match=said):
         messages.entry(fields)
+
+
+@pytest.mark.parametrize(
+    ('said', 'kind'),
+    [({}, ImagePart), ({'learned': True}, ImagePart), ({'learned': False}, DraftPart)],
+)
+def test_an_image_that_is_not_learned_is_a_draft(said, kind):
+    for image in ({'image': 'a.jpg'}, {}):
+        content = [{'type': 'image', **image, **said}]
+        (message,) = messages.parse(
+            [{'role': 'assistant', 'content': content}], [] if image else ['a.jpg']
+        )
+        assert [type(part) for part in message.parts] == [kind] and message.images == ['a.jpg']
+    with pytest.raises(ValueError, match='learned'):
+        messages.parse(
+            [{'role': 'assistant', 'content': [{'type': 'image', 'image': 'a', 'learned': 0}]}]
+        )

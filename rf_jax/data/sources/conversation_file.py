@@ -98,7 +98,7 @@ def numbered(
         replace(
             message,
             parts=tuple(
-                ImagePart(next(numbers)) if isinstance(part, ImagePart) else part
+                replace(part, image=next(numbers)) if isinstance(part, ImagePart) else part
                 for part in message.parts
             ),
         )

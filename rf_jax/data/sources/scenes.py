@@ -7,18 +7,25 @@ from functools import lru_cache
 
 import numpy as np
 
-from rf_jax.data.messages import ImagePart, Message, TextPart
+from rf_jax.data.messages import DraftPart, ImagePart, Message, TextPart
 from rf_jax.data.records import Record, Source
 from rf_jax.runtime.errors import UserError, choose, require
 from rf_jax.runtime.rng import generator
-from rf_jax.scenes import dialogue, language, render, world
+from rf_jax.scenes import critique, dialogue, language, render, riddles, world
 
 SIZES = (24, 256)  # smallest and largest side in pixels
 _SYNTAX = 'scenes:RUNG/SIZE[/option...]'
 _RECORDS = 20_000  # in memory
 _SCENES = 1000  # in memory
 _MOST_CELLS = 8  # per side
+RIDDLES = ('think', 'direct')  # whether the literal caption is written before the image
 _MOST_OBJECTS = max(most for _, most in world.COUNTS.values())
+
+
+def _form(text: str) -> str:
+    if text not in RIDDLES:
+        raise ValueError
+    return text
 
 
 def _count(text: str) -> int:
@@ -41,6 +48,8 @@ class Options:
     clutter: bool = False  # an uneven ground
     held_out: bool = False  # only scenes with a look or relation that never occurs in the others
     conversations: bool = False  # a conversation about each scene as well
+    riddles: str = ''  # 'think' or 'direct': with a riddle and its image in place of it
+    critique: bool = False  # with a draft that is judged and drawn again
 
 
 _READ: dict[str, Callable] = {
@@ -49,8 +58,10 @@ _READ: dict[str, Callable] = {
     'objects': _count,
     'grid': _count,
     'overlap': float,
+    'riddles': _form,
 }
-_FLAGS = ('textures', 'clutter', 'held_out', 'conversations')
+_FLAGS = ('textures', 'clutter', 'held_out', 'conversations', 'critique')
+_TALKS = ('conversations', 'riddles', 'critique')  # options of which there is one at most
 
 
 @dataclass(frozen=True)
@@ -91,10 +102,20 @@ class ScenesSource(Source):
         self._records = lru_cache(_RECORDS)(self._record)
         self._scenes = lru_cache(_SCENES)(self._scene)
         self.maps = dict.fromkeys(render.MAPS, range(len(self)))
-        self.conversations = _Conversations(self) if self._options.conversations else ()
+        self.conversations = _Conversations(self) if self.talks else ()
 
     def __len__(self) -> int:
         return self._options.count
+
+    @property
+    def talks(self) -> str:
+        """What its conversations are about: an option of _TALKS, '' without conversations."""
+        return next((name for name in _TALKS if getattr(self._options, name)), '')
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the literal caption of a riddle is written before its image."""
+        return self._options.riddles == 'think'
 
     def record(self, i: int) -> Record:
         return self._records(i)
@@ -117,9 +138,13 @@ class ScenesSource(Source):
         return render.render(self.scene(i), self.size)
 
     def dialogue(self, i: int) -> dialogue.Dialogue:
-        """A conversation about scene i and, where two images are compared, another scene."""
-        other = self.scene((i + 1) % len(self))
-        return dialogue.make(self.scene(i), other, self.rung, self._words('dialogue', i))
+        """The conversation about scene i; it may have other scenes too."""
+        scene, rng = self.scene(i), self._words('dialogue', i)
+        if self.talks == 'riddles':
+            return riddles.converse(scene, self.rung, rng, self.thinks)
+        if self.talks == 'critique':
+            return critique.converse(scene, self.rung, rng)
+        return dialogue.make(scene, self.scene((i + 1) % len(self)), self.rung, rng)
 
     def map(self, i: int, name: str) -> np.ndarray:
         """uint8 [size, size, 3]: the exact map of scene i; `name` of `render.MAPS`."""
@@ -184,7 +209,17 @@ class ScenesSource(Source):
                 getattr(given, name) is None or bool(fits),
                 f'data.sources: option {name} of {self.name!r} only applies to {which}',
             )
+        talks = [name for name in _TALKS if getattr(given, name)]
+        require(
+            len(talks) < 2,
+            f'data.sources: {self.name!r} has the options {", ".join(talks)}; expected one of '
+            'them: give several sources, separated by commas',
+        )
         objects, grid = given.objects or rung.objects, given.grid or rung.grid
+        require(
+            objects > 1 or not given.riddles,
+            f'data.sources: riddles of {self.name!r} ask for 2 to 4 objects: raise objects',
+        )
         overlap = rung.overlap if given.overlap is None else given.overlap
         require(
             objects <= _MOST_OBJECTS,
@@ -232,11 +267,15 @@ class _Conversations(Sequence[SceneConversation]):
 
     def _make(self, i: int) -> SceneConversation:
         made = self._source.dialogue(i)
-        parts = ((role, tuple(map(_part, parts))) for role, parts in made.turns)
-        messages = tuple(Message(*each) for each in parts)
+        messages = tuple(
+            Message(role, tuple(_part(part, made.drafts) for part in parts))
+            for role, parts in made.turns
+        )
         size = self._source.size
         return SceneConversation(messages, ((size, size),) * len(made.scenes), made.scenes)
 
 
-def _part(part: str | int) -> TextPart | ImagePart:
-    return TextPart(part) if isinstance(part, str) else ImagePart(part)
+def _part(part: str | int, drafts: Sequence[int]) -> TextPart | ImagePart:
+    if isinstance(part, str):
+        return TextPart(part)
+    return DraftPart(part) if part in drafts else ImagePart(part)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from configs import base
 from rf_jax.data import source_list
+from rf_jax.data.messages import DraftPart, ImagePart
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.runtime.errors import UserError
@@ -127,3 +128,13 @@ def test_a_bad_image_found_late_skips_the_conversation(folder, tokenizer):
     for step in range(4):
         made.batch(step)
     assert made.counts['undecodable_images'] >= 1
+
+
+def test_a_draft_stays_one(folder):
+    draft = {'type': 'image', 'image': 'a.png', 'learned': False}
+    source = write(
+        folder,
+        talk(('user', 'draw it'), ('assistant', [draft, {'type': 'image', 'image': 'b.png'}])),
+    )
+    (found,) = source.conversations
+    assert found.messages[1].parts == (DraftPart(0), ImagePart(1))

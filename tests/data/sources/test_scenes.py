@@ -1,12 +1,15 @@
 """scenes.py: scenes as a data source, made on demand; errors name the mistake."""
 
+import hashlib
 import re
 
 import numpy as np
 import pytest
 
 from configs import base
+from configs.posttraining import think
 from rf_jax.data import captions, source_list
+from rf_jax.data.messages import DraftPart, ImagePart, TextPart
 from rf_jax.data.packing import plan
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.tokenizer import Tokenizer
@@ -93,6 +96,9 @@ def test_options_change_the_rung():
         ('scenes:free/48/grid=2', 'grid .* only applies to aligned'),
         ('scenes:aligned/48/overlap=0.2', 'overlap .* only applies to free or crowded'),
         ('scenes:free/48/overlap=2', '0 to 0.5'),
+        ('scenes:aligned/48/riddles=draw', "cannot read option 'riddles=draw'"),
+        ('scenes:aligned/48/riddles=think/objects=1', 'raise objects'),
+        ('scenes:aligned/48/riddles=think/critique', 'riddles, critique; expected one'),
         ('scene:aligned/48', "Did you mean 'scenes'"),
     ],
 )
@@ -150,3 +156,48 @@ def test_the_corpus_holds_all_words():
 
 def test_sources_that_are_not_procedural_are_read():
     assert list(source_list.with_image(build('emoji'))) == list(range(1851))
+
+
+def test_conversations_are_those_that_runs_were_trained_on():
+    """Recorded before riddles and critiques were added beside them."""
+    talks, found = hashlib.blake2b(digest_size=8), build('scenes:aligned/48/conversations')
+    for talk in (found.conversations[i] for i in range(100)):
+        talks.update(repr((talk.messages, talk.scenes)).encode())
+    assert found.talks == 'conversations' and talks.hexdigest() == '982b563da5f6eba1'
+
+
+def test_riddles_of_both_forms_show_the_same_images():
+    direct, thought = (build(f'scenes:aligned/48/riddles={form}') for form in ('direct', 'think'))
+    assert (direct.talks, direct.thinks, thought.thinks) == ('riddles', False, True)
+    for i in range(20):
+        one, other = direct.conversations[i], thought.conversations[i]
+        np.testing.assert_array_equal(one.image(0), other.image(0))
+        assert one.messages[0] == other.messages[0]
+        assert one.messages[1].parts == (ImagePart(0),) == other.messages[1].parts[1:]
+        assert isinstance(other.messages[1].parts[0], TextPart)
+
+
+@pytest.fixture(scope='module')
+def words():
+    return Tokenizer.train(captions.corpus([build('scenes:aligned/48')]), 357)
+
+
+@pytest.mark.parametrize('variant', think.VARIANTS)
+def test_rows_of_riddles_and_critiques(variant, words):
+    """With the tokenizer of a run on captions: nothing is truncated, no image left out."""
+    config = think.get_config(variant)
+    config.data.text_dropout = config.data.image_dropout = config.data.joint_dropout = 0.0
+    (found,) = source_list.build(config.data.sources, MANY)
+    batches = Batches(config, [found], words)
+    seen = {'riddles=think': TextPart, 'riddles=direct': ImagePart, 'critique': DraftPart}
+    batch = batches.batch(0)
+    assert not batches.counts, batches.counts
+    counts = (batch['pixel_counts'] > 0).sum()
+    assert counts >= 1.5 * len(batch['pixels']), 'rows are full of images'
+    first = found.conversations[0].messages[1].parts[0]
+    assert type(first) is seen[think.VARIANTS[variant]]
+    unlearned = (batch['pixel_weight'] == 0) & (batch['pixel_image'] >= 0)
+    assert unlearned.any() == (variant == 'redraw')
+    # Pixels and tokens of one image are learned both or not at all.
+    places = 9 * (batch['pixel_weight'].sum() / 36)
+    assert batch['representation_weight'].sum() == (batch['target_group'] >= 0).sum() == places

@@ -1,0 +1,84 @@
+"""thinking.py: texts and images come as the conversations of training have them."""
+
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from tiny_sampler import make_sampler
+
+from rf_jax.data import conversation, layout
+from rf_jax.data.messages import DraftPart, ImagePart, Message, TextPart, assistant, user
+from rf_jax.generation import thinking
+from rf_jax.generation.chat_row import Fitted
+from rf_jax.generation.generated_image import GeneratedImage
+
+pytestmark = pytest.mark.usefixtures('quick')
+PROMPTS = ['a red heart', 'two small dogs', 'a red heart']
+HOW = {'steps': 2, 'max_tokens': 4}
+
+
+@pytest.fixture(scope='module')
+def sampler():
+    made = make_sampler('ffn')
+    made.config.data.capacity.update(text=96, vision=32, representation=32, vision_images=4)
+    return made
+
+
+def test_a_chat_has_the_tokens_of_training_where_training_has_them(sampler):
+    """A draft of training, and one that was generated: what follows finds the same before it."""
+    special, side = sampler.tokenizer, 64
+    pixels = np.zeros((side, side, 3), np.uint8)
+    draft = GeneratedImage(pixels, np.zeros((2, 2), np.int32), '', 0)
+    row = sampler.chat_row()
+    row.say([user('draw a red heart')])
+    row.begin(assistant(draft, 'two small dogs'))
+    row.wrote([special.image])
+    row.drawn(Fitted(pixels, np.zeros(4, np.int32)))
+    template = conversation.Template(special, 80, Counter())
+    parts = DraftPart(0), TextPart('two small dogs'), ImagePart(1)
+    pieces = template.pieces([user('draw a red heart'), Message('assistant', parts)])
+    learned = conversation.to_spans(
+        pieces, lambda number: (4, 4), lambda number, pool: None, sampler.pool
+    )
+    given = row.spans([*row.pieces, conversation.Tokens((special.eos,))], conversation.NOTHING, 2)
+    capacity = dict(sampler.config.data.capacity) | {'pixels': 32, 'pixel_images': 2}
+    trained, chatted = (
+        layout.make_batch([[spans]], capacity, 3 * 16**2) for spans in (learned, given)
+    )
+    cached = sum(capacity[name] for name in ('text', 'vision', 'representation'))
+    for name in ('segment', 'order', 'reach', 'position'):
+        np.testing.assert_array_equal(trained[name][:, :cached], chatted[name][:, :cached])
+    for name in ('text_tokens', 'cells'):
+        np.testing.assert_array_equal(trained[name], chatted[name])
+
+
+@pytest.mark.slow
+def test_texts_and_images_may_be_given_and_each_prompt_is_answered_alone(sampler):
+    drafts = thinking.draw(sampler, PROMPTS, seed=1, **HOW)
+    assert all(isinstance(each, GeneratedImage) for each in drafts)
+    assert (drafts[0].image != drafts[2].image).any(), 'prompts of equal text get other images'
+    (alone,) = thinking.draw(sampler, PROMPTS[:1], seed=1, **HOW)
+    np.testing.assert_array_equal(alone.tokens, drafts[0].tokens)
+    texts = ['a blue square', 'flag', 'flag']
+    found = thinking.redraw(sampler, PROMPTS, drafts, texts, seed=1, **HOW)
+    for (draft, text, image), own, given in zip(found, drafts, texts, strict=True):
+        assert draft is own and text == given and image is not draft
+    # What the critique says decides, and so does the draft.
+    other = thinking.redraw(sampler, PROMPTS, drafts, ['a blue square'] * 3, seed=1, **HOW)
+    same, changed = zip(found[0], other[0]), zip(found[1], other[1])
+    assert jax.tree.all([np.array_equal(a, b) for a, b in same])
+    assert not np.array_equal(*list(changed)[-1])
+    thought = thinking.think(sampler, PROMPTS, texts, seed=1, **HOW)
+    assert [text for text, _ in thought] == texts
+    assert not np.array_equal(thought[0][1].image, alone.image)
+
+
+@pytest.mark.slow
+def test_what_the_model_writes_itself_is_its_answer_in_a_chat(sampler):
+    """Without anything given: `think` is a chat, `redraw` keeps the draft if no image follows."""
+    for prompt, (text, image) in zip(PROMPTS[:2], thinking.think(sampler, PROMPTS[:2], **HOW)):
+        said = sampler.chat(f'draw {prompt}', **HOW)
+        assert text == said.text and (image is None) == (not said.images)
+    for draft, _, image in thinking.redraw(sampler, PROMPTS[:2], images=False, **HOW):
+        assert image is draft
