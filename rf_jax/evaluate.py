@@ -26,8 +26,8 @@ _QUESTIONS = flags.DEFINE_integer('questions', 50, 'Scenes: questions per kind.'
 _CONVERSATIONS = flags.DEFINE_integer(
     'conversations',
     200,
-    'Scenes: edits, images with follow-up questions, riddles, redrawn images, and maps of each kind, '
-    'as far as trained.',
+    'Scenes: edits, images with follow-up questions, riddles, redrawn images, and maps of each '
+    'kind, as far as trained.',
     0,
 )
 _OUT = flags.DEFINE(
