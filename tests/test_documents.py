@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from configs.posttraining import grpo
 from rf_jax.data import layout
 from rf_jax.models.attention.masks import visible
 from rf_jax.training import checks
@@ -69,7 +70,7 @@ def defined(body):
 @cache
 def fields():
     """Every field and group of fields of a config, dotted."""
-    names = checks.flatten(base.get_config().to_dict())
+    names = checks.flatten(base.get_config().to_dict() | {'grpo': grpo.fields().to_dict()})
     return {'.'.join(name.split('.')[:n]) for name in names for n in range(1, 9)}
 
 

@@ -122,7 +122,7 @@ REWARDS: dict[str, Reward] = {
 
 
 def load(text: str) -> Reward:
-    """The function of `FILE.py:NAME`. Raises UserError."""
+    """The function that a text such as `my_rewards.py:brightness` names. Raises UserError."""
     path, _, name = text.rpartition(':')
     require(
         path.endswith('.py') and name.isidentifier(),
