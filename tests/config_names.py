@@ -6,7 +6,7 @@ from pathlib import Path
 import configs
 
 ROOT = Path(configs.__file__).parent
-STAGED = ('paper', 'stages')
+STAGED = ('paper', 'stages', 'posttraining.unified_grpo')
 MODULES = sorted(
     '.'.join(path.relative_to(ROOT).with_suffix('').parts)
     for path in ROOT.rglob('*.py')

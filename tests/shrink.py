@@ -23,6 +23,8 @@ def shrink(config: ConfigDict) -> ConfigDict:
     data = config.data
     if talks(config):
         data.sources = 'scenes:aligned/48/conversations/count=100'
+    elif 'grpo' in config:
+        data.sources = 'scenes:aligned/48/count=100'
     elif ':' in data.sources:  # not on this machine
         data.sources = 'emoji'
     data.batch_size = 8
@@ -39,6 +41,9 @@ def shrink(config: ConfigDict) -> ConfigDict:
         vision_images=seen,
         pixel_images=drawn,
     )
+    if 'grpo' in config:
+        config.grpo.update(group_size=2, text_tokens=4)
+        config.grpo.flow.update(steps=drawn + 2, stochastic=(0, drawn))
     config.tokenizer.update(vocab_size=384, path='')
     model = config.model
     model.backbone.update(

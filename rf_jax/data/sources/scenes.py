@@ -47,6 +47,7 @@ class Options:
     textures: bool = False  # striped and checked objects
     clutter: bool = False  # an uneven ground
     held_out: bool = False  # only scenes with a look or relation that never occurs in the others
+    long: bool = False  # only the long caption, which names all of a scene
     conversations: bool = False  # a conversation about each scene as well
     riddles: str = ''  # 'think' or 'direct': with a riddle and its image in place of it
     critique: bool = False  # with a draft that is judged and drawn again
@@ -60,7 +61,7 @@ _READ: dict[str, Callable] = {
     'overlap': float,
     'riddles': _form,
 }
-_FLAGS = ('textures', 'clutter', 'held_out', 'conversations', 'critique')
+_FLAGS = ('textures', 'clutter', 'held_out', 'long', 'conversations', 'critique')
 _TALKS = ('conversations', 'riddles', 'critique')  # options of which there is one at most
 
 
@@ -126,7 +127,8 @@ class ScenesSource(Source):
 
     def captions(self, i: int) -> list[language.Caption]:
         """The captions of record(i), with their claims."""
-        return language.captions(self.scene(i), self.rung, self._words('captions', i))
+        found = language.captions(self.scene(i), self.rung, self._words('captions', i))
+        return found[-1:] if self._options.long else found
 
     def questions(self, i: int) -> list[language.Question]:
         """The questions of record(i), with their kinds."""

@@ -25,6 +25,13 @@ def build(text, max_pixels=MANY):
     return source
 
 
+def test_long_captions_alone():
+    usual, long = build('scenes:aligned/48/count=20'), build('scenes:aligned/48/count=20/long')
+    for i in range(20):
+        assert long.record(i).captions == usual.record(i).captions[-1:]
+        assert long.captions(i)[0].claim.ground == long.scene(i).ground
+
+
 def test_a_record_says_what_its_scene_shows():
     source = build('scenes:crowded/32/count=50/seed=4')
     assert len(source) == 50 and source.name == 'scenes:crowded/32/count=50/seed=4'
