@@ -30,8 +30,9 @@ def fields() -> ConfigDict:
     grpo.group_size = 8  # samples of one prompt or image; Flow-GRPO: 24
     grpo.updates = 1  # optimizer steps of data.batch_size rows on one rollout
     grpo.std = 'group'  # group | global: standard deviation that advantages are divided by
-    # {name: weight}: judge | recovered | exact_answer | words | similarity; 0: only logged.
-    grpo.rewards = ConfigDict({'judge': 1.0})
+    # (name, weight): judge | recovered | exact_answer | words | similarity; 0: only logged. As a
+    # flag: --config.grpo.rewards="(('judge', 1.0), ('words', 0.0))".
+    grpo.rewards = (('judge', 1.0),)
     grpo.reward_seconds = 60.0  # longest time of the rewards of a group, which is then skipped
     # Of the ratio, by policy. A flow's log-probability is a mean over its values; Flow-GRPO: 1e-4.
     grpo.clip = ConfigDict({'text': 0.2, 'representation': 0.2, 'flow': 1e-4})

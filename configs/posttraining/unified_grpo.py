@@ -14,8 +14,6 @@ understanding): the policy writes captions, decoder and reward are frozen. `gene
 two: one policy, both directions.
 """
 
-from ml_collections import ConfigDict
-
 from configs import scenes
 from configs.posttraining import grpo
 from rf_jax.runtime.errors import choose
@@ -51,8 +49,7 @@ def _reinforced(config, episode: str, policies: tuple[str, ...]):
     config.grpo.episode = episode
     config.grpo.text_tokens = CAPTION
     # The reward; what it does to objects and length is logged beside it.
-    rewards = ConfigDict({'similarity': 1.0, 'recovered': 0.0, 'words': 0.0})
-    config.grpo.rewards = rewards.lock()
+    config.grpo.rewards = (('similarity', 1.0), ('recovered', 0.0), ('words', 0.0))
 
 
 STAGES = {

@@ -28,6 +28,13 @@ def check(config) -> None:
         choose(f'grpo.policies (grpo.episode={c.episode!r})', name, dict.fromkeys(trainable))
     if not c.policies:
         raise UserError(f'grpo.policies is empty; known: {", ".join(trainable)}')
+    try:
+        {name: float(weight) for name, weight in c.rewards}
+    except (TypeError, ValueError):
+        raise UserError(
+            f'grpo.rewards={c.rewards!r}: expected pairs (name, weight); as a flag: '
+            '--config.grpo.rewards="((\'judge\', 1.0),)"'
+        ) from None
     choose('grpo.std', c.std, dict.fromkeys(policy.STDS))
     episodes.groups_of(config)
     first, last = c.flow.stochastic

@@ -27,7 +27,7 @@ def config_of(changes=None):
     config.grpo.update_from_flattened_dict(
         {'prompts': 'captions', 'text_tokens': 4, 'flow.steps': 4, 'flow.stochastic': (0, 2)}
     )
-    config.grpo.rewards = {'own': 1.0}
+    config.grpo.rewards = (('own', 1.0),)
     config.update_from_flattened_dict(changes or {})
     return config
 
@@ -248,6 +248,7 @@ def test_a_reference_of_another_shape_is_one_clear_error(tmp_path):
         ({'grpo.episode': 'paint'}, r"grpo\.episode.*'paint'.*generate"),
         ({'grpo.policies': ('text',)}, r"grpo\.policies.*'text'.*representation"),
         ({'grpo.policies': ()}, r'grpo\.policies is empty'),
+        ({'grpo.rewards': ('judge',)}, r'grpo\.rewards=.*expected pairs'),
         ({'grpo.std': 'none'}, r"grpo\.std.*'none'.*group"),
         ({'grpo.flow.stochastic': (0, 4)}, r'the last step has no noise'),
         ({'grpo.updates': 3, 'checkpoint.every': 4}, r'not a multiple of grpo\.updates=3'),
