@@ -7,11 +7,12 @@ The same command resumes. A reward of your own: `--reward=my_rewards.py:brightne
 (prompt, source, sample), see rf_jax/posttraining/rewards.py.
 """
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
+from rf_jax.evaluation import run_report
 from rf_jax.posttraining import collector, policy, reference, rewards
-from rf_jax.runtime import cli, distributed, errors, workdir
+from rf_jax.runtime import cli, workdir
 from rf_jax.training import checks, train_loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'What to reinforce.')
@@ -29,11 +30,11 @@ def main(argv):
     more = {text.rpartition(':')[2]: rewards.load(text) for text in _REWARD.value}
     with workdir.training_lock(_WORKDIR.value):
         run = train_loop.build(config, _WORKDIR.value, objective_of=policy.objective)
+        run_report.check(run)
         feed = collector.Collector(run, reference.load(run), more)
-        state = train_loop.train(run, feed=feed, unit=config.grpo.updates)
-        run.goodput.save(int(state.step), distributed.is_main())
-        logging.info('%s', run.goodput.table())
-        return errors.INTERRUPTED if run.stopped else errors.DONE
+        while_training = run_report.while_training(run)
+        state = train_loop.train(run, while_training, feed=feed, unit=config.grpo.updates)
+        return run_report.finish(run, state)
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation import guidance, inputs, token_sampling
 from rf_jax.generation.placement import Placement
 from rf_jax.generation.sampler import ROWS, Sampler
-from rf_jax.runtime import distributed, metrics, sharding
+from rf_jax.runtime import distributed, errors, metrics, sharding
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import jitted
 from rf_jax.training.state import State
@@ -126,6 +126,34 @@ def cache_bytes(run: Run) -> float:
     )
     per_device = sampler.placement.full(ROWS) / sampler.placement.multiple
     return per_device * sum(a.size * a.dtype.itemsize for a in cache)
+
+
+def finish(run: Run, state: State) -> int:
+    """Evaluates a run that was not stopped, logs where its time went, and gives the exit code."""
+    step = int(state.step)
+    if not run.stopped and run.config.evaluation.samples:
+        state = state.replace(params=None, opt_state=None)  # only the EMA is evaluated
+        with run.goodput.phase('evaluation'):
+            _evaluate(run, state)
+    run.goodput.save(step, distributed.is_main())
+    logging.info('%s', run.goodput.table())
+    logging.info('Peak memory %.1f GB', metrics.peak_memory_gb())
+    return errors.INTERRUPTED if run.stopped else errors.DONE
+
+
+def _evaluate(run: Run, state: State) -> None:
+    """Errors are only logged: the training is complete and saved."""
+    try:
+        table = at_end(run, state)
+        if distributed.is_main():
+            print(table)
+    except Exception as error:
+        distributed.abort(error, errors.DONE)  # others may be waiting in a collective
+        logging.exception(
+            'The evaluation failed; the training is complete and saved. Once the cause is fixed, '
+            'python -m rf_jax.evaluate --workdir=%s evaluates it',
+            run.workdir,
+        )
 
 
 def at_end(run: Run, state: State) -> str:
