@@ -35,4 +35,6 @@ def get_config(variant: str = 'think'):
         text=160, vision=27, representation=20, pixels=72, vision_images=3, pixel_images=2
     )
     data.max_text_tokens = 128  # a turn of the user has half of it: riddles are up to 58
+    if variant == 'redraw':  # prompts are short
+        data.capacity.text = data.max_text_tokens = 96
     return config

@@ -5,44 +5,44 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-from tiny_sampler import make_sampler
+from shrink import shrink
+from tiny_sampler import WORDS, make_sampler
 
+from configs import base
 from rf_jax.data import conversation, layout
 from rf_jax.data.messages import DraftPart, ImagePart, Message, TextPart, assistant, user
+from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.generation import thinking
-from rf_jax.generation.chat_row import Fitted
+from rf_jax.generation.chat_row import ChatRow, Fitted
 from rf_jax.generation.generated_image import GeneratedImage
 
 pytestmark = pytest.mark.usefixtures('quick')
 PROMPTS = ['a red heart', 'two small dogs', 'a red heart']
+CAPACITY = {'text': 96, 'vision': 32, 'representation': 32, 'vision_images': 4}
 HOW = {'steps': 2, 'max_tokens': 4}
 
 
-@pytest.fixture(scope='module')
-def sampler():
-    made = make_sampler('ffn')
-    made.config.data.capacity.update(text=96, vision=32, representation=32, vision_images=4)
-    return made
-
-
-def test_a_chat_has_the_tokens_of_training_where_training_has_them(sampler):
+def test_a_chat_has_the_tokens_of_training_where_training_has_them():
     """A draft of training, and one that was generated: what follows finds the same before it."""
-    special, side = sampler.tokenizer, 64
-    pixels = np.zeros((side, side, 3), np.uint8)
+    config = shrink(base.get_config())
+    special = Tokenizer.train(WORDS * 3, 384)
+    pixels = np.zeros((64, 64, 3), np.uint8)
     draft = GeneratedImage(pixels, np.zeros((2, 2), np.int32), '', 0)
-    row = sampler.chat_row()
+    row = ChatRow(config, special, 3 * 16**2)
+    row.config.data.capacity.update(CAPACITY)
     row.say([user('draw a red heart')])
     row.begin(assistant(draft, 'two small dogs'))
     row.wrote([special.image])
     row.drawn(Fitted(pixels, np.zeros(4, np.int32)))
+    row.end_turn()
     template = conversation.Template(special, 80, Counter())
     parts = DraftPart(0), TextPart('two small dogs'), ImagePart(1)
     pieces = template.pieces([user('draw a red heart'), Message('assistant', parts)])
     learned = conversation.to_spans(
-        pieces, lambda number: (4, 4), lambda number, pool: None, sampler.pool
+        pieces, lambda number: (4, 4), lambda number, pool: None, row.pool
     )
-    given = row.spans([*row.pieces, conversation.Tokens((special.eos,))], conversation.NOTHING, 2)
-    capacity = dict(sampler.config.data.capacity) | {'pixels': 32, 'pixel_images': 2}
+    given = row.spans(row.pieces, conversation.NOTHING, 2, pixels=False)
+    capacity = CAPACITY | {'pixels': 32, 'pixel_images': 2}
     trained, chatted = (
         layout.make_batch([[spans]], capacity, 3 * 16**2) for spans in (learned, given)
     )
@@ -51,6 +51,13 @@ def test_a_chat_has_the_tokens_of_training_where_training_has_them(sampler):
         np.testing.assert_array_equal(trained[name][:, :cached], chatted[name][:, :cached])
     for name in ('text_tokens', 'cells'):
         np.testing.assert_array_equal(trained[name], chatted[name])
+
+
+@pytest.fixture(scope='module')
+def sampler():
+    made = make_sampler('ffn')
+    made.config.data.capacity.update(CAPACITY)
+    return made
 
 
 @pytest.mark.slow

@@ -186,12 +186,13 @@ def test_riddles_of_both_forms_show_the_same_images():
 
 @pytest.fixture(scope='module')
 def words():
-    return Tokenizer.train(captions.corpus([build('scenes:aligned/48')]), 357)
+    return Tokenizer.train(captions.corpus([build('scenes:aligned/48/count=500')]), 357)
 
 
 @pytest.mark.parametrize('variant', think.VARIANTS)
-def test_rows_of_riddles_and_critiques(variant, words):
+def test_rows_of_riddles_and_critiques(variant, words, monkeypatch):
     """With the tokenizer of a run on captions: nothing is truncated, no image left out."""
+    monkeypatch.setattr(plan, 'WINDOW', 300)  # examples
     config = think.get_config(variant)
     config.data.text_dropout = config.data.image_dropout = config.data.joint_dropout = 0.0
     (found,) = source_list.build(config.data.sources, MANY)
