@@ -125,7 +125,7 @@ def cache_bytes(run: Run) -> float:
         *(run.abstract.ema, batch, keys),
     )
     per_device = sampler.placement.full(ROWS) / sampler.placement.multiple
-    return per_device * sum(a.size * a.dtype.itemsize for a in cache)
+    return per_device * sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(cache))
 
 
 def at_end(run: Run, state: State) -> str:

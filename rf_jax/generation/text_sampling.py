@@ -70,7 +70,7 @@ def decode(
     left. `fields`: attention integers and positions of the rows, as `kv_cache.extend` takes them.
     `forbidden` bool [B, V]: tokens that are not sampled.
     """
-    size = start.cache[0].shape[2]
+    size = kv_cache.places(start.cache)
 
     def step(state: Decoding, _):
         logits = jnp.where(forbidden, -jnp.inf, state.logits)
