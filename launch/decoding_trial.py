@@ -20,6 +20,7 @@ from configs import base
 from rf_jax.data import captions, source_list
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.generation import guidance, image_sampling, inputs
+from rf_jax.generation.placement import ONE_DEVICE
 from rf_jax.generation.sampler import Sampler
 from rf_jax.models import unified
 from rf_jax.models.layers import Logits
@@ -47,7 +48,7 @@ def make_sampler(width: int, side: int) -> Sampler:
     z, t = jnp.zeros((1, 4, model.flow_channels)), jnp.zeros((1, 4))
     example = example_row(model.channels)
     init = jax.jit(lambda key: model.init(key, example, example['input_group'], z, t)['params'])
-    return Sampler(config, model, init(jax.random.key(0)), tokenizer)
+    return Sampler(config, model, ONE_DEVICE.params(init(jax.random.key(0))), tokenizer)
 
 
 def rates(runs: dict, times: int) -> dict[str, float]:

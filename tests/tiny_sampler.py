@@ -8,6 +8,7 @@ from configs import base
 from rf_jax.data.messages import user
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.generation.chat_answer import Settings
+from rf_jax.generation.placement import ONE_DEVICE
 from rf_jax.generation.sampler import Sampler
 from rf_jax.models import unified
 from rf_jax.training.state import example_row
@@ -21,7 +22,7 @@ def make_sampler(split: str = 'ffn') -> Sampler:
     config.model.backbone.split = split
     tokenizer = Tokenizer.train(WORDS * 3, 384)
     model = unified.build(config, tokenizer.size)
-    return Sampler(config, model, noisy_params(model, 0.15), tokenizer)
+    return Sampler(config, model, ONE_DEVICE.params(noisy_params(model, 0.15)), tokenizer)
 
 
 def drawn_in_a_chat(sampler):

@@ -96,17 +96,24 @@ def check(run: Run, memory: float | None = None) -> None:
     state = jitted.nbytes_per_device(run.abstract)
     state -= sum(jitted.nbytes_per_device(getattr(run.abstract, name)) for name in config.offload)
     while_training = state + (average if 'ema' in config.offload else 0.0)
+    generating = copied_bytes(run) + cache_bytes(run)
     for field, value, held in (
         ('evaluation.samples', samples, average),  # the rest of the state is freed by then
         ('log.samples_every', config.log.samples_every, while_training),
     ):
-        needed = held + cache_bytes(run) if value else 0.0
+        needed = held + generating if value else 0.0
         if needed > memory:
             raise UserError(
                 f'{field}={value}: generation needs at least {needed / 1e9:.1f} GB of a device, '
                 f'which has {memory / 1e9:.1f}. Shard the model over more devices (mesh.fsdp, '
                 f'mesh.tensor), or set {field}=0'
             )
+
+
+def copied_bytes(run: Run) -> float:
+    """Bytes on a device of the layers, which are copied to have them one by one, if they are."""
+    layers = run.abstract.ema['backbone']['layers']
+    return 0.0 if Placement.of(run.mesh).stacked else jitted.nbytes_per_device(layers)
 
 
 def cache_bytes(run: Run) -> float:
@@ -125,7 +132,7 @@ def cache_bytes(run: Run) -> float:
         *(run.abstract.ema, batch, keys),
     )
     per_device = sampler.placement.full(ROWS) / sampler.placement.multiple
-    return per_device * sum(a.size * a.dtype.itemsize for a in cache)
+    return per_device * sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(cache))
 
 
 def finish(run: Run, state: State) -> int:

@@ -58,24 +58,22 @@ class ChatPrograms:
         self.pixels = jit(self._pixels)
 
     def _shardings(self) -> Context | None:
-        """Of rows and key/value heads on a mesh; None on one device."""
+        """Of rows and key/value heads on a mesh, of each array of the cache; None on one device."""
         mesh = self.placement.mesh
         if mesh is None:
             return None
         divides = self.config.model.backbone.kv_heads % mesh.shape['tensor'] == 0
-        heads = PartitionSpec(None, BATCH_AXES, None, 'tensor' if divides else None)
-        cache = NamedSharding(mesh, heads)
-        return Context((cache, cache), batch_sharding(mesh))
+        heads = BATCH_AXES, 'tensor' if divides else None
+        axes = (None, *heads) if self.placement.stacked else heads
+        return Context(NamedSharding(mesh, PartitionSpec(*axes)), batch_sharding(mesh))
 
     def new_context(self, params, rows: int, size: int, vocabulary: int) -> Context:
         """An empty cache of `size` tokens a row, placed as results are, or the first call of a
         program would be compiled for itself.
         """
         one = of_results(params)
-        where = self._where or Context((one, one), one)
-        c = self.config.model.backbone
-        shape = c.layers, rows, size, c.kv_heads, c.head_dim
-        cache = tuple(jnp.zeros(shape, self.model.dtype, device=each) for each in where.cache)
+        where = self._where or Context(one, one)
+        cache = kv_cache.empty(self.model, params, rows, size, where.cache)
         return Context(cache, jnp.zeros((rows, vocabulary), jnp.float32, device=where.logits))
 
     def _extend(self, params, fields: Arrays, context: Context, new: Arrays) -> Context:

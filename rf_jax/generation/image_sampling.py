@@ -205,10 +205,11 @@ def _stack(batches):
 
 
 def _stack_caches(caches):
-    return jax.tree.map(lambda *a: jnp.concatenate(a, 1), *caches)
+    return jax.tree.map(lambda *a: jnp.concatenate(a, -4), *caches)
 
 
 def _split(cache: kv_cache.Cache, count: int) -> list[kv_cache.Cache]:
     """The caches of `count` contexts that are stacked along the rows."""
-    k, v = (jnp.split(a, count, axis=1) for a in cache)
-    return list(zip(k, v))
+    leaves, structure = jax.tree.flatten(cache)
+    parts = zip(*(jnp.split(a, count, axis=-4) for a in leaves))
+    return list(map(structure.unflatten, parts))

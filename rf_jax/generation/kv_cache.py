@@ -1,7 +1,8 @@
 """The KV cache: pure functions that run the model on part of a row, the rest of it cached.
 
 Rows are those of `data.layout`, so the attention rule and the positions are the same as in
-training. A cache holds the tokens of a row in stream order. Places that are not filled yet need no
+training. A cache holds the tokens of a row in stream order; they are written in place where
+it is carried through a loop or donated. Places that are not filled yet need no
 mask of their own: the attention rule hides tokens of a later order.
 """
 
@@ -27,11 +28,26 @@ def fields_at(batch: Batch, slots: jax.Array) -> dict[str, jax.Array]:
     return {name: batch[name][rows, slots] for name in (*FIELDS, 'position')}
 
 
-def _run(model: Unified, params, x, own, before, lengths: Lengths, cache: Cache | None):
-    """The tokens `own`, x [B, n, D], after the cached ones: (hidden, own keys and values)."""
-    keys = {name: jnp.concatenate([before[name], own[name]], 1) for name in FIELDS}
+def places(cache: Cache) -> int:
+    """S: how many tokens of a row it has places for."""
+    return jax.tree.leaves(cache)[0].shape[-2]
+
+
+def empty(model: Unified, params, rows: int, length: int, where: jax.sharding.Sharding) -> Cache:
+    """A cache of `length` places without tokens, each of its arrays with this sharding."""
+    c, layers = model.config.backbone, params['backbone']['layers']
+    shape, stacked = (rows, c.kv_heads, length, c.head_dim), not isinstance(layers, tuple)
+
+    def pair(*shape: int):
+        return tuple(jnp.zeros(shape, model.dtype, device=where) for _ in ('keys', 'values'))
+
+    return pair(c.layers, *shape) if stacked else tuple(pair(*shape) for _ in layers)
+
+
+def _run(model: Unified, params, x, own, keys, lengths: Lengths, cache: Cache | None, slots=None):
+    """The tokens `own`, x [B, n, D], with these keys: what `Unified.run` gives."""
     prepared = model.attention.prepare(own, keys)
-    return model.bind({'params': params}).run(x, own['position'], prepared, lengths, cache)
+    return model.bind({'params': params}).run(x, own['position'], prepared, lengths, cache, slots)
 
 
 def prefill(
@@ -53,19 +69,19 @@ def prefill(
         fields_between(batch, first + count, x.shape[1] + count),
     )
     own = {name: jnp.concatenate([part[name] for part in parts], 1) for name in parts[0]}
-    x, cache = _run(model, params, x, own, fields_between(batch, 0, 0), lengths, None)
+    x, cache = _run(model, params, x, own, own, lengths, None)
     return x, jax.tree.map(lambda a: _opened(a, first, count), cache)
 
 
 def _opened(a: jax.Array, first: int, count: int) -> jax.Array:
-    """[layers, B, n, ...] with `count` zeros before place `first`."""
-    between = jnp.zeros((*a.shape[:2], count, *a.shape[3:]), a.dtype)
-    return jnp.concatenate([a[:, :, :first], between, a[:, :, first:]], 2) if count else a
+    """[..., n, Dh] with `count` zeros before place `first`."""
+    between = jnp.zeros((*a.shape[:-2], count, a.shape[-1]), a.dtype)
+    return jnp.concatenate([a[..., :first, :], between, a[..., first:, :]], -2) if count else a
 
 
 def grow(cache: Cache, length: int) -> Cache:
     """The cache with empty places for `length` more tokens."""
-    return jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, length), (0, 0), (0, 0))), cache)
+    return jax.tree.map(lambda a: _opened(a, a.shape[-2], length), cache)
 
 
 def extend(
@@ -74,17 +90,10 @@ def extend(
     """Runs the tokens at slots int32 [B, n], x [B, n, D], which may depend on each other: (hidden,
     cache with them). A slot beyond the cache holds no token, and nothing is written for it.
     """
-    size = cache[0].shape[2]
-    real = slots < size
+    size = places(cache)
     own = fields_at(batch, jnp.minimum(slots, size - 1))
-    own['segment'] = jnp.where(real, own['segment'], -2)
-    before = fields_between(batch, 0, size)
-    # The tokens' own keys come after the cache, so their places in the cache must be hidden: no
-    # query has segment -1.
-    rows = jnp.arange(slots.shape[0])[:, None]
-    before['segment'] = before['segment'].at[rows, slots].set(-1, mode='drop')
-    x, new = _run(model, params, x, own, before, lengths, cache)
-    return x, jax.tree.map(lambda a, n: a.at[:, rows, slots].set(n, mode='drop'), cache, new)
+    own['segment'] = jnp.where(slots < size, own['segment'], -2)
+    return _run(model, params, x, own, fields_between(batch, 0, size), lengths, cache, slots)
 
 
 def one(model: Unified, params, batch: Batch, cache: Cache, slot: jax.Array, x, lengths: Lengths):
@@ -94,7 +103,7 @@ def one(model: Unified, params, batch: Batch, cache: Cache, slot: jax.Array, x, 
 
 def after(model: Unified, params, batch: Batch, cache: Cache, x, lengths: Lengths) -> jax.Array:
     """Runs the tokens that follow the cached ones, [B, n, D] -> hidden; the cache stays as is."""
-    size = cache[0].shape[2]
+    size = places(cache)
     own = fields_between(batch, size, size + x.shape[1])
-    x, _ = _run(model, params, x, own, fields_between(batch, 0, size), lengths, cache)
+    x, _ = _run(model, params, x, own, fields_between(batch, 0, size + x.shape[1]), lengths, cache)
     return x

@@ -3,12 +3,17 @@
 In training every parameter is sharded over as many devices as possible, and gathered for use. For
 inference heads, feed-forwards and vocabularies are sharded over `tensor` and routed experts over
 `expert`, as they are used, so no parameter is gathered; `data` shards the rows of a batch.
+
+Where no parameter is gathered the layers are held one by one (`transformer.by_layer`), so that
+decoding reads them where they are. Where they are gathered they stay stacked: of a loop over the
+layers, XLA cannot gather all beforehand.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from rf_jax.models import unified
+from rf_jax.models import transformer, unified
 from rf_jax.runtime import mesh, sharding
 from rf_jax.runtime.errors import choose, require
 
@@ -154,11 +159,24 @@ class Placement:
 
         return jax.tree_util.tree_map_with_path(shape, tree, where)
 
+    @property
+    def stacked(self) -> bool:
+        """Whether the layers stay stacked: those that are gathered for use."""
+        return self.mesh is not None and self.table is None
+
+    def by_layer(self, tree: Any, free: bool = False) -> Any:
+        """Parameters that are here, or their `shapes`, in the form in which they are used; `free`
+        frees each stack once it is split.
+        """
+        return tree if self.stacked else transformer.by_layer(tree, partial(_unstacked, free=free))
+
     def params(self, tree: Any) -> Any:
-        """The parameters of a run, sharded as in training, in device memory."""
+        """The parameters of a run, sharded as in training, in device memory; on one device a copy
+        of those of the layers, one by one.
+        """
         tree = sharding.to_device_memory(tree)
         if self.mesh is None:
-            return tree
+            return self.by_layer(tree)
         return jax.device_put(
             tree, jax.tree.map(lambda x: NamedSharding(self.mesh, x.sharding.spec), tree)
         )
@@ -187,6 +205,19 @@ class Placement:
             return np.asarray(x)
         whole = NamedSharding(x.sharding.mesh, PartitionSpec())
         return np.asarray(jax.jit(lambda x: x, out_shardings=whole)(x))
+
+
+def _unstacked(stack: jax.Array | jax.ShapeDtypeStruct, free: bool) -> Sequence:
+    """The part of each layer, with the sharding that it has in the stack."""
+    where, count = stack.sharding, stack.shape[0]
+    if isinstance(where, NamedSharding):
+        where = NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
+    if isinstance(stack, jax.ShapeDtypeStruct):
+        return [jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype, sharding=where)] * count
+    parts = jax.jit(tuple, out_shardings=(where,) * count)(stack)
+    if free:
+        stack.delete()
+    return parts
 
 
 def of_results(params: Any) -> jax.sharding.Sharding:

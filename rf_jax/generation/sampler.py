@@ -107,7 +107,7 @@ class Sampler:
         sampler.step, saved = checkpoint.restore_placed(
             workdir / 'checkpoints', step, only='ema', place=placement.shapes
         )
-        sampler.params = saved['ema']
+        sampler.params = placement.by_layer(saved['ema'], free=True)
         return sampler
 
     def options(self, **changes) -> image_sampling.Options:

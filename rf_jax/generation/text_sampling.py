@@ -27,6 +27,15 @@ def choose(logits: jax.Array, rule: Rule, place: jax.Array) -> jax.Array:
     The randomness of a row depends on its own seed and place alone.
     """
     greedy = jnp.argmax(logits, -1).astype(jnp.int32)
+    return jax.lax.cond(
+        (rule.temperature > 0).any(),
+        lambda: jnp.where(rule.temperature > 0, _sampled(logits, rule, place), greedy),
+        lambda: greedy,  # without sorting
+    )
+
+
+def _sampled(logits: jax.Array, rule: Rule, place: jax.Array) -> jax.Array:
+    """`choose` for rows that are not greedy."""
     scaled = logits / jnp.maximum(rule.temperature, 1e-6)[:, None]
     order = jnp.argsort(-scaled, -1)
     sorted_ = jnp.take_along_axis(scaled, order, -1)
@@ -41,8 +50,7 @@ def choose(logits: jax.Array, rule: Rule, place: jax.Array) -> jax.Array:
         return jax.random.categorical(key, row)
 
     at = jax.vmap(sample)(jnp.where(kept, sorted_, -jnp.inf), rule.seed, place)
-    sampled = jnp.take_along_axis(order, at[:, None], -1)[:, 0].astype(jnp.int32)
-    return jnp.where(rule.temperature > 0, sampled, greedy)
+    return jnp.take_along_axis(order, at[:, None], -1)[:, 0].astype(jnp.int32)
 
 
 class Decoding(NamedTuple):
@@ -70,7 +78,7 @@ def decode(
     left. `fields`: attention integers and positions of the rows, as `kv_cache.extend` takes them.
     `forbidden` bool [B, V]: tokens that are not sampled.
     """
-    size = start.cache[0].shape[2]
+    size = kv_cache.places(start.cache)
 
     def step(state: Decoding, _):
         logits = jnp.where(forbidden, -jnp.inf, state.logits)

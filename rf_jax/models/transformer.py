@@ -1,6 +1,14 @@
-"""The shared backbone: Qwen3's block with three expert groups, scanned over layers."""
+"""The shared backbone: Qwen3's block with three expert groups.
 
+In training, and on disk, the parameters of all layers are one tree of stacks, and the layers are
+one loop. XLA copies what such a loop reads of a stack: of no account in training, but decoding
+reads every parameter, and the cache, for each token. So generation takes the layers one by one
+(`by_layer`).
+"""
+
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,9 +23,11 @@ from rf_jax.models.moe.experts import FeedForward, by_group
 from rf_jax.models.token_sharding import UNSHARDED, TokenSharding
 from rf_jax.runtime.errors import choose, require
 
-# KV cache of S tokens: keys and values [B, S, Hkv, Dh] each; outside a layer with a leading layer
-# axis.
-Cache = tuple[jax.Array, jax.Array]
+# KV cache of S tokens, keys and values [B, Hkv, S, Dh] each, as attention reads them: on CPU, XLA
+# would transpose another layout for each token.
+LayerCache = tuple[jax.Array, jax.Array]
+# Of all layers one by one; of stacked layers, one pair with a leading layer axis.
+Cache = tuple[LayerCache, ...] | LayerCache
 
 
 class Projections(nn.Module):
@@ -49,10 +59,10 @@ class SharedAttention(nn.Module):
     lengths: tuple[int, int, int]  # tokens of each expert group in the row
 
     @nn.compact
-    def __call__(self, x, angles, prepared, live, cache):
+    def __call__(self, x, angles, prepared, live, cache, slots):
         c = self.config
         q, k, v = Projections(c, name='attention')(x)
-        attended, kept = _attended(self.attend, q, k, v, angles, prepared, cache)
+        attended, kept = _attended(self.attend, q, k, v, angles, prepared, cache, slots)
         x = x + checkpoint_name(Dense(c.width, name='output')(attended), 'projected')
         normed = RMSNorm(c.norm_eps, name='ffn_norm')(x)
         y, losses = self.feed(self.sharding, self.of_groups(), normed, live, normed=True)
@@ -73,25 +83,38 @@ class SplitAttention(nn.Module):
     lengths: tuple[int, int, int]  # tokens of each expert group in the row
 
     @nn.compact
-    def __call__(self, x, angles, prepared, live, cache):
+    def __call__(self, x, angles, prepared, live, cache, slots):
         c = self.config
         each = partial(by_group, self.sharding, self.lengths)
         q, k, v = each(lambda g: Projections(c, name=f'{g}_attention'), x)
-        attended, kept = _attended(self.attend, q, k, v, angles, prepared, cache)
+        attended, kept = _attended(self.attend, q, k, v, angles, prepared, cache, slots)
         y = each(lambda g: Dense(c.width, name=f'{g}_output'), attended)
         x = x + checkpoint_name(y, 'projected')
         y, losses = self.feed(self.sharding, self.lengths, x, live, normed=False)
         return x + y, losses, kept
 
 
-def _attended(attend: Attention, q, k, v, angles, prepared, cache: Cache | None):
-    """Attention over the cache, then the tokens themselves; gives [B, L, H Dh], own (k, v)."""
+def _attended(
+    attend: Attention, q, k, v, angles, prepared, cache: LayerCache | None, slots: jax.Array | None
+):
+    """Attention over the cache and the tokens themselves, which are written to its `slots`, or
+    follow it; gives [B, L, H Dh] and the cache with them, or their own keys and values.
+    """
     q, k = rotate(q, angles), rotate(k, angles)
-    kept = (k, v)
-    if cache is not None:
-        k, v = (jnp.concatenate(pair, 1) for pair in zip(cache, kept))
+    kept = _swapped(k), _swapped(v)
+    if slots is not None:
+        rows = jnp.arange(slots.shape[0])[:, None]
+        kept = tuple(a.at[rows, :, slots].set(n, mode='drop') for a, n in zip(cache, (k, v)))
+        k, v = map(_swapped, kept)
+    elif cache is not None:
+        k, v = (jnp.concatenate([_swapped(a), n], 1) for a, n in zip(cache, (k, v)))
     attended = attend(q, k, v, prepared)
     return attended.reshape(*attended.shape[:2], -1), kept
+
+
+def _swapped(x: jax.Array) -> jax.Array:
+    """[B, L, Hkv, Dh] to [B, Hkv, L, Dh] and back."""
+    return jnp.swapaxes(x, 1, 2)
 
 
 class Undivided(SharedAttention):
@@ -105,7 +128,7 @@ SPLITS = {'ffn': SharedAttention, 'full': SplitAttention, 'none': Undivided}
 
 
 class Backbone(nn.Module):
-    """`layers` blocks and the final norm; checkpoints always hold the scanned stack."""
+    """`layers` blocks and the final norm; layers that are one by one are unrolled."""
 
     config: ConfigDict
     block: type[nn.Module]
@@ -123,46 +146,75 @@ class Backbone(nn.Module):
         lengths,
         live=None,
         cache: Cache | None = None,
+        slots: jax.Array | None = None,
         keep: bool = False,
     ):
         """x [B, L, D] sharded by `sharding`, position float32 [B, L, 3], cache of S tokens.
 
-        `prepared`: what `prepare` of the attention makes of these L tokens as queries and, as keys,
-        the cached ones and these. `lengths`: tokens of the three expert groups; `live` bool
-        [B, L]: tokens that are no padding, default all. Gives (x after the final norm, losses of
-        the router float32 [B, L], means over the layers, keys and values of these L tokens
-        [layers, B, L, Hkv, Dh] if `keep` else None, and x after layer `tapped_layer`, if any).
+        `slots` int32 [B, L]: where these tokens are written in the cache, nowhere if at or after S;
+        None: they follow the cached ones. `prepared`: what `prepare` of the attention makes of
+        these tokens as queries and, as keys, those of the cache, followed by these without `slots`.
+        `lengths`: tokens of the three expert groups; `live` bool [B, L]: tokens that are no
+        padding, default all. Gives (x after the final norm, losses of the router float32 [B, L],
+        means over the layers, if `keep` the cache with these tokens in their slots, or one of these
+        tokens alone without `slots`, and x after layer `tapped_layer`, if any).
         """
         c = self.config
         angles = rotary_angles(position, c.head_dim, c.rope_sections, c.rope_theta)
         block = self.block
         if c.remat != 'none':
             block = nn.remat(block, policy=REMAT[c.remat], prevent_cse=False)
+        make = partial(block, c, self.attention, self.feed, self.sharding, lengths, name='layers')
         live = jnp.ones(x.shape[:2], bool) if live is None else live
 
         def body(module, carried, each):
             (x, tapped), (number, cached) = carried, each
-            x, losses, kept = module(self.sharding.constrain(x), angles, prepared, live, cached)
+            x = self.sharding.constrain(x)
+            x, losses, kept = module(x, angles, prepared, live, cached, slots)
             x = self.sharding.constrain(x)
             tapped = None if tapped is None else jnp.where(number == self.tapped_layer, x, tapped)
             return (x, tapped), (losses, kept if keep else None)
 
-        stack = nn.scan(
-            body,
-            variable_axes={'params': 0},
-            split_rngs={'params': True},
-            in_axes=0,
-            out_axes=0,
-            length=c.layers,
-            unroll=c.unroll,
-        )
-        (x, tapped), (losses, kept) = stack(
-            block(c, self.attention, self.feed, self.sharding, lengths, name='layers'),
-            (x, None if self.tapped_layer is None else x),
-            (jnp.arange(1, c.layers + 1), cache),
-        )
+        start = x, None if self.tapped_layer is None else x
+        layers = self.get_variable('params', 'layers')
+        if isinstance(layers, tuple):
+            (x, tapped), losses, kept = _one_by_one(body, make(parent=None), layers, start, cache)
+        else:
+            stack = nn.scan(
+                body,
+                variable_axes={'params': 0},
+                split_rngs={'params': True},
+                in_axes=0,
+                out_axes=0,
+                length=c.layers,
+                unroll=c.unroll,
+            )
+            numbers = jnp.arange(1, c.layers + 1)
+            (x, tapped), (losses, kept) = stack(make(), start, (numbers, cache))
         losses = jax.tree.map(lambda a: a.mean(0), losses)
         return RMSNorm(c.norm_eps, name='norm')(x), losses, kept, tapped
+
+
+def _one_by_one(body, block: nn.Module, layers, carried, cache: Cache | None):
+    """What the scan over `body` gives: (carried, losses [layers, ...], what the layers kept)."""
+    losses, kept = [], []
+    for i, params in enumerate(layers):
+        module = partial(block.apply, {'params': params})
+        each = i + 1, None if cache is None else cache[i]
+        carried, (own_losses, own_kept) = body(module, carried, each)
+        losses.append(own_losses)
+        kept.append(own_kept)
+    return carried, jax.tree.map(lambda *own: jnp.stack(own), *losses), tuple(kept)
+
+
+def by_layer(params: Any, unstack: Callable[[Any], Sequence]) -> Any:
+    """Parameters of a whole model with the layers of the backbone as a tuple of trees.
+
+    `unstack` gives the parts of all layers of a leaf of the stack.
+    """
+    leaves, structure = jax.tree.flatten(params['backbone']['layers'])
+    layers = tuple(map(structure.unflatten, zip(*map(unstack, leaves))))
+    return {**params, 'backbone': {**params['backbone'], 'layers': layers}}
 
 
 def build(

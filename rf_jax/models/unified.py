@@ -131,9 +131,11 @@ class Unified(nn.Module):
         patches, where = self._clean_patches(batch)
         return self.encoder(patches.astype(self.dtype), *where)[0].astype(jnp.float32)
 
-    def run(self, x, position, prepared, lengths, cache):
-        """Backbone on part of a row with a cache of the rest: (hidden, own keys and values)."""
-        x, _, kept, _ = self.backbone(x, position, prepared, lengths, cache=cache, keep=True)
+    def run(self, x, position, prepared, lengths, cache, slots):
+        """Backbone on part of a row with a cache of the rest: (hidden, what it keeps of them)."""
+        x, _, kept, _ = self.backbone(
+            x, position, prepared, lengths, cache=cache, slots=slots, keep=True
+        )
         return x, kept
 
     def embed_representation(self, tokens, cells) -> jax.Array:

@@ -91,7 +91,8 @@ def _sharded(config: ConfigDict, vocabulary: int, mesh_: Mesh):
             *(c.representation.codebook_size, c.encoder.width, config.seed),
         )
     )
-    return placement, placement.model(config, vocabulary, platform), placement.shapes(new.ema)
+    params = placement.by_layer(placement.shapes(new.ema))
+    return placement, placement.model(config, vocabulary, platform), params
 
 
 def _rows(placement: Placement, capacity: Mapping[str, int], channels: int):

@@ -32,6 +32,7 @@ def small() -> ConfigDict:
     config = shrink(base.get_config())
     config.model.backbone.update(width=88, heads=4, kv_heads=2, ffn='moe')
     config.model.backbone.moe.feedforward = 24
+    config.data.capacity.text = 160
     return config
 
 

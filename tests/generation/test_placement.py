@@ -82,15 +82,20 @@ def test_no_device_holds_the_average_whole_to_evaluate_it(tmp_path, monkeypatch,
     assert found.value.args[0] < 1 / 3
 
 
+@pytest.mark.parametrize('devices', [1, 8])
 @pytest.mark.parametrize('field', ['evaluation.samples', 'log.samples_every'])
-def test_generation_without_memory_is_refused_before_the_training(tmp_path, field):
-    """Too small for what is held already by one byte, to which keys and values are added."""
+def test_generation_without_memory_is_refused_before_the_training(tmp_path, field, devices):
+    """Too small by one byte for what is held already, for keys and values, and for the copy that
+    one device makes of the layers.
+    """
     changes = {'evaluation.samples': 0, 'log.samples_every': 0} | {field: 5}
-    run = tiny_run(tmp_path, CHANGES | changes, devices=8)
+    run = tiny_run(tmp_path, changes | (CHANGES if devices > 1 else {}), devices=devices)
     held = run.abstract.ema if field == 'evaluation.samples' else run.abstract
+    copied = run.abstract.ema['backbone']['layers'] if devices == 1 else ()
+    needed = run_report.cache_bytes(run) + sum(map(jitted.nbytes_per_device, (held, copied)))
     with pytest.raises(
         UserError, match=f'^{field}=5: generation needs at least .* or set {field}=0$'
     ):
-        run_report.check(run, jitted.nbytes_per_device(held) + run_report.cache_bytes(run) - 1)
-    run_report.check(run, jitted.nbytes_per_device(held) + run_report.cache_bytes(run))
+        run_report.check(run, needed - 1)
+    run_report.check(run, needed)
     assert run_report.cache_bytes(run) > 0

@@ -166,9 +166,19 @@ def test_the_parameters_of_a_group_receive_its_own_tokens_only(split):
                    for leaf in jax.tree.leaves(shared[name]))  # fmt: skip
 
 
+def one_by_one(params):
+    """The other form of parameters, that of generation."""
+    return transformer.by_layer({'backbone': params}, tuple)['backbone']
+
+
+FORMS = {'stacked': lambda params: params, 'one by one': one_by_one}
+
+
+@pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('split', SPLITS)
-def test_a_kv_cache_gives_the_same_as_all_tokens_at_once(split):
-    params, backbone = params_of(split), build(split)
+def test_a_kv_cache_gives_the_same_as_all_tokens_at_once(split, form):
+    """After the cached tokens, or written to slots of the cache."""
+    params, backbone = FORMS[form](params_of(split)), build(split)
     x, position, _ = inputs()
     first = LENGTHS[0]
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((LENGTH, LENGTH), bool)), (2, LENGTH, LENGTH))
@@ -181,15 +191,32 @@ def test_a_kv_cache_gives_the_same_as_all_tokens_at_once(split):
         whole, _, kept, _ = run(x, position, mask, LENGTHS, keep=True)
         head, _, cache, _ = run(x[:, :first], position[:, :first], mask[:, :first, :first],
                           (first, 0, 0), keep=True)  # fmt: skip
-        tail, *_ = run(
-            x[:, first:], position[:, first:], mask[:, first:], (0, *LENGTHS[1:]), cache=cache
-        )
-        return whole, jnp.concatenate([head, tail], 1), kept, cache
+        rest = x[:, first:], position[:, first:], mask[:, first:], (0, *LENGTHS[1:])
+        tail, *_ = run(*rest, cache=cache)
+        room = ((0, 0), (0, LENGTH - first), (0, 0))
+        grown = jax.tree.map(lambda a: jnp.pad(a, ((0, 0),) * (a.ndim - 3) + room), cache)
+        slots = jnp.broadcast_to(jnp.arange(first, LENGTH), (2, LENGTH - first))
+        written, _, filled, _ = run(*rest, cache=grown, slots=slots, keep=True)
+        return whole, head, (tail, written), kept, filled
 
-    whole, parts, kept, cached = both(params)
-    np.testing.assert_allclose(whole, parts, atol=1e-5)
-    for a, b in zip(kept, cached):
-        np.testing.assert_allclose(a[:, :, :first], b, atol=1e-6)
+    whole, head, tails, kept, filled = both(params)
+    for tail in tails:
+        np.testing.assert_allclose(whole, jnp.concatenate([head, tail], 1), atol=1e-5)
+    assert len(jax.tree.leaves(kept)) == (2 if form == 'stacked' else 4)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), kept, filled)
+
+
+@pytest.mark.parametrize('slot', [LENGTH, LENGTH + 3])
+def test_a_slot_after_the_cache_is_written_nowhere(slot):
+    params, (x, position, _) = one_by_one(params_of('ffn')), inputs()
+    mask = jnp.ones((2, 1, LENGTH), bool)
+    empty = ((jnp.zeros((2, 2, LENGTH, 8)),) * 2,) * 2
+    slots = jnp.array([[slot], [3]])
+    run = build('ffn').apply
+    _, _, kept, _ = run({'params': params}, x[:, :1], position[:, :1], mask, (1, 0, 0),
+                        cache=empty, slots=slots, keep=True)  # fmt: skip
+    for a in jax.tree.leaves(kept):
+        assert [np.flatnonzero(np.abs(row).sum((0, 2))).tolist() for row in a] == [[], [3]]
 
 
 def test_unroll_and_remat_do_not_change_the_parameter_tree():
