@@ -30,6 +30,7 @@ _CONVERSATIONS = flags.DEFINE_integer(
     'kind, as far as trained.',
     0,
 )
+_GUIDED = flags.DEFINE_bool('guidance', True, 'Guide generation as config.sampling says.')
 _OUT = flags.DEFINE(
     cli.PATH, 'out', None, 'Folder for the table and the grid; the workdir by default.'
 )
@@ -49,6 +50,9 @@ def main(argv):
     del argv
     run = inspection.Inspector.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
     config = run.sampler.config
+    if not _GUIDED.value:
+        config.sampling.guidance_representation = config.sampling.guidance_pixels = 1.0
+        config.sampling.guidance_text = config.sampling.guidance_image = 0.0
     data, samples = config.data, _SAMPLES.value or config.evaluation.samples
     seed = config.seed if _SEED.value is None else _SEED.value
     if not samples:

@@ -59,7 +59,11 @@ class Collector:
         """
         self.run, self.config = run, run.config
         self.rollouts = Rollouts(run, reference)
-        own = {'similarity': rewards.similarity(Encoder(self.rollouts.sampler, reference))}
+        own = {
+            'similarity': rewards.similarity(
+                Encoder(self.rollouts.sampler, self.rollouts.reference)
+            )
+        }
         self.weights = dict.fromkeys(more or {}, 1.0) | dict(self.config.grpo.rewards)
         self.rewards = rewards.chosen(self.weights, own | dict(more or {}))
         self.policies = self.rollouts.policies
