@@ -1,0 +1,54 @@
+"""The report of post-training has the rates of the scores, arm by arm."""
+
+import csv
+import json
+
+import pytest
+
+from rf_jax.runtime.errors import UserError
+from rf_jax.study import post_training
+
+
+def score(right, error=None):
+    """Half of two categories' images right, plus `right` in the second; questions all right."""
+    texts = ['a circle', 'a ring']
+    generation = {
+        'colors': {'prompts': texts, 'correct': [[1, 0], [0, 1]]},
+        'position': {'prompts': texts, 'correct': [[1, 0], [right, right]]},
+    }
+    found = {'step': 7, 'generation': {'seen': generation}, 'understanding': {}}
+    found['understanding'] = {'where': {'correct': [1, 1, 1, 0]}}
+    return found | ({'maps': {'depth': {'error': [error, error]}}} if error else {})
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name, value in {'a': score(0), 'b': score(1, 0.02), 'c': score(1, 0.04)}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'score.json').write_text(json.dumps(value))
+    return tmp_path
+
+
+def test_rates_seeds_and_maps_of_each_arm(folders):
+    arms = post_training.parse([f'before={folders}/a', f'after={folders}/b,{folders}/c'])
+    post_training.write(arms, folders / 'out', 'the command')
+    report = (folders / 'out' / 'report.md').read_text()
+    assert '`the command`' in report
+    before, after = (
+        next(line for line in report.splitlines() if line.startswith(f'| {name} |'))
+        for name in arms
+    )
+    assert '| 0.375 [' in before and before.endswith('| 0.500 | 0.250 | 0.375 |')
+    assert '| 0.625 [' in after and after.endswith('| 0.500 | 0.750 | 0.625 0.625 |')
+    assert '| after | depth | error | 0.0300 | 0.0200 0.0400 |' in report
+    with open(folders / 'out' / 'results.csv') as file:
+        rows = list(csv.DictReader(file))
+    assert {row['right'] for row in rows if row['side'] == 'understanding'} == {'3'}
+    assert sum(int(row['trials']) for row in rows) == 3 * (4 + 4 + 4)
+
+
+def test_what_is_missing_is_named(folders):
+    with pytest.raises(UserError, match='expected NAME=FOLDER'):
+        post_training.parse(['runs/a'])
+    with pytest.raises(UserError, match=r'd/score\.json: .*rf_jax\.evaluate'):
+        post_training.write({'x': [f'{folders}/d']}, folders / 'out', '')
