@@ -41,6 +41,7 @@ def get_config(arm: str = 'full'):
     config.optimizer.lr_multipliers = ()
     config.optimizer.warmup_steps = 50
     config.optimizer.decay_steps = 500
+    config.ema.decay = config.ema.encoder_decay = 0.99  # a short run
     data = config.data
     data.batch_size = 16  # questions per step, and maps of each kind
     data.question_prob = 1.0

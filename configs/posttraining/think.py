@@ -24,6 +24,7 @@ def get_config(variant: str = 'think'):
     config.model.representation.quantizer.data_init_steps = ()
     config.steps = 1500
     config.optimizer.decay_steps = 500
+    config.ema.decay = config.ema.encoder_decay = 0.99  # a short run
     config.optimizer.lr_multipliers = ()
     data = config.data
     data.sources = f'scenes:aligned/48/{option}'
