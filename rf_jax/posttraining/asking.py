@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -58,6 +59,7 @@ _EVALUATED = 50  # prompts of a category that evaluation uses
 _MANY = 1000  # more than there are in any category
 
 
+@cache
 def _by_category(side: str, rung) -> dict[str, list[prompts.Prompt]]:
     evaluated = {p.text for p in prompts.prompt_set(side, rung, _EVALUATED)}
     found: dict[str, dict] = {}

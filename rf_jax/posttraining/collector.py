@@ -11,11 +11,12 @@ import numpy as np
 from absl import logging
 
 from rf_jax.evaluation.image_features import Encoder
-from rf_jax.posttraining import episodes, policy, rewards
+from rf_jax.posttraining import asking, episodes, policy, rewards
 from rf_jax.posttraining.rewards import Reward
 from rf_jax.posttraining.rollouts import Rollouts
 from rf_jax.runtime import distributed
 from rf_jax.runtime.errors import UserError, choose
+from rf_jax.training import flow
 from rf_jax.training.state import State
 from rf_jax.training.step_metrics import StepMetrics
 
@@ -36,6 +37,8 @@ def check(config) -> None:
             '--config.grpo.rewards="((\'judge\', 1.0),)"'
         ) from None
     choose('grpo.std', c.std, dict.fromkeys(policy.STDS))
+    choose('grpo.prompts', c.prompts, asking.PROMPTS)
+    choose('grpo.flow.sampler', c.flow.sampler, flow.STOCHASTIC)
     episodes.groups_of(config)
     first, last = c.flow.stochastic
     if not 0 <= first < last < c.flow.steps:

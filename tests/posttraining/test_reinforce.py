@@ -249,6 +249,8 @@ def test_a_reference_of_another_shape_is_one_clear_error(tmp_path):
         ({'grpo.policies': ('text',)}, r"grpo\.policies.*'text'.*representation"),
         ({'grpo.policies': ()}, r'grpo\.policies is empty'),
         ({'grpo.rewards': ('judge',)}, r'grpo\.rewards=.*expected pairs'),
+        ({'grpo.prompts': 'mine'}, r"grpo\.prompts.*'mine'.*captions"),
+        ({'grpo.flow.sampler': 'euler'}, r"grpo\.flow\.sampler.*'euler'.*marginal"),
         ({'grpo.std': 'none'}, r"grpo\.std.*'none'.*group"),
         ({'grpo.flow.stochastic': (0, 4)}, r'the last step has no noise'),
         ({'grpo.updates': 3, 'checkpoint.every': 4}, r'not a multiple of grpo\.updates=3'),
