@@ -70,13 +70,13 @@ def reinforce(config: ConfigDict, policies: tuple[str, ...]) -> None:
     first, last = config.grpo.flow.stochastic
     steps = last - first if 'flow' in policies else 1
     config.data.capacity.update(pixels=36 * steps, pixel_images=steps)
+    config.optimizer.update(learning_rate=3e-4, warmup_steps=10, weight_decay=0.0)
+    config.optimizer.freeze = (r'^encoder/',)
     # Adam gives the noisy gradient of the flow the same size as any other: what only the flow uses
     # must learn more slowly, or images fall apart within 100 steps.
-    config.optimizer.update(
-        learning_rate=3e-4 if policies != ('flow',) else 3e-5, warmup_steps=10, weight_decay=0.0
-    )
-    config.optimizer.freeze = (r'^encoder/',)
     config.optimizer.lr_multipliers = ((r'^(patch_|backbone/layers/pixels)', 0.1),)
+    if policies == ('flow',):
+        config.optimizer.update(learning_rate=3e-5, lr_multipliers=())
     config.ema.decay = config.ema.encoder_decay = 0.95
     config.checkpoint.every = 20
     config.log.every = 5
