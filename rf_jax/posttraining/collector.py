@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from rf_jax.evaluation.image_features import Encoder
+from rf_jax.models import representation
 from rf_jax.posttraining import asking, episodes, policy, rewards
 from rf_jax.posttraining.rewards import Reward
 from rf_jax.posttraining.rollouts import Rollouts
@@ -40,6 +41,12 @@ def check(config) -> None:
     choose('grpo.prompts', c.prompts, asking.PROMPTS)
     choose('grpo.flow.sampler', c.flow.sampler, flow.STOCHASTIC)
     episodes.groups_of(config)
+    kind, name = representation.of(config), config.model.representation.kind
+    if (kind.tokens or 'representation' in c.policies) and not kind.learns_codebook:
+        raise UserError(
+            f'model.representation.kind={name!r}: GRPO needs discrete tokens (forcing), or a kind '
+            "without tokens and grpo.policies=('flow',)"
+        )
     first, last = c.flow.stochastic
     if not 0 <= first < last < c.flow.steps:
         raise UserError(

@@ -9,6 +9,7 @@ import numpy as np
 
 from rf_jax.data import image_ops, layout, spans
 from rf_jax.data.batch import Batch
+from rf_jax.data.records import clean
 from rf_jax.generation.inputs import Request
 from rf_jax.posttraining import rollout
 from rf_jax.posttraining.rollouts import Rollouts
@@ -50,7 +51,7 @@ def of_texts(rollouts: Rollouts, pairs, found: rollout.Texts) -> Batch:
         height, width = image.shape[:2]
         pixels = image_ops.patchify(image, data.patch_size)
         head = spans.question_answer_span(
-            tokenizer, question, None, data.max_text_tokens, Counter()
+            tokenizer, clean(question), None, data.max_text_tokens, Counter()
         ).tokens
         end = ids.index(tokenizer.eos) + 1 if tokenizer.eos in ids else len(ids)
         answer = ids[:end]

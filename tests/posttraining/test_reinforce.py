@@ -249,6 +249,11 @@ def test_a_reference_of_another_shape_is_one_clear_error(tmp_path):
         ({'grpo.policies': ('text',)}, r"grpo\.policies.*'text'.*representation"),
         ({'grpo.policies': ()}, r'grpo\.policies is empty'),
         ({'grpo.rewards': ('judge',)}, r'grpo\.rewards=.*expected pairs'),
+        (
+            {'model.representation.kind': 'continuous'},
+            r"model\.representation\.kind='continuous': GRPO needs discrete tokens",
+        ),
+        ({'model.representation.kind': 'none'}, r"kind='none': GRPO needs discrete tokens"),
         ({'grpo.prompts': 'mine'}, r"grpo\.prompts.*'mine'.*captions"),
         ({'grpo.flow.sampler': 'euler'}, r"grpo\.flow\.sampler.*'euler'.*marginal"),
         ({'grpo.std': 'none'}, r"grpo\.std.*'none'.*group"),
