@@ -25,16 +25,23 @@ _REWARD = flags.DEFINE_multi_string(
 def main(argv):
     del argv
     config = _CONFIG.value
-    collector.check(config)
     checks.check(config)
-    more = {text.rpartition(':')[2]: rewards.load(text) for text in _REWARD.value}
+    collector.check(config)
+    more = rewards.load_all(_REWARD.value)
     with workdir.training_lock(_WORKDIR.value):
         run = train_loop.build(config, _WORKDIR.value, objective_of=policy.objective)
         run_report.check(run)
-        feed = collector.Collector(run, reference.load(run), more)
         while_training = run_report.while_training(run)
-        state = train_loop.train(run, while_training, feed=feed, unit=config.grpo.updates)
-        return run_report.finish(run, state)
+        # Without names for the state and the feed, so that their memory is free for the evaluation.
+        return run_report.finish(
+            run,
+            train_loop.train(
+                run,
+                while_training,
+                feed=collector.Collector(run, reference.load(run), more),
+                unit=config.grpo.updates,
+            ),
+        )
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from rf_jax.evaluation import run_report
 from rf_jax.runtime import cli, profiling, workdir
+from rf_jax.runtime.errors import require
 from rf_jax.training import checks, train_loop
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -23,11 +24,13 @@ def main(argv):
     del argv
     traced = profiling.parse(_PROFILE.value)
     checks.check(_CONFIG.value)  # before the workdir is created
+    require('grpo' not in _CONFIG.value, 'the config has grpo: rf_jax.reinforce runs it')
     with workdir.training_lock(_WORKDIR.value):
         run = train_loop.build(_CONFIG.value, _WORKDIR.value)
         run_report.check(run)
-        state = train_loop.train(run, run_report.while_training(run), traced)
-        return run_report.finish(run, state)
+        while_training = run_report.while_training(run)
+        # Without a name for the state, so that its memory is free for the evaluation.
+        return run_report.finish(run, train_loop.train(run, while_training, traced))
 
 
 if __name__ == '__main__':

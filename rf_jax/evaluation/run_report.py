@@ -195,6 +195,7 @@ def evaluate(run: Inspector, source, workdir: Path, samples: int, seed: int, amo
         amount = amount or scoring.Amount.of(samples)
         score = scoring.score(run.sampler, amount, np.asarray(run.codebook), seed)
         made_by = {'step': run.step, 'seed': seed, 'amount': amount.to_dict()}
+        made_by['sampling'] = dict(run.sampler.config.sampling)
         return write_score(score, made_by, workdir)
     result = retrieval.evaluate(run.sampler, source, samples, seed)
     return write(result, {'step': run.step, 'seed': seed}, workdir)

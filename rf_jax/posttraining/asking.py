@@ -1,6 +1,7 @@
 """What the policy is asked and shown in a collection: a function of (seed, number of the step)."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from rf_jax.data import image_ops, pipeline
 from rf_jax.posttraining.rewards import Prompt, Source
-from rf_jax.runtime.errors import require
+from rf_jax.runtime.errors import UserError, require
 from rf_jax.runtime.rng import generator
 from rf_jax.scenes import prompts
 
@@ -21,7 +22,8 @@ def prompts_of(run, number: int, count: int) -> list[Prompt]:
 def _captions(run, number: int, count: int) -> list[Prompt]:
     """Captions of the run's examples; those of scenes with their claims."""
     found = []
-    for source, index, rng in _examples(run, 'text_to_image', number, count):
+    examples = _examples(run, 'text_to_image', number)
+    for source, index, rng in itertools.islice(examples, count):
         if hasattr(source, 'scene'):
             caption = _pick(rng, source.captions(index))
             found.append(Prompt(caption.text, caption.claim))
@@ -56,7 +58,8 @@ PROMPTS = {
     'all': _of_sides('seen', 'held_out'),
 }
 _EVALUATED = 50  # prompts of a category that evaluation uses
-_MANY = 1000  # more than there are in any category
+_MANY = 2000  # more than there are in any category
+_TRIES = 100
 
 
 @cache
@@ -73,32 +76,51 @@ def _by_category(side: str, rung) -> dict[str, list[prompts.Prompt]]:
 
 def sources_of(run, number: int, count: int) -> list[Source]:
     """The images of a collection, of the run's examples, at the size of training."""
-    examples = _examples(run, 'image_to_text', number, count)
-    return [_shown(run, source, index) for source, index, _ in examples]
-
-
-def _shown(run, source, index: int) -> Source:
-    image = source.image(index)
-    image = image_ops.resize(image, *pipeline.image_size(*image.shape[:2], run.config))
-    return Source(image, source.scene(index) if hasattr(source, 'scene') else None)
+    return [source for source, _, _ in _shown(run, number, count, lambda record: True)]
 
 
 def questions_of(run, number: int, count: int) -> tuple[list[Source], list[Prompt]]:
-    """Images with a question each; the source knows the answer."""
+    """Images with a question each; the source knows the answer. Raises UserError."""
     shown, asked = [], []
-    for source, index, rng in _examples(run, 'image_to_text', number, count):
-        question, answer = _pick(rng, source.record(index).questions or (('', ''),))
-        shown.append(replace(_shown(run, source, index), answer=answer))
+    for source, record, rng in _shown(run, number, count, lambda record: record.questions):
+        question, answer = _pick(rng, record.questions)
+        shown.append(replace(source, answer=answer))
         asked.append(Prompt(question))
     return shown, asked
 
 
-def _examples(run, task: str, number: int, count: int):
+def _shown(run, number: int, count: int, fits: Callable):
+    """`count` times (Source, its record, rng); images that cannot be read are passed over. Raises
+    UserError after _TRIES in a row that do not fit, or cannot be read.
+    """
+    trials = _examples(run, 'image_to_text', number)
+    for _ in range(count):
+        for source, index, rng in itertools.islice(trials, _TRIES):
+            record = source.record(index)
+            if not fits(record):
+                continue
+            try:
+                image = source.image(index)
+            except image_ops.BadImage:
+                continue
+            image = image_ops.resize(image, *pipeline.image_size(*image.shape[:2], run.config))
+            scene = source.scene(index) if hasattr(source, 'scene') else None
+            yield Source(image, scene), record, rng
+            break
+        else:
+            raise UserError(
+                f'grpo.episode={run.config.grpo.episode!r}: {_TRIES} examples of data.sources in a '
+                'row have no question, or an image that cannot be read'
+            )
+
+
+def _examples(run, task: str, number: int):
+    """Endlessly (source, index, rng)."""
     known = run.batches.examples[task]
     require(known, f'grpo.episode={run.config.grpo.episode!r}: data.sources has no example for it')
     rng = generator(run.config.seed, 'shown', number)
-    for at in rng.integers(len(known), size=count).tolist():
-        source, index, _ = known[at]
+    while True:
+        source, index, _ = known[int(rng.integers(len(known)))]
         yield source, index, rng
 
 

@@ -11,19 +11,25 @@ import numpy as np
 from absl import logging
 
 from rf_jax.evaluation.image_features import Encoder
+from rf_jax.generation import inputs
 from rf_jax.models import representation
 from rf_jax.posttraining import asking, episodes, policy, rewards
 from rf_jax.posttraining.rewards import Reward
 from rf_jax.posttraining.rollouts import Rollouts
 from rf_jax.runtime import distributed
-from rf_jax.runtime.errors import UserError, choose
+from rf_jax.runtime.errors import UserError, choose, require
 from rf_jax.training import flow
 from rf_jax.training.state import State
 from rf_jax.training.step_metrics import StepMetrics
 
 
 def check(config) -> None:
-    """Raises UserError for fields of `config.grpo` that do not fit together."""
+    """Raises UserError for fields of `config.grpo` that are missing or do not fit together."""
+    if 'grpo' not in config:
+        raise UserError(
+            'the config has no field grpo: rf_jax.reinforce runs those of '
+            'configs/posttraining/grpo.py and unified_grpo.py; rf_jax.train runs the others'
+        )
     c = config.grpo
     _, _, trainable = choose('grpo.episode', c.episode, episodes.EPISODES)
     for name in c.policies:
@@ -40,6 +46,10 @@ def check(config) -> None:
     choose('grpo.std', c.std, dict.fromkeys(policy.STDS))
     choose('grpo.prompts', c.prompts, asking.PROMPTS)
     choose('grpo.flow.sampler', c.flow.sampler, flow.STOCHASTIC)
+    for field, value in (('updates', c.updates), ('text_tokens', c.text_tokens)):
+        require(value >= 1, f'grpo.{field}={value}: expected at least 1')
+    for field, value in (('reward_seconds', c.reward_seconds), ('flow.level', c.flow.level)):
+        require(value > 0, f'grpo.{field}={value}: expected more than 0')
     episodes.groups_of(config)
     kind, name = representation.of(config), config.model.representation.kind
     if (kind.tokens or 'representation' in c.policies) and not kind.learns_codebook:
@@ -47,16 +57,37 @@ def check(config) -> None:
             f'model.representation.kind={name!r}: GRPO needs discrete tokens (forcing), or a kind '
             "without tokens and grpo.policies=('flow',)"
         )
-    first, last = c.flow.stochastic
+    _check_steps(config)
+    for field, value in (('checkpoint.every', config.checkpoint.every), ('steps', config.steps)):
+        require(
+            value % c.updates == 0,
+            f'{field}={value} is not a multiple of grpo.updates={c.updates}: a run can only go on '
+            'where a rollout begins',
+        )
+
+
+def _check_steps(config) -> None:
+    """The steps of the flow that have noise, and the room for them in a row."""
+    c, capacity = config.grpo, config.data.capacity
+    first, last = c.flow.stochastic if len(c.flow.stochastic) == 2 else (0, 0)
     if not 0 <= first < last < c.flow.steps:
         raise UserError(
             f'grpo.flow.stochastic={c.flow.stochastic}: expected (first, last) with 0 <= first < '
             f'last < grpo.flow.steps={c.flow.steps}; the last step has no noise'
         )
-    if config.checkpoint.every % c.updates:
+    height, width = inputs.largest_square(config)
+    images = last - first if 'flow' in c.policies else 0
+    patches = images * height * width // config.data.patch_size**2
+    if capacity.pixels < patches or capacity.pixel_images < images:
         raise UserError(
-            f'checkpoint.every={config.checkpoint.every} is not a multiple of grpo.updates='
-            f'{c.updates}: a run can only go on where a rollout begins'
+            f'grpo.flow.stochastic={c.flow.stochastic} needs data.capacity.pixels={patches} and '
+            f'data.capacity.pixel_images={images}: each trained step has its own noisy image'
+        )
+    asked = config.data.max_text_tokens // 2 + 2 if 'text' in c.policies else 0
+    if asked and asked + c.text_tokens > capacity.text:
+        raise UserError(
+            f'grpo.text_tokens={c.text_tokens} and questions of data.max_text_tokens / 2 + 2 = '
+            f'{asked} tokens exceed data.capacity.text={capacity.text}'
         )
 
 
@@ -69,20 +100,27 @@ class Collector:
         """
         self.run, self.config = run, run.config
         self.rollouts = Rollouts(run, reference)
-        own = {
-            'similarity': rewards.similarity(
-                Encoder(self.rollouts.sampler, self.rollouts.reference)
-            )
-        }
+        self.encoder = Encoder(self.rollouts.sampler, self.rollouts.reference)
         self.weights = dict.fromkeys(more or {}, 1.0) | dict(self.config.grpo.rewards)
-        self.rewards = rewards.chosen(self.weights, own | dict(more or {}))
+        self.rewards = rewards.chosen(self.weights, more or {})
         self.policies = self.rollouts.policies
-        self.episode, *_ = episodes.EPISODES[self.config.grpo.episode]
-        self.counts: Counter = Counter()
+        self.episode, rows, _ = episodes.EPISODES[self.config.grpo.episode]
+        samples = self.config.data.batch_size * self.config.grpo.updates // rows
+        multiple = self.rollouts.placement.multiple
+        require(
+            samples % multiple == 0,
+            f'a rollout has {samples} samples (data.batch_size, grpo.updates), which is not a '
+            f'multiple of the {multiple} devices of the mesh that share them',
+        )
 
     def __call__(self, run, start: int, metrics: StepMetrics) -> Callable[[State], Mapping]:
         """The batches from step `start` on."""
         number, updates = start, self.config.grpo.updates
+        require(
+            number % updates == 0,
+            f'the run is at step {number}, in the middle of a rollout of grpo.updates={updates} '
+            'steps: go on with the grpo.updates of before',
+        )
         rows: dict = {}
 
         def next_batch(state: State):
@@ -91,7 +129,8 @@ class Collector:
                 with run.goodput.phase('rollout'):
                     rows, seen = self.collect(state.params, number)
                 metrics.writer.scalars(number + 1, seen)
-                logging.info('%s', line(seen))
+                if number // updates % max(self.config.log.every // updates, 1) == 0:
+                    logging.info('%s', line(seen))
             size, part = self.config.data.batch_size, number % updates
             number += 1
             own = part * size + run.batches.rows
@@ -104,7 +143,8 @@ class Collector:
         params = self.rollouts.placement.params(params)
         found = self.episode(self.run, self.rollouts, params, number)
         values = self._rewards(found)
-        total = sum(weight * values[name] for name, weight in self.weights.items())
+        counted = {name: weight for name, weight in self.weights.items() if weight}
+        total = sum(weight * values[name] for name, weight in counted.items())
         advantage = policy.advantages(total, self.config.grpo.std)
         valid = np.isfinite(total).all(1)
         errors: list[float] = []
@@ -122,17 +162,41 @@ class Collector:
         }
 
     def _rewards(self, found: episodes.Collected) -> dict[str, np.ndarray]:
-        """As `rewards.of_groups`; computed once, so that all processes have the same."""
+        """{name: float64 [groups, n]}, NaN where a reward failed, equal in all processes.
+
+        Plain functions are called by the first process; the encoder runs on all of them. Raises
+        UserError if no group has all rewards that count.
+        """
         groups = list(zip(found.asked, found.shown, found.samples))
         shape = len(self.rewards), len(groups), len(groups[0][2])
+        counts: Counter = Counter()
 
         def computed() -> bytes:
             seconds = self.config.grpo.reward_seconds
-            values = rewards.of_groups(self.rewards, groups, seconds, self.counts)
-            return np.stack(list(values.values())).astype(np.float64).tobytes()
+            values = rewards.of_groups(self.rewards, groups, seconds, counts)
+            return np.array(list(values.values()), np.float64).tobytes()
 
-        values = np.frombuffer(distributed.broadcast(computed)).reshape(shape)
-        return dict(zip(self.rewards, values))
+        sent = np.frombuffer(distributed.broadcast(computed)).reshape(shape)
+        values = dict(zip(self.rewards, sent))
+        if rewards.SIMILARITY in self.weights:
+            values[rewards.SIMILARITY] = self._similarity(groups)
+        counted = sum(values[name] for name, weight in self.weights.items() if weight)
+        if not np.isfinite(counted).all(1).any():
+            raise UserError(
+                'no group of this rollout has all its rewards (grpo.rewards, --reward); the '
+                f'warnings above say why: {dict(counts)}'
+            )
+        return values
+
+    def _similarity(self, groups) -> np.ndarray:
+        """Cosine of the features of source and sample, under the reference's encoder."""
+        values = []
+        for _, source, samples in groups:
+            if source.image is None:
+                raise UserError("grpo.rewards: 'similarity' needs an episode that shows an image")
+            a, *others = self.encoder([source.image, *(each.image for each in samples)])
+            values.append(np.array(others) @ a)
+        return np.array(values, np.float64)
 
     def _complete(self, params, rows, log_probs, advantage, valid, errors: list[float]) -> dict:
         """The rows with advantages, old log-probabilities, and references; rows of groups without
@@ -159,9 +223,9 @@ class Collector:
             spread = total[valid].std(1)
         seen['reward/spread_in_group'] = float(spread.mean()) if valid.any() else float('nan')
         seen['reward/groups_all_alike'] = float((spread < 1e-6).mean()) if valid.any() else 1.0
-        seen['rollout/groups_skipped'] = float(self.counts['groups_skipped'])
+        seen['rollout/groups_skipped'] = float((~valid).sum())
         samples = [sample for group in found.samples for sample in group]
-        if samples[0].text:
+        if 'text' in self.policies:
             seen['rollout/words'] = float(np.mean([len(s.text.split()) for s in samples]))
             seen['rollout/different_texts'] = _different(found, lambda s: s.text)
         if samples[0].image is not None:
@@ -172,8 +236,8 @@ class Collector:
 def _error(again: np.ndarray, weight: np.ndarray, sampled: np.ndarray) -> float:
     """Mean over rows of the difference of their mean log-probability, in training and rollout."""
     again = (again * weight).sum(1) / weight.sum(1)
-    counted = np.maximum((sampled != 0).sum(1), 1)
-    return float(np.abs(again - sampled.sum(1) / counted).mean())
+    real = np.arange(sampled.shape[1]) < (weight > 0).sum(1)[:, None]
+    return float(np.abs(again - (sampled * real).sum(1) / real.sum(1)).mean())
 
 
 def _different(found: episodes.Collected, key: Callable) -> float:

@@ -42,7 +42,7 @@ def generate(run, rollouts: Rollouts, params, number: int) -> Collected:
     asked = asking.prompts_of(run, number, groups_of(run.config))
     n = run.config.grpo.group_size
     texts = [each.text for each in asked for _ in range(n)]
-    rows, drawn, log_probs = _drawn(run, rollouts, params, number, texts)
+    rows, drawn, log_probs = _drawn(run, rollouts, params, number, texts, [None] * len(texts))
     return Collected(asked, [Source()] * len(asked), _grouped(drawn, n), [rows], [log_probs])
 
 
@@ -57,7 +57,8 @@ def answer(run, rollouts: Rollouts, params, number: int) -> Collected:
 def describe(run, rollouts: Rollouts, params, number: int) -> Collected:
     """Captions of images, and what a frozen decoder makes of them."""
     found, captions = _captioned(run, rollouts, params, number)
-    images = rollouts.decoded(captions, fold(run.config.seed, 'decoder', number) % 2**31)
+    seed = fold(run.config.seed, 'decoder', number) % 2**31
+    images = rollouts.decoded(captions, seed, _sizes(run, found.shown))
     samples = [Sample(text, image) for text, image in zip(captions, images)]
     return replace(found, samples=_grouped(samples, run.config.grpo.group_size))
 
@@ -68,7 +69,8 @@ def reconstruct(run, rollouts: Rollouts, params, number: int) -> Collected:
     shown = asking.sources_of(run, number, groups_of(run.config))
     captions = rollouts.captions([each.image for each in shown])
     rows, drawn, log_probs = _drawn(
-        run, rollouts, params, number, [text for text in captions for _ in range(n)]
+        *(run, rollouts, params, number),
+        *([text for text in captions for _ in range(n)], _sizes(run, shown)),
     )
     asked = [Prompt(text) for text in captions]
     return Collected(asked, shown, _grouped(drawn, n), [rows], [log_probs])
@@ -77,7 +79,8 @@ def reconstruct(run, rollouts: Rollouts, params, number: int) -> Collected:
 def both(run, rollouts: Rollouts, params, number: int) -> Collected:
     """Captions of images, and images of these captions, by one policy."""
     found, captions = _captioned(run, rollouts, params, number)
-    rows, drawn, log_probs = _drawn(run, rollouts, params, number, captions)
+    sizes = _sizes(run, found.shown)
+    rows, drawn, log_probs = _drawn(run, rollouts, params, number, captions, sizes)
     samples = [replace(each, text=text) for each, text in zip(drawn, captions)]
     return replace(
         found,
@@ -127,16 +130,26 @@ def _written(run, rollouts: Rollouts, params, number: int, shown, asked):
     return Collected(asked, shown, [], [rows], [{'text': found.log_probs}]), texts
 
 
-def _drawn(run, rollouts: Rollouts, params, number: int, texts: Sequence[str]):
-    """(training rows, samples, log-probabilities) of one image of each text."""
+def _sizes(run, shown: Sequence[Source]) -> list[tuple[int, int]]:
+    """(height, width) of the shown image, for each sample."""
+    return [each.image.shape[:2] for each in shown for _ in range(run.config.grpo.group_size)]
+
+
+def _drawn(run, rollouts: Rollouts, params, number: int, texts: Sequence[str], sizes):
+    """(training rows, samples, log-probabilities) of one image of each text, of its size; None: the
+    largest square.
+    """
     config = run.config
     seeds = _seeds(config, 'image', number, len(texts))
     requests = [
-        replace(inputs.request(config, text, 0), seed=int(seed)) for text, seed in zip(texts, seeds)
+        replace(inputs.request(config, text, 0, size=size), seed=int(seed))
+        for text, size, seed in zip(texts, sizes, seeds)
     ]
     found = rollouts.images(params, requests)
     rows = training_rows.of_images(rollouts, requests, found)
     images = rollouts.whole_images(requests, found)
+    for array in (*images, found.tokens):
+        array.flags.writeable = False  # rewards share them
     samples = [Sample('', *each) for each in zip(images, found.tokens)]
     log_probs = {'representation': found.token_log_probs, 'flow': found.step_log_probs}
     return rows, samples, log_probs

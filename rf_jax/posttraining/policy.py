@@ -33,7 +33,9 @@ def advantages(rewards: np.ndarray, std: str) -> np.ndarray:
     valid = np.isfinite(rewards).all(1, keepdims=True)
     known = np.where(valid, rewards, 0.0)
     centred = (known - known.mean(1, keepdims=True)) * valid
-    spread = known.std(1, keepdims=True) if std == 'group' else rewards[valid[:, 0]].std()
+    everything = rewards[valid[:, 0]]
+    whole = everything.std() if everything.size else 0.0
+    spread = known.std(1, keepdims=True) if std == 'group' else whole
     return np.clip(centred / (spread + 1e-4), -MOST, MOST)
 
 
@@ -90,8 +92,10 @@ class Flow:
     weight: str = 'pixel_weight'
 
     def _moved(self, x: jax.Array, batch: Arrays):
-        where = batch['z'], batch['t'], batch['t_next']
-        return self.step(x, *where, self.level, self.noise_scale, self.floor)
+        real = batch['pixel_image'] >= 0
+        # Padding moves too, or the gradient of its infinite density would be NaN.
+        t, t_next = jnp.where(real, batch['t'], 0.25), jnp.where(real, batch['t_next'], 0.5)
+        return self.step(x, batch['z'], t, t_next, self.level, self.noise_scale, self.floor)
 
     def log_probs(self, outputs: Mapping, batch: Arrays) -> jax.Array:
         """float32 [B, P]: that of the image and step of each patch."""
@@ -109,7 +113,8 @@ class Flow:
         other, _ = self._moved(batch['flow_reference'], batch)
         variance = std**2
         if not self.with_dt:
-            variance /= batch['t_next'] - batch['t']
+            step = batch['t_next'] - batch['t']
+            variance /= jnp.where(batch['pixel_image'] >= 0, step, 1.0)
         return mean_of_image(jnp.mean((mean - other) ** 2, -1) / (2 * variance), batch)
 
     def measures(self) -> dict[str, Callable]:
@@ -197,5 +202,6 @@ def mean_of_image(values: jax.Array, batch: Arrays) -> jax.Array:
     """[B, P] -> [B, P]: the mean over the patches of the same image."""
     images = jnp.arange(batch['pixel_counts'].shape[1])
     own = (batch['pixel_image'][..., None] == images).astype(values.dtype)
-    sums = jnp.einsum('bp,bpi->bi', values, own)
+    known = jnp.where(batch['pixel_image'] >= 0, values, 0.0)  # padding may be infinite
+    sums = jnp.einsum('bp,bpi->bi', known, own)
     return jnp.einsum('bi,bpi->bp', sums / jnp.maximum(own.sum(1), 1), own)

@@ -4,6 +4,7 @@ A user's own reward is such a function in a file: `--reward=my_rewards.py:bright
 """
 
 import importlib.util
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,6 @@ import numpy as np
 from absl import logging
 
 from rf_jax.data.records import clean
-from rf_jax.evaluation import image_features
-from rf_jax.evaluation.image_features import Encoder
 from rf_jax.runtime.errors import UserError, choose, require
 from rf_jax.scenes import judge, world
 from rf_jax.scenes.claims import Claim
@@ -103,16 +102,6 @@ def words(prompt: Prompt, source: Source, sample: Sample) -> float:
     return float(len(sample.text.split()))
 
 
-def similarity(encoder: Encoder) -> Reward:
-    """Cosine of source and sample under a frozen encoder."""
-
-    def reward(prompt: Prompt, source: Source, sample: Sample) -> float:
-        del prompt
-        return image_features.similarity(encoder, source.image, sample.image)
-
-    return reward
-
-
 REWARDS: dict[str, Reward] = {
     'judge': judged,
     'recovered': recovered,
@@ -129,8 +118,9 @@ def load(text: str) -> Reward:
         f'--reward={text}: expected a file and a function in it, as in my_rewards.py:brightness',
     )
     require(Path(path).is_file(), f'--reward={text}: there is no file {path}')
-    spec = importlib.util.spec_from_file_location('user_reward', path)
+    spec = importlib.util.spec_from_file_location(f'reward_{Path(path).stem}', path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -144,48 +134,56 @@ def load(text: str) -> Reward:
     return found
 
 
-def chosen(weights: Mapping[str, float], more: Mapping[str, Reward]) -> dict[str, Reward]:
-    """The rewards of `grpo.rewards`; `more`: those that are not in REWARDS. Raises UserError."""
-    known = REWARDS | dict(more)
-    found = {name: choose('grpo.rewards', name, known) for name in weights}
-    require(found, 'grpo.rewards is empty: nothing would be learned')
+def load_all(texts: Sequence[str]) -> dict[str, Reward]:
+    """{name of the function: function}. Raises UserError for two of one name."""
+    found: dict[str, Reward] = {}
+    for text in texts:
+        name = text.rpartition(':')[2]
+        require(name not in found, f'--reward={text}: there are two functions {name}; rename one')
+        found[name] = load(text)
     return found
 
 
+SIMILARITY = 'similarity'  # computed by all processes together: see `collector`
+
+
+def chosen(weights: Mapping[str, float], more: Mapping[str, Reward]) -> dict[str, Reward]:
+    """The rewards of `grpo.rewards` but SIMILARITY; `more`: those of the user. Raises UserError."""
+    for name in more:
+        if name in REWARDS or name == SIMILARITY:
+            raise UserError(
+                f'--reward: {name!r} is the name of a reward in grpo.rewards; rename it'
+            )
+    known = REWARDS | dict(more) | {SIMILARITY: None}
+    found = {name: choose('grpo.rewards', name, known) for name in weights}
+    require(found, 'grpo.rewards is empty: nothing would be learned')
+    return {name: reward for name, reward in found.items() if reward}
+
+
 def of_group(
-    rewards: Mapping[str, Reward],
-    prompt: Prompt,
-    source: Source,
-    samples: Sequence[Sample],
-    seconds: float,
-) -> dict[str, list[float]] | str:
-    """{name: a value for each sample}, or why there are none: a reward raised, was not finite, or
-    took longer than `seconds`.
+    reward: Reward, prompt: Prompt, source: Source, samples: Sequence[Sample], seconds: float
+) -> list[float] | str:
+    """A value for each sample, or why there are none: the reward raised, gave a value that is not
+    finite, or took longer than `seconds`.
     """
-    found: dict[str, list[float]] = {}
+    found: list[float] = []
     failed: list[str] = []
 
     def work() -> None:
-        for name, reward in rewards.items():
-            values = []
-            for sample in samples:
-                try:
-                    values.append(float(reward(prompt, source, sample)))
-                except Exception as error:
-                    failed.append(f'reward {name} raised {error!r}')
-                    return
-            if not np.isfinite(values).all():
-                failed.append(f'reward {name} gave {values}')
-                return
-            found[name] = values
+        try:
+            found.extend(float(reward(prompt, source, sample)) for sample in samples)
+        except Exception as error:
+            failed.append(f'raised {error!r}')
 
     # A daemon, so that a reward that never returns does not keep the process.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        return f'the rewards took more than grpo.reward_seconds={seconds}'
-    return failed[0] if failed else found
+        return f'took more than grpo.reward_seconds={seconds}'
+    if failed:
+        return failed[0]
+    return found if np.isfinite(found).all() else f'gave {found}'
 
 
 def of_groups(
@@ -194,15 +192,17 @@ def of_groups(
     seconds: float,
     counts: Counter,
 ) -> dict[str, np.ndarray]:
-    """{name: float64 [groups, n]}; NaN in groups without rewards, which are counted and logged."""
+    """{name: float64 [groups, n]}; NaN where a reward failed for a group, which is counted in
+    `counts[name]`, and logged the first times.
+    """
     values = {name: np.full((len(groups), len(groups[0][2])), np.nan) for name in rewards}
     for number, (prompt, source, samples) in enumerate(groups):
-        found = of_group(rewards, prompt, source, samples, seconds)
-        if isinstance(found, str):
-            counts['groups_skipped'] += 1
-            if counts['groups_skipped'] <= 10:
-                logging.warning('skipped the group of %r: %s', prompt.text, found)
-            continue
-        for name, each in found.items():
-            values[name][number] = each
+        for name, reward in rewards.items():
+            found = of_group(reward, prompt, source, samples, seconds)
+            if isinstance(found, str):
+                counts[name] += 1
+                if counts[name] <= 3:
+                    logging.warning('reward %s of the group of %r %s', name, prompt.text, found)
+            else:
+                values[name][number] = found
     return values

@@ -56,7 +56,7 @@ class Rollouts:
                                       text=self.config.data.capacity.text)  # fmt: skip
         seeds = np.array([each.seed for each in requests], np.uint32)
         placed = self.placement.inputs((rows[guidance.ALL, True], seeds))
-        return jax.tree.map(np.asarray, self._images(params, *placed))
+        return jax.tree.map(np.array, self._images(params, *placed))
 
     def whole_images(self, requests, found: rollout.Images) -> list[np.ndarray]:
         """uint8 [h, w, 3] of each."""
@@ -88,7 +88,9 @@ class Rollouts:
         self.sampler.params = self.reference
         return self.sampler.caption(list(images))
 
-    def decoded(self, captions: Sequence[str], seed: int) -> list[np.ndarray]:
-        """Images of the captions by the reference, with the guidance of `config.sampling`."""
+    def decoded(self, captions: Sequence[str], seed: int, sizes) -> list[np.ndarray]:
+        """Images of the captions by the reference, with the guidance of `config.sampling`; `sizes`
+        (height, width) of each.
+        """
         self.sampler.params = self.reference
-        return [each.image for each in self.sampler.generate(list(captions), seed)]
+        return [each.image for each in self.sampler.generate(list(captions), seed, sizes)]

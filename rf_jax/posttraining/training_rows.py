@@ -30,16 +30,17 @@ def of_images(rollouts: Rollouts, requests: Sequence[Request], found: rollout.Im
         pixels = [layout.Pixels(*grid, pool=pool or 2)] * steps
         examples.append([[prompt, *tokens, *pixels]])
     rows = _rows(rollouts, examples)
-    count = found.tokens.shape[1]
-    if pool:
-        rows['tokens'][:, 1 : count + 1] = found.tokens
-        rows['code_targets'][:, :count] = found.tokens
-        rows['representation_weight'][:, :count] = 'representation' in policies
-    patches = found.z.shape[2]
-    for i in range(steps):
-        own = slice(i * patches, (i + 1) * patches)
-        rows['z'][:, own], rows['z_next'][:, own] = found.z[:, i], found.z[:, i + 1]
-        rows['t'][:, own], rows['t_next'][:, own] = found.t[:, i, None], found.t[:, i + 1, None]
+    for row, each in enumerate(requests):
+        patches = (each.height // data.patch_size) * (each.width // data.patch_size)
+        if pool:
+            count = patches // pool**2
+            rows['tokens'][row, 1 : count + 1] = found.tokens[row, :count]
+            rows['code_targets'][row, :count] = found.tokens[row, :count]
+            rows['representation_weight'][row, :count] = 'representation' in policies
+        for i in range(steps):
+            own = row, slice(i * patches, (i + 1) * patches)
+            rows['z'][own], rows['z_next'][own] = found.z[row, i : i + 2, :patches]
+            rows['t'][own], rows['t_next'][own] = found.t[row, i : i + 2]
     return rows
 
 

@@ -9,7 +9,6 @@ import pytest
 from scipy import stats
 
 from configs.posttraining import grpo
-from rf_jax.models.layers import Logits
 from rf_jax.posttraining import policy
 from rf_jax.training import flow, losses
 
@@ -25,11 +24,9 @@ def config(policies, **changes):
     return c
 
 
-class Whole(Logits):
+def whole(values):
     """Logits that are given."""
-
-    def __new__(cls, values):
-        return SimpleNamespace(whole=lambda: values)
+    return SimpleNamespace(whole=lambda: values)
 
 
 def test_advantages_are_relative_to_the_group():
@@ -50,6 +47,11 @@ def test_a_group_with_a_missing_reward_has_no_advantage_and_changes_no_other():
         found = policy.advantages(rewards, std)
         assert not found[1].any()
         np.testing.assert_array_equal(found[:1], policy.advantages(rewards[:1], std))
+
+
+def test_without_any_rewards_there_are_no_advantages():
+    for std in policy.STDS:
+        assert not policy.advantages(np.full((2, 3), np.nan), std).any()
 
 
 def test_advantages_are_bounded():
@@ -80,7 +82,7 @@ def test_the_clipped_surrogate_the_exact_kl_and_the_entropy_of_tokens():
     logits, batch = token_batch()
     c = config(('representation',), **{'kl.representation': 0.1, 'clip.representation': 0.2})
     objective = policy.objective(c, None)
-    outputs = {'representation_logits': Whole(jnp.asarray(logits))}
+    outputs = {'representation_logits': whole(jnp.asarray(logits))}
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = {'policy': [], 'kl': [], 'entropy': [], 'clipped': [], 'ratio': []}
     for row, place in [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]:
@@ -106,7 +108,7 @@ def test_without_an_advantage_nothing_has_a_gradient():
     objective = policy.objective(config(('representation',)), None)
 
     def loss(logits):
-        outputs = {'representation_logits': Whole(logits)}
+        outputs = {'representation_logits': whole(logits)}
         counts = losses.counts(objective.terms, batch)
         return losses.total(objective.terms, objective.weights, counts, outputs, batch)[0]
 
@@ -161,3 +163,31 @@ def test_the_kl_of_a_step_is_that_of_the_paper(with_dt):
 def test_the_policies_of_a_flow_leave_the_tokens_alone():
     objective = policy.objective(config(('flow',)), None)
     assert set(objective.terms) == {'policy_flow', 'ratio_flow', 'clipped_flow'}
+
+
+@pytest.mark.parametrize('sampler', flow.STOCHASTIC)
+def test_padding_has_no_part_in_the_policy_of_a_flow(sampler):
+    """A row of one image and as much padding, where the next time is 1 and a step has no noise."""
+    batch = flow_batch()
+    part = {name: array[:, :2] for name, array in batch.items() if name != 'pixel_counts'}
+    part |= {'pixel_counts': jnp.full((2, 1), 2)}
+    empty = {
+        't': jnp.zeros((2, 2)),
+        't_next': jnp.ones((2, 2)),
+        'pixel_image': jnp.full((2, 2), -1),
+    }
+    padding = {name: empty.get(name, jnp.zeros_like(part[name])) for name in part}
+    padded = {name: jnp.concatenate([part[name], padding[name]], 1) for name in part}
+    padded['pixel_counts'] = part['pixel_counts']
+    x = jnp.asarray(normals(2, 2, 6, seed=3))
+    (step,) = policy.policies(config(('flow',), **{'flow.sampler': sampler})).values()
+
+    def both(x, batch):
+        return step.log_probs({'x': x}, batch)[:, :2].sum() + step.kl({'x': x}, batch)[:, :2].sum()
+
+    value, gradient = jax.value_and_grad(both)(x, part)
+    with_padding = jnp.concatenate([x, jnp.zeros_like(x)], 1)
+    found, found_gradient = jax.value_and_grad(both)(with_padding, padded)
+    np.testing.assert_allclose(found, value, rtol=1e-5)
+    np.testing.assert_allclose(found_gradient[:, :2], gradient, rtol=1e-5, atol=1e-7)
+    assert not np.asarray(found_gradient[:, 2:]).any()

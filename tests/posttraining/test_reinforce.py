@@ -170,6 +170,12 @@ def test_groups_without_rewards_do_not_count(tmp_path):
     assert np.isfinite(float(metrics['loss']))
 
 
+def test_rewards_that_always_fail_end_the_run_in_one_line(tmp_path):
+    run = built(tmp_path)
+    with pytest.raises(UserError, match=r"no group of this rollout .*\{'own': 2\}"):
+        fed(run, run.initialise(), lambda *_: float('nan')).collect(run.initialise().params, 0)
+
+
 class Crash(Exception):
     pass
 
@@ -259,11 +265,28 @@ def test_a_reference_of_another_shape_is_one_clear_error(tmp_path):
         ({'grpo.std': 'none'}, r"grpo\.std.*'none'.*group"),
         ({'grpo.flow.stochastic': (0, 4)}, r'the last step has no noise'),
         ({'grpo.updates': 3, 'checkpoint.every': 4}, r'not a multiple of grpo\.updates=3'),
+        ({'grpo.updates': 2, 'steps': 3}, r'steps=3 is not a multiple of grpo\.updates=2'),
+        ({'grpo.updates': 0}, r'grpo\.updates=0: expected at least 1'),
+        ({'grpo.flow.level': 0.0}, r'grpo\.flow\.level=0\.0: expected more than 0'),
+        ({'grpo.flow.stochastic': (1,)}, r'expected \(first, last\)'),
+        (
+            {'grpo.policies': ('flow',), 'grpo.flow.stochastic': (0, 3)},
+            r'needs data\.capacity\.pixels=48 and data\.capacity\.pixel_images=3',
+        ),
+        (
+            {'grpo.policies': ('text',), 'grpo.episode': 'answer', 'grpo.text_tokens': 30},
+            r'grpo\.text_tokens=30 .* exceed data\.capacity\.text=32',
+        ),
     ],
 )
 def test_fields_that_do_not_fit_together_are_one_line(changes, message):
     with pytest.raises(UserError, match=message):
         collector.check(config_of({'grpo.group_size': 8} | changes))
+
+
+def test_a_config_without_grpo_names_the_other_command():
+    with pytest.raises(UserError, match=r'no field grpo.*rf_jax\.train'):
+        collector.check(shrink(base.get_config()))
 
 
 def test_prompts_of_scenes_need_scenes(tmp_path):

@@ -65,7 +65,7 @@ def not_a_number(prompt, source, sample):
     'reward, why',
     [(never, 'grpo.reward_seconds=0.05'), (raises, 'no model'), (not_a_number, 'nan')],
 )
-def test_a_group_whose_reward_fails_is_skipped_and_counted(reward, why, caplog):
+def test_a_reward_that_fails_for_a_group_is_left_out_and_counted(reward, why, caplog):
     def sometimes(prompt, source, sample):
         return reward(prompt, source, sample) if prompt.text == 'bad' else 1.0
 
@@ -75,10 +75,10 @@ def test_a_group_whose_reward_fails_is_skipped_and_counted(reward, why, caplog):
     with caplog.at_level('WARNING'):
         found = rewards.of_groups({'own': sometimes, 'words': rewards.words}, groups, 0.05, counts)
     np.testing.assert_array_equal(found['own'][[0, 2]], 1)
-    np.testing.assert_array_equal(found['words'][[0, 2]], [[1, 2]] * 2)
+    np.testing.assert_array_equal(found['words'], [[1, 2]] * 3)
     assert np.isnan(found['own'][1]).all()
-    assert counts == {'groups_skipped': 1}
-    assert "skipped the group of 'bad'" in caplog.text and why in caplog.text
+    assert counts == {'own': 1}
+    assert "reward own of the group of 'bad'" in caplog.text and why in caplog.text
 
 
 def test_a_reward_of_the_user_is_a_function_in_a_file(tmp_path):
@@ -102,6 +102,15 @@ def test_a_reward_that_cannot_be_loaded_is_one_line(tmp_path, text, message):
     (tmp_path / 'broken.py').write_text('import no_such_module\n')
     with pytest.raises(UserError, match=message):
         rewards.load(text.format(tmp=tmp_path))
+
+
+def test_two_functions_of_one_name_are_an_error(tmp_path):
+    for name in ('a.py', 'b.py'):
+        (tmp_path / name).write_text('def brightness(*_):\n    return 0\n')
+    with pytest.raises(UserError, match='there are two functions brightness'):
+        rewards.load_all([f'{tmp_path}/{name}:brightness' for name in ('a.py', 'b.py')])
+    with pytest.raises(UserError, match=r"--reward: 'judge' is the name of a reward"):
+        rewards.chosen({'judge': 1.0}, {'judge': never})
 
 
 def test_the_judge_cannot_reward_what_is_no_scene():
