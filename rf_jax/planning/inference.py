@@ -87,7 +87,7 @@ def _sharded(config: ConfigDict, vocabulary: int, mesh_: Mesh):
     c = config.model
     new = jax.eval_shape(
         lambda: state.initialise(
-            *(alone, partial(optimizer.build, config.optimizer)),
+            *(alone, partial(optimizer.build, config.optimizer, steps=config.steps)),
             *(c.representation.codebook_size, c.encoder.width, config.seed),
         )
     )

@@ -87,7 +87,7 @@ def test_rows_are_full_and_the_model_can_be_built(name, tokenizer):
         16 if config.model.space == 'vae' else 3 * config.data.patch_size**2
     )
     assert np.isfinite(flops.train_step(config, tokenizer.size))
-    optimizer_of = partial(optimizer.build, config.optimizer)
+    optimizer_of = partial(optimizer.build, config.optimizer, steps=config.steps)
     now = shapes(name, tokenizer.size)
     after, metrics = jax.eval_shape(step.build(config, model, optimizer_of), now, batch)
     assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, now) and 'loss' in metrics
@@ -99,7 +99,7 @@ def shapes(name: str, vocabulary: int) -> dict:
     model = unified.build(config, vocabulary)
 
     def new():
-        optimizer_of = partial(optimizer.build, config.optimizer)
+        optimizer_of = partial(optimizer.build, config.optimizer, steps=config.steps)
         codes, width = config.model.representation.codebook_size, config.model.encoder.width
         return state.initialise(model, optimizer_of, codes, width, 0)
 
