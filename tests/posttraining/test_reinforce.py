@@ -95,7 +95,7 @@ SMALL = {
     'name, episode, reward, steps, changes',
     [
         ('representation', 'generate', code_five, 15, {}),
-        ('text', 'answer', begins_with_a, 40, {}),
+        ('text', 'answer', begins_with_a, 40, {'data.sources': 'scenes:aligned/48/count=50'}),
         ('flow', 'generate', bright, 60, {**SMALL, 'optimizer.learning_rate': 0.15}),
     ],
 )
@@ -287,6 +287,12 @@ def test_fields_that_do_not_fit_together_are_one_line(changes, message):
 def test_a_config_without_grpo_names_the_other_command():
     with pytest.raises(UserError, match=r'no field grpo.*rf_jax\.train'):
         collector.check(shrink(base.get_config()))
+
+
+def test_answers_need_questions(tmp_path):
+    run = built(tmp_path, {'grpo.episode': 'answer', 'grpo.policies': ('text',)})
+    with pytest.raises(UserError, match=r"grpo\.episode='answer': 100 examples .* no question"):
+        fed(run, run.initialise(), bright).collect(run.initialise().params, 0)
 
 
 def test_prompts_of_scenes_need_scenes(tmp_path):
