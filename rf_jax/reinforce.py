@@ -18,7 +18,9 @@ from rf_jax.training import checks, train_loop
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'What to reinforce.')
 _WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run; an existing run is resumed.')
 _REWARD = flags.DEFINE_multi_string(
-    'reward', [], 'A function in a file, my_rewards.py:brightness; also in grpo.rewards.'
+    'reward',
+    [],
+    'A function of your own, as my_rewards.py:brightness; its weight is in grpo.rewards, or 1.',
 )
 
 

@@ -155,6 +155,7 @@ def _prefixed(group: str, rows: Mapping[str, Bounds]) -> dict[str, Bounds]:
 # Every number and tuple of configs/base.py, except tables of sharding, which check their own.
 FIELDS: Mapping[str, Bounds] = {
     'seed': Whole(0, 2**63 - 1),
+    'initialise_from_average': Boolean(),
     'initialise_new': PATTERNS,
     'initialise_as': Pairs(Pair(Text(), Text(), 'pairs (regex, replacement)')),
     'steps': COUNT,

@@ -50,6 +50,7 @@ COMMANDS = {
     'chat': (('--workdir=run',), ('workdir', 'image', 'out')),
     'compile_check': (('--topology=cpu:1',), ('json', 'table')),
     'data.tokenizer': ((), ('out',)),
+    'drafts': (('--workdir=run', '--out=drafts'), ('workdir', 'out')),
     'describe': (('--workdir=run', '--image=a.png'), ('workdir', 'image')),
     'evaluate': (('--workdir=run',), ('workdir', 'out')),
     'image_scores': (
@@ -57,9 +58,11 @@ COMMANDS = {
         ('images', 'reference', 'inception', 'clip', 'prompts'),
     ),
     'packing_report': ((), ()),
+    'reinforce': (('--workdir=run',), ('workdir',)),
     'sample': (('--workdir=run', '--prompt=red'), ('workdir', 'out', 'prompts')),
     'serve': (('--workdir=run',), ('workdir',)),
     'study.conversations': (('--run=run',), ('run', 'out')),
+    'study.post_training': (('--arm=a=run',), ('out',)),
     'study.glance': (('--rf=run', '--pixels=other'), ('rf', 'pixels', 'out')),
     'study': (('--workdir=run',), ('workdir', 'studies')),
     'train': (('--workdir=run',), ('workdir',)),
@@ -155,7 +158,11 @@ def error(results, name):
 def test_every_command_is_covered():
     modules = {path.stem for path in (ROOT / 'rf_jax').glob('*.py')} - {'__init__'}
     modules |= {path.parent.name for path in (ROOT / 'rf_jax').glob('*/__main__.py')}
-    assert {*modules, 'data.tokenizer', 'study.conversations', 'study.glance'} == set(COMMANDS)
+    parts = {
+        'data.tokenizer',
+        *(f'study.{n}' for n in ('conversations', 'glance', 'post_training')),
+    }
+    assert modules | parts == set(COMMANDS)
 
 
 @pytest.mark.parametrize('module', COMMANDS)

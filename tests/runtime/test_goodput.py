@@ -40,7 +40,7 @@ def test_phases_of_one_attempt(tmp_path):
     total = goodput.totals()
     assert total == pytest.approx(
         {'start': 5, 'compile': 10, 'steps': 8, 'data': 2.5, 'checkpoint': 16.25,
-         'evaluation': 0, 'again': 0, 'idle': 0}
+         'rollout': 0, 'evaluation': 0, 'again': 0, 'idle': 0}
     )  # fmt: skip
     assert sum(total.values()) == pytest.approx(clock.now - 1000)
     assert goodput.share() == pytest.approx(8 / 41.75)
