@@ -27,8 +27,6 @@ def get_config(start: str = 'pixel_rf'):
     )
     data.max_text_tokens = 96  # a turn of the user has half of it: long descriptions are 48
     data.tasks.update(text_to_image=0.2, image_to_text=0.2, conversation=1.0)
-    if start == 'pixel_rf':  # which has all parameters, and an average to continue
-        config.initialise_new = config.initialise_as = ()
-        config.model.representation.quantizer.data_init_steps = ()
-        config.optimizer.lr_multipliers = ()
+    if start == 'pixel_rf':
+        scenes.continued(config)
     return config

@@ -181,6 +181,13 @@ ARMS = {
 }
 
 
+def continued(config) -> None:
+    """Goes on from `pixel_rf`, which has all parameters, and an average to continue."""
+    config.initialise_new = config.initialise_as = ()
+    config.model.representation.quantizer.data_init_steps = ()
+    config.optimizer.lr_multipliers = ()
+
+
 def get_config(variant: str = 'pixel_rf'):
     arm = choose('configs/scenes.py:variant', variant, STAGES | ARMS)
     config = base.get_config()

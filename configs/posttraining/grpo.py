@@ -11,17 +11,25 @@ from ml_collections import ConfigDict
 from configs import scenes
 from rf_jax.runtime.errors import choose
 
+# Adam gives the noisy gradient of the flow the same size as any other: what the flow uses must
+# learn more slowly, or images fall apart within 100 steps.
+FAST = {
+    'learning_rate': 3e-4,
+    'lr_multipliers': ((r'^(patch_|backbone/layers/pixels)', 0.1),),
+}
+SLOW = {'learning_rate': 3e-5, 'lr_multipliers': ()}
+# What is trained, and how fast.
 POLICIES = {
-    'representation': ('representation',),
-    'flow': ('flow',),
-    'both': ('representation', 'flow'),
+    'representation': (('representation',), FAST),
+    'flow': (('flow',), SLOW),
+    'both': (('representation', 'flow'), FAST),
 }
 
 
 def fields() -> ConfigDict:
     """The fields of `config.grpo`."""
     grpo = ConfigDict()
-    # generate | describe | reconstruct | both: see rf_jax/posttraining/episodes.py.
+    # generate | answer | describe | reconstruct | both: see rf_jax/posttraining/episodes.py.
     grpo.episode = 'generate'
     grpo.policies = ('representation',)  # which of text, representation, flow are trained
     # What `generate` asks for: captions (of data.sources) | seen | held_out | all (prompts about
@@ -33,7 +41,7 @@ def fields() -> ConfigDict:
     # (name, weight): judge | recovered | exact_answer | words | similarity; 0: only logged. As a
     # flag: --config.grpo.rewards="(('judge', 1.0), ('words', 0.0))".
     grpo.rewards = (('judge', 1.0),)
-    grpo.reward_seconds = 60.0  # longest time of the rewards of a group, which is then skipped
+    grpo.reward_seconds = 60.0  # longest time of a reward of a group, which is left out then
     # Of the ratio, by policy. A flow's log-probability is a mean over its values; Flow-GRPO: 1e-4.
     grpo.clip = ConfigDict({'text': 0.2, 'representation': 0.2, 'flow': 1e-4})
     # Weight of the KL to the reference, by policy; Flow-GRPO: 0.04, for flows without dt.
@@ -54,13 +62,11 @@ def fields() -> ConfigDict:
 def start(config: ConfigDict, steps: int) -> None:
     """What all post-training of the study's `pixel_rf` has in common."""
     config.steps = steps
-    config.initialise_new = config.initialise_as = ()
     config.initialise_from_average = True
-    config.model.representation.quantizer.data_init_steps = ()
-    config.optimizer.lr_multipliers = ()
+    scenes.continued(config)
 
 
-def reinforce(config: ConfigDict, policies: tuple[str, ...]) -> None:
+def reinforce(config: ConfigDict, policies: tuple[str, ...], rates: dict) -> None:
     """Adds `config.grpo` with these policies; a batch has 8 groups of 8 samples."""
     with config.unlocked():
         config.grpo = fields()
@@ -70,21 +76,15 @@ def reinforce(config: ConfigDict, policies: tuple[str, ...]) -> None:
     first, last = config.grpo.flow.stochastic
     steps = last - first if 'flow' in policies else 1
     config.data.capacity.update(pixels=36 * steps, pixel_images=steps)
-    config.optimizer.update(learning_rate=3e-4, warmup_steps=10, weight_decay=0.0)
-    config.optimizer.freeze = (r'^encoder/',)
-    # Adam gives the noisy gradient of the flow the same size as any other: what only the flow uses
-    # must learn more slowly, or images fall apart within 100 steps.
-    config.optimizer.lr_multipliers = ((r'^(patch_|backbone/layers/pixels)', 0.1),)
-    if policies == ('flow',):
-        config.optimizer.update(learning_rate=3e-5, lr_multipliers=())
+    config.optimizer.update(warmup_steps=10, weight_decay=0.0, freeze=(r'^encoder/',), **rates)
     config.ema.decay = config.ema.encoder_decay = 0.95
     config.checkpoint.every = 20
     config.log.every = 5
 
 
 def get_config(policies: str = 'both'):
-    trained = choose('configs/posttraining/grpo.py:policies', policies, POLICIES)
+    trained, rates = choose('configs/posttraining/grpo.py:policies', policies, POLICIES)
     config = scenes.get_config('pixel_rf')
     start(config, steps=200)
-    reinforce(config, trained)
+    reinforce(config, trained, rates)
     return config

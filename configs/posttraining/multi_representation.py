@@ -33,12 +33,9 @@ _QUESTION, _MAP = 2.6, 1.6
 def get_config(arm: str = 'full'):
     maps = choose('configs/posttraining/multi_representation.py:arm', arm, ARMS)
     config = scenes.get_config('pixel_rf')
-    # It has all parameters, and an average to continue.
-    config.initialise_new = config.initialise_as = ()
-    config.model.representation.quantizer.data_init_steps = ()
+    scenes.continued(config)
     config.steps = 1000
     config.optimizer.learning_rate = 3e-4
-    config.optimizer.lr_multipliers = ()
     config.optimizer.warmup_steps = 50
     config.optimizer.decay_steps = 500
     config.ema.decay = config.ema.encoder_decay = 0.99  # a short run

@@ -13,19 +13,22 @@ Interleaving Reasoning Generation, arXiv 2509.06945).
 from configs import scenes
 from rf_jax.runtime.errors import choose
 
-VARIANTS = {'think': 'riddles=think', 'direct': 'riddles=direct', 'redraw': 'critique'}
+VARIANTS = {
+    # option of the source, and text tokens of a row and of a turn with its answer, of which the
+    # turn has half: riddles are up to 58, prompts of `redraw` are short
+    'think': ('riddles=think', 160, 128),
+    'direct': ('riddles=direct', 160, 128),
+    'redraw': ('critique', 96, 96),
+}
 
 
 def get_config(variant: str = 'think'):
-    option = choose('configs/posttraining/think.py:variant', variant, VARIANTS)
+    option, row, turn = choose('configs/posttraining/think.py:variant', variant, VARIANTS)
     config = scenes.get_config('pixel_rf')
-    # It has all parameters, and an average to continue.
-    config.initialise_new = config.initialise_as = ()
-    config.model.representation.quantizer.data_init_steps = ()
+    scenes.continued(config)
     config.steps = 1500
     config.optimizer.decay_steps = 500
     config.ema.decay = config.ema.encoder_decay = 0.99  # a short run
-    config.optimizer.lr_multipliers = ()
     data = config.data
     data.sources = f'scenes:aligned/48/{option}'
     data.batch_size = 12
@@ -33,9 +36,7 @@ def get_config(variant: str = 'think'):
     # A row has two images to generate: two riddles, or a draft and the image after it. It has room
     # for the text of both, so that thoughts leave out no images.
     data.capacity.update(
-        text=160, vision=27, representation=20, pixels=72, vision_images=3, pixel_images=2
+        text=row, vision=27, representation=20, pixels=72, vision_images=3, pixel_images=2
     )
-    data.max_text_tokens = 128  # a turn of the user has half of it: riddles are up to 58
-    if variant == 'redraw':  # prompts are short
-        data.capacity.text = data.max_text_tokens = 96
+    data.max_text_tokens = turn
     return config

@@ -45,7 +45,7 @@ def both(config):
 
 
 def _reinforced(config, episode: str, policies: tuple[str, ...]):
-    grpo.reinforce(config, policies)
+    grpo.reinforce(config, policies, grpo.FAST)
     config.grpo.episode = episode
     config.grpo.text_tokens = CAPTION
     # The reward; what it does to objects and length is logged beside it.

@@ -37,9 +37,3 @@ class Encoder:
     def _of_batch(self, params, batch):
         patches = quantizer.normalise(self.sampler.model.bind({'params': params}).features(batch))
         return quantizer.normalise(patches.reshape(len(patches), -1))
-
-
-def similarity(encoder: Encoder, a: np.ndarray, b: np.ndarray) -> float:
-    """Cosine of two images uint8 [h, w, 3] of one size, in [-1, 1]."""
-    first, second = encoder([a, b])
-    return float(first @ second)

@@ -66,7 +66,7 @@ class Score:
     values['generation'][side][category]: 'prompts' and, for each, 'correct', a list with 1 or 0 of
     each image; values['understanding'][kind]: see `vqa.evaluate`; values['distances'],
     values['variety'], values['codebook'] and values['autoencoder']: numbers;
-    values['conversations']: see `_conversations`; values['maps']: see `map_scores.score`;
+    values['conversations']: see TALKS; values['maps']: see `map_scores.score`;
     values['shown'][side]: the prompts of `shown`. Parts that the run does not train are empty.
     """
 
@@ -151,7 +151,8 @@ def score(
         values['understanding'] = vqa.evaluate(sampler, source, amount.questions)
     values['conversations'] = {}
     if config.data.tasks.get('conversation', 0) > 0 and amount.conversations:
-        values['conversations'] = _conversations(sampler, source, amount.conversations, seed)
+        score_talks = TALKS.get(source.talks, _edits_and_questions)  # of a folder: of scenes too
+        values['conversations'] = score_talks(sampler, source, amount.conversations, seed)
     values['maps'], sheet = {}, map_scores.Sheet()
     asked = data_fields.asked_maps(config)
     if asked and amount.conversations:
@@ -159,18 +160,23 @@ def score(
     return Score(values, images, sheet)
 
 
-def _conversations(sampler: Sampler, source, count: int, seed: int) -> dict:
-    """'riddles' or 'redraw' of `thinking` for a source of such conversations, otherwise 'edits' and
-    'follow_up' of `conversing`.
-    """
-    if source.talks == 'riddles':
-        return {'riddles': thinking.score_riddles(sampler, source, count, seed)}
-    if source.talks == 'critique':
-        return {'redraw': thinking.score_redraw(sampler, source, count, seed)}
+def _edits_and_questions(sampler: Sampler, source, count: int, seed: int) -> dict:
     return {
         'edits': conversing.score_edits(sampler, source, count, seed),
         'follow_up': conversing.score_follow_ups(sampler, source, count),
     }
+
+
+def _riddles(sampler: Sampler, source, count: int, seed: int) -> dict:
+    return {'riddles': thinking.score_riddles(sampler, source, count, seed)}
+
+
+def _redraw(sampler: Sampler, source, count: int, seed: int) -> dict:
+    return {'redraw': thinking.score_redraw(sampler, source, count, seed)}
+
+
+# What is scored of each kind of conversation that a source has (`ScenesSource.talks`).
+TALKS = {'conversations': _edits_and_questions, 'riddles': _riddles, 'critique': _redraw}
 
 
 def generates(config: ConfigDict) -> bool:

@@ -15,7 +15,7 @@ from rf_jax.generation import inputs
 from rf_jax.models import representation
 from rf_jax.posttraining import asking, episodes, policy, rewards
 from rf_jax.posttraining.rewards import Reward
-from rf_jax.posttraining.rollouts import Rollouts
+from rf_jax.posttraining.rollout_programs import RolloutPrograms
 from rf_jax.runtime import distributed
 from rf_jax.runtime.errors import UserError, choose, require
 from rf_jax.training import flow
@@ -99,7 +99,7 @@ class Collector:
         Raises UserError.
         """
         self.run, self.config = run, run.config
-        self.rollouts = Rollouts(run, reference)
+        self.rollouts = RolloutPrograms(run, reference)
         self.encoder = Encoder(self.rollouts.sampler, self.rollouts.reference)
         self.weights = dict.fromkeys(more or {}, 1.0) | dict(self.config.grpo.rewards)
         self.rewards = rewards.chosen(self.weights, more or {})

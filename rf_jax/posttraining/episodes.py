@@ -21,7 +21,7 @@ from rf_jax.data.records import clean
 from rf_jax.generation import inputs
 from rf_jax.posttraining import asking, training_rows
 from rf_jax.posttraining.rewards import Prompt, Sample, Source
-from rf_jax.posttraining.rollouts import Rollouts
+from rf_jax.posttraining.rollout_programs import RolloutPrograms
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.rng import fold, generator
 
@@ -37,7 +37,7 @@ class Collected:
     log_probs: list[dict[str, np.ndarray]]  # by policy, what the rollout of each of `rows` had
 
 
-def generate(run, rollouts: Rollouts, params, number: int) -> Collected:
+def generate(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
     """Images of prompts."""
     asked = asking.prompts_of(run, number, groups_of(run.config))
     n = run.config.grpo.group_size
@@ -46,7 +46,7 @@ def generate(run, rollouts: Rollouts, params, number: int) -> Collected:
     return Collected(asked, [Source()] * len(asked), _grouped(drawn, n), [rows], [log_probs])
 
 
-def answer(run, rollouts: Rollouts, params, number: int) -> Collected:
+def answer(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
     """Answers to questions about images."""
     shown, asked = asking.questions_of(run, number, groups_of(run.config))
     found, answers = _written(run, rollouts, params, number, shown, asked)
@@ -54,7 +54,7 @@ def answer(run, rollouts: Rollouts, params, number: int) -> Collected:
     return replace(found, samples=samples)
 
 
-def describe(run, rollouts: Rollouts, params, number: int) -> Collected:
+def describe(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
     """Captions of images, and what a frozen decoder makes of them."""
     found, captions = _captioned(run, rollouts, params, number)
     seed = fold(run.config.seed, 'decoder', number) % 2**31
@@ -63,7 +63,7 @@ def describe(run, rollouts: Rollouts, params, number: int) -> Collected:
     return replace(found, samples=_grouped(samples, run.config.grpo.group_size))
 
 
-def reconstruct(run, rollouts: Rollouts, params, number: int) -> Collected:
+def reconstruct(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
     """Images of the captions that the frozen model gives to images."""
     n = run.config.grpo.group_size
     shown = asking.sources_of(run, number, groups_of(run.config))
@@ -76,7 +76,7 @@ def reconstruct(run, rollouts: Rollouts, params, number: int) -> Collected:
     return Collected(asked, shown, _grouped(drawn, n), [rows], [log_probs])
 
 
-def both(run, rollouts: Rollouts, params, number: int) -> Collected:
+def both(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
     """Captions of images, and images of these captions, by one policy."""
     found, captions = _captioned(run, rollouts, params, number)
     sizes = _sizes(run, found.shown)
@@ -115,12 +115,12 @@ def groups_of(config: ConfigDict) -> int:
     return rows // each
 
 
-def _captioned(run, rollouts: Rollouts, params, number: int) -> tuple[Collected, list[str]]:
+def _captioned(run, rollouts: RolloutPrograms, params, number: int) -> tuple[Collected, list[str]]:
     shown = asking.sources_of(run, number, groups_of(run.config))
     return _written(run, rollouts, params, number, shown, [Prompt('')] * len(shown))
 
 
-def _written(run, rollouts: Rollouts, params, number: int, shown, asked):
+def _written(run, rollouts: RolloutPrograms, params, number: int, shown, asked):
     """(groups without samples, the texts) of images and questions."""
     n = run.config.grpo.group_size
     pairs = [(s.image, a.text) for s, a in zip(shown, asked) for _ in range(n)]
@@ -135,7 +135,7 @@ def _sizes(run, shown: Sequence[Source]) -> list[tuple[int, int]]:
     return [each.image.shape[:2] for each in shown for _ in range(run.config.grpo.group_size)]
 
 
-def _drawn(run, rollouts: Rollouts, params, number: int, texts: Sequence[str], sizes):
+def _drawn(run, rollouts: RolloutPrograms, params, number: int, texts: Sequence[str], sizes):
     """(training rows, samples, log-probabilities) of one image of each text, of its size; None: the
     largest square.
     """

@@ -12,10 +12,12 @@ from rf_jax.data.batch import Batch
 from rf_jax.data.records import clean
 from rf_jax.generation.inputs import Request
 from rf_jax.posttraining import rollout
-from rf_jax.posttraining.rollouts import Rollouts
+from rf_jax.posttraining.rollout_programs import RolloutPrograms
 
 
-def of_images(rollouts: Rollouts, requests: Sequence[Request], found: rollout.Images) -> Batch:
+def of_images(
+    rollouts: RolloutPrograms, requests: Sequence[Request], found: rollout.Images
+) -> Batch:
     """Rows of a prompt, the sampled tokens, and the noisy images before each stochastic step, which
     do not see each other. `found` as numpy arrays.
     """
@@ -44,7 +46,7 @@ def of_images(rollouts: Rollouts, requests: Sequence[Request], found: rollout.Im
     return rows
 
 
-def of_texts(rollouts: Rollouts, pairs, found: rollout.Texts) -> Batch:
+def of_texts(rollouts: RolloutPrograms, pairs, found: rollout.Texts) -> Batch:
     """Rows of an image, a question and the sampled answer; each answer weighs the same."""
     data, tokenizer = rollouts.config.data, rollouts.tokenizer
     examples, lengths = [], []
@@ -65,7 +67,7 @@ def of_texts(rollouts: Rollouts, pairs, found: rollout.Texts) -> Batch:
     return rows
 
 
-def _rows(rollouts: Rollouts, examples) -> Batch:
+def _rows(rollouts: RolloutPrograms, examples) -> Batch:
     """The rows, with the fields of a rollout still empty."""
     rows = layout.make_batch(examples, rollouts.config.data.capacity, rollouts.channels)
     count, tokens = rows['cells'].shape[:2]

@@ -62,7 +62,23 @@ _READ: dict[str, Callable] = {
     'riddles': _form,
 }
 _FLAGS = ('textures', 'clutter', 'held_out', 'long', 'conversations', 'critique')
-_TALKS = ('conversations', 'riddles', 'critique')  # options of which there is one at most
+
+
+def _talk(source: 'ScenesSource', i: int, rng: np.random.Generator) -> dialogue.Dialogue:
+    other = source.scene((i + 1) % len(source))
+    return dialogue.make(source.scene(i), other, source.rung, rng)
+
+
+def _riddle(source: 'ScenesSource', i: int, rng: np.random.Generator) -> dialogue.Dialogue:
+    return riddles.converse(source.scene(i), source.rung, rng, source.thinks)
+
+
+def _critique(source: 'ScenesSource', i: int, rng: np.random.Generator) -> dialogue.Dialogue:
+    return critique.converse(source.scene(i), source.rung, rng)
+
+
+# Options of which there is one at most, and the conversation that each makes of scene i.
+_TALKS = {'conversations': _talk, 'riddles': _riddle, 'critique': _critique}
 
 
 @dataclass(frozen=True)
@@ -141,12 +157,7 @@ class ScenesSource(Source):
 
     def dialogue(self, i: int) -> dialogue.Dialogue:
         """The conversation about scene i; it may have other scenes too."""
-        scene, rng = self.scene(i), self._words('dialogue', i)
-        if self.talks == 'riddles':
-            return riddles.converse(scene, self.rung, rng, self.thinks)
-        if self.talks == 'critique':
-            return critique.converse(scene, self.rung, rng)
-        return dialogue.make(scene, self.scene((i + 1) % len(self)), self.rung, rng)
+        return _TALKS[self.talks](self, i, self._words('dialogue', i))
 
     def map(self, i: int, name: str) -> np.ndarray:
         """uint8 [size, size, 3]: the exact map of scene i; `name` of `render.MAPS`."""

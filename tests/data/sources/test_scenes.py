@@ -197,13 +197,13 @@ def test_rows_of_riddles_and_critiques(variant, words, monkeypatch):
     config.data.text_dropout = config.data.image_dropout = config.data.joint_dropout = 0.0
     (found,) = source_list.build(config.data.sources, MANY)
     batches = Batches(config, [found], words)
-    seen = {'riddles=think': TextPart, 'riddles=direct': ImagePart, 'critique': DraftPart}
+    seen = {'think': TextPart, 'direct': ImagePart, 'redraw': DraftPart}
     batch = batches.batch(0)
     assert not batches.counts, batches.counts
     counts = (batch['pixel_counts'] > 0).sum()
     assert counts >= 1.5 * len(batch['pixels']), 'rows are full of images'
     first = found.conversations[0].messages[1].parts[0]
-    assert type(first) is seen[think.VARIANTS[variant]]
+    assert type(first) is seen[variant]
     unlearned = (batch['pixel_weight'] == 0) & (batch['pixel_image'] >= 0)
     assert unlearned.any() == (variant == 'redraw')
     # Pixels and tokens of one image are learned both or not at all.

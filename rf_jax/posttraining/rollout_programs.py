@@ -14,7 +14,7 @@ from rf_jax.posttraining import policy, rollout
 from rf_jax.training import flow
 
 
-class Rollouts:
+class RolloutPrograms:
     """Samples with the parameters of a step; `reference`: frozen parameters, sharded as these."""
 
     def __init__(self, run, reference: Any):
