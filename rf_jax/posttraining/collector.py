@@ -31,7 +31,7 @@ def check(config) -> None:
             'configs/posttraining/grpo.py and unified_grpo.py; rf_jax.train runs the others'
         )
     c = config.grpo
-    _, _, trainable = choose('grpo.episode', c.episode, episodes.EPISODES)
+    trainable = choose('grpo.episode', c.episode, episodes.EPISODES).policies
     for name in c.policies:
         choose(f'grpo.policies (grpo.episode={c.episode!r})', name, dict.fromkeys(trainable))
     if not c.policies:
@@ -83,11 +83,13 @@ def _check_steps(config) -> None:
             f'grpo.flow.stochastic={c.flow.stochastic} needs data.capacity.pixels={patches} and '
             f'data.capacity.pixel_images={images}: each trained step has its own noisy image'
         )
-    asked = config.data.max_text_tokens // 2 + 2 if 'text' in c.policies else 0
-    if asked and asked + c.text_tokens > capacity.text:
+    questions = episodes.EPISODES[c.episode].questions
+    asked = 2 + (config.data.max_text_tokens // 2 if questions else 0)  # begin, question, <answer>
+    if 'text' in c.policies and asked + c.text_tokens > capacity.text:
         raise UserError(
-            f'grpo.text_tokens={c.text_tokens} and questions of data.max_text_tokens / 2 + 2 = '
-            f'{asked} tokens exceed data.capacity.text={capacity.text}'
+            f'grpo.text_tokens={c.text_tokens} and the {asked} before them '
+            f'(data.max_text_tokens={config.data.max_text_tokens}) exceed '
+            f'data.capacity.text={capacity.text}'
         )
 
 
@@ -104,8 +106,9 @@ class Collector:
         self.weights = dict.fromkeys(more or {}, 1.0) | dict(self.config.grpo.rewards)
         self.rewards = rewards.chosen(self.weights, more or {})
         self.policies = self.rollouts.policies
-        self.episode, rows, _ = episodes.EPISODES[self.config.grpo.episode]
-        samples = self.config.data.batch_size * self.config.grpo.updates // rows
+        self.episode = episodes.EPISODES[self.config.grpo.episode]
+        rows = self.config.data.batch_size * self.config.grpo.updates
+        samples = rows // self.episode.rows
         multiple = self.rollouts.placement.multiple
         require(
             samples % multiple == 0,
@@ -141,7 +144,7 @@ class Collector:
     def collect(self, params: Any, number: int) -> tuple[dict, dict[str, float]]:
         """(rows of `grpo.updates` batches with all fields of the objective, metrics)."""
         params = self.rollouts.placement.params(params)
-        found = self.episode(self.run, self.rollouts, params, number)
+        found = self.episode.collect(self.run, self.rollouts, params, number)
         values = self._rewards(found)
         counted = {name: weight for name, weight in self.weights.items() if weight}
         total = sum(weight * values[name] for name, weight in counted.items())

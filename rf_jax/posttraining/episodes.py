@@ -10,8 +10,9 @@ In Unified-GRPO (arXiv 2509.09666) `describe` is "generation for understanding",
 "understanding for generation".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -90,13 +91,23 @@ def both(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
     )
 
 
-# (episode, rows of a sample, policies that it can train)
+class Episode(NamedTuple):
+    """`collect(run, programs, params, number)`; `rows` of a sample; the policies that it can train;
+    whether there are questions before its texts.
+    """
+
+    collect: Callable
+    rows: int
+    policies: tuple[str, ...]
+    questions: bool = False
+
+
 EPISODES = {
-    'generate': (generate, 1, ('representation', 'flow')),
-    'answer': (answer, 1, ('text',)),
-    'describe': (describe, 1, ('text',)),
-    'reconstruct': (reconstruct, 1, ('representation', 'flow')),
-    'both': (both, 2, ('text', 'representation', 'flow')),
+    'generate': Episode(generate, 1, ('representation', 'flow')),
+    'answer': Episode(answer, 1, ('text',), questions=True),
+    'describe': Episode(describe, 1, ('text',)),
+    'reconstruct': Episode(reconstruct, 1, ('representation', 'flow')),
+    'both': Episode(both, 2, ('text', 'representation', 'flow')),
 }
 
 
@@ -104,7 +115,7 @@ def groups_of(config: ConfigDict) -> int:
     """Groups of a collection: its rows are those of `grpo.updates` batches. Raises UserError."""
     c = config.grpo
     rows = config.data.batch_size * c.updates
-    each = c.group_size * EPISODES[c.episode][1]
+    each = c.group_size * EPISODES[c.episode].rows
     if c.group_size < 2:
         raise UserError(f'grpo.group_size={c.group_size}: a group of one has no better sample')
     if rows % each:

@@ -6,7 +6,7 @@ import pytest
 from shrink import quick_compilation, shrink
 
 from configs import base
-from configs.posttraining import grpo
+from configs.posttraining import grpo, unified_grpo
 from rf_jax.generation.sampler import Sampler
 from rf_jax.posttraining import collector, policy, reference
 from rf_jax.posttraining.collector import Collector
@@ -282,6 +282,18 @@ def test_a_reference_of_another_shape_is_one_clear_error(tmp_path):
 def test_fields_that_do_not_fit_together_are_one_line(changes, message):
     with pytest.raises(UserError, match=message):
         collector.check(config_of({'grpo.group_size': 8} | changes))
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        *(grpo.get_config(name) for name in grpo.POLICIES),
+        *(unified_grpo.get_config(name) for name in unified_grpo.STAGES if name != 'long_caption'),
+    ],
+    ids=lambda config: config.grpo.episode + '-' + '-'.join(config.grpo.policies),
+)
+def test_the_configs_fit_together_as_they_are(config):
+    collector.check(config)
 
 
 def test_a_config_without_grpo_names_the_other_command():

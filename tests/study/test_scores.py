@@ -31,8 +31,9 @@ def test_an_arm_is_scored_on_the_tasks_it_trains(arm, tmp_path):
     assert 'overall' in table and 'understanding' in table, (
         'scored by the judge, as its source is scenes'
     )
-    request = {'step': 30, 'seed': 0, 'amount': amount.to_dict()}
-    assert json.loads((tmp_path / 'score.json').read_text()) == request | values
+    written = json.loads((tmp_path / 'score.json').read_text())
+    assert written.pop('sampling')['guidance_representation'] == 2.0
+    assert written == {'step': 30, 'seed': 0, 'amount': amount.to_dict()} | values
     one = scoring.Amount(prompts=0, images=1, captions=1, questions=0)
     assert not scoring.score(arm, one, codebook).values['distances']
 
