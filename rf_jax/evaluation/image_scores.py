@@ -37,7 +37,7 @@ def distances(
     the shorter side to it (bicubic, antialiased) and crops the centre. torch-fidelity resizes to
     299 x 299 as FID's TensorFlow code did: bilinear, without antialiasing. Raises UserError.
     """
-    generated, real = _files(images, 'images'), _files(reference, 'reference')
+    generated, real = image_files(images, 'images'), image_files(reference, 'reference')
     fewest = min(len(generated), len(real))
     found = f'--images={images} has {len(generated)} images, --reference={reference} {len(real)}'
     require(fewest > 1, f'{found}: FID needs two or more of each')
@@ -171,7 +171,7 @@ def _modules(*names: str) -> list:
         ) from error
 
 
-def _files(folder: Path, flag: str) -> list[Path]:
+def image_files(folder: Path, flag: str) -> list[Path]:
     """The images below a folder, sorted; files without a suffix of an image are ignored."""
     require(folder.is_dir(), f'--{flag}={folder} is not a folder')
     found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)

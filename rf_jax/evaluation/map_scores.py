@@ -2,7 +2,6 @@
 for every image: the mean of others, and their median, the constant of least error on them.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -102,14 +101,7 @@ def f1(found: np.ndarray, true: np.ndarray) -> float:
 
 def recovered(objects: Sequence, image: np.ndarray) -> float:
     """Share of the objects that the judge detects in the image, with their look and place."""
-    left, hits = judge.detect(image), 0
-    for each in objects:
-        same = [d for d in left if (d.shape, d.colour) == (each.shape, each.colour)]
-        near = min(same, key=lambda d: math.hypot(d.x - each.x, d.y - each.y), default=None)
-        if near is not None and math.hypot(near.x - each.x, near.y - each.y) <= _NEAR:
-            hits += 1
-            left.remove(near)
-    return hits / len(objects)
+    return judge.matched(objects, judge.detect(image), _NEAR) / len(objects)
 
 
 def table(values: Mapping[str, dict]) -> str:

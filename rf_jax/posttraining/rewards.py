@@ -68,26 +68,7 @@ def recovered(prompt: Prompt, source: Source, sample: Sample) -> float:
     del prompt
     if source.scene is None:
         raise ValueError('objects can only be counted in scenes')
-    return objects_recovered(source.scene, judge.detect(sample.image))
-
-
-def objects_recovered(scene: world.Scene, found: Sequence[judge.Detection]) -> float:
-    """2 |matched| / (|scene| + |found|); matched objects have one look, and centres at most
-    a sixth of the side apart.
-    """
-    left = list(found)
-    matched = 0
-    for each in scene.objects:
-        near = [
-            other
-            for other in left
-            if (other.colour, other.shape) == each.look
-            and max(abs(other.x - each.x), abs(other.y - each.y)) < 1 / 6
-        ]
-        if near:
-            left.remove(near[0])
-            matched += 1
-    return 2 * matched / max(len(scene.objects) + len(found), 1)
+    return judge.f1_of_objects(source.scene.objects, judge.detect(sample.image))
 
 
 def exact_answer(prompt: Prompt, source: Source, sample: Sample) -> float:

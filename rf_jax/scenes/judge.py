@@ -5,6 +5,8 @@ each piece the shape whose rendering explains its pixels best. Its thresholds we
 renderings only, never on generated images.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +79,27 @@ def detect(image: np.ndarray) -> list[Detection]:
         if each.shape or _share(piece, strength) >= _SPECK:
             found.append(each)
     return found + [_unnamed(piece, colour) for piece in pieces[_MOST:]]
+
+
+def matched(objects: Sequence, found: Sequence[Detection], within: float) -> int:
+    """How many of the objects are found again: by shape and colour, each with the nearest centre,
+    at most `within` away (a fraction of the side). A detection counts once.
+    """
+    left, count = list(found), 0
+    for each in objects:
+        same = [d for d in left if (d.shape, d.colour) == (each.shape, each.colour)]
+        near = min(same, key=lambda d: math.hypot(d.x - each.x, d.y - each.y), default=None)
+        if near is not None and math.hypot(near.x - each.x, near.y - each.y) <= within:
+            left.remove(near)
+            count += 1
+    return count
+
+
+def f1_of_objects(objects: Sequence, found: Sequence[Detection]) -> float:
+    """Harmonic mean of the shares of both that match; centres are at most a sixth of the side
+    apart, half a place.
+    """
+    return 2 * matched(objects, found, 1 / 6) / max(len(objects) + len(found), 1)
 
 
 def reduced(image: np.ndarray) -> np.ndarray:

@@ -3,9 +3,10 @@
     python -m rf_jax.study.post_training --arm=before=runs/pixel_rf \\
         --arm=representation=runs/rep_0,runs/rep_1 --out=docs/x
 
-Every folder has a `score.json` of `rf_jax.evaluate`; the folders of an arm are its seeds.
-`report.md` and `results.csv` hold the rates of prompts, questions and maps, with intervals over
-seeds and trials.
+Every folder has the `score.json` of `rf_jax.evaluate`, the `unified_bench.json` of
+`rf_jax.unified_bench`, or both; the folders of an arm are its seeds. `report.md` and `results.csv`
+hold the rates of prompts, questions, maps and images that come back, with intervals over seeds and
+trials.
 """
 
 import csv
@@ -20,6 +21,7 @@ from rf_jax.evaluation.intervals import Outcomes
 from rf_jax.runtime.errors import UserError, require
 
 SIDES = ('seen', 'held_out', 'understanding')
+_FILES = {'score': 'rf_jax.evaluate', 'unified_bench': 'rf_jax.unified_bench'}
 
 
 def parse(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -36,14 +38,40 @@ def parse(texts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def load(folder: str) -> dict:
-    """The score of a run. Raises UserError."""
-    path = Path(folder) / 'score.json'
+    """The score of a run, with `unified_bench` if that was computed. Raises UserError."""
+    paths = {name: Path(folder) / f'{name}.json' for name in _FILES}
+    found = {name: _read(path) for name, path in paths.items() if path.exists()}
+    commands = ' or '.join(f'python -m {command}' for command in _FILES.values())
+    require(found, f'{folder} has no {" or ".join(map(str, paths.values()))}; run {commands} first')
+    bench = found.get('unified_bench', {})
+    score = found.get('score', {'generation': {}, 'understanding': {}, 'step': bench.get('step')})
+    return score | {'unified_bench': bench}
+
+
+def _read(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding='utf-8'))
     except OSError as error:
-        raise UserError(f'{path}: {error.strerror}; run python -m rf_jax.evaluate first') from None
+        raise UserError(f'{path}: {error.strerror}') from None
     except ValueError as error:
         raise UserError(f'{path} is not JSON: {error}') from None
+
+
+def returned(scores: Sequence[Mapping]) -> dict[str, Outcomes]:
+    """{measure in [0, 1]: outcomes} of the images that the seeds of an arm got back."""
+    found: dict[str, list] = {}
+    for bench in (score.get('unified_bench') for score in scores):
+        for name, values in bench['similarity'].items() if bench else ():
+            found.setdefault(f'similarity, {name}', []).append(values)
+        for name in ('recovered', 'exact') if bench else ():
+            found.setdefault(name, []).append(bench.get(name, []))
+    return {
+        name: {
+            name: intervals.Trials(np.array(values, float), np.ones(len(values[0])), len(values[0]))
+        }
+        for name, values in found.items()
+        if values[0]
+    }
 
 
 def outcomes(scores: Sequence[Mapping], side: str) -> Outcomes:
@@ -84,6 +112,7 @@ def report(arms: Mapping[str, Sequence[Mapping]], command: str) -> str:
             seeds = ' '.join(f'{value:.3f}' for value in whole.seeds)
             lines.append(_row([name, str(whole), *each, seeds]))
         lines.append('')
+    lines += _bench({name: returned(scores) for name, scores in arms.items()}, arms)
     tables = {name: maps(scores) for name, scores in arms.items()}
     if any(tables.values()):
         lines += ['## Maps', '', _row(['arm', 'map', 'measure', 'mean', 'each seed'])]
@@ -94,6 +123,25 @@ def report(arms: Mapping[str, Sequence[Mapping]], command: str) -> str:
                 lines.append(_row([name, kind, measure, f'{np.mean(values):.4f}', seeds]))
         lines.append('')
     return '\n'.join(lines)
+
+
+def _bench(arms: Mapping[str, dict[str, Outcomes]], scores: Mapping[str, Sequence]) -> list[str]:
+    """The lines about images that come back; differences are of the same images."""
+    arms = {name: found for name, found in arms.items() if found}
+    if not arms:
+        return []
+    first, reference = next(iter(arms.items()))
+    heads = ['arm', 'words', *(f'{m}; minus {first}' for m in reference)]
+    lines = ['## Images described and generated again', '', _row(heads)]
+    lines.append(_row(['---'] * len(heads)))
+    for name, found in arms.items():
+        words = np.mean([score['unified_bench']['words'] for score in scores[name]])
+        cells = [str(intervals.estimate(each)) for each in found.values()]
+        if name != first:
+            pairs = zip(cells, found.values(), reference.values())
+            cells = [f'{cell}; {intervals.difference(a, b)}' for cell, a, b in pairs]
+        lines.append(_row([name, f'{words:.1f}', *cells]))
+    return [*lines, '']
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from rf_jax.posttraining import rewards
 from rf_jax.posttraining.rewards import Prompt, Sample, Source
 from rf_jax.runtime.errors import UserError
-from rf_jax.scenes import language, render, world
+from rf_jax.scenes import judge, language, render, world
 
 RUNG = world.RUNGS['aligned']
 SCENE = world.make(0, 3, RUNG)
@@ -34,13 +34,13 @@ def test_objects_recovered_counts_missing_and_additional_objects():
     objects = SCENE.objects
     three = [world.Object('ring', 'red', 'large', 'plain', x, 0.5, 0.1) for x in (0.2, 0.5, 0.8)]
     scene = world.Scene(tuple(three), 'dark', 0, 'alike')
-    assert rewards.objects_recovered(scene, three[:2]) == pytest.approx(2 * 2 / 5)
-    assert rewards.objects_recovered(scene, [*three, *objects]) == pytest.approx(
+    assert judge.f1_of_objects(scene.objects, three[:2]) == pytest.approx(2 * 2 / 5)
+    assert judge.f1_of_objects(scene.objects, [*three, *objects]) == pytest.approx(
         6 / (6 + len(objects))
     )
     moved = [world.Object('ring', 'red', 'large', 'plain', 0.4, 0.5, 0.1)]
     one = world.Scene((three[0],), 'dark', 0, 'single')
-    assert rewards.objects_recovered(one, moved) == 0
+    assert judge.f1_of_objects(one.objects, moved) == 0
 
 
 def test_answers_and_words():

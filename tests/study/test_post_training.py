@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -47,8 +48,24 @@ def test_rates_seeds_and_maps_of_each_arm(folders):
     assert sum(int(row['trials']) for row in rows) == 3 * (4 + 4 + 4)
 
 
+def test_images_that_come_back_are_compared_image_by_image(tmp_path):
+    for name, values in {'a': [0.25, 0.5, 0.75, 0.5], 'b': [0.35, 0.6, 0.95, 0.5]}.items():
+        (tmp_path / name).mkdir()
+        bench = {'step': 3, 'similarity': {'other': values}, 'words': [4, 6, 5, 5]}
+        bench |= {'recovered': values, 'exact': [1, 0, 0, 1]} if name == 'b' else {}
+        (tmp_path / name / 'unified_bench.json').write_text(json.dumps(bench))
+    arms = post_training.parse([f'before={tmp_path}/a', f'after={tmp_path}/b'])
+    post_training.write(arms, tmp_path / 'out', '')
+    report = (tmp_path / 'out' / 'report.md').read_text()
+    assert '| arm | words | similarity, other; minus before |' in report
+    assert '| before | 5.0 | 0.500 [' in report
+    line = next(each for each in report.splitlines() if each.startswith('| after |'))
+    rate, low, high = map(float, re.search(r'; (\S+) \[(\S+), (\S+)\]', line).groups())
+    assert '| 0.600 [' in line and (rate, 0.0 < low < high < 0.2) == (0.1, True), 'paired'
+
+
 def test_what_is_missing_is_named(folders):
     with pytest.raises(UserError, match='expected NAME=FOLDER'):
         post_training.parse(['runs/a'])
-    with pytest.raises(UserError, match=r'd/score\.json: .*rf_jax\.evaluate'):
+    with pytest.raises(UserError, match=r'd/score\.json.*rf_jax\.evaluate'):
         post_training.write({'x': [f'{folders}/d']}, folders / 'out', '')
