@@ -6,6 +6,9 @@ from functools import cache
 from rf_jax.planning import hlo
 from rf_jax.planning.hlo import Instruction, Totals
 
+# Copies in the background: where source and target stand in their results.
+_COPIES = {'copy-start': (1, 0), 'slice-start': (0, 1)}
+
 
 def totals(text: str) -> Totals:
     """FLOPs, bytes, collectives and kernels of `compiled.as_text()`, per device."""
@@ -112,7 +115,12 @@ def _traffic(i: Instruction, table, computations) -> float:
     """Bytes of main memory that an instruction reads and writes.
 
     Reading a slice, or writing one into an operand, moves the slice only, also within a fusion.
+    A copy in the background, as of weights to the memory beside the compute units, is counted where
+    it starts.
     """
+    if i.op in _COPIES:
+        source, target = (i.arrays[n] for n in _COPIES[i.op])
+        return target.bytes * (source.main + target.main)
     if i.op in hlo.FREE or i.op.endswith(('-start', '-done')):
         return 0.0
     total = _written(i, table, computations)

@@ -170,3 +170,24 @@ def test_a_fusion_only_moves_the_slices_it_reads_and_writes():
     layer, x, y, number = 8 * 8 * 4, 8 * 4 * 4, 8 * 4 * 4, 4
     assert found.bytes == layer + x + number + y + y  # not the 100 and the 50 layers of the stacks
     assert found.flops == 2 * 8 * 8 * 4
+
+
+# Weights that are brought beside the compute units, whole or in part, before a product reads them.
+PREFETCHED = """HloModule jit_f, is_scheduled=true
+
+ENTRY %main.1 (a.1: bf16[64,32], a.2: bf16[8,64]) -> bf16[8,32] {
+  %a.1 = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %a.2 = bf16[8,64]{1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %copy-start.1 = (bf16[64,32]{1,0:T(8,128)(2,1)S(1)}, bf16[64,32]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%a.1)
+  %copy-done.1 = bf16[64,32]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start.1)
+  %slice-start.1 = ((bf16[64,32]{1,0:T(8,128)(2,1)}), bf16[16,32]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%a.1), slice={[0:16], [0:32]}
+  %slice-done.1 = bf16[16,32]{1,0:T(8,128)(2,1)S(1)} slice-done(%slice-start.1)
+  ROOT %y.1 = bf16[8,32]{1,0:T(8,128)(2,1)S(1)} dot(%a.2, %copy-done.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""  # noqa: E501
+
+
+def test_weights_that_are_prefetched_are_read_from_main_memory_once():
+    found = hlo_cost.totals(PREFETCHED)
+    assert found.bytes == 2 * 64 * 32 + 2 * 16 * 32
+    assert found.flops == 2 * 8 * 64 * 32
