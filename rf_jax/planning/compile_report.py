@@ -80,7 +80,8 @@ def table(cost: Cost, mesh: Mesh, config: ConfigDict) -> str:
     if cost.loops_of_unknown_length:
         lines.append(
             f'  {cost.loops_of_unknown_length} loops with a trip count known only at run time '
-            'count as not run: further rounds of expert dispatch, which even routing does not need'
+            'count as not run, such as further rounds of expert dispatch, which even routing '
+            'does not need'
         )
     return '\n'.join(lines)
 

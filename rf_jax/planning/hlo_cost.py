@@ -72,15 +72,21 @@ def _trips(loop: Instruction, table, computations) -> int | None:
     if not place or limit.op != 'constant' or after.op != 'tuple' or before is None:
         return None
     place = int(place[1])
-    moved = body.get(after.operands[place])
+    moved = _original(after.operands[place], body)
     steps = [body[o] for o in moved.operands if body[o].op == 'constant'] if moved else []
     if moved is None or moved.op != 'add' or len(steps) != 1:
         return None
-    start = table.get(before.operands[place]) if before.op == 'tuple' else None
-    while start is not None and start.op in ('copy', 'bitcast'):
-        start = table.get(start.operands[0])
+    start = _original(before.operands[place], table) if before.op == 'tuple' else None
     first = int(start.argument) if start is not None and start.op == 'constant' else 0
     return -(-(int(limit.argument) - first) // int(steps[0].argument))
+
+
+def _original(name: str, table) -> Instruction | None:
+    """The instruction whose result this is a copy of."""
+    found = table.get(name)
+    while found is not None and found.op in ('copy', 'bitcast'):
+        found = table.get(found.operands[0])
+    return found
 
 
 def _collective(result: Totals, i: Instruction, kind: str, name: str) -> None:

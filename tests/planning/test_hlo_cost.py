@@ -191,3 +191,39 @@ def test_weights_that_are_prefetched_are_read_from_main_memory_once():
     found = hlo_cost.totals(PREFETCHED)
     assert found.bytes == 2 * 64 * 32 + 2 * 16 * 32
     assert found.flops == 2 * 8 * 64 * 32
+
+
+# A loop whose counter is copied before it starts and after each step, as in large TPU programs.
+COPIED = """HloModule jit_f, is_scheduled=true
+
+%body.1 (c.1: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %c.1 = (s32[]{:T(128)}, f32[8,8]{1,0}) parameter(0)
+  %n.1 = s32[]{:T(128)} get-tuple-element(%c.1), index=0
+  %x.1 = f32[8,8]{1,0} get-tuple-element(%c.1), index=1
+  %one.1 = s32[]{:T(128)} constant(1)
+  %add.1 = s32[]{:T(128)} add(%n.1, %one.1)
+  %copy.1 = s32[]{:T(128)} copy(%add.1)
+  %y.1 = f32[8,8]{1,0} dot(%x.1, %x.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %after.1 = (s32[]{:T(128)}, f32[8,8]{1,0}) tuple(%copy.1, %y.1)
+}
+
+%test.1 (c.2: (s32[], f32[8,8])) -> pred[] {
+  %c.2 = (s32[]{:T(128)}, f32[8,8]{1,0}) parameter(0)
+  %n.2 = s32[]{:T(128)} get-tuple-element(%c.2), index=0
+  %limit.1 = s32[]{:T(128)} constant(25)
+  ROOT %lt.1 = pred[]{:T(512)} compare(%n.2, %limit.1), direction=LT
+}
+
+ENTRY %main.1 (x.2: f32[8,8]) -> (s32[], f32[8,8]) {
+  %x.2 = f32[8,8]{1,0} parameter(0)
+  %zero.1 = s32[]{:T(128)} constant(0)
+  %copy.2 = s32[]{:T(128)} copy(%zero.1)
+  %before.1 = (s32[]{:T(128)}, f32[8,8]{1,0}) tuple(%copy.2, %x.2)
+  ROOT %while.1 = (s32[]{:T(128)}, f32[8,8]{1,0}) while(%before.1), condition=%test.1, body=%body.1
+}
+"""
+
+
+def test_a_loop_whose_counter_is_copied_keeps_its_trip_count():
+    found = hlo_cost.totals(COPIED)
+    assert found.unknown == 0 and found.flops == 25 * 2 * 8**3
