@@ -97,11 +97,11 @@ def test_a_path_field_refuses_a_url_and_no_folder_is_created(field, tmp_path):
 
 
 def test_a_tilde_is_expanded_in_initialise_from(home):
-    from rf_jax.training import initial_weights
+    from rf_jax.training import weight_sources
 
     config = base.get_config()
     config.initialise_from = '~/a, ~/b'
-    assert initial_weights.other_runs(config) == [home / 'a', home / 'b']
+    assert weight_sources.other_runs(config) == [home / 'a', home / 'b']
 
 
 def test_relative_sources_are_recorded_absolute(tmp_path):
