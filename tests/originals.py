@@ -39,7 +39,7 @@ def _perturbed(model, seed: int):
         for name, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
             about = float(('norm' in name and 'weight' in name) or 'lambda' in name)
-            scale = 0.3 if value.ndim == 1 else value[0].numel() ** -0.5
+            scale = 0.3 if value.ndim == 1 else 0.5 * value[0].numel() ** -0.5
             value.copy_(about + scale * noise)
     return model.eval()
 
