@@ -62,6 +62,7 @@ def dense_0b3(config: ConfigDict) -> None:
 def encoder(model: ConfigDict, **changes) -> None:
     """A DINOv3 encoder."""
     model.encoder.update(registers=4, layer_scale=1e-5, remat='attention', **changes)
+    model.encoder.update(pixel_mean=(0.485, 0.456, 0.406), pixel_std=(0.229, 0.224, 0.225))
 
 
 # Fields that no stage or size changes from configs/base.py, and why; the name of a group stands for
@@ -99,6 +100,7 @@ KEPT = {
     'model.encoder.norm_eps': 'DINOv3',
     'model.encoder.rope_theta': 'DINOv3',
     'model.encoder.registers': 'DINOv3',
+    'model.encoder.query_value_bias': 'DINOv3',
     'model.encoder.unroll': 'compiles a single layer',
     'model.space': 'paper',
     'model.autoencoder': 'only for space vae',

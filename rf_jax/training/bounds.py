@@ -213,7 +213,11 @@ FIELDS: Mapping[str, Bounds] = {
     'model.vision_gradient_scale': NOT_NEGATIVE,
     'model.attention.block_q': COUNT,
     'model.attention.block_k': COUNT,
-    **_prefixed('model.encoder', _TOWER),
+    **_prefixed('model.encoder', _TOWER | {
+        'query_value_bias': Boolean(),
+        'pixel_mean': Each(SHARE, 3),
+        'pixel_std': Each(Finite(0, 1, above=True), 3),
+    }),
     **_prefixed('model.autoencoder', _TOWER | {'channels': COUNT}),
     **_prefixed('model.representation', {
         'pool': COUNT,
