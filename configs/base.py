@@ -197,7 +197,8 @@ def get_config() -> ConfigDict:
     losses.text = 1.0
     losses.representation = 1.0
     losses.flow = 1.0
-    losses.balance = 0.0  # load balance of routed experts, top_k if even; Qwen3: 1e-3
+    # Load balance of routed experts, as Hugging Face scales it: top_k if even. Qwen3: 1e-3.
+    losses.balance = 0.0
     losses.router_z = 0.0  # logsumexp(router logits)^2
     losses.reconstruction = 0.0  # of model.autoencoder: squared error of pixels in [-1, 1]
     losses.kl = 0.0  # of its posterior from N(0, 1), nats per latent value
