@@ -11,13 +11,14 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # determines data order, initial weights, noise and samples
-    # Workdirs of other runs, comma-separated, to initialise from: each parameter comes from the
-    # first one that has it.
+    # Comma-separated: workdirs of other runs, and folders of pretrained weights, as in
+    # hf:/models/Qwen3-0.6B,hf:/models/dinov3-vits16 (docs/weights.md). Each parameter comes from
+    # the first one that has it.
     config.initialise_from = ''
     # Parameters start from the averages of these runs, which are what was evaluated.
     config.initialise_from_average = False
     config.initialise_new = ()  # regexes of parameters to initialise from scratch anyway
-    # (regex, replacement) on the path of a parameter: gives its path in the other run.
+    # (regex, replacement) on the path of a parameter: gives its path in the source.
     config.initialise_as = ()
     config.steps = 1000  # optimizer steps of the run
     config.compute_dtype = 'float32'  # activations; parameters and float32 islands stay float32

@@ -11,6 +11,8 @@ from rf_jax.interop.table import PATCHES, TOKENS, TRANSPOSED, Row
 
 _LAYER, _OURS = 'layer.{layer}', 'encoder/layers'
 _EMBEDDINGS = 'embeddings'
+# Of all published weights but those for satellite images, where preprocessor_config.json is absent.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _linear(theirs: str, out: str, into: str, ours: str, bias: bool = True) -> tuple[Row, ...]:
@@ -75,6 +77,9 @@ def _fields(c: Config) -> dict[str, Any]:
         'model.encoder.registers': c['num_register_tokens'],
         'model.encoder.rope_theta': float(c['rope_theta']),
         'model.encoder.norm_eps': c['layer_norm_eps'],
+        'model.encoder.query_value_bias': c.get('query_bias', True),
+        'model.encoder.pixel_mean': tuple(c.get('image_mean', MEAN)),
+        'model.encoder.pixel_std': tuple(c.get('image_std', STD)),
     }
 
 

@@ -51,7 +51,8 @@ class Entry(NamedTuple):
 
 
 class Folder:
-    """The tensors of a folder: `entries` by name, `config` of its config.json.
+    """The tensors of a folder: `entries` by name; `config`: its config.json, and what else its
+    preprocessor_config.json has, if there is one.
 
     Raises UserError that lists what is wrong with its files: missing, extra or truncated ones,
     tensors that the index places elsewhere, pickles, which are never opened.
@@ -62,7 +63,8 @@ class Folder:
                 'give the folder of downloaded weights')  # fmt: skip
         self.path = path
         _refuse_pickles(path)
-        self.config: dict[str, Any] = _json(path / 'config.json')
+        images = path / 'preprocessor_config.json'
+        self.config = (_json(images) if images.exists() else {}) | _json(path / 'config.json')
         self.entries, faults = _entries(path)
         raise_if(faults, path)
 

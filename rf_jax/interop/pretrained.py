@@ -89,7 +89,7 @@ class Pretrained:
         wrong = []
         for field, value in self.fields().items():
             ours = functools.reduce(lambda c, name: c[name], field.split('.'), config)
-            if ours != value and not field.startswith('tokenizer.'):
+            if _plain(ours) != value and not field.startswith('tokenizer.'):
                 wrong.append(f'{field}={ours!r} must be {value!r}, as in config.json there')
         raise_if(wrong, self.folder.path)
 
@@ -110,6 +110,11 @@ class Pretrained:
     def read(self, path: str, index: tuple[slice, ...]) -> np.ndarray:
         """float32 parameter at `index`, which reads only the slices that it is made of."""
         return self.leaves[path].read(index, self.folder.tensor, np.dtype(np.float32))
+
+
+def _plain(value: Any) -> Any:
+    """Tuples in place of lists, which is how they come from JSON."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def config_fields(path: str | Path) -> dict[str, Any]:
