@@ -1,15 +1,9 @@
-"""Tiny random models of transformers, with every parameter away from its initial value, and our
-configs for them. Tests that import this are skipped without torch and transformers.
+"""Tiny random models of transformers, with every parameter away from its initial value.
+
+Tests that import this are skipped without torch and transformers.
 """
 
-import jax
 import pytest
-from shrink import shrink
-
-from configs import base
-from rf_jax.interop import pretrained
-from rf_jax.runtime import mesh
-from rf_jax.training import initial_weights, jitted
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -27,7 +21,6 @@ TEXT = {
     'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e6},
     'attn_implementation': 'eager',
 }
-GROUPS = ((r'^backbone/layers/(representation|pixels)', 'backbone/layers/understanding'),)
 
 
 def _perturbed(model, seed: int):
@@ -79,25 +72,3 @@ def save(model, folder, **options):
     """The folder, as `save_pretrained` writes it."""
     model.save_pretrained(folder, **options)
     return folder
-
-
-def config_of(*folders, **changes):
-    """A tiny config that starts from these folders alone."""
-    config = shrink(base.get_config())
-    for folder in folders:
-        config.update_from_flattened_dict(pretrained.config_fields(folder))
-    config.model.backbone.rope_sections = (config.model.backbone.head_dim // 4,) + (
-        config.model.backbone.head_dim // 8,
-    ) * 2
-    config.initialise_from = ','.join(f'hf:{folder}' for folder in folders)
-    config.initialise_as = GROUPS
-    config.update_from_flattened_dict(changes)
-    return config
-
-
-def loaded(config, devices: int = 1, vocabulary: int = VOCABULARY):
-    """(programs, state at step 0) of a config, without its data."""
-    initial_weights.check(config)
-    mesh_ = mesh.make_mesh(config.mesh, jax.devices()[:devices])
-    run = jitted.build(config, vocabulary, mesh_)
-    return run, initial_weights.from_sources(run)[0]

@@ -1,11 +1,19 @@
-"""Folders of random weights with the names and shapes of published ones, written without torch."""
+"""Folders of random weights with the names and shapes of published ones, written without torch, and
+tiny runs that start from such folders.
+"""
 
+import dataclasses
 import json
 
+import jax
 import ml_dtypes
 import numpy as np
+from shrink import shrink
 
+from configs import base
 from rf_jax.interop import pretrained, writing
+from rf_jax.runtime import checkpoint_files, mesh
+from rf_jax.training import initial_weights, jitted
 
 QWEN3 = {
     'model_type': 'qwen3', 'vocab_size': 160, 'hidden_size': 64, 'intermediate_size': 96,
@@ -25,6 +33,7 @@ DINOV3 = {
     'rope_theta': 100.0, 'layer_norm_eps': 1e-5, 'use_gated_mlp': False, 'hidden_act': 'gelu',
     'query_bias': True, 'value_bias': True, 'key_bias': False, 'dtype': 'float32',
 }  # fmt: skip
+GROUPS = ((r'^backbone/layers/(representation|pixels)', 'backbone/layers/understanding'),)
 DTYPES = {'bfloat16': np.dtype(ml_dtypes.bfloat16), 'float32': np.dtype(np.float32)}
 
 
@@ -52,3 +61,33 @@ def write(folder, config, limit=writing.LIMIT, change=lambda tensors: tensors, s
     writing.write(folder, given, tensors.values(), limit)
     (folder / 'config.json').write_text(json.dumps(config))
     return folder
+
+
+def config_of(*folders, **changes):
+    """A tiny config that starts from these folders alone."""
+    config = shrink(base.get_config())
+    for folder in folders:
+        config.update_from_flattened_dict(pretrained.config_fields(folder))
+    half = config.model.backbone.head_dim // 2
+    config.model.backbone.rope_sections = (half // 2, half // 4, half // 4)
+    config.initialise_from = ','.join(f'hf:{folder}' for folder in folders)
+    config.initialise_as = GROUPS
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def loaded(config, devices: int = 1, vocabulary: int = 160):
+    """(programs, state at step 0) of a config, without its data; new parameters are zero, which
+    compiles nothing.
+    """
+    initial_weights.check(config)
+    mesh_ = mesh.make_mesh(config.mesh, jax.devices()[:devices])
+    run = jitted.build(config, vocabulary, mesh_)
+    shapes = checkpoint_files.flatten(run.abstract)
+
+    def zeros(paths):
+        found = {path: shapes[path] for path in paths}
+        return {p: jax.device_put(np.zeros(a.shape, a.dtype), a.sharding) for p, a in found.items()}
+
+    run = dataclasses.replace(run, initialise_only=zeros)
+    return run, initial_weights.from_sources(run)[0]

@@ -90,10 +90,37 @@ def _refused(c: Config) -> list[str]:
                       num_channels=3, hidden_act=activation)  # fmt: skip
 
 
+def _describe(config, vocabulary: int) -> dict[str, Any]:
+    del vocabulary
+    c = config.model.encoder
+    bias = c.get('query_value_bias', True)  # runs of before have no field
+    return {
+        'architectures': ['DINOv3ViTModel'],
+        'model_type': 'dinov3_vit',
+        'hidden_size': c.width,
+        'intermediate_size': c.feedforward,
+        'num_hidden_layers': c.layers,
+        'num_attention_heads': c.heads,
+        'num_register_tokens': c.registers,
+        'patch_size': config.data.patch_size,
+        'rope_theta': c.rope_theta,
+        'layer_norm_eps': c.norm_eps,
+        'use_gated_mlp': c.gated,
+        'hidden_act': 'silu' if c.gated else 'gelu',
+        'query_bias': bias,
+        'value_bias': bias,
+        'key_bias': False,
+        'image_mean': list(c.get('pixel_mean', (0.5,) * 3)),
+        'image_std': list(c.get('pixel_std', (0.5,) * 3)),
+        'torch_dtype': 'float32',
+    }
+
+
 vit = Family(
     sizes=_sizes,
     rows=_rows,
     fields=_fields,
     refused=_refused,
+    describe=_describe,
     unused=(r'^embeddings\.mask_token$',),  # of training with masked patches
 )

@@ -86,12 +86,7 @@ class Pretrained:
 
         The size of the vocabulary is that of the tokenizer, and is compared with the parameters.
         """
-        wrong = []
-        for field, value in self.fields().items():
-            ours = functools.reduce(lambda c, name: c[name], field.split('.'), config)
-            if _plain(ours) != value and not field.startswith('tokenizer.'):
-                wrong.append(f'{field}={ours!r} must be {value!r}, as in config.json there')
-        raise_if(wrong, self.folder.path)
+        raise_if(mismatches(self.fields(), config), self.folder.path)
 
     def check_tied(self) -> None:
         """Raises UserError if tensors differ that config.json says are one. Reads them whole, a
@@ -107,9 +102,26 @@ class Pretrained:
                 'tie_word_embeddings; which of them is meant? Set it to false to use both',
             )
 
+    def itemsize(self, path: str) -> int:
+        """Bytes of a value of a parameter in its file."""
+        name, _ = next(self.leaves[path].names())
+        return self.folder.entries[name].dtype.itemsize
+
     def read(self, path: str, index: tuple[slice, ...]) -> np.ndarray:
         """float32 parameter at `index`, which reads only the slices that it is made of."""
         return self.leaves[path].read(index, self.folder.tensor, np.dtype(np.float32))
+
+
+def mismatches(fields: Mapping[str, Any], config) -> list[str]:
+    """What differs between our config and {dotted field: value}, with both values."""
+    wrong = []
+    for field, value in fields.items():
+        *groups, name = field.split('.')
+        # Runs of before lack some fields, and have what they stand for.
+        ours = functools.reduce(lambda c, group: c[group], groups, config).get(name, value)
+        if _plain(ours) != value and not field.startswith('tokenizer.'):
+            wrong.append(f'{field}={ours!r} must be {value!r}, as in config.json there')
+    return wrong
 
 
 def _plain(value: Any) -> Any:

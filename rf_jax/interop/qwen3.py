@@ -139,11 +139,49 @@ def _refused_experts(c: Config) -> list[str]:
     )
 
 
+def _describe(config, vocabulary: int) -> dict[str, Any]:
+    c = config.model.backbone
+    return {
+        'architectures': ['Qwen3ForCausalLM'],
+        'model_type': 'qwen3',
+        'vocab_size': vocabulary,
+        'hidden_size': c.width,
+        'intermediate_size': c.feedforward,
+        'num_hidden_layers': c.layers,
+        'num_attention_heads': c.heads,
+        'num_key_value_heads': c.kv_heads,
+        'head_dim': c.head_dim,
+        'rms_norm_eps': c.norm_eps,
+        'rope_theta': c.rope_theta,
+        'rope_scaling': None,
+        'hidden_act': 'silu',
+        'attention_bias': False,
+        'use_sliding_window': False,
+        'tie_word_embeddings': False,
+        'torch_dtype': 'float32',
+    }
+
+
+def _describe_experts(config, vocabulary: int) -> dict[str, Any]:
+    moe = config.model.backbone.moe
+    return _describe(config, vocabulary) | {
+        'architectures': ['Qwen3MoeForCausalLM'],
+        'model_type': 'qwen3_moe',
+        'num_experts': moe.num_experts,
+        'num_experts_per_tok': moe.top_k,
+        'moe_intermediate_size': moe.feedforward,
+        'norm_topk_prob': True,
+        'decoder_sparse_step': 1,
+        'mlp_only_layers': [],
+    }
+
+
 dense = Family(
     sizes=_sizes,
     rows=lambda c, names: (*SHARED, *_head(c, names), *DENSE),
     fields=_dense_fields,
     refused=_refused,
+    describe=_describe,
     same=_tied,
 )
 sparse = Family(
@@ -154,5 +192,6 @@ sparse = Family(
     ),
     fields=_expert_fields,
     refused=_refused_experts,
+    describe=_describe_experts,
     same=_tied,
 )

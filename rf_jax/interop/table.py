@@ -54,7 +54,9 @@ class Row(NamedTuple):
     def names(self, sizes: Mapping[str, int]) -> Iterator[tuple[tuple[int, ...], str]]:
         """(index in the stack, name of the tensor) of all its tensors."""
         axes = self.stack()
-        for index in itertools.product(*(range(sizes[axis]) for axis in axes)):
+        # Layers change fastest: they are neighbours in the chunks of a checkpoint.
+        for reverse in itertools.product(*(range(sizes[axis]) for axis in reversed(axes))):
+            index = reverse[::-1]
             yield index, self.theirs.format(**dict(zip(axes, index)))
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -77,18 +79,26 @@ class Leaf:
     ) -> np.ndarray:
         """Ours at `index`, without steps; `tensor(name)` gives a view of a tensor."""
         depth = len(self.stack)
-        ranges = [range(*each.indices(size)) for each, size in zip(index, self.shape)]
-        found = np.empty([len(each) for each in ranges], dtype)
-        for at in itertools.product(*(range(len(each)) for each in ranges[:depth])):
-            place = [ranges[axis][i] for axis, i in enumerate(at)]
+        wanted = ranges(index, self.shape)
+        found = np.empty([len(each) for each in wanted], dtype)
+        for at in itertools.product(*(range(len(each)) for each in wanted[:depth])):
+            place = [wanted[axis][i] for axis, i in enumerate(at)]
             names = dict(zip(self.rows[0].stack(), place))
             parts = [row.layout.ours(tensor(row.theirs.format(**names))) for row in self.rows]
             part = parts[0] if len(parts) == 1 else np.concatenate(parts)
             found[at] = part[tuple(index[depth:])]
         return found
 
+    def names(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """(name, shape) of the tensors, in the order of `tensors`."""
+        for row in self.rows:
+            shape = row.shape(self._sizes)
+            yield from ((name, shape) for _, name in row.names(self._sizes))
+
     def tensors(self, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, tensor) of all tensors of ours, in a whole array: the inverse of `read`."""
+        """(name, tensor) of all tensors of ours: the inverse of `read`. `array` is whole, or gives
+        numpy arrays for slices.
+        """
         start = 0
         for row in self.rows:
             shape = row.shape(self._sizes)
@@ -102,6 +112,11 @@ class Leaf:
 def _shape(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of ours for a tensor of this shape."""
     return layout.ours(np.broadcast_to(np.int8(0), shape)).shape
+
+
+def ranges(index: tuple[slice, ...], shape: tuple[int, ...]) -> list[range]:
+    """The places along each axis that an index takes."""
+    return [range(*each.indices(size)) for each, size in zip(index, shape)]
 
 
 def leaves(rows: Sequence[Row], sizes: Mapping[str, int]) -> dict[str, Leaf]:

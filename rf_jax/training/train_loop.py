@@ -167,6 +167,8 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
     for source in sources:
         logging.info('Started %s, %d steps, from %s', run.workdir, total, source)
         checks.warn_of_source_run(run.config, source.folder, source.step)
+        if distributed.is_main():
+            source.keep(run.workdir)
     return 0, current
 
 

@@ -4,14 +4,19 @@
 read straight into shards.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import jax
+from absl import logging
+from jax.sharding import SingleDeviceSharding
 
+from rf_jax.interop import kept
 from rf_jax.interop.pretrained import NEW, PREFIX, Pretrained
-from rf_jax.runtime import checkpoint, checkpoint_files, distributed, paths
+from rf_jax.interop.table import ranges
+from rf_jax.runtime import checkpoint, checkpoint_files, distributed, paths, sharding
 from rf_jax.runtime.errors import UserError
 
 TAKEN = ('params', 'ema', 'codebook')  # parts of a state that can come from elsewhere
@@ -36,6 +41,9 @@ class Source(Protocol):
 
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """Arrays by path, in the shardings given; all processes must call it."""
+
+    def keep(self, workdir: Path) -> None:
+        """Keeps in a workdir what an export will need of pretrained weights."""
 
 
 class Run:
@@ -78,6 +86,9 @@ class Run:
             checkpoint.restore_parts(self.folder / 'checkpoints', self.step, tree)
         )
 
+    def keep(self, workdir: Path) -> None:
+        kept.hand_on(self.folder, workdir)
+
 
 class Downloaded:
     """A folder of pretrained weights; its parameters serve as their average too."""
@@ -105,14 +116,39 @@ class Downloaded:
 
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """Each process reads the slices of its own devices, one array after the other."""
+        amount = sharding.format_bytes(self.amount(wanted, jax.process_index()))
+        logging.info('Reading %s of %s in this process', amount, self)
+        return {path: self._array(_parameter(path), leaf) for path, leaf in wanted.items()}
 
-        def array(path, leaf):
-            def part(index):
-                return self.pretrained.read(_parameter(path), index)
+    def _array(self, path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        """One part after the other; `jax.make_array_from_callback` would hold all of them twice."""
+        where, parts, on_device = leaf.sharding, {}, {}
+        for device, index in where.addressable_devices_indices_map(leaf.shape).items():
+            parts.setdefault(str(index), (index, []))[1].append(device)
+        for index, devices in parts.values():
+            part = self.pretrained.read(path, index)
+            for device in devices:
+                place = SingleDeviceSharding(device, memory_kind=where.memory_kind)
+                copy = jax.device_put(part, place, may_alias=False)
+                on_device[device] = copy.block_until_ready()
+        shards = [on_device[device] for device in where.addressable_devices_indices_map(leaf.shape)]
+        return jax.make_array_from_single_device_arrays(leaf.shape, where, shards)
 
-            return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+    def amount(self, wanted: Mapping[str, jax.ShapeDtypeStruct], process: int) -> int:
+        """Bytes of the files that a process reads: of each array, the distinct parts on its
+        devices.
+        """
+        total = 0
+        for path, leaf in wanted.items():
+            places = leaf.sharding.devices_indices_map(leaf.shape).items()
+            own = {str(index): index for device, index in places if device.process_index == process}
+            parts = (map(len, ranges(index, leaf.shape)) for index in own.values())
+            itemsize = self.pretrained.itemsize(_parameter(path))
+            total += itemsize * sum(map(math.prod, parts))
+        return total
 
-        return {path: array(path, leaf) for path, leaf in wanted.items()}
+    def keep(self, workdir: Path) -> None:
+        kept.keep(self.pretrained, workdir)
 
 
 def _parameter(path: str) -> str:

@@ -52,6 +52,7 @@ COMMANDS = {
     'data.tokenizer': ((), ('out',)),
     'drafts': (('--workdir=run', '--out=drafts'), ('workdir', 'out')),
     'describe': (('--workdir=run', '--image=a.png'), ('workdir', 'image')),
+    'export': (('--workdir=run', '--to=hf:a'), ('workdir',)),
     'evaluate': (('--workdir=run',), ('workdir', 'out')),
     'image_scores': (
         ('--images=a',),

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from originals import config_of, dinov3, loaded, qwen3, save, torch
+from originals import dinov3, qwen3, save, torch
+from weight_folders import config_of, loaded
 
 from rf_jax.data import image_ops, layout, patch_grid
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from originals import VOCABULARY, config_of, dinov3, loaded, qwen3, qwen3_moe, save, torch
+from originals import VOCABULARY, dinov3, qwen3, qwen3_moe, save, torch
+from weight_folders import config_of, loaded
 
 from rf_jax.data import layout
 from rf_jax.generation import kv_cache, text_sampling

@@ -1,0 +1,67 @@
+"""What an export needs of the original: its config.json, and the tensors that we have no place for.
+
+A run keeps them in its folder, `pretrained/MODEL_TYPE/`, and so do the runs that start from it.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rf_jax.interop import writing
+from rf_jax.interop.files import Folder
+from rf_jax.interop.pretrained import Pretrained
+
+FOLDER = 'pretrained'
+FILES = ('config.json', 'generation_config.json', 'preprocessor_config.json')
+COPIES = 'copies.json'  # names of tensors that were there and equal others
+
+
+class Original(NamedTuple):
+    """What a part of the model was, or is to be written as. `files`: to be copied as they are."""
+
+    config: dict[str, Any]  # of config.json
+    copies: frozenset[str] = frozenset()
+    tensors: Sequence[tuple[writing.Spec, np.ndarray]] = ()
+    files: Sequence[Path] = ()
+
+
+def keep(weights: Pretrained, workdir: Path) -> None:
+    """Writes what to keep of a folder of weights: at most a few MB."""
+    own, source = workdir / FOLDER / weights.config['model_type'], weights.folder
+    own.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if (source.path / name).exists():
+            shutil.copyfile(source.path / name, own / name)
+    copies = [copy for _, copy in weights.family.same(weights.config, source.entries.keys())]
+    (own / COPIES).write_text(json.dumps(copies), encoding='utf-8')
+    unused = re.compile('|'.join(weights.family.unused) or r'(?!)')
+    entries = {name: each for name, each in source.entries.items() if unused.search(name)}
+    specs = [writing.Spec(name, each.shape, each.dtype) for name, each in entries.items()]
+    writing.write(own, specs, map(source.tensor, entries))
+
+
+def hand_on(other: Path, workdir: Path) -> None:
+    """Keeps what another run has kept."""
+    for folder in (other / FOLDER).glob('*/'):
+        shutil.copytree(folder, workdir / FOLDER / folder.name, dirs_exist_ok=True)
+
+
+def originals(workdir: Path) -> dict[str, Original]:
+    """{model_type: original} of what a run keeps."""
+    found = {}
+    for path in (workdir / FOLDER).glob(f'*/{COPIES}'):
+        folder = Folder(path.parent)
+        tensors = [(writing.Spec(name, each.shape, each.dtype), folder.tensor(name))
+                   for name, each in folder.entries.items()]  # fmt: skip
+        found[path.parent.name] = Original(
+            json.loads((path.parent / 'config.json').read_text(encoding='utf-8')),
+            frozenset(json.loads(path.read_text(encoding='utf-8'))),
+            tensors,
+            [path.parent / name for name in FILES if (path.parent / name).exists()],
+        )
+    return found
