@@ -6,7 +6,7 @@ from shrink import shrink
 
 from configs import base
 from rf_jax.data.messages import user
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.generation.chat_answer import Settings
 from rf_jax.generation.placement import ONE_DEVICE
 from rf_jax.generation.sampler import Sampler
@@ -20,7 +20,7 @@ def make_sampler(split: str = 'ffn') -> Sampler:
     config = shrink(base.get_config())
     config.data.max_text_tokens = 40
     config.model.backbone.split = split
-    tokenizer = Tokenizer.train(WORDS * 3, 384)
+    tokenizer = SentencePieceTokenizer.train(WORDS * 3, 384)
     model = unified.build(config, tokenizer.size)
     return Sampler(config, model, ONE_DEVICE.params(noisy_params(model, 0.15)), tokenizer)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from absl import logging
 from flax import traverse_util
 
+from rf_jax.data.tokenizer import KINDS, tokenizer_file
 from rf_jax.runtime import checkpoint, checkpoint_files, distributed, paths
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.training import jitted, optimizer, state
@@ -48,9 +49,11 @@ def other_runs(config) -> list[Path]:
 def check(config) -> None:
     """Raises UserError for an entry of `initialise_from` that is not the folder of a run."""
     for number, folder in enumerate(other_runs(config)):
-        fault, tokenizer = _fault(folder), folder / 'tokenizer.model'
-        if not (fault or number or config.tokenizer.path or tokenizer.exists()):
-            fault = f'{folder} has no tokenizer.model: copy it there, or set tokenizer.path'
+        fault = _fault(folder)
+        if not (fault or number or config.tokenizer.path or tokenizer_file(folder)):
+            fault = (
+                f'{folder} has no {" and no ".join(KINDS)}: copy it there, or set tokenizer.path'
+            )
         require(not fault, f'initialise_from={config.initialise_from!r}: {fault}')
 
 

@@ -229,7 +229,9 @@ def test_answers_end(sampler, answered):
     tokens, batch, heads = answered
     end = int(tokens[0, 1])  # pretend that the second token ends the answer
     found = jax.jit(
-        lambda params, batch, heads: captioning.answer(sampler.model, params, batch, heads, 4, end)
+        lambda params, batch, heads: captioning.answer(
+            sampler.model, params, batch, heads, 4, (end,)
+        )
     )(sampler.params, batch, heads)
     for row, right in zip(np.asarray(found), tokens):
         stop = list(right).index(end) if end in right else 4

@@ -11,7 +11,7 @@ from tiny_sampler import WORDS, make_sampler
 from configs import base
 from rf_jax.data import conversation, layout
 from rf_jax.data.messages import DraftPart, ImagePart, Message, TextPart, assistant, user
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.generation import thinking
 from rf_jax.generation.chat_row import ChatRow, Fitted
 from rf_jax.generation.generated_image import GeneratedImage
@@ -25,7 +25,7 @@ HOW = {'steps': 2, 'max_tokens': 4}
 def test_a_chat_has_the_tokens_of_training_where_training_has_them():
     """A draft of training, and one that was generated: what follows finds the same before it."""
     config = shrink(base.get_config())
-    special = Tokenizer.train(WORDS * 3, 384)
+    special = SentencePieceTokenizer.train(WORDS * 3, 384)
     pixels = np.zeros((64, 64, 3), np.uint8)
     draft = GeneratedImage(pixels, np.zeros((2, 2), np.int32), '', 0)
     row = ChatRow(config, special, 3 * 16**2)
