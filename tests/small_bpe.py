@@ -4,6 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rf_jax.data.hf_tokenizer import with_spare_rows
+from rf_jax.data.tokenizer import parse_tokenizer
+
 CHATML = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
 VISION = ('<|vision_start|>', '<|vision_end|>')
 TEXTS = ['a red heart', 'two small dogs', 'what is this? system user assistant'] * 3
@@ -35,6 +38,11 @@ def small_bpe(
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(list(specials))
     return tokenizer.to_str()
+
+
+def small_chatml():
+    """The tokenizer of `small_bpe`, with the marks of images in spare rows."""
+    return parse_tokenizer(with_spare_rows(small_bpe().encode(), rows=400))
 
 
 def write_weights(folder: Path, content: str, rows: int | None = None) -> Path:
