@@ -52,8 +52,9 @@ class HFTokenizer:
             )
         if (found := self.decode(self.encode(_PROBE))) != _PROBE:
             raise ValueError(f'it is not lossless: {_PROBE!r} becomes {found!r}')
-        for name in (PAD, START, END):
-            if self.specials & set(self.encode(name)):
+        for mark in (self.pad, self.bos, self.eos, self.image, self.answer):
+            name = self._tokenizer.id_to_token(mark)
+            if mark in self.encode(name):
                 raise ValueError(f'text would become the token {name}, which is not special')
 
     def encode(self, text: str) -> list[int]:
