@@ -36,7 +36,7 @@ class RolloutPrograms:
         def texts(params, rows, lengths, seeds):
             keys = jax.vmap(jax.random.key)(seeds)
             return rollout.texts(
-                self.model, length, self.tokenizer.eos, params, rows, lengths, keys
+                self.model, length, self.tokenizer.ends, params, rows, lengths, keys
             )
 
         self._images, self._texts = self.placement.jit(images), self.placement.jit(texts)

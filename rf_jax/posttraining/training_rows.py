@@ -56,7 +56,7 @@ def of_texts(rollouts: RolloutPrograms, pairs, found: rollout.Texts) -> Batch:
         head = spans.question_answer_span(
             tokenizer, clean(question), None, data.max_text_tokens, Counter()
         ).tokens
-        end = ids.index(tokenizer.eos) + 1 if tokenizer.eos in ids else len(ids)
+        end = next((i for i, token in enumerate(ids, 1) if token in tokenizer.ends), len(ids))
         answer = ids[:end]
         targets = [-1] * (len(head) - 1) + answer + [-1]
         lengths.append(len(answer))
