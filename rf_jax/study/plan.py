@@ -19,7 +19,7 @@ from rf_jax.evaluation.scoring import Amount
 from rf_jax.models import flops, unified
 from rf_jax.runtime import paths, renamed_fields, workdir
 from rf_jax.runtime.errors import UserError, choose, require
-from rf_jax.training import checks, initial_weights, train_loop
+from rf_jax.training import checks, train_loop, weight_sources
 
 COUNTS = ('seeds', 'steps', 'prompts', 'images', 'questions', 'curve.points', 'curve.prompts')
 # Fields that the study itself sets, so that overrides cannot.
@@ -56,7 +56,7 @@ class Job:
     @property
     def stages(self) -> list[Path]:
         """Workdirs of the jobs that it starts from."""
-        return initial_weights.other_runs(self.config)
+        return weight_sources.other_runs(self.config)
 
     def score_file(self, step: int) -> Path:
         return self.folder / 'scores' / f'{step:08d}.json'

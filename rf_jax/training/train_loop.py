@@ -29,7 +29,7 @@ from rf_jax.runtime import (
     workdir,
 )
 from rf_jax.runtime.errors import require
-from rf_jax.training import checks, ema, initial_weights, jitted, state
+from rf_jax.training import checks, ema, initial_weights, jitted, state, weight_sources
 from rf_jax.training.step_metrics import StepMetrics
 
 
@@ -68,7 +68,8 @@ def find_tokenizer(config, folder: Path, found) -> Tokenizer:
     The run's own is used once there is a checkpoint, or if the config still asks for the same
     tokenizer. Raises UserError.
     """
-    others = [tokenizer_file(run) or run for run in initial_weights.other_runs(config)[:1]]
+    folders = [folder for _, folder in weight_sources.listed(config)]
+    others = [file for folder in folders if (file := tokenizer_file(folder))][:1]
     asked = [config.tokenizer.path] if config.tokenizer.path else others
     own = tokenizer_file(folder)
     if own and (checkpoint.exists_in(folder) or not _asks_for_another(config, folder)):
@@ -147,7 +148,7 @@ def build(
 
 def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, state.State]:
     """(steps done, state): 1. from the run's own newest checkpoint that restores, 2. at step 0 with
-    weights of other runs (`initialise_from`), 3. newly initialised.
+    weights of other runs or pretrained ones (`initialise_from`), 3. newly initialised.
     """
     total = run.config.steps
     restored = checkpoints.restore(run.abstract)
@@ -159,15 +160,15 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
         if restored[0] >= total:
             logging.info('Nothing to train; raise steps (--config.steps) to continue')
         return restored
-    if not initial_weights.other_runs(run.config):
+    if not weight_sources.listed(run.config):
         if distributed.is_main():
             checks.warn_of_new_weights(run.config)
         logging.info('Started %s from new weights, %d steps', run.workdir, total)
         return 0, run.initialise()
-    current, others = initial_weights.from_other_runs(run)
-    for other, step, _ in others:
-        logging.info('Started %s, %d steps, from %s at step %d', run.workdir, total, other, step)
-        checks.warn_of_source_run(run.config, other, step)
+    current, sources = initial_weights.from_sources(run)
+    for source in sources:
+        logging.info('Started %s, %d steps, from %s', run.workdir, total, source)
+        checks.warn_of_source_run(run.config, source.folder, source.step)
     return 0, current
 
 

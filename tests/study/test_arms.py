@@ -12,7 +12,7 @@ from rf_jax.data import captions, pipeline, source_list
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.models import flops, unified
 from rf_jax.runtime import checkpoint_files
-from rf_jax.training import checks, initial_weights, optimizer, state, step
+from rf_jax.training import checks, initial_weights, optimizer, state, step, weight_sources
 
 pytestmark = pytest.mark.slow
 
@@ -111,7 +111,7 @@ def test_an_arm_takes_its_initial_weights_from_its_stages(name):
     """Only the weights of input and output for generation are initialised randomly."""
     config, vocabulary = scenes.get_config(name), 300
     stages = [
-        initial_weights.Source(Path(stage), 1, held_by(shapes(stage, vocabulary)))
+        weight_sources.Run(Path(stage), 1, held_by(shapes(stage, vocabulary)))
         for stage in scenes.ARMS[name].needs
     ]
     own = shapes(name, vocabulary)
@@ -123,4 +123,4 @@ def test_an_arm_takes_its_initial_weights_from_its_stages(name):
 
 
 def held_by(saved: state.State) -> dict:
-    return checkpoint_files.flatten({part: getattr(saved, part) for part in initial_weights.TAKEN})
+    return checkpoint_files.flatten({part: getattr(saved, part) for part in weight_sources.TAKEN})
