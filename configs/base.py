@@ -11,13 +11,14 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # determines data order, initial weights, noise and samples
-    # Workdirs of other runs, comma-separated, to initialise from: each parameter comes from the
-    # first one that has it.
+    # Comma-separated: workdirs of other runs, and folders of pretrained weights, as in
+    # hf:/models/Qwen3-0.6B,hf:/models/dinov3-vits16 (docs/weights.md). Each parameter comes from
+    # the first one that has it.
     config.initialise_from = ''
     # Parameters start from the averages of these runs, which are what was evaluated.
     config.initialise_from_average = False
     config.initialise_new = ()  # regexes of parameters to initialise from scratch anyway
-    # (regex, replacement) on the path of a parameter: gives its path in the other run.
+    # (regex, replacement) on the path of a parameter: gives its path in the source.
     config.initialise_as = ()
     config.steps = 1000  # optimizer steps of the run
     config.compute_dtype = 'float32'  # activations; parameters and float32 islands stay float32
@@ -68,8 +69,10 @@ def get_config() -> ConfigDict:
     data.threads = 1
 
     tokenizer = config.tokenizer = ConfigDict()
-    tokenizer.vocab_size = 2048  # V; SentencePiece lowers it itself on a tiny corpus
-    tokenizer.path = ''  # an existing .model file; '' trains one on the sources and saves it
+    tokenizer.vocab_size = 2048  # V of a new one; SentencePiece lowers it itself on a tiny corpus
+    # A SentencePiece .model file, Qwen's tokenizer.json, or a folder of downloaded weights or of a
+    # run that holds one; V is then theirs. '' trains a SentencePiece model on the sources.
+    tokenizer.path = ''
 
     model = config.model = ConfigDict()
     backbone = model.backbone = ConfigDict()  # Qwen3's block

@@ -63,7 +63,7 @@ def answer(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
                 'vision_images': 1, 'pixel_images': 0}  # fmt: skip
     row, count = _rows(placement, capacity, model.channels), placement.multiple
     lengths = jax.ShapeDtypeStruct((count,), np.int32, sharding=mesh.batch_sharding(placement.mesh))
-    program = placement.jit(partial(captioning.answer, model, length=length, eos=0))
+    program = placement.jit(partial(captioning.answer, model, length=length, ends=(0,)))
     known = PROMPT + patches // 4
     extra = patches + encoders.own_tokens(config)
     pairs = {'': _pairs(config, known, known), 'encoder': _pairs(config, extra, extra)}
