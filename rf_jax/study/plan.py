@@ -190,7 +190,7 @@ def check_run(job: Job) -> None:
 def plan(study: ConfigDict, folder: Path, arms: Arms) -> list[Job]:
     """The jobs in order: seed by seed, arm by arm, each after the stages that it needs.
 
-    Writes WORKDIR/tokenizer.model, shared by all jobs so that all count the same tokens.
+    Writes the tokenizer to WORKDIR, shared by all jobs so that all count the same tokens.
     """
     chosen = arm_names(study)
     configs = {name: _config(study, arms, name) for name in _with_needs(chosen, arms.needs)}
@@ -199,7 +199,7 @@ def plan(study: ConfigDict, folder: Path, arms: Arms) -> list[Job]:
     tokenizer = train_loop.find_tokenizer(first, folder, sources)
     for name, config in configs.items():
         _check_builds(name, config, tokenizer, _full(study))
-    workdir.write_run_files(folder, {'tokenizer.model': tokenizer.model_bytes})
+    workdir.write_run_files(folder, {tokenizer.file: tokenizer.model_bytes})
     cost = {name: flops.train_step(config, tokenizer.size) for name, config in configs.items()}
     # Not the most expensive: a new arm must not change the steps of others.
     reference = cost[chosen[0]]
@@ -214,7 +214,7 @@ def plan(study: ConfigDict, folder: Path, arms: Arms) -> list[Job]:
             config.initialise_from = ','.join(
                 str(jobs[stage, seed].folder) for stage in arms.needs[name]
             )
-            config.tokenizer.path = str(folder / 'tokenizer.model')
+            config.tokenizer.path = str(folder / tokenizer.file)
             points = _points(study, last, is_stage)
             every = study.steps // study.curve.points
             config.log.samples_every = 0 if is_stage else every

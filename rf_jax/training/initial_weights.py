@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from rf_jax.data.tokenizer import KINDS, tokenizer_file
 from rf_jax.runtime import checkpoint, checkpoint_files, distributed
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.training import jitted, optimizer, state, weight_sources
@@ -36,10 +37,14 @@ def check(config) -> None:
     """Raises UserError for an entry of `initialise_from` that is not the folder of a run, or of
     pretrained weights that fit the config.
     """
-    for number, folder in enumerate(weight_sources.other_runs(config)):
-        fault, tokenizer = _fault(folder), folder / 'tokenizer.model'
-        if not (fault or number or config.tokenizer.path or tokenizer.exists()):
-            fault = f'{folder} has no tokenizer.model: copy it there, or set tokenizer.path'
+    for number, (kind, folder) in enumerate(weight_sources.listed(config)):
+        if kind is not weight_sources.Run:
+            continue
+        fault = _fault(folder)
+        if not (fault or number or config.tokenizer.path or tokenizer_file(folder)):
+            fault = (
+                f'{folder} has no {" and no ".join(KINDS)}: copy it there, or set tokenizer.path'
+            )
         require(not fault, f'initialise_from={config.initialise_from!r}: {fault}')
     for folder in weight_sources.downloads(config):
         try:

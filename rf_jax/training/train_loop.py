@@ -14,7 +14,8 @@ from absl import logging
 
 import rf_jax
 from rf_jax.data import captions, data_fields, pipeline, source_list
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from rf_jax.data.tokenizer import KINDS, Tokenizer, load_tokenizer, parse_tokenizer, tokenizer_file
 from rf_jax.runtime import (
     checkpoint,
     compilation,
@@ -67,17 +68,18 @@ def find_tokenizer(config, folder: Path, found) -> Tokenizer:
     The run's own is used once there is a checkpoint, or if the config still asks for the same
     tokenizer. Raises UserError.
     """
-    others = [str(other / 'tokenizer.model') for other in weight_sources.other_runs(config)[:1]]
+    folders = [folder for _, folder in weight_sources.listed(config)]
+    others = [file for folder in folders if (file := tokenizer_file(folder))][:1]
     asked = [config.tokenizer.path] if config.tokenizer.path else others
-    own = folder / 'tokenizer.model'
-    if own.exists() and (checkpoint.exists_in(folder) or not _asks_for_another(config, folder)):
+    own = tokenizer_file(folder)
+    if own and (checkpoint.exists_in(folder) or not _asks_for_another(config, folder)):
         asked = [own]
     if asked:
         logging.info('Tokenizer: %s', asked[0])
-        return Tokenizer.load(asked[0])
+        return load_tokenizer(asked[0])
     logging.info('Training a SentencePiece tokenizer on the captions of %s', config.data.sources)
     texts = captions.corpus(found, data_fields.asked_maps(config))
-    return Tokenizer.train(texts, config.tokenizer.vocab_size)
+    return SentencePieceTokenizer.train(texts, config.tokenizer.vocab_size)
 
 
 def _asks_for_another(config, folder: Path) -> bool:
@@ -130,7 +132,7 @@ def build(
     found = distributed.main_first(open_sources) if one_first else open_sources()
     data = source_list.summary(found)
     distributed.check_same(data, 'data.sources')
-    tokenizer = Tokenizer(
+    tokenizer = parse_tokenizer(
         distributed.broadcast(lambda: find_tokenizer(config, folder, found).model_bytes)
     )
     distributed.connect(mesh_)
@@ -174,13 +176,16 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
 
 def write_start(run: Run) -> None:
     """Writes what is needed to reopen the run: config, tokenizer, versions, parameters."""
+    if distributed.is_main():
+        for other in KINDS.keys() - {run.tokenizer.file}:  # of a start with another config
+            (run.workdir / other).unlink(missing_ok=True)
     versions = {'rf_jax': rf_jax.__version__, 'jax': jax.__version__,
                 'tokenizer_sha256': run.tokenizer.checksum, 'data': run.data}  # fmt: skip
     workdir.write_run_files(
         run.workdir,
         {
             'config.json': run.config.to_json_best_effort(indent=2),
-            'tokenizer.model': run.tokenizer.model_bytes,
+            run.tokenizer.file: run.tokenizer.model_bytes,
             'version.json': json.dumps(versions, indent=2),
             'parameters.txt': sharding.overview(run.abstract.params),
         },

@@ -9,7 +9,7 @@ import pytest
 
 from configs import scenes, scenes_fine
 from rf_jax.data import captions, pipeline, source_list
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.models import flops, unified
 from rf_jax.runtime import checkpoint_files
 from rf_jax.training import checks, initial_weights, optimizer, state, step, weight_sources
@@ -48,7 +48,7 @@ MAY = {
 @pytest.fixture(scope='module')
 def tokenizer():
     found = source_list.build('scenes:aligned/48/count=300', 10**8)
-    return Tokenizer.train(captions.corpus(found), 512)
+    return SentencePieceTokenizer.train(captions.corpus(found), 512)
 
 
 @pytest.mark.parametrize('name', scenes.ARMS)
