@@ -25,6 +25,7 @@ ELSEWHERE = (
     (r'^backbone/layers/ffn_norm/', 'backbone/layers/understanding/norm/'),
     (r'/understanding/(router|gate|up|down)$', r'/shared/\1'),
 )
+ENCODERS = {'dinov3': ('dinov3_vit',)}  # by model.encoder.kind
 _ROWS = 4096  # of two arrays compared at a time
 
 Arrays = Mapping[str, Any]  # our parameters by path: shape, and slices as numpy
@@ -33,8 +34,10 @@ Arrays = Mapping[str, Any]  # our parameters by path: shape, and slices as numpy
 def described(config, vocabulary: int) -> dict[str, Original]:
     """{model_type: what to write a part of the model as} for a run without pretrained weights."""
     text = 'qwen3_moe' if config.model.backbone.ffn == 'moe' else 'qwen3'
+    encoder = config.model.encoder.get('kind', 'dinov3')  # runs of before have no kind
     return {
-        kind: Original(FAMILIES[kind].describe(config, vocabulary)) for kind in (text, 'dinov3_vit')
+        kind: Original(FAMILIES[kind].describe(config, vocabulary))
+        for kind in (text, *ENCODERS.get(encoder, ()))
     }
 
 

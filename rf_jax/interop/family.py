@@ -15,18 +15,18 @@ class Family:
 
     `sizes`: dimensions by the names that the rows use. `rows`: the table. `same`: pairs of tensors
     that must be equal. `fields`: values of fields of our config that the checkpoint fixes.
-    `refused`: what the checkpoint asks for and our model does not compute, as text. `describe`: the
-    content of config.json for a config of ours and the size of its vocabulary. `unused`: regexes of
-    tensors for which our model has no place.
+    `refused`: what the checkpoint asks for and our model does not compute, as text. `unused`:
+    regexes of tensors for which our model has no place. `describe`: the content of config.json for
+    a config of ours and the size of its vocabulary; None: the family is not exported.
     """
 
     sizes: Callable[[Config], dict[str, int]]
     rows: Callable[[Config, Set[str]], Sequence[Row]]
     fields: Callable[[Config], dict[str, Any]]
     refused: Callable[[Config], list[str]]
-    describe: Callable[[Any, int], dict[str, Any]]
     same: Callable[[Config, Set[str]], list[tuple[str, str]]] = lambda c, names: []
     unused: tuple[str, ...] = ()
+    describe: Callable[[Any, int], dict[str, Any]] | None = None
 
 
 def other_than(c: Config, **supported: Any) -> list[str]:

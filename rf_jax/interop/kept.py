@@ -31,7 +31,9 @@ class Original(NamedTuple):
 
 
 def keep(weights: Pretrained, workdir: Path) -> None:
-    """Writes what to keep of a folder of weights: at most a few MB."""
+    """Writes what to keep of a folder of weights, at most a few MB, if its family is exported."""
+    if weights.family.describe is None:
+        return
     own, source = workdir / FOLDER / weights.config['model_type'], weights.folder
     own.mkdir(parents=True, exist_ok=True)
     for name in FILES:
