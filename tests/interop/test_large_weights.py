@@ -105,7 +105,7 @@ jax.block_until_ready([jax.device_put(1.0, device) for device in jax.devices()])
 before, peak, done = anonymous(), [0], threading.Event()
 
 def watch():
-    while not done.wait(0.002):
+    while not done.wait(0.005):
         peak[0] = max(peak[0], anonymous())
 
 thread = threading.Thread(target=watch)

@@ -1,0 +1,91 @@
+"""A run that starts from folders of weights: what comes from where, and what is new."""
+
+import jax
+import numpy as np
+import pytest
+from weight_folders import DINOV3, QWEN3, config_of, loaded, write
+
+from rf_jax.interop.pretrained import Pretrained
+from rf_jax.runtime.errors import UserError
+from rf_jax.training import ema, initial_weights
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    top = tmp_path_factory.mktemp('models')
+    return write(top / 'qwen3', QWEN3), write(top / 'dinov3', DINOV3)
+
+
+def same(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(x, y) for x, y in pairs)
+
+
+def test_groups_and_averages_are_copies_and_the_rest_is_new(folders, caplog):
+    config = config_of(*folders, **{'optimizer.lr_multipliers': (('^patch_', 4.0),)})
+    with caplog.at_level('INFO', logger='absl'):
+        _, state = loaded(config, devices=8)
+    text, encoder = map(Pretrained, folders)
+    layers = state.params['backbone']['layers']
+    assert same(layers['pixels'], layers['understanding'])
+    assert same(layers['representation'], layers['understanding'])
+    assert same(state.ema, state.params)
+    whole = (slice(None),) * 3
+    up = text.read('backbone/layers/understanding/ffn/up/kernel', whole)
+    np.testing.assert_array_equal(layers['understanding']['ffn']['up']['kernel'], up)
+    norm = encoder.read('encoder/norm/scale', whole[:1])
+    np.testing.assert_array_equal(state.params['encoder']['norm']['scale'], norm)
+    buffers = [x.addressable_data(0).unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
+    assert len(set(buffers)) == len(buffers), 'the state is donated'
+
+    lines = [line.split(maxsplit=2) for line in caplog.text.splitlines()]
+    lines = {line[0]: line[2] for line in lines if len(line) == 3}
+    assert lines['backbone/layers/understanding'] == f'hf:{folders[0]}'
+    assert lines['backbone/layers/pixels'] == f'hf:{folders[0]}, its backbone/layers/understanding'
+    assert lines['encoder'] == f'hf:{folders[1]}'
+    assert lines['patch_in'] == 'new; learning rate x 4'
+    assert lines['connector'] == lines['codebook'] == 'new'
+
+
+def test_what_is_new_warms_up_in_the_average(folders):
+    config = config_of(*folders, **{'ema.warmup': False})
+    old = {'connector': {'up': np.zeros(1)}, 'text_head': np.zeros(1)}
+    found = ema.average(config, old, jax.tree.map(np.ones_like, old), 1)
+    assert found['connector']['up'] > 0.5 > found['text_head']
+
+
+WRONG = {
+    'vocabulary': ({}, 161, r'params/text_embed/table: \(160, 64\), expected \(161, 64\)'),
+    'width': ({'model.encoder.width': 32}, 160, r'model\.encoder\.width=32 must be 64'),
+    'theta': ({'model.backbone.rope_theta': 1e4}, 160, r'rope_theta=10000\.0 must be 1000000\.0'),
+    'no groups': ({'initialise_as': ()}, 160, r'layers/pixels/.*: absent, expected'),
+    'unused': ({'initialise_new': ('^encoder/',)}, 160, r'nothing of .*dinov3 is used'),
+}
+
+
+@pytest.mark.parametrize('name', WRONG)
+def test_what_does_not_fit_is_an_error_before_any_data_is_read(folders, name, monkeypatch):
+    changes, vocabulary, message = WRONG[name]
+    config = config_of(*folders, **changes)
+
+    def never(*given, **named):
+        raise AssertionError('data was read')
+
+    monkeypatch.setattr(np, 'memmap', never)
+    with pytest.raises(UserError, match=message) as error:
+        loaded(config, vocabulary=vocabulary)
+    assert str(error.value).startswith('initialise_from=')
+
+
+def test_a_missing_encoder_is_an_error(folders):
+    with pytest.raises(UserError, match=r'encoder/.*: absent, expected.*initialise_new'):
+        loaded(config_of(folders[0]))
+
+
+def test_a_missing_folder_is_an_error(folders):
+    config = config_of(*folders)
+    config.initialise_from = f'hf:{folders[0]}_8B'
+    with pytest.raises(UserError, match=r'initialise_from=.*qwen3_8B does not exist'):
+        initial_weights.check(config)
