@@ -69,6 +69,7 @@ def _sizes(c: Config) -> dict[str, int]:
 def _fields(c: Config) -> dict[str, Any]:
     return {
         'data.patch_size': c['patch_size'],
+        'model.encoder.kind': 'dinov3',
         'model.encoder.layers': c['num_hidden_layers'],
         'model.encoder.width': c['hidden_size'],
         'model.encoder.heads': c['num_attention_heads'],
