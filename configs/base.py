@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     data.threads = 1
 
     tokenizer = config.tokenizer = ConfigDict()
-    tokenizer.vocab_size = 2048  # V of a new one; SentencePiece lowers it itself on a tiny corpus
+    tokenizer.vocab_size = 2048  # V of a new one, and of compile_check; lower on a tiny corpus
     # A SentencePiece .model file, Qwen's tokenizer.json, or a folder of downloaded weights or of a
     # run that holds one; V is then theirs. '' trains a SentencePiece model on the sources.
     tokenizer.path = ''
