@@ -18,6 +18,7 @@ import numpy as np
 from rf_jax.runtime.errors import UserError, require
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+DIFFUSERS = 'diffusion_pytorch_'  # before these names, in folders of diffusers
 PICKLES = ('.bin', '.pth', '.pt', '.pkl', '.ckpt')
 LONGEST_HEADER = 100_000_000  # as the reference implementation
 DTYPES = {
@@ -115,12 +116,14 @@ def _json(path: Path) -> dict[str, Any]:
 def _entries(path: Path) -> tuple[dict[str, Entry], list[str]]:
     """({name: entry} of all files, faults)."""
     there = {file.name for file in path.glob('*.safetensors')}
-    index = _json(path / INDEX).get('weight_map') if (path / INDEX).exists() else None
-    require(index is None or isinstance(index, dict), f'{path / INDEX} has no weight_map')
-    wanted = {SINGLE} if index is None else set(index.values())
+    prefix = DIFFUSERS if any(path.glob(f'{DIFFUSERS}*')) else ''
+    single, listing = prefix + SINGLE, prefix + INDEX
+    index = _json(path / listing).get('weight_map') if (path / listing).exists() else None
+    require(index is None or isinstance(index, dict), f'{path / listing} has no weight_map')
+    wanted = {single} if index is None else set(index.values())
     if index is None and not there:
-        return {}, [f'neither {SINGLE} nor {INDEX} is there: is the download complete?']
-    source = 'without an index' if index is None else f'of {INDEX}'
+        return {}, [f'neither {single} nor {listing} is there: is the download complete?']
+    source = 'without an index' if index is None else f'of {listing}'
     faults = [f'{name} ({source}) is missing' for name in sorted(wanted - there)]
     faults += [f'{name} is not a file {source}: left from another download?'
                for name in sorted(there - wanted)]  # fmt: skip

@@ -13,19 +13,23 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from rf_jax.interop import dinov3, qwen3, table
+from rf_jax.interop import dinov3, qwen3, siglip2, table, wan
 from rf_jax.interop.family import Family
 from rf_jax.interop.files import Folder, raise_if
 from rf_jax.runtime.errors import UserError, choose, require
 
 PREFIX = 'hf:'  # of a folder in the layout of the Hugging Face hub, in `initialise_from`
-FAMILIES: dict[str, Family] = {  # by model_type of config.json
+# By model_type of config.json, or by _class_name, as diffusers has it.
+FAMILIES: dict[str, Family] = {
     'qwen3': qwen3.dense,
     'qwen3_moe': qwen3.sparse,
     'dinov3_vit': dinov3.vit,
+    'siglip2': siglip2.naflex,
+    'siglip2_vision_model': siglip2.naflex,
+    'AutoencoderKLWan': wan.vae,
 }
 # Parameters of ours that no pretrained model has.
-NEW = (r'^(connector|autoencoder)/', r'^(representation_|patch_)', r'^codebook$')
+NEW = (r'^connector/', r'^(representation_|patch_)', r'^codebook$')
 FLOATS = {np.dtype(dtype): name for dtype, name in
           ((ml_dtypes.bfloat16, 'bfloat16'), (np.float16, 'float16'), (np.float32, 'float32'))
           }  # fmt: skip
@@ -37,7 +41,7 @@ class Pretrained:
 
     def __init__(self, path: str | Path):
         self.folder = Folder(Path(path))
-        kind = self.config.get('model_type')
+        kind = self.config.get('model_type', self.config.get('_class_name'))
         self.family = choose(f'{path}/config.json: model_type', kind, FAMILIES)
         names = self.folder.entries.keys()
         try:

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from encoder_inputs import CHANNELS, packed
 from ml_collections import ConfigDict
+from table_params import params_of
 
 from rf_jax.data.patch_grid import patch_cells
+from rf_jax.interop import siglip2 as interop
 from rf_jax.models import siglip2_encoder
 from rf_jax.models.attention.blockwise import Blockwise
 from rf_jax.models.attention.reference import Reference
 from rf_jax.models.siglip2_encoder import Siglip2Encoder
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 WIDTH, HEADS, FEEDFORWARD, LAYERS, SIDE = 36, 2, 52, 3, 16
 # Wide, tall, as large as the table and larger, and a column; four images, then padding.
 SIZES = [(2, 14), (8, 6), (16, 18), (10, 2)]
@@ -46,36 +49,15 @@ def original():
     return model
 
 
-def converted(tensors: dict) -> dict:
-    """Named tensors of the original, weights or gradients, as the tree of our module."""
-
-    def linear(name):
-        return {'kernel': tensors[f'{name}.weight'].T, 'bias': tensors[f'{name}.bias']}
-
-    def norm(name):
-        return {'scale': tensors[f'{name}.weight'], 'bias': tensors[f'{name}.bias']}
-
-    def layer(i):
-        at = f'encoder.layers.{i}'
-        names = {'query': 'q_proj', 'key': 'k_proj', 'value': 'v_proj', 'output': 'out_proj'}
-        return {
-            **{ours: linear(f'{at}.self_attn.{theirs}') for ours, theirs in names.items()},
-            'attention_norm': norm(f'{at}.layer_norm1'),
-            'ffn_norm': norm(f'{at}.layer_norm2'),
-            'ffn': {'up': linear(f'{at}.mlp.fc1'), 'down': linear(f'{at}.mlp.fc2')},
-        }
-
-    return {
-        'patch_embed': linear('embeddings.patch_embedding'),
-        'position': {'table': tensors['embeddings.position_embedding.weight']},
-        'layers': jax.tree.map(lambda *each: np.stack(each), *map(layer, range(LAYERS))),
-        'norm': norm('post_layernorm'),
-    }
+def converted(original, read) -> dict:
+    """`read` of each parameter of the original, as the tree of our module."""
+    tensors = {name: read(p).numpy() for name, p in original.named_parameters()}
+    return params_of(interop.naflex, original.config.to_dict(), tensors)['encoder']
 
 
 @pytest.fixture(scope='module')
 def params(original):
-    return converted({name: p.detach().numpy() for name, p in original.named_parameters()})
+    return converted(original, lambda p: p.detach())
 
 
 def of_original(model, patches, size):
@@ -143,7 +125,7 @@ def test_gradients_of_a_block_equal_those_of_the_original(original, params):
         for size, where in zip(sizes, slices)
     )
     total.backward()
-    wanted = converted({name: p.grad.numpy() for name, p in original.named_parameters()})
+    wanted = converted(original, lambda p: p.grad)
     block = jax.tree.map(lambda a: a[1], (found['layers'], wanted['layers']))
     pairs = zip(*map(jax.tree.leaves, block))
     softmax = np.abs(wanted['layers']['value']['bias']).max()  # the key's bias cancels in it

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from shrink import shrink
+from table_params import params_of
 
 from configs import base
 from rf_jax.data.image_ops import patchify
 from rf_jax.data.patch_grid import patch_cells
+from rf_jax.interop import wan as interop
 from rf_jax.models import packed_images, spaces, unified
 from rf_jax.models.attention.blockwise import Blockwise
 from rf_jax.models.attention.reference import Reference
@@ -20,7 +22,7 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
 from rf_jax.training.state import example_row
 
-pytestmark = pytest.mark.usefixtures('quick')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 CONFIG = ConfigDict({'base_dim': 16, 'dim_mult': (1, 2, 4, 4), 'num_res_blocks': 2})
 PATCH = 8  # odd numbers of patches too
 SIZES = [(40, 56), (64, 64), (16, 80)]  # in pixels
@@ -42,58 +44,10 @@ def original():
     return model
 
 
-def converted(tensors: dict) -> dict:
-    """Tensors of the original as our parameters."""
-    used = set()
-
-    def read(name):
-        used.add(name)
-        return tensors[name]
-
-    def conv(name):
-        w = read(f'{name}.weight')
-        w = (w[:, :, -1] if w.ndim == 5 else w).transpose(2, 3, 1, 0)
-        return {'kernel': w[0, 0] if w.shape[0] == 1 else w, 'bias': read(f'{name}.bias')}
-
-    def residual(name):
-        found = {f'norm{i}': {'scale': read(f'{name}.norm{i}.gamma').ravel()} for i in (1, 2)}
-        found |= {f'conv{i}': conv(f'{name}.conv{i}') for i in (1, 2)}
-        if f'{name}.conv_shortcut.weight' in tensors:
-            found['conv_shortcut'] = conv(f'{name}.conv_shortcut')
-        return found
-
-    def tower(name):
-        middle, attention = f'{name}.mid_block', f'{name}.mid_block.attentions.0'
-        return {
-            'conv_in': conv(f'{name}.conv_in'),
-            'conv_out': conv(f'{name}.conv_out'),
-            'norm_out': {'scale': read(f'{name}.norm_out.gamma').ravel()},
-            'middle': {
-                **{f'resnets_{i}': residual(f'{middle}.resnets.{i}') for i in (0, 1)},
-                'attention_norm': {'scale': read(f'{attention}.norm.gamma').ravel()},
-                'conv_qkv': conv(f'{attention}.to_qkv'),
-                'conv_proj': conv(f'{attention}.proj'),
-            },
-        }
-
-    encoder, decoder = tower('encoder'), tower('decoder')
-    for level in range(4):
-        down, up = 'encoder.down_blocks.{}', f'decoder.up_blocks.{level}'
-        encoder |= {f'down_{level}_{i}': residual(down.format(3 * level + i)) for i in range(2)}
-        decoder |= {f'up_{level}_{i}': residual(f'{up}.resnets.{i}') for i in range(3)}
-        if level < 3:
-            encoder[f'conv_down_{level}'] = conv(down.format(3 * level + 2) + '.resample.1')
-            decoder[f'conv_up_{level}'] = conv(f'{up}.upsamplers.0.resample.1')
-    found = {'encoder': encoder, 'decoder': decoder}
-    found |= {name: conv(name) for name in ('quant_conv', 'post_quant_conv')}
-    left = sorted(set(tensors) - used)
-    assert len(left) == 8 and all('time_conv' in name for name in left)
-    return found
-
-
 @pytest.fixture(scope='module')
 def params(original):
-    return converted({name: p.detach().numpy() for name, p in original.named_parameters()})
+    tensors = {name: p.detach().numpy() for name, p in original.named_parameters()}
+    return params_of(interop.vae, dict(original.config), tensors)['autoencoder']
 
 
 @pytest.fixture(scope='module')
@@ -234,7 +188,7 @@ def test_neighbours_are_those_of_the_image(pool):
 def config(**changes):
     config = shrink(base.get_config())
     config.model.space = 'wan'
-    config.model.wan.base_dim = 2
+    config.model.wan.update(base_dim=2, num_res_blocks=1)
     config.optimizer.freeze = ('^autoencoder/',)
     config.update_from_flattened_dict(changes)
     return config

@@ -1,0 +1,105 @@
+"""SigLIP2 NaFlex: the vision tower, as encoder.
+
+Names of Siglip2Model of transformers, as its files have them, and of Siglip2VisionModel alone,
+which has no prefix from transformers 5 on.
+"""
+
+import math
+from collections.abc import Set
+from typing import Any
+
+from rf_jax.interop.family import Config, Family, other_than
+from rf_jax.interop.table import TRANSPOSED, Row
+
+_LAYER, _OURS = 'encoder.layers.{layer}', 'encoder/layers'
+_PREFIX = 'vision_model.'
+# Published files have what differs from these values alone.
+DEFAULTS = {
+    'hidden_size': 768, 'intermediate_size': 3072, 'num_hidden_layers': 12,
+    'num_attention_heads': 12, 'patch_size': 16, 'num_patches': 256, 'layer_norm_eps': 1e-6,
+}  # fmt: skip
+
+
+def _tower(c: Config) -> Config:
+    """The config of the vision tower, of the whole model's or its own."""
+    return DEFAULTS | dict(c.get('vision_config', c))
+
+
+def _linear(theirs: str, out: str, into: str, ours: str) -> tuple[Row, Row]:
+    return (
+        Row(f'{theirs}.weight', (out, into), f'{ours}/kernel', TRANSPOSED),
+        Row(f'{theirs}.bias', (out,), f'{ours}/bias'),
+    )
+
+
+def _norm(theirs: str, ours: str) -> tuple[Row, Row]:
+    scale, bias = f'{theirs}.weight', f'{theirs}.bias'
+    return Row(scale, ('width',), f'{ours}/scale'), Row(bias, ('width',), f'{ours}/bias')
+
+
+ROWS = (
+    *_linear('embeddings.patch_embedding', 'width', 'values', 'encoder/patch_embed'),
+    Row('embeddings.position_embedding.weight', ('places', 'width'), 'encoder/position/table'),
+    *_norm(f'{_LAYER}.layer_norm1', f'{_OURS}/attention_norm'),
+    *_linear(f'{_LAYER}.self_attn.q_proj', 'width', 'width', f'{_OURS}/query'),
+    *_linear(f'{_LAYER}.self_attn.k_proj', 'width', 'width', f'{_OURS}/key'),
+    *_linear(f'{_LAYER}.self_attn.v_proj', 'width', 'width', f'{_OURS}/value'),
+    *_linear(f'{_LAYER}.self_attn.out_proj', 'width', 'width', f'{_OURS}/output'),
+    *_norm(f'{_LAYER}.layer_norm2', f'{_OURS}/ffn_norm'),
+    *_linear(f'{_LAYER}.mlp.fc1', 'feedforward', 'width', f'{_OURS}/ffn/up'),
+    *_linear(f'{_LAYER}.mlp.fc2', 'width', 'feedforward', f'{_OURS}/ffn/down'),
+    *_norm('post_layernorm', 'encoder/norm'),
+)
+
+
+def _rows(c: Config, names: Set[str]) -> tuple[Row, ...]:
+    whole = 'vision_config' in c or any(name.startswith(_PREFIX) for name in names)
+    prefix = _PREFIX if whole else ''
+    return tuple(row._replace(theirs=prefix + row.theirs) for row in ROWS)
+
+
+def _sizes(c: Config) -> dict[str, int]:
+    c = _tower(c)
+    return {
+        'width': c['hidden_size'],
+        'layer': c['num_hidden_layers'],
+        'feedforward': c['intermediate_size'],
+        'places': c['num_patches'],
+        'values': 3 * c['patch_size'] ** 2,
+    }
+
+
+def _fields(c: Config) -> dict[str, Any]:
+    mean, std = (c.get(name, (0.5, 0.5, 0.5)) for name in ('image_mean', 'image_std'))
+    c = _tower(c)
+    return {
+        'data.patch_size': c['patch_size'],
+        'model.encoder.kind': 'siglip2',
+        'model.encoder.layers': c['num_hidden_layers'],
+        'model.encoder.width': c['hidden_size'],
+        'model.encoder.heads': c['num_attention_heads'],
+        'model.encoder.feedforward': c['intermediate_size'],
+        'model.encoder.norm_eps': c['layer_norm_eps'],
+        'model.encoder.position_grid': math.isqrt(c['num_patches']),
+        'model.encoder.pixel_mean': tuple(mean),
+        'model.encoder.pixel_std': tuple(std),
+    }
+
+
+def _refused(c: Config) -> list[str]:
+    c = _tower(c)
+    faults = other_than(c, num_channels=3, hidden_act='gelu_pytorch_tanh')
+    count = c['num_patches']
+    if math.isqrt(count) ** 2 != count:
+        faults.append(f'config.json: num_patches={count} is not the square of a whole number')
+    return faults
+
+
+naflex = Family(
+    sizes=_sizes,
+    rows=_rows,
+    fields=_fields,
+    refused=_refused,
+    # The pooled vector and the text tower.
+    unused=(r'^(vision_model\.)?head\.', r'^text_model\.', r'^logit_(scale|bias)$'),
+)
