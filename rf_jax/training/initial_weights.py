@@ -18,7 +18,7 @@ from flax import traverse_util
 
 from rf_jax.runtime import checkpoint, checkpoint_files, distributed, paths
 from rf_jax.runtime.errors import UserError, require
-from rf_jax.training import jitted, optimizer, state
+from rf_jax.training import jitted, lora, optimizer, state
 
 TAKEN = ('params', 'ema', 'codebook')  # parts of a state that can come from another run
 SHOWN = 10  # most paths in an error message
@@ -82,23 +82,24 @@ def from_other_runs(run: jitted.Programs) -> tuple[state.State, list[Source]]:
     the devices. Raises UserError for arrays that no source has in this shape, a source from which
     nothing is used, and a damaged source.
     """
-    sources = [_open(folder) for folder in other_runs(run.config)]
+    sources = [open_run(folder) for folder in other_runs(run.config)]
     origins = plan(run.abstract, sources, run.config)
     logging.info('Where each parameter comes from:\n%s', table(run.abstract, sources, origins))
     names = checkpoint_files.flatten(run.abstract)
-    found: dict[str, jax.Array] = {}
-    for number, source in enumerate(sources):
-        own = {to: origin.path for to, origin in origins.items() if origin.source == number}
-        found |= _read(source, own, names)
+    found = read(sources, origins, names)
     new = run.initialise_only(names.keys() - found.keys())
     leaves = [found[name] if name in found else new[name] for name in names]
     return jax.tree.unflatten(jax.tree.structure(run.abstract), leaves), sources
 
 
-def _open(folder: Path) -> Source:
-    """Opens the same step on all hosts, even while the other run is still saving checkpoints."""
+def open_run(folder: Path, step: int | None = None) -> Source:
+    """Opens the same step on all hosts, even while the other run is still saving checkpoints.
+
+    `step`: by default the newest.
+    """
     directory = folder / 'checkpoints'
-    step = int(distributed.broadcast(lambda: str(checkpoint.latest(directory)[0]).encode()))
+    if step is None:
+        step = int(distributed.broadcast(lambda: str(checkpoint.latest(directory)[0]).encode()))
     held = checkpoint_files.read_metadata(directory.resolve() / str(step))
     if not set(TAKEN) <= held.keys():
         raise UserError(
@@ -114,17 +115,21 @@ def plan(abstract: state.State, sources: Sequence[Source], config) -> dict[str, 
     An array comes from the first source that has its path, after rewriting by `initialise_as`,
     unless a regex of `initialise_new` matches. Frozen parameters start from their EMA, which is
     what was evaluated and what targets are computed with: starting from the weights would make the
-    EMA, which must not change, drift towards them. With `initialise_from_average` all do. Raises
-    UserError.
+    EMA, which must not change, drift towards them. With `initialise_from_average` all do, and in
+    runs with adapters. Raises UserError.
     """
-    average = config.initialise_from_average
+    average = config.initialise_from_average or lora.enabled(config)
     origins, wrong = {}, []
-    for name, leaf in checkpoint_files.flatten({n: getattr(abstract, n) for n in TAKEN}).items():
+    for name, leaf in _taken(abstract).items():
         part, _, path = name.partition('/')
         path = path or name  # the codebook has no path
         if any(re.search(pattern, path) for pattern in config.initialise_new):
+            require(
+                part != 'base', f'initialise_new: {path} is new, but frozen: add it to lora.full'
+            )
             continue
-        if part == 'params' and (average or optimizer.frozen(path, config.optimizer.freeze)):
+        frozen = average or optimizer.frozen(path, config.optimizer.freeze)
+        if part == 'base' or (part == 'params' and frozen):
             part = 'ema'
         for pattern, replacement in config.initialise_as:
             path = re.sub(pattern, replacement, path)
@@ -149,6 +154,24 @@ def plan(abstract: state.State, sources: Sequence[Source], config) -> dict[str, 
     return origins
 
 
+def read(
+    sources: Sequence[Source], origins: Mapping[str, Origin], wanted: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """{path in the state: array} for all origins, with the shardings and dtypes of `wanted`."""
+    found: dict[str, jax.Array] = {}
+    for number, source in enumerate(sources):
+        own = {to: origin.path for to, origin in origins.items() if origin.source == number}
+        found |= _read(source, own, wanted)
+    return found
+
+
+def _taken(abstract: state.State) -> dict[str, jax.ShapeDtypeStruct]:
+    """{path: leaf} of what can come from other runs: all but adapters, which are new."""
+    parts = {name: getattr(abstract, name) for name in (*TAKEN, 'base') if hasattr(abstract, name)}
+    found = checkpoint_files.flatten(parts)
+    return {path: leaf for path, leaf in found.items() if not lora.is_adapter(path)}
+
+
 def _read(source: Source, paths: Mapping[str, str], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """{path in the state: array} for one source, reading each of its arrays once."""
     first = {}
@@ -171,7 +194,7 @@ def _read(source: Source, paths: Mapping[str, str], wanted: Mapping[str, Any]) -
 def table(abstract: state.State, sources: Sequence[Source], origins: Mapping[str, Origin]) -> str:
     """One line per group of parameters: their number, and the source and step they come from."""
     counts: Counter = Counter()
-    for name, leaf in checkpoint_files.flatten({n: getattr(abstract, n) for n in TAKEN}).items():
+    for name, leaf in _taken(abstract).items():
         origin, group = origins.get(name), _group(name)
         text = 'new'
         if origin:
@@ -190,6 +213,6 @@ def table(abstract: state.State, sources: Sequence[Source], origins: Mapping[str
 def _group(name: str) -> str:
     """backbone/layers/pixels, encoder, text_head, ...; the whole EMA is one group."""
     part, *path = name.split('/')
-    if part != 'params':
+    if part not in ('params', 'base'):
         return part
     return '/'.join(path[:3] if path[0] == 'backbone' and len(path) > 3 else path[:1])
