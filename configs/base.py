@@ -127,6 +127,11 @@ def get_config() -> ConfigDict:
     encoder.layer_scale = 1.0  # initial value
     encoder.rope_theta = 100.0
     encoder.norm_eps = 1e-5
+    encoder.query_value_bias = True  # False: DINOv3 7B
+    # Of the red, green and blue that the encoder sees, in [0, 1]; what is generated is in [-1, 1]
+    # whatever they are. DINOv3: (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225).
+    encoder.pixel_mean = (0.5, 0.5, 0.5)
+    encoder.pixel_std = (0.5, 0.5, 0.5)
     encoder.remat = 'none'  # as backbone.remat
     encoder.unroll = 1  # as backbone.unroll
 
@@ -192,7 +197,8 @@ def get_config() -> ConfigDict:
     losses.text = 1.0
     losses.representation = 1.0
     losses.flow = 1.0
-    losses.balance = 0.0  # load balance of routed experts, top_k if even; Qwen3: 1e-3
+    # Load balance of routed experts, as Hugging Face scales it: top_k if even. Qwen3: 1e-3.
+    losses.balance = 0.0
     losses.router_z = 0.0  # logsumexp(router logits)^2
     losses.reconstruction = 0.0  # of model.autoencoder: squared error of pixels in [-1, 1]
     losses.kl = 0.0  # of its posterior from N(0, 1), nats per latent value

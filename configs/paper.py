@@ -22,7 +22,8 @@ def sparse_30b(config: ConfigDict) -> None:
     model.backbone.ffn = 'moe'
     model.backbone.moe.update(num_experts=128, top_k=8, feedforward=768)
     encoder(model, layers=32, width=1280, heads=20, feedforward=5120, gated=True)
-    # Qwen3's router_aux_loss_coef; it has no z-loss (ST-MoE: 1e-3); a little keeps logits small.
+    # Qwen3's router_aux_loss_coef, in the same scale: 8 of an even load, as in transformers. Qwen3
+    # has no z-loss (ST-MoE: 1e-3); a little keeps logits small.
     config.losses.update(balance=1e-3, router_z=1e-4)
     config.data.batch_size = 512  # one row per chip of v5p:8x8x8
     # Each of 128 chips holds one of the 128 experts, and the four such groups of chips (`data`)
@@ -62,6 +63,7 @@ def dense_0b3(config: ConfigDict) -> None:
 def encoder(model: ConfigDict, **changes) -> None:
     """A DINOv3 encoder."""
     model.encoder.update(registers=4, layer_scale=1e-5, remat='attention', **changes)
+    model.encoder.update(pixel_mean=(0.485, 0.456, 0.406), pixel_std=(0.229, 0.224, 0.225))
 
 
 # Fields that no stage or size changes from configs/base.py, and why; the name of a group stands for
@@ -99,6 +101,7 @@ KEPT = {
     'model.encoder.norm_eps': 'DINOv3',
     'model.encoder.rope_theta': 'DINOv3',
     'model.encoder.registers': 'DINOv3',
+    'model.encoder.query_value_bias': 'DINOv3',
     'model.encoder.unroll': 'compiles a single layer',
     'model.space': 'paper',
     'model.autoencoder': 'only for space vae',

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 linear_init = nn.initializers.variance_scaling(1.0, 'fan_in', 'truncated_normal')
@@ -151,9 +152,21 @@ def rotary_angles(position: jax.Array, head_dim: int, sections, theta: float) ->
     the coordinates; `sections` says how many frequencies each coordinate gets, interleaved so that
     each has high and low ones. Equal coordinates (text) give the angles of one-dimensional RoPE.
     """
-    half = head_dim // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) * 2 / head_dim)
-    return position[..., jnp.array(_interleaved(sections, half))] * frequency
+    coordinates = jnp.array(_interleaved(sections, head_dim // 2))
+    return position[..., coordinates] * rotary_frequencies(head_dim, theta)
+
+
+def rotary_frequencies(head_dim: int, theta: float) -> np.ndarray:
+    """float32 [head_dim / 2]: theta^(-2j / head_dim), with the bits of torch.
+
+    The error of an angle is that of its frequency times the position, so in long rows pretrained
+    weights need the frequencies they were trained with. As in transformers, exponent, power and
+    reciprocal are each rounded to float32. The power is taken in float64 first: NumPy's float32
+    power is an ulp off in one of six.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    powers = np.float64(np.float32(theta)) ** exponents.astype(np.float64)
+    return np.float32(1) / powers.astype(np.float32)
 
 
 def _interleaved(sections, half: int) -> list[int]:

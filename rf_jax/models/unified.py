@@ -5,6 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -115,7 +116,7 @@ class Unified(nn.Module):
         if not batch['vision_pixels'].shape[1]:
             shape = *batch['vision_pixels'].shape[:2], self.config.backbone.width
             return jnp.zeros(shape, self.dtype)
-        patches = to_signed(batch['vision_pixels']).astype(self.dtype)
+        patches = self._standardise(to_signed(batch['vision_pixels']))
         images = batch['vision_counts'].shape[1]
         _, normed = self.encoder(patches, batch['vision_image'], batch['vision_coords'], images)
         scale = self.config.get('vision_gradient_scale', 1.0)  # runs of before have none
@@ -129,7 +130,15 @@ class Unified(nn.Module):
         From the last layer, before the final norm. Called with the EMA parameters.
         """
         patches, where = self._clean_patches(batch)
-        return self.encoder(patches.astype(self.dtype), *where)[0].astype(jnp.float32)
+        return self.encoder(self._standardise(patches), *where)[0].astype(jnp.float32)
+
+    def _standardise(self, patches: jax.Array) -> jax.Array:
+        """What the encoder sees of patches float32 [B, P, C] in [-1, 1]."""
+        c, pixels = self.config.encoder, self.channels // 3
+        halves = (0.5, 0.5, 0.5)  # runs of before have no fields
+        mean, std = (np.float32(c.get(name, halves)) for name in ('pixel_mean', 'pixel_std'))
+        patches = (patches - np.tile(2 * mean - 1, pixels)) / np.tile(2 * std, pixels)
+        return patches.astype(self.dtype)
 
     def run(self, x, position, prepared, lengths, cache, slots):
         """Backbone on part of a row with a cache of the rest: (hidden, what it keeps of them)."""

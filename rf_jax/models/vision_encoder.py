@@ -12,7 +12,9 @@ from rf_jax.models.token_sharding import UNSHARDED, TokenSharding
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm block with layer scale; query, value and output have biases, key does not."""
+    """Pre-norm block with layer scale; query, value and output have biases, key does not. DINOv3's
+    7B has none in query and value either (`query_value_bias` False).
+    """
 
     config: ConfigDict  # model.encoder, or model.autoencoder
     attention: Attention
@@ -26,7 +28,8 @@ class EncoderBlock(nn.Module):
         def heads(name, use_bias):
             return Dense(c.width, use_bias, name=name)(y).reshape(*y.shape[:-1], c.heads, -1)
 
-        q, k, v = heads('query', True), heads('key', False), heads('value', True)
+        bias = c.get('query_value_bias', True)  # the autoencoder, and runs of before, have no field
+        q, k, v = heads('query', bias), heads('key', False), heads('value', bias)
         y = self.attention(rotate(q, angles), rotate(k, angles), v, prepared)
         y = Dense(c.width, True, name='output')(y.reshape(x.shape))
         x = x + y * self.param('attention_scale', scale, (c.width,)).astype(x.dtype)

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from rf_jax.data import source_list
-from rf_jax.evaluation import inspection, run_report, scoring
+from rf_jax.evaluation import inspection, run_report, scoring, unified_bench
 from rf_jax.runtime.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('built')]
@@ -36,6 +36,18 @@ def test_an_arm_is_scored_on_the_tasks_it_trains(arm, tmp_path):
     assert written == {'step': 30, 'seed': 0, 'amount': amount.to_dict()} | values
     one = scoring.Amount(prompts=0, images=1, captions=1, questions=0)
     assert not scoring.score(arm, one, codebook).values['distances']
+
+
+def test_a_trained_arm_describes_new_scenes_and_generates_them_again(arm):
+    source = scoring.new_scenes(arm.config)
+    images, scenes = ([of(i) for i in range(2)] for of in (source.image, source.scene))
+    own = {'own': unified_bench.of_run(arm)}
+    values = unified_bench.evaluate(arm, images, own, scenes).values
+    assert values['captions'] == arm.caption(images)
+    assert all(-1 <= each < 1 - 1e-4 for each in values['similarity']['own'])
+    assert all(0 <= each <= 1 for name in ('error', 'recovered', 'exact') for each in values[name])
+    again = unified_bench.evaluate(arm, images, own, scenes).values
+    assert values == again == json.loads(json.dumps(values))
 
 
 def test_new_scenes_are_not_those_of_training(arm):

@@ -25,6 +25,8 @@ OUTSIDE = {
     'model.backbone.rope_sections': ((16, 8), (16, 8, -8), (16, 8, 8.0), 16),
     'model.representation.quantizer.data_init_steps': ((-1,), (0.5,), ('0',), 0),
     'model.representation.quantizer.temperature': (0.0,),
+    'model.encoder.pixel_mean': ((0.5, 0.5), (0.5, 0.5, 1.5), (123.0, 116.0, 103.0), 0.5),
+    'model.encoder.pixel_std': ((0.5, 0.5), (0.5, 0.5, 0.0), (58.0, 57.0, 57.0), 0.5),
     'optimizer.lr_multipliers': (
         (1,),
         (('x',),),

@@ -232,6 +232,17 @@ def test_the_balance_loss_equals_that_of_hugging_face():
         np.testing.assert_allclose(found, np.repeat(right, 5).reshape(2, 5), rtol=1e-6)
 
 
+def test_the_balance_loss_of_128_experts_has_the_scale_of_transformers():
+    """So Qwen3's coefficient, 1e-3, is `losses.balance` of configs/paper.py as it stands."""
+    torch = pytest.importorskip('torch')
+    qwen3_moe = pytest.importorskip('transformers.models.qwen3_moe.modeling_qwen3_moe')
+    logits = np.random.default_rng(0).normal(0, 2, (1, 200, 128)).astype(np.float32)
+    wanted = qwen3_moe.load_balancing_loss_func((torch.tensor(logits[0]),), 128, top_k=8)
+    found = dispatch.top_k(jnp.array(logits), jnp.ones((1, 200), bool), 8).balance
+    assert 8 < float(wanted) < 16
+    np.testing.assert_allclose(found, float(wanted), rtol=1e-5)
+
+
 def test_the_balance_loss_is_computed_per_layer():
     """Two layers that use half of the experts each look balanced together (transformers: 2.0)."""
     low, high = jnp.array([9.1, 9.0, 0.1, 0.0]), jnp.array([0.0, 0.0, 9.0, 9.0])
