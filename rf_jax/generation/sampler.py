@@ -105,9 +105,7 @@ class Sampler:
                 f'{path} was written by another version of rf_jax: {error}. Add the field as in '
                 'configs/base.py'
             ) from None
-        sampler.step, params = trained_weights.load(
-            workdir, step, config, tokenizer.size, placement
-        )
+        sampler.step, params = read_params(workdir, step, config, tokenizer.size, placement)
         sampler.params = placement.by_layer(params, free=True)
         return sampler
 
