@@ -109,7 +109,7 @@ def build(
     new_state = partial(initial_state, config, model)
     abstract = jax.eval_shape(new_state)
     table = sharding_table(config.sharding, abstract)
-    where = sharding.shardings(abstract, mesh_, table)
+    where = sharding.shardings(abstract, mesh_, table, lora.SMALL)
     where = where.replace(
         **{
             name: jax.tree.map(lambda s: s.with_memory_kind('pinned_host'), getattr(where, name))

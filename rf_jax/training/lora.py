@@ -22,6 +22,7 @@ from rf_jax.runtime.rng import random_key
 
 KERNELS = ('kernel', 'router', 'gate', 'up', 'down')  # names of matrices; the last three: experts
 FACTORS = ('a', 'b')
+SMALL = r'/[ab]$'  # factors may be replicated
 
 
 def enabled(config: ConfigDict) -> bool:
@@ -93,8 +94,8 @@ def merged(base: Mapping, trained: Mapping, scale: float) -> dict:
 def sharding_rows(base: Mapping, trained: Mapping, table: Iterable) -> list[tuple[str, tuple]]:
     """Rows of a sharding table for the factors, derived from those of their kernels in `table`.
 
-    Leading axes are sharded as the kernel's. The long side of a factor is sharded over all mesh
-    axes of the kernel's matrix, that of the same side first; the rank is not sharded.
+    A factor is sharded as the dimensions that it shares with its kernel, so that a @ b is computed
+    in the shards of the kernel, without communication.
     """
     rows = []
     own = traverse_util.flatten_dict(trained, sep='/')
@@ -102,16 +103,10 @@ def sharding_rows(base: Mapping, trained: Mapping, table: Iterable) -> list[tupl
         axes = next((row[1] for row in table if re.search(row[0], path)), ())
         if f'{path}/a' not in own or not axes:
             continue
-        *leading, first, last = (*(None,) * (leaf.ndim - len(axes)), *map(_named, axes))
-        first, last = _named(first), _named(last)
-        rows.append((f'{re.escape(path)}/a$', (*leading, (*first, *last), None)))
-        rows.append((f'{re.escape(path)}/b$', (*leading, None, (*last, *first))))
+        *leading, first, last = (*(None,) * (leaf.ndim - len(axes)), *axes)
+        rows.append((f'{re.escape(path)}/a$', (*leading, first, None)))
+        rows.append((f'{re.escape(path)}/b$', (*leading, None, last)))
     return rows
-
-
-def _named(entry: Any) -> tuple[str, ...]:
-    """Mesh axes of one dimension."""
-    return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
 def _chosen(c: ConfigDict, shapes: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -173,22 +173,20 @@ class TestTraining:
 
     def test_eight_devices_give_the_losses_of_one(self, start, tmp_path):
         found = {}
-        meshes = {'one': (1, {}), 'fsdp': (8, {'mesh.fsdp': 8}),
-                  'mixed': (8, {'mesh.fsdp': 2, 'mesh.tensor': 2, 'mesh.expert': 2})}  # fmt: skip
-        for name, (devices, changes) in meshes.items():
-            run = adapted(tmp_path / name, start, devices, **changes)
+        changes = {'mesh.fsdp': 2, 'mesh.tensor': 2, 'mesh.expert': 2}
+        for devices in (1, 8):
+            run = adapted(tmp_path / str(devices), start, devices, **changes if devices > 1 else {})
             checkpoints = checkpoint.Checkpoints(run.workdir / 'checkpoints', every=1, keep=1)
             _, state = train_loop.start_state(run, checkpoints)
             checkpoints.close()
             for path, leaf in flatten((state.params, state.base)).items():
                 if devices > 1 and leaf.ndim > 2:
                     assert leaf.addressable_shards[0].data.nbytes < leaf.nbytes, path
-            found[name] = []
+            found[devices] = []
             for number in range(3):
                 state, metrics = run.train_step(state, run.put(run.batches.batch(number)))
-                found[name].append(float(metrics['loss']))
-        for name in meshes:
-            np.testing.assert_allclose(found[name], found['one'], rtol=1e-4, err_msg=name)
+                found[devices].append(float(metrics['loss']))
+        np.testing.assert_allclose(found[8], found[1], rtol=1e-4)
 
     def test_named_parameters_are_trained_in_full(self, start, tmp_path):
         run = adapted(tmp_path / 'run', start, **{'lora.full': (r'^connector/',), 'steps': 2})
