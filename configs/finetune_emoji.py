@@ -12,7 +12,7 @@ from rf_jax.runtime.errors import choose
 
 # Variant: (fields of config.lora, learning rate, frozen parameters).
 VARIANTS = {
-    'lora': ({'rank': 8, 'alpha': 16.0}, 3e-3, ()),
+    'lora': ({'rank': 8, 'alpha': 16.0}, 1e-3, ()),
     'full': ({}, 3e-4, (r'^encoder/',)),
 }
 

@@ -227,11 +227,11 @@ class TestReopening:
 
     def test_it_is_evaluated_at_its_end_and_from_its_folder(self, trained):
         run, state = trained
-        assert 'retrieval' in run_report.at_end(run, state)
+        assert 'right image' in run_report.at_end(run, state)
         loaded = Inspector.load(run.workdir)
         source, _ = run_report.first_images(run)
         again = run_report.evaluate(loaded, source, run.workdir, 2, run.config.seed)
-        assert 'retrieval' in again
+        assert 'right image' in again
 
     def test_a_base_that_moved_or_changed_is_an_error(self, trained, start, tmp_path):
         run, _ = trained
