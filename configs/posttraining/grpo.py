@@ -29,13 +29,17 @@ POLICIES = {
 def fields() -> ConfigDict:
     """The fields of `config.grpo`."""
     grpo = ConfigDict()
-    # generate | answer | describe | reconstruct | both: see rf_jax/posttraining/episodes.py.
+    # generate | answer | describe | reconstruct | both | think: see
+    # rf_jax/posttraining/episodes.py.
     grpo.episode = 'generate'
     grpo.policies = ('representation',)  # which of text, representation, flow are trained
-    # What `generate` asks for: captions (of data.sources) | seen | held_out | all (prompts about
-    # scenes in GenEval's categories).
+    # What `generate` and `think` ask for: captions (of data.sources) | seen | held_out | all
+    # (prompts about scenes in GenEval's categories) | riddles.
     grpo.prompts = 'seen'
-    grpo.group_size = 8  # samples of one prompt or image; Flow-GRPO: 24
+    # Samples of one prompt or image; Flow-GRPO: 24. Where the policy writes, its texts, and images
+    # of each text, whose mean reward is that of the text; Think-Then-Generate: 5 texts.
+    grpo.group_size = 8
+    grpo.images = 1
     grpo.updates = 1  # optimizer steps of data.batch_size rows on one rollout
     grpo.std = 'group'  # group | global: standard deviation that advantages are divided by
     # (name, weight): judge | recovered | exact_answer | words | similarity; 0: only logged. As a

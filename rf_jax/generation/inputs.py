@@ -92,12 +92,25 @@ def generation_rows(
     Gives {(context, representation kept): batch} for the contexts ALL and NONE, each with and
     without the representation.
     """
+    prompts = [prompt_span(config, tokenizer, r.prompt) for r in requests]
+    return rows_after(config, channels, prompts, [(r.height, r.width) for r in requests], text)
+
+
+def prompt_span(config: ConfigDict, tokenizer: Tokenizer, prompt: str) -> layout.Text:
+    """What stands before the image of a prompt."""
+    return spans.text_span(tokenizer, prompt, config.data.max_text_tokens, None, Counter())
+
+
+def rows_after(
+    config: ConfigDict,
+    channels: int,
+    prompts: Sequence[layout.Text],
+    sizes: Sequence[tuple[int, int]],
+    text: int = 0,
+) -> dict[Branch, Batch]:
+    """The same for images of `sizes` (height, width) in pixels, each after a span of text."""
     data, pool = config.data, spans.pool_of(config)
-    prompts = [
-        spans.text_span(tokenizer, r.prompt, data.max_text_tokens, None, Counter())
-        for r in requests
-    ]
-    grids = [(r.height // data.patch_size, r.width // data.patch_size) for r in requests]
+    grids = [(height // data.patch_size, width // data.patch_size) for height, width in sizes]
     patches = max(h * w for h, w in grids)
     capacity = {
         'text': text or _rounded(max(len(p.tokens) for p in prompts)),
@@ -133,30 +146,34 @@ def answer_rows(
     config: ConfigDict,
     tokenizer: Tokenizer,
     channels: int,
-    pairs: Sequence[tuple[np.ndarray, str]],
+    pairs: Sequence[tuple[np.ndarray | None, str]],
     length: int,
 ) -> tuple[Batch, np.ndarray]:
     """Rows of an image and a question, with room for an answer of `length` tokens.
 
-    `pairs`: (uint8 [h, w, 3], question); `channels`: C, values of a patch. Gives (batch, tokens
-    before each answer int32 [B]).
+    `pairs`: (uint8 [h, w, 3] or None, question); `channels`: C, values of a patch. Gives (batch,
+    tokens before each answer int32 [B]).
     """
     data = config.data
     rows, prompt_lengths = [], []
     for image, question in pairs:
-        height, width = pipeline.image_size(*image.shape[:2], config)
-        pixels = image_ops.patchify(image_ops.resize(image, height, width), data.patch_size)
         prompt = spans.question_answer_span(
             tokenizer, clean(question), None, data.max_text_tokens, Counter()
         )
         prompt_lengths.append(len(prompt.tokens))
         text = layout.Text([*prompt.tokens, *[tokenizer.pad] * length])
-        vision = layout.Vision(height // data.patch_size, width // data.patch_size, pixels)
-        rows.append([[vision, text]])
+        rows.append([[*([] if image is None else [_vision(config, image)]), text]])
     sizes = np.max([layout.size(row[0]) for row in rows], axis=0)
     capacity = dict(zip(layout.SIZES, sizes.tolist()))
     capacity['text'] = _rounded(capacity['text'])
     return layout.make_batch(rows, capacity, channels), np.array(prompt_lengths, np.int32)
+
+
+def _vision(config: ConfigDict, image: np.ndarray) -> layout.Vision:
+    patch = config.data.patch_size
+    height, width = pipeline.image_size(*image.shape[:2], config)
+    pixels = image_ops.patchify(image_ops.resize(image, height, width), patch)
+    return layout.Vision(height // patch, width // patch, pixels)
 
 
 def _rounded(count: int) -> int:

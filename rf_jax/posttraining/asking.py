@@ -11,7 +11,7 @@ from rf_jax.data import image_ops, pipeline
 from rf_jax.posttraining.rewards import Prompt, Source
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.runtime.rng import generator
-from rf_jax.scenes import prompts
+from rf_jax.scenes import prompts, riddles
 
 
 def prompts_of(run, number: int, count: int) -> list[Prompt]:
@@ -36,14 +36,11 @@ def _of_sides(*sides: str):
     """Prompts in GenEval's categories; where there are others, not those of the evaluation."""
 
     def sample(run, number: int, count: int) -> list[Prompt]:
-        source = next(
-            (s for s, *_ in run.batches.examples['text_to_image'] if hasattr(s, 'scene')), None
-        )
-        require(source, 'grpo.prompts: prompts of scenes need a source scenes: in data.sources')
+        rung = _rung(run)
         rng = generator(run.config.seed, 'asked', number)
         found = []
         for _ in range(count):
-            by_category = _by_category(_pick(rng, sides), source.rung)
+            by_category = _by_category(_pick(rng, sides), rung)
             each = _pick(rng, by_category[_pick(rng, list(by_category))])
             found.append(Prompt(each.text, each.claim))
         return found
@@ -51,14 +48,33 @@ def _of_sides(*sides: str):
     return sample
 
 
+def _riddles(run, number: int, count: int) -> list[Prompt]:
+    """Riddles of training, but those of the evaluation."""
+    known = _riddles_apart(_rung(run))
+    rng = generator(run.config.seed, 'asked', number)
+    asked = [_pick(rng, known) for _ in range(count)]
+    return [Prompt(each.text, each.claim) for each in asked]
+
+
+def _rung(run):
+    """Of the run's first source of scenes."""
+    sources = (source for source, *_ in run.batches.examples['text_to_image'])
+    source = next((each for each in sources if hasattr(each, 'scene')), None)
+    require(source, 'grpo.prompts: prompts of scenes need a source scenes: in data.sources')
+    return source.rung
+
+
 PROMPTS = {
     'captions': _captions,
     'seen': _of_sides('seen'),
     'held_out': _of_sides('held_out'),
     'all': _of_sides('seen', 'held_out'),
+    'riddles': _riddles,
 }
 _EVALUATED = 50  # prompts of a category that evaluation uses
+_RIDDLES = 200  # riddles that evaluation uses
 _MANY = 2000  # more than there are in any category
+_MANY_RIDDLES = 10_000
 _TRIES = 100
 
 
@@ -72,6 +88,11 @@ def _by_category(side: str, rung) -> dict[str, list[prompts.Prompt]]:
         category: [p for p in own.values() if p.text not in evaluated] or list(own.values())
         for category, own in found.items()
     }
+
+
+@cache
+def _riddles_apart(rung) -> list[riddles.Riddle]:
+    return riddles.riddle_set('seen', rung, _MANY_RIDDLES)[_RIDDLES:]
 
 
 def sources_of(run, number: int, count: int) -> list[Source]:

@@ -4,16 +4,17 @@ A collection is a function of (seed, step, parameters), so a run that is killed 
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
+from rf_jax.data import spans
 from rf_jax.evaluation.image_features import Encoder
 from rf_jax.generation import inputs
 from rf_jax.models import representation
-from rf_jax.posttraining import asking, episodes, policy, rewards
+from rf_jax.posttraining import asking, episodes, policy, rewards, rollout_metrics
 from rf_jax.posttraining.rewards import Reward
 from rf_jax.posttraining.rollout_programs import RolloutPrograms
 from rf_jax.runtime import distributed
@@ -50,8 +51,8 @@ def check(config) -> None:
     choose('grpo.std', c.std, dict.fromkeys(policy.STDS))
     choose('grpo.prompts', c.prompts, asking.PROMPTS)
     choose('grpo.flow.sampler', c.flow.sampler, flow.STOCHASTIC)
-    for field, value in (('updates', c.updates), ('text_tokens', c.text_tokens)):
-        require(value >= 1, f'grpo.{field}={value}: expected at least 1')
+    for field in ('updates', 'images', 'text_tokens'):
+        require(c[field] >= 1, f'grpo.{field}={c[field]}: expected at least 1')
     for field, value in (('reward_seconds', c.reward_seconds), ('flow.level', c.flow.level)):
         require(value > 0, f'grpo.{field}={value}: expected more than 0')
     episodes.groups_of(config)
@@ -87,13 +88,19 @@ def _check_steps(config) -> None:
             f'grpo.flow.stochastic={c.flow.stochastic} needs data.capacity.pixels={patches} and '
             f'data.capacity.pixel_images={images}: each trained step has its own noisy image'
         )
-    questions = episodes.EPISODES[c.episode].questions
-    asked = 2 + (config.data.max_text_tokens // 2 if questions else 0)  # begin, question, <answer>
-    if 'text' in c.policies and asked + c.text_tokens > capacity.text:
+
+
+def check_text(config, tokenizer) -> None:
+    """Raises UserError if a row cannot hold a sampled text and what is before it."""
+    c, data, chat = config.grpo, config.data, tokenizer.chat
+    asked = chat.question_and_answer - len(chat.after['assistant'])
+    if episodes.EPISODES[c.episode].questions:
+        asked += spans.question_room(tokenizer, data.max_text_tokens)
+    if 'text' in c.policies and asked + c.text_tokens > data.capacity.text:
         raise UserError(
             f'grpo.text_tokens={c.text_tokens} and the {asked} before them '
-            f'(data.max_text_tokens={config.data.max_text_tokens}) exceed '
-            f'data.capacity.text={capacity.text}'
+            f'(data.max_text_tokens={data.max_text_tokens}) exceed '
+            f'data.capacity.text={data.capacity.text}'
         )
 
 
@@ -104,6 +111,7 @@ class Collector:
         """`more`: rewards of the user by name, of weight 1 unless `grpo.rewards` says another.
         Raises UserError.
         """
+        check_text(run.config, run.tokenizer)
         self.run, self.config = run, run.config
         self.rollouts = RolloutPrograms(run, reference)
         self.encoder = Encoder(self.rollouts.sampler, self.rollouts.reference)
@@ -111,13 +119,13 @@ class Collector:
         self.rewards = rewards.chosen(self.weights, more or {})
         self.policies = self.rollouts.policies
         self.episode = episodes.EPISODES[self.config.grpo.episode]
-        rows = self.config.data.batch_size * self.config.grpo.updates
-        samples = rows // self.episode.rows
-        multiple = self.rollouts.placement.multiple
+        c, multiple = self.config.grpo, self.rollouts.placement.multiple
+        sampled = episodes.groups_of(self.config) * c.group_size
         require(
-            samples % multiple == 0,
-            f'a rollout has {samples} samples (data.batch_size, grpo.updates), which is not a '
-            f'multiple of the {multiple} devices of the mesh that share them',
+            sampled % multiple == 0,
+            f'a rollout samples {sampled} texts or images at once (data.batch_size, grpo.updates, '
+            f'grpo.images={c.images}), which is not a multiple of the {multiple} devices of the '
+            'mesh that share them',
         )
 
     def __call__(self, run, start: int, metrics: StepMetrics) -> Callable[[State], Mapping]:
@@ -137,7 +145,7 @@ class Collector:
                     rows, seen = self.collect(state.params, number)
                 metrics.writer.scalars(number + 1, seen)
                 if number // updates % max(self.config.log.every // updates, 1) == 0:
-                    logging.info('%s', line(seen))
+                    logging.info('%s', rollout_metrics.line(seen))
             size, part = self.config.data.batch_size, number % updates
             number += 1
             own = part * size + run.batches.rows
@@ -152,21 +160,18 @@ class Collector:
         values = self._rewards(found)
         counted = {name: weight for name, weight in self.weights.items() if weight}
         total = sum(weight * values[name] for name, weight in counted.items())
-        advantage = policy.advantages(total, self.config.grpo.std)
         valid = np.isfinite(total).all(1)
+        shape = len(total), self.config.grpo.group_size, self.config.grpo.images
+        advantages = policy.by_policy(total.reshape(shape), self.config.grpo.std)
         errors: list[float] = []
         parts = [
-            self._complete(params, rows, log_probs, advantage, valid, errors)
+            self._complete(params, rows, log_probs, advantages, valid, errors)
             for rows, log_probs in zip(found.rows, found.log_probs)
         ]
-        # The rows of a sample follow each other.
-        rows = {
-            name: np.stack([part[name] for part in parts], 1).reshape(-1, *parts[0][name].shape[1:])
-            for name in parts[0]
-        }
-        return rows, self._metrics(found, values, total, valid) | {
-            'rollout/log_prob_error': max(errors)
-        }
+        texts = shape[0] * shape[1]
+        rows = {name: _in_turn([part[name] for part in parts], texts) for name in parts[0]}
+        seen = rollout_metrics.of(found, values, total.reshape(shape), valid, self.episode)
+        return rows, seen | {'rollout/log_prob_error': max(errors)}
 
     def _rewards(self, found: episodes.Collected) -> dict[str, np.ndarray]:
         """{name: float64 [groups, n]}, NaN where a reward failed, equal in all processes.
@@ -205,13 +210,16 @@ class Collector:
             values.append(np.array(others) @ a)
         return np.array(values, np.float64)
 
-    def _complete(self, params, rows, log_probs, advantage, valid, errors: list[float]) -> dict:
-        """The rows with advantages, old log-probabilities, and references; rows of groups without
-        rewards do not count. Adds to `errors` how far these are from those of the rollout.
+    def _complete(self, params, rows, log_probs, advantages, valid, errors: list[float]) -> dict:
+        """The rows, one for each text or each sample, with advantages, old log-probabilities, and
+        references; rows of groups without rewards do not count. Adds to `errors` how far these are
+        from those of the rollout.
         """
-        rows, each = dict(rows), advantage.astype(np.float32).ravel()
-        counts = np.repeat(valid, advantage.shape[1]).astype(np.float32)
+        rows, count = dict(rows), len(rows['segment'])
+        counts = np.repeat(valid, count // len(valid)).astype(np.float32)
         for name, own in self.policies.items():
+            by_text = advantages[name].reshape(-1, self.config.grpo.images)
+            each = by_text[:, : count // len(by_text)].astype(np.float32).ravel()
             weight = rows[own.weight]
             rows[f'{name}_old'] = self.rollouts.log_probs(params, name, rows)
             if name in log_probs:
@@ -222,42 +230,21 @@ class Collector:
                 rows[f'{name}_reference'] = self.rollouts.references(name, rows)
         return rows
 
-    def _metrics(self, found, values, total, valid) -> dict[str, float]:
-        """What is logged of a collection; the rewards apart, so that reward hacking is seen."""
-        with np.errstate(all='ignore'):
-            seen = {f'reward/{name}': float(np.nanmean(each)) for name, each in values.items()}
-            seen['reward/total'] = float(np.nanmean(total))
-            spread = total[valid].std(1)
-        seen['reward/spread_in_group'] = float(spread.mean()) if valid.any() else float('nan')
-        seen['reward/groups_all_alike'] = float((spread < 1e-6).mean()) if valid.any() else 1.0
-        seen['rollout/groups_skipped'] = float((~valid).sum())
-        samples = [sample for group in found.samples for sample in group]
-        if 'text' in self.policies:
-            seen['rollout/words'] = float(np.mean([len(s.text.split()) for s in samples]))
-            seen['rollout/different_texts'] = _different(found, lambda s: s.text)
-        if samples[0].image is not None:
-            seen['rollout/pixel_spread'] = _pixel_spread(found)
-        return seen
+
+def _in_turn(parts: Sequence[np.ndarray], texts: int) -> np.ndarray:
+    """The rows of each text in turn: its own, and those of its images."""
+    by_text = [part.reshape(texts, -1, *part.shape[1:]) for part in parts]
+    return np.concatenate(by_text, 1).reshape(-1, *parts[0].shape[1:])
 
 
 def _error(again: np.ndarray, weight: np.ndarray, sampled: np.ndarray) -> float:
-    """Mean over rows of the difference of their mean log-probability, in training and rollout."""
+    """Mean over the rows that count of the difference of their mean log-probability, in training
+    and rollout; 0 without such rows.
+    """
+    counted = weight.sum(1) > 0
+    if not counted.any():
+        return 0.0
+    again, weight, sampled = again[counted], weight[counted], sampled[counted]
     again = (again * weight).sum(1) / weight.sum(1)
     real = np.arange(sampled.shape[1]) < (weight > 0).sum(1)[:, None]
     return float(np.abs(again - (sampled * real).sum(1) / real.sum(1)).mean())
-
-
-def _different(found: episodes.Collected, key: Callable) -> float:
-    """Share of the samples of a group that differ from each other: 1 if all do."""
-    return float(np.mean([len(set(map(key, group))) / len(group) for group in found.samples]))
-
-
-def _pixel_spread(found: episodes.Collected) -> float:
-    """Standard deviation of a pixel over the images of a group, of 255."""
-    groups = [np.stack([s.image for s in group]).astype(np.float32) for group in found.samples]
-    return float(np.mean([group.std(0).mean() for group in groups]))
-
-
-def line(seen: Mapping[str, float]) -> str:
-    """The metrics of a collection in one line."""
-    return ' | '.join(f'{name} {value:.3g}' for name, value in seen.items())

@@ -2,12 +2,14 @@
 
 generate      a prompt; the policy generates images of it: representation tokens, flow, or both
 answer        a question about an image; the policy writes answers
-describe      an image; the policy writes captions, a frozen decoder generates an image from each
+describe      an image; the policy writes captions, a frozen decoder generates images from each
 reconstruct   an image and its frozen caption; the policy generates images of the caption
-both          an image; the policy writes captions, and an image from each: one model, one reward
+both          an image; the policy writes captions, and images from each: one model, one reward
+think         a prompt; the policy writes thoughts, and goes on with images after each
 
 In Unified-GRPO (arXiv 2509.09666) `describe` is "generation for understanding", `reconstruct`
-"understanding for generation".
+"understanding for generation". `think` is the two-level GRPO of Think-Then-Generate (arXiv
+2601.10332).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,19 +19,22 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from rf_jax.data import layout
 from rf_jax.data.batch import Batch
 from rf_jax.data.records import clean
 from rf_jax.generation import inputs
 from rf_jax.posttraining import asking, training_rows
 from rf_jax.posttraining.rewards import Prompt, Sample, Source
-from rf_jax.posttraining.rollout_programs import RolloutPrograms
+from rf_jax.posttraining.rollout_programs import ImageRequest, RolloutPrograms
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.rng import fold, generator
 
 
 @dataclass
 class Collected:
-    """Groups of samples. `rows`: batches of one row a sample, in order of the groups."""
+    """Groups of samples: `grpo.group_size` texts or images; of texts with images each image with
+    its text, those of a text together. `rows`: batches of one row a text, or one a sample.
+    """
 
     asked: list[Prompt]
     shown: list[Source]
@@ -42,26 +47,27 @@ def generate(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
     """Images of prompts."""
     asked = asking.prompts_of(run, number, groups_of(run.config))
     n = run.config.grpo.group_size
-    texts = [each.text for each in asked for _ in range(n)]
-    rows, drawn, log_probs = _drawn(run, rollouts, params, number, texts, [None] * len(texts))
-    return Collected(asked, [Source()] * len(asked), _grouped(drawn, n), [rows], [log_probs])
+    prompts = _prompts(run, [each.text for each in asked for _ in range(n)])
+    rows, drawn, log_probs = _drawn(run, rollouts, params, number, prompts, _squares(run, prompts))
+    return Collected(asked, [Source()] * len(asked), grouped(drawn, n), [rows], [log_probs])
 
 
 def answer(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
     """Answers to questions about images."""
     shown, asked = asking.questions_of(run, number, groups_of(run.config))
     found, answers = _written(run, rollouts, params, number, shown, asked)
-    samples = _grouped([Sample(text) for text in answers], run.config.grpo.group_size)
+    samples = grouped([Sample(text) for text in answers], run.config.grpo.group_size)
     return replace(found, samples=samples)
 
 
 def describe(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
     """Captions of images, and what a frozen decoder makes of them."""
     found, captions = _captioned(run, rollouts, params, number)
+    captions = [text for text in captions for _ in range(run.config.grpo.images)]
     seed = fold(run.config.seed, 'decoder', number) % 2**31
     images = rollouts.decoded(captions, seed, _sizes(run, found.shown))
     samples = [Sample(text, image) for text, image in zip(captions, images)]
-    return replace(found, samples=_grouped(samples, run.config.grpo.group_size))
+    return replace(found, samples=grouped(samples, samples_of(run.config)))
 
 
 def reconstruct(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
@@ -69,59 +75,100 @@ def reconstruct(run, rollouts: RolloutPrograms, params, number: int) -> Collecte
     n = run.config.grpo.group_size
     shown = asking.sources_of(run, number, groups_of(run.config))
     captions = rollouts.captions([each.image for each in shown])
-    rows, drawn, log_probs = _drawn(
-        *(run, rollouts, params, number),
-        *([text for text in captions for _ in range(n)], _sizes(run, shown)),
-    )
+    prompts = _prompts(run, [text for text in captions for _ in range(n)])
+    sizes = _sizes(run, shown)
+    rows, drawn, log_probs = _drawn(run, rollouts, params, number, prompts, sizes)
     asked = [Prompt(text) for text in captions]
-    return Collected(asked, shown, _grouped(drawn, n), [rows], [log_probs])
+    return Collected(asked, shown, grouped(drawn, n), [rows], [log_probs])
 
 
 def both(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
     """Captions of images, and images of these captions, by one policy."""
     found, captions = _captioned(run, rollouts, params, number)
-    sizes = _sizes(run, found.shown)
-    rows, drawn, log_probs = _drawn(run, rollouts, params, number, captions, sizes)
+    captions = [text for text in captions for _ in range(run.config.grpo.images)]
+    prompts, sizes = _prompts(run, captions), _sizes(run, found.shown)
+    rows, drawn, log_probs = _drawn(run, rollouts, params, number, prompts, sizes)
     samples = [replace(each, text=text) for each, text in zip(drawn, captions)]
     return replace(
         found,
-        samples=_grouped(samples, run.config.grpo.group_size),
+        samples=grouped(samples, samples_of(run.config)),
         rows=[*found.rows, rows],
         log_probs=[*found.log_probs, log_probs],
     )
 
 
+def think(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
+    """Thoughts about prompts, and images after each, in one row: as in a conversation, an image
+    follows the token <image>, and sees prompt and thought. After a thought without it there is
+    none.
+    """
+    config, images = run.config, run.config.grpo.images
+    asked = asking.prompts_of(run, number, groups_of(config))
+    pairs = [(None, f'draw {each.text}') for each in asked for _ in range(config.grpo.group_size)]
+    found = rollouts.texts(params, pairs, _seeds(config, 'text', number, len(pairs)))
+    said = training_rows.answers(rollouts, pairs, found)
+    prompts = [each for each in said for _ in range(images)]
+    rows, drawn, log_probs = _drawn(run, rollouts, params, number, prompts, _squares(run, prompts))
+    follows = np.array([each.tokens[-1] == run.tokenizer.image for each in prompts])
+    for name in ('representation_weight', 'pixel_weight'):
+        rows[name] *= follows[:, None]
+    thoughts = [text for text in _decoded(run, found) for _ in range(images)]
+    samples = [
+        replace(each if there else Sample(), text=text)
+        for each, there, text in zip(drawn, follows, thoughts)
+    ]
+    log_probs['text'] = np.repeat(found.log_probs, images, 0)
+    groups = grouped(samples, samples_of(config))
+    return Collected(asked, [Source()] * len(asked), groups, [rows], [log_probs])
+
+
 class Episode(NamedTuple):
-    """`collect(run, programs, params, number)`; `rows` of a sample; the policies that it can train;
-    whether there are questions before its texts.
+    """`collect(run, programs, params, number)`; the `rows` of a text and those of an image; the
+    policies that it can train; whether there are questions before its texts, and images after them.
     """
 
     collect: Callable
-    rows: int
+    rows: tuple[int, int]
     policies: tuple[str, ...]
     questions: bool = False
+    images: bool = False
 
 
 EPISODES = {
-    'generate': Episode(generate, 1, ('representation', 'flow')),
-    'answer': Episode(answer, 1, ('text',), questions=True),
-    'describe': Episode(describe, 1, ('text',)),
-    'reconstruct': Episode(reconstruct, 1, ('representation', 'flow')),
-    'both': Episode(both, 2, ('text', 'representation', 'flow')),
+    'generate': Episode(generate, (0, 1), ('representation', 'flow')),
+    'answer': Episode(answer, (1, 0), ('text',), questions=True),
+    'describe': Episode(describe, (1, 0), ('text',), images=True),
+    'reconstruct': Episode(reconstruct, (0, 1), ('representation', 'flow')),
+    'both': Episode(both, (1, 1), ('text', 'representation', 'flow'), images=True),
+    'think': Episode(
+        think, (0, 1), ('text', 'representation', 'flow'), questions=True, images=True
+    ),
 }
+
+
+def samples_of(config: ConfigDict) -> int:
+    """Samples of a group."""
+    return config.grpo.group_size * config.grpo.images
 
 
 def groups_of(config: ConfigDict) -> int:
     """Groups of a collection: its rows are those of `grpo.updates` batches. Raises UserError."""
     c = config.grpo
     rows = config.data.batch_size * c.updates
-    each = c.group_size * EPISODES[c.episode].rows
+    of_text, of_image = EPISODES[c.episode].rows
+    each = c.group_size * (of_text + of_image * c.images)
     if c.group_size < 2:
         raise UserError(f'grpo.group_size={c.group_size}: a group of one has no better sample')
+    if c.images > 1 and not EPISODES[c.episode].images:
+        raise UserError(
+            f'grpo.images={c.images}: grpo.episode={c.episode!r} has no texts with images; the '
+            'samples of a group are grpo.group_size'
+        )
     if rows % each:
         raise UserError(
             f'data.batch_size x grpo.updates = {rows} rows are not a multiple of {each}, the rows '
-            f'of a group (grpo.group_size={c.group_size}, grpo.episode={c.episode!r})'
+            f'of a group (grpo.group_size={c.group_size}, grpo.images={c.images}, '
+            f'grpo.episode={c.episode!r})'
         )
     return rows // each
 
@@ -137,24 +184,35 @@ def _written(run, rollouts: RolloutPrograms, params, number: int, shown, asked):
     pairs = [(s.image, a.text) for s, a in zip(shown, asked) for _ in range(n)]
     found = rollouts.texts(params, pairs, _seeds(run.config, 'text', number, len(pairs)))
     rows = training_rows.of_texts(rollouts, pairs, found)
-    texts = [clean(run.tokenizer.decode(ids.tolist())) for ids in found.tokens]
-    return Collected(asked, shown, [], [rows], [{'text': found.log_probs}]), texts
+    return Collected(asked, shown, [], [rows], [{'text': found.log_probs}]), _decoded(run, found)
+
+
+def _decoded(run, found) -> list[str]:
+    return [clean(run.tokenizer.decode(ids.tolist())) for ids in found.tokens]
 
 
 def _sizes(run, shown: Sequence[Source]) -> list[tuple[int, int]]:
     """(height, width) of the shown image, for each sample."""
-    return [each.image.shape[:2] for each in shown for _ in range(run.config.grpo.group_size)]
+    return [each.image.shape[:2] for each in shown for _ in range(samples_of(run.config))]
 
 
-def _drawn(run, rollouts: RolloutPrograms, params, number: int, texts: Sequence[str], sizes):
-    """(training rows, samples, log-probabilities) of one image of each text, of its size; None: the
-    largest square.
-    """
+def _squares(run, prompts: Sequence[layout.Text]) -> list[tuple[int, int]]:
+    """(height, width) of the largest square, for each sample."""
+    return [inputs.largest_square(run.config)] * len(prompts)
+
+
+def _prompts(run, texts: Sequence[str]) -> list[layout.Text]:
+    return [inputs.prompt_span(run.config, run.tokenizer, clean(text)) for text in texts]
+
+
+def _drawn(
+    run, rollouts: RolloutPrograms, params, number: int, prompts: Sequence[layout.Text], sizes
+):
+    """(training rows, samples, log-probabilities) of one image after each prompt, of its size."""
     config = run.config
-    seeds = _seeds(config, 'image', number, len(texts))
+    seeds = _seeds(config, 'image', number, len(prompts)).tolist()
     requests = [
-        replace(inputs.request(config, text, 0, size=size), seed=int(seed))
-        for text, size, seed in zip(texts, sizes, seeds)
+        ImageRequest(prompt, *size, seed) for prompt, size, seed in zip(prompts, sizes, seeds)
     ]
     found = rollouts.images(params, requests)
     rows = training_rows.of_images(rollouts, requests, found)
@@ -170,5 +228,6 @@ def _seeds(config: ConfigDict, what: str, number: int, count: int) -> np.ndarray
     return generator(config.seed, 'rollout', what, number).integers(2**31, size=count)
 
 
-def _grouped(samples: Sequence[Sample], n: int) -> list[list[Sample]]:
+def grouped(samples: Sequence[Sample], n: int) -> list[list[Sample]]:
+    """Each `n` that follow each other."""
     return [list(samples[start : start + n]) for start in range(0, len(samples), n)]

@@ -39,6 +39,23 @@ def advantages(rewards: np.ndarray, std: str) -> np.ndarray:
     return np.clip(centred / (spread + 1e-4), -MOST, MOST)
 
 
+def by_policy(rewards: np.ndarray, std: str) -> dict[str, np.ndarray]:
+    """{policy: float64 [groups, texts, images]}, the advantages of samples with rewards of this
+    shape, after Think-Then-Generate (arXiv 2601.10332).
+
+    A text has the mean reward of its images, and is compared with the texts of its group. An image
+    is compared with the images of its text; if each text has one image, with those of the group.
+    """
+    of_texts = advantages(rewards.mean(2), std)[..., None]
+    compared = rewards.reshape(-1, rewards.shape[2]) if rewards.shape[2] > 1 else rewards[..., 0]
+    of_images = advantages(compared, std).reshape(rewards.shape)
+    return {
+        'text': np.broadcast_to(of_texts, rewards.shape),
+        'representation': of_images,
+        'flow': of_images,
+    }
+
+
 @dataclass(frozen=True)
 class Tokens:
     """A policy over the tokens of a stream; `name`: text or representation."""

@@ -41,8 +41,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Sample:
-    """What came back: `text` that the policy wrote; an `image` uint8 [h, w, 3], and its
-    representation tokens int32 [N] if the policy sampled them.
+    """What came back: `text` that the policy wrote; an `image` uint8 [h, w, 3], None if none was
+    generated; its representation tokens int32 [N] if the policy sampled them.
     """
 
     text: str = ''
@@ -54,11 +54,13 @@ Reward = Callable[[Prompt, Source, Sample], float]
 
 
 def judged(prompt: Prompt, source: Source, sample: Sample) -> float:
-    """1 if the judge finds what the prompt asks for, else 0. Raises ValueError without a claim."""
+    """1 if the judge finds what the prompt asks for, else 0, also where no image came. Raises
+    ValueError without a claim.
+    """
     del source
     if prompt.claim is None:
         raise ValueError(f'the judge knows only prompts about scenes, not {prompt.text!r}')
-    return float(judge.accepts(prompt.claim, sample.image))
+    return float(sample.image is not None and judge.accepts(prompt.claim, sample.image))
 
 
 def recovered(prompt: Prompt, source: Source, sample: Sample) -> float:

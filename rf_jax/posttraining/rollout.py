@@ -31,7 +31,7 @@ class Images(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """Sampled texts; from where one ends all tokens are `eos`."""
+    """Sampled texts; after the end of one all tokens are the first of `stops`."""
 
     tokens: jax.Array  # int32 [B, length]
     log_probs: jax.Array  # float32 [B, length], 0 after the end
@@ -128,13 +128,13 @@ def _flow(model: Unified, config: ConfigDict, policy: FlowPolicy, params, row: B
 def texts(
     model: Unified,
     length: int,
-    eos: int,
+    stops: tuple[int, ...],
     params,
     batch: Batch,
     prompt_lengths: jax.Array,
     keys: jax.Array,
 ) -> Texts:
-    """A text of at most `length` tokens a row, after its prompt.
+    """A text of at most `length` tokens a row, after its prompt; any of `stops` ends it.
 
     `batch`, `prompt_lengths` int32 [B]: as `captioning.answer` takes them; keys [B].
     """
@@ -153,12 +153,12 @@ def texts(
         token = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, i), row))(
             keys, logits
         ).astype(jnp.int32)
-        token = jnp.where(ended, eos, token)
+        token = jnp.where(ended, stops[0], token)
         value = jnp.where(ended, 0.0, log_prob(logits, token))
         x = model.bind({'params': params}).embed_text(token[:, None])
         slot = jnp.minimum(prompt_lengths + i, text - 1)
         x, cache = kv_cache.one(model, params, batch, cache, slot, x, (1, 0, 0))
-        return (cache, x[:, 0], ended | (token == eos)), (token, value)
+        return (cache, x[:, 0], ended | jnp.isin(token, jnp.array(stops))), (token, value)
 
     start = cache, last, jnp.zeros(len(keys), bool)
     _, (tokens, log_probs) = jax.lax.scan(sample, start, jnp.arange(length))

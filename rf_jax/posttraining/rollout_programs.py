@@ -1,17 +1,29 @@
 """The jitted programs of rollouts, on the sampler of a run: all processes get complete results."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from rf_jax.data import layout
 from rf_jax.data.batch import Batch
 from rf_jax.evaluation import run_report
 from rf_jax.generation import generated_image, guidance, inputs
 from rf_jax.posttraining import policy, rollout
 from rf_jax.training import flow
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """An image to sample after `prompt`; `height` and `width` in pixels, `seed` its own."""
+
+    prompt: layout.Text
+    height: int
+    width: int
+    seed: int
 
 
 class RolloutPrograms:
@@ -22,6 +34,8 @@ class RolloutPrograms:
         self.sampler = sampler = run_report.sampler_of(run)
         self.model, self.placement = sampler.model, sampler.placement
         self.channels, self.flow_channels = self.model.channels, self.model.flow_channels
+        # A text ends where the model ends it, or goes on with an image.
+        self.stops = *self.tokenizer.ends, self.tokenizer.image
         self.policies = policy.policies(run.config)
         self.reference = None if reference is None else self.placement.params(reference)
         c, length = run.config.grpo, run.config.grpo.text_tokens
@@ -35,9 +49,7 @@ class RolloutPrograms:
 
         def texts(params, rows, lengths, seeds):
             keys = jax.vmap(jax.random.key)(seeds)
-            return rollout.texts(
-                self.model, length, self.tokenizer.eos, params, rows, lengths, keys
-            )
+            return rollout.texts(self.model, length, self.stops, params, rows, lengths, keys)
 
         self._images, self._texts = self.placement.jit(images), self.placement.jit(texts)
         self._forward = {
@@ -50,10 +62,12 @@ class RolloutPrograms:
         outputs = self.model.apply({'params': params}, batch, *where)
         return getattr(self.policies[name], what)(outputs, batch)
 
-    def images(self, params, requests: Sequence[inputs.Request]) -> rollout.Images:
+    def images(self, params, requests: Sequence[ImageRequest]) -> rollout.Images:
         """One image of each request, as numpy arrays."""
-        rows = inputs.generation_rows(self.config, self.tokenizer, self.channels, requests,
-                                      text=self.config.data.capacity.text)  # fmt: skip
+        prompts = [each.prompt for each in requests]
+        sizes = [(each.height, each.width) for each in requests]
+        text = self.config.data.capacity.text
+        rows = inputs.rows_after(self.config, self.channels, prompts, sizes, text)
         seeds = np.array([each.seed for each in requests], np.uint32)
         placed = self.placement.inputs((rows[guidance.ALL, True], seeds))
         return jax.tree.map(np.array, self._images(params, *placed))
@@ -67,7 +81,7 @@ class RolloutPrograms:
         ]
 
     def texts(self, params, pairs, seeds: np.ndarray) -> rollout.Texts:
-        """A text for each (image, question), as numpy arrays."""
+        """A text for each (image or None, question), as numpy arrays."""
         rows, lengths = inputs.answer_rows(
             self.config, self.tokenizer, self.channels, pairs, self.config.grpo.text_tokens
         )

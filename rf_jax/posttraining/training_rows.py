@@ -10,27 +10,25 @@ import numpy as np
 from rf_jax.data import image_ops, layout, spans
 from rf_jax.data.batch import Batch
 from rf_jax.data.records import clean
-from rf_jax.generation.inputs import Request
 from rf_jax.posttraining import rollout
-from rf_jax.posttraining.rollout_programs import RolloutPrograms
+from rf_jax.posttraining.rollout_programs import ImageRequest, RolloutPrograms
 
 
 def of_images(
-    rollouts: RolloutPrograms, requests: Sequence[Request], found: rollout.Images
+    rollouts: RolloutPrograms, requests: Sequence[ImageRequest], found: rollout.Images
 ) -> Batch:
-    """Rows of a prompt, the sampled tokens, and the noisy images before each stochastic step, which
-    do not see each other. `found` as numpy arrays.
+    """Rows of what stands before an image, its sampled tokens, and the noisy images before each
+    stochastic step, which do not see each other. `found` as numpy arrays.
     """
-    config, tokenizer = rollouts.config, rollouts.tokenizer
+    config = rollouts.config
     data, pool, policies = config.data, spans.pool_of(config), config.grpo.policies
     steps = found.z.shape[1] - 1 if 'flow' in policies else 0
     examples = []
     for each in requests:
         grid = each.height // data.patch_size, each.width // data.patch_size
-        prompt = spans.text_span(tokenizer, each.prompt, data.max_text_tokens, None, Counter())
         tokens = [layout.Representation(*grid, pool=pool, given=True)] if pool else []
         pixels = [layout.Pixels(*grid, pool=pool or 2)] * steps
-        examples.append([[prompt, *tokens, *pixels]])
+        examples.append([[each.prompt, *tokens, *pixels]])
     rows = _rows(rollouts, examples)
     for row, each in enumerate(requests):
         patches = (each.height // data.patch_size) * (each.width // data.patch_size)
@@ -47,29 +45,33 @@ def of_images(
 
 
 def of_texts(rollouts: RolloutPrograms, pairs, found: rollout.Texts) -> Batch:
-    """Rows of an image, a question and the sampled answer; each answer weighs the same."""
-    data, tokenizer = rollouts.config.data, rollouts.tokenizer
-    examples, lengths = [], []
-    for (image, question), ids in zip(pairs, found.tokens.tolist()):
+    """Rows of an image, a question and the sampled answer."""
+    patch, examples = rollouts.config.data.patch_size, []
+    for (image, _), text in zip(pairs, answers(rollouts, pairs, found)):
+        pixels = image_ops.patchify(image, patch)
         height, width = image.shape[:2]
-        pixels = image_ops.patchify(image, data.patch_size)
+        examples.append([[layout.Vision(height // patch, width // patch, pixels), text]])
+    return _rows(rollouts, examples)
+
+
+def answers(rollouts: RolloutPrograms, pairs, found: rollout.Texts) -> list[layout.Text]:
+    """Each question with its sampled answer up to its end, of which all tokens are learned."""
+    said = []
+    for (_, question), ids in zip(pairs, found.tokens.tolist()):
         head = spans.question_answer_span(
-            tokenizer, clean(question), None, data.max_text_tokens, Counter()
-        ).tokens
-        end = ids.index(tokenizer.eos) + 1 if tokenizer.eos in ids else len(ids)
-        answer = ids[:end]
-        targets = [-1] * (len(head) - 1) + answer + [-1]
-        lengths.append(len(answer))
-        vision = layout.Vision(height // data.patch_size, width // data.patch_size, pixels)
-        examples.append([[vision, layout.Text([*head, *answer], targets)]])
-    rows = _rows(rollouts, examples)
-    rows['text_weight'] /= np.array(lengths, np.float32)[:, None]
-    return rows
+            rollouts.tokenizer, clean(question), None, rollouts.config.data.max_text_tokens,
+            Counter(),
+        ).tokens  # fmt: skip
+        end = next((i for i, token in enumerate(ids, 1) if token in rollouts.stops), len(ids))
+        targets = [-1] * (len(head) - 1) + ids[:end] + [-1]
+        said.append(layout.Text([*head, *ids[:end]], targets))
+    return said
 
 
 def _rows(rollouts: RolloutPrograms, examples) -> Batch:
-    """The rows, with the fields of a rollout still empty."""
+    """The rows, with the fields of a rollout still empty. Each text weighs the same."""
     rows = layout.make_batch(examples, rollouts.config.data.capacity, rollouts.channels)
+    rows['text_weight'] /= np.maximum(rows['text_weight'].sum(1, keepdims=True), 1)
     count, tokens = rows['cells'].shape[:2]
     patches = rows['pixels'].shape[1]
     empty = {

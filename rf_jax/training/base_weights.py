@@ -11,10 +11,11 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from rf_jax.runtime import checkpoint, checkpoint_files, distributed, workdir
+from rf_jax.runtime import checkpoint_files, distributed, workdir
 from rf_jax.runtime.errors import UserError, require
-from rf_jax.training import initial_weights, state
-from rf_jax.training.initial_weights import Origin, Source
+from rf_jax.training import initial_weights, state, weight_sources
+from rf_jax.training.initial_weights import Origin
+from rf_jax.training.weight_sources import Source
 
 FILE = 'base.json'
 PIECE = 4096  # bytes of the beginning and of the end of a file that its checksum covers
@@ -24,8 +25,10 @@ def record(run, sources: Sequence[Source]) -> None:
     """Writes `base.json` to the workdir of a run with adapters that starts from these sources."""
     if not isinstance(run.abstract, state.AdapterState):
         return
-    held = [{'run': str(source.folder), 'step': source.step, 'checksum': _checksum(source)}
-            for source in sources]  # fmt: skip
+    held = [
+        {'from': str(s.folder), 'step': s.step, 'checksum': _checksum(s.files(s.folder, s.step))}
+        for s in sources
+    ]
     workdir.write_run_files(run.workdir, {FILE: json.dumps(held, indent=1)})
 
 
@@ -39,7 +42,7 @@ def beside(run, saved: state.State) -> state.State:
     sources = recorded(run.config, run.workdir)
     origins = origins_of(run.abstract, sources, run.config)
     for source in sources:
-        logging.info('Frozen weights: %s at step %d', source.folder, source.step)
+        logging.info('Frozen weights: %s', source)
     found = initial_weights.read(sources, origins, checkpoint_files.flatten(run.abstract))
     leaves = [found[f'base/{path}'] for path in checkpoint_files.flatten(run.abstract.base)]
     base = jax.tree.unflatten(jax.tree.structure(run.abstract.base), leaves)
@@ -65,34 +68,35 @@ def recorded(config, folder: Path) -> list[Source]:
             f'{folder / FILE}, which says to what weights the adapters belong, cannot be read: '
             f'{error}'
         ) from None
-    others = initial_weights.other_runs(config)
+    listed = weight_sources.listed(config)
     field = f'initialise_from={config.initialise_from}'
     require(
-        len(others) == len(held),
-        f'{field}: the adapters in {folder} were trained from {len(held)} runs; see {FILE} there',
+        len(listed) == len(held),
+        f'{field}: the adapters in {folder} were trained beside {len(held)} sources; see {FILE} '
+        'there',
     )
     sources = []
-    for other, (step, checksum) in zip(others, held):
+    for (kind, other), (step, checksum) in zip(listed, held):
+        files = kind.files(other, step)
         require(
-            checkpoint.has_step(other, step),
-            f'{field}: the adapters in {folder} belong to step {step} of {other}, which is not '
-            'there. If that run was moved, change initialise_from (resuming: '
-            f'--config.initialise_from; else in {folder}/config.json)',
+            files.is_dir(),
+            f'{field}: the adapters in {folder} belong to {files}, which is not there. If it was '
+            'moved, change initialise_from (resuming: --config.initialise_from; else in '
+            f'{folder}/config.json)',
         )
-        sources.append(initial_weights.open_run(other, step))
         require(
-            _checksum(sources[-1]) == checksum,
-            f'{field}: step {step} of {other} has changed since the adapters in {folder} were '
-            'trained beside it; restore it, or train them again',
+            _checksum(files) == checksum,
+            f'{field}: {files} has changed since the adapters in {folder} were trained beside it; '
+            'restore it, or train them again',
         )
+        sources.append(kind.open(other, step))
     return sources
 
 
-def _checksum(source: Source) -> str:
-    """Of the names, sizes, first and last bytes of the files of a checkpoint, which are written
-    once: cheap, whatever their size.
+def _checksum(top: Path) -> str:
+    """Of the names, sizes, first and last bytes of all files in a folder: cheap, whatever their
+    size.
     """
-    top = source.folder / 'checkpoints' / str(source.step)
 
     def digest() -> bytes:
         found = hashlib.sha256()

@@ -94,6 +94,7 @@ FIELDS: Mapping[str, Bounds] = {
     'model.attention.block_k': COUNT,
     **_prefixed('model.encoder', _TOWER | {
         'query_value_bias': Boolean(),
+        'position_grid': COUNT,
         'pixel_mean': Each(SHARE, 3),
         'pixel_std': Each(Finite(0, 1, above=True), 3),
     }),

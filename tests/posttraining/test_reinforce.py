@@ -4,80 +4,17 @@ import jax
 import numpy as np
 import pytest
 from shrink import quick_compilation, shrink
+from tiny_grpo import begins_with_a, bright, built, code_five, config_of, fed, moved, trained
 
 from configs import base
-from configs.posttraining import grpo, unified_grpo
+from configs.posttraining import grpo, thoughts, unified_grpo
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.generation.sampler import Sampler
-from rf_jax.posttraining import collector, policy, reference
-from rf_jax.posttraining.collector import Collector
+from rf_jax.posttraining import collector, reference
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import train_loop
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
-
-
-def config_of(changes=None):
-    config = shrink(base.get_config())
-    with config.unlocked():
-        config.grpo = grpo.fields()
-    config.data.batch_size = 16
-    config.data.capacity.update(pixels=32, pixel_images=2)
-    config.model.representation.codebook_size = 8
-    config.optimizer.update(learning_rate=0.01, warmup_steps=1, weight_decay=0.0)
-    config.grpo.update_from_flattened_dict(
-        {'prompts': 'captions', 'text_tokens': 4, 'flow.steps': 4, 'flow.stochastic': (0, 2)}
-    )
-    config.grpo.rewards = (('own', 1.0),)
-    config.update_from_flattened_dict(changes or {})
-    return config
-
-
-def built(workdir, changes=None, devices=1):
-    config = config_of(changes)
-    collector.check(config)
-    return train_loop.build(config, workdir, jax.devices()[:devices], policy.objective)
-
-
-def fed(run, state, reward):
-    return Collector(run, jax.tree.map(lambda x: x.copy(), state.ema), {'own': reward})
-
-
-def code_five(prompt, source, sample):
-    return float(np.mean(sample.tokens == 5))
-
-
-def begins_with_a(prompt, source, sample):
-    words = sample.text.split()
-    return float(np.mean([word[0] == 'a' for word in words])) if words else 0.0
-
-
-def bright(prompt, source, sample):
-    return float(sample.image.mean()) / 255
-
-
-def moved(state):
-    """Off the initial point, where all images are grey."""
-
-    def noisy(x):
-        return x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
-
-    return state.replace(params=jax.tree.map(noisy, state.params))
-
-
-def trained(workdir, reward, changes, **options):
-    """(state, mean reward of each step) of a run from random weights."""
-    run = built(workdir, changes)
-    new = run.initialise
-    run.initialise = lambda: moved(new())
-    seen = []
-
-    def noted(*asked):
-        seen.append(reward(*asked))
-        return seen[-1]
-
-    feed = fed(run, run.initialise(), noted)
-    state = train_loop.train(run, feed=feed, unit=run.config.grpo.updates, **options)
-    return state, np.reshape(seen, (run.config.steps, -1)).mean(1)
 
 
 # Few values, only the biases of the head are trained, and with a large floor of 1 - t some noise of
@@ -273,10 +210,6 @@ def test_a_reference_of_another_shape_is_one_clear_error(tmp_path):
             {'grpo.policies': ('flow',), 'grpo.flow.stochastic': (0, 3)},
             r'needs data\.capacity\.pixels=48 and data\.capacity\.pixel_images=3',
         ),
-        (
-            {'grpo.policies': ('text',), 'grpo.episode': 'answer', 'grpo.text_tokens': 30},
-            r'grpo\.text_tokens=30 .* exceed data\.capacity\.text=32',
-        ),
     ],
 )
 def test_fields_that_do_not_fit_together_are_one_line(changes, message):
@@ -284,16 +217,24 @@ def test_fields_that_do_not_fit_together_are_one_line(changes, message):
         collector.check(config_of({'grpo.group_size': 8} | changes))
 
 
+def test_a_text_that_no_row_can_hold_is_refused():
+    changes = {'grpo.policies': ('text',), 'grpo.episode': 'answer', 'grpo.text_tokens': 30}
+    with pytest.raises(UserError, match=r'grpo\.text_tokens=30 .* exceed data\.capacity\.text=32'):
+        collector.check_text(config_of(changes), SentencePieceTokenizer)
+
+
 @pytest.mark.parametrize(
     'config',
     [
         *(grpo.get_config(name) for name in grpo.POLICIES),
         *(unified_grpo.get_config(name) for name in unified_grpo.STAGES if name != 'long_caption'),
+        *(thoughts.get_config(name) for name in thoughts.POLICIES),
     ],
     ids=lambda config: config.grpo.episode + '-' + '-'.join(config.grpo.policies),
 )
 def test_the_configs_fit_together_as_they_are(config):
     collector.check(config)
+    collector.check_text(config, SentencePieceTokenizer)
 
 
 def test_a_config_without_grpo_names_the_other_command():

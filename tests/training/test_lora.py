@@ -253,7 +253,7 @@ class TestReopening:
             assert '\n' not in str(error.value)
         shutil.rmtree(there)
         for reopen in (Sampler.load, lambda folder: train_loop.train(adapted(folder, there))):
-            with pytest.raises(UserError, match=r'step 2 of .*there, which is not there'):
+            with pytest.raises(UserError, match=r'there/checkpoints/2, which is not there'):
                 reopen(tmp_path / 'run')
         (tmp_path / 'run' / 'base.json').unlink()
         with pytest.raises(UserError, match=r'base\.json, .*cannot be read'):
