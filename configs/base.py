@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     data.threads = 1
 
     tokenizer = config.tokenizer = ConfigDict()
-    tokenizer.vocab_size = 2048  # V of a new one; SentencePiece lowers it itself on a tiny corpus
+    tokenizer.vocab_size = 2048  # V of a new one, and of compile_check; lower on a tiny corpus
     # A SentencePiece .model file, Qwen's tokenizer.json, or a folder of downloaded weights or of a
     # run that holds one; V is then theirs. '' trains a SentencePiece model on the sources.
     tokenizer.path = ''
@@ -142,7 +142,7 @@ def get_config() -> ConfigDict:
     encoder.unroll = 1  # as backbone.unroll
 
     # What the flow generates: pixels | vae (latents of model.autoencoder, trained by a separate
-    # run)
+    # run) | wan (latents of Wan 2.1's VAE, from its own weights)
     model.space = 'pixels'
     autoencoder = model.autoencoder = ConfigDict()  # encoder and decoder, both as model.encoder
     autoencoder.channels = 16  # of a latent; one latent per patch
@@ -157,6 +157,11 @@ def get_config() -> ConfigDict:
     autoencoder.norm_eps = 1e-5
     autoencoder.remat = 'none'
     autoencoder.unroll = 1
+
+    wan = model.wan = ConfigDict()  # Wan 2.1's VAE, of one frame; 16 channels per 8 x 8 pixels
+    wan.base_dim = 96  # channels of the widest feature map
+    wan.dim_mult = (1, 2, 4, 4)  # factors of base_dim; each but the last halves the resolution
+    wan.num_res_blocks = 2  # of the encoder at each resolution; the decoder has one more
 
     representation = model.representation = ConfigDict()
     # forcing (the paper's: discrete tokens before the pixels) | continuous (features before them,
@@ -263,6 +268,7 @@ def get_config() -> ConfigDict:
             r'(patch_embed|bottleneck|patch|logits|text_head|features|predicted|posterior)/kernel$',
             ('fsdp', 'tensor'),
         ),
+        (r'conv\w*/kernel$', ('fsdp', 'tensor')),
         (r'table$', ('tensor', 'fsdp')),
         (r'class_and_registers$', (None, 'fsdp')),
         (r'codebook$', ('fsdp', None)),

@@ -107,6 +107,7 @@ KEPT = {
     'model.encoder.unroll': 'compiles a single layer',
     'model.space': 'paper',
     'model.autoencoder': 'only for space vae',
+    'model.wan': 'only for space wan',
     'model.representation.kind': 'paper',
     'model.representation.pool': 'paper',
     'model.representation.quantizer.mode': 'paper, as printed',

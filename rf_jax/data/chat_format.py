@@ -35,7 +35,7 @@ class ChatFormat:
 
 
 def plain(bos: int, answer: int, eos: int) -> ChatFormat:
-    """Three special tokens; the same turns as in `spans.text_span` and `spans.document`."""
+    """Of the SentencePiece models of this package: three special tokens, no names of roles."""
     return ChatFormat(
         before={'system': (bos,), 'user': (bos,), 'assistant': ()},
         after={'system': (eos,), 'user': (answer,), 'assistant': (eos,)},

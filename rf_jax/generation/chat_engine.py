@@ -197,4 +197,4 @@ class ChatEngine:
         answer.wants_image = stop == (self.tokenizer.image,)
         if not (answer.ended or answer.wants_image) and min(answer.left, answer.row.left()) < 1:
             answer.ended = LENGTH
-        return Said(tokens[:written], ended=answer.ended)
+        return Said(said, ended=answer.ended)

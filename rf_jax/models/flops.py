@@ -93,4 +93,5 @@ def train_step(config: ConfigDict, vocabulary: int, pairs: Pairs | None = None) 
     total += (1 if frozen('encoder/layers/query/kernel') else 3) * seen
     total += encoder(*targets) if kind.needs_features else 0.0
     total += sum(encoder(*targets, tower) for tower in towers)
+    total += capacity.pixels * space.patch_flops(config)
     return config.data.batch_size * total

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rf_jax.models import packed_images
 from rf_jax.models.attention import Attention
 from rf_jax.models.layers import GELU, Dense, LayerNorm, flat_product
 from rf_jax.models.token_sharding import UNSHARDED, TokenSharding
@@ -53,14 +54,11 @@ def resize_weights(image: jax.Array, coords: jax.Array, images: int, side: int) 
     """float32 [B, P, 2, side]: the weights with which each patch reads the rows and the columns of
     a side x side table that is resized to its image.
 
-    Bilinear with antialias, corners not aligned, as torch's `interpolate` and transformers. The
-    sizes of the images follow from their coordinates: the first of n rows is at 1 / n - 1.
+    Bilinear with antialias, corners not aligned, as torch's `interpolate` and transformers.
     """
-    own = image[..., None] == jnp.arange(images, dtype=image.dtype)
-    first = jnp.where(own[..., None], coords[:, :, None], 0.0).min(1)
-    first = jnp.take_along_axis(first, jnp.maximum(image, 0)[..., None], 1)
-    step = side / jnp.round(1 / (1 + first))  # of the table, from a patch to the next
-    centre = (coords + 1) / 2 * side - 0.5
+    at, size = packed_images.cells(image, coords, images)
+    step = side / size  # of the table, from a patch to the next
+    centre = (at + 0.5) * step - 0.5
     distance = jnp.abs(centre[..., None] - jnp.arange(side, dtype=jnp.float32))
     weights = jnp.maximum(1 - distance / jnp.maximum(step, 1.0)[..., None], 0.0)
     return weights / weights.sum(-1, keepdims=True)

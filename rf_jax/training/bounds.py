@@ -99,6 +99,9 @@ FIELDS: Mapping[str, Bounds] = {
         'pixel_std': Each(Finite(0, 1, above=True), 3),
     }),
     **_prefixed('model.autoencoder', _TOWER | {'channels': COUNT}),
+    'model.wan.base_dim': COUNT,
+    'model.wan.dim_mult': Each(COUNT),
+    'model.wan.num_res_blocks': COUNT,
     **_prefixed('model.representation', {
         'pool': COUNT,
         'alignment_layer': COUNT,
