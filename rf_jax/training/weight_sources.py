@@ -13,6 +13,7 @@ import jax
 from rf_jax.interop.pretrained import NEW, PREFIX, Pretrained
 from rf_jax.runtime import checkpoint, checkpoint_files, distributed, paths
 from rf_jax.runtime.errors import UserError
+from rf_jax.training import lora
 
 TAKEN = ('params', 'ema', 'codebook')  # parts of a state that can come from elsewhere
 
@@ -66,7 +67,13 @@ class Run:
                 f'initialise_from: the checkpoint in {directory} has {", ".join(sorted(held))}, '
                 f'not {", ".join(TAKEN)}: it is not a checkpoint of rf_jax.train'
             )
-        return cls(folder, step, checkpoint_files.flatten({name: held[name] for name in TAKEN}))
+        arrays = checkpoint_files.flatten({name: held[name] for name in TAKEN})
+        if any(map(lora.is_adapter, arrays)):
+            raise UserError(
+                f'initialise_from: {folder} has adapters of other weights (lora.rank), no whole '
+                'model: export it first, which merges them'
+            )
+        return cls(folder, step, arrays)
 
     def __str__(self) -> str:
         return f'{self.folder} at step {self.step}'

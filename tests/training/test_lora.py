@@ -263,3 +263,9 @@ class TestReopening:
         run = adapted(tmp_path / 'run', start, initialise_new=(r'^connector/',))
         with pytest.raises(UserError, match=r'connector/.* is new, but frozen: .*lora\.full'):
             train_loop.train(run)
+
+    def test_adapters_alone_are_nothing_to_start_from(self, trained, tmp_path):
+        run, _ = trained
+        other = tiny_run(tmp_path / 'run', MOE | {'initialise_from': str(run.workdir)})
+        with pytest.raises(UserError, match=r'has adapters of other weights \(lora\.rank\)'):
+            train_loop.train(other)
