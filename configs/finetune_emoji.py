@@ -24,6 +24,7 @@ def get_config(variant: str = 'lora'):
     config.optimizer.learning_rate = rate
     config.optimizer.freeze = frozen
     config.optimizer.warmup_steps = 20
+    config.initialise_from_average = True
     config.steps = 300
     config.model.representation.quantizer.data_init_steps = ()
     config.model.representation.quantizer.momentum = 1.0
