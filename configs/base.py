@@ -230,6 +230,15 @@ def get_config() -> ConfigDict:
     optimizer.grad_accum_steps = 1  # microbatches per step; gradients are averaged over all tokens
     optimizer.max_skipped_steps = 20  # consecutive non-finite steps before the run stops
 
+    # Low-rank adapters of frozen weights (docs/usage.md): a kernel W of `initialise_from`, or its
+    # average, is used as W + alpha / rank a b, and only a, b and `full` are trained and saved.
+    lora = config.lora = ConfigDict()
+    lora.rank = 0  # r of a [D, r] and b [r, F]; 0: no adapters, everything is trained
+    lora.alpha = 16.0
+    # Regexes on parameter paths; of what they match, kernels have adapters, routers too.
+    lora.targets = (r'^backbone/.*(query|key|value|output|gate|up|down)',)
+    lora.full = ()  # regexes of parameters that are trained without adapters
+
     ema = config.ema = ConfigDict()
     ema.decay = 0.999  # paper: 0.9999
     # Limits the decay to (1 + step) / (warmup_offset + step). False: only for `initialise_new`; the

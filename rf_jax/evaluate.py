@@ -31,6 +31,9 @@ _CONVERSATIONS = flags.DEFINE_integer(
     0,
 )
 _GUIDED = flags.DEFINE_bool('guidance', True, 'Guide generation as config.sampling says.')
+_SOURCES = flags.DEFINE_string(
+    'sources', None, 'Evaluate on these in place of data.sources of the run, as in --sources=emoji.'
+)
 _OUT = flags.DEFINE(
     cli.PATH, 'out', None, 'Folder for the table and the grid; the workdir by default.'
 )
@@ -53,6 +56,7 @@ def main(argv):
     if not _GUIDED.value:
         config.sampling.guidance_representation = config.sampling.guidance_pixels = 1.0
         config.sampling.guidance_text = config.sampling.guidance_image = 0.0
+    config.data.sources = _SOURCES.value or config.data.sources
     data, samples = config.data, _SAMPLES.value or config.evaluation.samples
     seed = config.seed if _SEED.value is None else _SEED.value
     if not samples:

@@ -20,6 +20,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.steps = 4
     config.compilation_cache = CACHE
     config.initialise_from = ''
+    config.lora.rank = 0  # nothing to adapt
     data = config.data
     if talks(config):
         data.sources = 'scenes:aligned/48/conversations/count=100'

@@ -92,7 +92,7 @@ def check(run: Run, memory: float | None = None) -> None:
     generates = scoring.generates(config) and first_images(run)[0] is not None
     if not memory or not generates:
         return
-    average = jitted.nbytes_per_device(run.abstract.ema)
+    average = jitted.nbytes_per_device(run.abstract_average)
     state = jitted.nbytes_per_device(run.abstract)
     state -= sum(jitted.nbytes_per_device(getattr(run.abstract, name)) for name in config.offload)
     while_training = state + (average if 'ema' in config.offload else 0.0)
@@ -112,7 +112,7 @@ def check(run: Run, memory: float | None = None) -> None:
 
 def copied_bytes(run: Run) -> float:
     """Bytes on a device of the layers, which are copied to have them one by one, if they are."""
-    layers = run.abstract.ema['backbone']['layers']
+    layers = run.abstract_average['backbone']['layers']
     return 0.0 if Placement.of(run.mesh).stacked else jitted.nbytes_per_device(layers)
 
 
@@ -129,7 +129,7 @@ def cache_bytes(run: Run) -> float:
     sample_tokens = partial(token_sampling.sample, run.model, options)
     _, cache = jax.eval_shape(
         lambda params, batch, keys: sample_tokens(params, batch, contexts, keys),
-        *(run.abstract.ema, batch, keys),
+        *(run.abstract_average, batch, keys),
     )
     per_device = sampler.placement.full(ROWS) / sampler.placement.multiple
     return per_device * sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(cache))
@@ -169,7 +169,8 @@ def at_end(run: Run, state: State) -> str:
     Returns the table to print.
     """
     sampler = sampler_of(run)
-    sampler.params = sampler.placement.params(state.ema)
+    average = run.average(state)
+    sampler.params = sampler.placement.params(average)
     source, numbers = first_images(run)
     if not len(numbers):
         return 'no images: nothing to evaluate'
@@ -179,7 +180,7 @@ def at_end(run: Run, state: State) -> str:
     table = evaluate(trained, source, run.workdir, samples, run.config.seed)
     generates = run.config.data.tasks.get('text_to_image', 0) > 0
     if generates and scoring.has_codes(run.config) and not scoring.trains_on_scenes(run.config):
-        ema = sharding.to_device_memory(state.ema)
+        ema = sharding.to_device_memory(average)
         share = code_content.codes_over_an_epoch(run, state.replace(ema=ema))
         table += f'\ncodebook: {share:.1%} of the prototypes are used over an epoch'
     return table

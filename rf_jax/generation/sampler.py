@@ -34,8 +34,9 @@ from rf_jax.generation.chat_row import ChatRow
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.generation.inputs import Request
 from rf_jax.generation.placement import ONE_DEVICE, Placement
+from rf_jax.generation.trained_weights import read_params
 from rf_jax.models import unified
-from rf_jax.runtime import checkpoint, compilation, paths, renamed_fields
+from rf_jax.runtime import compilation, paths, renamed_fields
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import bounds
 
@@ -104,10 +105,8 @@ class Sampler:
                 f'{path} was written by another version of rf_jax: {error}. Add the field as in '
                 'configs/base.py'
             ) from None
-        sampler.step, saved = checkpoint.restore_placed(
-            workdir / 'checkpoints', step, only='ema', place=placement.shapes
-        )
-        sampler.params = placement.by_layer(saved['ema'], free=True)
+        sampler.step, params = read_params(workdir, step, config, tokenizer.size, placement)
+        sampler.params = placement.by_layer(params, free=True)
         return sampler
 
     def options(self, **changes) -> image_sampling.Options:

@@ -19,7 +19,7 @@ from rf_jax.posttraining.rewards import Reward
 from rf_jax.posttraining.rollout_programs import RolloutPrograms
 from rf_jax.runtime import distributed
 from rf_jax.runtime.errors import UserError, choose, require
-from rf_jax.training import flow
+from rf_jax.training import flow, lora
 from rf_jax.training.state import State
 from rf_jax.training.step_metrics import StepMetrics
 
@@ -31,6 +31,10 @@ def check(config) -> None:
             'the config has no field grpo: rf_jax.reinforce runs those of '
             'configs/posttraining/grpo.py and unified_grpo.py; rf_jax.train runs the others'
         )
+    require(
+        not lora.enabled(config),
+        f'lora.rank={config.lora.rank}: GRPO trains no adapters, set it to 0',
+    )
     c = config.grpo
     trainable = choose('grpo.episode', c.episode, episodes.EPISODES).policies
     for name in c.policies:

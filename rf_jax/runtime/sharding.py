@@ -24,7 +24,7 @@ def path_name(path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
 
 
-def shardings(abstract_tree: Any, mesh: Mesh, rules: Iterable) -> Any:
+def shardings(abstract_tree: Any, mesh: Mesh, rules: Iterable, small: str | None = None) -> Any:
     """Shardings of a tree of parameters, optimizer state or EMA.
 
     Args:
@@ -41,7 +41,8 @@ def shardings(abstract_tree: Any, mesh: Mesh, rules: Iterable) -> Any:
 
     Raises:
       UserError: a row is invalid, no row matches a parameter, a row has more axes than a parameter
-        has dimensions, or, when fsdp > 1, more than 2 % of the bytes are replicated.
+        has dimensions, or, when fsdp > 1, more than 2 % of the bytes are replicated, those of
+        paths that match the regex `small` not counted.
     """
     table = [_parse(row, mesh) for row in rules]
     leaves, structure = jax.tree_util.tree_flatten_with_path(abstract_tree)
@@ -55,7 +56,7 @@ def shardings(abstract_tree: Any, mesh: Mesh, rules: Iterable) -> Any:
             else:
                 axes = _spec(name, leaf.shape, *row, mesh)
         sharding = NamedSharding(mesh, axes)
-        if sharding.is_fully_replicated:
+        if sharding.is_fully_replicated and not (small and re.search(small, name)):
             replicated.append((_bytes(leaf), name))
         placed.append(sharding)
     if uncovered:

@@ -21,7 +21,7 @@ from rf_jax.runtime import checkpoint, distributed, errors, paths, workdir
 from rf_jax.runtime.errors import Unavailable, UserError
 from rf_jax.study import plan, plots, report
 from rf_jax.study.plan import Job
-from rf_jax.training import train_loop
+from rf_jax.training import lora, train_loop
 
 WAIT = 5  # seconds between checks of the jobs of other processes
 Score = Callable[..., scoring.Score]
@@ -129,6 +129,7 @@ def finish(job: Job, score: Score, log_progress: Callable[[], None]) -> bool:
 
     Raises UserError if training fails or a stage leaves no checkpoint.
     """
+    errors.require(not lora.enabled(job.config), f'{job.folder}: studies train no adapters')
     run_ = train_loop.build(job.config, job.folder)
     scorer = Scorer(job, run_, score, log_progress)
     with run_.goodput.phase('evaluation'):
@@ -143,7 +144,9 @@ def finish(job: Job, score: Score, log_progress: Callable[[], None]) -> bool:
         )
     if job.score(job.last) is None:
         with run_.goodput.phase('evaluation'):
-            scorer.at(job.last, state.ema, scorer.sampler.placement.gather(state.codebook))
+            scorer.at(
+                job.last, run_.average(state), scorer.sampler.placement.gather(state.codebook)
+            )
     run_.goodput.save(job.last, distributed.is_main())
     return True
 

@@ -15,7 +15,7 @@ from rf_jax.data import data_fields, source_list, spans
 from rf_jax.models import representation, spaces
 from rf_jax.runtime import mesh, paths, renamed_fields, sharding
 from rf_jax.runtime.errors import UserError, choose, require
-from rf_jax.training import bounds, flow, jitted, optimizer, weight_sources
+from rf_jax.training import bounds, flow, jitted, lora, optimizer, weight_sources
 
 DTYPES = dict.fromkeys(('float32', 'bfloat16'))
 
@@ -53,6 +53,7 @@ def check(config) -> None:
     representation.check(config)
     for pattern in config.optimizer.freeze:
         optimizer.frozen('', (pattern,))  # raises if it is not a regular expression
+    lora.check(config)
     spaces.of(config).check(config)
     require(
         config.losses.reconstruction > 0 or not config.losses.kl,

@@ -20,7 +20,7 @@ from absl import logging
 from rf_jax.data.tokenizer import KINDS, tokenizer_file
 from rf_jax.runtime import checkpoint, checkpoint_files, distributed
 from rf_jax.runtime.errors import UserError, require
-from rf_jax.training import jitted, optimizer, state, weight_sources
+from rf_jax.training import jitted, lora, optimizer, state, weight_sources
 from rf_jax.training.weight_sources import TAKEN, Source
 
 SHOWN = 10  # most paths in an error message
@@ -90,10 +90,7 @@ def from_sources(run: jitted.Programs) -> tuple[state.State, list[Source]]:
     text = table(run.abstract, sources, origins, run.config.optimizer)
     logging.info('Where each parameter comes from:\n%s', text)
     names = checkpoint_files.flatten(run.abstract)
-    found: dict[str, jax.Array] = {}
-    for number, source in enumerate(sources):
-        own = {to: origin.path for to, origin in origins.items() if origin.source == number}
-        found |= _read(source, own, names)
+    found = read(sources, origins, names)
     new = run.initialise_only(names.keys() - found.keys())
     leaves = [found[name] if name in found else new[name] for name in names]
     return jax.tree.unflatten(jax.tree.structure(run.abstract), leaves), sources
@@ -105,17 +102,20 @@ def plan(abstract: state.State, sources: Sequence[Source], config) -> dict[str, 
     An array comes from the first source that has its path, after rewriting by `initialise_as`,
     unless a regex of `weight_sources.new` matches. Frozen parameters start from their EMA, which is
     what was evaluated and what targets are computed with: starting from the weights would make the
-    EMA, which must not change, drift towards them. With `initialise_from_average` all do. Raises
-    UserError.
+    EMA, which must not change, drift towards them. With `initialise_from_average` all do, and in
+    runs with adapters. Raises UserError.
     """
-    average, new = config.initialise_from_average, weight_sources.new(config)
+    average = config.initialise_from_average or lora.enabled(config)
+    new = weight_sources.new(config)
     origins, wrong = {}, []
-    for name, leaf in checkpoint_files.flatten({n: getattr(abstract, n) for n in TAKEN}).items():
+    for name, leaf in _taken(abstract).items():
         part, _, path = name.partition('/')
         path = path or name  # the codebook has no path
         if any(re.search(pattern, path) for pattern in new):
+            require(part != 'base', f'{path} is new, but frozen: add it to lora.full')
             continue
-        if part == 'params' and (average or optimizer.frozen(path, config.optimizer.freeze)):
+        frozen = average or optimizer.frozen(path, config.optimizer.freeze)
+        if part == 'base' or (part == 'params' and frozen):
             part = 'ema'
         for pattern, replacement in config.initialise_as:
             path = re.sub(pattern, replacement, path)
@@ -143,6 +143,24 @@ def plan(abstract: state.State, sources: Sequence[Source], config) -> dict[str, 
     return origins
 
 
+def read(
+    sources: Sequence[Source], origins: Mapping[str, Origin], wanted: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """{path in the state: array} for all origins, with the shardings and dtypes of `wanted`."""
+    found: dict[str, jax.Array] = {}
+    for number, source in enumerate(sources):
+        own = {to: origin.path for to, origin in origins.items() if origin.source == number}
+        found |= _read(source, own, wanted)
+    return found
+
+
+def _taken(abstract: state.State) -> dict[str, jax.ShapeDtypeStruct]:
+    """{path: leaf} of what can come from other runs: all but adapters, which are new."""
+    parts = {name: getattr(abstract, name) for name in (*TAKEN, 'base') if hasattr(abstract, name)}
+    found = checkpoint_files.flatten(parts)
+    return {path: leaf for path, leaf in found.items() if not lora.is_adapter(path)}
+
+
 def _read(source: Source, paths: Mapping[str, str], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """{path in the state: array} for one source, reading each of its arrays once."""
     first = {}
@@ -167,7 +185,7 @@ def table(
     factors = optimizer.lr_multipliers(abstract.params, config.lr_multipliers, config.freeze)
     factor_of = checkpoint_files.flatten({'params': factors})
     counts: Counter = Counter()
-    for name, leaf in checkpoint_files.flatten({n: getattr(abstract, n) for n in TAKEN}).items():
+    for name, leaf in _taken(abstract).items():
         origin, group, factor = origins.get(name), _group(name), factor_of.get(name, 1.0)
         text = 'new'
         if origin:
@@ -186,6 +204,6 @@ def table(
 def _group(name: str) -> str:
     """backbone/layers/pixels, encoder, text_head, ...; the whole EMA is one group."""
     part, *path = name.split('/')
-    if part != 'params':
+    if part not in ('params', 'base'):
         return part
     return '/'.join(path[:3] if path[0] == 'backbone' and len(path) > 3 else path[:1])

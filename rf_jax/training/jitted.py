@@ -1,7 +1,9 @@
 """The jitted programs of a run and their input shapes, built without data or computation."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -12,13 +14,14 @@ from rf_jax.data import layout
 from rf_jax.models import unified
 from rf_jax.runtime import checkpoint_files, mesh, sharding
 from rf_jax.runtime.errors import UserError, choose
-from rf_jax.training import optimizer, state, step
+from rf_jax.training import lora, optimizer, state, step
 
 
 @dataclass(kw_only=True)
 class Programs:
     """`train_step(state, batch)` donates its state; `initialise()` makes a sharded state;
-    `initialise_only(paths)` makes only the arrays at those paths.
+    `initialise_only(paths)` makes only the arrays at those paths; `average(state)` is the EMA of
+    the whole model.
 
     `model` runs on one device or as XLA shards it; the train step has its own model, sharded over
     the mesh.
@@ -29,7 +32,9 @@ class Programs:
     model: unified.Unified
     abstract: state.State  # ShapeDtypeStruct with the sharding of each array
     initialise: Callable[[], state.State]
+    abstract_average: Any  # like `abstract`
     initialise_only: Callable[[Set[str]], dict[str, jax.Array]]
+    average: Callable[[state.State], Any]
     train_step: Callable
     terms: Sequence[str]  # of its loss
 
@@ -101,27 +106,20 @@ def build(
     check(config, mesh_)
     model = unified.build(config, vocabulary, platform=platform)
 
-    def optimizer_of(params):
-        return optimizer.build(config.optimizer, params, config.steps)
-
-    def new_state():
-        width, codes = config.model.encoder.width, config.model.representation.codebook_size
-        return state.initialise(model, optimizer_of, codes, width, config.seed)
-
+    new_state = partial(initial_state, config, model)
     abstract = jax.eval_shape(new_state)
-    where = sharding.shardings(abstract, mesh_, config.sharding)
+    table = sharding_table(config.sharding, abstract)
+    where = sharding.shardings(abstract, mesh_, table, lora.SMALL)
     where = where.replace(
         **{
             name: jax.tree.map(lambda s: s.with_memory_kind('pinned_host'), getattr(where, name))
             for name in config.offload
         }
     )
-    abstract = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, where
-    )
+    abstract = with_shardings(abstract, where)
     sharded_model = unified.build(config, vocabulary, mesh_, platform)
     objective = (objective_of or step.pretraining)(config, sharded_model)
-    built = step.build(config, sharded_model, optimizer_of, objective)
+    built = step.build(config, sharded_model, optimizer_of(config), objective)
     train_step = jax.jit(
         with_stop(from_host(built, config.offload)),
         donate_argnums=0,
@@ -135,15 +133,58 @@ def build(
 
         return jax.jit(new_arrays, out_shardings={p: shardings[p] for p in paths})()
 
+    average, abstract_average = attrgetter('ema'), abstract.ema
+    if lora.enabled(config):
+        complete = jax.eval_shape(lambda held: held.complete(held.ema), abstract)
+        placed = sharding.shardings(complete, mesh_, config.sharding)
+        merge = jax.jit(lora.merged, static_argnums=2, out_shardings=placed)
+        abstract_average = with_shardings(complete, placed)
+
+        def average(held):
+            return merge(held.base, sharding.to_device_memory(held.ema), held.scale)
+
     return Programs(
         config=config,
         mesh=mesh_,
         model=model,
         abstract=abstract,
+        abstract_average=abstract_average,
+        average=average,
         initialise=jax.jit(new_state, out_shardings=where),
         initialise_only=initialise_only,
         train_step=train_step,
         terms=tuple(objective.terms),
+    )
+
+
+def optimizer_of(config) -> Callable:
+    """The optimizer of a run as a function of its parameters."""
+    return lambda params: optimizer.build(config.optimizer, params, config.steps)
+
+
+def initial_state(config, model: unified.Unified) -> state.State:
+    """A new state of a run, on one device or as XLA shards it."""
+    return state.initialise(
+        model,
+        optimizer_of(config),
+        config.model.representation.codebook_size,
+        config.model.encoder.width,
+        config.seed,
+        config if lora.enabled(config) else None,
+    )
+
+
+def sharding_table(table: Iterable, abstract: state.State) -> tuple:
+    """A sharding table with rows for the adapters, if the state has any, before its own."""
+    if not isinstance(abstract, state.AdapterState):
+        return tuple(table)
+    return (*lora.sharding_rows(abstract.base, abstract.params, table), *table)
+
+
+def with_shardings(shapes: Any, where: Any) -> Any:
+    """ShapeDtypeStructs with shardings."""
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
     )
 
 

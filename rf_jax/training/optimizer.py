@@ -9,8 +9,8 @@ import optax
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.sharding import path_name
 
-# Parameters with weight decay: matrices and tables, not norms, biases, layer scales.
-DECAYED = ('kernel', 'table', 'class_and_registers', 'router', 'gate', 'up', 'down')
+# Parameters with weight decay: matrices, tables and adapters, not norms, biases, layer scales.
+DECAYED = ('kernel', 'table', 'class_and_registers', 'router', 'gate', 'up', 'down', 'a', 'b')
 
 
 def paths(tree) -> list[str]:

@@ -116,14 +116,15 @@ def build(
     """
     work = objective or pretraining(config, model)
     loss = loss_function(config, model, work.terms, work.weights)
-    gradient = jax.grad(loss, has_aux=True)
 
     def train_step(state: State, batch: Batch):
-        batch, codebook, seen = work.prepare(state, batch)
+        whole = state.whole()
+        batch, codebook, seen = work.prepare(whole, batch)
         counts = losses.counts(work.terms, batch)
+        gradient = jax.grad(lambda params, *rows: loss(state.complete(params), *rows), has_aux=True)
 
         def of_part(rows, part):  # features, noise and noisy patches of one part only are in memory
-            completed = work.complete(state, rows, part)
+            completed = work.complete(whole, rows, part)
             return gradient(state.params, completed, counts)
 
         grads, metrics = microbatches.summed(of_part, batch, config.optimizer.grad_accum_steps)

@@ -29,7 +29,16 @@ from rf_jax.runtime import (
     workdir,
 )
 from rf_jax.runtime.errors import require
-from rf_jax.training import checks, ema, initial_weights, jitted, state, weight_sources
+from rf_jax.training import (
+    base_weights,
+    checks,
+    ema,
+    initial_weights,
+    jitted,
+    lora,
+    state,
+    weight_sources,
+)
 from rf_jax.training.step_metrics import StepMetrics
 
 
@@ -95,15 +104,15 @@ def _asks_for_another(config, folder: Path) -> bool:
 
 
 def with_absolute_paths(config):
-    """The config, or a copy, with absolute paths in `data.sources`.
+    """A copy of the config with absolute paths in `data.sources` and, if its checkpoints need those
+    weights, `initialise_from`.
 
     So a run can be evaluated or resumed from any working directory.
     """
-    found = source_list.with_absolute_paths(config.data.sources)
-    if found == config.data.sources:
-        return config
     config = config.copy_and_resolve_references()
-    config.data.sources = found
+    config.data.sources = source_list.with_absolute_paths(config.data.sources)
+    if lora.enabled(config):
+        config.initialise_from = weight_sources.with_absolute_paths(config)
     return config
 
 
@@ -151,7 +160,7 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
     weights of other runs or pretrained ones (`initialise_from`), 3. newly initialised.
     """
     total = run.config.steps
-    restored = checkpoints.restore(run.abstract)
+    restored = checkpoints.restore(run.abstract.saved())
     if restored:
         if distributed.is_main():
             checks.warn_of_changes(run.config, run.workdir)
@@ -159,7 +168,7 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
         logging.info('Resumed %s at step %d of %d', run.workdir, restored[0], total)
         if restored[0] >= total:
             logging.info('Nothing to train; raise steps (--config.steps) to continue')
-        return restored
+        return restored[0], base_weights.beside(run, restored[1])
     if not weight_sources.listed(run.config):
         if distributed.is_main():
             checks.warn_of_new_weights(run.config)
@@ -171,6 +180,7 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
         checks.warn_of_source_run(run.config, source.folder, source.step)
         if distributed.is_main():
             source.keep(run.workdir)
+    base_weights.record(run, sources)
     return 0, current
 
 
@@ -256,21 +266,21 @@ def train(
                 step_metrics.flush()
                 checks.raise_unless_finite(number, current)
                 with spent.phase('checkpoint'):
-                    checkpoints.save(number, current)
+                    checkpoints.save(number, current.saved())
                 spent.save(number, distributed.is_main())
             every = config.log.samples_every
             if on_samples and every and number % every == 0 and not last:
                 step_metrics.flush()
                 with spent.phase('evaluation'), step_metrics.progress.pause():
-                    on_samples(number, current.ema, writer)
+                    on_samples(number, run.average(current), writer)
             if stopping:
                 run.stopped = True
                 with spent.phase('checkpoint'):
-                    checkpoints.ensure(number, current)
+                    checkpoints.ensure(number, current.saved())
                 logging.warning('Stopped by a signal at step %d, saved; run it again', number)
                 break
         step_metrics.flush()
         with spent.phase('checkpoint'):
-            checkpoints.ensure(int(current.step), current)
+            checkpoints.ensure(int(current.step), current.saved())
         spent.save(int(current.step), distributed.is_main())
     return current

@@ -18,6 +18,7 @@ from rf_jax.interop.pretrained import NEW, PREFIX, Pretrained
 from rf_jax.interop.table import ranges
 from rf_jax.runtime import checkpoint, checkpoint_files, distributed, paths, sharding
 from rf_jax.runtime.errors import UserError
+from rf_jax.training import lora
 
 TAKEN = ('params', 'ema', 'codebook')  # parts of a state that can come from elsewhere
 
@@ -30,6 +31,10 @@ class Source(Protocol):
 
     folder: Path
     step: int
+
+    @staticmethod
+    def files(folder: Path, step: int) -> Path:
+        """The folder with what is read, and nothing that changes later."""
 
     def find(self, path: str) -> str | None:
         """The path of the array that serves for `path`: itself, or params/... for the average of
@@ -47,23 +52,36 @@ class Source(Protocol):
 
 
 class Run:
-    """The newest checkpoint of another run. `held`: shapes and dtypes of its arrays by path."""
+    """A checkpoint of another run. `held`: shapes and dtypes of its arrays by path."""
 
     def __init__(self, folder: Path, step: int, held: Mapping[str, jax.ShapeDtypeStruct]):
         self.folder, self.step, self._held = folder, step, held
 
+    @staticmethod
+    def files(folder: Path, step: int) -> Path:
+        return folder / 'checkpoints' / str(step)
+
     @classmethod
-    def open(cls, folder: Path) -> 'Run':
-        """Opens the same step on all hosts, even while the other run is still saving."""
+    def open(cls, folder: Path, step: int | None = None) -> 'Run':
+        """Opens the same step on all hosts, even while the other run is still saving: the newest,
+        if none is given.
+        """
         directory = folder / 'checkpoints'
-        step = int(distributed.broadcast(lambda: str(checkpoint.latest(directory)[0]).encode()))
+        if step is None:
+            step = int(distributed.broadcast(lambda: str(checkpoint.latest(directory)[0]).encode()))
         held = checkpoint_files.read_metadata(directory.resolve() / str(step))
         if not set(TAKEN) <= held.keys():
             raise UserError(
                 f'initialise_from: the checkpoint in {directory} has {", ".join(sorted(held))}, '
                 f'not {", ".join(TAKEN)}: it is not a checkpoint of rf_jax.train'
             )
-        return cls(folder, step, checkpoint_files.flatten({name: held[name] for name in TAKEN}))
+        arrays = checkpoint_files.flatten({name: held[name] for name in TAKEN})
+        if any(map(lora.is_adapter, arrays)):
+            raise UserError(
+                f'initialise_from: {folder} has adapters of other weights (lora.rank), no whole '
+                'model: export it first, which merges them'
+            )
+        return cls(folder, step, arrays)
 
     def __str__(self) -> str:
         return f'{self.folder} at step {self.step}'
@@ -99,8 +117,14 @@ class Downloaded:
         self.folder = folder
         self.pretrained = Pretrained(folder)
 
+    @staticmethod
+    def files(folder: Path, step: int) -> Path:
+        del step
+        return folder
+
     @classmethod
-    def open(cls, folder: Path) -> 'Downloaded':
+    def open(cls, folder: Path, step: int | None = None) -> 'Downloaded':
+        del step
         return cls(folder)
 
     def __str__(self) -> str:
@@ -131,6 +155,7 @@ class Downloaded:
                 place = SingleDeviceSharding(device, memory_kind=where.memory_kind)
                 copy = jax.device_put(part, place, may_alias=False)
                 on_device[device] = copy.block_until_ready()
+            del part  # before the next is made
         shards = [on_device[device] for device in where.addressable_devices_indices_map(leaf.shape)]
         return jax.make_array_from_single_device_arrays(leaf.shape, where, shards)
 
@@ -162,6 +187,12 @@ def listed(config) -> list[tuple[type[Run] | type[Downloaded], Path]]:
         kind = Downloaded if part.startswith(PREFIX) else Run
         found.append((kind, paths.local(part.removeprefix(PREFIX), 'initialise_from')))
     return found
+
+
+def with_absolute_paths(config) -> str:
+    """`initialise_from` with absolute paths."""
+    entries = [(PREFIX if kind is Downloaded else '', folder) for kind, folder in listed(config)]
+    return ','.join(f'{prefix}{folder.absolute()}' for prefix, folder in entries)
 
 
 def other_runs(config) -> list[Path]:

@@ -1,0 +1,112 @@
+"""The frozen weights of a run with adapters. Its checkpoints do not hold them: they are read from
+`initialise_from` again, at the steps and with the checksums that `base.json` in the workdir has.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+from absl import logging
+
+from rf_jax.runtime import checkpoint_files, distributed, workdir
+from rf_jax.runtime.errors import UserError, require
+from rf_jax.training import initial_weights, state, weight_sources
+from rf_jax.training.initial_weights import Origin
+from rf_jax.training.weight_sources import Source
+
+FILE = 'base.json'
+PIECE = 4096  # bytes of the beginning and of the end of a file that its checksum covers
+
+
+def record(run, sources: Sequence[Source]) -> None:
+    """Writes `base.json` to the workdir of a run with adapters that starts from these sources."""
+    if not isinstance(run.abstract, state.AdapterState):
+        return
+    held = [
+        {'from': str(s.folder), 'step': s.step, 'checksum': _checksum(s.files(s.folder, s.step))}
+        for s in sources
+    ]
+    workdir.write_run_files(run.workdir, {FILE: json.dumps(held, indent=1)})
+
+
+def beside(run, saved: state.State) -> state.State:
+    """The state of a resumed run: what its checkpoint holds and, if it has adapters, their base.
+
+    All processes must call it. Raises UserError if the base is not what it was.
+    """
+    if not isinstance(run.abstract, state.AdapterState):
+        return saved
+    sources = recorded(run.config, run.workdir)
+    origins = origins_of(run.abstract, sources, run.config)
+    for source in sources:
+        logging.info('Frozen weights: %s', source)
+    found = initial_weights.read(sources, origins, checkpoint_files.flatten(run.abstract))
+    leaves = [found[f'base/{path}'] for path in checkpoint_files.flatten(run.abstract.base)]
+    base = jax.tree.unflatten(jax.tree.structure(run.abstract.base), leaves)
+    record(run, sources)  # they may have been moved
+    return run.abstract.replace(base=base).with_saved(saved)
+
+
+def origins_of(
+    abstract: state.AdapterState, sources: Sequence[Source], config
+) -> Mapping[str, Origin]:
+    """{path in the state: where it comes from} for the leaves of the base."""
+    origins = initial_weights.plan(abstract, sources, config)
+    return {path: origin for path, origin in origins.items() if path.startswith('base/')}
+
+
+def recorded(config, folder: Path) -> list[Source]:
+    """The sources of a run with adapters, as they were at its start. Raises UserError."""
+    try:
+        text = distributed.broadcast((folder / FILE).read_bytes)
+        held = [(entry['step'], entry['checksum']) for entry in json.loads(text)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{folder / FILE}, which says to what weights the adapters belong, cannot be read: '
+            f'{error}'
+        ) from None
+    listed = weight_sources.listed(config)
+    field = f'initialise_from={config.initialise_from}'
+    require(
+        len(listed) == len(held),
+        f'{field}: the adapters in {folder} were trained beside {len(held)} sources; see {FILE} '
+        'there',
+    )
+    sources = []
+    for (kind, other), (step, checksum) in zip(listed, held):
+        files = kind.files(other, step)
+        require(
+            files.is_dir(),
+            f'{field}: the adapters in {folder} belong to {files}, which is not there. If it was '
+            'moved, change initialise_from (resuming: --config.initialise_from; else in '
+            f'{folder}/config.json)',
+        )
+        require(
+            _checksum(files) == checksum,
+            f'{field}: {files} has changed since the adapters in {folder} were trained beside it; '
+            'restore it, or train them again',
+        )
+        sources.append(kind.open(other, step))
+    return sources
+
+
+def _checksum(top: Path) -> str:
+    """Of the names, sizes, first and last bytes of all files in a folder: cheap, whatever their
+    size.
+    """
+
+    def digest() -> bytes:
+        found = hashlib.sha256()
+        for path in sorted(path for path in top.rglob('*') if path.is_file()):
+            size = path.stat().st_size
+            found.update(f'{path.relative_to(top)} {size}\n'.encode())
+            with path.open('rb') as file:
+                found.update(file.read(PIECE))
+                file.seek(max(size - PIECE, 0), os.SEEK_SET)
+                found.update(file.read(PIECE))
+        return found.hexdigest().encode()
+
+    return distributed.broadcast(digest).decode()
