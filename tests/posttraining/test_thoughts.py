@@ -201,7 +201,7 @@ def test_a_row_stands_as_the_conversation_that_taught_it(started):
 @slow
 def test_both_levels_find_their_optimum(tmp_path):
     """Thoughts that begin the image at once, and images of code 5 alone."""
-    steps = 20
+    steps = 12
     changes = THINK | {'data.batch_size': 64, 'grpo.images': 4, 'steps': steps}
     run = built(tmp_path, changes | {'checkpoint.every': 1000})
     new, seen = run.initialise, []
