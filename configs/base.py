@@ -11,13 +11,14 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # determines data order, initial weights, noise and samples
-    # Workdirs of other runs, comma-separated, to initialise from: each parameter comes from the
-    # first one that has it.
+    # Comma-separated: workdirs of other runs, and folders of pretrained weights, as in
+    # hf:/models/Qwen3-0.6B,hf:/models/dinov3-vits16 (docs/weights.md). Each parameter comes from
+    # the first one that has it.
     config.initialise_from = ''
     # Parameters start from the averages of these runs, which are what was evaluated.
     config.initialise_from_average = False
     config.initialise_new = ()  # regexes of parameters to initialise from scratch anyway
-    # (regex, replacement) on the path of a parameter: gives its path in the other run.
+    # (regex, replacement) on the path of a parameter: gives its path in the source.
     config.initialise_as = ()
     config.steps = 1000  # optimizer steps of the run
     config.compute_dtype = 'float32'  # activations; parameters and float32 islands stay float32
@@ -68,8 +69,10 @@ def get_config() -> ConfigDict:
     data.threads = 1
 
     tokenizer = config.tokenizer = ConfigDict()
-    tokenizer.vocab_size = 2048  # V; SentencePiece lowers it itself on a tiny corpus
-    tokenizer.path = ''  # an existing .model file; '' trains one on the sources and saves it
+    tokenizer.vocab_size = 2048  # V of a new one, and of compile_check; lower on a tiny corpus
+    # A SentencePiece .model file, Qwen's tokenizer.json, or a folder of downloaded weights or of a
+    # run that holds one; V is then theirs. '' trains a SentencePiece model on the sources.
+    tokenizer.path = ''
 
     model = config.model = ConfigDict()
     backbone = model.backbone = ConfigDict()  # Qwen3's block
@@ -117,7 +120,9 @@ def get_config() -> ConfigDict:
     attention.block_q = 512  # queries per tile, for blockwise and pallas; a multiple of 128
     attention.block_k = 512  # keys per tile; a multiple of 128
 
-    encoder = model.encoder = ConfigDict()  # DINOv3's block
+    encoder = model.encoder = ConfigDict()
+    # dinov3 | siglip2 (NaFlex). `gated` to `rope_theta` and query_value_bias are DINOv3's alone.
+    encoder.kind = 'dinov3'
     encoder.layers = 3
     encoder.width = 128
     encoder.heads = 2
@@ -126,17 +131,18 @@ def get_config() -> ConfigDict:
     encoder.registers = 4
     encoder.layer_scale = 1.0  # initial value
     encoder.rope_theta = 100.0
-    encoder.norm_eps = 1e-5
+    encoder.norm_eps = 1e-5  # SigLIP2: 1e-6
     encoder.query_value_bias = True  # False: DINOv3 7B
     # Of the red, green and blue that the encoder sees, in [0, 1]; what is generated is in [-1, 1]
     # whatever they are. DINOv3: (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225).
     encoder.pixel_mean = (0.5, 0.5, 0.5)
     encoder.pixel_std = (0.5, 0.5, 0.5)
+    encoder.position_grid = 16  # side of SigLIP2's table of positions, resized to each image
     encoder.remat = 'none'  # as backbone.remat
     encoder.unroll = 1  # as backbone.unroll
 
     # What the flow generates: pixels | vae (latents of model.autoencoder, trained by a separate
-    # run)
+    # run) | wan (latents of Wan 2.1's VAE, from its own weights)
     model.space = 'pixels'
     autoencoder = model.autoencoder = ConfigDict()  # encoder and decoder, both as model.encoder
     autoencoder.channels = 16  # of a latent; one latent per patch
@@ -151,6 +157,11 @@ def get_config() -> ConfigDict:
     autoencoder.norm_eps = 1e-5
     autoencoder.remat = 'none'
     autoencoder.unroll = 1
+
+    wan = model.wan = ConfigDict()  # Wan 2.1's VAE, of one frame; 16 channels per 8 x 8 pixels
+    wan.base_dim = 96  # channels of the widest feature map
+    wan.dim_mult = (1, 2, 4, 4)  # factors of base_dim; each but the last halves the resolution
+    wan.num_res_blocks = 2  # of the encoder at each resolution; the decoder has one more
 
     representation = model.representation = ConfigDict()
     # forcing (the paper's: discrete tokens before the pixels) | continuous (features before them,
@@ -248,6 +259,7 @@ def get_config() -> ConfigDict:
             r'(patch_embed|bottleneck|patch|logits|text_head|features|predicted|posterior)/kernel$',
             ('fsdp', 'tensor'),
         ),
+        (r'conv\w*/kernel$', ('fsdp', 'tensor')),
         (r'table$', ('tensor', 'fsdp')),
         (r'class_and_registers$', (None, 'fsdp')),
         (r'codebook$', ('fsdp', None)),

@@ -18,7 +18,7 @@ import numpy as np
 
 from configs import base
 from rf_jax.data import captions, source_list
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.generation import guidance, image_sampling, inputs
 from rf_jax.generation.placement import ONE_DEVICE
 from rf_jax.generation.sampler import Sampler
@@ -43,7 +43,9 @@ def make_sampler(width: int, side: int) -> Sampler:
     )
     config.model.backbone.update(feedforward=3 * width, rope_sections=(16, 8, 8), remat='none')
     config.sampling.max_answer_tokens = TOKENS
-    tokenizer = Tokenizer.train(captions.corpus(source_list.build('emoji', 10**8)), 2048)
+    tokenizer = SentencePieceTokenizer.train(
+        captions.corpus(source_list.build('emoji', 10**8)), 2048
+    )
     model = unified.build(config, tokenizer.size)
     z, t = jnp.zeros((1, 4, model.flow_channels)), jnp.zeros((1, 4))
     example = example_row(model.channels)

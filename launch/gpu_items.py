@@ -160,7 +160,7 @@ def sample(tiny: bool, size: str) -> None:
     pixels = np.zeros((side**2, model.channels), np.uint8)
     rows = [[[layout.Vision(side, side, pixels), layout.Text([9] * (8 + length))]]] * count
     capacity = dict(zip(layout.SIZES, layout.size(rows[0][0]).tolist()))
-    answer = partial(captioning.answer, model, length=length, eos=-1)
+    answer = partial(captioning.answer, model, length=length, ends=(-1,))
     arguments = (
         params,
         layout.make_batch(rows, capacity, model.channels),

@@ -14,7 +14,8 @@ from rf_jax.data import captions, data_fields, layout, patch_grid, source_list, 
 from rf_jax.data.mixture import Mixture
 from rf_jax.data.packing.plan import Plan
 from rf_jax.data.pipeline import Batches
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from rf_jax.data.tokenizer import load_tokenizer
 from rf_jax.planning import packing_stats
 from rf_jax.runtime import cli, metrics
 from rf_jax.runtime.errors import UserError
@@ -38,9 +39,9 @@ _DISTRIBUTION = flags.DEFINE_enum(
 def plan_of_sources(config: ConfigDict) -> Plan:
     sources = source_list.build(config.data.sources, config.data.max_pixels)
     if config.tokenizer.path:
-        tokenizer = Tokenizer.load(config.tokenizer.path)
+        tokenizer = load_tokenizer(config.tokenizer.path)
     else:
-        tokenizer = Tokenizer.train(
+        tokenizer = SentencePieceTokenizer.train(
             captions.corpus(sources, data_fields.asked_maps(config)), config.tokenizer.vocab_size
         )
     return Batches(config, sources, tokenizer).plan

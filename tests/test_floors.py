@@ -12,7 +12,7 @@ import rf_jax
 ROOT = Path(rf_jax.__file__).parent
 # From the top; entry points are the modules of rf_jax itself.
 FLOORS = ('', 'study', 'planning', 'serving', 'posttraining', 'evaluation', 'generation',
-          'training', 'models', 'data', 'scenes', 'runtime')  # fmt: skip
+          'training', 'interop', 'models', 'data', 'scenes', 'runtime')  # fmt: skip
 # Beside each other: neither imports the other, and nothing but entry points imports them.
 WINGS = ('study', 'planning', 'serving', 'posttraining')
 MODULES = sorted(path for path in ROOT.rglob('*.py') if path != ROOT / '__init__.py')

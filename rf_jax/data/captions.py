@@ -22,8 +22,7 @@ _ANSWER_TAGS = 4  # most tags in an answer
 _CORPUS_RECORDS = 200_000  # most records that a source contributes to the corpus
 _CORPUS_PROCEDURAL = 2_000  # the same for a procedural source, whose words soon repeat
 _CHECKED = 2_000  # most records per source whose captions are checked
-# Special tokens beside the text: begin and end of a prompt; an answer also has <answer>.
-_OF_A_PROMPT, _OF_AN_ANSWER = 2, 3
+_OF_A_PROMPT = 2  # special tokens beside the text: begin and end
 
 
 def prompt(record: Record, rng: np.random.Generator, label_probability: float) -> str:
@@ -97,9 +96,10 @@ def _choice(choices, rng: np.random.Generator):
     return choices[int(rng.integers(len(choices)))]
 
 
-def longest_answer(config) -> int:
+def longest_answer(config, tokenizer) -> int:
     """Tokens of the longest answer that a run both learns to the end and has room to generate."""
-    return min(config.data.max_text_tokens - _OF_AN_ANSWER, config.sampling.max_answer_tokens)
+    learned = config.data.max_text_tokens - tokenizer.chat.question_and_answer
+    return min(learned, config.sampling.max_answer_tokens)
 
 
 def too_long(tokenizer, captions: Sequence[str], longest: int) -> bool:
@@ -112,7 +112,8 @@ def truncated(sources: Sequence, tokenizer, data) -> tuple[int, int]:
     of _CHECKED evenly spaced ones per source.
     """
     answered = data.tasks.get('image_to_text', 0) > 0
-    longest = data.max_text_tokens - (_OF_AN_ANSWER if answered else _OF_A_PROMPT)
+    around = tokenizer.chat.question_and_answer if answered else _OF_A_PROMPT
+    longest = data.max_text_tokens - around
     long = count = 0
     for source in dict.fromkeys(sources):
         for i in range(0, len(source), -(-len(source) // _CHECKED)):

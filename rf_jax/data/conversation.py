@@ -1,13 +1,15 @@
 """Messages to spans: what is read, what is learned, and how a generated image stands in between.
 
+The tokenizer's chat format tells turns apart. In the plain format:
+
     user       <bos> text <answer>
     assistant  text <eos>
 
 An image of the user becomes a Vision span where it stands; those before all text of a turn come
-before its <bos>. An image of the assistant begins with the token <image>, which the model predicts
-where it decides to generate one. Then come its representation, its pixels, what the encoder sees of
-it, for all that follows, and <answer>, after which the assistant goes on. A conversation of one
-question is `spans.question_answer_span`.
+before its first token. An image of the assistant begins with the token <image>, which the model
+predicts where it decides to generate one. Then come its representation, its pixels, what the
+encoder sees of it, for all that follows, and <answer>, after which the assistant goes on. A
+conversation of one question is `spans.question_answer_span`.
 
 The loss is on the assistant's tokens alone: text, <image> and <eos>. A draft of the assistant
 stands as any image that it generates, so that what follows sees what it will see when the model has
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from rf_jax.data import layout
+from rf_jax.data import layout, spans
 from rf_jax.data.messages import DraftPart, ImagePart, Message, TextPart
 from rf_jax.data.patch_grid import unit
 
@@ -51,21 +53,25 @@ Piece = Tokens | Image
 
 
 class Template:
-    """Turns of a conversation as pieces, with the special tokens of `data.tokenizer`.
+    """Turns of a conversation as pieces, in the chat format of the tokenizer.
 
-    A turn of the user has at most `max_text` / 2 tokens of text, an answer as many as are left of
-    `max_text`; longer text is truncated and counted, and the end of a truncated answer is not
-    learned.
+    A turn of the user has at most `spans.question_room` tokens of text, an answer as many as are
+    left of `max_text`; longer text is truncated and counted, and the end of a truncated answer is
+    not learned.
     """
 
     def __init__(self, tokenizer, max_text: int, counts: Counter):
         self.tokenizer, self.max_text, self.counts = tokenizer, max_text, counts
+        self._chat = tokenizer.chat
+        self._room = spans.question_room(tokenizer, max_text)
 
-    def pieces(self, messages: Sequence[Message]) -> list[Piece]:
-        """All turns in order."""
+    def pieces(self, messages: Sequence[Message], first: bool = True) -> list[Piece]:
+        """All turns in order. `first`: nothing was said before them."""
         found: list[Piece] = []
         asked = 0  # text tokens of the turn that is answered
         for message in messages:
+            found += [] if first else self._tokens(self._chat.between)
+            first = False
             if message.role == 'assistant':
                 found += self._assistant(message, self.max_text - asked)
                 continue
@@ -74,17 +80,24 @@ class Template:
             found += turn
         return found
 
+    def answer_begins(self) -> list[Piece]:
+        """What stands between a turn and the answer to it."""
+        return self._tokens(self._chat.answer_begins)
+
+    def _tokens(self, ids: Sequence[int]) -> list[Piece]:
+        return [Tokens(tuple(ids))] if ids else []
+
     def _system(self, message: Message) -> list[Piece]:
-        ids, _ = self._encode(message.text, self.max_text // 2)
-        return [Tokens((self.tokenizer.bos, *ids, self.tokenizer.eos))]
+        ids, _ = self._encode(message.text, self._room)
+        return [Tokens((*self._chat.before['system'], *ids, *self._chat.after['system']))]
 
     def _user(self, message: Message) -> list[Piece]:
         parts = list(message.parts)
         found: list[Piece] = []
         while parts and isinstance(parts[0], ImagePart):
             found.append(Image(parts.pop(0).image))
-        found.append(Tokens((self.tokenizer.bos,)))
-        left = self.max_text // 2
+        found.append(Tokens(self._chat.before['user']))
+        left = self._room
         for part in parts:
             if isinstance(part, TextPart):
                 ids, _ = self._encode(part.text, left)
@@ -92,11 +105,20 @@ class Template:
                 found.append(Tokens(ids))
             else:
                 found.append(Image(part.image))
-        return [*found, Tokens((self.tokenizer.answer,))]
+        return [*found, Tokens(self._chat.after['user'])]
 
     def _assistant(self, message: Message, room: int) -> list[Piece]:
+        before, after = self._tokens(self._chat.before['assistant']), self._chat.after['assistant']
+        room -= len(self._chat.answer_begins) + len(after)
+        said, whole = self.said(message, room)
+        return [*before, *said, Tokens(after, learned=whole)]
+
+    def said(self, message: Message, room: int) -> tuple[list[Piece], bool]:
+        """(what the assistant says in a turn, in at most `room` tokens of text, whether that is all
+        of it).
+        """
         found: list[Piece] = []
-        left, whole = room - 1, True  # <eos>
+        left, whole = room, True
         for part in message.parts:
             if isinstance(part, TextPart):
                 ids, all_of_it = self._encode(part.text, left)
@@ -105,7 +127,7 @@ class Template:
                 found.append(Tokens(ids, learned=True))
             else:
                 found += self.image(part.image, not isinstance(part, DraftPart))
-        return [*found, Tokens((self.tokenizer.eos,), learned=whole)]
+        return found, whole
 
     def image(self, image: Any, learned: bool = True) -> list[Piece]:
         """An image that the assistant generates, and the token after which it goes on."""

@@ -95,6 +95,16 @@ def check(config) -> None:
         raise UserError(f'data.capacity.pixels={capacity["pixels"]} is not a multiple of {group}')
 
 
+def check_template(config, tokenizer) -> None:
+    """Raises UserError if the tokens around a question and its answer leave no room for both."""
+    marks, most = tokenizer.chat.question_and_answer, config.data.max_text_tokens
+    require(
+        most >= marks + 2,
+        f'data.max_text_tokens={most}: with {tokenizer.file}, {marks} tokens are around a question '
+        f'and its answer; use at least {marks + 2}',
+    )
+
+
 def unserved(sources: str, empty: Sequence[str]) -> str:
     """The error for tasks without examples."""
     first = (empty or TASKS)[0]

@@ -53,6 +53,7 @@ class Batches:
         self.data = SimpleNamespace(**config.data)  # a ConfigDict takes 2 us to find a field
         self.image_size = functools.lru_cache(2**16)(functools.partial(image_size, config=config))
         self.tokenizer = tokenizer
+        data_fields.check_template(config, tokenizer)
         self.rows = np.arange(config.data.batch_size) if rows is None else np.asarray(rows)
         self.counts: Counter = Counter()  # what was truncated or left out; logged as metrics data/*
         self._undecodable = 0  # undecodable images since the last one that could be decoded

@@ -52,22 +52,29 @@ def first_piece(tokenizer, text: str, max_text: int, counts: Counter) -> layout.
     return first
 
 
-def question_answer_span(tokenizer, question, answer, max_text, counts: Counter) -> layout.Text:
-    """`<bos> question <answer> answer <eos>` with loss on the answer and its end.
+def question_room(tokenizer, max_text: int) -> int:
+    """Most tokens of a question: half of a span of `max_text`, or less to leave an answer one."""
+    return min(max_text // 2, max_text - tokenizer.chat.question_and_answer - 1)
 
-    A long question is truncated to half of the span, the answer to the rest. The loss leaves out
+
+def question_answer_span(tokenizer, question, answer, max_text, counts: Counter) -> layout.Text:
+    """A question and its answer in the tokenizer's chat format (plain: `<bos> question <answer>
+    answer <eos>`) with loss on the answer and its end.
+
+    A long question is truncated to `question_room`, the answer to the rest. The loss leaves out
     the end of a truncated answer, or the model would learn to stop in mid-sentence.
-    `answer` None ends the span after the `<answer>` token, for generation to continue.
+    `answer` None ends the span where the answer begins, for generation to continue.
     """
-    head = tokenizer.encode(question) if question else []
-    head = [tokenizer.bos, *_truncate(head, max_text // 2, counts), tokenizer.answer]
+    chat = tokenizer.chat
+    asked = tokenizer.encode(question) if question else []
+    asked = _truncate(asked, question_room(tokenizer, max_text), counts)
+    head = [*chat.before['user'], *asked, *chat.after['user'], *chat.answer_begins]
     if answer is None:
         return layout.Text(head)
-    whole = tokenizer.encode(answer)
-    tail = [*_truncate(whole, max_text - len(head) - 1, counts), tokenizer.eos]
-    end = tokenizer.eos if len(tail) > len(whole) else -1
-    targets = [-1] * (len(head) - 1) + [*tail[:-1], end] + [-1]
-    return layout.Text(head + tail, targets)
+    whole, after = tokenizer.encode(answer), chat.after['assistant']
+    said = _truncate(whole, max_text - len(head) - len(after), counts)
+    end = after if len(said) == len(whole) else [-1] * len(after)
+    return layout.Text([*head, *said, *after], [-1] * (len(head) - 1) + [*said, *end, -1])
 
 
 def generation_spans(

@@ -121,7 +121,7 @@ def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
     sizes = [pipeline.image_size(*p.shape[:2], sampler.config) for p in truth.values()]
     tasks = sampler.config.data.tasks
     generated, answers, top1, top10, exact = [], [], None, None, None
-    too_long, longest = 0, captions.longest_answer(sampler.config)
+    too_long, longest = 0, captions.longest_answer(sampler.config, sampler.tokenizer)
     if tasks.get('text_to_image', 0) > 0:
         generated = [
             each.image for each in sampler.generate(labels, seed=seed + 1, size=sizes, number=0)

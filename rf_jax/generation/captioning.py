@@ -1,5 +1,7 @@
 """Captions and answers: an image and a question to text, token by token with a KV cache."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -9,13 +11,18 @@ from rf_jax.models.unified import Unified
 
 
 def answer(
-    model: Unified, params, batch: Batch, prompt_lengths: jax.Array, length: int, eos: int
+    model: Unified,
+    params,
+    batch: Batch,
+    prompt_lengths: jax.Array,
+    length: int,
+    ends: Sequence[int],
 ) -> jax.Array:
     """Greedy answers.
 
     batch: rows of a Vision span and a Text span whose last `length` tokens are to be sampled
     (`inputs.answer_rows`); prompt_lengths int32 [B]: text tokens before them. Gives int32
-    [B, length]; from where an answer ends all tokens are `eos`.
+    [B, length]. An answer ends at any of `ends`, and all tokens after it are the first of them.
     """
     text = batch['text_tokens'].shape[1]
     asked = text - length  # no prompt is longer
@@ -35,8 +42,8 @@ def answer(
         x = model.bind({'params': params}).embed_text(token[:, None])
         slot = jnp.minimum(prompt_lengths + i, text - 1)
         x, cache = kv_cache.one(model, params, batch, cache, slot, x, (1, 0, 0))
-        ended |= token == eos
-        return (cache, jnp.where(ended, eos, most_likely(x)[:, 0]), ended), token
+        ended |= jnp.isin(token, jnp.array(ends))
+        return (cache, jnp.where(ended, ends[0], most_likely(x)[:, 0]), ended), token
 
     first = most_likely(x[rows, prompt_lengths - 1])
     start = (cache, first, jnp.zeros(prompt_lengths.shape, bool))

@@ -171,7 +171,8 @@ class ChatEngine:
             seed=np.zeros(count, np.uint32),
         )
         forbidden = np.zeros((count, special.size), bool)
-        forbidden[:, [special.pad, special.bos, special.answer]] = True
+        forbidden[:, list(special.specials)] = True
+        forbidden[:, list(special.ends)] = False
         for i, answer in answers.items():
             s = answer.settings
             left[i], place[i] = min(answer.left, answer.row.left()), answer.row.cached['text']
@@ -187,13 +188,13 @@ class ChatEngine:
     def _read(self, answer: Answer, column: np.ndarray, written: int) -> Said:
         """Takes the tokens of a chunk, of which `written` are in the cache."""
         tokens = tuple(int(token) for token in column if token != text_sampling.NOTHING)
-        answer.row.wrote(tokens)
+        said, stop = tokens[:written], tokens[written:]
+        if stop and stop[0] in self.tokenizer.ends:
+            answer.ended, stop = STOP, (self.tokenizer.eos,)  # as every answer ends in training
+        answer.row.wrote([*said, *stop])
         answer.row.cached['text'] += written
         answer.left -= len(tokens)
-        stop = tokens[written:]
         answer.wants_image = stop == (self.tokenizer.image,)
-        if stop == (self.tokenizer.eos,):
-            answer.ended = STOP
-        elif not answer.wants_image and min(answer.left, answer.row.left()) < 1:
+        if not (answer.ended or answer.wants_image) and min(answer.left, answer.row.left()) < 1:
             answer.ended = LENGTH
-        return Said(tokens[:written], ended=answer.ended)
+        return Said(said, ended=answer.ended)

@@ -41,7 +41,7 @@ class ChatPrograms:
         self.model, self.config, self.placement = model, config, placement
         self.begin = np.asarray(model.kind.begin(model.config, 1))  # of a representation
         self.pool = spans.pool_of(config)
-        self._stops = tokenizer.eos, tokenizer.image
+        self._stops = *tokenizer.ends, tokenizer.image
         self._where = self._shardings()
         whole, decoded, images = placement.whole, None, None
         if self._where:

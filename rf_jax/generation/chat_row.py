@@ -21,6 +21,7 @@ from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.runtime.errors import UserError
 
 STREAMS = ('text', 'vision', 'representation')  # those that are cached
+_LONG = 2**30  # tokens of a text: a row refuses what it cannot hold, and truncates nothing
 
 
 @dataclass(frozen=True)
@@ -48,31 +49,38 @@ class ChatRow:
         self.pieces: list[Piece] = []
         self.cached = dict.fromkeys(STREAMS, 0)
         self._request = ''
-        self._template = conversation.Template(tokenizer, 2**30, Counter())
+        self._template = conversation.Template(tokenizer, _LONG, Counter())
 
     def say(self, messages: Sequence[Message]) -> None:
-        """Adds messages. Raises UserError for an image that cannot be read, and for a conversation
-        longer than a training row.
+        """Adds messages, and what comes before the answer to them. Raises UserError for an image
+        that cannot be read, and for a conversation longer than a training row.
         """
-        new: list[Piece] = []
-        for number, message in enumerate(messages, 1):
-            fitted = tuple(self._fitted(part, number) for part in message.parts)
-            for piece in self._template.pieces([Message(message.role, fitted)]):
-                if isinstance(piece, Image) and piece.image.tokens is None:
-                    piece = Image(piece.image)  # without known tokens it can only be read
-                new.append(piece)
-        self.check(*new)
-        self.pieces += new
+        fitted = [self._fitted(message, number) for number, message in enumerate(messages, 1)]
+        turns = self._template.pieces(fitted, first=not self.pieces)
+        self._add([*turns, *self._template.answer_begins()])
         said = [message.text for message in messages if message.role == 'user']
         self._request = said[-1] if said else self._request
 
     def begin(self, message: Message) -> None:
         """Adds the beginning of an answer, which goes on. Raises UserError as `say` does."""
-        if message.parts:
-            self.say([message])
-            self.pieces.pop()  # its <eos>
+        self._add(self._template.said(self._fitted(message, 1), _LONG)[0])
 
-    def _fitted(self, part, number: int):
+    def _add(self, pieces: Sequence[Piece]) -> None:
+        """Adds pieces of messages. Raises UserError if there is no room."""
+        new = []
+        for piece in pieces:
+            if isinstance(piece, Image) and piece.image.tokens is None:
+                piece = Image(piece.image)  # without known tokens it can only be read
+            new.append(piece)
+        self.check(*new)
+        self.pieces += new
+
+    def _fitted(self, message: Message, number: int) -> Message:
+        return Message(
+            message.role, tuple(self._fitted_part(each, number) for each in message.parts)
+        )
+
+    def _fitted_part(self, part, number: int):
         if not isinstance(part, ImagePart):
             return part
         given = part.image

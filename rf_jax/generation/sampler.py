@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from rf_jax.data import arrays, spans
 from rf_jax.data.messages import Message
 from rf_jax.data.records import clean
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rf_jax.generation import arguments, captioning, generated_image, image_sampling, inputs
 from rf_jax.generation.chat import Conversation, answers
 from rf_jax.generation.chat_engine import ChatEngine
@@ -92,7 +92,7 @@ class Sampler:
             raise UserError(f'{path} cannot be read: {error}') from None
         renamed_fields.check(config, path)
         compilation.use_local_cache()
-        tokenizer = Tokenizer.load(workdir / 'tokenizer.model')
+        tokenizer = load_tokenizer(workdir)
         try:
             for_this_machine(config)
             placement = Placement.for_inference(config, mesh, dtype)
@@ -186,7 +186,7 @@ class Sampler:
                 f'{len(images)} images and {len(questions)} questions: give one question for all '
                 'images, or one for each'
             )
-        limit = self.config.data.max_text_tokens // 2
+        limit = spans.question_room(self.tokenizer, self.config.data.max_text_tokens)
         self._warn_of_truncated('question', map(clean, questions), limit)
         answers = []
         for chunk, padded in _chunks(list(zip(images, questions)), self.placement):
@@ -257,7 +257,7 @@ class Sampler:
         length = self.config.sampling.max_answer_tokens
         if ('answer', length) not in self._programs:
             self._programs['answer', length] = self.placement.jit(
-                partial(captioning.answer, self.model, length=length, eos=self.tokenizer.eos)
+                partial(captioning.answer, self.model, length=length, ends=self.tokenizer.ends)
             )
         rows = inputs.answer_rows(self.config, self.tokenizer, self.model.channels, pairs, length)
         arguments = self.placement.inputs(rows)

@@ -1,1 +1,1 @@
-"""The network: shared backbone, vision encoder, quantizer, representation, denoiser."""
+"""The network: shared backbone, vision encoders, quantizer, representation, denoiser."""

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rf_jax.data import typical_row
-from rf_jax.models import representation, spaces
+from rf_jax.models import encoders, representation, spaces
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Pairs:
 
 def all_pairs(config: ConfigDict) -> Pairs:
     """Every pair of a row, as the reference implementation of attention computes them."""
-    capacity, extra = config.data.capacity, 1 + config.model.encoder.registers
+    capacity, extra = config.data.capacity, encoders.own_tokens(config)
     row = sum(capacity[name] for name in ('text', 'vision', 'representation', 'pixels'))
     vision = 4 * capacity.vision + capacity.vision_images * extra if capacity.vision else 0
     pixels = capacity.pixels + capacity.pixel_images * extra if capacity.pixels else 0
@@ -32,7 +32,7 @@ def all_pairs(config: ConfigDict) -> Pairs:
 def visible_pairs(config: ConfigDict, row: Mapping[str, np.ndarray] | None = None) -> Pairs:
     """The visible pairs of a row as `typical_row` fills it, or of the row that is given."""
     row = typical_row.row(config) if row is None else row
-    extra = 1 + config.model.encoder.registers
+    extra = encoders.own_tokens(config)
     return Pairs(
         typical_row.visible_pairs(row),
         typical_row.image_pairs(row['vision_counts'], extra),
@@ -48,12 +48,6 @@ def backbone_token(config: ConfigDict) -> float:
     if c.ffn == 'moe':
         feed = c.width * (3 * c.moe.top_k * c.moe.feedforward + c.moe.num_experts)
     return 2.0 * c.layers * (attention + feed)
-
-
-def encoder_token(c) -> float:
-    """The same for one patch, class token or register of a vision transformer, by its config."""
-    ffn = (3 if c.gated else 2) * c.width * c.feedforward
-    return 2.0 * c.layers * (4 * c.width**2 + ffn)
 
 
 def train_step(config: ConfigDict, vocabulary: int, pairs: Pairs | None = None) -> float:
@@ -72,9 +66,11 @@ def train_step(config: ConfigDict, vocabulary: int, pairs: Pairs | None = None) 
     def encoder(patches, images, seen, e=e):
         if not patches:
             return 0.0
-        tokens = patches + images * (1 + e.registers)
+        family = encoders.of(e)
+        tokens = patches + images * family.own_tokens(e)
         attention = 4.0 * e.layers * seen * e.width
-        return tokens * encoder_token(e) + attention + 2.0 * patches * channels * e.width
+        embedding = patches * family.embed_flops(e, channels)
+        return tokens * family.token_flops(e) + attention + embedding
 
     def frozen(path):
         return any(re.search(pattern, path) for pattern in config.optimizer.freeze)
@@ -97,4 +93,5 @@ def train_step(config: ConfigDict, vocabulary: int, pairs: Pairs | None = None) 
     total += (1 if frozen('encoder/layers/query/kernel') else 3) * seen
     total += encoder(*targets) if kind.needs_features else 0.0
     total += sum(encoder(*targets, tower) for tower in towers)
+    total += capacity.pixels * space.patch_flops(config)
     return config.data.batch_size * total

@@ -135,14 +135,17 @@ class SwiGLU(nn.Module):
 
 
 class GELU(nn.Module):
-    """down(gelu(up x)) with biases, DINOv3's feed-forward in ViT-S/B/L."""
+    """down(gelu(up x)) with biases, DINOv3's feed-forward in ViT-S/B/L; `approximate`: by the tanh
+    formula, as in SigLIP2.
+    """
 
     feedforward: int
+    approximate: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         up = checkpoint_name(Dense(self.feedforward, True, name='up')(x), 'up')
-        return Dense(x.shape[-1], True, name='down')(nn.gelu(up, approximate=False))
+        return Dense(x.shape[-1], True, name='down')(nn.gelu(up, approximate=self.approximate))
 
 
 def rotary_angles(position: jax.Array, head_dim: int, sections, theta: float) -> jax.Array:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rf_jax.data.batch import Batch
-from rf_jax.models import representation, spaces, transformer
+from rf_jax.models import encoders, representation, spaces, transformer
 from rf_jax.models.attention import Attention, select
 from rf_jax.models.attention.masks import FIELDS
 from rf_jax.models.attention.sharded import ShardedAttention
@@ -19,7 +19,7 @@ from rf_jax.models.layers import REMAT, Head, Logits, Table
 from rf_jax.models.representation.kind import Kind
 from rf_jax.models.spaces.space import Space
 from rf_jax.models.token_sharding import TokenSharding
-from rf_jax.models.vision_encoder import Connector, VisionEncoder
+from rf_jax.models.vision_encoder import Connector
 from rf_jax.runtime.errors import choose, require
 
 
@@ -50,7 +50,7 @@ class Unified(nn.Module):
         c = self.config
         width = c.backbone.width
         self.text_embed = Table(self.vocabulary, width)
-        self.encoder = VisionEncoder(c.encoder, self.attention, self.sharding)
+        self.encoder = encoders.of(c.encoder)(c.encoder, self.attention, self.sharding)
         self.connector = Connector(width)
         self.representation_embed = self.kind.embedding(c)
         self.autoencoder = self.space.codec(
@@ -173,11 +173,7 @@ def _check(config: ConfigDict, towers: tuple[str, ...]) -> None:
     """Raises UserError for values of `config.model` that its modules do not check themselves."""
     for name in ('encoder', *towers):
         tower, field = config[name], f'model.{name}'
-        require(
-            tower.heads > 0 and tower.width % (4 * tower.heads) == 0,
-            f'{field}.width={tower.width} is not a multiple of 4 x {field}.heads={tower.heads}, '
-            'as its rotary positions need',
-        )
+        encoders.of(tower).check(tower, field)
         require(
             1 <= tower.unroll <= tower.layers,
             f'{field}.layers={tower.layers} and {field}.unroll={tower.unroll}: '

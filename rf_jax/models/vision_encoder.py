@@ -9,6 +9,7 @@ from rf_jax.data.layout import NEVER
 from rf_jax.models.attention import Attention
 from rf_jax.models.layers import GELU, REMAT, Dense, LayerNorm, SwiGLU, rotate
 from rf_jax.models.token_sharding import UNSHARDED, TokenSharding
+from rf_jax.runtime.errors import require
 
 
 class EncoderBlock(nn.Module):
@@ -74,17 +75,7 @@ class VisionEncoder(nn.Module):
         unrotated = jnp.zeros((rows, extra, angles.shape[-1]))
         angles = self.sharding.join([unrotated, angles])
 
-        block = EncoderBlock
-        if c.remat != 'none':
-            block = nn.remat(block, policy=REMAT[c.remat], prevent_cse=False)
-
-        def body(block, x, _):
-            x = block(self.sharding.constrain(x), angles, prepared)
-            return self.sharding.constrain(x), None
-
-        stack = nn.scan(body, variable_axes={'params': 0}, split_rngs={'params': True},
-                        length=c.layers, unroll=c.unroll)  # fmt: skip
-        x, _ = stack(block(c, self.attention, name='layers'), x, None)
+        x = run_layers(EncoderBlock, c, self.attention, self.sharding, x, angles, prepared)
         normed = LayerNorm(c.norm_eps, name='norm')(x)
         return self.sharding.split(x, sizes)[1], self.sharding.split(normed, sizes)[1]
 
@@ -94,6 +85,53 @@ class VisionEncoder(nn.Module):
         exponents = jnp.arange(head_dim // 4, dtype=jnp.float32) * 4 / head_dim
         frequency = 2 * jnp.pi * self.config.rope_theta**-exponents
         return (coords[..., None] * frequency).reshape(*coords.shape[:-1], -1)
+
+    @staticmethod
+    def check(config: ConfigDict, field: str) -> None:
+        """Raises UserError for a width that rotary positions cannot turn."""
+        require(
+            config.heads > 0 and config.width % (4 * config.heads) == 0,
+            f'{field}.width={config.width} is not a multiple of 4 x {field}.heads={config.heads}, '
+            'as its rotary positions need',
+        )
+
+    @staticmethod
+    def own_tokens(config: ConfigDict) -> int:
+        """Tokens of each image beside its patches: its class token and registers."""
+        return 1 + config.registers
+
+    @staticmethod
+    def token_flops(config: ConfigDict) -> float:
+        """Forward FLOPs of a token in the products of all layers, without attention's."""
+        ffn = (3 if config.gated else 2) * config.width * config.feedforward
+        return 2.0 * config.layers * (4 * config.width**2 + ffn)
+
+    @staticmethod
+    def embed_flops(config: ConfigDict, channels: int) -> float:
+        """Forward FLOPs of a patch of C values before the layers."""
+        return 2.0 * channels * config.width
+
+
+def run_layers(
+    block: type[nn.Module],
+    config: ConfigDict,
+    attention: Attention,
+    sharding: TokenSharding,
+    x: jax.Array,
+    *constants,
+) -> jax.Array:
+    """x [B, L, D] after all layers of a tower, whose parameters are stacked as `layers`; called in
+    the tower. Each is block(config, attention)(x, *constants).
+    """
+    if config.remat != 'none':
+        block = nn.remat(block, policy=REMAT[config.remat], prevent_cse=False)
+
+    def body(block, x, _):
+        return sharding.constrain(block(sharding.constrain(x), *constants)), None
+
+    stack = nn.scan(body, variable_axes={'params': 0}, split_rngs={'params': True},
+                    length=config.layers, unroll=config.unroll)  # fmt: skip
+    return stack(block(config, attention, name='layers'), x, None)[0]
 
 
 def integers_of(owner: jax.Array) -> dict[str, jax.Array]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rf_jax.data import typical_row
-from rf_jax.models import flops, vision_encoder
+from rf_jax.models import encoders, flops, vision_encoder
 from rf_jax.models.attention import masks
 from rf_jax.models.attention.pallas import Pallas
 from rf_jax.planning import hlo_cost, hlo_memory, roofline
@@ -174,7 +174,7 @@ def kernel_flops(config: ConfigDict, row: Mapping[str, np.ndarray], chips: int):
     width['vision'] = width['pixels'] = model.encoder.width
     integers = {'backbone': {name: row[name][None] for name in masks.FIELDS}}
     for tower, kind in (('vision', 'vision'), ('pixels', 'pixel')):
-        images, extra = len(row[f'{kind}_counts']), 1 + model.encoder.registers
+        images, extra = len(row[f'{kind}_counts']), encoders.own_tokens(config)
         owner = np.concatenate([np.repeat(np.arange(images), extra), row[f'{kind}_image']])
         integers[tower] = vision_encoder.integers_of(owner[None])
     each = {

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rf_jax.data import layout, spans
 from rf_jax.generation import captioning, image_sampling
 from rf_jax.generation.placement import Placement
-from rf_jax.models import unified
+from rf_jax.models import encoders, unified
 from rf_jax.planning.ahead_of_time import KERNELS, Cost, cost, tile_pairs
 from rf_jax.runtime import mesh
 from rf_jax.training import optimizer, state
@@ -63,9 +63,9 @@ def answer(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
                 'vision_images': 1, 'pixel_images': 0}  # fmt: skip
     row, count = _rows(placement, capacity, model.channels), placement.multiple
     lengths = jax.ShapeDtypeStruct((count,), np.int32, sharding=mesh.batch_sharding(placement.mesh))
-    program = placement.jit(partial(captioning.answer, model, length=length, eos=0))
+    program = placement.jit(partial(captioning.answer, model, length=length, ends=(0,)))
     known = PROMPT + patches // 4
-    extra = patches + 1 + config.model.encoder.registers
+    extra = patches + encoders.own_tokens(config)
     pairs = {'': _pairs(config, known, known), 'encoder': _pairs(config, extra, extra)}
     return cost(
         'answer',

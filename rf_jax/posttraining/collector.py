@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from rf_jax.data import spans
 from rf_jax.evaluation.image_features import Encoder
 from rf_jax.generation import inputs
 from rf_jax.models import representation
@@ -83,13 +84,19 @@ def _check_steps(config) -> None:
             f'grpo.flow.stochastic={c.flow.stochastic} needs data.capacity.pixels={patches} and '
             f'data.capacity.pixel_images={images}: each trained step has its own noisy image'
         )
-    questions = episodes.EPISODES[c.episode].questions
-    asked = 2 + (config.data.max_text_tokens // 2 if questions else 0)  # begin, question, <answer>
-    if 'text' in c.policies and asked + c.text_tokens > capacity.text:
+
+
+def check_text(config, tokenizer) -> None:
+    """Raises UserError if a row cannot hold a sampled text and what is before it."""
+    c, data, chat = config.grpo, config.data, tokenizer.chat
+    asked = chat.question_and_answer - len(chat.after['assistant'])
+    if episodes.EPISODES[c.episode].questions:
+        asked += spans.question_room(tokenizer, data.max_text_tokens)
+    if 'text' in c.policies and asked + c.text_tokens > data.capacity.text:
         raise UserError(
             f'grpo.text_tokens={c.text_tokens} and the {asked} before them '
-            f'(data.max_text_tokens={config.data.max_text_tokens}) exceed '
-            f'data.capacity.text={capacity.text}'
+            f'(data.max_text_tokens={data.max_text_tokens}) exceed '
+            f'data.capacity.text={data.capacity.text}'
         )
 
 
@@ -100,6 +107,7 @@ class Collector:
         """`more`: rewards of the user by name, of weight 1 unless `grpo.rewards` says another.
         Raises UserError.
         """
+        check_text(run.config, run.tokenizer)
         self.run, self.config = run, run.config
         self.rollouts = RolloutPrograms(run, reference)
         self.encoder = Encoder(self.rollouts.sampler, self.rollouts.reference)

@@ -7,7 +7,7 @@ from absl import logging
 
 from rf_jax.runtime import checkpoint, checkpoint_files, paths
 from rf_jax.runtime.errors import UserError
-from rf_jax.training import initial_weights
+from rf_jax.training import weight_sources
 from rf_jax.training.jitted import Programs
 
 
@@ -17,7 +17,7 @@ def load(run: Programs) -> Any:
     Raises UserError if it is missing or has other shapes.
     """
     name = run.config.grpo.reference
-    others = initial_weights.other_runs(run.config)
+    others = weight_sources.other_runs(run.config)
     found = [paths.local(name, 'grpo.reference')] if name else others
     if not found:
         raise UserError('grpo.reference and initialise_from are empty: nothing to reinforce')

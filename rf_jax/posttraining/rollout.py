@@ -31,7 +31,7 @@ class Images(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """Sampled texts; after the end of one all tokens are <eos>."""
+    """Sampled texts; after the end of one all tokens are the first of `stops`."""
 
     tokens: jax.Array  # int32 [B, length]
     log_probs: jax.Array  # float32 [B, length], 0 after the end
@@ -134,10 +134,9 @@ def texts(
     prompt_lengths: jax.Array,
     keys: jax.Array,
 ) -> Texts:
-    """A text of at most `length` tokens a row, after its prompt.
+    """A text of at most `length` tokens a row, after its prompt; any of `stops` ends it.
 
-    `stops`: <eos>, and other tokens that end a text; `batch`, `prompt_lengths` int32 [B]: as
-    `captioning.answer` takes them; keys [B].
+    `batch`, `prompt_lengths` int32 [B]: as `captioning.answer` takes them; keys [B].
     """
     text = batch['text_tokens'].shape[1]
     asked = text - length

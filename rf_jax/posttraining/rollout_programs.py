@@ -35,7 +35,7 @@ class RolloutPrograms:
         self.model, self.placement = sampler.model, sampler.placement
         self.channels, self.flow_channels = self.model.channels, self.model.flow_channels
         # A text ends where the model ends it, or goes on with an image.
-        self.stops = self.tokenizer.eos, self.tokenizer.image
+        self.stops = *self.tokenizer.ends, self.tokenizer.image
         self.policies = policy.policies(run.config)
         self.reference = None if reference is None else self.placement.params(reference)
         c, length = run.config.grpo, run.config.grpo.text_tokens

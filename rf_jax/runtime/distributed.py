@@ -186,7 +186,7 @@ def is_main() -> bool:
 
 
 def broadcast(make: Callable[[], bytes]) -> bytes:
-    """Returns `make()` of process 0 on all processes; at most a few MB. All must call it."""
+    """Returns `make()` of process 0 on all processes; at most tens of MB. All must call it."""
     global _exchanges
     if jax.process_count() == 1:
         return make()

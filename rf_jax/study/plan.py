@@ -19,7 +19,7 @@ from rf_jax.evaluation.scoring import Amount
 from rf_jax.models import flops, unified
 from rf_jax.runtime import paths, renamed_fields, workdir
 from rf_jax.runtime.errors import UserError, choose, require
-from rf_jax.training import checks, initial_weights, train_loop
+from rf_jax.training import checks, train_loop, weight_sources
 
 COUNTS = ('seeds', 'steps', 'prompts', 'images', 'questions', 'curve.points', 'curve.prompts')
 # Fields that the study itself sets, so that overrides cannot.
@@ -56,7 +56,7 @@ class Job:
     @property
     def stages(self) -> list[Path]:
         """Workdirs of the jobs that it starts from."""
-        return initial_weights.other_runs(self.config)
+        return weight_sources.other_runs(self.config)
 
     def score_file(self, step: int) -> Path:
         return self.folder / 'scores' / f'{step:08d}.json'
@@ -190,7 +190,7 @@ def check_run(job: Job) -> None:
 def plan(study: ConfigDict, folder: Path, arms: Arms) -> list[Job]:
     """The jobs in order: seed by seed, arm by arm, each after the stages that it needs.
 
-    Writes WORKDIR/tokenizer.model, shared by all jobs so that all count the same tokens.
+    Writes the tokenizer to WORKDIR, shared by all jobs so that all count the same tokens.
     """
     chosen = arm_names(study)
     configs = {name: _config(study, arms, name) for name in _with_needs(chosen, arms.needs)}
@@ -199,7 +199,7 @@ def plan(study: ConfigDict, folder: Path, arms: Arms) -> list[Job]:
     tokenizer = train_loop.find_tokenizer(first, folder, sources)
     for name, config in configs.items():
         _check_builds(name, config, tokenizer, _full(study))
-    workdir.write_run_files(folder, {'tokenizer.model': tokenizer.model_bytes})
+    workdir.write_run_files(folder, {tokenizer.file: tokenizer.model_bytes})
     cost = {name: flops.train_step(config, tokenizer.size) for name, config in configs.items()}
     # Not the most expensive: a new arm must not change the steps of others.
     reference = cost[chosen[0]]
@@ -214,7 +214,7 @@ def plan(study: ConfigDict, folder: Path, arms: Arms) -> list[Job]:
             config.initialise_from = ','.join(
                 str(jobs[stage, seed].folder) for stage in arms.needs[name]
             )
-            config.tokenizer.path = str(folder / 'tokenizer.model')
+            config.tokenizer.path = str(folder / tokenizer.file)
             points = _points(study, last, is_stage)
             every = study.steps // study.curve.points
             config.log.samples_every = 0 if is_stage else every

@@ -94,10 +94,14 @@ FIELDS: Mapping[str, Bounds] = {
     'model.attention.block_k': COUNT,
     **_prefixed('model.encoder', _TOWER | {
         'query_value_bias': Boolean(),
+        'position_grid': COUNT,
         'pixel_mean': Each(SHARE, 3),
         'pixel_std': Each(Finite(0, 1, above=True), 3),
     }),
     **_prefixed('model.autoencoder', _TOWER | {'channels': COUNT}),
+    'model.wan.base_dim': COUNT,
+    'model.wan.dim_mult': Each(COUNT),
+    'model.wan.num_res_blocks': COUNT,
     **_prefixed('model.representation', {
         'pool': COUNT,
         'alignment_layer': COUNT,

@@ -15,7 +15,7 @@ from rf_jax.data import data_fields, source_list, spans
 from rf_jax.models import representation, spaces
 from rf_jax.runtime import mesh, paths, renamed_fields, sharding
 from rf_jax.runtime.errors import UserError, choose, require
-from rf_jax.training import bounds, flow, initial_weights, jitted, optimizer
+from rf_jax.training import bounds, flow, jitted, optimizer, weight_sources
 
 DTYPES = dict.fromkeys(('float32', 'bfloat16'))
 
@@ -47,7 +47,7 @@ def check(config) -> None:
     source_list.check(config.data.sources)  # before the workdir is created
     if config.tokenizer.path:
         paths.local(config.tokenizer.path, 'tokenizer.path')
-    initial_weights.other_runs(config)  # raises for URLs
+    weight_sources.listed(config)  # raises for URLs
     require(any(config.losses.values()), 'all weights of losses are 0: nothing would be trained')
     spans.pool_of(config)
     representation.check(config)

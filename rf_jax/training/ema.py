@@ -8,7 +8,7 @@ import re
 import jax
 import jax.numpy as jnp
 
-from rf_jax.training import optimizer
+from rf_jax.training import optimizer, weight_sources
 
 
 def warm_up(step, offset: float):
@@ -38,16 +38,16 @@ def window_at_end(config) -> float:
 def average(config, ema, params, step: jax.Array):
     """The average after `step`: a float32 tree like `params`; the encoder has its own decay.
 
-    Parameters that `initialise_new` initialises from scratch always warm up, since their average
-    starts from random weights. If `ema.warmup` is off, the others continue the average of the runs
-    in `initialise_from`.
+    New parameters (`weight_sources.new`) always warm up, since their average starts from random
+    weights. If `ema.warmup` is off, the others continue the average of the sources in
+    `initialise_from`.
     """
-    c = config.ema
+    c, from_scratch = config.ema, weight_sources.new(config)
     warm = warm_up(step, c.warmup_offset)
 
     def blend(path, old, new):
         decay = c.encoder_decay if path.startswith('encoder/') else c.decay
-        if c.warmup or any(re.search(pattern, path) for pattern in config.initialise_new):
+        if c.warmup or any(re.search(pattern, path) for pattern in from_scratch):
             decay = jnp.minimum(decay, warm)
         return old + (1 - decay) * (new - old)
 

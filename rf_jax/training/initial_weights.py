@@ -1,7 +1,9 @@
-"""Initialising a run from the weights of other runs (`initialise_from`).
+"""Initialising a run from other runs and from pretrained weights (`initialise_from`).
 
 Arrays are read straight into their shards: no process reads more than the shards of its own
-devices. The optimizer state is not read.
+devices. The optimizer state is not read. The order of a start, each step for all sources before
+the next: their folders and files (`check`), the plan of which array comes from where (`plan`),
+reading, and initialising the rest (`from_sources`).
 """
 
 import difflib
@@ -14,22 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from absl import logging
-from flax import traverse_util
 
-from rf_jax.runtime import checkpoint, checkpoint_files, distributed, paths
+from rf_jax.data.tokenizer import KINDS, tokenizer_file
+from rf_jax.runtime import checkpoint, checkpoint_files, distributed
 from rf_jax.runtime.errors import UserError, require
-from rf_jax.training import jitted, optimizer, state
+from rf_jax.training import jitted, optimizer, state, weight_sources
+from rf_jax.training.weight_sources import TAKEN, Source
 
-TAKEN = ('params', 'ema', 'codebook')  # parts of a state that can come from another run
 SHOWN = 10  # most paths in an error message
-
-
-class Source(NamedTuple):
-    """The newest checkpoint of another run; shapes and dtypes of its arrays by path."""
-
-    folder: Path
-    step: int
-    held: Mapping[str, jax.ShapeDtypeStruct]
 
 
 class Origin(NamedTuple):
@@ -39,19 +33,27 @@ class Origin(NamedTuple):
     path: str
 
 
-def other_runs(config) -> list[Path]:
-    """The folders in `initialise_from`. Raises UserError for a URL."""
-    parts = (part.strip() for part in config.initialise_from.split(','))
-    return [paths.local(part, 'initialise_from') for part in parts if part]
-
-
 def check(config) -> None:
-    """Raises UserError for an entry of `initialise_from` that is not the folder of a run."""
-    for number, folder in enumerate(other_runs(config)):
-        fault, tokenizer = _fault(folder), folder / 'tokenizer.model'
-        if not (fault or number or config.tokenizer.path or tokenizer.exists()):
-            fault = f'{folder} has no tokenizer.model: copy it there, or set tokenizer.path'
+    """Raises UserError for an entry of `initialise_from` that is not the folder of a run, or of
+    pretrained weights that fit the config.
+    """
+    for number, (kind, folder) in enumerate(weight_sources.listed(config)):
+        if kind is not weight_sources.Run:
+            continue
+        fault = _fault(folder)
+        if not (fault or number or config.tokenizer.path or tokenizer_file(folder)):
+            fault = (
+                f'{folder} has no {" and no ".join(KINDS)}: copy it there, or set tokenizer.path'
+            )
         require(not fault, f'initialise_from={config.initialise_from!r}: {fault}')
+    for folder in weight_sources.downloads(config):
+        try:
+            weights = weight_sources.Downloaded(folder).pretrained
+            weights.check(config)
+            if distributed.is_main():
+                weights.check_tied()
+        except UserError as error:
+            raise UserError(f'initialise_from={config.initialise_from!r}: {error}') from None
 
 
 def _fault(folder: Path) -> str:
@@ -75,16 +77,18 @@ def _fault(folder: Path) -> str:
     return f'{fault}; runs with checkpoints in {place.absolute()}: {shown}'
 
 
-def from_other_runs(run: jitted.Programs) -> tuple[state.State, list[Source]]:
-    """The state at step 0 with weights, EMA and codebook of other runs. All processes must call it.
+def from_sources(run: jitted.Programs) -> tuple[state.State, list[Source]]:
+    """The state at step 0 with weights, EMA and codebook of the sources, and the sources. All
+    processes must call it.
 
     Each array is read or initialised with the sharding of `run.abstract`, without a second copy on
     the devices. Raises UserError for arrays that no source has in this shape, a source from which
     nothing is used, and a damaged source.
     """
-    sources = [_open(folder) for folder in other_runs(run.config)]
+    sources = [kind.open(folder) for kind, folder in weight_sources.listed(run.config)]
     origins = plan(run.abstract, sources, run.config)
-    logging.info('Where each parameter comes from:\n%s', table(run.abstract, sources, origins))
+    text = table(run.abstract, sources, origins, run.config.optimizer)
+    logging.info('Where each parameter comes from:\n%s', text)
     names = checkpoint_files.flatten(run.abstract)
     found: dict[str, jax.Array] = {}
     for number, source in enumerate(sources):
@@ -95,44 +99,34 @@ def from_other_runs(run: jitted.Programs) -> tuple[state.State, list[Source]]:
     return jax.tree.unflatten(jax.tree.structure(run.abstract), leaves), sources
 
 
-def _open(folder: Path) -> Source:
-    """Opens the same step on all hosts, even while the other run is still saving checkpoints."""
-    directory = folder / 'checkpoints'
-    step = int(distributed.broadcast(lambda: str(checkpoint.latest(directory)[0]).encode()))
-    held = checkpoint_files.read_metadata(directory.resolve() / str(step))
-    if not set(TAKEN) <= held.keys():
-        raise UserError(
-            f'initialise_from: the checkpoint in {directory} has {", ".join(sorted(held))}, not '
-            f'{", ".join(TAKEN)}: it is not a checkpoint of rf_jax.train'
-        )
-    return Source(folder, step, checkpoint_files.flatten({name: held[name] for name in TAKEN}))
-
-
 def plan(abstract: state.State, sources: Sequence[Source], config) -> dict[str, Origin]:
     """{path in the state: where its array comes from}; arrays that are not in it are new.
 
     An array comes from the first source that has its path, after rewriting by `initialise_as`,
-    unless a regex of `initialise_new` matches. Frozen parameters start from their EMA, which is
+    unless a regex of `weight_sources.new` matches. Frozen parameters start from their EMA, which is
     what was evaluated and what targets are computed with: starting from the weights would make the
     EMA, which must not change, drift towards them. With `initialise_from_average` all do. Raises
     UserError.
     """
-    average = config.initialise_from_average
+    average, new = config.initialise_from_average, weight_sources.new(config)
     origins, wrong = {}, []
     for name, leaf in checkpoint_files.flatten({n: getattr(abstract, n) for n in TAKEN}).items():
         part, _, path = name.partition('/')
         path = path or name  # the codebook has no path
-        if any(re.search(pattern, path) for pattern in config.initialise_new):
+        if any(re.search(pattern, path) for pattern in new):
             continue
         if part == 'params' and (average or optimizer.frozen(path, config.optimizer.freeze)):
             part = 'ema'
         for pattern, replacement in config.initialise_as:
             path = re.sub(pattern, replacement, path)
         there = path if part == name else f'{part}/{path}'
-        number = next((i for i, source in enumerate(sources) if there in source.held), None)
-        has = None if number is None else sources[number].held[there].shape
+        origin = next(
+            (Origin(i, found) for i, source in enumerate(sources) if (found := source.find(there))),
+            None,
+        )
+        has = origin and sources[origin.source].shape(origin.path)
         if has == leaf.shape:
-            origins[name] = Origin(number, there)
+            origins[name] = origin
         else:
             wrong.append(f'{there}: {has or "absent"}, expected {leaf.shape}')
     require(
@@ -154,11 +148,7 @@ def _read(source: Source, paths: Mapping[str, str], wanted: Mapping[str, Any]) -
     first = {}
     for name, path in paths.items():
         first.setdefault(path, name)
-    shapes = {tuple(path.split('/')): wanted[name] for path, name in first.items()}
-    tree = traverse_util.unflatten_dict(shapes)
-    read = checkpoint_files.flatten(
-        checkpoint.restore_parts(source.folder / 'checkpoints', source.step, tree)
-    )
+    read = source.read({path: wanted[name] for path, name in first.items()})
     found = {}
     for name, path in paths.items():
         array = read[path]
@@ -168,18 +158,24 @@ def _read(source: Source, paths: Mapping[str, str], wanted: Mapping[str, Any]) -
     return found
 
 
-def table(abstract: state.State, sources: Sequence[Source], origins: Mapping[str, Origin]) -> str:
-    """One line per group of parameters: their number, and the source and step they come from."""
+def table(
+    abstract: state.State, sources: Sequence[Source], origins: Mapping[str, Origin], config
+) -> str:
+    """One line per group of parameters: their number, the source they come from, and how fast they
+    learn where `config.optimizer` sets a factor.
+    """
+    factors = optimizer.lr_multipliers(abstract.params, config.lr_multipliers, config.freeze)
+    factor_of = checkpoint_files.flatten({'params': factors})
     counts: Counter = Counter()
     for name, leaf in checkpoint_files.flatten({n: getattr(abstract, n) for n in TAKEN}).items():
-        origin, group = origins.get(name), _group(name)
+        origin, group, factor = origins.get(name), _group(name), factor_of.get(name, 1.0)
         text = 'new'
         if origin:
-            source = sources[origin.source]
             path = origin.path.replace('ema/', 'params/', 1) if group != 'ema' else origin.path
-            text = f'{source.folder} at step {source.step}'
+            text = str(sources[origin.source])
             text += f', its {_group(path)}' if _group(path) != group else ''
             text += ', its average' if path != origin.path else ''
+        text += f'; learning rate x {factor:g}' if factor not in (0.0, 1.0) else ''
         counts[group, text] += leaf.size
     width = max(len(group) for group, _ in counts)
     return '\n'.join(

@@ -14,7 +14,8 @@ from absl import logging
 
 import rf_jax
 from rf_jax.data import captions, data_fields, pipeline, source_list
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from rf_jax.data.tokenizer import KINDS, Tokenizer, load_tokenizer, parse_tokenizer, tokenizer_file
 from rf_jax.runtime import (
     checkpoint,
     compilation,
@@ -28,7 +29,7 @@ from rf_jax.runtime import (
     workdir,
 )
 from rf_jax.runtime.errors import require
-from rf_jax.training import checks, ema, initial_weights, jitted, state
+from rf_jax.training import checks, ema, initial_weights, jitted, state, weight_sources
 from rf_jax.training.step_metrics import StepMetrics
 
 
@@ -67,17 +68,18 @@ def find_tokenizer(config, folder: Path, found) -> Tokenizer:
     The run's own is used once there is a checkpoint, or if the config still asks for the same
     tokenizer. Raises UserError.
     """
-    others = [str(other / 'tokenizer.model') for other in initial_weights.other_runs(config)[:1]]
+    folders = [folder for _, folder in weight_sources.listed(config)]
+    others = [file for folder in folders if (file := tokenizer_file(folder))][:1]
     asked = [config.tokenizer.path] if config.tokenizer.path else others
-    own = folder / 'tokenizer.model'
-    if own.exists() and (checkpoint.exists_in(folder) or not _asks_for_another(config, folder)):
+    own = tokenizer_file(folder)
+    if own and (checkpoint.exists_in(folder) or not _asks_for_another(config, folder)):
         asked = [own]
     if asked:
         logging.info('Tokenizer: %s', asked[0])
-        return Tokenizer.load(asked[0])
+        return load_tokenizer(asked[0])
     logging.info('Training a SentencePiece tokenizer on the captions of %s', config.data.sources)
     texts = captions.corpus(found, data_fields.asked_maps(config))
-    return Tokenizer.train(texts, config.tokenizer.vocab_size)
+    return SentencePieceTokenizer.train(texts, config.tokenizer.vocab_size)
 
 
 def _asks_for_another(config, folder: Path) -> bool:
@@ -130,7 +132,7 @@ def build(
     found = distributed.main_first(open_sources) if one_first else open_sources()
     data = source_list.summary(found)
     distributed.check_same(data, 'data.sources')
-    tokenizer = Tokenizer(
+    tokenizer = parse_tokenizer(
         distributed.broadcast(lambda: find_tokenizer(config, folder, found).model_bytes)
     )
     distributed.connect(mesh_)
@@ -146,7 +148,7 @@ def build(
 
 def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, state.State]:
     """(steps done, state): 1. from the run's own newest checkpoint that restores, 2. at step 0 with
-    weights of other runs (`initialise_from`), 3. newly initialised.
+    weights of other runs or pretrained ones (`initialise_from`), 3. newly initialised.
     """
     total = run.config.steps
     restored = checkpoints.restore(run.abstract)
@@ -158,27 +160,30 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
         if restored[0] >= total:
             logging.info('Nothing to train; raise steps (--config.steps) to continue')
         return restored
-    if not initial_weights.other_runs(run.config):
+    if not weight_sources.listed(run.config):
         if distributed.is_main():
             checks.warn_of_new_weights(run.config)
         logging.info('Started %s from new weights, %d steps', run.workdir, total)
         return 0, run.initialise()
-    current, others = initial_weights.from_other_runs(run)
-    for other, step, _ in others:
-        logging.info('Started %s, %d steps, from %s at step %d', run.workdir, total, other, step)
-        checks.warn_of_source_run(run.config, other, step)
+    current, sources = initial_weights.from_sources(run)
+    for source in sources:
+        logging.info('Started %s, %d steps, from %s', run.workdir, total, source)
+        checks.warn_of_source_run(run.config, source.folder, source.step)
     return 0, current
 
 
 def write_start(run: Run) -> None:
     """Writes what is needed to reopen the run: config, tokenizer, versions, parameters."""
+    if distributed.is_main():
+        for other in KINDS.keys() - {run.tokenizer.file}:  # of a start with another config
+            (run.workdir / other).unlink(missing_ok=True)
     versions = {'rf_jax': rf_jax.__version__, 'jax': jax.__version__,
                 'tokenizer_sha256': run.tokenizer.checksum, 'data': run.data}  # fmt: skip
     workdir.write_run_files(
         run.workdir,
         {
             'config.json': run.config.to_json_best_effort(indent=2),
-            'tokenizer.model': run.tokenizer.model_bytes,
+            run.tokenizer.file: run.tokenizer.model_bytes,
             'version.json': json.dumps(versions, indent=2),
             'parameters.txt': sharding.overview(run.abstract.params),
         },

@@ -8,7 +8,7 @@ from configs import scenes
 from configs.posttraining import multi_representation
 from rf_jax.data import captions, layout, source_list
 from rf_jax.data.pipeline import Batches
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.training import checks
 
 ARMS = multi_representation.ARMS
@@ -22,7 +22,7 @@ def source():
 @pytest.fixture(scope='module')
 def tokenizer(source):
     """As of the study: it has not read the instructions."""
-    return Tokenizer.train(captions.corpus([source]), 512)
+    return SentencePieceTokenizer.train(captions.corpus([source]), 512)
 
 
 @pytest.mark.parametrize('arm', ARMS)

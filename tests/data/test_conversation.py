@@ -9,14 +9,14 @@ from rf_jax.data import conversation, layout, messages, spans
 from rf_jax.data.conversation import Dropped
 from rf_jax.data.layout import Pixels, Representation, Text, Vision
 from rf_jax.data.messages import DraftPart, Message, TextPart, assistant, user
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 
 TEXT = ['what is this? a red dog', 'make it blue', 'here it is, blue']
 
 
 @pytest.fixture(scope='module')
 def tokenizer():
-    return Tokenizer.train(TEXT, 300)
+    return SentencePieceTokenizer.train(TEXT, 300)
 
 
 def to_spans(tokenizer, messages, pool=2, max_text=40, counts=None, **dropped):

@@ -12,7 +12,7 @@ from configs import base
 from rf_jax.data import captions, image_ops, maps, source_list
 from rf_jax.data.messages import ImagePart, TextPart
 from rf_jax.data.pipeline import Batches
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.runtime.errors import UserError
 
 MANY = 10**6
@@ -25,7 +25,7 @@ def scenes():
 
 @pytest.fixture(scope='module')
 def tokenizer():
-    return Tokenizer.train(list(maps.texts(maps.NAMES)) * 20, 400)
+    return SentencePieceTokenizer.train(list(maps.texts(maps.NAMES)) * 20, 400)
 
 
 def batches(source, tokenizer, *names, **capacity):

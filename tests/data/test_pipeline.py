@@ -15,7 +15,7 @@ from rf_jax.data import captions, layout, pipeline, source_list, spans
 from rf_jax.data.image_cache import ImageCache
 from rf_jax.data.mixture import Example
 from rf_jax.data.pipeline import Batches
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.rng import generator, reused_generator
 
@@ -29,7 +29,9 @@ NO_DROPOUT = {'text_dropout': 0.0, 'representation_dropout': 0.0, 'joint_dropout
 
 @pytest.fixture(scope='session')
 def tokenizer():
-    return Tokenizer.train(['an image of a cat, small', 'what is this? a red dog'], 300)
+    return SentencePieceTokenizer.train(
+        ['an image of a cat, small', 'what is this? a red dog'], 300
+    )
 
 
 @pytest.fixture(scope='session')
@@ -336,7 +338,7 @@ def test_settings_are_checked_before_any_text_is_split(tmp_path, tokenizer):
 def test_the_default_data_fills_its_rows():
     config = emoji_config.get_config()
     found = source_list.build('emoji', config.data.max_pixels)
-    tokenizer = Tokenizer.train(captions.corpus(found), config.tokenizer.vocab_size)
+    tokenizer = SentencePieceTokenizer.train(captions.corpus(found), config.tokenizer.vocab_size)
     batches = Batches(config, found, tokenizer)
     rows = [row for step in range(batches.plan.steps_per_epoch) for row in batches.plan.rows(step)]
     taken = np.stack([

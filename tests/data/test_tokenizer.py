@@ -9,7 +9,8 @@ import pytest
 import sentencepiece
 
 from rf_jax.data import captions, source_list
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from rf_jax.data.tokenizer import load_tokenizer
 from rf_jax.runtime import errors
 from rf_jax.runtime.errors import UserError
 
@@ -23,7 +24,7 @@ def emoji():
 
 @pytest.fixture(scope='module')
 def tokenizer(emoji):
-    return Tokenizer.train(captions.corpus(emoji), 2048)
+    return SentencePieceTokenizer.train(captions.corpus(emoji), 2048)
 
 
 def test_specials_have_fixed_ids(tokenizer):
@@ -44,7 +45,7 @@ def test_specials_have_fixed_ids(tokenizer):
 def test_any_text_round_trips_without_special_ids(tokenizer, text):
     for model in (
         tokenizer,
-        Tokenizer.train(TEXTS, 400),
+        SentencePieceTokenizer.train(TEXTS, 400),
     ):  # the second corpus contains special tokens as text
         ids = model.encode(text)
         assert all(5 <= i < model.size for i in ids)
@@ -65,45 +66,45 @@ def test_labels_are_short(tokenizer, emoji):
 
 
 def test_training_is_deterministic_and_quiet(tokenizer, emoji, capfd):
-    again = Tokenizer.train(captions.corpus(emoji), 2048)
+    again = SentencePieceTokenizer.train(captions.corpus(emoji), 2048)
     assert again.model_bytes == tokenizer.model_bytes
     assert again.checksum == hashlib.sha256(tokenizer.model_bytes).hexdigest()
-    assert Tokenizer.train(TEXTS, 400).checksum != again.checksum
+    assert SentencePieceTokenizer.train(TEXTS, 400).checksum != again.checksum
     assert capfd.readouterr() == ('', '')
 
 
 def test_a_small_corpus_lowers_the_vocabulary():
-    small = Tokenizer.train(['a cat', 'a dog'], 2048)
+    small = SentencePieceTokenizer.train(['a cat', 'a dog'], 2048)
     assert 261 < small.size < 300
 
 
 def test_a_long_text_is_split_not_dropped():
-    model = Tokenizer.train(['zebra ' * 5000 + 'quokka ' * 5000], 400)
+    model = SentencePieceTokenizer.train(['zebra ' * 5000 + 'quokka ' * 5000], 400)
     assert len(model.encode('zebra')) < 4 and len(model.encode('quokka')) < 4
 
 
 def test_training_errors_name_the_field():
     with pytest.raises(UserError, match=r'tokenizer\.vocab_size=100'):
-        Tokenizer.train(TEXTS, 100)
+        SentencePieceTokenizer.train(TEXTS, 100)
     with pytest.raises(UserError, match=r'data\.sources'):
-        Tokenizer.train([], 2048)
+        SentencePieceTokenizer.train([], 2048)
 
 
 def test_save_and_load(tokenizer, tmp_path):
     path = tmp_path / 'new' / 'tokenizer.model'
     tokenizer.save(path)
-    loaded = Tokenizer.load(path)
+    loaded = load_tokenizer(path)
     assert loaded.checksum == tokenizer.checksum
     assert loaded.encode('a cat') == tokenizer.encode('a cat')
 
 
 def test_bad_model_files_are_user_errors(tmp_path):
     with pytest.raises(UserError, match=r'(?s)No such file.*tokenizer\.path'):
-        Tokenizer.load(tmp_path / 'none.model')
+        load_tokenizer(tmp_path / 'none.model')
     for content in (b'', b'not a model'):
         (tmp_path / 'bad.model').write_bytes(content)
         with pytest.raises(UserError, match='not a SentencePiece model'):
-            Tokenizer.load(tmp_path / 'bad.model')
+            load_tokenizer(tmp_path / 'bad.model')
     sentencepiece.SentencePieceTrainer.train(  # a valid model with other special tokens
         sentence_iterator=iter(TEXTS),
         model_prefix=str(tmp_path / 'foreign'),
@@ -112,7 +113,7 @@ def test_bad_model_files_are_user_errors(tmp_path):
         minloglevel=2,
     )
     with pytest.raises(UserError, match='not 0, 1, 2, 3, 4'):
-        Tokenizer.load(tmp_path / 'foreign.model')
+        load_tokenizer(tmp_path / 'foreign.model')
 
 
 def test_command(tmp_path):
@@ -125,7 +126,7 @@ def test_command(tmp_path):
 
     done = run(f'text:{tmp_path / "a.txt"}')
     assert done.returncode == 0, done.stderr
-    assert Tokenizer.load(tmp_path / 't.model').checksum in done.stdout
+    assert load_tokenizer(tmp_path / 't.model').checksum in done.stdout
     failed = run('emojis')
     assert failed.returncode == errors.USER_ERROR
     assert failed.stderr.startswith('error: data.sources') and failed.stderr.count('\n') == 1

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from configs import base
+from rf_jax.data import chat_format
 from rf_jax.data.image_ops import BadImage
 from rf_jax.data.records import Record
 from rf_jax.evaluation import retrieval, run_report
@@ -38,7 +39,7 @@ class Painter:
         self.source, self.right = source, right
 
     config = base.get_config()
-    tokenizer = SimpleNamespace(encode=str.split)
+    tokenizer = SimpleNamespace(encode=str.split, chat=chat_format.plain(1, 4, 2))
 
     def generate(self, prompts, seed, size, number):
         assert set(size) == {(64, 64)}  # the 32 px images are enlarged to the only training size

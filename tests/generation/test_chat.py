@@ -1,14 +1,13 @@
 """A chat with a cache is the training forward; batched, streamed and whole answers are the same."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_sampler import make_sampler
+from tiny_sampler import full_forward, make_sampler
 
-from rf_jax.data import conversation, layout
+from rf_jax.data import conversation
 from rf_jax.data.messages import ImagePart, Message, assistant, user
-from rf_jax.generation import chat, chat_engine, chat_row, text_sampling
+from rf_jax.generation import chat, chat_engine, text_sampling
 from rf_jax.generation.generated_image import GeneratedImage, PartialImage
 from rf_jax.runtime.errors import UserError
 
@@ -61,27 +60,6 @@ def talked(sampler, images):
         talk.send(turn, seed=number, **HOW)
     engine.programs.decode = decode
     return talk, seen
-
-
-def full_forward(sampler, name='text_logits'):
-    """Function (row) -> logits of all tokens of a conversation, by the model's training forward."""
-    model = sampler.model
-
-    @jax.jit
-    def forward(params, batch, tokens):
-        z, t = jnp.zeros((1, 0, model.channels)), jnp.zeros((1, 0))
-        return model.apply({'params': params}, batch, tokens, z, t)[name].whole()[0]
-
-    def of(row):
-        spans = row.spans(row.pieces, conversation.NOTHING, len(row.generated))
-        capacity = chat_row.chat_capacity(sampler.config)
-        tokens = np.zeros((1, capacity['representation']), np.int32)
-        known = row.inputs(np.array([-1], np.int32))
-        tokens[0, : len(known)] = known
-        batch = layout.make_batch([[spans]], capacity, model.channels)
-        return np.array(forward(sampler.params, batch, tokens))
-
-    return of
 
 
 def test_five_turns_with_a_cache_equal_the_full_forward(sampler, talked):

@@ -227,14 +227,18 @@ def test_a_longer_limit_continues_the_same_answers(sampler, questions, answered)
 
 def test_answers_end(sampler, answered):
     tokens, batch, heads = answered
-    end = int(tokens[0, 1])  # pretend that the second token ends the answer
+    # Pretend that the second token of the first answer and the third of another end answers.
+    ends = int(tokens[0, 1]), int(tokens[2, 2])
     found = jax.jit(
-        lambda params, batch, heads: captioning.answer(sampler.model, params, batch, heads, 4, end)
+        lambda params, batch, heads: captioning.answer(sampler.model, params, batch, heads, 4, ends)
     )(sampler.params, batch, heads)
+    stops = []
     for row, right in zip(np.asarray(found), tokens):
-        stop = list(right).index(end) if end in right else 4
-        np.testing.assert_array_equal(row[:stop], right[:stop])
-        assert (row[stop:] == end).all()
+        stop = next((i for i, token in enumerate(right) if token in ends), 4)
+        stops += right[stop : stop + 1].tolist()
+        np.testing.assert_array_equal(row[: stop + 1], right[: stop + 1])
+        assert (row[stop + 1 :] == ends[0]).all()
+    assert set(stops) == set(ends), 'the test needs answers that end in either way'
 
 
 def test_truncated_questions_are_logged(sampler, questions, caplog):

@@ -12,7 +12,7 @@ from shrink import shrink
 from tiny_sampler import WORDS, drawn_in_a_chat, noisy_params
 
 from configs import base
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.generation import placement
 from rf_jax.generation.placement import Placement
 from rf_jax.generation.sampler import Sampler
@@ -40,7 +40,7 @@ def small() -> ConfigDict:
 def folder(tmp_path_factory):
     """A workdir with a checkpoint, written before there was a table for inference."""
     folder, config = tmp_path_factory.mktemp('run'), small()
-    tokenizer = Tokenizer.train(WORDS * 3, 288)
+    tokenizer = SentencePieceTokenizer.train(WORDS * 3, 288)
     params = noisy_params(unified.build(config, tokenizer.size), 0.15)
     fields = json.loads(config.to_json())
     del fields['sampling']['sharding']

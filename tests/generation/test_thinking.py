@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 from shrink import shrink
+from small_bpe import small_chatml
 from tiny_sampler import WORDS, make_sampler
 
 from configs import base
 from rf_jax.data import conversation, layout
 from rf_jax.data.messages import DraftPart, ImagePart, Message, TextPart, assistant, user
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.generation import thinking
 from rf_jax.generation.chat_row import ChatRow, Fitted
 from rf_jax.generation.generated_image import GeneratedImage
@@ -22,10 +23,15 @@ CAPACITY = {'text': 96, 'vision': 32, 'representation': 32, 'vision_images': 4}
 HOW = {'steps': 2, 'max_tokens': 4}
 
 
-def test_a_chat_has_the_tokens_of_training_where_training_has_them():
+@pytest.mark.parametrize('format', ['plain', 'chatml'])
+def test_a_chat_has_the_tokens_of_training_where_training_has_them(format):
     """A draft of training, and one that was generated: what follows finds the same before it."""
     config = shrink(base.get_config())
-    special = Tokenizer.train(WORDS * 3, 384)
+    if format == 'chatml':
+        pytest.importorskip('tokenizers')
+        special = small_chatml()
+    else:
+        special = SentencePieceTokenizer.train(WORDS * 3, 384)
     pixels = np.zeros((64, 64, 3), np.uint8)
     draft = GeneratedImage(pixels, np.zeros((2, 2), np.int32), '', 0)
     row = ChatRow(config, special, 3 * 16**2)

@@ -15,7 +15,7 @@ import topologies
 from configs import base
 from rf_jax.data import pipeline, source_list
 from rf_jax.data.packing import plan
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.runtime import mesh as meshes
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import checks
@@ -27,7 +27,7 @@ def batches_of(tmp_path_factory):
     path = tmp_path_factory.mktemp('text') / 'words.txt'
     path.write_text('\n\n'.join(f'the sentence of number {i}' for i in range(50)))
     found = source_list.build(f'text:{path}', 10**6)
-    tokenizer = Tokenizer.train([path.read_text()], 300)
+    tokenizer = SentencePieceTokenizer.train([path.read_text()], 300)
 
     @functools.cache
     def make(rows):

@@ -8,6 +8,7 @@ from tiny_grpo import begins_with_a, bright, built, code_five, config_of, fed, m
 
 from configs import base
 from configs.posttraining import grpo, thoughts, unified_grpo
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.generation.sampler import Sampler
 from rf_jax.posttraining import collector, reference
 from rf_jax.runtime.errors import UserError
@@ -209,15 +210,17 @@ def test_a_reference_of_another_shape_is_one_clear_error(tmp_path):
             {'grpo.policies': ('flow',), 'grpo.flow.stochastic': (0, 3)},
             r'needs data\.capacity\.pixels=48 and data\.capacity\.pixel_images=3',
         ),
-        (
-            {'grpo.policies': ('text',), 'grpo.episode': 'answer', 'grpo.text_tokens': 30},
-            r'grpo\.text_tokens=30 .* exceed data\.capacity\.text=32',
-        ),
     ],
 )
 def test_fields_that_do_not_fit_together_are_one_line(changes, message):
     with pytest.raises(UserError, match=message):
         collector.check(config_of({'grpo.group_size': 8} | changes))
+
+
+def test_a_text_that_no_row_can_hold_is_refused():
+    changes = {'grpo.policies': ('text',), 'grpo.episode': 'answer', 'grpo.text_tokens': 30}
+    with pytest.raises(UserError, match=r'grpo\.text_tokens=30 .* exceed data\.capacity\.text=32'):
+        collector.check_text(config_of(changes), SentencePieceTokenizer)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +234,7 @@ def test_fields_that_do_not_fit_together_are_one_line(changes, message):
 )
 def test_the_configs_fit_together_as_they_are(config):
     collector.check(config)
+    collector.check_text(config, SentencePieceTokenizer)
 
 
 def test_a_config_without_grpo_names_the_other_command():

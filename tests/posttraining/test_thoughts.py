@@ -12,6 +12,7 @@ from tiny_grpo import built, code_five, config_of, fed, moved
 from configs.posttraining import thoughts
 from rf_jax.data import conversation, layout, source_list
 from rf_jax.data.messages import ImagePart, Message, TextPart, user
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.posttraining import asking, collector, policy, rewards, rollout, training_rows
 from rf_jax.posttraining.rewards import Prompt, Sample, Source
 from rf_jax.posttraining.rollout_programs import ImageRequest
@@ -317,9 +318,13 @@ def test_riddles_are_those_of_training_but_not_of_the_evaluation():
             {'grpo.episode': 'generate', 'grpo.policies': ('representation',)},
             r"grpo\.images=2: grpo\.episode='generate' has no texts",
         ),
-        ({'grpo.text_tokens': 30}, r'grpo\.text_tokens=30 .* exceed data\.capacity\.text=32'),
     ],
 )
 def test_fields_that_do_not_fit_together_are_one_line(changes, message):
     with pytest.raises(UserError, match=message):
         collector.check(config_of(THINK | changes))
+
+
+def test_a_thought_that_no_row_can_hold_is_refused():
+    with pytest.raises(UserError, match=r'grpo\.text_tokens=30 .* exceed data\.capacity\.text=32'):
+        collector.check_text(config_of(THINK | {'grpo.text_tokens': 30}), SentencePieceTokenizer)

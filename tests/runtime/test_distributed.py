@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from shrink import CACHE, quick_compilation
+from small_bpe import small_bpe, write_weights
 
 from configs import debug
 from rf_jax.runtime import distributed, errors
@@ -83,10 +84,10 @@ def start(count, workdir, folder, **flags):
     )
 
 
-def alone(workdir, steps=STEPS, devices=DEVICES):
+def alone(workdir, steps=STEPS, devices=DEVICES, **changes):
     """The same run in this process, without samples."""
     config = debug.get_config()
-    config.update_from_flattened_dict(CHANGES | {'steps': steps, 'log.samples_every': 0})
+    config.update_from_flattened_dict(CHANGES | {'steps': steps, 'log.samples_every': 0} | changes)
     with quick_compilation():
         train_loop.train(train_loop.build(config, workdir, jax.devices()[:devices]))
     return workdir
@@ -122,6 +123,20 @@ def saved(workdir):
 def undisturbed(tmp_path_factory):
     """An uninterrupted run of one process on one device."""
     return alone(tmp_path_factory.mktemp('alone') / 'run', devices=1)
+
+
+def test_processes_share_a_tokenizer_json(tmp_path):
+    """Process 0 reads it and sends the others what it is."""
+    pytest.importorskip('tokenizers')
+    path = str(write_weights(tmp_path / 'weights', small_bpe(), rows=400))
+    changes = {'tokenizer.path': path, 'data.max_text_tokens': 32, 'data.capacity.text': 64}
+    flags = {f'config.{name}': value for name, value in changes.items()}
+    flags |= {'config.steps': 2, 'config.log.samples_every': 0, 'config.evaluation.samples': 0}
+    processes = start(2, tmp_path / 'run', tmp_path / 'logs', **flags)
+    assert processes.wait() == [0, 0], log(tmp_path / 'logs')
+    other = alone(tmp_path / 'alone', steps=2, devices=1, **changes)
+    assert_same_losses(tmp_path / 'run', other, steps=2)
+    assert [each.name for each in (tmp_path / 'run').glob('tokenizer.*')] == ['tokenizer.json']
 
 
 @pytest.mark.parametrize('count', COUNTS)

@@ -6,7 +6,7 @@ import pytest
 
 from configs import base
 from rf_jax.data import source_list
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.tokenizer import load_tokenizer
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import checkpoint, paths, workdir
@@ -20,7 +20,7 @@ READERS = {
     'Sampler.load': (Sampler.load, 'has no config.json'),
     'Inspector.load': (Inspector.load, 'has no config.json'),
     'restore_numpy': (checkpoint.restore_numpy, 'No checkpoint in'),
-    'Tokenizer.load': (Tokenizer.load, 'cannot read tokenizer'),
+    'load_tokenizer': (load_tokenizer, 'cannot read tokenizer'),
     'load_arms': (plan.load_arms, 'no such file'),
     'folder': (lambda path: source_list.build(f'folder:{path}', 9), 'looked for'),
     'text': (lambda path: source_list.build(f'text:{path}', 9), 'looked for'),
@@ -97,11 +97,11 @@ def test_a_path_field_refuses_a_url_and_no_folder_is_created(field, tmp_path):
 
 
 def test_a_tilde_is_expanded_in_initialise_from(home):
-    from rf_jax.training import initial_weights
+    from rf_jax.training import weight_sources
 
     config = base.get_config()
     config.initialise_from = '~/a, ~/b'
-    assert initial_weights.other_runs(config) == [home / 'a', home / 'b']
+    assert weight_sources.other_runs(config) == [home / 'a', home / 'b']
 
 
 def test_relative_sources_are_recorded_absolute(tmp_path):

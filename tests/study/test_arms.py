@@ -9,10 +9,10 @@ import pytest
 
 from configs import scenes, scenes_fine
 from rf_jax.data import captions, pipeline, source_list
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.models import flops, unified
 from rf_jax.runtime import checkpoint_files
-from rf_jax.training import checks, initial_weights, optimizer, state, step
+from rf_jax.training import checks, initial_weights, optimizer, state, step, weight_sources
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ MAY = {
 @pytest.fixture(scope='module')
 def tokenizer():
     found = source_list.build('scenes:aligned/48/count=300', 10**8)
-    return Tokenizer.train(captions.corpus(found), 512)
+    return SentencePieceTokenizer.train(captions.corpus(found), 512)
 
 
 @pytest.mark.parametrize('name', scenes.ARMS)
@@ -111,7 +111,7 @@ def test_an_arm_takes_its_initial_weights_from_its_stages(name):
     """Only the weights of input and output for generation are initialised randomly."""
     config, vocabulary = scenes.get_config(name), 300
     stages = [
-        initial_weights.Source(Path(stage), 1, held_by(shapes(stage, vocabulary)))
+        weight_sources.Run(Path(stage), 1, held_by(shapes(stage, vocabulary)))
         for stage in scenes.ARMS[name].needs
     ]
     own = shapes(name, vocabulary)
@@ -123,4 +123,4 @@ def test_an_arm_takes_its_initial_weights_from_its_stages(name):
 
 
 def held_by(saved: state.State) -> dict:
-    return checkpoint_files.flatten({part: getattr(saved, part) for part in initial_weights.TAKEN})
+    return checkpoint_files.flatten({part: getattr(saved, part) for part in weight_sources.TAKEN})

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from configs import ladder as ladder_config
 from configs import study as study_config
 from rf_jax.data import captions, source_list
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.runtime.errors import UserError
 from rf_jax.study import ladder, plan
 
@@ -140,7 +140,7 @@ def test_captions_of_a_rung_are_not_truncated(variant):
     for field, _, value in (change.partition('=') for change in study.overrides):
         config.update_from_flattened_dict({field: int(value) if value.isdecimal() else value})
     (source,) = source_list.build(f'{config.data.sources}/count=2000', config.data.max_pixels)
-    tokenizer = Tokenizer.train(captions.corpus([source]), config.tokenizer.vocab_size)
+    tokenizer = SentencePieceTokenizer.train(captions.corpus([source]), config.tokenizer.vocab_size)
     texts = [text for i in range(len(source)) for text in source.record(i).captions]
     cut = [text for text in texts if len(tokenizer.encode(text)) + 2 > config.data.max_text_tokens]
     assert len(cut) < 0.001 * len(texts), cut[:5]

@@ -13,7 +13,7 @@ from configs import base
 from rf_jax.data import conversation, layout
 from rf_jax.data.conversation import Dropped
 from rf_jax.data.messages import assistant, user
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.models import unified
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
@@ -29,7 +29,7 @@ def built():
     """(model, params, tokenizer): every text token and every code of a row can be different."""
     config = shrink(base.get_config())
     config.model.representation.codebook_size = 64
-    tokenizer = Tokenizer.train(WORDS * 3, 384)
+    tokenizer = SentencePieceTokenizer.train(WORDS * 3, 384)
     model = unified.build(config, tokenizer.size)
     return model, noisy_params(model, 0.3), tokenizer
 

@@ -54,6 +54,11 @@ class Space(Protocol):
         activations.
         """
 
+    def patch_flops(self, config: ConfigDict) -> float:
+        """Forward FLOPs of encoding a patch, without those of `towers`."""
+        del config
+        return 0.0
+
     def noise(self, key: jax.Array, part: Part, shape: tuple[int, ...]) -> dict[str, jax.Array]:
         """Batch entries with the noise that `outputs` reads in training, of the rows of `part`.
 

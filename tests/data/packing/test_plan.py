@@ -241,11 +241,11 @@ def test_a_program_can_exit_while_a_window_is_planned():
     code = """
 from configs import scenes
 from rf_jax.data import captions, pipeline, source_list
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 config = scenes.get_config()
 config.data.sources += '/count=4000'
 found = source_list.build(config.data.sources, config.data.max_pixels)
-batches = pipeline.Batches(config, found, Tokenizer.train(captions.corpus(found), 512))
+batches = pipeline.Batches(config, found, SentencePieceTokenizer.train(captions.corpus(found), 512))
 batches.batch(0)
 print('done')
 """

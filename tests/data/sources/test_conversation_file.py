@@ -10,7 +10,7 @@ from configs import base
 from rf_jax.data import source_list
 from rf_jax.data.messages import DraftPart, ImagePart
 from rf_jax.data.pipeline import Batches
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.runtime.errors import UserError
 
 
@@ -99,7 +99,7 @@ def batches(source, tokenizer, **data):
 
 @pytest.fixture(scope='module')
 def tokenizer():
-    return Tokenizer.train(['what is it? grey too', 'draw and'], 300)
+    return SentencePieceTokenizer.train(['what is it? grey too', 'draw and'], 300)
 
 
 def test_conversations_fill_batches(folder, tokenizer):

@@ -12,7 +12,7 @@ from rf_jax.data import captions, source_list
 from rf_jax.data.messages import DraftPart, ImagePart, TextPart
 from rf_jax.data.packing import plan
 from rf_jax.data.pipeline import Batches
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.runtime.errors import UserError
 from rf_jax.scenes import render, world
 from rf_jax.scenes.claims import holds
@@ -139,7 +139,7 @@ def test_millions_of_scenes_cost_no_start_up_time(config, monkeypatch):
     monkeypatch.setattr(plan, 'WINDOW', 300)  # examples
     found = source_list.build(config.data.sources, MANY)
     assert len(source_list.with_image(found[0])) == 1_000_000 and not made
-    tokenizer = Tokenizer.train(captions.corpus(found), 400)
+    tokenizer = SentencePieceTokenizer.train(captions.corpus(found), 400)
     assert 1000 < len(made) <= 2000
     made.clear()
     batches = Batches(config, found, tokenizer)
@@ -186,7 +186,9 @@ def test_riddles_of_both_forms_show_the_same_images():
 
 @pytest.fixture(scope='module')
 def words():
-    return Tokenizer.train(captions.corpus([build('scenes:aligned/48/count=500')]), 357)
+    return SentencePieceTokenizer.train(
+        captions.corpus([build('scenes:aligned/48/count=500')]), 357
+    )
 
 
 @pytest.mark.parametrize('variant', think.VARIANTS)

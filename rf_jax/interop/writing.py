@@ -1,0 +1,82 @@
+"""Writing safetensors files one tensor at a time: the header first, as shapes are known."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rf_jax.interop.files import DTYPES, INDEX, SINGLE
+
+LIMIT = 2_000_000_000  # bytes of a file, unless one tensor has more
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Spec(NamedTuple):
+    """A tensor to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def divided(specs: Iterable[Spec], limit: int = LIMIT) -> dict[str, list[Spec]]:
+    """The tensors of each file, in order, by the names of the Hugging Face hub."""
+    files: list[list[Spec]] = [[]]
+    size = 0
+    for spec in specs:
+        if files[-1] and size + spec.nbytes > limit:
+            files.append([])
+            size = 0
+        files[-1].append(spec)
+        size += spec.nbytes
+    if len(files) == 1:
+        return {SINGLE: files[0]}
+    return {f'model-{i:05}-of-{len(files):05}.safetensors': own for i, own in enumerate(files, 1)}
+
+
+def header(specs: Iterable[Spec], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The beginning of a file with these tensors, up to its data."""
+    content: dict = {'__metadata__': {'format': 'pt', **(metadata or {})}}
+    end = 0
+    for spec in specs:
+        start, end = end, end + spec.nbytes
+        content[spec.name] = {'dtype': NAMES[spec.dtype], 'shape': list(spec.shape),
+                              'data_offsets': [start, end]}  # fmt: skip
+    text = json.dumps(content, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)  # so that the data is aligned
+    return len(text).to_bytes(8, 'little') + text
+
+
+def index(files: Mapping[str, Iterable[Spec]]) -> str:
+    """The content of the index of these files."""
+    places = {spec.name: name for name, specs in files.items() for spec in specs}
+    total = sum(spec.nbytes for specs in files.values() for spec in specs)
+    return json.dumps({'metadata': {'total_size': total}, 'weight_map': places}, indent=2)
+
+
+def write(
+    folder: Path,
+    specs: Iterable[Spec],
+    tensors: Iterable[np.ndarray],
+    limit: int = LIMIT,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes `tensors`, which come in the order of `specs`, into files of at most `limit` bytes."""
+    files, coming = divided(specs, limit), iter(tensors)
+    for name, own in files.items():
+        with (folder / name).open('wb') as file:
+            file.write(header(own, metadata))
+            for spec in own:
+                tensor = np.ascontiguousarray(next(coming), spec.dtype)
+                if tensor.shape != spec.shape:
+                    raise ValueError(f'{spec.name}: {tensor.shape}, expected {spec.shape}')
+                file.write(tensor.view(np.uint8).data)
+    if len(files) > 1:
+        (folder / INDEX).write_text(index(files), encoding='utf-8')
