@@ -58,12 +58,10 @@ def test_a_text_ends_at_any_of_its_ends(ended):
 
 def test_a_text_is_learned_up_to_its_end(sampled, ended):
     (sampler, pairs, _), (_, ends, found) = sampled, ended
-    special = SimpleNamespace(
-        encode=sampler.tokenizer.encode, chat=sampler.tokenizer.chat, ends=ends
-    )
     rollouts = SimpleNamespace(
         config=sampler.config,
-        tokenizer=special,
+        tokenizer=sampler.tokenizer,
+        stops=ends,
         channels=sampler.model.channels,
         flow_channels=sampler.model.flow_channels,
     )
