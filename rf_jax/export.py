@@ -29,7 +29,7 @@ WEIGHTS = {'average': 'ema', 'raw': 'params'}  # part of the state
 RUN_FILES = ('config.json', 'tokenizer.model', 'tokenizer.json', 'version.json', 'parameters.txt')
 
 _WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
-_TO = flags.DEFINE_string('to', None, 'hf:FOLDER or orbax:FOLDER, a folder that does not exist.')
+_TO = flags.DEFINE_string('to', None, 'hf: or orbax:, then a path that does not exist yet.')
 _WEIGHTS = flags.DEFINE_enum(
     'weights', 'average', list(WEIGHTS), 'For hf: the averages, which are what is evaluated, or '
     'the weights that training goes on with.'

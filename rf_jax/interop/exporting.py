@@ -90,9 +90,10 @@ def _found(path: str, shape: tuple[int, ...], arrays: Arrays) -> Any:
 
 def _tied(arrays: Arrays) -> bool:
     """Whether the head still equals the embedding, a part at a time."""
-    table_, head = arrays['text_embed/table'], arrays['text_head/kernel']
-    starts = range(0, table_.shape[0], _ROWS)
-    return all(np.array_equal(table_[i : i + _ROWS], head[:, i : i + _ROWS].T) for i in starts)
+    embedding, head = arrays['text_embed/table'], arrays['text_head/kernel']
+    rows = embedding.shape[0]
+    parts = (slice(i, min(i + _ROWS, rows)) for i in range(0, rows, _ROWS))
+    return all(np.array_equal(embedding[part], head[:, part].T) for part in parts)
 
 
 def _dtype(c: Mapping[str, Any]) -> np.dtype:
