@@ -28,11 +28,7 @@ from rf_jax.training.state import State
 SIZE = 64
 EVERY = 10  # steps between measurements
 BATCHES = 4  # of a measurement, always the same
-ARMS = {  # name: variant of the config, learning rate
-    'adapters': ('lora', 1e-3),
-    'all, fast': ('full', 3e-4),
-    'all, slowly': ('full', 1e-4),
-}
+ARMS = {'adapters': ('lora', 1e-3), 'all': ('full', 3e-4)}  # variant of the config, learning rate
 COLUMNS = (
     *('', 'learning rate', 'step', 'trained', 'loss, new', 'loss, emoji', 'new: nearest'),
     *('new: exact caption', 'emoji: among the 10 nearest', 'emoji: exact caption'),
@@ -108,7 +104,7 @@ def train(name: str, start: Path, workdir: Path, sources: dict[str, str], goal: 
     config.initialise_from, config.data.sources = str(start), sources['new']
     config.steps, config.evaluation.samples = most, 0
     config.log.samples_every = config.checkpoint.every = EVERY
-    run = train_loop.build(config, workdir / name.replace(', ', '_'))
+    run = train_loop.build(config, workdir / name)
     measure, found = Losses(run, start, sources), {}
 
     def note(number, average, writer):
