@@ -10,7 +10,7 @@ SERVE = [
     'python-multipart>=0.0.20',
     'prometheus-client>=0.22',
 ]
-HF = ['safetensors>=0.7', 'tokenizers>=0.22']
+HF = ['tokenizers>=0.22']
 # Libraries that tests compare with, where they have wheels.
 ORIGINALS = [
     f'{name}; python_version < "3.12"'

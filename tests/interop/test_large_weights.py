@@ -121,7 +121,9 @@ print(json.dumps([peak[0] - before, sum(shards), max(shards)]))
 
 
 def test_memory_while_loading(tmp_path):
-    """2 GB in five files onto eight devices: the shards, and at most two of the largest more."""
+    """2 GB in five files onto eight devices: the shards, at most two of the largest more, and a
+    tenth for the allocator.
+    """
     folder = write_sparse(tmp_path / 'model', QWEN3_HALF, 450_000_000)
     assert len(list(folder.glob('*.safetensors'))) == 5
     done = subprocess.run([sys.executable, '-c', LOAD, str(folder)], capture_output=True,
@@ -130,4 +132,4 @@ def test_memory_while_loading(tmp_path):
     peak, shards, largest = json.loads(done.stdout.splitlines()[-1])
     print(f'peak {peak:,}, shards {shards:,}, largest {largest:,}')
     assert shards > 1.9e9
-    assert peak <= shards + 2 * largest + 50_000_000
+    assert peak <= 1.1 * shards + 2 * largest
