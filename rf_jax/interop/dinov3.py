@@ -94,7 +94,7 @@ def _refused(c: Config) -> list[str]:
 def _describe(config, vocabulary: int) -> dict[str, Any]:
     del vocabulary
     c = config.model.encoder
-    bias = c.get('query_value_bias', True)  # runs of before have no field
+    bias = c.get('query_value_bias', True)  # older runs have no field
     return {
         'architectures': ['DINOv3ViTModel'],
         'model_type': 'dinov3_vit',

@@ -34,7 +34,7 @@ Arrays = Mapping[str, Any]  # our parameters by path: shape, and slices as numpy
 def described(config, vocabulary: int) -> dict[str, Original]:
     """{model_type: what to write a part of the model as} for a run without pretrained weights."""
     text = 'qwen3_moe' if config.model.backbone.ffn == 'moe' else 'qwen3'
-    encoder = config.model.encoder.get('kind', 'dinov3')  # runs of before have no kind
+    encoder = config.model.encoder.get('kind', 'dinov3')  # older runs have no kind
     return {
         kind: Original(FAMILIES[kind].describe(config, vocabulary))
         for kind in (text, *ENCODERS.get(encoder, ()))

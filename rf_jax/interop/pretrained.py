@@ -121,7 +121,7 @@ def mismatches(fields: Mapping[str, Any], config) -> list[str]:
     wrong = []
     for field, value in fields.items():
         *groups, name = field.split('.')
-        # Runs of before lack some fields, and have what they stand for.
+        # Older runs lack some fields, and have what these stand for.
         ours = functools.reduce(lambda c, group: c[group], groups, config).get(name, value)
         if _plain(ours) != value and not field.startswith('tokenizer.'):
             wrong.append(f'{field}={ours!r} must be {value!r}, as in config.json there')

@@ -15,7 +15,7 @@ ENCODERS = {'dinov3': VisionEncoder, 'siglip2': Siglip2Encoder}
 
 def of(tower: ConfigDict) -> type[VisionEncoder] | type[Siglip2Encoder]:
     """The class of `config.model.encoder`, or of an autoencoder. Raises UserError."""
-    # Autoencoders, and runs of before, have no kind.
+    # Autoencoders and older runs have no kind.
     return choose('model.encoder.kind', tower.get('kind', 'dinov3'), ENCODERS)
 
 

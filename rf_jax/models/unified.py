@@ -119,7 +119,7 @@ class Unified(nn.Module):
         patches = self._standardise(to_signed(batch['vision_pixels']))
         images = batch['vision_counts'].shape[1]
         _, normed = self.encoder(patches, batch['vision_image'], batch['vision_coords'], images)
-        scale = self.config.get('vision_gradient_scale', 1.0)  # runs of before have none
+        scale = self.config.get('vision_gradient_scale', 1.0)  # older runs have none
         if scale != 1.0:
             normed = scale * normed + (1 - scale) * jax.lax.stop_gradient(normed)
         return self.connector(normed)
@@ -135,7 +135,7 @@ class Unified(nn.Module):
     def _standardise(self, patches: jax.Array) -> jax.Array:
         """What the encoder sees of patches float32 [B, P, C] in [-1, 1]."""
         c, pixels = self.config.encoder, self.channels // 3
-        halves = (0.5, 0.5, 0.5)  # runs of before have no fields
+        halves = (0.5, 0.5, 0.5)  # older runs have no fields
         mean, std = (np.float32(c.get(name, halves)) for name in ('pixel_mean', 'pixel_std'))
         patches = (patches - np.tile(2 * mean - 1, pixels)) / np.tile(2 * std, pixels)
         return patches.astype(self.dtype)

@@ -29,7 +29,7 @@ class EncoderBlock(nn.Module):
         def heads(name, use_bias):
             return Dense(c.width, use_bias, name=name)(y).reshape(*y.shape[:-1], c.heads, -1)
 
-        bias = c.get('query_value_bias', True)  # the autoencoder, and runs of before, have no field
+        bias = c.get('query_value_bias', True)  # the autoencoder and older runs have no field
         q, k, v = heads('query', bias), heads('key', False), heads('value', bias)
         y = self.attention(rotate(q, angles), rotate(k, angles), v, prepared)
         y = Dense(c.width, True, name='output')(y.reshape(x.shape))

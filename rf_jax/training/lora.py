@@ -26,7 +26,7 @@ SMALL = r'/[ab]$'  # factors may be replicated
 
 
 def enabled(config: ConfigDict) -> bool:
-    """Whether a run trains adapters; False for configs of before they existed."""
+    """Whether a run trains adapters; False for older configs without the field."""
     return config.get('lora', {}).get('rank', 0) > 0
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from weight_folders import DINOV3, QWEN3, QWEN3_MOE, config_of, loaded, write
 
-from rf_jax import export
+from rf_jax.generation import weight_export
 from rf_jax.interop import kept
 from rf_jax.interop.files import Folder
 from rf_jax.runtime import checkpoint
@@ -57,7 +57,7 @@ def run(request, tmp_path_factory):
 
 def exported(workdir, to, weights='average'):
     to.mkdir()
-    export.to_hf(workdir, 0, weights, to)
+    weight_export.to_hf(workdir, 0, weights, to)
     return to
 
 
@@ -141,7 +141,7 @@ def test_a_run_without_pretrained_weights(run, tmp_path):
 def test_orbax_is_a_run_to_start_from(run, tmp_path):
     _, config, state, workdir = run
     (tmp_path / 'out').mkdir()
-    export.to_orbax(workdir, 0, 'average', tmp_path / 'out')
+    weight_export.to_orbax(workdir, 0, 'average', tmp_path / 'out')
     config = config.copy_and_resolve_references()
     config.update(initialise_from=str(tmp_path / 'out'), initialise_as=())
     config.tokenizer.path = 'any'
@@ -153,13 +153,16 @@ def test_orbax_is_a_run_to_start_from(run, tmp_path):
 
 
 def test_nothing_is_left_of_an_export_that_fails(tmp_path):
-    with pytest.raises(UserError, match='stop'), export._new_folder(tmp_path / 'out') as folder:
+    with (
+        pytest.raises(UserError, match='stop'),
+        weight_export.new_folder(tmp_path / 'out') as folder,
+    ):
         (folder / 'half').write_text('')
         raise UserError('stop')
     assert not list(tmp_path.iterdir())
     (tmp_path / 'out').mkdir()
     with (
         pytest.raises(UserError, match='out exists; give a folder that does not'),
-        export._new_folder(tmp_path / 'out'),
+        weight_export.new_folder(tmp_path / 'out'),
     ):
         pass

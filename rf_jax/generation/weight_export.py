@@ -1,0 +1,121 @@
+"""Writes the weights of a run for other programs: as folders that transformers opens, or as a run
+without its optimizer.
+"""
+
+import contextlib
+import json
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rf_jax.data.tokenizer import KINDS as TOKENIZERS
+from rf_jax.data.tokenizer import load_tokenizer
+from rf_jax.generation.placement import ONE_DEVICE
+from rf_jax.generation.trained_weights import read_params
+from rf_jax.interop import exporting, kept
+from rf_jax.runtime import (
+    checkpoint,
+    checkpoint_files,
+    checkpoint_slices,
+    mesh,
+    sharding,
+    workdir,
+)
+from rf_jax.runtime.errors import require
+from rf_jax.training import lora
+from rf_jax.training.weight_sources import TAKEN
+
+WEIGHTS = {'average': 'ema', 'raw': 'params'}  # part of the state
+RUN_FILES = (*TOKENIZERS, 'version.json', 'parameters.txt')
+
+
+def to_hf(run: Path, step: int, weights: str, folder: Path) -> None:
+    """Writes the parts that transformers opens, and the whole model beside them."""
+    config = _config(run)
+    arrays = _arrays(run, step, config, WEIGHTS[weights])
+    vocabulary = arrays['text_embed/table'].shape[0]
+    parts = exporting.described(config, vocabulary) | kept.originals(run)
+    for kind, original in parts.items():
+        (folder / kind).mkdir()
+        exporting.export(kind, original, config, arrays, folder / kind)
+    (folder / 'rf_jax').mkdir()
+    exporting.export_all(arrays, folder / 'rf_jax')
+    shutil.copyfile(run / 'config.json', folder / 'rf_jax' / 'config.json')
+    tokenizer = run / 'tokenizer.json'
+    if tokenizer.exists():
+        for kind in parts.keys() & {'qwen3', 'qwen3_moe'}:
+            shutil.copyfile(tokenizer, folder / kind / tokenizer.name)
+
+
+def to_orbax(run: Path, step: int, weights: str, folder: Path) -> None:
+    """Writes a run without its optimizer, both weights and averages; adapters are merged in."""
+    del weights
+    config = _config(run)
+    checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', every=1, keep=1)
+    checkpoints.save(step, _state(run, step, config))
+    checkpoints.close()
+    if lora.enabled(config):
+        config.lora.rank, config.initialise_from = 0, ''
+    (folder / 'config.json').write_text(config.to_json_best_effort(indent=2), encoding='utf-8')
+    for name in RUN_FILES:
+        if (run / name).exists():
+            shutil.copyfile(run / name, folder / name)
+    kept.hand_on(run, folder)
+
+
+KINDS = {'hf': to_hf, 'orbax': to_orbax}
+
+
+def _config(run: Path) -> ConfigDict:
+    return ConfigDict(json.loads((run / 'config.json').read_text(encoding='utf-8')))
+
+
+def _arrays(run: Path, step: int, config: ConfigDict, part: str) -> Mapping[str, Any]:
+    """Parameters by path, read where they are sliced; with adapters, merged on one device."""
+    if not lora.enabled(config):
+        return checkpoint_slices.arrays(run, step, part)
+    return {path: np.asarray(leaf) for path, leaf in _merged(run, step, config, part).items()}
+
+
+def _merged(run: Path, step: int, config: ConfigDict, part: str) -> dict[str, jax.Array]:
+    size = load_tokenizer(run).size
+    return checkpoint_files.flatten(read_params(run, step, config, size, ONE_DEVICE, part)[1])
+
+
+def _state(run: Path, step: int, config: ConfigDict) -> dict[str, Any]:
+    """What another run starts from, sharded over the devices here."""
+    mesh_ = mesh.make_mesh(dict.fromkeys(mesh.AXES, 1) | {'fsdp': -1})
+
+    def place(held):
+        wanted = {name: held[name] for name in TAKEN if name in held}
+        where = sharding.shardings(wanted, mesh_, config.sharding)
+        return jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), wanted, where
+        )
+
+    if not lora.enabled(config):
+        return checkpoint.restore_placed(run / 'checkpoints', step, None, place)[1]
+    state = checkpoint.restore_placed(run / 'checkpoints', step, 'codebook', place)[1]
+    size = load_tokenizer(run).size
+    for part in WEIGHTS.values():
+        state[part] = read_params(run, step, config, size, ONE_DEVICE, part)[1]
+    return state
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its name once the block has ended well."""
+    require(not folder.exists(), f'--to: {folder} exists; give a folder that does not')
+    temporary = folder.with_name(f'.{folder.name}.{secrets.token_hex(4)}.tmp')
+    workdir.check_writable(temporary, 'to')
+    try:
+        yield temporary
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
