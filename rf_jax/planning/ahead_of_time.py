@@ -166,9 +166,9 @@ def kernel_flops(config: ConfigDict, row: Mapping[str, np.ndarray], chips: int):
     """The `kernel_flops` argument of `cost` for a train step: even routing, typical rows.
 
     Attention kernels visit a list of tiles that is known only at run time; within a tile, masked
-    pairs are computed too.
+    pairs are computed too. With gradient accumulation one run of a kernel has a part of the rows.
     """
-    model, rows = config.model, config.data.batch_size / chips
+    model, rows = config.model, config.data.batch_size / chips / config.optimizer.grad_accum_steps
     moe = model.backbone.moe
     width = {'backbone': model.backbone.heads * model.backbone.head_dim}
     width['vision'] = width['pixels'] = model.encoder.width

@@ -6,7 +6,9 @@ import pytest
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rf_jax.planning import hlo, hlo_cost
+from configs import base
+from rf_jax.data import typical_row
+from rf_jax.planning import ahead_of_time, hlo, hlo_cost
 from rf_jax.runtime.mesh import make_mesh
 
 LAYERS, SIDE = 5, 32
@@ -227,3 +229,12 @@ ENTRY %main.1 (x.2: f32[8,8]) -> (s32[], f32[8,8]) {
 def test_a_loop_whose_counter_is_copied_keeps_its_trip_count():
     found = hlo_cost.totals(COPIED)
     assert found.unknown == 0 and found.flops == 25 * 2 * 8**3
+
+
+def test_with_gradient_accumulation_a_run_of_the_attention_kernel_has_a_part_of_the_rows():
+    config = base.get_config()
+    row = typical_row.row(config)
+    whole = ahead_of_time.kernel_flops(config, row, chips=1)('attention backbone', 0.0)
+    config.optimizer.grad_accum_steps = 4
+    part = ahead_of_time.kernel_flops(config, row, chips=1)('attention backbone', 0.0)
+    assert whole == 4 * part > 0
