@@ -1,4 +1,8 @@
-"""The paper's three stages at its size, and the same for three dense models like Qwen3's.
+"""The paper's three stages at its size, and the same for three dense models like Qwen3's. The first
+starts from published weights (docs/weights.md):
+
+python -m rf_jax.train --config=configs/paper.py:alignment --workdir=runs/alignment \\
+    --config.initialise_from=hf:/models/Qwen3-30B-A3B,hf:/models/dinov3-vith16plus
 
 configs/paper.py:joint (30B-A3B), configs/paper.py:joint/1.7B, .../0.6B, .../0.3B; likewise
 `alignment`, `continued`, and `text_only`, to compare with language-model trainers
@@ -215,6 +219,7 @@ def alignment(config: ConfigDict) -> None:
         config.model.backbone.remat = 'feedforward'
     config.losses.update(representation=0.0, flow=0.0)
     config.optimizer.freeze = (r'^(?!connector/)',)
+    config.initialise_as = GROUPS  # from the language model, as in the next stage
 
 
 def joint(config: ConfigDict) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import topologies
-from weight_folders import DINOV3, GROUPS, QWEN3, QWEN3_MOE, specs
+from weight_folders import DINOV3, QWEN3, QWEN3_MOE, specs
 
 from configs import paper
 from rf_jax.interop import writing
@@ -46,14 +46,14 @@ def write_sparse(folder, config, limit=4_000_000_000):
     return folder
 
 
-def test_a_host_of_a_pod_reads_its_shards_of_qwen3_30b_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize('stage', ['alignment', 'joint'])
+def test_a_host_of_a_pod_reads_its_shards_of_qwen3_30b_alone(stage, tmp_path, monkeypatch):
     """18,867 tensors and the encoder, checked and planned without reading, on 512 chips."""
     text = write_sparse(tmp_path / 'Qwen3-30B-A3B', QWEN3_30B)
     encoder = write_sparse(tmp_path / 'dinov3-vith16plus', DINOV3_H)
     monkeypatch.setattr('numpy.memmap', None)  # no data is read
-    config = paper.get_config('joint')
+    config = paper.get_config(stage)
     config.initialise_from = f'hf:{text},hf:{encoder}'
-    config.initialise_as = GROUPS
     initial_weights.check(config)
     sources = [kind.open(folder) for kind, folder in weight_sources.listed(config)]
     assert len(sources[0].pretrained.folder.entries) == 48 * (9 + 3 * 128) + 3
