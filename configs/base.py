@@ -121,7 +121,7 @@ def get_config() -> ConfigDict:
     attention.block_k = 512  # keys per tile; a multiple of 128
 
     encoder = model.encoder = ConfigDict()
-    # dinov3 | siglip2 (NaFlex). `gated` to `rope_theta` and query_value_bias are DINOv3's alone.
+    # dinov3 | siglip2 (NaFlex). DINOv3 only: gated to rope_theta, query_value_bias.
     encoder.kind = 'dinov3'
     encoder.layers = 3
     encoder.width = 128
@@ -230,12 +230,13 @@ def get_config() -> ConfigDict:
     optimizer.grad_accum_steps = 1  # microbatches per step; gradients are averaged over all tokens
     optimizer.max_skipped_steps = 20  # consecutive non-finite steps before the run stops
 
-    # Low-rank adapters of frozen weights (docs/usage.md): a kernel W of `initialise_from`, or its
-    # average, is used as W + alpha / rank a b, and only a, b and `full` are trained and saved.
+    # Low-rank adapters of frozen weights (docs/usage.md): a kernel W of `initialise_from` (of its
+    # average, if it is a run) is used as W + alpha / rank a b; only a, b and `full` are trained and
+    # saved.
     lora = config.lora = ConfigDict()
     lora.rank = 0  # r of a [D, r] and b [r, F]; 0: no adapters, everything is trained
     lora.alpha = 16.0
-    # Regexes on parameter paths; of what they match, kernels have adapters, routers too.
+    # Regexes on parameter paths; the kernels they match have adapters. These match no router.
     lora.targets = (r'^backbone/.*(query|key|value|output|gate|up|down)',)
     lora.full = ()  # regexes of parameters that are trained without adapters
 

@@ -5,9 +5,10 @@ python -m rf_jax.train --config=configs/finetune.py --workdir=runs/qwen \\
     --config.data.sources=folder:/path/to/images
 
 It is the paper's second stage (configs/paper.py:joint/0.6B) with a new connector, since there is no
-first stage, and one row of 8,192 tokens at a time. `full` trains everything. `lora` trains what
-generates in full, and the language model by adapters; the encoder stays. After a slash, the size of
-the encoder: configs/finetune.py:lora/S. docs/weights.md has the memory of each.
+first stage, and one row of 8,192 tokens at a time. `full` trains everything. `lora` trains the
+connector and what generates images in full, and the language model by adapters; the encoder and the
+text vocabulary stay. After a slash, the size of the encoder: configs/finetune.py:lora/S.
+docs/weights.md has the memory of each.
 """
 
 from configs import paper
@@ -44,5 +45,7 @@ def get_config(variant: str = 'full/B'):
     config.data.batch_size = config.optimizer.grad_accum_steps = 8
     config.data.update(threads=4, prefetch=8)
     config.optimizer.lr_multipliers = tuple((pattern, 4.0) for pattern in fast)
+    config.ema.warmup = True  # there is no average of an earlier stage to continue
+    config.log.samples_every = 1000
     config.checkpoint.update(every=500, keep=2, keep_period=0)
     return config
