@@ -40,7 +40,8 @@ def to_hf(run: Path, step: int, weights: str, folder: Path) -> None:
     config = _config(run)
     arrays = _arrays(run, step, config, WEIGHTS[weights])
     vocabulary = arrays['text_embed/table'].shape[0]
-    parts = exporting.described(config, vocabulary) | kept.originals(run)
+    parts = exporting.described(config, vocabulary)
+    parts |= {kind: each for kind, each in kept.originals(run).items() if kind in parts}
     for kind, original in parts.items():
         (folder / kind).mkdir()
         exporting.export(kind, original, config, arrays, folder / kind)
@@ -58,7 +59,9 @@ def to_orbax(run: Path, step: int, weights: str, folder: Path) -> None:
     del weights
     config = _config(run)
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', every=1, keep=1)
-    checkpoints.save(step, _state(run, step, config))
+    state = _state(run, step, config)
+    checkpoints.save(step, state)
+    checkpoints.ensure(step, state)  # raises if it could not be written
     checkpoints.close()
     if lora.enabled(config):
         config.lora.rank, config.initialise_from = 0, ''

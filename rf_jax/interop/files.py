@@ -85,9 +85,9 @@ class Folder:
 def raise_if(faults: list[str], path: Path) -> None:
     """Raises one UserError with all faults of a folder, unless there are none."""
     if faults:
-        rest = f'\n  and {len(faults) - SHOWN} more' if len(faults) > SHOWN else ''
-        lines = ''.join(f'\n  {fault}' for fault in faults[:SHOWN])
-        raise UserError(f'{path} cannot be used ({len(faults)}):{lines}{rest}')
+        rest = f'; and {len(faults) - SHOWN} more' if len(faults) > SHOWN else ''
+        text = '; '.join(faults[:SHOWN])
+        raise UserError(f'{path} cannot be used ({len(faults)}): {text}{rest}')
 
 
 def _refuse_pickles(path: Path) -> None:
@@ -134,7 +134,9 @@ def _entries(path: Path) -> tuple[dict[str, Entry], list[str]]:
                 if tensor in entries:
                     faults.append(f'{tensor} is in {entries[tensor].file} and in {name}')
                 entries[tensor] = entry
-        except ValueError as error:
+        except KeyError as error:
+            faults.append(f'{name} has a header without {error}')
+        except (ValueError, TypeError) as error:
             faults.append(f'{name} {error}')
     return entries, faults or _misplaced(entries, index)
 

@@ -17,7 +17,13 @@ from rf_jax.interop.files import Folder
 from rf_jax.interop.pretrained import Pretrained
 
 FOLDER = 'pretrained'
-FILES = ('config.json', 'generation_config.json', 'preprocessor_config.json')
+FILES = (
+    'config.json',
+    'generation_config.json',
+    'preprocessor_config.json',
+    'tokenizer_config.json',
+    'chat_template.jinja',
+)
 COPIES = 'copies.json'  # names of tensors that were there and equal others
 
 
@@ -47,6 +53,11 @@ def keep(weights: Pretrained, workdir: Path) -> None:
     writing.write(own, specs, map(source.tensor, entries))
 
 
+def forget(workdir: Path) -> None:
+    """Removes what a workdir keeps, of an earlier start."""
+    shutil.rmtree(workdir / FOLDER, ignore_errors=True)
+
+
 def hand_on(other: Path, workdir: Path) -> None:
     """Keeps what another run has kept."""
     for folder in (other / FOLDER).glob('*/'):
@@ -61,7 +72,7 @@ def originals(workdir: Path) -> dict[str, Original]:
         tensors = [(writing.Spec(name, each.shape, each.dtype), folder.tensor(name))
                    for name, each in folder.entries.items()]  # fmt: skip
         found[path.parent.name] = Original(
-            json.loads((path.parent / 'config.json').read_text(encoding='utf-8')),
+            folder.config,
             frozenset(json.loads(path.read_text(encoding='utf-8'))),
             tensors,
             [path.parent / name for name in FILES if (path.parent / name).exists()],

@@ -90,7 +90,7 @@ def _experts(c: Config) -> int:
 
 def _rope(c: Config) -> dict[str, Any]:
     """Type and theta: transformers 5 writes `rope_parameters`, older files two fields."""
-    if 'rope_parameters' in c:
+    if c.get('rope_parameters'):
         return c['rope_parameters']
     return {'rope_theta': c['rope_theta']} | (c.get('rope_scaling') or {})
 
@@ -134,6 +134,7 @@ def _refused(c: Config) -> list[str]:
 def _refused_experts(c: Config) -> list[str]:
     # The default of the class is False: a file without the field does not renormalise.
     c = {'norm_topk_prob': False} | dict(c)
+    c['mlp_only_layers'] = c.get('mlp_only_layers') or []
     return _refused(c) + other_than(
         c, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[]
     )

@@ -41,9 +41,9 @@ def divided(specs: Iterable[Spec], limit: int = LIMIT) -> dict[str, list[Spec]]:
     return {f'model-{i:05}-of-{len(files):05}.safetensors': own for i, own in enumerate(files, 1)}
 
 
-def header(specs: Iterable[Spec], metadata: Mapping[str, str] | None = None) -> bytes:
+def header(specs: Iterable[Spec]) -> bytes:
     """The beginning of a file with these tensors, up to its data."""
-    content: dict = {'__metadata__': {'format': 'pt', **(metadata or {})}}
+    content: dict = {'__metadata__': {'format': 'pt'}}
     end = 0
     for spec in specs:
         start, end = end, end + spec.nbytes
@@ -66,13 +66,12 @@ def write(
     specs: Iterable[Spec],
     tensors: Iterable[np.ndarray],
     limit: int = LIMIT,
-    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes `tensors`, which come in the order of `specs`, into files of at most `limit` bytes."""
     files, coming = divided(specs, limit), iter(tensors)
     for name, own in files.items():
         with (folder / name).open('wb') as file:
-            file.write(header(own, metadata))
+            file.write(header(own))
             for spec in own:
                 tensor = np.ascontiguousarray(next(coming), spec.dtype)
                 if tensor.shape != spec.shape:

@@ -26,7 +26,7 @@ def record(run, sources: Sequence[Source]) -> None:
     if not isinstance(run.abstract, state.AdapterState):
         return
     held = [
-        {'from': str(s.folder), 'step': s.step, 'checksum': _checksum(s.files(s.folder, s.step))}
+        {'from': str(s.folder), 'step': s.step, 'checksum': _checksum(s, s.files(s.folder, s.step))}
         for s in sources
     ]
     workdir.write_run_files(run.workdir, {FILE: json.dumps(held, indent=1)})
@@ -85,7 +85,7 @@ def recorded(config, folder: Path) -> list[Source]:
             f'{folder}/config.json)',
         )
         require(
-            _checksum(files) == checksum,
+            _checksum(kind, files) == checksum,
             f'{field}: {files} has changed since the adapters in {folder} were trained beside it; '
             'restore it, or train them again',
         )
@@ -93,14 +93,15 @@ def recorded(config, folder: Path) -> list[Source]:
     return sources
 
 
-def _checksum(top: Path) -> str:
-    """Of the names, sizes, first and last bytes of all files in a folder: cheap, whatever their
+def _checksum(source: Source | type[Source], top: Path) -> str:
+    """Of the names, sizes, first and last bytes of the files of a source: cheap, whatever their
     size.
     """
 
     def digest() -> bytes:
         found = hashlib.sha256()
-        for path in sorted(path for path in top.rglob('*') if path.is_file()):
+        paths = {path for pattern in source.COUNTED for path in top.glob(pattern)}
+        for path in sorted(path for path in paths if path.is_file()):
             size = path.stat().st_size
             found.update(f'{path.relative_to(top)} {size}\n'.encode())
             with path.open('rb') as file:

@@ -8,7 +8,7 @@ import re
 import jax
 import jax.numpy as jnp
 
-from rf_jax.training import optimizer, weight_sources
+from rf_jax.training import lora, optimizer, weight_sources
 
 
 def warm_up(step, offset: float):
@@ -38,18 +38,19 @@ def window_at_end(config) -> float:
 def average(config, ema, params, step: jax.Array):
     """The average after `step`: a float32 tree like `params`; the encoder has its own decay.
 
-    New parameters (`weight_sources.new`) always warm up, since their average starts from random
-    weights. If `ema.warmup` is off, the others continue the average of the sources in
+    New parameters (`weight_sources.new`, and adapters) always warm up, since their average starts
+    from random weights. If `ema.warmup` is off, the others continue the average of the sources in
     `initialise_from`.
     """
     c, from_scratch = config.ema, weight_sources.new(config)
     warm = warm_up(step, c.warmup_offset)
 
-    def blend(path, old, new):
+    def blend(path, old, current):
         decay = c.encoder_decay if path.startswith('encoder/') else c.decay
-        if c.warmup or any(re.search(pattern, path) for pattern in from_scratch):
+        new = lora.is_adapter(path) or any(re.search(pattern, path) for pattern in from_scratch)
+        if c.warmup or new:
             decay = jnp.minimum(decay, warm)
-        return old + (1 - decay) * (new - old)
+        return old + (1 - decay) * (current - old)
 
     names = optimizer.paths(params)
     leaves = map(blend, names, jax.tree.leaves(ema), jax.tree.leaves(params))

@@ -87,7 +87,8 @@ def from_sources(run: jitted.Programs) -> tuple[state.State, list[Source]]:
     """
     sources = [kind.open(folder) for kind, folder in weight_sources.listed(run.config)]
     origins = plan(run.abstract, sources, run.config)
-    text = table(run.abstract, sources, origins, run.config.optimizer)
+    fields = jitted.optimizer_fields(run.config, run.abstract.params)
+    text = table(run.abstract, sources, origins, fields)
     logging.info('Where each parameter comes from:\n%s', text)
     names = checkpoint_files.flatten(run.abstract)
     found = read(sources, origins, names)

@@ -1,5 +1,6 @@
 """The jitted programs of a run and their input shapes, built without data or computation."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from rf_jax.data import layout
 from rf_jax.models import unified
@@ -159,7 +161,18 @@ def build(
 
 def optimizer_of(config) -> Callable:
     """The optimizer of a run as a function of its parameters."""
-    return lambda params: optimizer.build(config.optimizer, params, config.steps)
+    return lambda params: optimizer.build(optimizer_fields(config, params), params, config.steps)
+
+
+def optimizer_fields(config, params) -> ConfigDict:
+    """`config.optimizer` for what is trained. Beside adapters everything else is frozen anyway, so
+    a pattern of `freeze` may match nothing of it.
+    """
+    if not lora.enabled(config):
+        return config.optimizer
+    names, fields = optimizer.paths(params), config.optimizer.copy_and_resolve_references()
+    fields.freeze = tuple(p for p in fields.freeze if any(re.search(p, name) for name in names))
+    return fields
 
 
 def initial_state(config, model: unified.Unified) -> state.State:

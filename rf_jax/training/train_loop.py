@@ -77,18 +77,27 @@ def find_tokenizer(config, folder: Path, found) -> Tokenizer:
     The run's own is used once there is a checkpoint, or if the config still asks for the same
     tokenizer. Raises UserError.
     """
-    folders = [folder for _, folder in weight_sources.listed(config)]
-    others = [file for folder in folders if (file := tokenizer_file(folder))][:1]
-    asked = [config.tokenizer.path] if config.tokenizer.path else others
     own = tokenizer_file(folder)
     if own and (checkpoint.exists_in(folder) or not _asks_for_another(config, folder)):
-        asked = [own]
-    if asked:
-        logging.info('Tokenizer: %s', asked[0])
-        return load_tokenizer(asked[0])
+        return _load_tokenizer(own)
+    if config.tokenizer.path:
+        return _load_tokenizer(config.tokenizer.path)
+    folders = weight_sources.with_text(config)
+    for other in filter(None, map(tokenizer_file, folders)):
+        return _load_tokenizer(other)
+    require(
+        not folders,
+        f'initialise_from: {", ".join(map(str, folders))} has no {" and no ".join(KINDS)}: add it, '
+        'or set tokenizer.path',
+    )
     logging.info('Training a SentencePiece tokenizer on the captions of %s', config.data.sources)
     texts = captions.corpus(found, data_fields.asked_maps(config))
     return SentencePieceTokenizer.train(texts, config.tokenizer.vocab_size)
+
+
+def _load_tokenizer(path: str | Path) -> Tokenizer:
+    logging.info('Tokenizer: %s', path)
+    return load_tokenizer(path)
 
 
 def _asks_for_another(config, folder: Path) -> bool:
@@ -178,8 +187,8 @@ def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, sta
     for source in sources:
         logging.info('Started %s, %d steps, from %s', run.workdir, total, source)
         checks.warn_of_source_run(run.config, source.folder, source.step)
-        if distributed.is_main():
-            source.keep(run.workdir)
+    if distributed.is_main():
+        weight_sources.keep(sources, run.workdir)
     base_weights.record(run, sources)
     return 0, current
 

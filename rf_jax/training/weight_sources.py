@@ -5,7 +5,7 @@ read straight into shards.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -32,9 +32,11 @@ class Source(Protocol):
     folder: Path
     step: int
 
+    COUNTED: tuple[str, ...]  # patterns of the files there that determine the weights
+
     @staticmethod
     def files(folder: Path, step: int) -> Path:
-        """The folder with what is read, and nothing that changes later."""
+        """The folder with what is read."""
 
     def find(self, path: str) -> str | None:
         """The path of the array that serves for `path`: itself, or params/... for the average of
@@ -56,6 +58,8 @@ class Run:
 
     def __init__(self, folder: Path, step: int, held: Mapping[str, jax.ShapeDtypeStruct]):
         self.folder, self.step, self._held = folder, step, held
+
+    COUNTED = ('**/*',)
 
     @staticmethod
     def files(folder: Path, step: int) -> Path:
@@ -117,6 +121,9 @@ class Downloaded:
         self.folder = folder
         self.pretrained = Pretrained(folder)
 
+    # Not the notes and caches that a download leaves, or a model card.
+    COUNTED = ('*.safetensors', '*.index.json', 'config.json', 'preprocessor_config.json')
+
     @staticmethod
     def files(folder: Path, step: int) -> Path:
         del step
@@ -150,7 +157,7 @@ class Downloaded:
         for device, index in where.addressable_devices_indices_map(leaf.shape).items():
             parts.setdefault(str(index), (index, []))[1].append(device)
         for index, devices in parts.values():
-            part = self.pretrained.read(path, index)
+            part = self.pretrained.read(path, index).astype(leaf.dtype, copy=False)
             for device in devices:
                 place = SingleDeviceSharding(device, memory_kind=where.memory_kind)
                 copy = jax.device_put(part, place, may_alias=False)
@@ -205,6 +212,17 @@ def downloads(config) -> list[Path]:
     return [folder for kind, folder in listed(config) if kind is Downloaded]
 
 
+def with_text(config) -> list[Path]:
+    """The folders of `initialise_from` whose tokenizer fits the weights: SigLIP2 has one of its own
+    text tower. Raises UserError.
+    """
+    return [
+        folder
+        for kind, folder in listed(config)
+        if kind is Run or 'text_embed/table' in Pretrained(folder).leaves
+    ]
+
+
 def new(config) -> tuple[str, ...]:
     """Regexes of parameters that are new: `initialise_new`, and what no pretrained model has, if
     all weights come from such.
@@ -212,3 +230,10 @@ def new(config) -> tuple[str, ...]:
     sources = listed(config)
     pretrained = bool(sources) and all(kind is Downloaded for kind, _ in sources)
     return (*config.initialise_new, *(NEW if pretrained else ()))
+
+
+def keep(sources: Sequence[Source], workdir: Path) -> None:
+    """Keeps what an export will need of these sources alone; of two, what the first has."""
+    kept.forget(workdir)
+    for source in reversed(sources):
+        source.keep(workdir)

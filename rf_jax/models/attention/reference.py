@@ -44,8 +44,9 @@ class Cudnn:
     """cuDNN's fused attention through jax.nn: no logits in memory, but a mask.
 
     The mask is bool [B, Lq, Lk], and cuDNN turns it into a bias in the dtype of q: 128 MB for a row
-    of 8,192 tokens. It supports half precision only; float32 inputs use the reference. Odd lengths,
-    which its backward pass rejects, are padded by one token.
+    of 8,192 tokens. It supports half precision and heads of at most 128 that are a multiple of 8;
+    other inputs use the reference. Odd lengths, which its backward pass rejects, are padded by one
+    token.
     """
 
     implementation: str = 'cudnn'
@@ -54,7 +55,7 @@ class Cudnn:
         return visible(query, key)
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-        if self.implementation == 'cudnn' and q.dtype == jnp.float32:
+        if self.implementation == 'cudnn' and not _supported(q):
             return attend(q, k, v, mask)
         length = q.shape[1]
 
@@ -64,3 +65,8 @@ class Cudnn:
         q, k, v, mask = even(q, 1), even(k, 1), even(v, 1), even(mask[:, None], 2, 3)
         out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=self.implementation)
         return out[:, :length]
+
+
+def _supported(q: jax.Array) -> bool:
+    """Whether cuDNN takes these queries on every card since Ampere."""
+    return q.dtype != jnp.float32 and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
