@@ -26,7 +26,7 @@ def record(run, sources: Sequence[Source]) -> None:
     if not isinstance(run.abstract, state.AdapterState):
         return
     held = [
-        {'from': str(s.folder), 'step': s.step, 'checksum': _checksum(s, s.files(s.folder, s.step))}
+        {'from': str(s.folder), 'step': s.step, 'checksum': checksum(s, s.files(s.folder, s.step))}
         for s in sources
     ]
     workdir.write_run_files(run.workdir, {FILE: json.dumps(held, indent=1)})
@@ -76,7 +76,7 @@ def recorded(config, folder: Path) -> list[Source]:
         'there',
     )
     sources = []
-    for (kind, other), (step, checksum) in zip(listed, held):
+    for (kind, other), (step, recorded_checksum) in zip(listed, held):
         files = kind.files(other, step)
         require(
             files.is_dir(),
@@ -85,7 +85,7 @@ def recorded(config, folder: Path) -> list[Source]:
             f'{folder}/config.json)',
         )
         require(
-            _checksum(kind, files) == checksum,
+            checksum(kind, files) == recorded_checksum,
             f'{field}: {files} has changed since the adapters in {folder} were trained beside it; '
             'restore it, or train them again',
         )
@@ -93,7 +93,7 @@ def recorded(config, folder: Path) -> list[Source]:
     return sources
 
 
-def _checksum(source: Source | type[Source], top: Path) -> str:
+def checksum(source: Source | type[Source], top: Path) -> str:
     """Of the names, sizes, first and last bytes of the files of a source: cheap, whatever their
     size.
     """

@@ -1,13 +1,25 @@
 """A run that starts from folders of weights: what comes from where, and what is new."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
+from small_bpe import small_bpe
 from weight_folders import DINOV3, QWEN3, config_of, loaded, write
 
-from rf_jax.interop.pretrained import Pretrained
+from rf_jax.interop import kept
+from rf_jax.interop.pretrained import FAMILIES, Pretrained, mismatches
 from rf_jax.runtime.errors import UserError
-from rf_jax.training import ema, initial_weights
+from rf_jax.training import (
+    base_weights,
+    ema,
+    initial_weights,
+    jitted,
+    train_loop,
+    weight_sources,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
@@ -89,3 +101,69 @@ def test_a_missing_folder_is_an_error(folders):
     config.initialise_from = f'hf:{folders[0]}_8B'
     with pytest.raises(UserError, match=r'initialise_from=.*qwen3_8B does not exist'):
         initial_weights.check(config)
+
+
+def test_all_faults_of_a_folder_are_in_one_line(folders, tmp_path):
+    """On a pod, the first line of an error is what everybody sees."""
+
+    def renamed(tensors):
+        return {f'x.{name}': value for name, value in tensors.items()}
+
+    folder = write(tmp_path / 'qwen3', QWEN3, change=renamed)
+    with pytest.raises(UserError, match=r'q_proj.* is missing; .*; and \d+ more') as error:
+        initial_weights.check(config_of(folders[0], initialise_from=f'hf:{folder}'))
+    assert '\n' not in str(error.value)
+
+
+def test_weights_without_a_tokenizer_do_not_get_a_new_one(folders, tmp_path):
+    with pytest.raises(UserError, match=r'qwen3 has no tokenizer\.model and no tokenizer\.json'):
+        train_loop.find_tokenizer(config_of(*folders), tmp_path, [])
+
+
+def test_the_tokenizer_is_that_of_the_text_model(folders, tmp_path):
+    """A vision model may have one too, of its own text tower."""
+    text = write(tmp_path / 'qwen3', QWEN3 | {'vocab_size': 400})
+    encoder = shutil.copytree(folders[1], tmp_path / 'dinov3')
+    (encoder / 'tokenizer.json').write_text('another')
+    (text / 'tokenizer.json').write_text(small_bpe(), encoding='utf-8')
+    found = train_loop.find_tokenizer(config_of(encoder, text), tmp_path / 'run', [])
+    assert found.encode('a red heart')
+
+
+def test_what_was_kept_of_an_earlier_start_is_forgotten(folders, tmp_path):
+    text, encoder = (weight_sources.Downloaded(folder) for folder in folders)
+    weight_sources.keep([text, encoder], tmp_path)
+    weight_sources.keep([encoder], tmp_path)
+    assert kept.originals(tmp_path).keys() == {'dinov3_vit'}
+
+
+def test_the_statistics_of_pixels_come_back_out(folders, tmp_path):
+    """Those of the satellite weights stand beside config.json."""
+    encoder = shutil.copytree(folders[1], tmp_path / 'sat')
+    statistics = {'image_mean': [0.43, 0.411, 0.296], 'image_std': [0.213, 0.156, 0.143]}
+    (encoder / 'preprocessor_config.json').write_text(json.dumps(statistics))
+    config = config_of(folders[0], encoder)
+    assert config.model.encoder.pixel_mean == (0.43, 0.411, 0.296)
+    weight_sources.keep([weight_sources.Downloaded(encoder)], tmp_path / 'run')
+    original = kept.originals(tmp_path / 'run')['dinov3_vit']
+    assert not mismatches(FAMILIES['dinov3_vit'].fields(original.config), config)
+
+
+def test_notes_of_a_download_do_not_count_as_weights(folders, tmp_path):
+    folder = shutil.copytree(folders[1], tmp_path / 'dinov3')
+    before = base_weights.checksum(weight_sources.Downloaded, folder)
+    (folder / '.cache').mkdir()
+    (folder / '.cache' / 'x.metadata').write_text('1')
+    (folder / 'README.md').write_text('a model card')
+    assert base_weights.checksum(weight_sources.Downloaded, folder) == before
+    with (folder / 'model.safetensors').open('r+b') as file:
+        file.seek(-1, 2)
+        file.write(b'x')
+    assert base_weights.checksum(weight_sources.Downloaded, folder) != before
+
+
+def test_frozen_parts_of_the_base_may_be_named_beside_adapters(folders):
+    changes = {'lora.rank': 2, 'lora.full': ('^(connector|representation_|patch_)',)}
+    config = config_of(*folders, **changes, **{'optimizer.freeze': ('^encoder/', '^connector/')})
+    run, _ = loaded(config)
+    assert jitted.optimizer_fields(config, run.abstract.params).freeze == ('^connector/',)
