@@ -73,7 +73,7 @@ def export(kind: str, original: Original, config, arrays: Arrays, folder: Path) 
 def export_all(arrays: Arrays, folder: Path) -> None:
     """Writes the whole model by our own names, as the arrays are, one after the other."""
     specs = [writing.Spec(path, array.shape, array.dtype) for path, array in arrays.items()]
-    writing.write(folder, specs, (array[...] for array in arrays.values()))
+    writing.write(folder, specs, arrays.values())
 
 
 def _found(path: str, shape: tuple[int, ...], arrays: Arrays) -> Any:

@@ -138,10 +138,12 @@ def _entries(path: Path) -> tuple[dict[str, Entry], list[str]]:
             faults.append(f'{name} has a header without {error}')
         except (ValueError, TypeError) as error:
             faults.append(f'{name} {error}')
-    return entries, faults or _misplaced(entries, index)
+    return entries, faults or _misplaced(entries, index, listing)
 
 
-def _misplaced(entries: Mapping[str, Entry], index: Mapping[str, str] | None) -> list[str]:
+def _misplaced(
+    entries: Mapping[str, Entry], index: Mapping[str, str] | None, listing: str
+) -> list[str]:
     """Differences of the files from their index, if they have one."""
     if index is None:
         return []
@@ -149,7 +151,7 @@ def _misplaced(entries: Mapping[str, Entry], index: Mapping[str, str] | None) ->
     for name in sorted(entries.keys() | index.keys()):
         file = entries[name].file if name in entries else 'no file'
         if file != index.get(name):
-            faults.append(f'{name}: {INDEX} says {index.get(name, "nothing")}, it is in {file}')
+            faults.append(f'{name}: {listing} says {index.get(name, "nothing")}, it is in {file}')
     return faults
 
 

@@ -1,15 +1,16 @@
-"""Writing safetensors files one tensor at a time: the header first, as shapes are known."""
+"""Writing safetensors files piece by piece: the header first, as shapes are known."""
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rf_jax.interop.files import DTYPES, INDEX, SINGLE
 
+PIECE = 100_000_000  # bytes of a tensor that are in memory at a time
 LIMIT = 2_000_000_000  # bytes of a file, unless one tensor has more
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -64,18 +65,33 @@ def index(files: Mapping[str, Iterable[Spec]]) -> str:
 def write(
     folder: Path,
     specs: Iterable[Spec],
-    tensors: Iterable[np.ndarray],
+    tensors: Iterable[Any],
     limit: int = LIMIT,
 ) -> None:
-    """Writes `tensors`, which come in the order of `specs`, into files of at most `limit` bytes."""
+    """Writes `tensors`, which come in the order of `specs`, into files of at most `limit` bytes.
+
+    A tensor is a numpy array, or has `shape`, `dtype` and slices that are numpy arrays.
+    """
     files, coming = divided(specs, limit), iter(tensors)
     for name, own in files.items():
         with (folder / name).open('wb') as file:
             file.write(header(own))
             for spec in own:
-                tensor = np.ascontiguousarray(next(coming), spec.dtype)
+                tensor = next(coming)
                 if tensor.shape != spec.shape:
                     raise ValueError(f'{spec.name}: {tensor.shape}, expected {spec.shape}')
-                file.write(tensor.view(np.uint8).data)
+                for piece in _pieces(tensor):
+                    file.write(np.ascontiguousarray(piece, spec.dtype).view(np.uint8).data)
     if len(files) > 1:
         (folder / INDEX).write_text(index(files), encoding='utf-8')
+
+
+def _pieces(tensor: Any) -> Iterator[np.ndarray]:
+    """The tensor in parts of its first axis, of at least one row."""
+    if not tensor.shape:
+        yield tensor[...]
+        return
+    count, *rest = tensor.shape
+    step = max(PIECE // max(math.prod(rest) * tensor.dtype.itemsize, 1), 1)
+    for start in range(0, count, step):
+        yield tensor[start : min(start + step, count)]

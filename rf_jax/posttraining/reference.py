@@ -20,7 +20,7 @@ def load(run: Programs) -> Any:
     others = weight_sources.other_runs(run.config)
     found = [paths.local(name, 'grpo.reference')] if name else others
     if not found:
-        raise UserError('grpo.reference and initialise_from are empty: nothing to reinforce')
+        raise UserError('grpo.reference and initialise_from name no run: nothing to reinforce')
     wanted = {'ema': run.abstract.ema}
 
     def place(held):

@@ -9,7 +9,7 @@ import pytest
 from weight_folders import DINOV3, QWEN3, QWEN3_MOE, config_of, loaded, write
 
 from rf_jax.generation import weight_export
-from rf_jax.interop import kept
+from rf_jax.interop import kept, writing
 from rf_jax.interop.files import Folder
 from rf_jax.runtime import checkpoint
 from rf_jax.runtime.errors import UserError
@@ -53,6 +53,12 @@ def run(request, tmp_path_factory):
     _, state = loaded(ours, devices=8)
     save(state, ours, top / 'run')
     return folders, ours, state, top / 'run'
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """So that a tensor is written in several."""
+    monkeypatch.setattr(writing, 'PIECE', 1000)
 
 
 def exported(workdir, to, weights='average'):
