@@ -28,7 +28,7 @@ VARIANTS = {
     'lora': (ADAPTERS, (GENERATION, CONNECTOR, r'/kernel/[ab]$')),
 }
 ENCODERS = {  # DINOv3's
-    'B': {'layers': 12, 'width': 768, 'heads': 12, 'feedforward': 3072},
+    'B': {},  # as in configs/paper.py
     'S': {'layers': 12, 'width': 384, 'heads': 6, 'feedforward': 1536},
 }
 

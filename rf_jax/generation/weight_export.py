@@ -83,12 +83,13 @@ def _arrays(run: Path, step: int, config: ConfigDict, part: str) -> Mapping[str,
     """Parameters by path, read where they are sliced; with adapters, merged on one device."""
     if not lora.enabled(config):
         return checkpoint_slices.arrays(run, step, part)
-    return {path: np.asarray(leaf) for path, leaf in _merged(run, step, config, part).items()}
+    merged = checkpoint_files.flatten(_merged(run, step, config, part))
+    return {path: np.asarray(leaf) for path, leaf in merged.items()}
 
 
-def _merged(run: Path, step: int, config: ConfigDict, part: str) -> dict[str, jax.Array]:
-    size = load_tokenizer(run).size
-    return checkpoint_files.flatten(read_params(run, step, config, size, ONE_DEVICE, part)[1])
+def _merged(run: Path, step: int, config: ConfigDict, part: str) -> dict[str, Any]:
+    """Parameters of the whole model of a run with adapters."""
+    return read_params(run, step, config, load_tokenizer(run).size, ONE_DEVICE, part)[1]
 
 
 def _state(run: Path, step: int, config: ConfigDict) -> dict[str, Any]:
@@ -105,10 +106,7 @@ def _state(run: Path, step: int, config: ConfigDict) -> dict[str, Any]:
     if not lora.enabled(config):
         return checkpoint.restore_placed(run / 'checkpoints', step, None, place)[1]
     state = checkpoint.restore_placed(run / 'checkpoints', step, 'codebook', place)[1]
-    size = load_tokenizer(run).size
-    for part in WEIGHTS.values():
-        state[part] = read_params(run, step, config, size, ONE_DEVICE, part)[1]
-    return state
+    return state | {part: _merged(run, step, config, part) for part in WEIGHTS.values()}
 
 
 @contextlib.contextmanager

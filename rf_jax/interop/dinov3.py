@@ -7,7 +7,7 @@ from collections.abc import Set
 from typing import Any
 
 from rf_jax.interop.family import Config, Family, other_than
-from rf_jax.interop.table import PATCHES, TOKENS, TRANSPOSED, Row
+from rf_jax.interop.table import PATCHES, TOKENS, Row, layer_norm, linear
 
 _LAYER, _OURS = 'layer.{layer}', 'encoder/layers'
 _EMBEDDINGS = 'embeddings'
@@ -16,13 +16,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _linear(theirs: str, out: str, into: str, ours: str, bias: bool = True) -> tuple[Row, ...]:
-    kernel = Row(f'{_LAYER}.{theirs}.weight', (out, into), f'{_OURS}/{ours}/kernel', TRANSPOSED)
-    return kernel, *((Row(f'{_LAYER}.{theirs}.bias', (out,), f'{_OURS}/{ours}/bias'),) * bias)
-
-
-def _norm(theirs: str, ours: str) -> tuple[Row, Row]:
-    scale, bias = f'{theirs}.weight', f'{theirs}.bias'
-    return Row(scale, ('width',), f'{ours}/scale'), Row(bias, ('width',), f'{ours}/bias')
+    return linear(f'{_LAYER}.{theirs}', out, into, f'{_OURS}/{ours}', bias)
 
 
 SHARED = (
@@ -32,15 +26,15 @@ SHARED = (
     Row(f'{_EMBEDDINGS}.patch_embeddings.weight', ('width', 3, 'patch', 'patch'),
         'encoder/patch_embed/kernel', PATCHES),
     Row(f'{_EMBEDDINGS}.patch_embeddings.bias', ('width',), 'encoder/patch_embed/bias'),
-    *_norm(f'{_LAYER}.norm1', f'{_OURS}/attention_norm'),
+    *layer_norm(f'{_LAYER}.norm1', f'{_OURS}/attention_norm'),
     *_linear('attention.k_proj', 'width', 'width', 'key', bias=False),
     *_linear('attention.o_proj', 'width', 'width', 'output'),
     Row(f'{_LAYER}.layer_scale1.lambda1', ('width',), f'{_OURS}/attention_scale'),
-    *_norm(f'{_LAYER}.norm2', f'{_OURS}/ffn_norm'),
+    *layer_norm(f'{_LAYER}.norm2', f'{_OURS}/ffn_norm'),
     *_linear('mlp.up_proj', 'feedforward', 'width', 'ffn/up'),
     *_linear('mlp.down_proj', 'width', 'feedforward', 'ffn/down'),
     Row(f'{_LAYER}.layer_scale2.lambda1', ('width',), f'{_OURS}/ffn_scale'),
-    *_norm('norm', 'encoder/norm'),
+    *layer_norm('norm', 'encoder/norm'),
 )  # fmt: skip
 GATE = _linear('mlp.gate_proj', 'feedforward', 'width', 'ffn/gate')
 

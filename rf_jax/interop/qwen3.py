@@ -46,8 +46,8 @@ EXPERTS = (
 # The experts of a layer in one tensor, as transformers 5 holds them in memory: only read.
 _FUSED = f'{_LAYER}.mlp.experts.gate_up_proj'
 _BOTH = ('expert', 'gate_and_up', 'width')
-_GATE = Layout(lambda tensor: tensor[:, : tensor.shape[1] // 2].swapaxes(-1, -2), None)
-_UP = Layout(lambda tensor: tensor[:, tensor.shape[1] // 2 :].swapaxes(-1, -2), None)
+_GATE = Layout(lambda tensor: tensor[:, : tensor.shape[1] // 2].swapaxes(-1, -2))
+_UP = Layout(lambda tensor: tensor[:, tensor.shape[1] // 2 :].swapaxes(-1, -2))
 FUSED = (
     Row(_FUSED, _BOTH, f'{_GROUP}/gate', _GATE),
     Row(_FUSED, _BOTH, f'{_GROUP}/up', _UP),

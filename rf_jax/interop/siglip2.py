@@ -9,7 +9,7 @@ from collections.abc import Set
 from typing import Any
 
 from rf_jax.interop.family import Config, Family, other_than
-from rf_jax.interop.table import TRANSPOSED, Row
+from rf_jax.interop.table import Row, layer_norm, linear
 
 _LAYER, _OURS = 'encoder.layers.{layer}', 'encoder/layers'
 _PREFIX = 'vision_model.'
@@ -25,30 +25,18 @@ def _tower(c: Config) -> Config:
     return DEFAULTS | dict(c.get('vision_config', c))
 
 
-def _linear(theirs: str, out: str, into: str, ours: str) -> tuple[Row, Row]:
-    return (
-        Row(f'{theirs}.weight', (out, into), f'{ours}/kernel', TRANSPOSED),
-        Row(f'{theirs}.bias', (out,), f'{ours}/bias'),
-    )
-
-
-def _norm(theirs: str, ours: str) -> tuple[Row, Row]:
-    scale, bias = f'{theirs}.weight', f'{theirs}.bias'
-    return Row(scale, ('width',), f'{ours}/scale'), Row(bias, ('width',), f'{ours}/bias')
-
-
 ROWS = (
-    *_linear('embeddings.patch_embedding', 'width', 'values', 'encoder/patch_embed'),
+    *linear('embeddings.patch_embedding', 'width', 'values', 'encoder/patch_embed'),
     Row('embeddings.position_embedding.weight', ('places', 'width'), 'encoder/position/table'),
-    *_norm(f'{_LAYER}.layer_norm1', f'{_OURS}/attention_norm'),
-    *_linear(f'{_LAYER}.self_attn.q_proj', 'width', 'width', f'{_OURS}/query'),
-    *_linear(f'{_LAYER}.self_attn.k_proj', 'width', 'width', f'{_OURS}/key'),
-    *_linear(f'{_LAYER}.self_attn.v_proj', 'width', 'width', f'{_OURS}/value'),
-    *_linear(f'{_LAYER}.self_attn.out_proj', 'width', 'width', f'{_OURS}/output'),
-    *_norm(f'{_LAYER}.layer_norm2', f'{_OURS}/ffn_norm'),
-    *_linear(f'{_LAYER}.mlp.fc1', 'feedforward', 'width', f'{_OURS}/ffn/up'),
-    *_linear(f'{_LAYER}.mlp.fc2', 'width', 'feedforward', f'{_OURS}/ffn/down'),
-    *_norm('post_layernorm', 'encoder/norm'),
+    *layer_norm(f'{_LAYER}.layer_norm1', f'{_OURS}/attention_norm'),
+    *linear(f'{_LAYER}.self_attn.q_proj', 'width', 'width', f'{_OURS}/query'),
+    *linear(f'{_LAYER}.self_attn.k_proj', 'width', 'width', f'{_OURS}/key'),
+    *linear(f'{_LAYER}.self_attn.v_proj', 'width', 'width', f'{_OURS}/value'),
+    *linear(f'{_LAYER}.self_attn.out_proj', 'width', 'width', f'{_OURS}/output'),
+    *layer_norm(f'{_LAYER}.layer_norm2', f'{_OURS}/ffn_norm'),
+    *linear(f'{_LAYER}.mlp.fc1', 'feedforward', 'width', f'{_OURS}/ffn/up'),
+    *linear(f'{_LAYER}.mlp.fc2', 'width', 'feedforward', f'{_OURS}/ffn/down'),
+    *layer_norm('post_layernorm', 'encoder/norm'),
 )
 
 

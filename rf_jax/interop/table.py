@@ -15,11 +15,11 @@ import numpy as np
 
 class Layout(NamedTuple):
     """`ours(tensor)`: a view of the tensor as ours, so that slices of it stay slices of the file.
-    `theirs(array, shape)`: back to a tensor of that shape.
+    `theirs(array, shape)`: back to a tensor of that shape; None: it is only read.
     """
 
     ours: Callable[[np.ndarray], np.ndarray]
-    theirs: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+    theirs: Callable[[np.ndarray, tuple[int, ...]], np.ndarray] | None = None
 
 
 SAME = Layout(lambda tensor: tensor, lambda array, shape: array)
@@ -62,6 +62,18 @@ class Row(NamedTuple):
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Of each tensor."""
         return tuple(size if isinstance(size, int) else sizes[size] for size in self.sizes)
+
+
+def linear(theirs: str, out: str, into: str, ours: str, bias: bool = True) -> tuple[Row, ...]:
+    """Of a linear layer of torch."""
+    kernel = Row(f'{theirs}.weight', (out, into), f'{ours}/kernel', TRANSPOSED)
+    return (kernel, Row(f'{theirs}.bias', (out,), f'{ours}/bias')) if bias else (kernel,)
+
+
+def layer_norm(theirs: str, ours: str) -> tuple[Row, Row]:
+    """Of a layer norm of torch."""
+    scale, bias = f'{theirs}.weight', f'{theirs}.bias'
+    return Row(scale, ('width',), f'{ours}/scale'), Row(bias, ('width',), f'{ours}/bias')
 
 
 class Leaf:

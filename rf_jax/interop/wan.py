@@ -13,19 +13,14 @@ from rf_jax.interop.family import Config, Family, other_than
 from rf_jax.interop.table import Layout, Row
 from rf_jax.models.spaces.wan import CHANNELS, MEAN, STD
 
-
-def _no_way_back(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    raise NotImplementedError('the VAE is never trained: copy its file')
-
-
+# The VAE is never trained, so its layouts are only read.
 # (F, C, time, 3, 3) or (F, C, 3, 3) to (3, 3, C, F)
 CONV = Layout(
-    lambda tensor: (tensor[:, :, -1] if tensor.ndim == 5 else tensor).transpose(2, 3, 1, 0),
-    _no_way_back,
+    lambda tensor: (tensor[:, :, -1] if tensor.ndim == 5 else tensor).transpose(2, 3, 1, 0)
 )
 # (F, C, 1, ...) to (C, F)
-POINTWISE = Layout(lambda tensor: tensor.reshape(tensor.shape[:2]).T, _no_way_back)
-CHANNEL = Layout(lambda tensor: tensor.reshape(-1), _no_way_back)  # (C, 1, ...) to (C)
+POINTWISE = Layout(lambda tensor: tensor.reshape(tensor.shape[:2]).T)
+CHANNEL = Layout(lambda tensor: tensor.reshape(-1))  # (C, 1, ...) to (C)
 
 
 def _conv(theirs: str, ours: str, into: int, out: int, *kernel: int) -> Iterator[Row]:

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.runtime.rng import random_key
+from rf_jax.training import optimizer
 
 KERNELS = ('kernel', 'router', 'gate', 'up', 'down')  # names of matrices; the last three: experts
 FACTORS = ('a', 'b')
@@ -35,7 +36,9 @@ def check(config: ConfigDict) -> None:
     c = config.lora
     for name in ('targets', 'full'):
         for pattern in c[name]:
-            _matches(f'lora.{name}', pattern, '')  # raises if it is not a regular expression
+            optimizer.matches(
+                f'lora.{name}', pattern, ''
+            )  # raises if it is not a regular expression
     if not enabled(config):
         return
     require(
@@ -128,17 +131,8 @@ def _matched(field: str, patterns: Sequence[str], paths: Iterable[str], what: st
     """The paths that any of the patterns matches. Raises UserError for a pattern without any."""
     paths = list(paths)
     for pattern in patterns:
-        if not any(_matches(field, pattern, path) for path in paths):
+        if not any(optimizer.matches(field, pattern, path) for path in paths):
             raise UserError(
                 f'{field} has {pattern!r}, which matches no {what}; one is {paths[0]!r}'
             )
     return [path for path in paths if any(re.search(pattern, path) for pattern in patterns)]
-
-
-def _matches(field: str, pattern: str, path: str) -> bool:
-    try:
-        return bool(re.search(pattern, path))
-    except re.error as error:
-        raise UserError(
-            f'{field} has {pattern!r}, which is not a regular expression: {error}'
-        ) from None

@@ -41,7 +41,7 @@ def lr_multipliers(params, multipliers: Sequence[tuple[str, float]], freeze: Seq
             '--config.optimizer.lr_multipliers="((\'^backbone/\', 4.0),)"'
         ) from None
     for field, pattern, _ in rules:
-        if not any(_found(field, pattern, name) for name in names):
+        if not any(matches(field, pattern, name) for name in names):
             raise UserError(
                 f'{field} has {pattern!r}, which matches no parameter; paths look like '
                 f'{names[0]!r} (see parameters.txt in the workdir)'
@@ -65,10 +65,11 @@ def stop_frozen_gradients(params, freeze: Sequence[str]):
 
 def frozen(path: str, freeze: Sequence[str]) -> bool:
     """Whether any of the patterns matches the path. Raises UserError for an invalid pattern."""
-    return any(_found('optimizer.freeze', pattern, path) for pattern in freeze)
+    return any(matches('optimizer.freeze', pattern, path) for pattern in freeze)
 
 
-def _found(field: str, pattern: str, path: str) -> bool:
+def matches(field: str, pattern: str, path: str) -> bool:
+    """Whether a pattern of a config field matches a path. Raises UserError if it is invalid."""
     try:
         return bool(re.search(pattern, path))
     except re.error as error:
