@@ -22,7 +22,9 @@ _NUMBERED = re.compile(rf'(\d+)\.({"|".join(IMAGE_EXTENSIONS)})$')
 
 @dataclass(frozen=True)
 class Sample:
-    """`key`: its name where it came from. `images`: encoded, in order. `messages`: of a conversation, each image a number."""
+    """`key`: its name where it came from. `images`: encoded, in order. `messages`: of a
+    conversation, each image a number.
+    """
 
     key: str
     images: tuple[bytes, ...]

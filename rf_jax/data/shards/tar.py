@@ -37,6 +37,21 @@ class TarWriter:
         self.bytes += len(data)
 
 
+class _Strict(tarfile.TarInfo):
+    """Raises for a file that ends without the two empty blocks, or goes on with something else,
+    where tarfile takes the end of what it can read for the end of the archive.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive):
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise ValueError(f'damaged, truncated or still being written: {error}') from None
+
+
 def split(name: str) -> tuple[str, str]:
     """(key, extension) of a file: 'a/b.0', 'jpg' for a name a/b.0.jpg is ('a/b', '0.jpg')."""
     folder, slash, base = name.rpartition('/')
@@ -75,7 +90,7 @@ def scan(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes], int, int]]:
     """
     key, found, start, end = None, {}, 0, 0
     try:
-        with tarfile.open(fileobj=file, mode='r|') as archive:
+        with tarfile.open(fileobj=file, mode='r|', tarinfo=_Strict) as archive:
             for info in archive:
                 if not info.isfile():
                     continue
@@ -90,6 +105,6 @@ def scan(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes], int, int]]:
                 found[extension] = data
                 end = -(-(info.offset_data + info.size) // BLOCK)
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f'damaged or truncated: {error}') from None
+        raise ValueError(f'damaged, truncated or still being written: {error}') from None
     if found:
         yield key, found, start, end - start
