@@ -23,8 +23,8 @@ from rf_jax.data import (
     patch_grid,
     spans,
 )
+from rf_jax.data.byte_cache import ByteCache
 from rf_jax.data.data_fields import CONVERSING, TASKS
-from rf_jax.data.image_cache import ImageCache
 from rf_jax.data.mixture import Example, Mixture
 from rf_jax.data.packing.plan import Plan
 from rf_jax.data.tokenizer import Tokenizer
@@ -62,7 +62,7 @@ class Batches:
         )
         self.channels = self.data.patch_size**2 * 3
         self.pool = spans.pool_of(config)
-        self._images = ImageCache(megabytes=256)
+        self._images = ByteCache(megabytes=256)
         weights = {task: float(self.data.tasks.get(task, 0.0)) for task in TASKS}
         empty = [t for t in TASKS if weights[t] > 0 and not self.examples[t]]
         if empty or not any(weights.values()):

@@ -12,7 +12,7 @@ from PIL import Image
 from configs import base
 from configs import emoji as emoji_config
 from rf_jax.data import captions, layout, pipeline, source_list, spans
-from rf_jax.data.image_cache import ImageCache
+from rf_jax.data.byte_cache import ByteCache
 from rf_jax.data.mixture import Example
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -351,8 +351,8 @@ def test_the_default_data_fills_its_rows():
     assert taken[:, :4].sum() / (len(rows) * capacity[:4].sum()) >= 0.8
 
 
-def test_the_image_cache_evicts_the_least_recently_used():
-    cache, made = ImageCache(megabytes=1), []
+def test_the_cache_evicts_the_least_recently_used():
+    cache, made = ByteCache(megabytes=1), []
 
     def get(key):
         def make():
