@@ -14,6 +14,7 @@ from rf_jax.data.shards import index, sample, set_file, tar
 from rf_jax.data.shards.building import IndexBuilder
 from rf_jax.data.shards.reader import Shards
 from rf_jax.data.shards.sample import Sample
+from rf_jax.data.shards.tar_format import Tar
 from rf_jax.runtime.errors import UserError
 
 WORDS = ['a grey cat on a red sofa', 'two dogs', 'a very long street full of people in the rain']
@@ -68,7 +69,7 @@ def opened(tmp_path, tokenizer, make, counts=(5, 1, 70)):
         paths.append(tmp_path / f'{shard}.tar')
         write(paths[-1], [make(next(numbers)) for _ in range(count)], tokenizer)
     paths = [str(path) for path in paths]
-    return Shards(paths, counts, lambda path: index.read(index.path_of(path)), megabytes=1)
+    return Shards(paths, counts, lambda path: index.read(index.path_of(path)), Tar(1))
 
 
 @pytest.mark.parametrize('make', [captioned, talk])
@@ -152,7 +153,7 @@ def test_damage_is_one_clear_error(tmp_path, tokenizer):
     with pytest.raises(UserError, match='no index'):
         index.read(str(path))
     path.write_bytes(found.to_bytes())
-    shards = Shards([str(tmp_path / '0.tar')], [8], lambda p: index.read(p + '.index'), 1)
+    shards = Shards([str(tmp_path / '0.tar')], [8], lambda p: index.read(p + '.index'), Tar(1))
     with pytest.raises(UserError, match='has 9 samples, expected 8'):
         shards.read(0)
     data = (tmp_path / '0.tar').read_bytes()
