@@ -1,0 +1,53 @@
+"""Pictures and captions from a seed, as people have them: in tar files, in Parquet, in folders."""
+
+import io
+import json
+
+import numpy as np
+from PIL import Image
+
+from rf_jax.data.shards.tar import TarWriter
+
+COLOURS = ('red', 'green', 'blue', 'grey')
+
+
+def caption(number):
+    return f'picture {number} of a {COLOURS[number % 4]} thing'
+
+
+def picture(number, longest=40):
+    """uint8 [h, w, 3], smooth."""
+    rng = np.random.default_rng(number)
+    height, width = rng.integers(longest // 2, longest, 2)
+    coarse = rng.integers(0, 256, (3, 4, 3), np.uint8)
+    return np.array(Image.fromarray(coarse).resize((int(width), int(height))))
+
+
+def encoded(pixels, name='JPEG', **options):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, name, **options)
+    return file.getvalue()
+
+
+def talk(number):
+    """Messages about one image, which they ask for and which the assistant draws."""
+    return [
+        {'role': 'user', 'content': f'draw {caption(number)}'},
+        {'role': 'assistant', 'content': [{'type': 'image'}, {'type': 'text', 'text': 'here'}]},
+    ]
+
+
+def write_tar(path, numbers, conversations=()):
+    """As img2dataset writes them: {key}.jpg, .json, .txt; conversations are {key}.json, .0.png."""
+    with open(path, 'wb') as file:
+        writer = TarWriter(file)
+        for number in numbers:
+            image = encoded(picture(number), quality=90)
+            entry = {'caption': caption(number), 'url': 'x', 'key': f'{number:09d}'}
+            members = {'jpg': image, 'json': json.dumps(entry).encode()}
+            writer.add(f'{number:09d}', members | {'txt': caption(number).encode()})
+        for number in conversations:
+            entry = json.dumps({'messages': talk(number), 'key': f'{number:09d}'}).encode()
+            members = {'json': entry, '0.png': encoded(picture(number), 'PNG')}
+            writer.add(f'{number:09d}', members)
+        writer.end()
