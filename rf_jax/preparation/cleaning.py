@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rf_jax.data.mixture import hash64
+from rf_jax.data.hashing import hash64
 from rf_jax.data.records import BadImage, Skips
 from rf_jax.data.shards import index, sample
 from rf_jax.data.shards.building import IndexBuilder
