@@ -15,10 +15,19 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-if __name__ == '__main__':
+def _main() -> None:
     # With a handler there, Beam adds none that prints to stderr beside the log of the command.
     logging.getLogger().addHandler(logging.NullHandler())
     from apache_beam.runners.worker import sdk_worker_main
 
-    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
-    sdk_worker_main.main(sys.argv)
+    parent = os.getppid()
+    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
+    try:
+        sdk_worker_main.main(sys.argv)
+    except Exception:
+        if os.getppid() == parent:
+            raise
+
+
+if __name__ == '__main__':
+    _main()
