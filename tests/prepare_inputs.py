@@ -1,4 +1,4 @@
-"""Pictures and captions from a seed, as people have them: in tar files, in Parquet, in folders."""
+"""Pictures and captions from a seed, tar files of them, and prepared sets to look into."""
 
 import io
 import json
@@ -6,7 +6,12 @@ import json
 import numpy as np
 from PIL import Image
 
+from rf_jax.data.shards import index
+from rf_jax.data.shards.reader import Shards
 from rf_jax.data.shards.tar import TarWriter
+from rf_jax.data.shards.tar_format import Tar
+from rf_jax.preparation import preparing, source_flag
+from rf_jax.preparation.settings import Settings
 
 COLOURS = ('red', 'green', 'blue', 'grey')
 
@@ -51,3 +56,30 @@ def write_tar(path, numbers, conversations=()):
             members = {'json': entry, '0.png': encoded(picture(number), 'PNG')}
             writer.add(f'{number:09d}', members)
         writer.end()
+
+
+def prepare(source, out, workers=1, **changes):
+    from rf_jax.preparation.beam_run import Runner
+
+    values = {
+        'size': 32,
+        'encoding': 'jpeg',
+        'tokenizer': 'trained',
+        'shard_megabytes': 1,
+        'seed': 0,
+    }
+    source = source_flag.with_absolute_paths(source)
+    return preparing.prepare(
+        Settings(source, **{**values, **changes}), str(out), None, 400, Runner([], workers)
+    )
+
+
+def shards(out, found, kind='captions'):
+    paths = [f'{out}/{shard.name}' for shard in found.shards[kind]]
+    counts = [shard.samples for shard in found.shards[kind]]
+    return Shards(paths, counts, lambda path: index.read(index.path_of(path)), Tar(1))
+
+
+def keys(out, found, kind='captions'):
+    opened = shards(out, found, kind)
+    return [opened.read(number).key for number in range(len(opened))]

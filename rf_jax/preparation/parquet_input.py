@@ -115,7 +115,8 @@ def _is_image(type) -> bool:
     if pa.types.is_list(type) or pa.types.is_large_list(type):
         type = type.value_type
     if pa.types.is_struct(type):
-        return any(field.name == 'bytes' and _is_binary(field.type) for field in type)
+        own = [field.type for field in type if field.name == 'bytes']
+        return any(_is_binary(each) or pa.types.is_null(each) for each in own)
     return _is_binary(type)
 
 

@@ -7,13 +7,22 @@ from dataclasses import astuple
 
 from rf_jax.data import source_list
 from rf_jax.data.shards.sample import Sample
+from rf_jax.data.sources.listing import LINKS
+from rf_jax.preparation.folder_input import FolderInput
 from rf_jax.preparation.parquet_input import ParquetInput
 from rf_jax.preparation.tar_input import TarInput
+from rf_jax.preparation.tfds_input import TfdsInput
 from rf_jax.preparation.unit import Input, Unit
 from rf_jax.runtime import errors, storage
 from rf_jax.runtime.errors import UserError
 
-INPUTS: dict[str, Input] = {'webdataset': TarInput(), 'parquet': ParquetInput()}
+INPUTS: dict[str, Input] = {
+    'webdataset': TarInput(),
+    'parquet': ParquetInput(),
+    'folder': FolderInput('folder'),
+    f'folder{LINKS}': FolderInput(f'folder{LINKS}'),
+    'tfds': TfdsInput(),
+}
 
 
 def units(source: str) -> list[Unit]:

@@ -11,6 +11,8 @@ from rf_jax.data.shards.sample import Sample
 from rf_jax.runtime import storage
 from rf_jax.runtime.errors import UserError
 
+_SLICE = 2_000  # examples of a unit
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -63,3 +65,8 @@ def of_files(entry: int, kind: str, pattern: str, ending: str) -> list[Unit]:
         ]
     except FileNotFoundError as error:
         raise UserError(f'--source={kind}:{pattern}: {error.filename} is missing') from None
+
+
+def slices(count: int) -> list[tuple[int, int]]:
+    """(first, last + 1) of parts of so many examples."""
+    return [(first, min(first + _SLICE, count)) for first in range(0, count, _SLICE)]

@@ -1,53 +1,18 @@
 """A prepared set has every usable sample of its input once, and says what it left out."""
 
 import filecmp
-import json
 import os
-from collections import Counter
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from prepare_inputs import caption, encoded, picture, write_tar
-from pyarrow import parquet as pq
+from prepare_inputs import caption, encoded, keys, picture, prepare, shards, write_tar
 
 from rf_jax.data import image_ops
-from rf_jax.data.shards import index, tar
-from rf_jax.data.shards.reader import Shards
-from rf_jax.data.shards.tar_format import Tar
+from rf_jax.data.shards import tar
 from rf_jax.data.tokenizer import load_tokenizer
-from rf_jax.preparation import preparing, source_flag
-from rf_jax.preparation.settings import Settings
 from rf_jax.runtime.errors import UserError
 
 pytest.importorskip('apache_beam')
-
-
-def prepare(source, out, workers=1, **changes):
-    from rf_jax.preparation.beam_run import Runner
-
-    values = {
-        'size': 32,
-        'encoding': 'jpeg',
-        'tokenizer': 'trained',
-        'shard_megabytes': 1,
-        'seed': 0,
-    }
-    source = source_flag.with_absolute_paths(source)
-    return preparing.prepare(
-        Settings(source, **{**values, **changes}), str(out), None, 400, Runner([], workers)
-    )
-
-
-def shards(out, found, kind='captions'):
-    paths = [f'{out}/{shard.name}' for shard in found.shards[kind]]
-    counts = [shard.samples for shard in found.shards[kind]]
-    return Shards(paths, counts, lambda path: index.read(index.path_of(path)), Tar(1))
-
-
-def keys(out, found, kind='captions'):
-    opened = shards(out, found, kind)
-    return [opened.read(number).key for number in range(len(opened))]
 
 
 @pytest.fixture(scope='module')
@@ -131,70 +96,6 @@ def test_what_cannot_be_used_is_counted_with_examples(tmp_path):
     assert keys(out, found) == ['good']
     assert found.left_out == {'bad image': 3, 'empty caption': 1, 'malformed': 1}
     assert [name.split(':')[0] for name in found.examples['bad image']] == ['cut', 'page', 'blind']
-
-
-def columns_of_pyarrow(numbers):
-    return {
-        'image': [{'bytes': encoded(picture(n)), 'path': None} for n in numbers],
-        'caption': [caption(n) for n in numbers],
-        'id': [f'{n:09d}' for n in numbers],
-    }
-
-
-def test_parquet_of_pyarrow_with_captions(tmp_path):
-    pq.write_table(
-        pa.table(columns_of_pyarrow(range(70))), tmp_path / '0.parquet', row_group_size=30
-    )
-    plain = columns_of_pyarrow(range(70, 100))
-    plain = {
-        'jpg': [i['bytes'] for i in plain['image']],
-        'TEXT': plain['caption'],
-        'key': plain['id'],
-    }
-    pq.write_table(pa.table(plain), tmp_path / '1.parquet')
-    several = {'images': [[encoded(picture(n))] for n in range(100, 110)],
-               'captions': [[caption(n), 'another'] for n in range(100, 110)],
-               'id': [f'{n:09d}' for n in range(100, 110)]}  # fmt: skip
-    pq.write_table(pa.table(several), tmp_path / '2.parquet')
-    found = prepare(f'parquet:{tmp_path}/*.parquet', tmp_path / 'set')
-    assert sorted(keys(tmp_path / 'set', found)) == [f'{n:09d}' for n in range(110)]
-    opened = shards(tmp_path / 'set', found)
-    for number in range(0, 110, 10):
-        sample = opened.read(number)
-        assert sample.captions[0] == caption(int(sample.key))
-        assert len(sample.captions) == 1 + (int(sample.key) >= 100)
-
-
-def test_parquet_with_messages(tmp_path):
-    def row(n, as_text):
-        messages = [
-            {'role': 'user', 'content': f'<image> what is {caption(n)}?'},
-            {'role': 'assistant', 'content': f'{n}'},
-        ]
-        return json.dumps(messages) if as_text else messages
-
-    for file, as_text in enumerate([False, True]):
-        table = {
-            'images': [[{'bytes': encoded(picture(n)), 'path': 'x'}] for n in range(20)],
-            'messages': [row(n, as_text) for n in range(20)],
-        }
-        pq.write_table(pa.table(table), tmp_path / f'{file}.parquet')
-    found = prepare(f'parquet:{tmp_path}/*.parquet', tmp_path / 'set')
-    opened = shards(tmp_path / 'set', found, 'conversations')
-    assert Counter(opened.read(n).messages[1].text for n in range(40)) == dict.fromkeys(
-        map(str, range(20)), 2
-    )
-
-
-def test_parquet_without_picture_or_text_names_its_columns(tmp_path):
-    for columns, missing in [
-        ({'url': ['a'], 'caption': ['b']}, 'no column of image;'),
-        ({'image': [b'x'], 'score': [1.0]}, 'no column of caption, text or messages;'),
-    ]:
-        pq.write_table(pa.table(columns), tmp_path / '0.parquet')
-        with pytest.raises(UserError, match=missing) as error:
-            prepare(f'parquet:{tmp_path}', tmp_path / 'set')
-        assert all(name in str(error.value) for name in columns)
 
 
 def test_other_settings_in_the_same_folder_say_what_differs(tars, made):
