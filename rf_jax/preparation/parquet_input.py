@@ -1,15 +1,16 @@
 """Parquet files with an image in each row, and a caption or a conversation."""
 
 import json
-import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rf_jax.data.records import BadImage
 from rf_jax.data.shards import sample
 from rf_jax.data.shards.sample import IMAGE_EXTENSIONS, Sample
+from rf_jax.data.sources import listing
 from rf_jax.preparation import files, unit
 from rf_jax.preparation.unit import Unit
 from rf_jax.runtime import storage
@@ -142,15 +143,19 @@ def _is_text(type) -> bool:
 
 
 def _bytes(image: bytes | Mapping, path: str) -> bytes:
-    """Of an image, which may be a file beside the Parquet file. Raises BadImage."""
+    """Of an image, which may be a file in the folder of the Parquet file. Raises BadImage."""
     if isinstance(image, bytes):
         return image
     if image.get('bytes') is not None:
         return image['bytes']
-    name = posixpath.normpath(str(image.get('path') or '..'))
-    if name.startswith(('/', '..')) or '://' in name:
-        raise BadImage(f'it has no bytes, and its path {image.get("path")!r} leaves the folder')
+    folder, name = path.rpartition('/')[0], str(image.get('path') or '')
+    if storage.is_local(path):
+        name = str(listing.inside(Path(folder), name, follow_links=False))
+    elif '..' in name.split('/') or '://' in name:
+        raise BadImage(f'its path {name} leaves the folder')
+    else:
+        name = f'{folder}/{name}'
     try:
-        return storage.read(f'{path.rpartition("/")[0]}/{name}')
-    except FileNotFoundError:
-        raise BadImage(f'it has no bytes, and there is no file {name}') from None
+        return storage.read(name)
+    except OSError as error:
+        raise BadImage(f'it has no bytes, and its file cannot be read: {error}') from None

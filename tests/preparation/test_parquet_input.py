@@ -79,17 +79,17 @@ def test_parquet_without_picture_or_text_names_its_columns(tmp_path):
 
 def test_parquet_of_datasets(tmp_path):
     datasets = pytest.importorskip('datasets')
-    for n in range(20, 30):
-        (tmp_path / f'{n}.jpg').write_bytes(encoded(picture(n)))
-    columns = {
-        'image': [{'bytes': encoded(picture(n)), 'path': None} for n in range(20)]
-        + [str(tmp_path / f'{n}.jpg') for n in range(20, 30)],
-        'caption': [caption(n) for n in range(30)],
-        'id': [f'{n:09d}' for n in range(30)],
-    }
-    made = datasets.Dataset.from_dict(columns).cast_column('image', datasets.Image())
-    made.to_parquet(tmp_path / 'a.parquet')
-    found = prepare(f'parquet:{tmp_path}/a.parquet', tmp_path / 'set')
+    images = [{'bytes': encoded(picture(n)), 'path': None} for n in range(20)]
+    files = [tmp_path / f'{n}.jpg' for n in range(20, 30)]
+    for n, file in enumerate(files, 20):
+        file.write_bytes(encoded(picture(n)))
+    for name, first, column in (('a', 0, images), ('b', 20, list(map(str, files)))):
+        numbers = range(first, first + len(column))
+        columns = {'image': column, 'caption': [caption(n) for n in numbers]}
+        columns['id'] = [f'{n:09d}' for n in numbers]
+        made = datasets.Dataset.from_dict(columns).cast_column('image', datasets.Image())
+        made.to_parquet(tmp_path / f'{name}.parquet')
+    found = prepare(f'parquet:{tmp_path}/*.parquet', tmp_path / 'set')
     assert sorted(keys(tmp_path / 'set', found)) == [f'{n:09d}' for n in range(30)]
 
 
