@@ -42,12 +42,12 @@ def talk(number):
     ]
 
 
-def write_tar(path, numbers, conversations=()):
+def write_tar(path, numbers, conversations=(), longest=40):
     """As img2dataset writes them: {key}.jpg, .json, .txt; conversations are {key}.json, .0.png."""
     with open(path, 'wb') as file:
         writer = TarWriter(file)
         for number in numbers:
-            image = encoded(picture(number), quality=90)
+            image = encoded(picture(number, longest), quality=90)
             entry = {'caption': caption(number), 'url': 'x', 'key': f'{number:09d}'}
             members = {'jpg': image, 'json': json.dumps(entry).encode()}
             writer.add(f'{number:09d}', members | {'txt': caption(number).encode()})
