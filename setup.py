@@ -65,6 +65,8 @@ setup(
             'ruff>=0.12',
             'tensorflow-datasets>=4.9.9',
             'array_record>=0.8',
+            'datasets>=4',
+            'img2dataset>=1.47',
         ],
     },
 )
