@@ -10,6 +10,7 @@ SERVE = [
     'python-multipart>=0.0.20',
     'prometheus-client>=0.22',
 ]
+PREPARE = ['apache-beam>=2.70', 'pyarrow>=18']
 HF = ['tokenizers>=0.22']
 # Libraries that tests compare with, where they have wheels.
 ORIGINALS = [
@@ -48,10 +49,12 @@ setup(
         'study': ['matplotlib>=3.9'],
         'serve': SERVE,
         'hf': HF,
+        'prepare': PREPARE,
         'image_scores': ['torch-fidelity>=0.4', 'transformers>=5'],
         'test': [
             *SERVE,
             *HF,
+            *PREPARE,
             *ORIGINALS,
             'httpx>=0.28',
             'openai>=2',
@@ -62,6 +65,8 @@ setup(
             'ruff>=0.12',
             'tensorflow-datasets>=4.9.9',
             'array_record>=0.8',
+            'datasets>=4',
+            'img2dataset>=1.47',
         ],
     },
 )

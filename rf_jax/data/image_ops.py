@@ -41,7 +41,7 @@ def header_size(file: str | Path | bytes) -> tuple[int, int]:
 
     `file` is a path or the encoded bytes. Raises BadImage.
     """
-    with _open(file) as image:
+    with opened(file) as image:
         width, height = image.size
         turned = _orientation(image) >= 5
     return (width, height) if turned else (height, width)
@@ -53,7 +53,7 @@ def read_rgb(file: str | Path | bytes, max_pixels: int) -> np.ndarray:
     `file` is a path or the encoded bytes. Raises BadImage; an image of more than `max_pixels`
     pixels is rejected before it is decoded.
     """
-    with _open(file) as image:
+    with opened(file) as image:
         return upright_rgb(image, max_pixels)
 
 
@@ -79,7 +79,8 @@ def upright_rgb(image: Image.Image, max_pixels: int) -> np.ndarray:
     return np.array(rgb)
 
 
-def _open(file: str | Path | bytes) -> Image.Image:
+def opened(file: str | Path | bytes) -> Image.Image:
+    """A Pillow image whose pixels are not loaded yet. Raises BadImage."""
     try:
         image = _first_open(file)
     except Exception as error:  # as above; DecompressionBombError is among them

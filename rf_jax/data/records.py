@@ -48,17 +48,24 @@ class Skips:
 
     def __init__(self):
         self.counts: Counter[str] = Counter()
-        self._examples: dict[str, list[str]] = {}
+        self.examples: dict[str, list[str]] = {}
 
     def add(self, reason: str, example: str) -> None:
         self.counts[reason] += 1
-        examples = self._examples.setdefault(reason, [])
+        examples = self.examples.setdefault(reason, [])
         if len(examples) < _NAMED:
             examples.append(example)
 
+    def add_all(self, counts: Mapping[str, int], examples: Mapping[str, Sequence[str]]) -> None:
+        """Adds the counts and examples of another."""
+        self.counts.update(counts)
+        for reason, names in examples.items():
+            own = self.examples.setdefault(reason, [])
+            own += names[: _NAMED - len(own)]
+
     def __str__(self) -> str:
         return '; '.join(
-            f'{count} x {reason} ({", ".join(self._examples[reason])}'
+            f'{count} x {reason} ({", ".join(self.examples[reason])}'
             + (', ...)' if count > _NAMED else ')')
             for reason, count in self.counts.most_common()
         )
