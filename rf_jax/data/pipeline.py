@@ -144,7 +144,7 @@ class Batches:
         def pixels_of(number, pool):
             return self._images.get(
                 (*key, number, *sizes[number], pool),
-                lambda: self._patches(found.image(number), *sizes[number], pool),
+                lambda: self._patches(found.image(number, sizes[number]), *sizes[number], pool),
             )
 
         def spans_of(messages, pixels_of, dropped=conversation.NOTHING, counts=counts):
@@ -183,7 +183,7 @@ class Batches:
     def _pixels(self, source, index: int, height: int, width: int, pool: int) -> np.ndarray:
         key = (id(source), index, height, width, pool)
         return self._images.get(
-            key, lambda: self._patches(source.image(index), height, width, pool)
+            key, lambda: self._patches(source.image(index, (height, width)), height, width, pool)
         )
 
     def _patches(self, image, height, width, pool) -> np.ndarray:

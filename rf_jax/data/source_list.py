@@ -7,12 +7,14 @@ import re
 from collections.abc import Sequence
 
 from rf_jax.data.records import Source
+from rf_jax.data.sources.arrayrecord import ArrayRecordSource
 from rf_jax.data.sources.emoji import EmojiSource
 from rf_jax.data.sources.folder import FolderSource
 from rf_jax.data.sources.listing import LINKS
 from rf_jax.data.sources.scenes import ScenesSource
 from rf_jax.data.sources.text import TextSource
 from rf_jax.data.sources.tfds import TfdsSource
+from rf_jax.data.sources.webdataset import WebdatasetSource
 from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError
 
@@ -22,9 +24,12 @@ SOURCES: dict[str, type[Source]] = {
     'folder': FolderSource,
     'tfds': TfdsSource,
     'text': TextSource,
+    'webdataset': WebdatasetSource,
+    'arrayrecord': ArrayRecordSource,
 }
 _KNOWN = (
     'emoji | scenes:rung/size[/option...] | folder:/path | tfds:name[/config][:split] | text:/path'
+    ' | webdataset:/path/*.tar | arrayrecord:/path/*.array_record*'
 )
 
 

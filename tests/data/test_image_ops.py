@@ -291,3 +291,32 @@ def test_a_long_caption_has_two_lines():
         return int((dark[1:] & ~dark[:-1]).sum())
 
     assert (lines(one), lines(two)) == (1, 2)
+
+
+def photo(height, width):
+    """Smooth noise of all scales, with sharp edges."""
+    rng, found = np.random.default_rng(0), np.zeros((height, width, 3))
+    for side in (4, 16, 64, 256):
+        noise = Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8))
+        found += np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC)) / side**0.5
+    found = 255 * (found - found.min()) / np.ptp(found)
+    found[height // 3 : height // 2, width // 4 : width // 2] = (250, 20, 20)
+    return found.astype(np.uint8)
+
+
+@pytest.mark.parametrize('orientation', [1, 6])
+def test_a_jpeg_is_decoded_at_a_fraction_that_stays_twice_as_large_as_needed(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(photo(640, 960)), 'JPEG', quality=95, exif=exif)
+    whole = image_ops.read_rgb(data, MANY)
+    for divisor, fraction in ((3.9, 1), (4, 2), (7.9, 2), (8, 4), (16, 8), (60, 8)):
+        size = tuple(int(side / divisor) for side in whole.shape[:2])
+        read = image_ops.read_rgb(data, MANY, size)
+        assert read.shape[:2] == tuple(side // fraction for side in whole.shape[:2])
+        error = image_ops.resize(read, *size).astype(int) - image_ops.resize(whole, *size)
+        assert np.sqrt((error**2).mean()) < 2.1
+    with pytest.raises(BadImage, match='more than'):
+        image_ops.read_rgb(data, 640 * 960 - 1, (8, 8))
+    png = encoded(Image.fromarray(NOISE))
+    np.testing.assert_array_equal(image_ops.read_rgb(png, MANY, (2, 2)), NOISE)

@@ -78,7 +78,7 @@ class Kept:
             found.bytes,
             {kind: len(each) for kind, each in found.indices.items()},
             {kind: len(data) for kind, data in files.items()},
-            found.skips.counts,
+            dict(found.skips.counts),
             found.skips.examples,
         )
         last = json.dumps({'depends_on': self._depends_on, **asdict(entry)}, indent=1).encode()
