@@ -21,6 +21,7 @@ _PROMPT_TAGS = 3  # most tags in a prompt
 _ANSWER_TAGS = 4  # most tags in an answer
 _CORPUS_RECORDS = 200_000  # most records that a source contributes to the corpus
 _CORPUS_PROCEDURAL = 2_000  # the same for a procedural source, whose words soon repeat
+_CORPUS_SHARDS = 20_000  # the same for a source of shards, each a read
 _CHECKED = 2_000  # most records per source whose captions are checked
 _OF_A_PROMPT = 2  # special tokens beside the text: begin and end
 
@@ -64,6 +65,9 @@ def corpus(sources: Iterable, asked: Sequence[str] = ()) -> Iterator[str]:
         several = list(maps.texts([name]))
         yield from several * (_CORPUS_PROCEDURAL // len(several))
     for source in sources:
+        if hasattr(source, 'texts'):
+            yield from source.texts(_CORPUS_SHARDS)
+            continue
         most = _CORPUS_PROCEDURAL if source.procedural else _CORPUS_RECORDS
         step = -(-len(source) // most)
         for i in range(0, len(source), max(1, step)):
@@ -122,6 +126,11 @@ def truncated(sources: Sequence, tokenizer, data) -> tuple[int, int]:
     longest = data.max_text_tokens - around
     long = count = 0
     for source in dict.fromkeys(sources):
+        if hasattr(source, 'texts'):
+            texts = list(source.texts(_CHECKED))
+            count += len(texts)
+            long += sum(too_long(tokenizer, [text], longest) for text in texts)
+            continue
         for i in range(0, len(source), -(-len(source) // _CHECKED)):
             record = source.record(i)
             for caption in record.captions if record.height else ():

@@ -1,15 +1,18 @@
 """The interface of a data source: what it says about one example, how it counts those it skips."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 from absl import logging
 
 from rf_jax.data.messages import Message
+
+if TYPE_CHECKING:
+    from rf_jax.data.shards.reader import Shards
 
 _NAMED = 3  # entries that the log names for each reason
 
@@ -77,6 +80,31 @@ def clean(text: str) -> str:
     valid text, becomes '?'.
     """
     return ' '.join(text.encode('utf-8', 'replace').decode('utf-8').split())
+
+
+class IndexedSource(Protocol):
+    """Samples in shards with an index, which need no memory each.
+
+    `name`, `skipped`: as of a Source. `tokenizer`: the path of the tokenizer that comes with it, or
+    ''. Constructed as `IndexedSource(argument, max_pixels)`; raises UserError.
+    """
+
+    name: str
+    skipped: dict[str, int]
+    tokenizer: str
+    takes_path: ClassVar[bool] = True
+    caches_metadata: ClassVar[bool] = False
+
+    def texts(self, count: int) -> Iterator[str]:
+        """Texts of the first `count` samples, to train a tokenizer on."""
+
+    def open(self, tokenizer, megabytes: int) -> Mapping[str, 'Shards']:
+        """Its samples by kind (`shards.set_file.KINDS`), their text counted by this tokenizer;
+        `megabytes`: of what is read from a bucket to hold. Raises UserError.
+        """
+
+    def summary(self) -> str:
+        """How many samples it has and left out, and a digest of what batches depend on."""
 
 
 class Source(Protocol):

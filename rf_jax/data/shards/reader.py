@@ -13,6 +13,7 @@ from rf_jax.data.shards.index import IMAGE, SAMPLE, Index
 from rf_jax.data.shards.sample import Sample
 from rf_jax.runtime.errors import UserError
 
+TOGETHER = 64  # samples that follow each other in the order of a pass, read from a bucket at once
 _OPEN = 2**10  # most indices held at a time
 
 
