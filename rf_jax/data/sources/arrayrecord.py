@@ -4,7 +4,6 @@ import os
 import re
 from functools import partial
 
-from rf_jax.data.shards import patterns
 from rf_jax.data.shards.array_record_format import ArrayRecord
 from rf_jax.data.sources.foreign_shards import ForeignShards
 from rf_jax.runtime import storage
@@ -27,12 +26,13 @@ class ArrayRecordSource(ForeignShards):
                 f'data.sources: {name} is in a bucket, where ArrayRecord cannot be read: copy it '
                 'to a disk, or prepare it with python -m rf_jax.prepare'
             )
-        found = patterns.shards(path, _FILES)
-        splits = sorted({match[1] for match in map(_SPLIT.search, found) if match})
+        super().__init__('arrayrecord', path, max_pixels, _FILES)
+        splits = sorted({match[1] for match in map(_SPLIT.search, self._paths) if match})
+        folder = os.path.dirname(self._paths[0])
         if len(splits) > 1:
             raise UserError(
                 f'data.sources: {name} has several splits, {", ".join(splits)}: name one, as in '
-                f'arrayrecord:{os.path.dirname(found[0])}/{splits[-1]}{_FILES[1:]}'
+                f'arrayrecord:{folder}/{splits[-1]}{_FILES[1:]}'
             )
-        make = partial(ArrayRecord, name, os.path.dirname(found[0]) if found else path)
-        super().__init__('arrayrecord', path, max_pixels, _FILES, make, make().depends_on)
+        self._make_format = partial(ArrayRecord, name, folder)
+        self._read_as = self._make_format().depends_on

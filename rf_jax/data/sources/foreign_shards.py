@@ -24,28 +24,19 @@ class ForeignShards(IndexedSource):
     """Shards of one format with random access, once `open` has indexed those that are new.
 
     `kind`, `argument`: of an entry `kind:argument` of data.sources, where the argument is as in
-    `patterns.shards` and `ending` names the shards of a folder. `make_format(megabytes)`: with that
-    many for what was read from a bucket. `read_as`: all that a sample depends on beside its shard.
-    Raises UserError if there are none.
+    `patterns.shards` and `ending` names the shards of a folder. Raises UserError if there are none.
     """
+
+    _make_format: Callable[[int], Format]  # with megabytes for what was read from a bucket
+    _read_as: str  # all that a sample depends on beside its shard
 
     tokenizer = ''
     caches_metadata = True  # one process indexes, the others read what it kept
 
-    def __init__(
-        self,
-        kind: str,
-        argument: str,
-        max_pixels: int,
-        ending: str,
-        make_format: Callable[[int], Format],
-        read_as: str,
-    ):
+    def __init__(self, kind: str, argument: str, max_pixels: int, ending: str):
         self.name = f'{kind}:{argument}'
         self.skipped: dict[str, int] = {}
         self._max_pixels = max_pixels
-        self._make_format = make_format
-        self._read_as = read_as
         self._entries: dict[str, Entry] = {}
         try:
             self._paths = patterns.shards(argument, ending)
