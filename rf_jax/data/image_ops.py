@@ -51,9 +51,8 @@ def header_size(file: str | Path | bytes) -> tuple[int, int]:
 def read_rgb(file: str | Path | bytes, max_pixels: int, size=None) -> np.ndarray:
     """Decodes the first frame, upright, in sRGB and on white: uint8 [h, w, 3].
 
-    `file` is a path or the encoded bytes. `size`: (height, width) that it will be resized to; a
-    JPEG that is at least 2 _DRAFT times as large is decoded at 1/2, 1/4 or 1/8. Raises BadImage;
-    an image of more than `max_pixels` pixels is rejected before it is decoded.
+    `file`: a path or the encoded bytes. `size`: (height, width) to `resize` it to; a JPEG 2 _DRAFT
+    times as large is decoded at 1/2, 1/4 or 1/8. Raises BadImage, too for more than `max_pixels`.
     """
     with _open(file) as image:
         return upright_rgb(image, max_pixels, size)
@@ -81,6 +80,8 @@ def upright_rgb(image: Image.Image, max_pixels: int, size=None) -> np.ndarray:
         ) from error
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
+    if size:
+        rgb = rgb.resize(size[::-1], Image.Resampling.LANCZOS)
     return np.array(rgb)
 
 

@@ -18,7 +18,7 @@ _OPEN = 2**10  # most indices held at a time
 
 
 class Format(Protocol):
-    """How samples lie in a shard: `tar_format.Tar`, `array_record.ArrayRecord`."""
+    """How samples lie in a shard: `tar_format.Tar`, `array_record_format.ArrayRecord`."""
 
     def read(self, path: str, samples: np.ndarray, row: int) -> Sample:
         """Sample `row` of a shard whose index has SAMPLE[S].
