@@ -1,8 +1,8 @@
 """The indices of shards that others wrote, kept beside them or, where nothing can be written there,
 in a folder of the user's.
 
-Beside `00000.tar` stand `00000.tar.KEY.captions.index` and `00000.tar.KEY.conversations.index`, as
-it has samples, and `00000.tar.KEY.json`, written last: without it a shard is not indexed. KEY is a
+Beside 00000.tar stand 00000.tar.KEY.captions.index and 00000.tar.KEY.conversations.index, as
+it has samples, and 00000.tar.KEY.json, written last: without it a shard is not indexed. KEY is a
 digest of what the indices depend on beside the shard.
 """
 
