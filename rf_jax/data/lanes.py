@@ -36,7 +36,6 @@ class Lanes:
             f'data.lanes={count} must divide data.batch_size={batch_size}',
         )
         self._height = batch_size // count  # rows of a lane
-        self._rows = rows
         own, held = np.unique(rows // self._height, return_counts=True)
         if (held < self._height).any() and count > 1:
             raise UserError(
@@ -50,13 +49,13 @@ class Lanes:
     def first(self) -> Plan:
         return next(iter(self._plans.values()))
 
-    def rows(self, step: int) -> list[list[Example]]:
-        """The examples of the rows of this process in global batch `step`."""
+    def rows(self, step: int, which: np.ndarray) -> list[list[Example]]:
+        """The examples of rows `which` of global batch `step`, all of them of these lanes."""
         found = {}
         for lane, each in self._plans.items():
-            own = self._rows[self._rows // self._height == lane]
+            own = which[which // self._height == lane]
             found |= zip(own.tolist(), each.rows(step, (own % self._height).tolist()))
-        return [found[row] for row in self._rows.tolist()]
+        return [found[row] for row in which.tolist()]
 
     def _plan(self, lane: int) -> Plan:
         first, *later = self._pools.phases()
@@ -84,15 +83,20 @@ class Lanes:
             weights,
             self._seed if count == 1 else fold(self._seed, 'lane', lane),
             {name: start for name, (start, _) in ends.items()},
-            {name: self._pools[name].together for name in weights},
+            {name: self._together(name) for name in weights},
         )
 
     def _ends(self, name: str, lane: int) -> tuple[int, int]:
         """First and last + 1 example of the lane; what is read together stays in one lane."""
-        size, together = len(self._pools[name]), self._pools[name].together
+        size, together = len(self._pools[name]), self._together(name)
         blocks = -(-size // together)
         ends = [blocks * at // self._data.lanes * together for at in (lane, lane + 1)]
         return min(ends[0], size), min(ends[1], size)
+
+    def _together(self, name: str) -> int:
+        """Examples of a pool that are read together, if every lane has that many."""
+        size, together = len(self._pools[name]), self._pools[name].together
+        return together if size >= together * self._data.lanes else 1
 
     def _window(self) -> int:
         if any(self._pools[name].together > 1 for name in self._pools):

@@ -65,7 +65,7 @@ class Batches:
 
         Raises UserError when too many consecutive images cannot be decoded.
         """
-        rows = [self._row(examples) for examples in self._lanes.rows(step)]
+        rows = [self._row(examples) for examples in self._lanes.rows(step, self.rows)]
         return layout.make_batch(rows, dict(self.data.capacity), self.composer.channels)
 
     def _row(self, examples: Sequence[Example]) -> list[list[layout.Span]]:

@@ -57,7 +57,7 @@ class Pools(Mapping[str, Pool]):
         self._pools: dict[str, Pool] = {}
         self._entry: dict[str, int] = {}  # of data.sources
         for number, group in enumerate(groups):
-            for pool in _pools(group, composer, config.seed, cache):
+            for pool in filter(len, _pools(group, composer, config.seed, cache)):
                 of = f' of {number}' if config.data.weights or _are_indexed(group) else ''
                 self._pools[pool.task + of] = pool
                 self._entry[pool.task + of] = number
@@ -65,7 +65,7 @@ class Pools(Mapping[str, Pool]):
             for name, pool in list(self._pools.items()):
                 if pool.task == 'text_only' and not pool.has_text:
                     del self._pools[name]
-        empty = [t for t in TASKS if self._weights[t] > 0 and not any(map(len, self.of_task(t)))]
+        empty = [t for t in TASKS if self._weights[t] > 0 and not self.of_task(t)]
         if empty or not any(self._weights.values()):
             raise UserError(data_fields.unserved(config.data.sources, empty))
 
@@ -111,7 +111,7 @@ class Pools(Mapping[str, Pool]):
             total = sum(shares[n] for n, pool in self._pools.items() if pool.task == task)
             alone = total == shares[name]
             share = 1.0 if alone else shares[name] / total if total else 0.0
-            found[name] = self._weights[task] * share if len(self._pools[name]) else 0.0
+            found[name] = self._weights[task] * share
         return found
 
 

@@ -32,7 +32,7 @@ class PreparedSource(IndexedSource):
 
     def texts(self, count: int) -> Iterator[str]:
         """Texts of the first `count` samples of each kind."""
-        for shards in self._shards(_as_counted, 0).values():
+        for shards in self._shards(0).values():
             for number in range(min(count, len(shards))):
                 sample = shards.read(number)
                 yield from sample.captions
@@ -47,17 +47,17 @@ class PreparedSource(IndexedSource):
                 f'but the run has {tokenizer.checksum[:16]} (SHA-256): set '
                 f'tokenizer.path={self.tokenizer}, or prepare the set with --tokenizer'
             )
-        return self._shards(_as_counted, megabytes)
+        return self._shards(megabytes)
 
-    def _shards(self, open_index, megabytes: int) -> dict[str, Shards]:
-        found = {}
+    def _shards(self, megabytes: int) -> dict[str, Shards]:
+        found, tars = {}, Tar(megabytes)
         for kind, shards in self._set.shards.items():
             sizes = {f'{self._folder}/{shard.name}': shard.bytes for shard in shards}
             found[kind] = Shards(
                 list(sizes),
                 [shard.samples for shard in shards],
-                lambda path, sizes=sizes: open_index(path, sizes[path]),
-                Tar(megabytes),
+                lambda path, sizes=sizes: _open_index(path, sizes[path]),
+                tars,
             )
         return {kind: shards for kind, shards in found.items() if len(shards)}
 
@@ -71,7 +71,7 @@ class PreparedSource(IndexedSource):
         return f'{total} samples ({left_out} left out, digest {digest.hexdigest()})'
 
 
-def _as_counted(path: str, size: int) -> Index:
+def _open_index(path: str, size: int) -> Index:
     found = index.read(index.path_of(path))
     require(
         found.shard_bytes == size,
