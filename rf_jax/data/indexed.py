@@ -40,9 +40,9 @@ class ShardImages:
         row = self._shards.samples(np.array([i]))[0]
         return self._shards.read(i).record(int(row['height']), int(row['width']))
 
-    def image(self, i: int) -> np.ndarray:
+    def image(self, i: int, size: tuple[int, int] | None = None) -> np.ndarray:
         """uint8 [h, w, 3]; raises BadImage."""
-        return image_ops.read_rgb(self._shards.read(i).images[0], self._max_pixels)
+        return image_ops.read_rgb(self._shards.read(i).images[0], self._max_pixels, size)
 
 
 class IndexedPool:
@@ -81,7 +81,8 @@ class IndexedPool:
         def pixels_of(number: int) -> compose.PixelsOf:
             encoded = sample.images[number]
             return lambda height, width, pool: self.composer.patches(
-                image_ops.read_rgb(encoded, self.data.max_pixels), height, width, pool
+                image_ops.read_rgb(encoded, self.data.max_pixels, (height, width)),
+                *(height, width, pool),
             )
 
         return self._spans(sample, at, pixels_of if decode else lambda _: images, counts)

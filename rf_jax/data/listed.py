@@ -59,7 +59,7 @@ class ListedPool:
         if self.task == 'text_only':
             return [piece or composer.first_piece(record.captions[0], counts)]
         size = composer.size((record.height, record.width), longest)
-        pixels_of = self._pixels_of(cache, (id(source), number), lambda: source.image(number))
+        pixels_of = self._pixels_of(cache, (id(source), number), partial(source.image, number))
         if self.task == 'image_to_text':
             asked = captions.question_and_answer(record, rng, data.question_prob)
             return composer.seen_spans(size, pixels_of, *asked, counts)
@@ -80,19 +80,19 @@ class ListedPool:
         key = id(source), number, name
 
         def pixels_of(image: int) -> compose.PixelsOf:
-            return self._pixels_of(cache, (*key, image), lambda: found.image(image))
+            return self._pixels_of(cache, (*key, image), partial(found.image, image))
 
         sizes = [self.composer.size(size, longest) for size in found.sizes]
         return self.composer.conversation_spans(found.messages, sizes, pixels_of, draws, counts)
 
     def _pixels_of(
-        self, cache: ByteCache | None, key: tuple, image: Callable[[], np.ndarray]
+        self, cache: ByteCache | None, key: tuple, image: Callable[[compose.Size], np.ndarray]
     ) -> compose.PixelsOf:
         if cache is None:
             return compose.no_pixels
 
         def pixels(height, width, pool):
-            make = lambda: self.composer.patches(image(), height, width, pool)  # noqa: E731
+            make = lambda: self.composer.patches(image((height, width)), height, width, pool)  # noqa: E731
             return cache.get((*key, height, width, pool), make)
 
         return pixels

@@ -27,8 +27,8 @@ class Conversation(Protocol):
     messages: tuple[Message, ...]
     sizes: tuple[tuple[int, int], ...]  # height and width of each image, pixels as shown
 
-    def image(self, number: int) -> np.ndarray:
-        """uint8 [h, w, 3]; raises BadImage."""
+    def image(self, number: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """uint8 [h, w, 3]; raises BadImage. `size` as `Source.image`."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,11 @@ class Source(Protocol):
     def record(self, i: int) -> Record:
         """Size and text of example i, without decoding anything."""
 
-    def image(self, i: int) -> np.ndarray:
-        """uint8 [h, w, 3]; raises BadImage."""
+    def image(self, i: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """uint8 [h, w, 3]; raises BadImage.
+
+        `size`: (height, width) that it will be resized to, as `image_ops.read_rgb` can use.
+        """
 
     def map(self, i: int, name: str) -> np.ndarray:
         """uint8 [h, w, 3]: a map of image i, if `maps[name]` has i; raises BadImage."""

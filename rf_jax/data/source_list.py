@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rf_jax.data.indexed import ShardImages
 from rf_jax.data.records import IndexedSource, Source
+from rf_jax.data.sources.arrayrecord import ArrayRecordSource
 from rf_jax.data.sources.emoji import EmojiSource
 from rf_jax.data.sources.folder import FolderSource
 from rf_jax.data.sources.listing import LINKS
@@ -15,6 +16,7 @@ from rf_jax.data.sources.prepared import PreparedSource
 from rf_jax.data.sources.scenes import ScenesSource
 from rf_jax.data.sources.text import TextSource
 from rf_jax.data.sources.tfds import TfdsSource
+from rf_jax.data.sources.webdataset import WebdatasetSource
 from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError
 
@@ -25,10 +27,12 @@ SOURCES: dict[str, type[Source] | type[IndexedSource]] = {
     'tfds': TfdsSource,
     'text': TextSource,
     'prepared': PreparedSource,
+    'webdataset': WebdatasetSource,
+    'arrayrecord': ArrayRecordSource,
 }
 _KNOWN = (
     'emoji | scenes:rung/size[/option...] | folder:/path | tfds:name[/config][:split] | '
-    'text:/path | prepared:/path'
+    'text:/path | prepared:/path | webdataset:/path/*.tar | arrayrecord:/path/*.array_record*'
 )
 
 
@@ -52,7 +56,8 @@ def source_class(kind: str) -> type[Source] | None:
 
 def build(text: str, max_pixels: int) -> list[Source]:
     """The sources of a comma-separated list: emoji | scenes:rung/size[/option...] | folder:/path |
-    tfds:name[/config][:split] | text:/path | prepared:/path.
+    tfds:name[/config][:split] | text:/path | prepared:/path | webdataset:/path/*.tar |
+    arrayrecord:/path/*.array_record*.
 
     `folder+links` and `text+links` follow symbolic links out of their folder. Images of more than
     `max_pixels` pixels are left out. Raises UserError.

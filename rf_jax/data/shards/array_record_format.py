@@ -29,7 +29,8 @@ class ArrayRecord:
     nothing to learn from.
     """
 
-    def __init__(self, name: str, folder: str):
+    def __init__(self, name: str, folder: str, megabytes: int = 0):
+        del megabytes  # files are on a disk
         self._parse, self._features = _features(name, folder)
         self._readers: OrderedDict[str, object] = OrderedDict()
         self._lock = threading.Lock()
@@ -83,7 +84,10 @@ class ArrayRecord:
                 if not os.path.exists(path):
                     raise UserError(f'the shard {path} is gone since the start of the run')
                 # Without this, every access reads whole chunks ahead.
-                self._readers[path] = ArrayRecordReader(path, options='readahead_buffer_size:0')
+                found = ArrayRecordReader(path, options='readahead_buffer_size:0')
+                if not found.ok():
+                    raise ValueError('damaged, truncated or no ArrayRecord file')
+                self._readers[path] = found
             self._readers.move_to_end(path)
             while len(self._readers) > _OPEN:
                 self._readers.popitem(last=False)

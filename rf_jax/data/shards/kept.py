@@ -1,9 +1,9 @@
 """The indices of shards that others wrote, kept beside them or, where nothing can be written there,
 in a folder of the user's.
 
-For a shard NAME there are `NAME.KEY.captions.index` and `NAME.KEY.conversations.index`, as it has
-samples, and `NAME.KEY.json`, written last: without it a shard is not indexed. KEY is a digest of
-what the indices depend on beside the shard.
+Beside 00000.tar stand 00000.tar.KEY.captions.index and 00000.tar.KEY.conversations.index, as
+it has samples, and 00000.tar.KEY.json, written last: without it a shard is not indexed. KEY is a
+digest of what the indices depend on beside the shard.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ class Kept:
             found.bytes,
             {kind: len(each) for kind, each in found.indices.items()},
             {kind: len(data) for kind, data in files.items()},
-            found.skips.counts,
+            dict(found.skips.counts),
             found.skips.examples,
         )
         last = json.dumps({'depends_on': self._depends_on, **asdict(entry)}, indent=1).encode()

@@ -10,6 +10,7 @@ from rf_jax.runtime import storage
 _BRACES = re.compile(r'\{([^{}]*)\}')
 _RANGE = re.compile(r'(\d+)\.\.(\d+)$')
 _WILD = re.compile(r'[*?[]')
+_KEPT = ('.index', '.json', '.tmp')  # what `kept` writes beside shards
 
 
 def shards(path: str, ending: str) -> list[str]:
@@ -52,4 +53,8 @@ def _listed(path: str, ending: str) -> list[str]:
 
 
 def _matching(folder: str, pattern: str) -> list[str]:
-    return [name for name in storage.names(folder) if fnmatch.fnmatchcase(name, pattern)]
+    return [
+        name
+        for name in storage.names(folder)
+        if fnmatch.fnmatchcase(name, pattern) and not name.endswith(_KEPT)
+    ]

@@ -13,11 +13,12 @@ from rf_jax.data.shards.index import IMAGE, SAMPLE, Index
 from rf_jax.data.shards.sample import Sample
 from rf_jax.runtime.errors import UserError
 
+TOGETHER = 64  # samples that follow each other in the order of a pass, read from a bucket at once
 _OPEN = 2**10  # most indices held at a time
 
 
 class Format(Protocol):
-    """How samples lie in a shard: `tar_format.Tar`, `array_record.ArrayRecord`."""
+    """How samples lie in a shard: `tar_format.Tar`, `array_record_format.ArrayRecord`."""
 
     def read(self, path: str, samples: np.ndarray, row: int) -> Sample:
         """Sample `row` of a shard whose index has SAMPLE[S].

@@ -9,11 +9,11 @@ import numpy as np
 from rf_jax.data.byte_cache import ByteCache
 from rf_jax.data.shards import sample, tar
 from rf_jax.data.shards.index import BLOCK
+from rf_jax.data.shards.reader import TOGETHER
 from rf_jax.data.shards.sample import Sample
 from rf_jax.runtime import storage
 from rf_jax.runtime.errors import UserError
 
-TOGETHER = 64  # samples that follow each other in the order of a pass, read from a bucket at once
 _AHEAD = 2**24  # bytes that a scan reads at a time
 
 

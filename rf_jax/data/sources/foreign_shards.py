@@ -3,12 +3,12 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 
 from rf_jax.data import captions
-from rf_jax.data.records import BadImage, Skips
+from rf_jax.data.records import BadImage, IndexedSource, Skips
 from rf_jax.data.shards import patterns, scanning
 from rf_jax.data.shards.kept import ELSEWHERE, Entry, Kept
 from rf_jax.data.shards.reader import Format, Shards
@@ -20,39 +20,30 @@ _THREADS = 32  # they wait for the disk or the bucket
 _SPREAD = 16  # shards that texts are read from
 
 
-class ForeignShards:
+class ForeignShards(IndexedSource):
     """Shards of one format with random access, once `open` has indexed those that are new.
 
     `kind`, `argument`: of an entry `kind:argument` of data.sources, where the argument is as in
-    `patterns.shards` and `ending` names the shards of a folder. `make_format(megabytes)`: with that
-    many for what was read from a bucket. `read_as`: all that a sample depends on beside its shard.
-    Raises UserError if there are none.
+    `patterns.shards` and `ending` names the shards of a folder. Raises UserError if there are none.
     """
 
-    conversations: Sequence = ()
-    takes_path = True
+    _make_format: Callable[[int], Format]  # with megabytes for what was read from a bucket
+    _read_as: str  # all that a sample depends on beside its shard
+
+    tokenizer = ''
     caches_metadata = True  # one process indexes, the others read what it kept
 
-    def __init__(
-        self,
-        kind: str,
-        argument: str,
-        max_pixels: int,
-        ending: str,
-        make_format: Callable[[int], Format],
-        read_as: str,
-    ):
+    def __init__(self, kind: str, argument: str, max_pixels: int, ending: str):
         self.name = f'{kind}:{argument}'
         self.skipped: dict[str, int] = {}
         self._max_pixels = max_pixels
-        self._make_format = make_format
-        self._read_as = read_as
         self._entries: dict[str, Entry] = {}
         try:
             self._paths = patterns.shards(argument, ending)
         except (ValueError, OSError) as error:
             raise UserError(f'data.sources: {self.name}: {error}') from None
         self._sizes = self._find_sizes(ending)
+        self.open = lru_cache(1)(self._open)
 
     def _find_sizes(self, ending: str) -> dict[str, int]:
         """{path: bytes} of all shards."""
@@ -92,14 +83,12 @@ class ForeignShards:
                 else:
                     yield from captions.of_record(found.record(1, 1), number)
 
-    def open(
-        self, tokenizer, elsewhere: str | os.PathLike = ELSEWHERE, megabytes: int = 256
+    def _open(
+        self, tokenizer, megabytes: int, elsewhere: str | os.PathLike = ELSEWHERE
     ) -> dict[str, Shards]:
-        """The samples of each kind of `set_file.KINDS` that there are, indexed.
+        """`elsewhere`: the folder for indices where that of the shards cannot be written.
 
-        `elsewhere`: the folder for indices where that of the shards cannot be written.
-        `megabytes`: as `tar_format.Tar`. Raises UserError if a shard cannot be read to its end, or
-        nothing can be used.
+        Raises UserError if a shard cannot be read to its end, or nothing can be used.
         """
         kept = Kept(self._depends_on(tokenizer), elsewhere)
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -123,15 +112,11 @@ class ForeignShards:
         }
 
     def summary(self) -> str:
-        """What a packing plan depends on, once it is open: counts, and a digest of the shards."""
         digest = hashlib.blake2b(digest_size=8)
-        for path, entry in self._entries.items():
-            digest.update(repr((os.path.basename(path), entry.bytes, entry.samples)).encode())
-        examples, talks = (sum(self._counts(kind).values()) for kind in KINDS)
-        return (
-            f'{examples} examples{f" and {talks} conversations" if talks else ""} '
-            f'({sum(self.skipped.values())} left out, digest {digest.hexdigest()})'
-        )
+        for path, size in self._sizes.items():
+            digest.update(repr((os.path.basename(path), size)).encode())
+        total = sum(self._sizes.values())
+        return f'{len(self._sizes)} shards of {total:,} bytes (digest {digest.hexdigest()})'
 
     def _counts(self, kind: str) -> dict[str, int]:
         """{path: samples of a kind} of the shards that have some."""

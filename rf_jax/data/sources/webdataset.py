@@ -11,5 +11,8 @@ class WebdatasetSource(ForeignShards):
     json, or a conversation in json with its images (`shards.sample`).
     """
 
+    _make_format = Tar
+    _read_as = 'tar'
+
     def __init__(self, path: str, max_pixels: int):
-        super().__init__('webdataset', path, max_pixels, '*.tar', Tar, 'tar')
+        super().__init__('webdataset', path, max_pixels, '*.tar')
