@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from rf_jax.data import image_ops, pipeline, source_list
+from rf_jax.data import contact_sheet, fitting, image_ops, source_list
 from rf_jax.evaluation import code_content, retrieval, scoring
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation import guidance, inputs, token_sampling
@@ -18,7 +18,7 @@ from rf_jax.generation.placement import Placement
 from rf_jax.generation.sampler import ROWS, Sampler
 from rf_jax.runtime import distributed, errors, metrics, paths, sharding, storage
 from rf_jax.runtime.errors import UserError
-from rf_jax.training import jitted
+from rf_jax.training import jitted, lora
 from rf_jax.training.state import State
 from rf_jax.training.train_loop import Run
 
@@ -28,9 +28,10 @@ SHOWN = 24  # pairs in the grid at the end
 
 def first_images(run: Run) -> tuple[object, Sequence[int]]:
     """The first source with images, and their numbers; (None, []) without one."""
-    for source, *_ in run.batches.examples['text_to_image'][:1]:
-        return source, source_list.with_image(source)
-    return None, []
+    if not run.batches.pools.count('text_to_image'):
+        return None, []
+    source, _ = run.batches.pools.example('text_to_image', 0)
+    return source, source_list.with_image(source)
 
 
 def sampler_of(run: Run) -> Sampler:
@@ -51,7 +52,7 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
     chosen = retrieval.readable(source, rng.permutation(numbers), run.config.log.samples)
     prompts = [source.record(i).captions[0] for i in chosen]
     sampler = sampler_of(run)  # compiled once, for changing parameters
-    sizes = [pipeline.image_size(*image.shape[:2], run.config) for image in chosen.values()]
+    sizes = [fitting.image_size(*image.shape[:2], run.config) for image in chosen.values()]
 
     def show(step: int, ema: Any, writer: metrics.MetricWriter) -> None:
         if not chosen:
@@ -62,7 +63,7 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
         sampler.params = None  # the next step reuses the state's memory
         if not distributed.is_main():
             return
-        sheet = image_ops.grid([each.image for each in generated], COLUMNS, prompts)
+        sheet = contact_sheet.grid([each.image for each in generated], COLUMNS, prompts)
         writer.image(step, 'generated', sheet)
         lines = [f'{prompt} -> {caption}' for prompt, caption in zip(prompts, captions)]
         writer.text(step, 'captions', '\n\n'.join(lines))
@@ -92,16 +93,21 @@ def check(run: Run, memory: float | None = None) -> None:
     generates = scoring.generates(config) and first_images(run)[0] is not None
     if not memory or not generates:
         return
-    average = jitted.nbytes_per_device(run.abstract_average)
-    state = jitted.nbytes_per_device(run.abstract)
-    state -= sum(jitted.nbytes_per_device(getattr(run.abstract, name)) for name in config.offload)
-    while_training = state + (average if 'ema' in config.offload else 0.0)
+    size, held = jitted.nbytes_per_device, run.abstract
+    average = size(run.abstract_average)
+    while_training = size(held) - sum(size(getattr(held, name)) for name in config.offload)
+    at_end = average  # the rest of the state is freed by then
+    if lora.enabled(config):  # merged into a copy
+        while_training += average
+        at_end += size((held.ema, held.base))
+    elif 'ema' in config.offload:
+        while_training += average
     generating = copied_bytes(run) + cache_bytes(run)
-    for field, value, held in (
-        ('evaluation.samples', samples, average),  # the rest of the state is freed by then
+    for field, value, beside in (
+        ('evaluation.samples', samples, at_end),
         ('log.samples_every', config.log.samples_every, while_training),
     ):
-        needed = held + generating if value else 0.0
+        needed = beside + generating if value else 0.0
         if needed > memory:
             raise UserError(
                 f'{field}={value}: generation needs at least {needed / 1e9:.1f} GB of a device, '
@@ -215,13 +221,13 @@ def write_score(score: scoring.Score, made_by: dict, workdir: paths.AnyPath) -> 
         for side, images in score.shown.items() if distributed.is_main() else ():
             grid = workdir / f'grid_{side}.png'
             prompts = score.values['shown'][side]
-            sheet = image_ops.grid(images, COLUMNS, prompts)
+            sheet = contact_sheet.grid(images, COLUMNS, prompts)
             text = {name: made_by[name] for name in ('step', 'seed')}
             image_ops.save_png(grid, sheet, text | {'prompts': '\n'.join(prompts)})
             lines.append(f'grid: {grid}')
         if score.maps.images and distributed.is_main():
             grid = workdir / 'grid_maps.png'
-            sheet = image_ops.grid(score.maps.images, score.maps.columns, score.maps.names)
+            sheet = contact_sheet.grid(score.maps.images, score.maps.columns, score.maps.names)
             image_ops.save_png(grid, sheet, {name: made_by[name] for name in ('step', 'seed')})
             lines.append(f'grid: {grid}')
         if distributed.is_main():
@@ -251,7 +257,7 @@ def write(result: retrieval.Result, made_by: dict, workdir: paths.AnyPath) -> st
     table = result.table()
     try:
         if distributed.is_main():
-            image_ops.save_png(grid, image_ops.grid(images, COLUMNS, captions), made_by)
+            image_ops.save_png(grid, contact_sheet.grid(images, COLUMNS, captions), made_by)
             table += f'\ngrid: {grid} (pairs: image and label, generated image and "> caption")'
             storage.write(workdir / 'result.json', json.dumps(kept, indent=1).encode())
     except (OSError, UserError) as error:

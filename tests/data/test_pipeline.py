@@ -312,7 +312,7 @@ def test_a_source_listed_several_times_is_sampled_as_often(make, folder, tmp_pat
     def shown(batches):
         mixture = batches.plan.mixture
         examples = mixture.window(0, {'text_only': mixture.counts['text_only']})  # one epoch
-        samples = [batches.examples['text_only'][i] for i in examples.index]
+        samples = [batches.pools['text_only'].entries[i] for i in examples.index]
         return Counter(source.record(index).captions for source, index, _ in samples)
 
     assert shown(once) == {('one',): 1, ('two',): 1}

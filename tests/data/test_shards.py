@@ -4,61 +4,20 @@ import io
 import tarfile
 
 import numpy as np
+import prepared_set
 import pytest
-from PIL import Image
+from prepared_set import captioned, talk, write_shard
 
-from rf_jax.data.messages import ImagePart, Message, TextPart
 from rf_jax.data.records import BadImage
-from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.shards import index, sample, set_file, tar
-from rf_jax.data.shards.building import IndexBuilder
 from rf_jax.data.shards.reader import Shards
-from rf_jax.data.shards.sample import Sample
+from rf_jax.data.shards.tar_format import Tar
 from rf_jax.runtime.errors import UserError
-
-WORDS = ['a grey cat on a red sofa', 'two dogs', 'a very long street full of people in the rain']
 
 
 @pytest.fixture(scope='module')
 def tokenizer():
-    return SentencePieceTokenizer.train(WORDS * 20, 300)
-
-
-def png(height, width, value=0):
-    file = io.BytesIO()
-    Image.fromarray(np.full((height, width, 3), value, np.uint8)).save(file, 'PNG')
-    return file.getvalue()
-
-
-def captioned(number):
-    size = 8 + number % 5, 16
-    questions = (('which colour?', 'grey'),) if number % 2 else ()
-    return Sample(f's{number}', (png(*size, number % 250),), (WORDS[number % 3],), (), '',
-                  questions), [size]  # fmt: skip
-
-
-def talk(number):
-    count = 1 + number % 3
-    shown = tuple(ImagePart(n) for n in range(count - 1))
-    messages = (
-        Message('user', (*shown, TextPart(f'draw <image> {number}'))),
-        Message('assistant', (ImagePart(count - 1), TextPart('here'))),
-    )
-    sizes = [(8 + n + number, 24) for n in range(count)]
-    return Sample(f't{number}', tuple(png(*s, number) for s in sizes), messages=messages), sizes
-
-
-def write(path, samples, tokenizer):
-    builder = IndexBuilder(tokenizer)
-    with open(path, 'wb') as file:
-        writer = tar.TarWriter(file)
-        for number, (each, sizes) in enumerate(samples):
-            at = writer.add(f'{number:09d}', sample.to_members(each, 'png'))
-            builder.add(each, sizes, *at)
-        writer.end()
-    found = builder.index(writer.bytes)
-    path.with_name(path.name + index.SUFFIX).write_bytes(found.to_bytes())
-    return found
+    return prepared_set.tokenizer()
 
 
 def opened(tmp_path, tokenizer, make, counts=(5, 1, 70)):
@@ -66,9 +25,9 @@ def opened(tmp_path, tokenizer, make, counts=(5, 1, 70)):
     paths = []
     for shard, count in enumerate(counts):
         paths.append(tmp_path / f'{shard}.tar')
-        write(paths[-1], [make(next(numbers)) for _ in range(count)], tokenizer)
+        write_shard(paths[-1], [make(next(numbers)) for _ in range(count)], tokenizer)
     paths = [str(path) for path in paths]
-    return Shards(paths, counts, lambda path: index.read(index.path_of(path)), megabytes=1)
+    return Shards(paths, counts, lambda path: index.read(index.path_of(path)), Tar(1))
 
 
 @pytest.mark.parametrize('make', [captioned, talk])
@@ -83,9 +42,10 @@ def test_samples_say_what_they_need(tmp_path, tokenizer):
     shards = opened(tmp_path, tokenizer, captioned)
     numbers = np.array([70, 3, 5, 4, 3])
     rows = shards.samples(numbers)
-    assert rows['height'].tolist() == [8 + n % 5 for n in numbers]
-    assert rows['prompt'].tolist() == [len(tokenizer.encode(WORDS[n % 3])) for n in numbers]
-    asked = len(tokenizer.encode('which colour?')) + len(tokenizer.encode('grey'))
+    assert rows['height'].tolist() == [16 + 16 * (n % 3) for n in numbers]
+    longest = [max(len(tokenizer.encode(c)) for c in captioned(n)[0].captions) for n in numbers]
+    assert rows['prompt'].tolist() == longest
+    asked = len(tokenizer.encode('which colour is it?')) + len(tokenizer.encode('grey'))
     assert rows['answer'].tolist() == [
         max(row, asked) if n % 2 else row for n, row in zip(numbers, rows['prompt'].tolist())
     ]
@@ -102,7 +62,7 @@ def test_conversations_say_their_images(tmp_path, tokenizer):
 
 
 def test_a_shard_is_a_tar_file_of_webdataset(tmp_path, tokenizer):
-    found = write(tmp_path / '0.tar', [captioned(0), captioned(1)], tokenizer)
+    found = write_shard(tmp_path / '0.tar', [captioned(0), captioned(1)], tokenizer)
     with tarfile.open(tmp_path / '0.tar') as archive:
         assert archive.getnames() == ['000000000.json', '000000000.png',
                                       '000000001.json', '000000001.png']  # fmt: skip
@@ -143,7 +103,7 @@ def test_long_names_and_folders_in_a_tar_file(tmp_path):
 
 
 def test_damage_is_one_clear_error(tmp_path, tokenizer):
-    found = write(tmp_path / '0.tar', [captioned(n) for n in range(9)], tokenizer)
+    found = write_shard(tmp_path / '0.tar', [captioned(n) for n in range(9)], tokenizer)
     path = tmp_path / '0.tar.index'
     path.write_bytes(found.to_bytes()[:-1])
     with pytest.raises(UserError, match=r'truncated: .* expected 208 for 9 samples'):
@@ -152,7 +112,7 @@ def test_damage_is_one_clear_error(tmp_path, tokenizer):
     with pytest.raises(UserError, match='no index'):
         index.read(str(path))
     path.write_bytes(found.to_bytes())
-    shards = Shards([str(tmp_path / '0.tar')], [8], lambda p: index.read(p + '.index'), 1)
+    shards = Shards([str(tmp_path / '0.tar')], [8], lambda p: index.read(p + '.index'), Tar(1))
     with pytest.raises(UserError, match='has 9 samples, expected 8'):
         shards.read(0)
     data = (tmp_path / '0.tar').read_bytes()

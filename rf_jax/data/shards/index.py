@@ -1,7 +1,8 @@
 """The index of a shard: where each of its samples lies and what it needs of a row, in 16 bytes.
 
-A file `NAME.index` stands beside the shard `NAME`: a header, one `SAMPLE` per sample, and one
-`IMAGE` per image of a conversation. It is memory-mapped from a disk, and one read from a bucket.
+It stands beside the shard, whose name it has with .index behind it: a header, one `SAMPLE` per
+sample, and one `IMAGE` per image of a conversation. It is memory-mapped from a disk, and one read
+from a bucket.
 """
 
 from dataclasses import dataclass, field
@@ -117,6 +118,6 @@ def first(samples: np.ndarray) -> np.ndarray:
     return samples['height'].astype(np.int64) << 16 | samples['width']
 
 
-def with_first(sample: np.ndarray, number: int) -> None:
-    """Stores the number of the first image of a conversation."""
-    sample['height'], sample['width'] = number >> 16, number & MOST
+def set_first(samples: np.ndarray, numbers: np.ndarray) -> None:
+    """Stores the numbers int64[S] of the first images of conversations SAMPLE[S]."""
+    samples['height'], samples['width'] = numbers >> 16, numbers & MOST

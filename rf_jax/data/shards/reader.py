@@ -2,27 +2,42 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from rf_jax.data.byte_cache import ByteCache
 from rf_jax.data.records import BadImage
-from rf_jax.data.shards import index, sample, tar
-from rf_jax.data.shards.index import BLOCK, IMAGE, SAMPLE, Index
+from rf_jax.data.shards import index
+from rf_jax.data.shards.index import IMAGE, SAMPLE, Index
 from rf_jax.data.shards.sample import Sample
-from rf_jax.runtime import storage
 from rf_jax.runtime.errors import UserError
 
 TOGETHER = 64  # samples that follow each other in the order of a pass, read from a bucket at once
 _OPEN = 2**10  # most indices held at a time
 
 
+class Format(Protocol):
+    """How samples lie in a shard: `tar_format.Tar`, `array_record_format.ArrayRecord`."""
+
+    def read(self, path: str, samples: np.ndarray, row: int) -> Sample:
+        """Sample `row` of a shard whose index has SAMPLE[S].
+
+        Raises ValueError if it is not as the index says, UserError if the shard is gone.
+        """
+
+    def scan(self, path: str) -> Iterator[tuple[str, Callable[[], Sample], int, int]]:
+        """(name, its sample, offset, length in blocks) of everything in a shard, in order.
+
+        The function raises what is wrong with one sample as `sample.from_members` does. Raises
+        ValueError where the shard is damaged or ends too early.
+        """
+
+
 class Shards:
     """Shards of one kind, their samples numbered through.
 
     `paths`: of the shards. `counts`: samples of each. `open_index(path)`: the index of a shard.
-    `megabytes`: of what was read from a bucket, at most, that is held for samples needed soon.
     """
 
     def __init__(
@@ -30,14 +45,14 @@ class Shards:
         paths: Sequence[str],
         counts: Sequence[int],
         open_index: Callable[[str], Index],
-        megabytes: int,
+        format: Format,
     ):
         self._paths = list(paths)
         self._starts = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))])
         self._open_index = open_index
         self._indices: OrderedDict[int, Index] = OrderedDict()
         self._lock = threading.Lock()
-        self._ranges = ByteCache(megabytes)
+        self._format = format
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -67,9 +82,11 @@ class Shards:
         """Raises BadImage if the sample is not as the index says, UserError if it is gone."""
         shard = int(np.searchsorted(self._starts, number, 'right')) - 1
         row = number - int(self._starts[shard])
-        data = self._bytes(shard, row)
+        samples = self._index(shard).samples
         try:
-            return sample.from_members(*tar.members(data))
+            return self._format.read(self._paths[shard], samples, row)
+        except UserError:  # a ValueError too
+            raise
         except ValueError as error:
             raise BadImage(f'sample {row} of {self._paths[shard]}: {error}') from None
 
@@ -77,17 +94,6 @@ class Shards:
         """Names a sample in messages."""
         shard = int(np.searchsorted(self._starts, number, 'right')) - 1
         return f'sample {number - int(self._starts[shard])} of {self._paths[shard]}'
-
-    def _bytes(self, shard: int, row: int) -> bytes:
-        path, samples = self._paths[shard], self._index(shard).samples
-        start, length = _range(samples[row], samples[row])
-        if storage.is_local(path):
-            return storage.read_range(path, start, length)
-        first = row // TOGETHER * TOGETHER
-        last = min(first + TOGETHER, len(samples)) - 1
-        begin, many = _range(samples[first], samples[last])
-        block = self._ranges.get((shard, first), lambda: storage.read_range(path, begin, many))
-        return block[start - begin : start - begin + length]
 
     def _index(self, shard: int) -> Index:
         with self._lock:
@@ -116,10 +122,3 @@ class Shards:
             where = order[start:end]
             shard = int(shards[where[0]])
             yield shard, where, numbers[where] - self._starts[shard]
-
-
-def _range(first: np.ndarray, last: np.ndarray) -> tuple[int, int]:
-    """(start, length) in bytes from one sample to the end of another."""
-    start = int(first['offset'])
-    end = int(last['offset']) + int(last['blocks'])
-    return start * BLOCK, (end - start) * BLOCK

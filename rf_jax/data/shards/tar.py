@@ -66,20 +66,49 @@ def members(data: bytes) -> tuple[str, dict[str, bytes]]:
     """
     found: dict[str, bytes] = {}
     keys = set()
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode='r:') as archive:
-            for info in archive:
-                if info.isfile():
-                    key, extension = split(info.name)
-                    keys.add(key)
-                    found[extension] = archive.extractfile(info).read()
-                    if len(found[extension]) < info.size:
-                        raise ValueError(f'{info.name} is truncated')
-    except tarfile.TarError as error:
-        raise ValueError(f'no tar file begins there: {error}') from None
+    for name, start, size in _plain_files(data) or _files(data):
+        key, extension = split(name)
+        keys.add(key)
+        found[extension] = data[start : start + size]
+        if len(found[extension]) < size:
+            raise ValueError(f'{name} is truncated')
     if len(keys) != 1:
         raise ValueError(f'the files of one sample were expected, not of {sorted(keys) or "none"}')
     return keys.pop(), found
+
+
+def _files(data: bytes) -> list[tuple[str, int, int]]:
+    """(name, start, size) of the files in a range of a tar file."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode='r:') as archive:
+            return [(i.name, i.offset_data, i.size) for i in archive if i.isfile()]
+    except tarfile.TarError as error:
+        raise ValueError(f'no tar file begins there: {error}') from None
+
+
+def _plain_files(data: bytes) -> list[tuple[str, int, int]]:
+    """As `_files`, where names and sizes stand in plain headers, in a tenth of the time; [] where
+    tarfile must read them, or where something is wrong.
+    """
+    found, at = [], 0
+    while at < len(data):
+        header, at = data[at : at + BLOCK], at + BLOCK
+        if not header.strip(b'\0'):
+            break
+        try:
+            size = int(header[124:136].strip(b'\0 '), 8)
+            checksum = int(header[148:156].strip(b'\0 '), 8)
+        except ValueError:
+            return []
+        if checksum != sum(header) - sum(header[148:156]) + 8 * ord(' ') or header[345]:
+            return []
+        kind, content = header[156:157], data[at : at + size]
+        if kind in (b'0', b'\0'):
+            found.append((header[:100].rstrip(b'\0').decode('utf-8', 'surrogateescape'), at, size))
+        elif kind != b'x' or b' path=' in content or b' size=' in content:  # of the next file
+            return []
+        at += -(-size // BLOCK) * BLOCK
+    return found
 
 
 def scan(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes], int, int]]:
