@@ -42,7 +42,7 @@ def header_size(file: str | Path | bytes) -> tuple[int, int]:
 
     `file` is a path or the encoded bytes. Raises BadImage.
     """
-    with _open(file) as image:
+    with opened(file) as image:
         width, height = image.size
         turned = _orientation(image) >= 5
     return (width, height) if turned else (height, width)
@@ -54,7 +54,7 @@ def read_rgb(file: str | Path | bytes, max_pixels: int, size=None) -> np.ndarray
     `file`: a path or the encoded bytes. `size`: (height, width) to `resize` it to; a JPEG 2 _DRAFT
     times as large is decoded at 1/2, 1/4 or 1/8. Raises BadImage, too for more than `max_pixels`.
     """
-    with _open(file) as image:
+    with opened(file) as image:
         return upright_rgb(image, max_pixels, size)
 
 
@@ -85,7 +85,8 @@ def upright_rgb(image: Image.Image, max_pixels: int, size=None) -> np.ndarray:
     return np.array(rgb)
 
 
-def _open(file: str | Path | bytes) -> Image.Image:
+def opened(file: str | Path | bytes) -> Image.Image:
+    """A Pillow image whose pixels are not loaded yet. Raises BadImage."""
     try:
         image = _first_open(file)
     except Exception as error:  # as above; DecompressionBombError is among them

@@ -19,7 +19,7 @@ from rf_jax.generation.placement import Placement
 from rf_jax.generation.sampler import ROWS, Sampler
 from rf_jax.runtime import distributed, errors, metrics, sharding
 from rf_jax.runtime.errors import UserError
-from rf_jax.training import jitted
+from rf_jax.training import jitted, lora
 from rf_jax.training.state import State
 from rf_jax.training.train_loop import Run
 
@@ -93,16 +93,21 @@ def check(run: Run, memory: float | None = None) -> None:
     generates = scoring.generates(config) and first_images(run)[0] is not None
     if not memory or not generates:
         return
-    average = jitted.nbytes_per_device(run.abstract_average)
-    state = jitted.nbytes_per_device(run.abstract)
-    state -= sum(jitted.nbytes_per_device(getattr(run.abstract, name)) for name in config.offload)
-    while_training = state + (average if 'ema' in config.offload else 0.0)
+    size, held = jitted.nbytes_per_device, run.abstract
+    average = size(run.abstract_average)
+    while_training = size(held) - sum(size(getattr(held, name)) for name in config.offload)
+    at_end = average  # the rest of the state is freed by then
+    if lora.enabled(config):  # merged into a copy
+        while_training += average
+        at_end += size((held.ema, held.base))
+    elif 'ema' in config.offload:
+        while_training += average
     generating = copied_bytes(run) + cache_bytes(run)
-    for field, value, held in (
-        ('evaluation.samples', samples, average),  # the rest of the state is freed by then
+    for field, value, beside in (
+        ('evaluation.samples', samples, at_end),
         ('log.samples_every', config.log.samples_every, while_training),
     ):
-        needed = held + generating if value else 0.0
+        needed = beside + generating if value else 0.0
         if needed > memory:
             raise UserError(
                 f'{field}={value}: generation needs at least {needed / 1e9:.1f} GB of a device, '

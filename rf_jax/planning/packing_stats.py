@@ -91,6 +91,7 @@ def lines(plan: Plan, examples: int, group: int = 4) -> list[str]:
         f'examples planned       {measured.examples:12,d}',
         f'CPU seconds to plan    {measured.seconds:12.1f}',
         f'steps                  {measured.steps:12,d}',
+        f'CPU ms per step        {1e3 * measured.seconds / measured.steps:12.1f}',
         f'steps per window       {plan.steps_per_window:12,d}',
         f'steps per epoch        {plan.steps_per_epoch:12,d}',
         f'row fill               {measured.row_fill:12.1%}',
@@ -144,7 +145,7 @@ class SyntheticSizes:
         patches = fitting.patches(height, width, longest, data, self._pool)
         if task == 'image_to_text':
             has_question = uniform(*draws, draw=11) < data.question_prob
-            question = np.where(has_question, _tokens(*_QUESTION, *_normals(draws, 12)), 0)
+            question = np.where(has_question, tokens_of(_QUESTION, draws, 12), 0)
             head = np.minimum(question, data.max_text_tokens // 2) + 2  # begin and answer tokens
             tail = np.minimum(self._caption(draws), data.max_text_tokens - head - 1) + 1
             sizes |= {'text': head + tail, 'vision': patches // 4}
@@ -160,7 +161,7 @@ class SyntheticSizes:
         return np.stack([sizes[name] for name in SIZES], 1)
 
     def _caption(self, draws) -> np.ndarray:
-        return _tokens(*self._kind.caption, *_normals(draws, 16))
+        return tokens_of(self._kind.caption, draws, 16)
 
 
 class _Coco:
@@ -189,14 +190,13 @@ class _Laion:
 KINDS = {'coco': _Coco, 'laion': _Laion}
 
 
-def _normals(draws, number: int) -> tuple[np.ndarray]:
-    return (_normal(uniform(*draws, draw=number), uniform(*draws, draw=number + 1)),)
-
-
 def _normal(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Standard normal from two uniforms (Box-Muller)."""
     return np.sqrt(-2 * np.log(one)) * np.cos(2 * np.pi * two)
 
 
-def _tokens(median: float, spread: float, normal: np.ndarray) -> np.ndarray:
+def tokens_of(distribution: tuple[float, float], draws, number: int) -> np.ndarray:
+    """int64[S]: log-normal lengths of (median, spread of the logarithm) from two draws."""
+    median, spread = distribution
+    normal = _normal(uniform(*draws, draw=number), uniform(*draws, draw=number + 1))
     return np.maximum(np.rint(median * np.exp(spread * normal)), 1).astype(np.int64)

@@ -151,7 +151,8 @@ def read(
     found: dict[str, jax.Array] = {}
     for number, source in enumerate(sources):
         own = {to: origin.path for to, origin in origins.items() if origin.source == number}
-        found |= _read(source, own, wanted)
+        if own:  # none, if the base of adapters takes nothing from it
+            found |= _read(source, own, wanted)
     return found
 
 

@@ -9,8 +9,9 @@ from tiny_sampler import drawn_in_a_chat
 from rf_jax.evaluation import run_report
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation.sampler import Sampler
+from rf_jax.runtime import checkpoint
 from rf_jax.runtime.errors import UserError
-from rf_jax.training import jitted
+from rf_jax.training import jitted, train_loop
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
@@ -82,6 +83,15 @@ def test_no_device_holds_the_average_whole_to_evaluate_it(tmp_path, monkeypatch,
     assert found.value.args[0] < 1 / 3
 
 
+def refused(run, field, needed):
+    """Whether this many bytes of a device are just enough."""
+    with pytest.raises(
+        UserError, match=f'^{field}=5: generation needs at least .* or set {field}=0$'
+    ):
+        run_report.check(run, needed - 1)
+    run_report.check(run, needed)
+
+
 @pytest.mark.parametrize('devices', [1, 8])
 @pytest.mark.parametrize('field', ['evaluation.samples', 'log.samples_every'])
 def test_generation_without_memory_is_refused_before_the_training(tmp_path, field, devices):
@@ -93,9 +103,21 @@ def test_generation_without_memory_is_refused_before_the_training(tmp_path, fiel
     held = run.abstract.ema if field == 'evaluation.samples' else run.abstract
     copied = run.abstract.ema['backbone']['layers'] if devices == 1 else ()
     needed = run_report.cache_bytes(run) + sum(map(jitted.nbytes_per_device, (held, copied)))
-    with pytest.raises(
-        UserError, match=f'^{field}=5: generation needs at least .* or set {field}=0$'
-    ):
-        run_report.check(run, needed - 1)
-    run_report.check(run, needed)
+    refused(run, field, needed)
     assert run_report.cache_bytes(run) > 0
+
+
+def test_adapters_are_merged_into_a_copy(tmp_path):
+    """Beside which their base stays: for the next step, or because the state has it."""
+    start = tiny_run(tmp_path / 'start')
+    checkpoints = checkpoint.Checkpoints(start.workdir / 'checkpoints', every=1, keep=1)
+    checkpoints.save(0, start.initialise())
+    checkpoints.close()
+    train_loop.write_start(start)
+    changes = {'lora.rank': 2, 'initialise_from': str(start.workdir), 'evaluation.samples': 0}
+    run = tiny_run(tmp_path / 'run', changes | CHANGES | {'log.samples_every': 5}, devices=8)
+    needed = run_report.cache_bytes(run) + jitted.nbytes_per_device(run.abstract_average)
+    refused(run, 'log.samples_every', needed + jitted.nbytes_per_device(run.abstract))
+    run.config.update_from_flattened_dict({'log.samples_every': 0, 'evaluation.samples': 5})
+    held = run.abstract.base, run.abstract.ema
+    refused(run, 'evaluation.samples', needed + jitted.nbytes_per_device(held))

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from small_bpe import small_bpe
+from test_export import save
 from weight_folders import DINOV3, QWEN3, config_of, loaded, write
 
 from rf_jax.interop import kept
@@ -59,6 +60,61 @@ def test_groups_and_averages_are_copies_and_the_rest_is_new(folders, caplog):
     assert lines['encoder'] == f'hf:{folders[1]}'
     assert lines['patch_in'] == 'new; learning rate x 4'
     assert lines['connector'] == lines['codebook'] == 'new'
+
+
+@pytest.fixture(scope='module')
+def earlier(folders, tmp_path_factory):
+    """(state, folder) of a run whose arrays all differ from those of the folders, and its average
+    from its weights.
+    """
+    config = config_of(*folders)
+    _, state = loaded(config)
+    state = state.replace(
+        params=jax.tree.map(lambda x: x + 1, state.params),
+        ema=jax.tree.map(lambda x: x + 2, state.ema),
+        codebook=state.codebook + 3,
+    )
+    workdir = tmp_path_factory.mktemp('runs') / 'earlier'
+    save(state, config, workdir)
+    return state, workdir
+
+
+def test_each_array_comes_from_the_first_entry_that_has_it(folders, earlier, caplog):
+    """Of two folders and a run: the run gives what no pretrained model has."""
+    before, run = earlier
+    config = config_of(*folders, **{'optimizer.lr_multipliers': (('^(patch_|text_head)', 4.0),)})
+    config.initialise_from += f',{run}'
+    with caplog.at_level('INFO', logger='absl'):
+        _, state = loaded(config)
+    _, alone = loaded(config_of(*folders))
+    published = {'backbone', 'text_embed', 'text_head', 'encoder'}
+    for name in ('params', 'ema'):
+        found, new, old = (getattr(each, name) for each in (state, before, alone))
+        assert published < found.keys()
+        for group in found:
+            assert same(found[group], (old if group in published else new)[group]), group
+    np.testing.assert_array_equal(state.codebook, before.codebook)
+
+    lines = [line.split(maxsplit=2) for line in caplog.text.splitlines()]
+    lines = {line[0]: line[2] for line in lines if len(line) == 3}
+    assert lines['encoder'] == f'hf:{folders[1]}'
+    assert lines['text_head'] == f'hf:{folders[0]}; learning rate x 4'
+    assert lines['connector'] == lines['codebook'] == f'{run} at step 0'
+    assert lines['patch_in'] == f'{run} at step 0; learning rate x 4'
+
+
+def test_an_encoder_in_place_of_that_of_a_run(folders, earlier):
+    """And what all earlier entries have makes a later one useless, which is an error."""
+    before, run = earlier
+    config = config_of(*folders, initialise_as=())
+    config.initialise_from = f'hf:{folders[1]},{run}'
+    config.tokenizer.path = 'any'
+    _, state = loaded(config)
+    for group in state.ema:
+        assert same(state.ema[group], before.ema[group]) == (group != 'encoder'), group
+    config.initialise_from += f',hf:{folders[0]}'
+    with pytest.raises(UserError, match=rf'nothing of {folders[0]} is used, since earlier runs'):
+        loaded(config)
 
 
 def test_what_is_new_warms_up_in_the_average(folders):

@@ -33,6 +33,11 @@ VARIANTS = {
     'latents': {'model.space': 'vae', 'optimizer.freeze': (r'^autoencoder/',)},
     'plain latents': NO_TOKENS | {KIND: 'none', 'model.space': 'vae',
                                   'optimizer.freeze': (r'^autoencoder/',)},
+    'latents of wan': {
+        'model.space': 'wan', 'optimizer.freeze': (r'^autoencoder/',), 'model.wan.base_dim': 4,
+        'model.wan.dim_mult': (1, 2), 'model.wan.num_res_blocks': 1,
+        'model.encoder.kind': 'siglip2', 'model.encoder.position_grid': 3,
+    },
     'undivided': {'model.backbone.split': 'none', 'model.denoiser.sinusoids': True},
 }  # fmt: skip
 AUTOENCODER = {
@@ -315,7 +320,7 @@ def test_impossible_configs_are_errors(tmp_path, changes, message):
         tiny_run(tmp_path, changes)
 
 
-@pytest.mark.parametrize('name', ['continuous', 'alignment', 'autoencoder'])
+@pytest.mark.parametrize('name', ['continuous', 'alignment', 'latents of wan', 'autoencoder'])
 def test_a_mesh_gives_the_losses_of_one_device(name, tmp_path):
     changes = AUTOENCODER if name == 'autoencoder' else VARIANTS[name]
     room = changes.get('data.capacity.representation', 10)  # a multiple of the context axis

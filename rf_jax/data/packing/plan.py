@@ -85,7 +85,7 @@ class Plan:
         self.counts = Counter() if counts is None else counts
         self._windows: dict[int, Future] = {}
         self._lock = threading.Lock()  # reader threads share the plan
-        self._most = window or WINDOW
+        self.most_examples = window or WINDOW
         self._phases = [(0, mixture), *later]
         self.tasks = tuple(dict.fromkeys(task for _, mixed in self._phases for task in mixed.tasks))
         self._timeline = Timeline((), self.tasks)
@@ -192,7 +192,7 @@ class Plan:
 
     def _phase(self, first_step: int, mixture: Mixture) -> Phase:
         """Steps and examples of a window, estimated from the sizes of the first ones."""
-        total = min(max(mixture.examples_per_epoch(), LEAST), self._most)
+        total = min(max(mixture.examples_per_epoch(), LEAST), self.most_examples)
         per_task = mixture.examples_per_task(total)
         examples = mixture.window(0, per_task, self._timeline.positions(first_step))
         sizes = self.sizes(examples)

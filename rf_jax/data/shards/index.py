@@ -117,6 +117,6 @@ def first(samples: np.ndarray) -> np.ndarray:
     return samples['height'].astype(np.int64) << 16 | samples['width']
 
 
-def with_first(sample: np.ndarray, number: int) -> None:
-    """Stores the number of the first image of a conversation."""
-    sample['height'], sample['width'] = number >> 16, number & MOST
+def set_first(samples: np.ndarray, numbers: np.ndarray) -> None:
+    """Stores the numbers int64[S] of the first images of conversations SAMPLE[S]."""
+    samples['height'], samples['width'] = numbers >> 16, numbers & MOST

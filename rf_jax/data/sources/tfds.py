@@ -48,16 +48,10 @@ class TfdsSource(Source):
     def __init__(self, spec: str, max_pixels: int):
         self.name = f'tfds:{spec}'
         self._max_pixels = max_pixels
-        try:
-            import tensorflow_datasets as tfds  # takes a second, and is an optional dependency
-        except ImportError as error:
-            raise UserError(
-                f"data.sources: {self.name} needs tensorflow_datasets: pip install 'rf_jax[tfds]'"
-            ) from error
-        info = self._load(tfds, spec).dataset_info
-        self._features = tfds_features.find(tfds, info.features, self.name)
+        info = open_set(spec).dataset_info
+        self._features = tfds_features.find(tfds(), info.features, self.name)
         # Encoded bytes: their header gives the size, and decoding is left to image_ops.py.
-        self._data = self._load(tfds, spec, decoders=self._features.decoders)
+        self._data = open_set(spec, decoders=self._features.decoders)
         self._index: list[int] = []
         self._records: list[Record] = []
         self.conversations: list[TfdsConversation] = []
@@ -83,18 +77,6 @@ class TfdsSource(Source):
     def image(self, i: int, size=None) -> np.ndarray:
         """uint8 [h, w, 3]; raises BadImage."""
         return read_rgb(self._data[self._index[i]][self._features.image], self._max_pixels, size)
-
-    def _load(self, tfds, spec: str, **options):
-        name, _, split = spec.partition(':')
-        directory = os.environ.get('TFDS_DATA_DIR') or None
-        try:
-            return tfds.data_source(name, split=split or 'train', data_dir=directory, **options)
-        except Exception as error:  # thousands of builders raise all kinds of errors
-            reason = ' '.join(str(error).split())[:160]
-            raise UserError(
-                f'data.sources: {self.name} cannot be opened: {type(error).__name__}: {reason}. '
-                'Expected tfds:name[/config][:split]; TFDS_DATA_DIR is the folder of the data sets'
-            ) from error
 
     def _identity(self, info: Any, image: str | None, key: str) -> str:
         """Everything that sizes and texts depend on, except the examples themselves."""
@@ -146,6 +128,33 @@ class TfdsSource(Source):
                 self.conversations.append(
                     TfdsConversation(renumbered, shown, partial(images, i), self._max_pixels)
                 )
+
+
+def open_set(spec: str, **options) -> Sequence[dict]:
+    """The examples of `name[/config][:split]`, with their `dataset_info`. Raises UserError."""
+    name, _, split = spec.partition(':')
+    directory = os.environ.get('TFDS_DATA_DIR') or None
+    try:
+        return tfds().data_source(name, split=split or 'train', data_dir=directory, **options)
+    except UserError:
+        raise
+    except Exception as error:  # thousands of builders raise all kinds of errors
+        reason = ' '.join(str(error).split())[:160]
+        raise UserError(
+            f'data.sources: tfds:{spec} cannot be opened: {type(error).__name__}: {reason}. '
+            'Expected tfds:name[/config][:split]; TFDS_DATA_DIR is the folder of the data sets'
+        ) from error
+
+
+def tfds():
+    """The module, which takes a second to import and is an optional dependency."""
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise UserError(
+            "data.sources: tfds: needs tensorflow_datasets: pip install 'rf_jax[tfds]'"
+        ) from error
+    return tensorflow_datasets
 
 
 def _size(encoded: bytes) -> tuple[int, int] | str:
