@@ -104,14 +104,14 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def names(folder: str | os.PathLike) -> list[str]:
-    """Sorted names of the files and folders in a folder; [] if it does not exist, as a bucket
-    cannot tell that from an empty one.
+    """Sorted names of the files and folders in a folder; [] if there is none, as a bucket cannot
+    tell that from an empty one.
     """
     try:
         if is_local(folder):
             return sorted(os.listdir(folder))
         found = _patiently(folder, lambda: [path.name for path in located(folder).iterdir()])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     own = located(folder).name  # some programs write an empty object as a mark of the folder
     return sorted(set(found) - {'', own}) if own in found else sorted(found)
