@@ -119,8 +119,8 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 
 def names(folder: str | os.PathLike) -> list[str]:
-    """Sorted names of the files and folders in a folder; [] if it does not exist, as a bucket
-    cannot tell that from an empty one.
+    """Sorted names of the files and folders in a folder; [] if there is none, as a bucket cannot
+    tell that from an empty one.
     """
     try:
         if is_local(folder):

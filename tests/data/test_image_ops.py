@@ -257,7 +257,7 @@ def test_grid_holds_every_image_and_caption():
     assert captioned.shape[0] > sheet.shape[0] and captioned.shape[1] == sheet.shape[1]
     assert (captioned == 0).all(-1).any()
     # Long captions are truncated: the last column stays white beyond its cell.
-    assert (captioned[:, -image_ops._GAP :] == 255).all()
+    assert (captioned[:, -contact_sheet._GAP :] == 255).all()
     with pytest.raises(ValueError, match='1 captions for 3'):
         contact_sheet.grid([red, blue, red], 2, ['a'])
 
