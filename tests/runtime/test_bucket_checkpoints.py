@@ -84,6 +84,17 @@ def test_faults_that_pass_lose_nothing(folder, bucket, kind):
     np.testing.assert_array_equal(state['ema']['w'], STATE['ema']['w'])
 
 
+def test_a_save_that_is_refused_is_logged_and_the_next_one_is_kept(folder, bucket, caplog):
+    checkpoints = save(folder, 1)
+    bucket[1].fail('403', path='default')
+    checkpoints.save(2, STATE)
+    assert not checkpoints.wait() or checkpoints.failures == 1
+    assert checkpoints.failures == 1 and 'step 2 was NOT saved' in caplog.text
+    bucket[1].heal()
+    assert checkpoints.save(3, STATE) and checkpoints.wait()
+    assert checkpoint_folder.steps(folder) == [1, 3]
+
+
 def test_the_newest_process_owns_the_checkpoints(folder):
     first = save(folder, 1)
     second = save(folder, 2)
