@@ -2,6 +2,7 @@
 
 import filecmp
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -107,7 +108,9 @@ def test_other_settings_in_the_same_folder_say_what_differs(tars, made):
         prepare('webdataset:/no', out)
 
 
-def test_a_truncated_tar_is_one_error_and_the_rest_is_not_read_again(tmp_path, monkeypatch):
+def test_a_truncated_tar_is_one_error_and_the_rest_is_not_read_again(made, tmp_path, monkeypatch):
+    (tmp_path / 'set').mkdir()
+    shutil.copy(made[0] / 'tokenizer.model', tmp_path / 'set')
     for number in range(3):
         write_tar(tmp_path / f'{number}.tar', range(10 * number, 10 * number + 10))
     whole = (tmp_path / '1.tar').read_bytes()
