@@ -48,6 +48,8 @@ def _listed(path: str, ending: str) -> list[str]:
         raise ValueError(f'{path} has a wildcard in its folder; only the last part may have one')
     if _WILD.search(name):
         return [f'{folder}/{each}' for each in _matching(folder, name)]
+    if storage.is_local(path) and not os.path.isdir(path):
+        return [path]
     inside = _matching(path, ending)
     return [f'{path.rstrip("/")}/{each}' for each in inside] or [path]
 
