@@ -1,7 +1,8 @@
 """The index of a shard: where each of its samples lies and what it needs of a row, in 16 bytes.
 
-A file `NAME.index` stands beside the shard `NAME`: a header, one `SAMPLE` per sample, and one
-`IMAGE` per image of a conversation. It is memory-mapped from a disk, and one read from a bucket.
+It stands beside the shard, whose name it has with .index behind it: a header, one `SAMPLE` per
+sample, and one `IMAGE` per image of a conversation. It is memory-mapped from a disk, and one read
+from a bucket.
 """
 
 from dataclasses import dataclass, field
@@ -110,6 +111,27 @@ def read(path: str) -> Index:
         header['tokenizer'].decode(),
         body[samples:].view(IMAGE),
     )
+
+
+def read_part(path: str, count: int, rows: slice, talks: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(SAMPLE[S], IMAGE[M]) of consecutive rows of an index of `count` samples, by two ranges.
+
+    `talks`: they are conversations; otherwise M is 0. Raises as `storage.read_range`.
+    """
+    start, body = _HEADER.itemsize, _HEADER.itemsize + count * SAMPLE.itemsize
+    samples = _range(path, start, SAMPLE, rows.start, rows.stop)
+    if not talks or not len(samples):
+        return samples, np.zeros(0, IMAGE)
+    begin = int(first(samples[:1])[0])
+    return samples, _range(path, body, IMAGE, begin, begin + int(samples['images'].sum(dtype=int)))
+
+
+def _range(path: str, start: int, kind: np.dtype, begin: int, end: int) -> np.ndarray:
+    size = kind.itemsize
+    data = (
+        storage.read_range(path, start + begin * size, (end - begin) * size) if end > begin else b''
+    )
+    return np.frombuffer(data, kind)
 
 
 def first(samples: np.ndarray) -> np.ndarray:
