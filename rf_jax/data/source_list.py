@@ -30,6 +30,7 @@ SOURCES: dict[str, type[Source] | type[IndexedSource]] = {
     'webdataset': WebdatasetSource,
     'arrayrecord': ArrayRecordSource,
 }
+_WITH_LINKS = ('folder', 'text')  # their constructors take `follow_links`
 _KNOWN = (
     'emoji | scenes:rung/size[/option...] | folder:/path | tfds:name[/config][:split] | '
     'text:/path | prepared:/path | webdataset:/path/*.tar | arrayrecord:/path/*.array_record*'
@@ -49,9 +50,9 @@ def kind_and_argument(part: str) -> tuple[str, str]:
 
 
 def source_class(kind: str) -> type[Source] | None:
-    """The class of a kind, None if unknown; `+links` is allowed where the argument is a path."""
-    found = SOURCES.get(kind.removesuffix(LINKS))
-    return None if found is None or (kind.endswith(LINKS) and not found.takes_path) else found
+    """The class of a kind, None if unknown; `+links` is allowed for those in _WITH_LINKS."""
+    name = kind.removesuffix(LINKS)
+    return None if kind.endswith(LINKS) and name not in _WITH_LINKS else SOURCES.get(name)
 
 
 def build(text: str, max_pixels: int) -> list[Source]:
