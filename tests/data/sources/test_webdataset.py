@@ -102,6 +102,7 @@ def test_shards_are_scanned_once_and_again_only_if_they_change(folder, tokenizer
     again, _ = opened(folder, tokenizer)
     assert len(scanned) == 3 and again.summary() == first.summary()
     write(folder / '00001.tar', range(30))
+    os.utime(folder / '00001.tar', (0, 0))  # an older file, as rsync leaves it
     changed, shards = opened(folder, tokenizer)
     assert scanned[3:] == ['00001.tar'] and len(shards['captions']) == 70
     assert changed.summary() != first.summary()
