@@ -3,9 +3,11 @@
 A run keeps them in its folder, `pretrained/MODEL_TYPE/`, and so do the runs that start from it.
 """
 
+import atexit
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ import numpy as np
 from rf_jax.interop import writing
 from rf_jax.interop.files import Folder
 from rf_jax.interop.pretrained import Pretrained
+from rf_jax.runtime import paths, storage
 
 FOLDER = 'pretrained'
 FILES = (
@@ -36,12 +39,22 @@ class Original(NamedTuple):
     files: Sequence[Path] = ()
 
 
-def keep(weights: Pretrained, workdir: Path) -> None:
+def keep(weights: Pretrained, workdir: paths.AnyPath) -> None:
     """Writes what to keep of a folder of weights, at most a few MB, if its family is exported."""
     if weights.family.describe is None:
         return
-    own, source = workdir / FOLDER / weights.config['model_type'], weights.folder
-    own.mkdir(parents=True, exist_ok=True)
+    own = workdir / FOLDER / weights.config['model_type']
+    if storage.is_local(own):
+        own.mkdir(parents=True, exist_ok=True)
+        _write(weights, own)
+        return
+    with tempfile.TemporaryDirectory() as local:
+        _write(weights, Path(local))
+        storage.copy(local, own)
+
+
+def _write(weights: Pretrained, own: Path) -> None:
+    source = weights.folder
     for name in FILES:
         if (source.path / name).exists():
             shutil.copyfile(source.path / name, own / name)
@@ -53,20 +66,29 @@ def keep(weights: Pretrained, workdir: Path) -> None:
     writing.write(own, specs, map(source.tensor, entries))
 
 
-def forget(workdir: Path) -> None:
+def forget(workdir: paths.AnyPath) -> None:
     """Removes what a workdir keeps, of an earlier start."""
-    shutil.rmtree(workdir / FOLDER, ignore_errors=True)
+    folder = workdir / FOLDER
+    if storage.is_local(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        for name in storage.sizes_below(folder):
+            storage.delete(folder / name)
 
 
-def hand_on(other: Path, workdir: Path) -> None:
+def hand_on(other: paths.AnyPath, workdir: paths.AnyPath) -> None:
     """Keeps what another run has kept."""
-    for folder in (other / FOLDER).glob('*/'):
-        shutil.copytree(folder, workdir / FOLDER / folder.name, dirs_exist_ok=True)
+    storage.copy(other / FOLDER, workdir / FOLDER)
 
 
-def originals(workdir: Path) -> dict[str, Original]:
-    """{model_type: original} of what a run keeps."""
+def originals(workdir: paths.AnyPath) -> dict[str, Original]:
+    """{model_type: original} of what a run keeps; from a bucket, copied here until the end."""
     found = {}
+    if not storage.is_local(workdir):
+        local = Path(tempfile.mkdtemp(prefix='rf_jax_kept_'))
+        atexit.register(shutil.rmtree, local, ignore_errors=True)
+        hand_on(workdir, local)
+        workdir = local
     for path in (workdir / FOLDER).glob(f'*/{COPIES}'):
         folder = Folder(path.parent)
         tensors = [(writing.Spec(name, each.shape, each.dtype), folder.tensor(name))
