@@ -17,7 +17,7 @@ from rf_jax.data.sources.scenes import ScenesSource
 from rf_jax.data.sources.text import TextSource
 from rf_jax.data.sources.tfds import TfdsSource
 from rf_jax.data.sources.webdataset import WebdatasetSource
-from rf_jax.runtime import paths
+from rf_jax.runtime import paths, storage
 from rf_jax.runtime.errors import UserError
 
 SOURCES: dict[str, type[Source] | type[IndexedSource]] = {
@@ -90,21 +90,27 @@ def check(text: str) -> None:
                 f'data.sources: unknown kind {kind!r} in {part!r}.{hint} Known: {_KNOWN}'
             )
         if found.takes_path and argument:
-            paths.local(argument, 'data.sources')
+            _path(found, argument)
+
+
+def _path(kind: type[Source] | type[IndexedSource], argument: str) -> paths.AnyPath:
+    return (paths.anywhere if kind.takes_bucket else paths.local)(argument, 'data.sources')
 
 
 def with_absolute_paths(text: str) -> str:
     """The same list with absolute paths, which names the same data from any working directory.
 
-    Raises UserError for a URL.
+    Raises UserError for a URL of anything but a bucket.
     """
     found = []
     for part in parts(text):
         kind, argument = kind_and_argument(part)
         source = source_class(kind)
         if source is not None and source.takes_path and argument:
-            path = paths.local(argument, 'data.sources')
-            part = f'{kind}:{os.path.abspath(path)}'
+            path = _path(source, argument)
+            # Not Path.absolute, which leaves `..` in it.
+            path = os.path.abspath(path) if storage.is_local(path) else path
+            part = f'{kind}:{os.fspath(path)}'
         found.append(part.replace(',', '\\,'))
     return ','.join(found)
 
