@@ -21,8 +21,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _HOSTS = flags.DEFINE_integer('hosts', 1, 'Hosts of the pod, each a process.', 1)
 _SAMPLES = flags.DEFINE_integer('samples', 2000, 'Samples to measure, at least.', 1)
-_STEP_SECONDS = flags.DEFINE_float(
-    'step_seconds', 0.0, 'Seconds of a step on the pod; 0: unknown.', lower_bound=0.0
+_STEP_SECONDS = flags.DEFINE(
+    cli.Finite(0), 'step_seconds', 0.0, 'Seconds of a step on the pod; 0: unknown.'
 )
 
 
