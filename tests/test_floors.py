@@ -11,10 +11,10 @@ import rf_jax
 
 ROOT = Path(rf_jax.__file__).parent
 # From the top; entry points are the modules of rf_jax itself.
-FLOORS = ('', 'study', 'planning', 'serving', 'posttraining', 'evaluation', 'generation',
-          'training', 'interop', 'models', 'data', 'scenes', 'runtime')  # fmt: skip
+FLOORS = ('', 'study', 'planning', 'serving', 'posttraining', 'preparation', 'evaluation',
+          'generation', 'training', 'interop', 'models', 'data', 'scenes', 'runtime')  # fmt: skip
 # Beside each other: neither imports the other, and nothing but entry points imports them.
-WINGS = ('study', 'planning', 'serving', 'posttraining')
+WINGS = ('study', 'planning', 'serving', 'posttraining', 'preparation')
 MODULES = sorted(path for path in ROOT.rglob('*.py') if path != ROOT / '__init__.py')
 
 
@@ -63,7 +63,7 @@ def test_imports_go_down(path):
                 assert floor(path) in ('', there), f'{path}: imports the wing {there}'
 
 
-@pytest.mark.parametrize('folder', ['data', 'scenes'])
+@pytest.mark.parametrize('folder', ['preparation', 'data', 'scenes'])
 def test_data_and_scenes_have_no_jax(folder):
     for path in (ROOT / folder).rglob('*.py'):
         roots = {name.split('.')[0] for name in imports(path)}

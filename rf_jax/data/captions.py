@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from rf_jax.data import maps
-from rf_jax.data.messages import TextPart
+from rf_jax.data.messages import Message, TextPart
 from rf_jax.data.records import Record
 
 # The whole label comes before the tags, so that truncating a prompt removes tags first.
@@ -21,6 +21,7 @@ _PROMPT_TAGS = 3  # most tags in a prompt
 _ANSWER_TAGS = 4  # most tags in an answer
 _CORPUS_RECORDS = 200_000  # most records that a source contributes to the corpus
 _CORPUS_PROCEDURAL = 2_000  # the same for a procedural source, whose words soon repeat
+_CORPUS_SHARDS = 20_000  # the same for a source of shards, each a read
 _CHECKED = 2_000  # most records per source whose captions are checked
 _OF_A_PROMPT = 2  # special tokens beside the text: begin and end
 
@@ -64,23 +65,32 @@ def corpus(sources: Iterable, asked: Sequence[str] = ()) -> Iterator[str]:
         several = list(maps.texts([name]))
         yield from several * (_CORPUS_PROCEDURAL // len(several))
     for source in sources:
+        if hasattr(source, 'texts'):
+            yield from source.texts(_CORPUS_SHARDS)
+            continue
         most = _CORPUS_PROCEDURAL if source.procedural else _CORPUS_RECORDS
         step = -(-len(source) // most)
         for i in range(0, len(source), max(1, step)):
-            record = source.record(i)
-            yield from record.captions
-            if not record.height:
-                continue
-            rng = np.random.default_rng(i)
-            yield prompt(record, rng, label_probability=0.0)
-            questions = record.questions or _generic_questions(record, record.captions[0])
-            for question, answer in questions:
-                yield question
-                yield answer
+            yield from of_record(source.record(i), i)
         step = -(-len(source.conversations) // most)
         for i in range(0, len(source.conversations), max(1, step)):
-            for message in source.conversations[i].messages:
-                yield from (part.text for part in message.parts if isinstance(part, TextPart))
+            yield from of_messages(source.conversations[i].messages)
+
+
+def of_record(record: Record, number: int) -> Iterator[str]:
+    """The text of example `number` for a corpus: captions, a prompt, questions and answers."""
+    yield from record.captions
+    if not record.height:
+        return
+    yield prompt(record, np.random.default_rng(number), label_probability=0.0)
+    for pair in record.questions or _generic_questions(record, record.captions[0]):
+        yield from pair
+
+
+def of_messages(messages: Iterable[Message]) -> Iterator[str]:
+    """The text of a conversation for a corpus."""
+    for message in messages:
+        yield from (part.text for part in message.parts if isinstance(part, TextPart))
 
 
 def _generic_questions(record: Record, label: str) -> tuple[tuple[str, str], ...]:
@@ -116,6 +126,11 @@ def truncated(sources: Sequence, tokenizer, data) -> tuple[int, int]:
     longest = data.max_text_tokens - around
     long = count = 0
     for source in dict.fromkeys(sources):
+        if hasattr(source, 'texts'):
+            texts = list(source.texts(_CHECKED))
+            count += len(texts)
+            long += sum(too_long(tokenizer, [text], longest) for text in texts)
+            continue
         for i in range(0, len(source), -(-len(source) // _CHECKED)):
             record = source.record(i)
             for caption in record.captions if record.height else ():

@@ -35,7 +35,8 @@ def rgb_on_white(image: Image.Image) -> Image.Image:
         image = image.convert('RGBA')
         white = Image.new('RGBA', image.size, 'white')
         return Image.alpha_composite(white, image).convert('RGB')
-    return image.convert('RGB')
+    image.load()
+    return image if image.mode == 'RGB' else image.convert('RGB')  # which copies all pixels
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

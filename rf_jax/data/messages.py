@@ -12,7 +12,7 @@ makes it a draft: what follows is learned, the image is not.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 ROLES = ('system', 'user', 'assistant')
@@ -118,6 +118,22 @@ def entry(fields: Mapping) -> tuple[Message, ...]:
     if not any(message.role == 'assistant' for message in messages):
         raise ValueError('no message of the assistant, so there is nothing to learn')
     return messages
+
+
+def renumbered(parsed: Sequence[Message]) -> tuple[tuple[Message, ...], list]:
+    """(the same messages, their images numbered in order from 0; what each image was before)."""
+    images = [image for message in parsed for image in message.images]
+    numbers = iter(range(len(images)))
+    return tuple(
+        replace(
+            message,
+            parts=tuple(
+                replace(part, image=next(numbers)) if isinstance(part, ImagePart) else part
+                for part in message.parts
+            ),
+        )
+        for message in parsed
+    ), images
 
 
 def _message(given, number: int, images: list | None) -> Message:

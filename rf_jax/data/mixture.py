@@ -1,16 +1,18 @@
 """Which example of each task comes when: an endless shuffled order that can be read anywhere.
 
 Position k of task t is example `shuffled(k mod count)` of epoch `k // count`, so every example of a
-task comes exactly once per epoch. The shuffle is computed for single positions and never stored: a
-billion examples cost what a thousand do, and any window of the order is a function of (seed,
-window).
+task comes exactly once per epoch. Of large sets, blocks of examples that lie together are shuffled,
+and the packing plan shuffles the examples of a window of blocks. The shuffle is computed for single
+positions and never stored: a billion examples cost what a thousand do, and any window of the order
+is a function of (seed, window).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from rf_jax.data.hashing import hash64
 from rf_jax.runtime.rng import fold, generator
 
 _ROUNDS = 8  # of two half-rounds each; with four, tasks of a few examples are visibly biased
@@ -60,11 +62,18 @@ def concatenate(parts: list[Examples]) -> Examples:
 
 @dataclass(frozen=True)
 class Mixture:
-    """`counts`: examples of each task; `weights`: sampling weight of each task, on any scale."""
+    """Some examples of each task, and how often each task is sampled.
+
+    `counts`: examples of each task; `weights`: sampling weight of each task, on any scale. `first`:
+    index of the first of them, 0 by default. `together`: this many examples that lie next to each
+    other come together, 1 by default, so that reading them from a bucket is one request.
+    """
 
     counts: Mapping[str, int]
     weights: Mapping[str, float]
     seed: int
+    first: Mapping[str, int] = field(default_factory=dict)
+    together: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -84,20 +93,38 @@ class Mixture:
         scale = total / sum(self.weights[task] for task in self.tasks)
         return {task: max(1, round(scale * self.weights[task])) for task in self.tasks}
 
-    def window(self, number: int, per_task: Mapping[str, int]) -> Examples:
-        """Window `number`, of `per_task` consecutive examples of each task, in random order."""
+    def window(
+        self, number: int, per_task: Mapping[str, int], starts: Mapping[str, int] | None = None
+    ) -> Examples:
+        """Window `number`, of `per_task` consecutive examples of each task, in random order.
+
+        `starts`: the position of each task's first example in its endless order, `number` windows
+        of this size by default; the tasks of all windows must then be the same.
+        """
+        tasks = self.tasks if starts is None else tuple(starts)
         parts = []
-        for at, task in enumerate(self.tasks):
-            size, count = per_task[task], self.counts[task]
-            # The first position in Python's integers: the number of a window has no bound.
-            epoch, first = divmod(number * size, count)
-            positions = first + np.arange(size)
-            epochs = epoch + positions // count
-            keys = hash64(np.uint64(fold(self.seed, 'pass', task)) + epochs.astype(np.uint64))
-            index = shuffled(positions % count, count, keys)
-            parts.append(Examples(self.tasks, np.full(size, at, np.int8), index, epochs))
+        for at, task in enumerate(tasks):
+            size = per_task.get(task, 0)
+            start = number * size if starts is None else starts[task]
+            index, epochs = self._consecutive(task, start, size)
+            parts.append(Examples(tasks, np.full(size, at, np.int8), index, epochs))
         examples = concatenate(parts)
         return examples.take(generator(self.seed, 'mix', number).permutation(len(examples)))
+
+    def _consecutive(self, task: str, start: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """(index, epoch) of the examples at `size` positions of the order of a task."""
+        count, together = self.counts[task], self.together.get(task, 1)
+        # The first position in Python's integers: it has no bound.
+        epoch, first = divmod(start, count)
+        positions = first + np.arange(size)
+        epochs = epoch + positions // count
+        keys = hash64(np.uint64(fold(self.seed, 'pass', task)) + epochs.astype(np.uint64))
+        place, blocks = positions % count, count // together
+        index = place.copy()  # what does not fill a block comes last in a pass
+        whole = place < blocks * together
+        block = shuffled(place[whole] // together, max(blocks, 1), keys[whole])
+        index[whole] = block * together + place[whole] % together
+        return index + self.first.get(task, 0), epochs
 
 
 def shuffled(positions: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
@@ -130,15 +157,3 @@ def _feistel(x: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
         keys = hash64(keys)
         right = right ^ (hash64(left + keys) & low_mask)
     return left << low | right
-
-
-def hash64(x: np.ndarray) -> np.ndarray:
-    """A hash uint64 -> uint64 in which every bit depends on all bits (SplitMix64).
-
-    Steele et al., "Fast splittable pseudorandom number generators", 2014.
-    """
-    with np.errstate(over='ignore'):  # arithmetic modulo 2**64 is intended
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

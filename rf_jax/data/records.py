@@ -1,15 +1,18 @@
 """The interface of a data source: what it says about one example, how it counts those it skips."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 from absl import logging
 
 from rf_jax.data.messages import Message
+
+if TYPE_CHECKING:
+    from rf_jax.data.shards.reader import Shards
 
 _NAMED = 3  # entries that the log names for each reason
 
@@ -24,8 +27,8 @@ class Conversation(Protocol):
     messages: tuple[Message, ...]
     sizes: tuple[tuple[int, int], ...]  # height and width of each image, pixels as shown
 
-    def image(self, number: int) -> np.ndarray:
-        """uint8 [h, w, 3]; raises BadImage."""
+    def image(self, number: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """uint8 [h, w, 3]; raises BadImage. `size` as `Source.image`."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,24 @@ class Skips:
 
     def __init__(self):
         self.counts: Counter[str] = Counter()
-        self._examples: dict[str, list[str]] = {}
+        self.examples: dict[str, list[str]] = {}
 
     def add(self, reason: str, example: str) -> None:
         self.counts[reason] += 1
-        examples = self._examples.setdefault(reason, [])
+        examples = self.examples.setdefault(reason, [])
         if len(examples) < _NAMED:
             examples.append(example)
 
+    def add_all(self, counts: Mapping[str, int], examples: Mapping[str, Sequence[str]]) -> None:
+        """Adds the counts and examples of another."""
+        self.counts.update(counts)
+        for reason, names in examples.items():
+            own = self.examples.setdefault(reason, [])
+            own += names[: _NAMED - len(own)]
+
     def __str__(self) -> str:
         return '; '.join(
-            f'{count} x {reason} ({", ".join(self._examples[reason])}'
+            f'{count} x {reason} ({", ".join(self.examples[reason])}'
             + (', ...)' if count > _NAMED else ')')
             for reason, count in self.counts.most_common()
         )
@@ -70,6 +80,31 @@ def clean(text: str) -> str:
     valid text, becomes '?'.
     """
     return ' '.join(text.encode('utf-8', 'replace').decode('utf-8').split())
+
+
+class IndexedSource(Protocol):
+    """Samples in shards with an index, which need no memory each.
+
+    `name`, `skipped`: as of a Source. `tokenizer`: the path of the tokenizer that comes with it, or
+    ''. Constructed as `IndexedSource(argument, max_pixels)`; raises UserError.
+    """
+
+    name: str
+    skipped: dict[str, int]
+    tokenizer: str
+    takes_path: ClassVar[bool] = True
+    caches_metadata: ClassVar[bool] = False
+
+    def texts(self, count: int) -> Iterator[str]:
+        """Texts of the first `count` samples, to train a tokenizer on."""
+
+    def open(self, tokenizer, megabytes: int) -> Mapping[str, 'Shards']:
+        """Its samples by kind (`shards.set_file.KINDS`), their text counted by this tokenizer;
+        `megabytes`: of what is read from a bucket to hold. Raises UserError.
+        """
+
+    def summary(self) -> str:
+        """How many samples it has and left out, and a digest of what batches depend on."""
 
 
 class Source(Protocol):
@@ -97,8 +132,11 @@ class Source(Protocol):
     def record(self, i: int) -> Record:
         """Size and text of example i, without decoding anything."""
 
-    def image(self, i: int) -> np.ndarray:
-        """uint8 [h, w, 3]; raises BadImage."""
+    def image(self, i: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """uint8 [h, w, 3]; raises BadImage.
+
+        `size`: (height, width) that it will be resized to, as `image_ops.read_rgb` can use.
+        """
 
     def map(self, i: int, name: str) -> np.ndarray:
         """uint8 [h, w, 3]: a map of image i, if `maps[name]` has i; raises BadImage."""

@@ -6,25 +6,33 @@ import os
 import re
 from collections.abc import Sequence
 
-from rf_jax.data.records import Source
+from rf_jax.data.indexed import ShardImages
+from rf_jax.data.records import IndexedSource, Source
+from rf_jax.data.sources.arrayrecord import ArrayRecordSource
 from rf_jax.data.sources.emoji import EmojiSource
 from rf_jax.data.sources.folder import FolderSource
 from rf_jax.data.sources.listing import LINKS
+from rf_jax.data.sources.prepared import PreparedSource
 from rf_jax.data.sources.scenes import ScenesSource
 from rf_jax.data.sources.text import TextSource
 from rf_jax.data.sources.tfds import TfdsSource
+from rf_jax.data.sources.webdataset import WebdatasetSource
 from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError
 
-SOURCES: dict[str, type[Source]] = {
+SOURCES: dict[str, type[Source] | type[IndexedSource]] = {
     'emoji': EmojiSource,
     'scenes': ScenesSource,
     'folder': FolderSource,
     'tfds': TfdsSource,
     'text': TextSource,
+    'prepared': PreparedSource,
+    'webdataset': WebdatasetSource,
+    'arrayrecord': ArrayRecordSource,
 }
 _KNOWN = (
-    'emoji | scenes:rung/size[/option...] | folder:/path | tfds:name[/config][:split] | text:/path'
+    'emoji | scenes:rung/size[/option...] | folder:/path | tfds:name[/config][:split] | '
+    'text:/path | prepared:/path | webdataset:/path/*.tar | arrayrecord:/path/*.array_record*'
 )
 
 
@@ -48,7 +56,8 @@ def source_class(kind: str) -> type[Source] | None:
 
 def build(text: str, max_pixels: int) -> list[Source]:
     """The sources of a comma-separated list: emoji | scenes:rung/size[/option...] | folder:/path |
-    tfds:name[/config][:split] | text:/path.
+    tfds:name[/config][:split] | text:/path | prepared:/path | webdataset:/path/*.tar |
+    arrayrecord:/path/*.array_record*.
 
     `folder+links` and `text+links` follow symbolic links out of their folder. Images of more than
     `max_pixels` pixels are left out. Raises UserError.
@@ -104,9 +113,31 @@ def caches_metadata(text: str) -> bool:
     return any(source_class(kind_and_argument(part)[0]).caches_metadata for part in parts(text))
 
 
-def with_image(source: Source) -> Sequence[int]:
+def is_indexed(source: Source | IndexedSource) -> bool:
+    """Whether its samples are in shards with an index."""
+    return hasattr(source, 'open')
+
+
+def open_shards(sources: Sequence, tokenizer, data) -> None:
+    """Opens the shards of all sources that have some, which may write an index beside them."""
+    for source in filter(is_indexed, sources):
+        source.open(tokenizer, data.cache_megabytes)
+
+
+def with_images(sources: Sequence, tokenizer, data) -> list[Source | ShardImages]:
+    """Those of the sources that have images, to be read one by one; `data` as config.data."""
+    found = []
+    for source in sources:
+        if is_indexed(source):
+            shards = source.open(tokenizer, data.cache_megabytes).get('captions', ())
+            source = ShardImages(source.name, shards, data.max_pixels)
+        found += [source] if len(with_image(source)) else []
+    return found
+
+
+def with_image(source: Source | ShardImages) -> Sequence[int]:
     """Indices of the examples that have an image, decodable or not."""
-    if source.procedural:
+    if source.procedural or isinstance(source, ShardImages):
         return range(len(source))
     return [i for i in range(len(source)) if source.record(i).height]
 
@@ -117,6 +148,9 @@ def summary(sources: Sequence[Source]) -> str:
     """
     summaries = []
     for source in sources:
+        if is_indexed(source):
+            summaries.append(source.summary())
+            continue
         digest = hashlib.blake2b(digest_size=8)
         for i in range(0 if source.procedural else len(source)):
             digest.update(repr(source.record(i)).encode())

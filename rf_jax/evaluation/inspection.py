@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rf_jax.data import arrays, image_ops, layout, patch_grid, pipeline, spans
+from rf_jax.data import arrays, fitting, image_ops, layout, patch_grid, spans
 from rf_jax.generation.sampler import Sampler
 from rf_jax.models import quantizer
 from rf_jax.models.representation.features import group_features
@@ -54,7 +54,7 @@ class Inspector:
         data = self.sampler.config.data
         rows, grids = [], []
         for image in images:
-            height, width = pipeline.image_size(*image.shape[:2], self.sampler.config)
+            height, width = fitting.image_size(*image.shape[:2], self.sampler.config)
             grid = height // data.patch_size, width // data.patch_size
             resized = image_ops.resize(image, height, width)
             pixels = image_ops.patchify(resized, data.patch_size, self.pool)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rf_jax.data import image_ops, maps, pipeline
+from rf_jax.data import fitting, image_ops, maps
 from rf_jax.data.messages import user
 from rf_jax.evaluation import conversing
 from rf_jax.generation.sampler import Sampler
@@ -40,7 +40,7 @@ def score(
     reconstructions `recovered`, the share of objects that the judge finds again, and `found`, in
     the true image.
     """
-    size = pipeline.image_size(source.size, source.size, sampler.config)
+    size = fitting.image_size(source.size, source.size, sampler.config)
     images = [image_ops.resize(source.image(i), *size) for i in range(count)]
     values, columns = {}, [('image', images)]
     for name in names:

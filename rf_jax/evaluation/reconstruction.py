@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rf_jax.data import image_ops, layout, pipeline
+from rf_jax.data import fitting, image_ops, layout
 from rf_jax.generation.sampler import Sampler
 from rf_jax.scenes import judge
 
@@ -16,7 +16,7 @@ def evaluate(sampler: Sampler, source, count: int) -> dict[str, float]:
     noise is.
     """
     model, patch = sampler.model, sampler.config.data.patch_size
-    size = pipeline.image_size(source.size, source.size, sampler.config)
+    size = fitting.image_size(source.size, source.size, sampler.config)
     grid = size[0] // patch, size[1] // patch
     images = [image_ops.resize(source.image(i), *size) for i in range(count)]
     placement = sampler.placement

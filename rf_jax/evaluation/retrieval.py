@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rf_jax.data import captions, image_ops, pipeline, source_list
+from rf_jax.data import captions, fitting, image_ops, source_list
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.rng import generator
@@ -20,6 +20,7 @@ from rf_jax.runtime.rng import generator
 SIDE = 16
 NEAREST = 10
 GALLERY = 5000  # largest gallery
+_CHOSEN_FROM = 2**22  # images, evenly spaced, among which a larger set is sampled
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,9 @@ def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
 
     Raises UserError if no image of the source can be read.
     """
-    order = generator(seed, 'evaluation').permutation(
-        np.asarray(source_list.with_image(source), int)
-    )
+    numbers = source_list.with_image(source)
+    numbers = numbers[:: max(1, -(-len(numbers) // _CHOSEN_FROM))]
+    order = generator(seed, 'evaluation').permutation(np.asarray(numbers, int))
     truth = readable(source, order, count)
     if not truth:
         raise UserError(f'{source.name}: none of its {len(source)} images can be read')
@@ -118,7 +119,7 @@ def evaluate(sampler: Sampler, source, count: int, seed: int) -> Result:
     for i in others:
         gallery += [thumbnails([image]) for image in readable(source, [i], 1).values()]
     labels = [source.record(i).captions[0] for i in truth]
-    sizes = [pipeline.image_size(*p.shape[:2], sampler.config) for p in truth.values()]
+    sizes = [fitting.image_size(*p.shape[:2], sampler.config) for p in truth.values()]
     tasks = sampler.config.data.tasks
     generated, answers, top1, top10, exact = [], [], None, None, None
     too_long, longest = 0, captions.longest_answer(sampler.config, sampler.tokenizer)

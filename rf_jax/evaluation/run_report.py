@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from rf_jax.data import image_ops, pipeline, source_list
+from rf_jax.data import fitting, image_ops, source_list
 from rf_jax.evaluation import code_content, retrieval, scoring
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation import guidance, inputs, token_sampling
@@ -29,9 +29,10 @@ SHOWN = 24  # pairs in the grid at the end
 
 def first_images(run: Run) -> tuple[object, Sequence[int]]:
     """The first source with images, and their numbers; (None, []) without one."""
-    for source, *_ in run.batches.examples['text_to_image'][:1]:
-        return source, source_list.with_image(source)
-    return None, []
+    if not run.batches.pools.count('text_to_image'):
+        return None, []
+    source, _ = run.batches.pools.example('text_to_image', 0)
+    return source, source_list.with_image(source)
 
 
 def sampler_of(run: Run) -> Sampler:
@@ -52,7 +53,7 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
     chosen = retrieval.readable(source, rng.permutation(numbers), run.config.log.samples)
     prompts = [source.record(i).captions[0] for i in chosen]
     sampler = sampler_of(run)  # compiled once, for changing parameters
-    sizes = [pipeline.image_size(*image.shape[:2], run.config) for image in chosen.values()]
+    sizes = [fitting.image_size(*image.shape[:2], run.config) for image in chosen.values()]
 
     def show(step: int, ema: Any, writer: metrics.MetricWriter) -> None:
         if not chosen:

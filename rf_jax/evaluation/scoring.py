@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from ml_collections import ConfigDict
 
-from rf_jax.data import data_fields, image_ops, pipeline, source_list
+from rf_jax.data import data_fields, fitting, image_ops, source_list
 from rf_jax.data.tokenizer import Tokenizer
 from rf_jax.evaluation import (
     code_content,
@@ -136,7 +136,7 @@ def score(
             shown[side] = [prompt_set[i].text for i in chosen]
             images[side] = np.stack([generated[i][0] for i in chosen])
         if amount.captions:
-            size = pipeline.image_size(source.size, source.size, config)
+            size = fitting.image_size(source.size, source.size, config)
             real = [image_ops.resize(source.image(i), *size) for i in range(amount.captions)]
             captions = [source.record(i).captions[0] for i in range(amount.captions)]
             generated = [each.image for each in sampler.generate(captions, seed, size)]

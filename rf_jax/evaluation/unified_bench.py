@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rf_jax.data import image_ops, pipeline
+from rf_jax.data import fitting, image_ops
 from rf_jax.evaluation.image_features import Encoder
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import checkpoint
@@ -68,7 +68,7 @@ def evaluate(
 
     `scenes`: what the images show, if they are renderings of scenes.
     """
-    sizes = [pipeline.image_size(*image.shape[:2], sampler.config) for image in images]
+    sizes = [fitting.image_size(*image.shape[:2], sampler.config) for image in images]
     images = [image_ops.resize(image, *size) for image, size in zip(images, sizes)]
     captions = sampler.caption(list(images))
     generated = [each.image for each in sampler.generate(captions, seed, sizes, number=0)]
@@ -104,7 +104,7 @@ def of_run(sampler: Sampler) -> Features:
     encode = Encoder(sampler, sampler.params)
 
     def features(images):
-        sizes = [pipeline.image_size(*image.shape[:2], sampler.config) for image in images]
+        sizes = [fitting.image_size(*image.shape[:2], sampler.config) for image in images]
         return encode([image_ops.resize(image, *size) for image, size in zip(images, sizes)])
 
     return features

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from rf_jax.data import arrays, conversation, image_ops, layout, pipeline, spans
+from rf_jax.data import arrays, conversation, fitting, image_ops, layout, spans
 from rf_jax.data.batch import Batch
 from rf_jax.data.conversation import Dropped, Image, Piece, Tokens
 from rf_jax.data.messages import ImagePart, Message
@@ -91,7 +91,7 @@ class ChatRow:
         except BadImage as error:
             name = f' {given!s:.80}' if isinstance(given, str | Path) else ''
             raise UserError(f'message {number}, image{name}: {error}') from None
-        size = pipeline.image_size(*image.shape[:2], self.config)
+        size = fitting.image_size(*image.shape[:2], self.config)
         return ImagePart(Fitted(image_ops.resize(image, *size)))
 
     def _in_order(self, tokens: np.ndarray | None) -> np.ndarray | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from ml_collections import ConfigDict
 
-from rf_jax.data import image_ops, layout, patch_grid, pipeline, spans
+from rf_jax.data import fitting, image_ops, layout, patch_grid, spans
 from rf_jax.data.batch import Batch
 from rf_jax.data.records import clean
 from rf_jax.data.tokenizer import Tokenizer
@@ -171,7 +171,7 @@ def answer_rows(
 
 def _vision(config: ConfigDict, image: np.ndarray) -> layout.Vision:
     patch = config.data.patch_size
-    height, width = pipeline.image_size(*image.shape[:2], config)
+    height, width = fitting.image_size(*image.shape[:2], config)
     pixels = image_ops.patchify(image_ops.resize(image, height, width), patch)
     return layout.Vision(height // patch, width // patch, pixels)
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from ml_collections import ConfigDict
 
-from rf_jax.data import layout, patch_grid
+from rf_jax.data import fitting, layout
+from rf_jax.data.hashing import uniform
 from rf_jax.data.layout import SIZES
-from rf_jax.data.mixture import hash64
 from rf_jax.data.packing import bins
 from rf_jax.data.packing.plan import Plan
 from rf_jax.data.spans import pool_of
@@ -92,6 +92,7 @@ def lines(plan: Plan, examples: int, group: int = 4) -> list[str]:
         f'examples planned       {measured.examples:12,d}',
         f'CPU seconds to plan    {measured.seconds:12.1f}',
         f'steps                  {measured.steps:12,d}',
+        f'CPU ms per step        {1e3 * measured.seconds / measured.steps:12.1f}',
         f'steps per window       {plan.steps_per_window:12,d}',
         f'steps per epoch        {plan.steps_per_epoch:12,d}',
         f'row fill               {measured.row_fill:12.1%}',
@@ -140,12 +141,13 @@ class SyntheticSizes:
             # A chunk of a document has its begin token and all tokens but the last.
             sizes['text'] = np.minimum(self._caption(draws) + 1, data.max_text_tokens)
             return np.stack([sizes[name] for name in SIZES], 1)
-        height, width = self._kind.image(*(_uniform(*samples, lane=i) for i in range(4)))
-        chance = _uniform(*draws, lane=10)
-        patches = fitted_patches(height, width, data, self._pool, chance)
+        height, width = self._kind.image(*(uniform(*samples, draw=i) for i in range(4)))
+        chance = uniform(*draws, draw=10)
+        longest = fitting.picks(chance, data.sizes)
+        patches = fitting.patches(height, width, longest, data, self._pool)
         if task == 'image_to_text':
-            has_question = _uniform(*draws, lane=11) < data.question_prob
-            question = np.where(has_question, _tokens(*_QUESTION, *_normals(draws, 12)), 0)
+            has_question = uniform(*draws, draw=11) < data.question_prob
+            question = np.where(has_question, tokens_of(_QUESTION, draws, 12), 0)
             room = data.max_text_tokens - self._around
             question = np.minimum(question, min(data.max_text_tokens // 2, room - 1))
             answer = np.minimum(self._caption(draws), room - question)
@@ -153,8 +155,8 @@ class SyntheticSizes:
             sizes['vision_images'] = np.ones_like(patches)
         else:
             prompt = np.minimum(self._caption(draws), data.max_text_tokens - 2) + 2
-            dropped = _uniform(*draws, lane=14) < data.text_dropout
-            dropped |= _uniform(*draws, lane=15) < data.joint_dropout
+            dropped = uniform(*draws, draw=14) < data.text_dropout
+            dropped |= uniform(*draws, draw=15) < data.joint_dropout
             sizes |= {'text': np.where(dropped, 0, prompt), 'pixels': patches}
             if self._pool:
                 sizes['representation'] = patches // self._pool**2 + 1
@@ -162,7 +164,7 @@ class SyntheticSizes:
         return np.stack([sizes[name] for name in SIZES], 1)
 
     def _caption(self, draws) -> np.ndarray:
-        return _tokens(*self._kind.caption, *_normals(draws, 16))
+        return tokens_of(self._kind.caption, draws, 16)
 
 
 class _Coco:
@@ -191,37 +193,13 @@ class _Laion:
 KINDS = {'coco': _Coco, 'laion': _Laion}
 
 
-def fitted_patches(height, width, data, pool, chance) -> np.ndarray:
-    """int64[S]: patches by `pipeline.image_size`, with the `data.sizes` entry of `chance`."""
-    sizes = np.array([size for size, _ in data.sizes])
-    weights = np.cumsum([weight for _, weight in data.sizes], dtype=float)
-    longest = sizes[np.searchsorted(weights / weights[-1], chance)]
-    short, long = np.minimum(height, width), np.maximum(height, width)
-    unit = patch_grid.unit(pool)
-    most = np.minimum(longest, np.maximum(long, sizes.min())).astype(np.int64)
-    units = most // (unit * data.patch_size)
-    exact = units * short / long
-    below, above = np.maximum(np.floor(exact), 1), np.maximum(np.ceil(exact), 1)
-    nearest = np.where(exact * exact <= below * above, below, above)
-    return unit**2 * units * nearest.astype(np.int64)
-
-
-def _uniform(key: int, *numbers: np.ndarray, lane: int) -> np.ndarray:
-    """float64[S] in (0, 1), a hash of the key, the numbers and the lane."""
-    state = np.full(len(numbers[0]), key, np.uint64)
-    for number in (*numbers, np.uint64(lane)):
-        state = hash64(state ^ np.asarray(number, np.uint64))
-    return ((state >> np.uint64(12)).astype(float) + 0.5) / 2**52
-
-
-def _normals(draws, lane: int) -> tuple[np.ndarray]:
-    return (_normal(_uniform(*draws, lane=lane), _uniform(*draws, lane=lane + 1)),)
-
-
 def _normal(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Standard normal from two uniforms (Box-Muller)."""
     return np.sqrt(-2 * np.log(one)) * np.cos(2 * np.pi * two)
 
 
-def _tokens(median: float, spread: float, normal: np.ndarray) -> np.ndarray:
+def tokens_of(distribution: tuple[float, float], draws, number: int) -> np.ndarray:
+    """int64[S]: log-normal lengths of (median, spread of the logarithm) from two draws."""
+    median, spread = distribution
+    normal = _normal(uniform(*draws, draw=number), uniform(*draws, draw=number + 1))
     return np.maximum(np.rint(median * np.exp(spread * normal)), 1).astype(np.int64)

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from rf_jax.data import image_ops, pipeline
+from rf_jax.data import fitting, image_ops
 from rf_jax.posttraining.rewards import Prompt, Source
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.runtime.rng import generator
@@ -58,8 +58,7 @@ def _riddles(run, number: int, count: int) -> list[Prompt]:
 
 def _rung(run):
     """Of the run's first source of scenes."""
-    sources = (source for source, *_ in run.batches.examples['text_to_image'])
-    source = next((each for each in sources if hasattr(each, 'scene')), None)
+    source = next((each for each in run.batches.sources if hasattr(each, 'scene')), None)
     require(source, 'grpo.prompts: prompts of scenes need a source scenes: in data.sources')
     return source.rung
 
@@ -124,7 +123,7 @@ def _shown(run, number: int, count: int, fits: Callable):
                 image = source.image(index)
             except image_ops.BadImage:
                 continue
-            image = image_ops.resize(image, *pipeline.image_size(*image.shape[:2], run.config))
+            image = image_ops.resize(image, *fitting.image_size(*image.shape[:2], run.config))
             scene = source.scene(index) if hasattr(source, 'scene') else None
             yield Source(image, scene), record, rng
             break
@@ -137,12 +136,11 @@ def _shown(run, number: int, count: int, fits: Callable):
 
 def _examples(run, task: str, number: int):
     """Endlessly (source, index, rng)."""
-    known = run.batches.examples[task]
-    require(known, f'grpo.episode={run.config.grpo.episode!r}: data.sources has no example for it')
+    pools, count = run.batches.pools, run.batches.pools.count(task)
+    require(count, f'grpo.episode={run.config.grpo.episode!r}: data.sources has no example for it')
     rng = generator(run.config.seed, 'shown', number)
     while True:
-        source, index, _ = known[int(rng.integers(len(known)))]
-        yield source, index, rng
+        yield *pools.example(task, int(rng.integers(count))), rng
 
 
 def _pick(rng: np.random.Generator, choices: Sequence):

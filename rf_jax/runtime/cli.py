@@ -74,7 +74,11 @@ def placement_flags() -> Callable[[], dict]:
 
 
 def run(
-    main: Callable, required: Sequence[str] = (), multiprocess: bool = False, config: str = ''
+    main: Callable,
+    required: Sequence[str] = (),
+    multiprocess: bool = False,
+    config: str = '',
+    others: bool = False,
 ) -> None:
     """Like `absl.app.run(main)`, but UserError and unknown config fields print one line.
 
@@ -83,6 +87,7 @@ def run(
       required: flags that must be given.
       multiprocess: the command may run as one of several processes (runtime/distributed.py).
       config: default of --config.
+      others: flags that are not defined are given to main, behind the name of the program.
     """
     environment.make_output_robust()
     environment.prepare()
@@ -103,16 +108,19 @@ def run(
         except (Exception, KeyboardInterrupt) as error:
             _exit(error)
 
-    app.run(guarded, flags_parser=partial(_parse, required=required, config=config))
+    app.run(guarded, flags_parser=partial(_parse, required=required, config=config, others=others))
 
 
-def _parse(argv: Sequence[str], required: Sequence[str], config: str) -> Sequence[str]:
+def _parse(
+    argv: Sequence[str], required: Sequence[str], config: str, others: bool
+) -> Sequence[str]:
     flags.FLAGS.set_gnu_getopt(True)  # also parse flags that follow a positional argument
     try:
         argv = _with_config_file(argv, config)
-        rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            _fail(_stray(argv, rest[1]))
+        rest = flags.FLAGS(argv, known_only=others)
+        stray = [word for word in rest[1:] if not (others and word.startswith('--'))]
+        if stray:
+            _fail(_stray(argv, stray[0]))
         for name in required:
             if flags.FLAGS[name].value is None:
                 _fail(f'--{name} is missing (--helpshort lists all flags)')

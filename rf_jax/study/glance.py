@@ -55,7 +55,7 @@ def write(rf: str, pixels: str, prompts: Sequence[str], seed: int, out: Path) ->
     inspector = Inspector.load(rf)
     config = inspector.sampler.config.data
     sources = source_list.build(config.sources, config.max_pixels)
-    shown = next(source for source in sources if source_list.with_image(source))
+    shown = source_list.with_images(sources, inspector.sampler.tokenizer, config)[0]
     numbers = source_list.with_image(shown)
     training = [*retrieval.readable(shown, numbers, EXAMPLES).values()]
     generated = inspector.sampler.generate(prompts, seed)

@@ -69,6 +69,11 @@ FIELDS: Mapping[str, Bounds] = {
         'dropout_keeps_positions': Boolean(),
         'prompt_loss': Boolean(),
         'max_pixels': Whole(1, 2**63 - 1),
+        'weights': Pairs(Pair(
+            NATURAL, Each(NOT_NEGATIVE), 'pairs (step, weights of at least 0) as in '
+            "--config.data.weights='((0, (3, 1)), (10000, (1, 1)))'")),
+        'lanes': COUNT,
+        'cache_megabytes': NATURAL,
         'prefetch': NATURAL,
         'threads': NATURAL,
     }),

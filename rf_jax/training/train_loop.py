@@ -72,7 +72,8 @@ class Run(jitted.Programs):
 
 
 def find_tokenizer(config, folder: Path, found) -> Tokenizer:
-    """The run's own, else `tokenizer.path`, else that of `initialise_from`, else a new one.
+    """The run's own, else `tokenizer.path`, else that of a prepared set, else that of
+    `initialise_from`, else a new one.
 
     The run's own is used once there is a checkpoint, or if the config still asks for the same
     tokenizer. Raises UserError.
@@ -82,6 +83,9 @@ def find_tokenizer(config, folder: Path, found) -> Tokenizer:
         return _load_tokenizer(own)
     if config.tokenizer.path:
         return _load_tokenizer(config.tokenizer.path)
+    for source in filter(source_list.is_indexed, found):
+        if source.tokenizer:
+            return _load_tokenizer(source.tokenizer)
     folders = weight_sources.with_text(config)
     for other in filter(None, map(tokenizer_file, folders)):
         return _load_tokenizer(other)
@@ -153,6 +157,8 @@ def build(
     tokenizer = parse_tokenizer(
         distributed.broadcast(lambda: find_tokenizer(config, folder, found).model_bytes)
     )
+    if one_first:  # the index of shards, which needs the tokenizer
+        distributed.main_first(partial(source_list.open_shards, found, tokenizer, config.data))
     distributed.connect(mesh_)
     process = jax.process_index()
     require(process in rows, f'process {process} has none of the devices of the run')

@@ -291,3 +291,45 @@ def test_a_long_caption_has_two_lines():
         return int((dark[1:] & ~dark[:-1]).sum())
 
     assert (lines(one), lines(two)) == (1, 2)
+
+
+def photo(height, width):
+    """Smooth noise of all scales, with sharp edges."""
+    rng, found = np.random.default_rng(0), np.zeros((height, width, 3))
+    for side in (4, 16, 64, 256):
+        noise = Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8))
+        found += np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC)) / side**0.5
+    found = 255 * (found - found.min()) / np.ptp(found)
+    found[height // 3 : height // 2, width // 4 : width // 2] = (250, 20, 20)
+    return found.astype(np.uint8)
+
+
+@pytest.mark.parametrize('orientation', [1, 6])
+def test_a_jpeg_is_decoded_at_a_fraction_that_stays_twice_as_large_as_needed(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(photo(640, 960)), 'JPEG', quality=95, exif=exif)
+    whole = image_ops.read_rgb(data, MANY)
+    for divisor, fraction in ((3.9, 1), (4, 2), (7.9, 2), (8, 4), (16, 8), (60, 8)):
+        size = tuple(int(side / divisor) for side in whole.shape[:2])
+        read, wanted = image_ops.read_rgb(data, MANY, size), image_ops.resize(whole, *size)
+        assert np.sqrt(((read.astype(int) - wanted) ** 2).mean()) < 2.1
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft(None, (960 // fraction, 640 // fraction))
+            part = np.array(
+                image.transpose(Image.Transpose.ROTATE_270) if orientation > 1 else image
+            )
+        assert part.shape[:2] == tuple(side // fraction for side in whole.shape[:2])
+        np.testing.assert_array_equal(read, image_ops.resize(part, *size))
+
+
+def test_resizing_while_reading_is_resizing_afterwards():
+    large = encoded(Image.fromarray(photo(640, 960)), 'JPEG')
+    for data in (encoded(Image.fromarray(NOISE)), encoded(Image.fromarray(NOISE), 'WEBP'), large):
+        whole = image_ops.read_rgb(data, MANY)
+        for size in ((24, 40), (7, 5), (300, 200)):
+            if data is not large or size == (300, 200):  # no draft
+                read = image_ops.read_rgb(data, MANY, size)
+                np.testing.assert_array_equal(read, image_ops.resize(whole, *size))
+    with pytest.raises(BadImage, match='more than'):
+        image_ops.read_rgb(large, 640 * 960 - 1, (8, 8))

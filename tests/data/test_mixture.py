@@ -6,7 +6,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from rf_jax.data.mixture import Mixture, hash64, shuffled
+from rf_jax.data.hashing import hash64
+from rf_jax.data.mixture import Mixture, shuffled
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 4, 5, 7, 8, 9, 97, 128, 1000, 1851, 65_537])

@@ -12,7 +12,7 @@ from PIL import Image
 from configs import base
 from configs import emoji as emoji_config
 from rf_jax.data import captions, layout, pipeline, source_list, spans
-from rf_jax.data.image_cache import ImageCache
+from rf_jax.data.byte_cache import ByteCache
 from rf_jax.data.mixture import Example
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -312,7 +312,7 @@ def test_a_source_listed_several_times_is_sampled_as_often(make, folder, tmp_pat
     def shown(batches):
         mixture = batches.plan.mixture
         examples = mixture.window(0, {'text_only': mixture.counts['text_only']})  # one epoch
-        samples = [batches.examples['text_only'][i] for i in examples.index]
+        samples = [batches.pools['text_only'].entries[i] for i in examples.index]
         return Counter(source.record(index).captions for source, index, _ in samples)
 
     assert shown(once) == {('one',): 1, ('two',): 1}
@@ -351,8 +351,8 @@ def test_the_default_data_fills_its_rows():
     assert taken[:, :4].sum() / (len(rows) * capacity[:4].sum()) >= 0.8
 
 
-def test_the_image_cache_evicts_the_least_recently_used():
-    cache, made = ImageCache(megabytes=1), []
+def test_the_cache_evicts_the_least_recently_used():
+    cache, made = ByteCache(megabytes=1), []
 
     def get(key):
         def make():

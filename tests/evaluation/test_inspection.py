@@ -40,7 +40,7 @@ def test_codes_are_those_that_training_uses(trained):
         at = 0
         for draw in draws:
             if draw.task == 'text_to_image':
-                source, index, _ = run.batches.examples[draw.task][draw.index]
+                source, index = run.batches.pools[draw.task].at(draw.index)
                 spans = run.batches.spans(draw, decode=False)
                 if spans[-1].height * spans[-1].width == 16:  # 64 px, as the inspector fits them
                     images.append(source.image(index))

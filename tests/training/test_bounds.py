@@ -22,6 +22,7 @@ NUMERIC = {name: value for name, value in fields().items()
 OUTSIDE = {
     'seed': (-1, 2**63),
     'data.sizes': ((), (64,), ((64, 0.0),), ((64, math.nan),), ((64.0, 1.0),), ((64, 1.0, 2),)),
+    'data.weights': ((1,), ((0, 1),), ((-1, (1,)),), ((0, (-1.0,)),), ((0, (math.nan,)),)),
     'model.backbone.rope_sections': ((16, 8), (16, 8, -8), (16, 8, 8.0), 16),
     'model.representation.quantizer.data_init_steps': ((-1,), (0.5,), ('0',), 0),
     'model.representation.quantizer.temperature': (0.0,),

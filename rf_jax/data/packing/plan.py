@@ -1,16 +1,16 @@
 """The packing plan: which examples go into which row of which batch, as pure integers.
 
 The endless order of examples (`mixture.py`) is divided into windows, each of which fills the rows
-of a whole number of steps. Dividing a step gives its window, and a window is planned without those
-before it. An example that does not fit into its window moves to the next one; no example is used
-twice. The plan depends on (sizes, mixture, capacities, batch size) alone, not on the number of
+of a whole number of steps. A step gives its window (`timeline.py`), and a window is planned without
+those before it. An example that does not fit into its window moves to the next one; no example is
+used twice. The plan depends on (sizes, mixture, capacities, batch size) alone, not on the number of
 hosts, so a run can resume on any number of them. It holds only a few windows in memory.
 """
 
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from absl import logging
 
 from rf_jax.data.mixture import Example, Examples, Mixture, concatenate
 from rf_jax.data.packing import bins
+from rf_jax.data.packing.timeline import Phase, Timeline
 from rf_jax.runtime.rng import generator
 
 WINDOW = 2**16  # most examples of a window, about: what a plan holds in memory
@@ -62,6 +63,8 @@ class Plan:
 
     `sizes_of(task, index, epoch)` gives int[S, d] for int64[S] indices and epochs, without decoding
     an image; `capacity` int[d]. `counts['examples_without_room']` counts the examples left out.
+    `later`: mixtures of the same examples with other weights, and the steps from which they hold,
+    ascending. `window`: most examples of a window, about.
     Raises ValueError when an example exceeds an empty row.
     """
 
@@ -72,6 +75,8 @@ class Plan:
         capacity,
         batch_size: int,
         counts: Counter | None = None,
+        later: Sequence[tuple[int, Mixture]] = (),
+        window: int | None = None,
     ):
         self.mixture = mixture
         self.sizes_of = sizes_of
@@ -80,7 +85,14 @@ class Plan:
         self.counts = Counter() if counts is None else counts
         self._windows: dict[int, Future] = {}
         self._lock = threading.Lock()  # reader threads share the plan
-        self.steps_per_window, self.examples_per_task = self._window_size()
+        self.most_examples = window or WINDOW
+        self._phases = [(0, mixture), *later]
+        self.tasks = tuple(dict.fromkeys(task for _, mixed in self._phases for task in mixed.tasks))
+        self._timeline = Timeline((), self.tasks)
+        for first_step, mixed in self._phases:
+            self._timeline.add(self._phase(first_step, mixed))
+        first = self._timeline.window(0)
+        self.steps_per_window, self.examples_per_task = first.steps, first.sizes
 
     @property
     def examples_per_window(self) -> int:
@@ -94,10 +106,11 @@ class Plan:
 
     def rows(self, step: int, which: Iterable[int] | None = None) -> list[list[Example]]:
         """The examples of the rows `which` of global batch `step`; default: all rows."""
-        number, at = divmod(step, self.steps_per_window)
-        window = self.window(number)
-        self._prepare(number + 1)
+        span = self._timeline.at(step)
+        window = self.window(span.number)
+        self._prepare(span.number + 1)
         which = range(self.batch_size) if which is None else which
+        at = step - span.first_step
         return [window.row(at * self.batch_size + i) for i in which]
 
     def window(self, number: int) -> Window:
@@ -139,8 +152,8 @@ class Plan:
             left_out = int((at < 0).sum())
         if left_out:
             self.counts['examples_without_room'] += left_out
-        if left_out > self.examples_per_window // 100:
-            logging.warning('no room for %d of %d examples', left_out, self.examples_per_window)
+        if left_out > len(examples) // 100:
+            logging.warning('no room for %d of %d examples', left_out, len(examples))
         # Packing starts with the largest examples and the first rows: shuffle, to hide that order.
         shuffled = generator(self.mixture.seed, 'rows', number).permutation(len(room))
         row = np.where(row < 0, -1, shuffled[row])
@@ -158,9 +171,11 @@ class Plan:
 
     def _packed(self, number: int) -> _Packed:
         """The window without what earlier windows leave over."""
-        examples = self.mixture.window(number, self.examples_per_task)
+        span = self._timeline.window(number)
+        mixture = [mixed for first, mixed in self._phases if first <= span.first_step][-1]
+        examples = mixture.window(number, span.sizes, span.starts)
         sizes = self.sizes(examples)
-        row, room = bins.pack(sizes, self.capacity, self.steps_per_window * self.batch_size)
+        row, room = bins.pack(sizes, self.capacity, span.steps * self.batch_size)
         return _Packed(examples, sizes, row, room)
 
     def sizes(self, examples: Examples) -> np.ndarray:
@@ -175,16 +190,17 @@ class Plan:
                 sizes[part] = self.sizes_of(task, examples.index[part], examples.epoch[part])
         return sizes
 
-    def _window_size(self) -> tuple[int, dict[str, int]]:
-        """(steps, examples per task) of a window, estimated from the sizes of the first ones."""
-        total = min(max(self.mixture.examples_per_epoch(), LEAST), WINDOW)
-        per_task = self.mixture.examples_per_task(total)
-        examples = self.mixture.window(0, per_task)
+    def _phase(self, first_step: int, mixture: Mixture) -> Phase:
+        """Steps and examples of a window, estimated from the sizes of the first ones."""
+        total = min(max(mixture.examples_per_epoch(), LEAST), self.most_examples)
+        per_task = mixture.examples_per_task(total)
+        examples = mixture.window(0, per_task, self._timeline.positions(first_step))
         sizes = self.sizes(examples)
         rows = bins.fewest_rows(sizes, self.capacity) * self._headroom(examples.task, sizes)
         steps = max(1, round(rows / self.batch_size))
         scale = steps * self.batch_size / rows
-        return steps, {task: max(1, int(count * scale)) for task, count in per_task.items()}
+        sizes = {task: max(1, int(count * scale)) for task, count in per_task.items()}
+        return Phase(first_step, steps, sizes)
 
     def _headroom(self, task: np.ndarray, sizes: np.ndarray) -> float:
         """Factor on the number of rows that leaves room for windows with larger examples."""

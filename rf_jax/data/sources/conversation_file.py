@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from rf_jax.data import messages
 from rf_jax.data.image_ops import BadImage, read_rgb
-from rf_jax.data.messages import ImagePart, Message
+from rf_jax.data.messages import Message
 from rf_jax.data.records import Skips
 from rf_jax.data.sources import listing
 
@@ -36,9 +36,9 @@ class FileConversation:
     files: tuple[Path, ...]
     max_pixels: int
 
-    def image(self, number: int) -> np.ndarray:
+    def image(self, number: int, size=None) -> np.ndarray:
         """uint8 [h, w, 3]; raises BadImage."""
-        return read_rgb(self.files[number], self.max_pixels)
+        return read_rgb(self.files[number], self.max_pixels, size)
 
 
 def read(
@@ -83,7 +83,7 @@ def numbered(
 
     Raises BadImage, which names the image.
     """
-    names = [name for message in parsed for name in message.images]
+    found, names = messages.renumbered(parsed)
     opened = []
     for name in names:
         try:
@@ -93,15 +93,4 @@ def numbered(
         if size[0] * size[1] > max_pixels:
             raise BadImage(f'{name}: more than data.max_pixels')
         opened.append((file, size))
-    numbers = iter(range(len(names)))
-    renumbered = tuple(
-        replace(
-            message,
-            parts=tuple(
-                replace(part, image=next(numbers)) if isinstance(part, ImagePart) else part
-                for part in message.parts
-            ),
-        )
-        for message in parsed
-    )
-    return renumbered, tuple(size for _, size in opened), tuple(file for file, _ in opened)
+    return found, tuple(size for _, size in opened), tuple(file for file, _ in opened)

@@ -61,8 +61,13 @@ def fields(entry: dict) -> tuple[str, dict]:
         raise ValueError(f'no "file" (there is {", ".join(map(str, entry)) or "nothing"})')
     if not isinstance(entry[name], str):
         raise ValueError(f'"{name}" is not a string')
+    return entry[name], texts(entry)
+
+
+def texts(entry: dict) -> dict:
+    """The fields of a Record that an entry has. Raises ValueError that says what is wrong."""
     caption = next((key for key in _CAPTION_FIELDS if key in entry), 'caption')
-    return entry[name], {
+    return {
         'captions': _strings(caption, entry.get(caption, ())),
         'tags': _strings('tags', entry.get('tags', ())),
         'kind': ' '.join(_strings('kind', entry.get('kind', ''))),

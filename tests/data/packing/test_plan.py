@@ -13,14 +13,15 @@ import pytest
 
 from configs import base
 from rf_jax.data import chat_format, layout, spans
+from rf_jax.data.fitting import image_size, patches, picks
+from rf_jax.data.hashing import hash64
 from rf_jax.data.layout import SIZES
-from rf_jax.data.mixture import Mixture, hash64
+from rf_jax.data.mixture import Mixture
 from rf_jax.data.packing import plan as plans
 from rf_jax.data.packing.bins import recommended_capacity
 from rf_jax.data.packing.plan import Plan
-from rf_jax.data.pipeline import image_size
 from rf_jax.planning import packing_stats
-from rf_jax.planning.packing_stats import KINDS, SyntheticSizes, fitted_patches
+from rf_jax.planning.packing_stats import KINDS, SyntheticSizes
 
 CAPACITY = np.array([20, 8, 10, 32, 2, 2])
 
@@ -252,7 +253,9 @@ def test_synthetic_images_are_resized_as_real_ones_are(pool):
         np.prod(image_size(int(h), int(w), config, int(size))) // 16**2
         for h, w, size in zip(height, width, longest)
     ]
-    np.testing.assert_array_equal(fitted_patches(height, width, config.data, pool, chance), wanted)
+    np.testing.assert_array_equal(picks(chance, config.data.sizes), longest)
+    found = patches(height, width, longest, config.data, pool)
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_program_can_exit_while_a_window_is_planned():

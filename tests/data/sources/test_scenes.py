@@ -143,8 +143,8 @@ def test_millions_of_scenes_cost_no_start_up_time(config, monkeypatch):
     assert 1000 < len(made) <= 2000
     made.clear()
     batches = Batches(config, found, tokenizer)
-    assert len(batches.examples['image_to_text']) == 1_000_000 and len(made) <= 300
-    assert all(piece is None for _, _, piece in batches.examples['text_to_image'][:9])
+    assert batches.pools.count('image_to_text') == 1_000_000 and len(made) <= 300
+    assert all(piece is None for _, _, piece in batches.pools['text_to_image'].entries[:9])
     pixels = batches.batch(0)['pixels']
     assert np.ptp(pixels) > 100 and not batches.counts['text_truncated']
     assert found[0].record(123_456).captions == build(config.data.sources).record(123_456).captions

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from tfds_writing import prepare
 
 from rf_jax.data import source_list
 from rf_jax.data.records import Record
@@ -22,23 +23,6 @@ def encoded(height: int, width: int) -> io.BytesIO:
     buffer = io.BytesIO()
     Image.fromarray(np.full((height, width, 3), height, np.uint8)).save(buffer, 'PNG')
     return io.BytesIO(buffer.getvalue())
-
-
-def prepare(tfds, name, directory, features, examples):
-    """Writes a tiny set as a user's own builder would; it is then read from disk alone."""
-
-    def info(self):
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-    methods = {
-        'VERSION': tfds.core.Version('1.0.0'),
-        '_info': info,
-        '_split_generators': lambda self, _: {'train': self._generate_examples()},
-        '_generate_examples': lambda self: enumerate(examples),
-    }
-    with tfds.core.registered.skip_registration():
-        builder = type(name, (tfds.core.GeneratorBasedBuilder,), methods)
-    builder(data_dir=directory, file_format='array_record').download_and_prepare()
 
 
 @pytest.fixture(scope='module')

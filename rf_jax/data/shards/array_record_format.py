@@ -1,0 +1,118 @@
+"""Examples of TensorFlow Datasets in ArrayRecord files, read without TensorFlow."""
+
+import functools
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+from rf_jax.data.shards import sample
+from rf_jax.data.shards.sample import Sample
+from rf_jax.data.sources import tfds_features
+from rf_jax.data.sources.tfds_features import Features
+from rf_jax.runtime.errors import UserError
+
+_TOGETHER = 256  # records that a scan reads at a time
+_OPEN = 256  # most files held open
+_CAPTIONED, _TALK = 0, 1  # which of its samples a record is read as, in place of a length
+
+
+class ArrayRecord:
+    """A `reader.Format`: an offset is the number of a record.
+
+    A record with a captioned image and a conversation gives two samples. `name`: of the source;
+    `folder`: that of the files and of features.json. Raises UserError if there is none, or it has
+    nothing to learn from.
+    """
+
+    def __init__(self, name: str, folder: str, megabytes: int = 0):
+        del megabytes  # files are on a disk
+        self._parse, self._features = _features(name, folder)
+        self._readers: OrderedDict[str, object] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def depends_on(self) -> str:
+        """What a sample depends on beside its record."""
+        found = self._features
+        return f'{found.image}, {found.words}, {found.talk}, {found.images}, {found.names}'
+
+    def read(self, path: str, samples: np.ndarray, row: int) -> Sample:
+        number = int(samples[row]['offset'])
+        try:
+            (record,) = self._reader(path).read([number])
+        except (ValueError, RuntimeError, IndexError) as error:
+            raise ValueError(_line(error)) from None
+        return self._sample(f'{number}', self._parse(record), int(samples[row]['blocks']))
+
+    def scan(self, path: str) -> Iterator[tuple[str, Callable[[], Sample], int, int]]:
+        try:
+            reader = self._reader(path)
+            count = reader.num_records()
+            for start in range(0, count, _TOGETHER):
+                numbers = range(start, min(start + _TOGETHER, count))
+                for number, record in zip(numbers, reader.read(list(numbers))):
+                    example = self._parse(record)
+                    for part in self._parts():
+                        read = partial(self._sample, f'{number}', example, part)
+                        yield f'record {number} of {path}', read, number, part
+        except RuntimeError as error:
+            raise ValueError(f'damaged or truncated: {_line(error)}') from None
+
+    def _parts(self) -> list[int]:
+        found = self._features
+        return [_CAPTIONED] * found.captioned + [_TALK] * bool(found.talk)
+
+    def _sample(self, key: str, example: dict, part: int) -> Sample:
+        found = self._features
+        if part == _CAPTIONED:
+            text = json.dumps({'caption': found.captions(example)})
+            return sample.from_members(key, {'json': text.encode(), 'png': example[found.image]})
+        images = {f'{n}.png': image for n, image in enumerate(found.encoded(example))}
+        text = json.dumps({'messages': found.turns(example)})
+        return sample.from_members(key, {'json': text.encode(), **images})
+
+    def _reader(self, path: str):
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        with self._lock:
+            if path not in self._readers:
+                if not os.path.exists(path):
+                    raise UserError(f'the shard {path} is gone since the start of the run')
+                # Without this, every access reads whole chunks ahead.
+                found = ArrayRecordReader(path, options='readahead_buffer_size:0')
+                if not found.ok():
+                    raise ValueError('damaged, truncated or no ArrayRecord file')
+                self._readers[path] = found
+            self._readers.move_to_end(path)
+            while len(self._readers) > _OPEN:
+                self._readers.popitem(last=False)
+            return self._readers[path]
+
+
+def _features(name: str, folder: str) -> tuple[Callable[[bytes], dict], Features]:
+    """(function from a record to an example, what to read of it)."""
+    try:
+        import array_record.python.array_record_module  # noqa: F401
+        import tensorflow_datasets as tfds  # takes a second, and is an optional dependency
+    except ImportError as error:
+        raise UserError(
+            f"data.sources: {name} needs tensorflow_datasets: pip install 'rf_jax[tfds]'"
+        ) from error
+    try:
+        features = tfds.features.FeaturesDict.from_config(folder)
+    except Exception as error:  # of many kinds
+        raise UserError(
+            f'data.sources: {name} needs the features.json that tensorflow_datasets writes beside '
+            f'its files; {folder}/features.json cannot be read: {_line(error)}'
+        ) from None
+    found = tfds_features.find(tfds, features, name)
+    return functools.partial(features.deserialize_example_np, decoders=found.decoders), found
+
+
+def _line(error: Exception) -> str:
+    return ' '.join(f'{type(error).__name__}: {error}'.split())[:160]

@@ -1,0 +1,124 @@
+"""Random access to the samples of many shards, through their indices."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from rf_jax.data.records import BadImage
+from rf_jax.data.shards import index
+from rf_jax.data.shards.index import IMAGE, SAMPLE, Index
+from rf_jax.data.shards.sample import Sample
+from rf_jax.runtime.errors import UserError
+
+TOGETHER = 64  # samples that follow each other in the order of a pass, read from a bucket at once
+_OPEN = 2**10  # most indices held at a time
+
+
+class Format(Protocol):
+    """How samples lie in a shard: `tar_format.Tar`, `array_record_format.ArrayRecord`."""
+
+    def read(self, path: str, samples: np.ndarray, row: int) -> Sample:
+        """Sample `row` of a shard whose index has SAMPLE[S].
+
+        Raises ValueError if it is not as the index says, UserError if the shard is gone.
+        """
+
+    def scan(self, path: str) -> Iterator[tuple[str, Callable[[], Sample], int, int]]:
+        """(name, its sample, offset, length in blocks) of everything in a shard, in order.
+
+        The function raises what is wrong with one sample as `sample.from_members` does. Raises
+        ValueError where the shard is damaged or ends too early.
+        """
+
+
+class Shards:
+    """Shards of one kind, their samples numbered through.
+
+    `paths`: of the shards. `counts`: samples of each. `open_index(path)`: the index of a shard.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        counts: Sequence[int],
+        open_index: Callable[[str], Index],
+        format: Format,
+    ):
+        self._paths = list(paths)
+        self._starts = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))])
+        self._open_index = open_index
+        self._indices: OrderedDict[int, Index] = OrderedDict()
+        self._lock = threading.Lock()
+        self._format = format
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def samples(self, numbers: np.ndarray) -> np.ndarray:
+        """SAMPLE[S] of samples int64[S]. Raises UserError for an index that cannot be read."""
+        found = np.empty(len(numbers), SAMPLE)
+        for shard, where, rows in self._by_shard(numbers):
+            found[where] = self._index(shard).samples[rows]
+        return found
+
+    def images(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(IMAGE[M], int64[M]: whose it is) of all images of conversations int64[S]."""
+        owners, images = [], []
+        for shard, where, rows in self._by_shard(numbers):
+            found = self._index(shard)
+            samples = found.samples[rows]
+            counts = samples['images'].astype(np.int64)
+            starts = np.repeat(index.first(samples) - np.cumsum(counts) + counts, counts)
+            images.append(found.images[starts + np.arange(counts.sum())])
+            owners.append(np.repeat(where, counts))
+        if not images:
+            return np.zeros(0, IMAGE), np.zeros(0, np.int64)
+        return np.concatenate(images), np.concatenate(owners)
+
+    def read(self, number: int) -> Sample:
+        """Raises BadImage if the sample is not as the index says, UserError if it is gone."""
+        shard = int(np.searchsorted(self._starts, number, 'right')) - 1
+        row = number - int(self._starts[shard])
+        samples = self._index(shard).samples
+        try:
+            return self._format.read(self._paths[shard], samples, row)
+        except UserError:  # a ValueError too
+            raise
+        except ValueError as error:
+            raise BadImage(f'sample {row} of {self._paths[shard]}: {error}') from None
+
+    def where(self, number: int) -> str:
+        """Names a sample in messages."""
+        shard = int(np.searchsorted(self._starts, number, 'right')) - 1
+        return f'sample {number - int(self._starts[shard])} of {self._paths[shard]}'
+
+    def _index(self, shard: int) -> Index:
+        with self._lock:
+            if shard in self._indices:
+                self._indices.move_to_end(shard)
+                return self._indices[shard]
+        found = self._open_index(self._paths[shard])
+        expected = int(self._starts[shard + 1] - self._starts[shard])
+        if len(found) != expected:
+            raise UserError(
+                f'{index.path_of(self._paths[shard])} has {len(found):,} samples, expected '
+                f'{expected:,}: it is of another shard; prepare or index the set again'
+            )
+        with self._lock:
+            self._indices[shard] = found
+            while len(self._indices) > _OPEN:
+                self._indices.popitem(last=False)
+        return found
+
+    def _by_shard(self, numbers: np.ndarray):
+        """(shard, positions in `numbers`, rows of the shard) of each shard that has some."""
+        shards = np.searchsorted(self._starts, numbers, 'right') - 1
+        order = np.argsort(shards, kind='stable')
+        ends = np.flatnonzero(np.diff(shards[order], append=-1)) + 1
+        for start, end in zip(np.concatenate([[0], ends[:-1]]), ends):
+            where = order[start:end]
+            shard = int(shards[where[0]])
+            yield shard, where, numbers[where] - self._starts[shard]

@@ -1,0 +1,77 @@
+"""Samples in tar files: one by its range of bytes, or all from start to end."""
+
+import io
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+from rf_jax.data.byte_cache import ByteCache
+from rf_jax.data.shards import sample, tar
+from rf_jax.data.shards.index import BLOCK
+from rf_jax.data.shards.reader import TOGETHER
+from rf_jax.data.shards.sample import Sample
+from rf_jax.runtime import storage
+from rf_jax.runtime.errors import UserError
+
+_AHEAD = 2**24  # bytes that a scan reads at a time
+
+
+class Tar:
+    """A `reader.Format`.
+
+    `megabytes`: of what was read from a bucket, at most, that is held for samples needed soon.
+    """
+
+    def __init__(self, megabytes: int):
+        self._ranges = ByteCache(megabytes)
+
+    def read(self, path: str, samples: np.ndarray, row: int) -> Sample:
+        return sample.from_members(*tar.members(self._bytes(path, samples, row)))
+
+    def scan(self, path: str) -> Iterator[tuple[str, Callable[[], Sample], int, int]]:
+        file = io.BufferedReader(_Ranges(path), _AHEAD)
+        for key, members, offset, blocks in tar.scan(file):
+            yield key, partial(sample.from_members, key, members), offset, blocks
+
+    def _bytes(self, path: str, samples: np.ndarray, row: int) -> bytes:
+        start, length = _range(samples[row], samples[row])
+        if storage.is_local(path):
+            return _read(path, start, length)
+        first = row // TOGETHER * TOGETHER
+        last = min(first + TOGETHER, len(samples)) - 1
+        begin, many = _range(samples[first], samples[last])
+        block = self._ranges.get((path, first), lambda: _read(path, begin, many))
+        return block[start - begin : start - begin + length]
+
+
+def _range(first: np.ndarray, last: np.ndarray) -> tuple[int, int]:
+    """(start, length) in bytes from one sample to the end of another."""
+    start = int(first['offset'])
+    end = int(last['offset']) + int(last['blocks'])
+    return start * BLOCK, (end - start) * BLOCK
+
+
+def _read(path: str, start: int, length: int) -> bytes:
+    try:
+        return storage.read_range(path, start, length)
+    except FileNotFoundError:
+        raise UserError(
+            f'the shard {path} is gone since the start of the run; put it back and start again'
+        ) from None
+
+
+class _Ranges(io.RawIOBase):
+    """A file on a disk or in a bucket, read from start to end."""
+
+    def __init__(self, path: str):
+        self._path, self._at, self._size = path, 0, storage.size(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        length = min(len(buffer), self._size - self._at)
+        buffer[:length] = _read(self._path, self._at, length) if length else b''
+        self._at += length
+        return length

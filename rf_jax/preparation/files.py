@@ -1,0 +1,91 @@
+"""Large files: read from start to end or at any place, written whole or not at all."""
+
+import contextlib
+import io
+import mmap
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from rf_jax.runtime import storage
+
+_TEMPORARY = '.tmp'
+
+
+class Ranged(io.RawIOBase):
+    """A file on a disk or in a bucket that can be read at any place."""
+
+    def __init__(self, path: str):
+        self._path, self._at, self._size = path, 0, storage.size(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer) -> int:
+        length = max(0, min(len(buffer), self._size - self._at))
+        if length:
+            buffer[:length] = storage.read_range(self._path, self._at, length)
+        self._at += length
+        return length
+
+
+def scratch(path: str) -> BinaryIO:
+    """An unnamed file to write and read again: beside `path`, or on this machine if that is in a
+    bucket; gone when it is closed.
+    """
+    folder = _folder(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return tempfile.NamedTemporaryFile(dir=folder, prefix='.', suffix=_TEMPORARY)
+
+
+@contextlib.contextmanager
+def new(path: str) -> Iterator[BinaryIO]:
+    """A local file to write, which becomes `path` at the end of the block if nothing is raised."""
+    folder = _folder(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f'.{secrets.token_hex(6)}{_TEMPORARY}'
+    try:
+        with open(temporary, 'w+b') as file:
+            yield file
+            file.flush()
+            if storage.is_local(path):
+                os.fsync(file.fileno())
+                temporary.replace(path)
+            else:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    storage.write(path, data)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _folder(path: str) -> Path:
+    return Path(path).parent if storage.is_local(path) else Path(tempfile.gettempdir())
+
+
+def remove_unfinished(folder: str) -> None:
+    """Removes what a process left that was killed while it wrote here."""
+    if storage.is_local(folder):
+        for path in Path(folder).glob(f'.*{_TEMPORARY}'):
+            path.unlink(missing_ok=True)
+
+
+def remove(folder: str) -> None:
+    """Removes a folder with all that is in it."""
+    if storage.is_local(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        storage.located(folder).rmtree()

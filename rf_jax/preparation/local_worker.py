@@ -1,0 +1,33 @@
+"""A worker process of Beam on this machine: quiet, and gone once the command that started it is."""
+
+import logging
+import os
+import sys
+import threading
+import time
+
+_LOOK = 1.0  # seconds
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os._exit(1)
+
+
+def _main() -> None:
+    # With a handler there, Beam adds none that prints to stderr beside the log of the command.
+    logging.getLogger().addHandler(logging.NullHandler())
+    from apache_beam.runners.worker import sdk_worker_main
+
+    parent = os.getppid()
+    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
+    try:
+        sdk_worker_main.main(sys.argv)
+    except Exception:
+        if os.getppid() == parent:
+            raise
+
+
+if __name__ == '__main__':
+    _main()

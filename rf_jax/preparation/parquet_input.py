@@ -1,0 +1,161 @@
+"""Parquet files with an image in each row, and a caption or a conversation."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rf_jax.data.records import BadImage
+from rf_jax.data.shards import sample
+from rf_jax.data.shards.sample import IMAGE_EXTENSIONS, Sample
+from rf_jax.data.sources import listing
+from rf_jax.preparation import files, unit
+from rf_jax.preparation.unit import Unit
+from rf_jax.runtime import storage
+from rf_jax.runtime.errors import UserError
+
+_IMAGES = ('image', 'images', *IMAGE_EXTENSIONS, 'img', 'picture', 'image_bytes', 'bytes')
+_TEXTS = ('caption', 'captions', 'text', 'texts', 'sentence', 'sentences', 'description',
+          'prompt', 'alt_text', 'txt', 'title')  # fmt: skip
+_CONVERSATIONS = ('messages', 'conversations')
+_KEYS = ('key', '__key__', 'id', 'file_name')
+_ROWS = 64  # decoded at a time
+_BUFFER = 2**22  # bytes read at a time of each column
+
+
+class ParquetInput:
+    """An `unit.Input`: `parquet:/path/*.parquet`. Needs pyarrow."""
+
+    def units(self, entry: int, argument: str) -> list[Unit]:
+        return unit.of_files(entry, 'parquet', argument, '*.parquet')
+
+    def samples(self, unit: Unit) -> Iterator[tuple[str, Callable[[], Sample]]]:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        try:
+            with parquet.ParquetFile(
+                pa.PythonFile(files.Ranged(unit.path), 'r'), buffer_size=_BUFFER, pre_buffer=False
+            ) as file:
+                columns = _columns(file.schema_arrow, unit.path)
+                number = 0
+                for batch in file.iter_batches(_ROWS, columns=columns.names()):
+                    for row in batch.to_pylist():
+                        yield f'row {number}', partial(columns.sample, row, number, unit.path)
+                        number += 1
+        except pa.ArrowException as error:
+            reason = ' '.join(str(error).split())[:200]
+            raise ValueError(f'damaged, truncated or no Parquet: {reason}') from None
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns that are read; '' where there is none."""
+
+    image: str
+    text: str
+    conversation: str
+    key: str
+    others: tuple[str, ...]  # tags, kind, questions
+
+    def names(self) -> list[str]:
+        own = (self.image, self.text, self.conversation, self.key, *self.others)
+        return [name for name in own if name]
+
+    def sample(self, row: Mapping[str, Any], number: int, path: str) -> Sample:
+        entry = {name: row[name] for name in self.others}
+        images = row.get(self.image)
+        images = images if isinstance(images, list) else [images]
+        encoded = [_bytes(image, path) for image in images if image is not None]
+        messages = row.get(self.conversation)
+        if messages is not None:
+            entry['messages'] = json.loads(messages) if isinstance(messages, str) else messages
+            members = {f'{n}.jpg': image for n, image in enumerate(encoded)}
+        else:
+            if not encoded:
+                raise BadImage('there is no image')
+            entry['caption'] = row.get(self.text) or ''
+            members = {'jpg': encoded[0]}
+        key = str(row.get(self.key) or number)
+        return sample.from_members(key, {'json': json.dumps(entry).encode(), **members})
+
+
+def _columns(schema, path: str) -> _Columns:
+    """Raises UserError, which names the columns, if there is no image, or no text."""
+    lower = {name.lower(): name for name in reversed(schema.names)}
+    images = {name for name in schema.names if _is_image(schema.field(name).type)}
+    texts = {name for name in schema.names if _is_text(schema.field(name).type)}
+
+    def first(names, among=None) -> str:
+        found = (lower[name] for name in names if name in lower)
+        return next((name for name in found if among is None or name in among), '')
+
+    columns = _Columns(
+        first(_IMAGES, images) or next((name for name in schema.names if name in images), ''),
+        first(_TEXTS, texts),
+        first(_CONVERSATIONS),
+        first(_KEYS),
+        tuple(name for name in ('tags', 'kind', 'questions') if name in schema.names),
+    )
+    missing = [] if columns.image or columns.conversation else ['image']
+    missing += [] if columns.text or columns.conversation else ['caption, text or messages']
+    if missing:
+        raise UserError(
+            f'{path} has no column of {" and none of ".join(missing)}; its columns are '
+            + ', '.join(f'{field.name}: {field.type}' for field in schema)
+        )
+    return columns
+
+
+def _is_image(type) -> bool:
+    """Bytes, Hugging Face's {bytes, path}, or a list of either."""
+    import pyarrow as pa
+
+    if pa.types.is_list(type) or pa.types.is_large_list(type):
+        type = type.value_type
+    if pa.types.is_struct(type):
+        own = [field.type for field in type if field.name == 'bytes']
+        return any(_is_binary(each) or pa.types.is_null(each) for each in own)
+    return _is_binary(type)
+
+
+def _is_binary(type) -> bool:
+    import pyarrow as pa
+
+    return any(
+        check(type)
+        for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    )
+
+
+def _is_text(type) -> bool:
+    """A string, or a list of them."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(type) or pa.types.is_list(type) or pa.types.is_large_list(type):
+        type = type.value_type
+    return any(
+        check(type)
+        for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
+
+
+def _bytes(image: bytes | Mapping, path: str) -> bytes:
+    """Of an image, which may be a file in the folder of the Parquet file. Raises BadImage."""
+    if isinstance(image, bytes):
+        return image
+    if image.get('bytes') is not None:
+        return image['bytes']
+    folder, name = path.rpartition('/')[0], str(image.get('path') or '')
+    if storage.is_local(path):
+        name = str(listing.inside(Path(folder), name, follow_links=False))
+    elif '..' in name.split('/') or '://' in name:
+        raise BadImage(f'its path {name} leaves the folder')
+    else:
+        name = f'{folder}/{name}'
+    try:
+        return storage.read(name)
+    except OSError as error:
+        raise BadImage(f'it has no bytes, and its file cannot be read: {error}') from None

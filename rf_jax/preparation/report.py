@@ -1,0 +1,32 @@
+"""What became of a unit of the input: written last, so that its files are whole where it is."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+
+from rf_jax.runtime import storage
+
+SUFFIX = '.json'
+_THREADS = 32  # reading waits for a bucket
+
+
+@dataclass(frozen=True)
+class Report:
+    """`samples`, `bytes`: kept of each of `set_file.KINDS`. `left_out`, `examples`: as in
+    `set_file.PreparedSet`. `error`: why the unit could not be read to its end, or ''.
+    """
+
+    samples: Mapping[str, int] = field(default_factory=dict)
+    bytes: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    error: str = ''
+
+    def write(self, path: str) -> None:
+        storage.write(path, json.dumps(asdict(self)).encode())
+
+
+def read_all(paths: Iterable[str]) -> list[Report]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [Report(**json.loads(data)) for data in pool.map(storage.read, paths)]

@@ -1,0 +1,46 @@
+"""What the bytes of a prepared set follow from, beside its input; kept with the set."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from rf_jax.runtime import storage
+from rf_jax.runtime.errors import UserError
+
+NAME = 'prepare.json'
+MAX_PIXELS = 64_000_000  # of an image, as data.max_pixels by default
+
+
+@dataclass(frozen=True)
+class Settings:
+    """As the flags of `rf_jax.prepare`; `tokenizer`: the checksum of a given one, or how one is
+    trained.
+    """
+
+    source: str
+    size: int
+    encoding: str
+    tokenizer: str
+    shard_megabytes: int
+    seed: int
+
+    def claim(self, out: str) -> None:
+        """Writes the settings into the folder of the set, the first time.
+
+        Raises UserError, which says what differs, where the folder was begun with others.
+        """
+        path = f'{out}/{NAME}'
+        if not storage.exists(path):
+            storage.write(path, json.dumps(asdict(self), indent=1).encode())
+        try:
+            before = json.loads(storage.read(path))
+            differing = [name for name in asdict(self) if before.get(name) != asdict(self)[name]]
+        except (ValueError, AttributeError) as error:
+            raise UserError(f'{path} cannot be read: {error}; choose another --out') from None
+        if differing:
+            changes = ', '.join(
+                f'--{name}: then {before.get(name)}, now {asdict(self)[name]}' for name in differing
+            )
+            raise UserError(
+                f'{out} was begun with other settings ({changes}): go on with the same, or choose '
+                'another --out'
+            )

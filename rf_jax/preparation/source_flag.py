@@ -1,0 +1,75 @@
+"""The flag --source: which kinds there are, and the units of work that a list of them gives."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import astuple
+
+from rf_jax.data import source_list
+from rf_jax.data.shards.sample import Sample
+from rf_jax.data.sources.listing import LINKS
+from rf_jax.preparation.folder_input import FolderInput
+from rf_jax.preparation.parquet_input import ParquetInput
+from rf_jax.preparation.tar_input import TarInput
+from rf_jax.preparation.tfds_input import TfdsInput
+from rf_jax.preparation.unit import Input, Unit
+from rf_jax.runtime import errors, storage
+from rf_jax.runtime.errors import UserError
+
+INPUTS: dict[str, Input] = {
+    'webdataset': TarInput(),
+    'parquet': ParquetInput(),
+    'folder': FolderInput('folder'),
+    f'folder{LINKS}': FolderInput(f'folder{LINKS}'),
+    'tfds': TfdsInput(),
+}
+
+
+def units(source: str) -> list[Unit]:
+    """All units of a comma-separated list, in a fixed order. Raises UserError."""
+    found = []
+    for number, part in enumerate(source_list.parts(source)):
+        kind, argument = source_list.kind_and_argument(part)
+        try:
+            found += errors.choose('--source', kind, INPUTS).units(number, argument)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f'--source={part}: {error}') from None
+    if not found:
+        raise UserError(f'--source is empty; expected a list of {", ".join(INPUTS)}:/path')
+    return found
+
+
+def samples(unit: Unit) -> Iterator[tuple[str, Callable[[], Sample]]]:
+    """As `Input.samples`; raises UserError where the unit cannot be read to its end."""
+    try:
+        yield from INPUTS[unit.kind].samples(unit)
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f'{unit.path} is missing') from None
+    except ValueError as error:
+        raise UserError(
+            f'{unit.path} is {error}; copy it again, or take it out of --source'
+        ) from None
+
+
+def with_absolute_paths(source: str) -> str:
+    """The same list with absolute paths of what is on this machine."""
+    found = []
+    for part in source_list.parts(source):
+        kind, argument = source_list.kind_and_argument(part)
+        if argument and kind != 'tfds' and storage.is_local(argument):
+            part = f'{kind}:{os.path.abspath(os.path.expanduser(argument))}'
+        found.append(part.replace(',', '\\,'))
+    return ','.join(found)
+
+
+def write_units(path: str, units: list[Unit]) -> None:
+    storage.write(path, json.dumps([astuple(each) for each in units]).encode())
+
+
+def read_units(path: str) -> list[Unit]:
+    """What `write_units` wrote."""
+    return [Unit(*each) for each in json.loads(storage.read(path))]

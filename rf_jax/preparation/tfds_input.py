@@ -1,0 +1,55 @@
+"""Sets of TensorFlow Datasets, read from ArrayRecord."""
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from rf_jax.data.shards import sample
+from rf_jax.data.shards.sample import Sample
+from rf_jax.data.sources import tfds, tfds_features
+from rf_jax.data.sources.tfds_features import Features
+from rf_jax.preparation import unit
+from rf_jax.preparation.unit import Unit
+
+
+class TfdsInput:
+    """An `unit.Input`: `tfds:name[/config][:split]`, split 'train' by default."""
+
+    def units(self, entry: int, argument: str) -> list[Unit]:
+        data, _ = _opened(argument)
+        info = data.dataset_info
+        size = int(info.dataset_size)
+        return [
+            Unit(entry, 'tfds', argument, info.full_name, size, first, last)
+            for first, last in unit.slices(len(data))
+        ]
+
+    def samples(self, unit: Unit) -> Iterator[tuple[str, Callable[[], Sample]]]:
+        data, features = _opened(unit.path)
+        for number in range(unit.first, unit.last):
+            example = data[number]
+            if features.captioned:
+                yield f'example {number}', partial(_captioned, features, example, number)
+            if features.talk:
+                yield f'example {number}', partial(_conversation, features, example, number)
+
+
+@functools.lru_cache(4)
+def _opened(spec: str) -> tuple[Sequence[dict], Features]:
+    info = tfds.open_set(spec).dataset_info
+    features = tfds_features.find(tfds.tfds(), info.features, f'tfds:{spec}')
+    return tfds.open_set(spec, decoders=features.decoders), features
+
+
+def _captioned(features: Features, example: dict, number: int) -> Sample:
+    captions = features.captions(example)
+    if not captions:
+        raise ValueError('empty caption')
+    return Sample(str(number), (example[features.image],), captions)
+
+
+def _conversation(features: Features, example: dict, number: int) -> Sample:
+    images = {f'{n}.jpg': image for n, image in enumerate(features.encoded(example))}
+    entry = json.dumps({'messages': features.turns(example)}).encode()
+    return sample.from_members(str(number), {'json': entry, **images})

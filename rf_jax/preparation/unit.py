@@ -1,0 +1,72 @@
+"""A unit of work: a part of the input that is read from start to end, whatever else is there."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from rf_jax.data.shards import patterns
+from rf_jax.data.shards.sample import Sample
+from rf_jax.runtime import storage
+from rf_jax.runtime.errors import UserError
+
+_SLICE = 2_000  # examples of a unit
+
+
+@dataclass(frozen=True)
+class Unit:
+    """`entry`: number of its entry of --source, `kind` before the colon. `path`: of its file, or
+    what is behind the colon. `name`: that tells it from the others of the entry, wherever the
+    input lies. `bytes`: of its file. `first`, `last`: its examples, of a part of a source.
+    """
+
+    entry: int
+    kind: str
+    path: str
+    name: str
+    bytes: int = 0
+    first: int = 0
+    last: int = 0
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits; another unit has others, and so has a file of another size."""
+        text = f'{self.entry}\0{self.name}\0{self.bytes}\0{self.first}\0{self.last}'
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+class Input(Protocol):
+    """One kind of --source."""
+
+    def units(self, entry: int, argument: str) -> list[Unit]:
+        """In a fixed order. Raises UserError, or ValueError that says what is wrong."""
+
+    def samples(self, unit: Unit) -> Iterator[tuple[str, Callable[[], Sample]]]:
+        """(name for messages, function that gives the sample) of everything in a unit.
+
+        The function raises what is wrong with one sample, BadImage or ValueError. Raises
+        FileNotFoundError, and ValueError where the rest of the unit cannot be read.
+        """
+
+
+def of_files(entry: int, kind: str, pattern: str, ending: str) -> list[Unit]:
+    """A unit for each file of a pattern (`patterns.shards`)."""
+    paths = patterns.shards(pattern, ending)
+    if not paths:
+        raise UserError(f'--source={kind}:{pattern}: there is no such file')
+    root = re.split(r'[{*?[]', pattern)[0].rpartition('/')[0]
+    if paths[0].startswith(f'{pattern.rstrip("/")}/'):  # the files of a folder
+        root = pattern.rstrip('/')
+    try:
+        return [
+            Unit(entry, kind, path, path.removeprefix(f'{root}/'), storage.size(path))
+            for path in paths
+        ]
+    except FileNotFoundError as error:
+        raise UserError(f'--source={kind}:{pattern}: {error.filename} is missing') from None
+
+
+def slices(count: int) -> list[tuple[int, int]]:
+    """(first, last + 1) of parts of so many examples."""
+    return [(first, min(first + _SLICE, count)) for first in range(0, count, _SLICE)]

@@ -1,0 +1,137 @@
+"""Shards of tar files with an index: what is written is read, and damage is one clear error."""
+
+import io
+import tarfile
+
+import numpy as np
+import prepared_set
+import pytest
+from prepared_set import captioned, talk, write_shard
+
+from rf_jax.data.records import BadImage
+from rf_jax.data.shards import index, sample, set_file, tar
+from rf_jax.data.shards.reader import Shards
+from rf_jax.data.shards.tar_format import Tar
+from rf_jax.runtime.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    return prepared_set.tokenizer()
+
+
+def opened(tmp_path, tokenizer, make, counts=(5, 1, 70)):
+    numbers = iter(range(sum(counts)))
+    paths = []
+    for shard, count in enumerate(counts):
+        paths.append(tmp_path / f'{shard}.tar')
+        write_shard(paths[-1], [make(next(numbers)) for _ in range(count)], tokenizer)
+    paths = [str(path) for path in paths]
+    return Shards(paths, counts, lambda path: index.read(index.path_of(path)), Tar(1))
+
+
+@pytest.mark.parametrize('make', [captioned, talk])
+def test_every_sample_is_read_as_it_was_written(tmp_path, tokenizer, make):
+    shards = opened(tmp_path, tokenizer, make)
+    assert len(shards) == 76
+    for number in np.random.default_rng(0).permutation(76):
+        assert shards.read(number) == make(number)[0]
+
+
+def test_samples_say_what_they_need(tmp_path, tokenizer):
+    shards = opened(tmp_path, tokenizer, captioned)
+    numbers = np.array([70, 3, 5, 4, 3])
+    rows = shards.samples(numbers)
+    assert rows['height'].tolist() == [16 + 16 * (n % 3) for n in numbers]
+    longest = [max(len(tokenizer.encode(c)) for c in captioned(n)[0].captions) for n in numbers]
+    assert rows['prompt'].tolist() == longest
+    asked = len(tokenizer.encode('which colour is it?')) + len(tokenizer.encode('grey'))
+    assert rows['answer'].tolist() == [
+        max(row, asked) if n % 2 else row for n, row in zip(numbers, rows['prompt'].tolist())
+    ]
+
+
+def test_conversations_say_their_images(tmp_path, tokenizer):
+    shards = opened(tmp_path, tokenizer, talk)
+    numbers = np.array([40, 2, 5, 2])
+    images, owners = shards.images(numbers)
+    for position, number in enumerate(numbers):
+        own = images[owners == position]
+        assert [(h, w) for h, w, _ in own.tolist()] == talk(number)[1]
+        assert own['generated'].tolist() == [0] * (len(own) - 1) + [1]
+
+
+def test_a_shard_is_a_tar_file_of_webdataset(tmp_path, tokenizer):
+    found = write_shard(tmp_path / '0.tar', [captioned(0), captioned(1)], tokenizer)
+    with tarfile.open(tmp_path / '0.tar') as archive:
+        assert archive.getnames() == ['000000000.json', '000000000.png',
+                                      '000000001.json', '000000001.png']  # fmt: skip
+    with open(tmp_path / '0.tar', 'rb') as file:
+        scanned = list(tar.scan(file))
+    assert [(at, blocks) for *_, at, blocks in scanned] == [
+        (row['offset'], row['blocks']) for row in found.samples
+    ]
+
+
+def test_files_of_img2dataset_are_read():
+    members = {
+        'jpg': b'1',
+        'txt': b' a cat ',
+        'json': b'{"caption": "a cat", "url": "x", "sha": 1}',
+    }
+    found = sample.from_members('00001', members)
+    assert (found.captions, found.images) == (('a cat',), (b'1',))
+    with pytest.raises(BadImage, match='no image among json, txt'):
+        sample.from_members('1', {'txt': b'a', 'json': b'{}'})
+    with pytest.raises(ValueError, match='empty caption'):
+        sample.from_members('1', {'jpg': b'1', 'txt': b' '})
+
+
+def test_long_names_and_folders_in_a_tar_file(tmp_path):
+    file = io.BytesIO()
+    writer = tar.TarWriter(file)
+    keys = ['a/b', 'long/' + 'x' * 200, 'ü']
+    places = [writer.add(key, {'0.jpg': b'1' * 700, 'json': b'{}'}) for key in keys]
+    writer.end()
+    data = file.getvalue()
+    for key, (at, blocks) in zip(keys, places):
+        found = tar.members(data[512 * at : 512 * (at + blocks)])
+        assert found == (key, {'0.jpg': b'1' * 700, 'json': b'{}'})
+    assert [(key, at) for key, _, at, _ in tar.scan(io.BytesIO(data))] == [
+        (key, at) for key, (at, _) in zip(keys, places)
+    ]
+
+
+def test_damage_is_one_clear_error(tmp_path, tokenizer):
+    found = write_shard(tmp_path / '0.tar', [captioned(n) for n in range(9)], tokenizer)
+    path = tmp_path / '0.tar.index'
+    path.write_bytes(found.to_bytes()[:-1])
+    with pytest.raises(UserError, match=r'truncated: .* expected 208 for 9 samples'):
+        index.read(str(path))
+    path.write_bytes(b'')
+    with pytest.raises(UserError, match='no index'):
+        index.read(str(path))
+    path.write_bytes(found.to_bytes())
+    shards = Shards([str(tmp_path / '0.tar')], [8], lambda p: index.read(p + '.index'), Tar(1))
+    with pytest.raises(UserError, match='has 9 samples, expected 8'):
+        shards.read(0)
+    data = (tmp_path / '0.tar').read_bytes()
+    third = 512 * int(found.samples['offset'][3])
+    for end in (third, third - 30, third - 700, len(data) - 1024):  # in a header, between files
+        with pytest.raises(ValueError, match='truncated'):
+            list(tar.scan(io.BytesIO(data[:end])))
+
+
+def test_a_set_is_whole_once_set_json_is_written(tmp_path):
+    with pytest.raises(UserError, match='no prepared set'):
+        set_file.read(str(tmp_path))
+    shards = {'captions': [set_file.Shard('captions-00000.tar', 5, 1024, 'ab')]}
+    written = set_file.PreparedSet(
+        shards | {'conversations': []}, 'tokenizer.model', 'c' * 64, 288, {'bad image': 2}
+    )
+    set_file.write(str(tmp_path), written)
+    assert set_file.read(str(tmp_path)) == written
+    assert written.samples('captions') == 5
+    (tmp_path / 'set.json').write_text('{"format": 1}')
+    with pytest.raises(UserError, match='cannot be read'):
+        set_file.read(str(tmp_path))

@@ -1,0 +1,119 @@
+"""A prepared set has every usable sample of its input once, and says what it left out."""
+
+import filecmp
+import os
+
+import numpy as np
+import pytest
+from prepare_inputs import caption, encoded, keys, picture, prepare, shards, write_tar
+
+from rf_jax.data import image_ops
+from rf_jax.data.shards import tar
+from rf_jax.data.tokenizer import load_tokenizer
+from rf_jax.runtime.errors import UserError
+
+pytest.importorskip('apache_beam')
+
+
+@pytest.fixture(scope='module')
+def tars(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tars')
+    write_tar(folder / '0.tar', range(100), range(100, 130))
+    write_tar(folder / '1.tar', range(200, 300))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def made(tars, tmp_path_factory):
+    out = tmp_path_factory.mktemp('set')
+    return out, prepare(f'webdataset:{tars}', out)
+
+
+def test_every_sample_is_there_once_and_shuffled(made):
+    out, found = made
+    read = keys(out, found)
+    expected = [f'{n:09d}' for n in [*range(100), *range(200, 300)]]
+    assert sorted(read) == expected and read != expected
+    assert sorted(keys(out, found, 'conversations')) == [f'{n:09d}' for n in range(100, 130)]
+    # The two files are mixed: of the first half, about a half is from the first file.
+    assert 30 < sum(key < '000000200' for key in read[:100]) < 70
+    assert found.samples('captions') == 200 and not found.left_out
+    assert not (out / 'cleaned').exists()
+
+
+def test_equal_input_and_seed_give_equal_bytes(tars, made, tmp_path):
+    out, found = made
+    again = prepare(f'webdataset:{tars}', tmp_path / 'again')
+    assert again == found
+    names = [name for name in os.listdir(out) if name != '.lock']
+    _, differing, missing = filecmp.cmpfiles(out, tmp_path / 'again', names, shallow=False)
+    assert not differing and not missing
+    other = prepare(f'webdataset:{tars}', tmp_path / 'other', seed=1)
+    assert keys(tmp_path / 'other', other) != keys(out, found)
+
+
+def test_the_index_says_sizes_and_tokens_of_every_sample(made):
+    out, found = made
+    tokenizer = load_tokenizer(out / found.tokenizer)
+    assert tokenizer.checksum == found.checksum
+    opened = shards(out, found)
+    rows = opened.samples(np.arange(len(opened)))
+    for number in range(0, len(opened), 7):
+        sample = opened.read(number)
+        rgb = image_ops.read_rgb(sample.images[0], 10**6)
+        assert sample.captions == (caption(int(sample.key)),)
+        assert rgb.shape[:2] == (rows['height'][number], rows['width'][number])
+        assert max(rgb.shape) <= 32
+        assert rows['prompt'][number] == len(tokenizer.encode(sample.captions[0]))
+        original = picture(int(sample.key)).astype(float)
+        assert abs(original.mean() - rgb.mean()) < 3
+    talks = shards(out, found, 'conversations')
+    images, owners = talks.images(np.arange(len(talks)))
+    assert owners.tolist() == list(range(30)) and images['generated'].all()
+    for number in range(len(talks)):
+        assert image_ops.header_size(talks.read(number).images[0]) == (
+            images['height'][number],
+            images['width'][number],
+        )
+
+
+def test_what_cannot_be_used_is_counted_with_examples(tmp_path):
+    entries = {
+        'good': {'jpg': encoded(picture(0)), 'txt': b'a cat'},
+        'cut': {'jpg': encoded(picture(1))[:200], 'txt': b'a cat'},
+        'page': {'jpg': b'<html>', 'txt': b'a cat'},
+        'mute': {'jpg': encoded(picture(2)), 'txt': b' '},
+        'blind': {'txt': b'a cat'},
+        'odd': {'jpg': encoded(picture(3)), 'json': b'{'},
+    }
+    with open(tmp_path / '0.tar', 'wb') as file:
+        writer = tar.TarWriter(file)
+        for key, members in entries.items():
+            writer.add(key, members)
+        writer.end()
+    out = tmp_path / 'set'
+    found = prepare(f'webdataset:{tmp_path}/0.tar', out)
+    assert keys(out, found) == ['good']
+    assert found.left_out == {'bad image': 3, 'empty caption': 1, 'malformed': 1}
+    assert [name.split(':')[0] for name in found.examples['bad image']] == ['cut', 'page', 'blind']
+
+
+def test_other_settings_in_the_same_folder_say_what_differs(tars, made):
+    out, _ = made
+    with pytest.raises(UserError, match=r'--size: then 32, now 64'):
+        prepare(f'webdataset:{tars}', out, size=64)
+    with pytest.raises(UserError, match=r'--source: then webdataset:\S+, now webdataset:/no'):
+        prepare('webdataset:/no', out)
+
+
+def test_a_truncated_tar_is_one_error_and_the_rest_is_kept(tmp_path):
+    for number in range(3):
+        write_tar(tmp_path / f'{number}.tar', range(10 * number, 10 * number + 10))
+    whole = (tmp_path / '1.tar').read_bytes()
+    (tmp_path / '1.tar').write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r'1\.tar is damaged, truncated .* copy it again'):
+        prepare(f'webdataset:{tmp_path}', tmp_path / 'set')
+    assert not (tmp_path / 'set/set.json').exists()
+    (tmp_path / '1.tar').write_bytes(whole)
+    found = prepare(f'webdataset:{tmp_path}', tmp_path / 'set')
+    assert sorted(keys(tmp_path / 'set', found)) == [f'{n:09d}' for n in range(30)]
