@@ -7,7 +7,7 @@ Makes 20,000 square JPEGs from a seed, in tar files and in ArrayRecord, each wit
 reads all of them in turns, `--rounds` times each:
 
 rf_jax       `webdataset:` with packing: captions, resized images and tokens in rows of four streams
-webdataset   `webdataset.WebDataset`, shuffled, in torch's DataLoader with two workers; no packing
+webdataset   that library, shuffled, in torch's DataLoader with two workers; no packing
 grain        `grain.MapDataset` of ArrayRecord, shuffled, with two worker processes; no packing
 
 All decode with Pillow and resize to `--size` with its Lanczos filter. Time counts from the first

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from rf_jax.data import image_ops
+from rf_jax.data import contact_sheet, image_ops
 from rf_jax.evaluation import scoring
 from rf_jax.generation import inputs, thinking
 from rf_jax.generation.generated_image import GeneratedImage
@@ -125,7 +125,7 @@ def _save(out: Path, generated: Sequence[GeneratedImage], made_by: dict) -> Path
         image_ops.save_new(out, stem, each.image, text)
     columns = _NUMBER.value if _NUMBER.value > 1 else min(8, len(generated))
     prompts = [each.prompt for each in generated]
-    sheet = image_ops.grid([each.image for each in generated], columns, prompts)
+    sheet = contact_sheet.grid([each.image for each in generated], columns, prompts)
     return image_ops.save_new(out, 'grid', sheet, {'prompts': '\n'.join(prompts), **made_by})
 
 

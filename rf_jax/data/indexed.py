@@ -46,7 +46,7 @@ class ShardImages:
 
 
 class IndexedPool:
-    """A `pipeline.Pool`: the examples of one task from the shards of one set; a class for each."""
+    """A `pools.Pool`: the examples of one task from the shards of one set; a class for each."""
 
     task: ClassVar[str]
     together = TOGETHER

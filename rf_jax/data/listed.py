@@ -17,7 +17,7 @@ Entry = tuple[object, int, layout.Text | None]
 
 
 class ListedPool:
-    """A `pipeline.Pool`: the examples of one task."""
+    """A `pools.Pool`: the examples of one task."""
 
     together = 1
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rf_jax.data import arrays, fitting, image_ops, layout, patch_grid, spans
+from rf_jax.data import arrays, contact_sheet, fitting, image_ops, layout, patch_grid, spans
 from rf_jax.generation.sampler import Sampler
 from rf_jax.models import quantizer
 from rf_jax.models.representation.features import group_features
@@ -96,7 +96,7 @@ class Inspector:
         for code in most:
             shown += [*pieces[code][:examples], *[blank] * (examples - len(pieces[code]))]
             names += [f'{code}: {len(pieces[code])}x', *[''] * (examples - 1)]
-        return image_ops.grid(shown, examples, names)
+        return contact_sheet.grid(shown, examples, names)
 
     def mean_pieces(self, images: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
         """{code: the mean of the patches of the images that have it, uint8 [side, side, 3]}.

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from rf_jax.data import fitting, image_ops, source_list
+from rf_jax.data import contact_sheet, fitting, image_ops, source_list
 from rf_jax.evaluation import code_content, retrieval, scoring
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation import guidance, inputs, token_sampling
@@ -64,7 +64,7 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
         sampler.params = None  # the next step reuses the state's memory
         if not distributed.is_main():
             return
-        sheet = image_ops.grid([each.image for each in generated], COLUMNS, prompts)
+        sheet = contact_sheet.grid([each.image for each in generated], COLUMNS, prompts)
         writer.image(step, 'generated', sheet)
         lines = [f'{prompt} -> {caption}' for prompt, caption in zip(prompts, captions)]
         writer.text(step, 'captions', '\n\n'.join(lines))
@@ -219,13 +219,13 @@ def write_score(score: scoring.Score, made_by: dict, workdir: Path) -> str:
         for side, images in score.shown.items() if distributed.is_main() else ():
             grid = workdir / f'grid_{side}.png'
             prompts = score.values['shown'][side]
-            sheet = image_ops.grid(images, COLUMNS, prompts)
+            sheet = contact_sheet.grid(images, COLUMNS, prompts)
             text = {name: made_by[name] for name in ('step', 'seed')}
             image_ops.save_png(grid, sheet, text | {'prompts': '\n'.join(prompts)})
             lines.append(f'grid: {grid}')
         if score.maps.images and distributed.is_main():
             grid = workdir / 'grid_maps.png'
-            sheet = image_ops.grid(score.maps.images, score.maps.columns, score.maps.names)
+            sheet = contact_sheet.grid(score.maps.images, score.maps.columns, score.maps.names)
             image_ops.save_png(grid, sheet, {name: made_by[name] for name in ('step', 'seed')})
             lines.append(f'grid: {grid}')
         if distributed.is_main():
@@ -255,7 +255,7 @@ def write(result: retrieval.Result, made_by: dict, workdir: Path) -> str:
     table = result.table()
     try:
         if distributed.is_main():
-            image_ops.save_png(grid, image_ops.grid(images, COLUMNS, captions), made_by)
+            image_ops.save_png(grid, contact_sheet.grid(images, COLUMNS, captions), made_by)
             table += f'\ngrid: {grid} (pairs: image and label, generated image and "> caption")'
             (workdir / 'result.json').write_text(json.dumps(kept, indent=1), encoding='utf-8')
     except OSError as error:

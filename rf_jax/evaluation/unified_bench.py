@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rf_jax.data import fitting, image_ops
+from rf_jax.data import contact_sheet, fitting, image_ops
 from rf_jax.evaluation.image_features import Encoder
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import checkpoint
@@ -41,7 +41,7 @@ class Result:
         """The first images, each beside what came back, with the caption: uint8 [H, W, 3]."""
         shown = list(zip(self.pairs, self.values['captions']))[:SHOWN]
         images = [image for pair, _ in shown for image in pair]
-        return image_ops.grid(images, COLUMNS, [t for _, text in shown for t in (text, '')])
+        return contact_sheet.grid(images, COLUMNS, [t for _, text in shown for t in (text, '')])
 
     def table(self) -> str:
         """Means with 95 % intervals over images."""

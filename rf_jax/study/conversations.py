@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rf_jax.data import image_ops
+from rf_jax.data import contact_sheet
 from rf_jax.evaluation import conversing, intervals, scoring
 from rf_jax.evaluation.intervals import Trials
 from rf_jax.generation.sampler import Sampler
@@ -115,7 +115,7 @@ def rows_of(requests: Sequence[str], before, edited, anew) -> np.ndarray:
     names = list(requests)
     for row in ('edited', 'generated anew'):
         names += [row, *[''] * (len(requests) - 1)]
-    return image_ops.grid([*before, *edited, *anew], len(requests), names)
+    return contact_sheet.grid([*before, *edited, *anew], len(requests), names)
 
 
 def write(runs: Sequence[str], out: Path, command: str) -> None:

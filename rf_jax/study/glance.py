@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rf_jax.data import image_ops, source_list
+from rf_jax.data import contact_sheet, source_list
 from rf_jax.evaluation import retrieval
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation.generated_image import GeneratedImage
@@ -47,7 +47,7 @@ def sheet(inspector: Inspector, with_tokens: list[GeneratedImage], without, trai
     for row in ('RF: tokens, then these pixels', 'plain pixels'):
         names += [row, *[''] * (count - 1)]
     shown = [np.kron(image, np.ones((ZOOM, ZOOM, 1), np.uint8)) for row in rows for image in row]
-    return image_ops.grid(shown, count, names)
+    return contact_sheet.grid(shown, count, names)
 
 
 def write(rf: str, pixels: str, prompts: Sequence[str], seed: int, out: Path) -> None:

@@ -19,7 +19,7 @@ from rf_jax.evaluation.scoring import Amount
 from rf_jax.models import flops, unified
 from rf_jax.runtime import paths, renamed_fields, workdir
 from rf_jax.runtime.errors import UserError, choose, require
-from rf_jax.training import checks, train_loop, weight_sources
+from rf_jax.training import checks, run_tokenizer, train_loop, weight_sources
 
 COUNTS = ('seeds', 'steps', 'prompts', 'images', 'questions', 'curve.points', 'curve.prompts')
 # Fields that the study itself sets, so that overrides cannot.
@@ -196,7 +196,7 @@ def plan(study: ConfigDict, folder: Path, arms: Arms) -> list[Job]:
     configs = {name: _config(study, arms, name) for name in _with_needs(chosen, arms.needs)}
     first = configs[chosen[0]]
     sources = source_list.build(first.data.sources, first.data.max_pixels)
-    tokenizer = train_loop.find_tokenizer(first, folder, sources)
+    tokenizer = run_tokenizer.find(first, folder, sources)
     for name, config in configs.items():
         _check_builds(name, config, tokenizer, _full(study))
     workdir.write_run_files(folder, {tokenizer.file: tokenizer.model_bytes})

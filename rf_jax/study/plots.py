@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from rf_jax.data import image_ops
+from rf_jax.data import contact_sheet
 from rf_jax.evaluation import scoring
 from rf_jax.evaluation.intervals import estimate, first, gather
 from rf_jax.runtime.errors import UserError
@@ -209,5 +209,5 @@ def _grid(arms, side: str) -> bytes | None:
     if not cells:
         return None
     out = io.BytesIO()
-    Image.fromarray(image_ops.grid(cells, columns, captions)).save(out, 'PNG')
+    Image.fromarray(contact_sheet.grid(cells, columns, captions)).save(out, 'PNG')
     return out.getvalue()

@@ -13,9 +13,8 @@ import numpy as np
 from absl import logging
 
 import rf_jax
-from rf_jax.data import captions, data_fields, pipeline, source_list
-from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from rf_jax.data.tokenizer import KINDS, Tokenizer, load_tokenizer, parse_tokenizer, tokenizer_file
+from rf_jax.data import captions, pipeline, source_list
+from rf_jax.data.tokenizer import KINDS, Tokenizer, parse_tokenizer
 from rf_jax.runtime import (
     checkpoint,
     compilation,
@@ -36,6 +35,7 @@ from rf_jax.training import (
     initial_weights,
     jitted,
     lora,
+    run_tokenizer,
     state,
     weight_sources,
 )
@@ -69,51 +69,6 @@ class Run(jitted.Programs):
         if jax.process_count() > 1:
             found['stop'] = mesh.put_flag(self.mesh, stop)
         return found
-
-
-def find_tokenizer(config, folder: Path, found) -> Tokenizer:
-    """The run's own, else `tokenizer.path`, else that of a prepared set, else that of
-    `initialise_from`, else a new one.
-
-    The run's own is used once there is a checkpoint, or if the config still asks for the same
-    tokenizer. Raises UserError.
-    """
-    own = tokenizer_file(folder)
-    if own and (checkpoint.exists_in(folder) or not _asks_for_another(config, folder)):
-        return _load_tokenizer(own)
-    if config.tokenizer.path:
-        return _load_tokenizer(config.tokenizer.path)
-    for source in filter(source_list.is_indexed, found):
-        if source.tokenizer:
-            return _load_tokenizer(source.tokenizer)
-    folders = weight_sources.with_text(config)
-    for other in filter(None, map(tokenizer_file, folders)):
-        return _load_tokenizer(other)
-    require(
-        not folders,
-        f'initialise_from: {", ".join(map(str, folders))} has no {" and no ".join(KINDS)}: add it, '
-        'or set tokenizer.path',
-    )
-    logging.info('Training a SentencePiece tokenizer on the captions of %s', config.data.sources)
-    texts = captions.corpus(found, data_fields.asked_maps(config))
-    return SentencePieceTokenizer.train(texts, config.tokenizer.vocab_size)
-
-
-def _load_tokenizer(path: str | Path) -> Tokenizer:
-    logging.info('Tokenizer: %s', path)
-    return load_tokenizer(path)
-
-
-def _asks_for_another(config, folder: Path) -> bool:
-    """Whether the fields that determine the tokenizer differ from the config in the folder."""
-    try:
-        before = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return False
-    now = json.loads(config.to_json_best_effort())
-    return any(before.get(field) != now[field] for field in ('tokenizer', 'initialise_from')) or (
-        before.get('data', {}).get('sources') != now['data']['sources']
-    )
 
 
 def with_absolute_paths(config):
@@ -155,7 +110,7 @@ def build(
     data = source_list.summary(found)
     distributed.check_same(data, 'data.sources')
     tokenizer = parse_tokenizer(
-        distributed.broadcast(lambda: find_tokenizer(config, folder, found).model_bytes)
+        distributed.broadcast(lambda: run_tokenizer.find(config, folder, found).model_bytes)
     )
     if one_first:  # the index of shards, which needs the tokenizer
         distributed.main_first(partial(source_list.open_shards, found, tokenizer, config.data))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from rf_jax.data import image_ops
+from rf_jax.data import contact_sheet, image_ops
 from rf_jax.data.image_ops import BadImage
 
 MANY = 10**8
@@ -248,42 +248,42 @@ def test_unpatchify_inverts(dtype):
 def test_grid_holds_every_image_and_caption():
     red = np.full((64, 64, 3), (255, 0, 0), np.uint8)
     blue = np.full((32, 64, 3), (0, 0, 255), np.uint8)
-    sheet = image_ops.grid([red, blue, red], columns=2)
+    sheet = contact_sheet.grid([red, blue, red], columns=2)
     assert sheet.dtype == np.uint8
     assert (sheet == [255, 0, 0]).all(-1).sum() == 2 * 128 * 128  # enlarged to be readable
     assert (sheet == [0, 0, 255]).all(-1).sum() == 64 * 128
     assert (sheet[0] == 255).all()  # white margin
-    captioned = image_ops.grid([red, blue, red], 2, ['a', 'M' * 500, 'two\nlines'])
+    captioned = contact_sheet.grid([red, blue, red], 2, ['a', 'M' * 500, 'two\nlines'])
     assert captioned.shape[0] > sheet.shape[0] and captioned.shape[1] == sheet.shape[1]
     assert (captioned == 0).all(-1).any()
     # Long captions are truncated: the last column stays white beyond its cell.
-    assert (captioned[:, -image_ops._GAP :] == 255).all()
+    assert (captioned[:, -contact_sheet._GAP :] == 255).all()
     with pytest.raises(ValueError, match='1 captions for 3'):
-        image_ops.grid([red, blue, red], 2, ['a'])
+        contact_sheet.grid([red, blue, red], 2, ['a'])
 
 
 def test_a_contact_sheet_of_large_images_fits_a_screen():
     for count, side in ((48, 500), (8, 1024), (1, 4000), (4, 1600)):
         images = [np.full((side, side * 3 // 4, 3), 9, np.uint8)] * count
-        sheet = image_ops.grid(images, 8, ['a caption of some words'] * count)
+        sheet = contact_sheet.grid(images, 8, ['a caption of some words'] * count)
         assert max(sheet.shape) <= 1600
         assert (sheet == 9).all(-1).mean() > 0.5 or count == 1
     # If images would become too small, the sheet is larger.
-    tall = image_ops.grid([np.zeros((64, 64, 3), np.uint8)] * 400, 4)
+    tall = contact_sheet.grid([np.zeros((64, 64, 3), np.uint8)] * 400, 4)
     assert tall.shape[1] < 600 and tall.shape[0] == 100 * (128 + 4) + 4
 
 
 def test_images_of_all_sizes_have_similar_size_on_a_contact_sheet():
     sizes = [(500, 500), (64, 64), (32, 32), (300, 400)]
     images = [np.full((*size, 3), 10 * i, np.uint8) for i, size in enumerate(sizes)]
-    sheet = image_ops.grid(images * 12, 8)
+    sheet = contact_sheet.grid(images * 12, 8)
     areas = [(sheet == 10 * i).all(-1).sum() / 12 for i in range(len(sizes))]
     assert min(areas) > 0.7 * max(areas)
 
 
 def test_a_long_caption_has_two_lines():
     image = [np.full((64, 64, 3), 255, np.uint8)]
-    one, two = (image_ops.grid(image, 1, [text]) for text in ('word', 'word ' * 9))
+    one, two = (contact_sheet.grid(image, 1, [text]) for text in ('word', 'word ' * 9))
     assert one.shape == two.shape
 
     def lines(sheet):

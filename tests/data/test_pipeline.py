@@ -15,6 +15,7 @@ from rf_jax.data import captions, layout, pipeline, source_list, spans
 from rf_jax.data.byte_cache import ByteCache
 from rf_jax.data.mixture import Example
 from rf_jax.data.pipeline import Batches
+from rf_jax.data.records import BadImage
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.rng import generator, reused_generator
@@ -155,7 +156,7 @@ def test_an_undecodable_image_is_skipped_and_counted(make, caplog):
     samples = sum(int(batches.batch(step)['segment'].max(1).sum()) for step in range(steps))
     assert samples == sum(map(len, rows)) - broken
     assert batches.counts[UNDECODABLE] == broken
-    with pytest.raises(pipeline.image_ops.BadImage):
+    with pytest.raises(BadImage):
         batches.spans(Example('text_to_image', 7, 0))
 
 

@@ -18,7 +18,7 @@ from rf_jax.training import (
     ema,
     initial_weights,
     jitted,
-    train_loop,
+    run_tokenizer,
     weight_sources,
 )
 
@@ -178,7 +178,7 @@ def test_all_faults_of_a_folder_are_in_one_line(folders, tmp_path):
 
 def test_weights_without_a_tokenizer_do_not_get_a_new_one(folders, tmp_path):
     with pytest.raises(UserError, match=r'qwen3 has no tokenizer\.model and no tokenizer\.json'):
-        train_loop.find_tokenizer(config_of(*folders), tmp_path, [])
+        run_tokenizer.find(config_of(*folders), tmp_path, [])
 
 
 def test_the_tokenizer_is_that_of_the_text_model(folders, tmp_path):
@@ -187,7 +187,7 @@ def test_the_tokenizer_is_that_of_the_text_model(folders, tmp_path):
     encoder = shutil.copytree(folders[1], tmp_path / 'dinov3')
     (encoder / 'tokenizer.json').write_text('another')
     (text / 'tokenizer.json').write_text(small_bpe(), encoding='utf-8')
-    found = train_loop.find_tokenizer(config_of(encoder, text), tmp_path / 'run', [])
+    found = run_tokenizer.find(config_of(encoder, text), tmp_path / 'run', [])
     assert found.encode('a red heart')
 
 

@@ -13,7 +13,7 @@ from configs import base
 from rf_jax.data import source_list
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime.errors import UserError
-from rf_jax.training import train_loop
+from rf_jax.training import run_tokenizer, train_loop
 
 pytest.importorskip('tokenizers')
 pytestmark = pytest.mark.slow
@@ -106,4 +106,4 @@ def test_an_absent_tokenizer_is_named(tmp_path):
     config = base.get_config()
     config.tokenizer.path = str(tmp_path / 'Qwen3-0.6B')
     with pytest.raises(UserError, match=r'cannot read tokenizer .*Qwen3-0\.6B'):
-        train_loop.find_tokenizer(config, tmp_path, source_list.build('emoji', 10**6))
+        run_tokenizer.find(config, tmp_path, source_list.build('emoji', 10**6))

@@ -19,7 +19,7 @@ from rf_jax.data import source_list
 from rf_jax.runtime import checkpoint, errors
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import write_run_files
-from rf_jax.training import train_loop
+from rf_jax.training import run_tokenizer, train_loop
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +108,7 @@ def test_a_run_without_a_checkpoint_does_not_fix_the_tokenizer(tmp_path, caplog)
 
     def found(vocabulary, files):
         config.tokenizer.vocab_size = vocabulary
-        tokenizer = train_loop.find_tokenizer(config, folder, emoji)
+        tokenizer = run_tokenizer.find(config, folder, emoji)
         held = {'tokenizer.model': tokenizer.model_bytes, 'config.json': config.to_json()}
         write_run_files(folder, {name: held[name] for name in files})
         return tokenizer.size

@@ -1,7 +1,8 @@
 """The index of a shard: where each of its samples lies and what it needs of a row, in 16 bytes.
 
-A file `NAME.index` stands beside the shard `NAME`: a header, one `SAMPLE` per sample, and one
-`IMAGE` per image of a conversation. It is memory-mapped from a disk, and one read from a bucket.
+It stands beside the shard, whose name it has with .index behind it: a header, one `SAMPLE` per
+sample, and one `IMAGE` per image of a conversation. It is memory-mapped from a disk, and one read
+from a bucket.
 """
 
 from dataclasses import dataclass, field
