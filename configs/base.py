@@ -70,7 +70,8 @@ def get_config() -> ConfigDict:
     # Parts of the data and of each batch that are planned apart. Batches depend on it, but not on
     # the number of processes, which must divide it; paper.py has one per host of its pod.
     data.lanes = 1
-    data.cache_megabytes = 256  # decoded images, and what is read ahead from a bucket
+    # Of decoded images, and what is read ahead from a bucket: two windows a lane (docs/data.md).
+    data.cache_megabytes = 256
     data.prefetch = 4  # batches prefetched
     # Reader threads, at most `prefetch`: each makes whole batches.
     data.threads = 1

@@ -30,7 +30,8 @@ def sparse_30b(config: ConfigDict) -> None:
     # has no z-loss (ST-MoE: 1e-3); a little keeps logits small.
     config.losses.update(balance=1e-3, router_z=1e-4)
     config.data.batch_size = 512  # one row per chip of v5p:8x8x8
-    config.data.lanes = 128  # one per host
+    # One lane per host, and room for what is read from a bucket for two windows of it.
+    config.data.update(lanes=128, cache_megabytes=1024)
     # Each of 128 chips holds one of the 128 experts, and the four such groups of chips (`data`)
     # shard its rows. A matrix sharded over all 512 chips would be less than a memory tile per chip,
     # and be padded to one.
@@ -96,7 +97,6 @@ KEPT = {
     'data.prompt_loss': 'the mixture has text examples',
     'data.label_prob': 'a prepared set has unchanged captions',
     'data.weights': 'one set',
-    'data.cache_megabytes': 'hosts have memory, but 256 MB are enough for windows of a lane',
     'data.max_pixels': 'larger images take seconds to decode and are reduced to 1,024 px',
     'data.representation_tokens': 'paper',
     'model.backbone.norm_eps': 'Qwen3',

@@ -75,6 +75,7 @@ def _lock(out: str) -> contextlib.AbstractContextManager:
     """
     if not storage.is_local(out):
         return contextlib.nullcontext()
+    workdir.check_writable(out, 'out')
     lock = workdir.lock(out)
     if lock is None:
         raise Unavailable(f'another process prepares {out}: wait until it ends, or stop it')

@@ -1,6 +1,5 @@
 """A prepared set from start to end, or from where it was interrupted."""
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -110,7 +109,7 @@ def _clean(
         there = set(storage.names(folder))
         new = [u.id for u in units if u.id not in reports and f'{u.id}{SUFFIX}' in there]
         found = report.read_all(f'{folder}/{name}{SUFFIX}' for name in new)
-        reports.update(zip(new, found))
+        reports.update(zip(new, (Report(**each) for each in found)))
         return len(reports), sum(sum(each.samples.values()) for each in reports.values())
 
     look()
@@ -143,10 +142,10 @@ def _shuffle(
 
     def look() -> tuple[int, int]:
         there = set(storage.names(folder))
-        for name in names:
-            path = shuffling.done_path(out, plan, *name)
-            if name not in made and path.rpartition('/')[2] in there:
-                made[name] = Shard(**json.loads(storage.read(path)))
+        paths = {name: shuffling.done_path(out, plan, *name) for name in names if name not in made}
+        new = {name: path for name, path in paths.items() if path.rpartition('/')[2] in there}
+        found = report.read_all(new.values())
+        made.update(zip(new, (Shard(**each) for each in found)))
         return len(made), sum(shard.samples for shard in made.values())
 
     look()

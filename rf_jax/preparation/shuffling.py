@@ -114,11 +114,9 @@ def _part(out: str, seed: int, kind: str, bounds: np.ndarray, unit: Sequence) ->
     name, count = unit
     keys = np.sort(cleaning.keys(seed, name, kind, count))
     first, last = np.searchsorted(keys, bounds[0]), np.searchsorted(keys, bounds[1], 'right')
-    path = cleaning.path_of(out, name, kind)
-    found = index.read(index.path_of(path))
-    samples = np.array(found.samples[first:last])
-    if kind != KINDS[1] or not len(samples):
-        return Part(path, samples, keys[first:last], found.images[:0])
-    start = int(index.first(samples)[0])
-    images = np.array(found.images[start : start + int(samples['images'].astype(int).sum())])
+    path, talks = cleaning.path_of(out, name, kind), kind == KINDS[1]
+    samples, images = index.read_part(
+        index.path_of(path), count, slice(int(first), int(last)), talks
+    )
+    start = int(index.first(samples[:1])[0]) if talks and len(samples) else 0
     return Part(path, samples, keys[first:last], images, start)

@@ -113,6 +113,27 @@ def read(path: str) -> Index:
     )
 
 
+def read_part(path: str, count: int, rows: slice, talks: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(SAMPLE[S], IMAGE[M]) of consecutive rows of an index of `count` samples, by two ranges.
+
+    `talks`: they are conversations; otherwise M is 0. Raises as `storage.read_range`.
+    """
+    start, body = _HEADER.itemsize, _HEADER.itemsize + count * SAMPLE.itemsize
+    samples = _range(path, start, SAMPLE, rows.start, rows.stop)
+    if not talks or not len(samples):
+        return samples, np.zeros(0, IMAGE)
+    begin = int(first(samples[:1])[0])
+    return samples, _range(path, body, IMAGE, begin, begin + int(samples['images'].sum(dtype=int)))
+
+
+def _range(path: str, start: int, kind: np.dtype, begin: int, end: int) -> np.ndarray:
+    size = kind.itemsize
+    data = (
+        storage.read_range(path, start + begin * size, (end - begin) * size) if end > begin else b''
+    )
+    return np.frombuffer(data, kind)
+
+
 def first(samples: np.ndarray) -> np.ndarray:
     """int64[S]: the number of the first image of conversations SAMPLE[S]."""
     return samples['height'].astype(np.int64) << 16 | samples['width']
