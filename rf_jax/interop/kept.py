@@ -48,7 +48,9 @@ class Original(NamedTuple):
 
 
 def keep(weights: Pretrained, workdir: Path) -> None:
-    """Writes what to keep of a folder of weights, at most a few MB, if its family is exported."""
+    """Writes what to keep of a folder of weights, if its family is exported: at most a few MB, with
+    the pooling head of SigLIP2 some tens.
+    """
     if weights.family.describe is None:
         return
     source, (config, prefix) = weights.folder, weights.family.part(weights.config)
