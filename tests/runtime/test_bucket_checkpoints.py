@@ -42,7 +42,18 @@ def test_saved_kept_and_read_by_every_reader(folder):
     assert not checkpoint.has_step(folder.parent, 1)
 
 
-def test_a_checkpoint_without_its_last_file_is_not_read_and_goes_away(folder):
+def test_a_run_that_was_copied_from_a_disk_goes_on(folder, tmp_path):
+    save(tmp_path / 'checkpoints', 1, 2).close()
+    storage.copy(tmp_path / 'checkpoints', folder)
+    assert checkpoint_folder.steps(folder) == [1, 2]
+    _, arrays = checkpoint.restore_numpy(folder, only='ema')
+    np.testing.assert_array_equal(arrays['ema']['w'], STATE['ema']['w'])
+    checkpoints = save(folder, 3)
+    assert checkpoint_folder.steps(folder) == [2, 3]
+    assert checkpoints.restore(abstract())[0] == 3
+
+
+def test_an_unfinished_checkpoint_is_not_read_and_goes_away(folder):
     save(folder, 1, 2).close()
     storage.delete(folder / '2' / checkpoint_folder.DONE)
     assert checkpoint_folder.steps(folder) == [1]
