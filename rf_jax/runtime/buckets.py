@@ -30,9 +30,7 @@ T = TypeVar('T')
 @functools.cache
 def prepare() -> None:
     """Sets what the libraries read when they connect for the first time."""
-    os.environ.setdefault(
-        'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false'
-    )  # asks for each bucket's kind
+    os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')  # it asks before each call
     try:
         import fsspec
         import gcsfs  # noqa: F401

@@ -45,6 +45,12 @@ def test_what_is_there(folder):
     assert storage.is_local(folder) == (type(folder).__module__ == 'pathlib')
 
 
+def test_a_name_is_given_once(folder):
+    assert storage.create(folder / 'one', b'first')
+    assert not storage.create(folder / 'one', b'second')
+    assert storage.read(folder / 'one') == b'first'
+
+
 def test_what_is_not_there_or_too_short(folder):
     storage.write(folder / 'short', b'0123456789')
     for ask in (storage.read, storage.size, lambda path: storage.read_range(path, 0, 1)):
@@ -83,6 +89,14 @@ def test_a_fault_that_passes_changes_nothing(bucket, kind):
         assert proxy.spoiled
         proxy.heal()
     assert storage.read(path) == DATA
+
+
+def test_a_server_that_stalls_is_asked_again(bucket):
+    url, proxy = bucket
+    storage.write(f'{url}/stall', DATA)
+    proxy.fail('stall', times=1)
+    assert storage.read_range(f'{url}/stall', 100, 5000) == DATA[100:5100]
+    assert proxy.spoiled
 
 
 @pytest.mark.parametrize('kind', ['503', 'reset', 'truncate'])
