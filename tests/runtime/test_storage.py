@@ -114,7 +114,7 @@ def test_a_fault_that_stays_is_one_clear_error(bucket, kind):
     assert storage.read(path) == DATA
 
 
-def test_permission_and_missing_buckets_are_errors_of_the_user(bucket):
+def test_permission_and_missing_buckets_are_errors_of_the_user(bucket, caplog):
     url, proxy = bucket
     path = f'{url}/refused'
     storage.write(path, DATA)
@@ -129,6 +129,10 @@ def test_permission_and_missing_buckets_are_errors_of_the_user(bucket):
         with pytest.raises(UserError, match=rf'^{path}: the bucket gives no permission') as error:
             ask(path)
         assert not isinstance(error.value, Unavailable)
+    proxy.fail('401')
+    with pytest.raises(UserError, match=rf'^{path}: the bucket gives no permission'):
+        storage.names(path)
+    assert not caplog.text, 'the error is all that is to be read'
     proxy.heal()
     missing = url.replace(emulators.NAME, 'no-such-bucket')
     with pytest.raises(UserError, match='there is no such bucket'):
