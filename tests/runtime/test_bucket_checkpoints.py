@@ -118,6 +118,8 @@ def test_the_newest_process_owns_the_checkpoints(folder):
 def test_an_orbax_that_is_built_otherwise_is_refused_in_one_line(monkeypatch):
     from orbax.checkpoint._src.path import gcs_utils
 
+    pytest.importorskip('gcsfs')
+    pytest.importorskip('s3fs')
     monkeypatch.delattr(gcs_utils, '_rf_jax_s3', raising=False)
     monkeypatch.delattr(gcs_utils, 'get_kvstore_for_gcs')
     with pytest.raises(UserError, match='cannot be written to s3:// with orbax-checkpoint'):
