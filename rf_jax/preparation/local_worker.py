@@ -20,7 +20,13 @@ def _main() -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     from apache_beam.runners.worker import sdk_worker_main
 
-    parent = os.getppid()
+    parent, show = os.getppid(), threading.excepthook
+
+    def hook(arguments) -> None:
+        if os.getppid() == parent:  # otherwise connections to it are lost
+            show(arguments)
+
+    threading.excepthook = hook
     threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     try:
         sdk_worker_main.main(sys.argv)
