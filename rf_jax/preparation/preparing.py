@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from absl import logging
 
-from rf_jax.data import captions
 from rf_jax.data.records import BadImage, Skips
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.shards import index, set_file
@@ -84,17 +83,14 @@ def _texts(units: list[Unit]) -> Iterator[str]:
     chosen = units[:: -(-len(units) // _SAMPLED_UNITS)]
     for unit in chosen:
         samples = source_flag.samples(unit)
-        for number, (_, read) in zip(range(_SAMPLED // len(chosen)), samples):
+        for _, (_, read) in zip(range(_SAMPLED // len(chosen)), samples):
             try:
                 found = read()
             except UserError:  # a ValueError too
                 raise
             except (BadImage, ValueError):  # counted when the unit is cleaned
                 continue
-            if found.messages:
-                yield from captions.of_messages(found.messages)
-            else:
-                yield from captions.of_record(found.record(1, 1), number)
+            yield from found.texts()
 
 
 def _clean(
