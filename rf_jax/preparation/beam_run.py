@@ -91,13 +91,15 @@ def _refuse_unknown(flags: Sequence[str]) -> None:
 
 
 def _unwrapped(error: Exception) -> Exception:
-    """The UserError of a worker, which Beam gives as text, or else the error itself."""
-    found = re.search(
-        r'\b(UserError|Unavailable): (.+?)(?: \[while running .*)?$', str(error), re.M
-    )
-    if isinstance(error, UserError) or not found:
+    """The UserError or OSError of a worker, which Beam gives as text, or else the error itself."""
+    end = r'(.+?)(?: \[while running .*)?$'
+    if isinstance(error, UserError):
         return error
-    return getattr(errors, found[1])(found[2])
+    if found := re.search(rf'\b(UserError|Unavailable): {end}', str(error), re.MULTILINE):
+        return getattr(errors, found[1])(found[2])
+    if found := re.search(rf'\[Errno (\d+)\] {end}', str(error), re.MULTILINE):
+        return OSError(int(found[1]), found[2])
+    return error
 
 
 @contextlib.contextmanager
