@@ -71,7 +71,7 @@ setup(
             'tensorflow-datasets>=4.9.9',
             'array_record>=0.8',
             'datasets>=4',
-            'img2dataset>=1.47',
+            'webdataset>=1.0',
         ],
     },
 )

@@ -21,7 +21,7 @@ from tensorboardX.proto.event_pb2 import Event
 from rf_jax.runtime import paths, storage
 
 EVERY = 60.0  # seconds between writes of a part
-PART = 1 << 20  # bytes of lines in a part, at least
+PART = 1 << 20  # bytes of lines and events in a part, at least
 
 
 class MetricFiles(Protocol):
@@ -100,11 +100,12 @@ class InBucket:
         self._written = self._clock()  # also if it fails: the next try comes after a pause
         self._events.flush()
         (events,) = self._local.iterdir()
-        storage.write(self._workdir / 'tensorboard' / events.name, events.read_bytes())
+        data = events.read_bytes()
+        storage.write(self._workdir / 'tensorboard' / events.name, data)
         if self._lines:
             storage.write(self._workdir / 'metrics' / self._name, bytes(self._lines))
         self._changed = False
-        if len(self._lines) >= PART:
+        if len(self._lines) + len(data) >= PART:
             self._events.close()
             events.unlink()
             self._begin()

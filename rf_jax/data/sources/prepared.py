@@ -9,6 +9,7 @@ from rf_jax.data.shards import index, set_file
 from rf_jax.data.shards.index import Index
 from rf_jax.data.shards.reader import Shards
 from rf_jax.data.shards.tar_format import Tar
+from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError, require
 
 
@@ -19,7 +20,7 @@ class PreparedSource(IndexedSource):
         del max_pixels  # images were resized
         self.name = f'prepared:{path}'
         require(path, 'data.sources: prepared: needs a folder, as in prepared:/path/to/set')
-        self._folder = path.rstrip('/')
+        self._folder = str(paths.anywhere(path, 'data.sources')).rstrip('/')
         try:
             self._set = set_file.read(self._folder)
         except UserError as error:
