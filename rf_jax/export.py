@@ -4,9 +4,9 @@ python -m rf_jax.export --workdir=runs/emoji --to=hf:exported
 python -m rf_jax.export --workdir=runs/emoji --to=orbax:runs/start
 
 hf: makes a folder with one folder that transformers opens for each part (`qwen3` or `qwen3_moe`,
-`dinov3_vit`), and `rf_jax`, safetensors of the whole model by our own names. orbax: makes the
-folder of a run without its optimizer, sharded over the devices here: `rf_jax.sample` and
-`initialise_from` take it.
+`dinov3_vit` or `siglip2_vision_model`), and `rf_jax`, safetensors of the whole model by our own
+names. orbax: makes the folder of a run without its optimizer, sharded over the devices here:
+`rf_jax.sample` and `initialise_from` take it.
 """
 
 from absl import flags, logging
@@ -19,9 +19,10 @@ _WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
 _TO = flags.DEFINE_string('to', None, 'hf: or orbax:, then a path that does not exist yet.')
 _WEIGHTS = flags.DEFINE_enum(
     'weights',
-    'average',
+    None,
     list(weight_export.WEIGHTS),
-    'For hf: the averages, which are what is evaluated, or the weights that training goes on with.',
+    'For hf: the averages (the default), which are what is evaluated, or the weights that training '
+    'goes on with. orbax: has both.',
 )
 _CHECKPOINT = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', lower_bound=0

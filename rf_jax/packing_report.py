@@ -50,7 +50,10 @@ def synthetic_plan(config: ConfigDict, kind: str) -> Plan:
     weights = {task: float(weight) for task, weight in config.data.tasks.items()}
     mixture = Mixture(dict.fromkeys(weights, 1_000_000), weights, config.seed)
     capacity = [config.data.capacity[name] for name in layout.SIZES]
-    sizes = packing_stats.SyntheticSizes(kind, config).sizes
+    around = packing_stats.PLAIN
+    if config.tokenizer.path:
+        around = load_tokenizer(config.tokenizer.path).chat.question_and_answer
+    sizes = packing_stats.SyntheticSizes(kind, config, around).sizes
     return Plan(mixture, sizes, capacity, config.data.batch_size)
 
 

@@ -30,6 +30,7 @@ SOURCES: dict[str, type[Source] | type[IndexedSource]] = {
     'webdataset': WebdatasetSource,
     'arrayrecord': ArrayRecordSource,
 }
+_WITH_LINKS = ('folder', 'text')  # their constructors take `follow_links`
 _KNOWN = (
     'emoji | scenes:rung/size[/option...] | folder:/path | tfds:name[/config][:split] | '
     'text:/path | prepared:/path | webdataset:/path/*.tar | arrayrecord:/path/*.array_record*'
@@ -49,11 +50,9 @@ def kind_and_argument(part: str) -> tuple[str, str]:
 
 
 def source_class(kind: str) -> type[Source] | None:
-    """The class of a kind, None if unknown; `+links` is allowed where the argument is a path."""
-    found = SOURCES.get(kind.removesuffix(LINKS))
-    if kind.endswith(LINKS) and (found is None or not found.takes_path or is_indexed(found)):
-        return None
-    return found
+    """The class of a kind, None if unknown; `+links` is allowed for those in _WITH_LINKS."""
+    name = kind.removesuffix(LINKS)
+    return None if kind.endswith(LINKS) and name not in _WITH_LINKS else SOURCES.get(name)
 
 
 def build(text: str, max_pixels: int) -> list[Source]:
@@ -91,28 +90,29 @@ def check(text: str) -> None:
                 f'data.sources: unknown kind {kind!r} in {part!r}.{hint} Known: {_KNOWN}'
             )
         if found.takes_path and argument:
-            _located(found, argument)
+            _path(found, argument)
+
+
+def _path(kind: type[Source] | type[IndexedSource], argument: str) -> paths.AnyPath:
+    return (paths.anywhere if kind.takes_bucket else paths.local)(argument, 'data.sources')
 
 
 def with_absolute_paths(text: str) -> str:
     """The same list with absolute paths, which names the same data from any working directory.
 
-    Raises UserError for a URL where the source cannot be in a bucket.
+    Raises UserError for a URL of anything but a bucket.
     """
     found = []
     for part in parts(text):
         kind, argument = kind_and_argument(part)
         source = source_class(kind)
         if source is not None and source.takes_path and argument:
-            path = _located(source, argument)
-            part = f'{kind}:{os.path.abspath(path) if storage.is_local(path) else path}'
+            path = _path(source, argument)
+            # Not Path.absolute, which leaves `..` in it.
+            path = os.path.abspath(path) if storage.is_local(path) else path
+            part = f'{kind}:{os.fspath(path)}'
         found.append(part.replace(',', '\\,'))
     return ','.join(found)
-
-
-def _located(source: type, path: str) -> paths.AnyPath:
-    """The path of a source with `~` expanded; only shards may be in a bucket."""
-    return (paths.anywhere if is_indexed(source) else paths.local)(path, 'data.sources')
 
 
 def caches_metadata(text: str) -> bool:

@@ -34,13 +34,16 @@ from rf_jax.training import lora
 from rf_jax.training.weight_sources import TAKEN
 
 WEIGHTS = {'average': 'ema', 'raw': 'params'}  # part of the state
+ANY = ''  # a regex: what fits no other way is replicated
 RUN_FILES = (*TOKENIZERS, 'version.json', 'parameters.txt')
 
 
-def to_hf(run: paths.AnyPath, step: int, weights: str, folder: Path) -> None:
-    """Writes the parts that transformers opens, and the whole model beside them."""
+def to_hf(run: paths.AnyPath, step: int, weights: str | None, folder: Path) -> None:
+    """Writes the parts that transformers opens, and the whole model beside them; of the averages
+    by default.
+    """
     config = _config(run)
-    arrays = _arrays(run, step, config, WEIGHTS[weights])
+    arrays = _arrays(run, step, config, WEIGHTS[weights or 'average'])
     vocabulary = arrays['text_embed/table'].shape[0]
     parts = exporting.described(config, vocabulary)
     parts |= {kind: each for kind, each in kept.originals(run).items() if kind in parts}
@@ -49,25 +52,28 @@ def to_hf(run: paths.AnyPath, step: int, weights: str, folder: Path) -> None:
         exporting.export(kind, original, config, arrays, folder / kind)
     (folder / 'rf_jax').mkdir()
     exporting.export_all(arrays, folder / 'rf_jax')
-    storage.write(folder / 'rf_jax' / 'config.json', storage.read(run / 'config.json'))
+    _write_config(config, folder / 'rf_jax')
     tokenizer = run / 'tokenizer.json'
     if storage.exists(tokenizer):
         for kind in parts.keys() & {'qwen3', 'qwen3_moe'}:
             storage.write(folder / kind / tokenizer.name, storage.read(tokenizer))
 
 
-def to_orbax(run: paths.AnyPath, step: int, weights: str, folder: Path) -> None:
-    """Writes a run without its optimizer, both weights and averages; adapters are merged in."""
-    del weights
+def to_orbax(run: paths.AnyPath, step: int, weights: str | None, folder: Path) -> None:
+    """Writes a run without its optimizer, both weights and averages; adapters are merged in. Raises
+    UserError if one of both is asked for.
+    """
+    require(
+        weights is None,
+        f'--weights={weights} is for --to=hf: alone; orbax: writes both, so leave it out',
+    )
     config = _config(run)
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', every=1, keep=1)
     state = _state(run, step, config)
     checkpoints.save(step, state)
     checkpoints.ensure(step, state)  # raises if it could not be written
     checkpoints.close()
-    if lora.enabled(config):
-        config.lora.rank, config.initialise_from = 0, ''
-    (folder / 'config.json').write_text(config.to_json_best_effort(indent=2), encoding='utf-8')
+    _write_config(config, folder)
     for name in RUN_FILES:
         if storage.exists(run / name):
             storage.write(folder / name, storage.read(run / name))
@@ -79,6 +85,14 @@ KINDS = {'hf': to_hf, 'orbax': to_orbax}
 
 def _config(run: paths.AnyPath) -> ConfigDict:
     return ConfigDict(json.loads(storage.read(run / 'config.json')))
+
+
+def _write_config(config: ConfigDict, folder: Path) -> None:
+    """Of the whole model: adapters are merged in."""
+    if lora.enabled(config):
+        config = config.copy_and_resolve_references()
+        config.lora.rank, config.initialise_from = 0, ''
+    (folder / 'config.json').write_text(config.to_json_best_effort(indent=2), encoding='utf-8')
 
 
 def _arrays(run: paths.AnyPath, step: int, config: ConfigDict, part: str) -> Mapping[str, Any]:
@@ -95,12 +109,16 @@ def _merged(run: paths.AnyPath, step: int, config: ConfigDict, part: str) -> dic
 
 
 def _state(run: paths.AnyPath, step: int, config: ConfigDict) -> dict[str, Any]:
-    """What another run starts from, sharded over the devices here."""
-    mesh_ = mesh.make_mesh(dict.fromkeys(mesh.AXES, 1) | {'fsdp': -1})
+    """What another run starts from, sharded over the devices here: over a power of two of them,
+    which most dimensions are multiples of.
+    """
+    devices = jax.devices()
+    devices = devices[: 1 << (len(devices).bit_length() - 1)]
+    mesh_ = mesh.make_mesh(dict.fromkeys(mesh.AXES, 1) | {'fsdp': -1}, devices)
 
     def place(held):
         wanted = {name: held[name] for name in TAKEN if name in held}
-        where = sharding.shardings(wanted, mesh_, config.sharding)
+        where = sharding.shardings(wanted, mesh_, config.sharding, small=ANY)
         return jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), wanted, where
         )

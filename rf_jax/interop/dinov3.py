@@ -6,7 +6,7 @@ Names of DINOv3ViTModel of transformers, as its files have them.
 from collections.abc import Set
 from typing import Any
 
-from rf_jax.interop.family import Config, Family, other_than
+from rf_jax.interop.family import Config, Family, other_than, processor
 from rf_jax.interop.table import PATCHES, TOKENS, Row, layer_norm, linear
 
 _LAYER, _OURS = 'layer.{layer}', 'encoder/layers'
@@ -105,10 +105,13 @@ def _describe(config, vocabulary: int) -> dict[str, Any]:
         'query_bias': bias,
         'value_bias': bias,
         'key_bias': False,
-        'image_mean': list(c.get('pixel_mean', (0.5,) * 3)),
-        'image_std': list(c.get('pixel_std', (0.5,) * 3)),
         'torch_dtype': 'float32',
     }
+
+
+def _describe_images(config) -> dict[str, Any]:
+    side = max(size for size, _ in config.data.sizes)
+    return processor(config, 'DINOv3ViTImageProcessorFast', size={'height': side, 'width': side})
 
 
 vit = Family(
@@ -117,5 +120,6 @@ vit = Family(
     fields=_fields,
     refused=_refused,
     describe=_describe,
+    describe_images=_describe_images,
     unused=(r'^embeddings\.mask_token$',),  # of training with masked patches
 )

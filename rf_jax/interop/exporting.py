@@ -25,7 +25,9 @@ ELSEWHERE = (
     (r'^backbone/layers/ffn_norm/', 'backbone/layers/understanding/norm/'),
     (r'/understanding/(router|gate|up|down)$', r'/shared/\1'),
 )
-ENCODERS = {'dinov3': ('dinov3_vit',)}  # by model.encoder.kind
+# By model.encoder.kind.
+ENCODERS = {'dinov3': ('dinov3_vit',), 'siglip2': ('siglip2_vision_model',)}
+IMAGES = 'preprocessor_config.json'
 _ROWS = 4096  # of two arrays compared at a time
 
 Arrays = Mapping[str, Any]  # our parameters by path: shape, and slices as numpy
@@ -35,10 +37,13 @@ def described(config, vocabulary: int) -> dict[str, Original]:
     """{model_type: what to write a part of the model as} for a run without pretrained weights."""
     text = 'qwen3_moe' if config.model.backbone.ffn == 'moe' else 'qwen3'
     encoder = config.model.encoder.get('kind', 'dinov3')  # older runs have no kind
-    return {
-        kind: Original(FAMILIES[kind].describe(config, vocabulary))
-        for kind in (text, *ENCODERS.get(encoder, ()))
-    }
+    found = {}
+    for kind in (text, *ENCODERS.get(encoder, ())):
+        family = FAMILIES[kind]
+        images = family.describe_images
+        made = {IMAGES: images(config)} if images else {}
+        found[kind] = Original(family.describe(config, vocabulary), made=made)
+    return found
 
 
 def export(kind: str, original: Original, config, arrays: Arrays, folder: Path) -> None:
@@ -47,18 +52,21 @@ def export(kind: str, original: Original, config, arrays: Arrays, folder: Path) 
     `arrays` are read in slices. Raises UserError if the model no longer is one of that kind.
     """
     family, c = FAMILIES[kind], original.config
-    raise_if(mismatches(family.fields(c), config), folder)
+    raise_if(mismatches(family.fields({**original.made.get(IMAGES, {}), **c}), config), folder)
     for path in original.files:
         shutil.copyfile(path, folder / path.name)
     if c.get('tie_word_embeddings') and not _tied(arrays):
         c = {**c, 'tie_word_embeddings': False}
     if c != original.config or not original.files:
         (folder / 'config.json').write_text(json.dumps(c, indent=2), encoding='utf-8')
-    dtype = _dtype(c)
+    for name, content in original.made.items():
+        (folder / name).write_text(json.dumps(content, indent=2), encoding='utf-8')
     specs: dict[str, writing.Spec] = {}
     parts: list[Iterator[tuple[str, np.ndarray]]] = []
-    for path, leaf in table.leaves(family.rows(c, original.copies), family.sizes(c)).items():
-        own = {name: writing.Spec(name, shape, dtype) for name, shape in leaf.names()}
+    for path, leaf in table.leaves(family.rows(c, original.names()), family.sizes(c)).items():
+        own = {
+            name: writing.Spec(name, shape, _dtype(original, name)) for name, shape in leaf.names()
+        }
         if not own.keys() <= specs.keys():  # a tied head is the embedding
             specs |= own
             parts.append(leaf.tensors(_found(path, leaf.shape, arrays)))
@@ -96,6 +104,8 @@ def _tied(arrays: Arrays) -> bool:
     return all(np.array_equal(embedding[part], head[:, part].T) for part in parts)
 
 
-def _dtype(c: Mapping[str, Any]) -> np.dtype:
-    name = c.get('dtype', c.get('torch_dtype')) or 'float32'
-    return next(dtype for dtype, known in FLOATS.items() if known == name)
+def _dtype(original: Original, name: str) -> np.dtype:
+    """Of a tensor of the original."""
+    c = original.config
+    stated = c.get('dtype', c.get('torch_dtype')) or original.dtypes.get(name, 'float32')
+    return next(dtype for dtype, known in FLOATS.items() if known == stated)

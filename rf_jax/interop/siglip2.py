@@ -1,18 +1,19 @@
 """SigLIP2 NaFlex: the vision tower, as encoder.
 
 Names of Siglip2Model of transformers, as its files have them, and of Siglip2VisionModel alone,
-which has no prefix from transformers 5 on.
+which has no prefix from transformers 5 on. It is exported alone: the text tower is not ours.
 """
 
 import math
 from collections.abc import Set
 from typing import Any
 
-from rf_jax.interop.family import Config, Family, other_than
+from rf_jax.interop.family import Config, Family, other_than, processor
 from rf_jax.interop.table import Row, layer_norm, linear
 
 _LAYER, _OURS = 'encoder.layers.{layer}', 'encoder/layers'
 _PREFIX = 'vision_model.'
+ALONE = 'siglip2_vision_model'
 # Published files have what differs from these values alone.
 DEFAULTS = {
     'hidden_size': 768, 'intermediate_size': 3072, 'num_hidden_layers': 12,
@@ -83,11 +84,49 @@ def _refused(c: Config) -> list[str]:
     return faults
 
 
+def _describe(config, vocabulary: int) -> dict[str, Any]:
+    del vocabulary
+    c = config.model.encoder
+    return {
+        'architectures': ['Siglip2VisionModel'],
+        'model_type': ALONE,
+        'hidden_size': c.width,
+        'intermediate_size': c.feedforward,
+        'num_hidden_layers': c.layers,
+        'num_attention_heads': c.heads,
+        'num_channels': 3,
+        'num_patches': c.position_grid**2,
+        'patch_size': config.data.patch_size,
+        'hidden_act': 'gelu_pytorch_tanh',
+        'layer_norm_eps': c.norm_eps,
+        'vision_use_head': False,
+        'torch_dtype': 'float32',
+    }
+
+
+def _describe_images(config) -> dict[str, Any]:
+    side = max(size for size, _ in config.data.sizes) // config.data.patch_size
+    return processor(
+        config, 'Siglip2ImageProcessor', patch_size=config.data.patch_size, max_num_patches=side**2
+    )
+
+
+def _part(c: Config) -> tuple[Config, str]:
+    if 'vision_config' not in c:
+        return c, ''
+    dtype = {name: c[name] for name in ('dtype', 'torch_dtype') if name in c}
+    kind = {'architectures': ['Siglip2VisionModel'], 'model_type': ALONE}
+    return dtype | dict(c['vision_config']) | kind, _PREFIX
+
+
 naflex = Family(
     sizes=_sizes,
     rows=_rows,
     fields=_fields,
     refused=_refused,
+    describe=_describe,
+    describe_images=_describe_images,
+    part=_part,
     # The pooled vector and the text tower.
     unused=(r'^(vision_model\.)?head\.', r'^text_model\.', r'^logit_(scale|bias)$'),
 )

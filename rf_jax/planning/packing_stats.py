@@ -22,6 +22,7 @@ from rf_jax.data.spans import pool_of
 from rf_jax.runtime.errors import require
 from rf_jax.runtime.rng import fold
 
+PLAIN = 3  # tokens around a question and its answer, without names of roles
 _QUESTION = (5.0, 0.25)  # tokens of a question: median, spread of its logarithm
 
 
@@ -117,11 +118,12 @@ def flags(capacity: np.ndarray) -> list[str]:
 class SyntheticSizes:
     """`sizes(task, index, epoch)` of a data set of `kind`, resized and dropped as in `config`.
 
-    Raises UserError at construction for an unknown pool or kind of representation.
+    `around`: tokens around a question and its answer (`ChatFormat.question_and_answer`). Raises
+    UserError at construction for an unknown pool or kind of representation.
     """
 
-    def __init__(self, kind: str, config: ConfigDict):
-        self._kind = KINDS[kind]
+    def __init__(self, kind: str, config: ConfigDict, around: int = PLAIN):
+        self._kind, self._around = KINDS[kind], around
         self._data, self._seed, self._pool = config.data, config.seed, pool_of(config)
 
     def sizes(self, task: str, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
@@ -146,9 +148,10 @@ class SyntheticSizes:
         if task == 'image_to_text':
             has_question = uniform(*draws, draw=11) < data.question_prob
             question = np.where(has_question, tokens_of(_QUESTION, draws, 12), 0)
-            head = np.minimum(question, data.max_text_tokens // 2) + 2  # begin and answer tokens
-            tail = np.minimum(self._caption(draws), data.max_text_tokens - head - 1) + 1
-            sizes |= {'text': head + tail, 'vision': patches // 4}
+            room = data.max_text_tokens - self._around
+            question = np.minimum(question, min(data.max_text_tokens // 2, room - 1))
+            answer = np.minimum(self._caption(draws), room - question)
+            sizes |= {'text': question + answer + self._around, 'vision': patches // 4}
             sizes['vision_images'] = np.ones_like(patches)
         else:
             prompt = np.minimum(self._caption(draws), data.max_text_tokens - 2) + 2

@@ -82,13 +82,14 @@ def _config_of(workdir: paths.AnyPath) -> dict:
 
 
 def warn_of_changes(config, workdir: paths.AnyPath) -> None:
-    """Logs the config fields that differ from those that this workdir was trained with so far."""
+    """Logs the config fields that differ from those that this workdir was trained with so far.
+
+    Not those that an earlier version did not know.
+    """
     before = flatten(_config_of(workdir))
-    if not before:
-        return
     for field, value in flatten(json.loads(config.to_json_best_effort())).items():
-        if before.get(field) != value:
-            was = before.get(field)
+        was = before.get(field, value)
+        if was != value:
             logging.warning('%s is %r now and was %r in this workdir', field, value, was)
 
 

@@ -109,7 +109,7 @@ def plan(abstract: state.State, sources: Sequence[Source], config) -> dict[str, 
     """
     average = config.initialise_from_average or lora.enabled(config)
     new = weight_sources.new(config)
-    origins, wrong = {}, []
+    origins, wrong = {}, {}
     for name, leaf in _taken(abstract).items():
         part, _, path = name.partition('/')
         path = path or name  # the codebook has no path
@@ -130,11 +130,11 @@ def plan(abstract: state.State, sources: Sequence[Source], config) -> dict[str, 
         if has == leaf.shape:
             origins[name] = origin
         else:
-            wrong.append(f'{there}: {has or "absent"}, expected {leaf.shape}')
+            wrong[there] = has or 'absent', leaf.shape
     require(
         not wrong,
         f'initialise_from={config.initialise_from}: does not fit this config ({len(wrong)}): '
-        f'{"; ".join(wrong[:SHOWN])}. List in initialise_new what should be initialised instead',
+        f'{_faults(wrong)}. {_advice(wrong)}',
     )
     for number, source in enumerate(sources):
         require(
@@ -143,6 +143,26 @@ def plan(abstract: state.State, sources: Sequence[Source], config) -> dict[str, 
             'earlier runs have it, or initialise_new matches it; remove it from the list',
         )
     return origins
+
+
+# {path: (what the sources have, what the config expects)}, as shapes
+Wrong = Mapping[str, tuple[Any, tuple[int, ...]]]
+
+
+def _faults(wrong: Wrong) -> str:
+    shown = list(wrong.items())[:SHOWN]
+    return '; '.join(f'{path}: {has}, expected {wanted}' for path, (has, wanted) in shown)
+
+
+def _advice(wrong: Wrong) -> str:
+    """What to do about arrays that do not fit."""
+    for path, (has, wanted) in wrong.items():
+        if path.endswith('/text_embed/table') and has != 'absent' and has[0] != wanted[0]:
+            return (
+                f'The tokenizer has {wanted[0]} ids, these weights have {has[0]}: set '
+                'tokenizer.path to the tokenizer that they were trained with'
+            )
+    return 'List in initialise_new what should be initialised instead'
 
 
 def read(

@@ -60,7 +60,7 @@ COMMANDS = {
         ('images', 'reference', 'inception', 'clip', 'prompts'),
     ),
     'packing_report': ((), ()),
-    'prepare': (('--source=webdataset:a', '--out=b', '--size=32'), ()),
+    'prepare': (('--source=webdataset:a', '--out=b', '--size=32'), ('out',)),
     'reinforce': (('--workdir=run',), ('workdir',)),
     'sample': (('--workdir=run', '--prompt=red'), ('workdir', 'out', 'prompts')),
     'serve': (('--workdir=run',), ('workdir',)),
@@ -175,7 +175,7 @@ def test_every_command_is_covered():
 @pytest.mark.parametrize('module', COMMANDS)
 def test_every_flag_of_a_file_or_folder_is_a_path(module):
     text = file_of(module).read_text()
-    found = re.findall(r"cli\.PATH,[^']*'(\w+)'", text)
+    found = re.findall(r"cli\.(?:ANY_)?PATH,[^']*'(\w+)'", text)
     assert sorted(found) == sorted(COMMANDS[module][1])
     strings = re.findall(
         r"DEFINE_(?:multi_)?string\(\s*'(\w+)',[^']*'[^']*\b([Ff]olders?|[Ff]ile)\b", text

@@ -147,7 +147,7 @@ def test_a_run_without_pretrained_weights(run, tmp_path):
 def test_orbax_is_a_run_to_start_from(run, tmp_path):
     _, config, state, workdir = run
     (tmp_path / 'out').mkdir()
-    weight_export.to_orbax(workdir, 0, 'average', tmp_path / 'out')
+    weight_export.to_orbax(workdir, 0, None, tmp_path / 'out')
     config = config.copy_and_resolve_references()
     config.update(initialise_from=str(tmp_path / 'out'), initialise_as=())
     config.tokenizer.path = 'any'
@@ -156,6 +156,22 @@ def test_orbax_is_a_run_to_start_from(run, tmp_path):
         for a, b in zip(jax.tree.leaves(getattr(state, name)),
                         jax.tree.leaves(getattr(again, name)), strict=True):  # fmt: skip
             np.testing.assert_array_equal(a, b)
+
+
+def test_orbax_on_an_odd_number_of_devices(run, tmp_path, monkeypatch):
+    *_, state, workdir = run
+    devices = jax.devices()
+    monkeypatch.setattr(jax, 'devices', lambda *_: devices[:7])
+    held = weight_export._state(workdir, 0, weight_export._config(workdir))
+    query = held['ema']['backbone']['layers']['attention']['query']['kernel']
+    assert len(query.sharding.device_set) == 4 and not query.is_fully_replicated
+    for a, b in zip(jax.tree.leaves(state.ema), jax.tree.leaves(held['ema']), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_of_one_kind_are_not_for_orbax(tmp_path):
+    with pytest.raises(UserError, match=r'--weights=raw is for --to=hf: alone; orbax: writes both'):
+        weight_export.to_orbax(tmp_path, 0, 'raw', tmp_path)
 
 
 def test_nothing_is_left_of_an_export_that_fails(tmp_path):

@@ -1,5 +1,7 @@
 """From downloaded folders to a trained run and out again, by configs/finetune.py."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -66,12 +68,14 @@ def test_what_was_trained_comes_out_and_the_rest_as_it_was(run, folders, tmp_pat
     assert not same[query]
     assert same[EMBEDDING] == (variant == 'lora')
     assert (tmp_path / 'qwen3' / 'tokenizer.json').exists()
+    config = json.loads((tmp_path / 'rf_jax' / 'config.json').read_text())
+    assert config['lora']['rank'] == 0, 'merged'
 
 
 def test_an_exported_run_gives_the_same_images(run, tmp_path):
     """Of a run with adapters, with these merged in."""
     _, workdir = run
-    weight_export.to_orbax(workdir, 4, 'raw', tmp_path)
+    weight_export.to_orbax(workdir, 4, None, tmp_path)
     ours, theirs = Sampler.load(workdir), Sampler.load(tmp_path)
     a, b = (checkpoint_files.flatten(each.params) for each in (ours, theirs))
     assert a.keys() == b.keys()

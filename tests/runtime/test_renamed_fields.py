@@ -60,3 +60,14 @@ def test_a_workdir_of_an_earlier_version(tmp_path):
         ) as expected:
             use()
         assert '\n' not in str(expected.value)
+
+
+def test_fields_that_an_earlier_version_did_not_know_have_not_changed(tmp_path, caplog):
+    config = base.get_config()
+    before = json.loads(config.to_json_best_effort())
+    del before['lora'], before['model']['encoder']['pixel_mean']
+    before['steps'] = 7
+    (tmp_path / 'config.json').write_text(json.dumps(before))
+    checks.warn_of_changes(config, tmp_path)
+    (line,) = caplog.messages
+    assert line == f'steps is {config.steps} now and was 7 in this workdir'

@@ -6,12 +6,13 @@ import tracemalloc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from configs import base
-from rf_jax.data import layout, spans
+from rf_jax.data import chat_format, layout, spans
 from rf_jax.data.fitting import image_size, patches, picks
 from rf_jax.data.hashing import hash64
 from rf_jax.data.layout import SIZES
@@ -219,6 +220,24 @@ def test_synthetic_sizes_are_those_of_real_spans(monkeypatch, pool):
     for task, wanted in (('text_to_image', drawn), ('image_to_text', seen)):
         found = SyntheticSizes('coco', config).sizes(task, np.arange(2), np.zeros(2, int))
         np.testing.assert_array_equal(found[:, 1:], [wanted[1:]] * 2)
+
+
+@pytest.mark.parametrize('chat', [
+    chat_format.plain(1, 2, 3), chat_format.chatml(1, 2, lambda text: [*text.encode()])
+])  # fmt: skip
+def test_synthetic_questions_are_as_long_as_real_ones(monkeypatch, chat):
+    """With what the format puts around them, truncated to any length."""
+    monkeypatch.setattr(packing_stats, '_QUESTION', (9.0, 0.0))
+    monkeypatch.setattr(KINDS['coco'], 'caption', (13.0, 0.0))
+    tokenizer = SimpleNamespace(chat=chat, encode=lambda text: [*text.encode()])
+    config = base.get_config()
+    config.data.question_prob = 1.0
+    for most in range(chat.question_and_answer + 2, 60, 3):
+        config.data.max_text_tokens = most
+        made_up = SyntheticSizes('coco', config, chat.question_and_answer)
+        span = spans.question_answer_span(tokenizer, 9 * 'q', 13 * 'a', most, Counter())
+        found = made_up.sizes('image_to_text', np.arange(1), np.zeros(1, int))
+        assert found[0, 0] == len(span.tokens), most
 
 
 @pytest.mark.parametrize('pool', [0, 1, 2, 4])
