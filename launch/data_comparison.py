@@ -25,6 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def resized(encoded: bytes, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
 
 
-def config(folder: Path, size: int):
+def config(folder: Path, size: int, threads: int):
     """Rows of four images, eight rows a batch; each image is generated once a pass."""
     from configs import base
 
@@ -96,7 +97,7 @@ def config(folder: Path, size: int):
     found.data.sources = f'webdataset:{folder}/tars'
     found.data.update(
         patch_size=16, sizes=((size, 1.0),), batch_size=BATCH // 4, max_text_tokens=40,
-        threads=2, prefetch=4,
+        threads=threads, prefetch=2 * threads,
     )  # fmt: skip
     found.data.tasks = {'text_to_image': 1.0}
     found.data.capacity.update(
@@ -106,13 +107,13 @@ def config(folder: Path, size: int):
     return found
 
 
-def ours(folder: Path, count: int, size: int) -> Callable[[int, int], Iterator[int]]:
+def ours(folder: Path, count: int, size: int, threads: int) -> Callable[[int, int], Iterator[int]]:
     """A function of (part, parts) that gives the number of images of each batch of a part."""
     from rf_jax.data import source_list
     from rf_jax.data.pipeline import Batches
     from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 
-    asked = config(folder, size)
+    asked = config(folder, size, threads)
     sources = source_list.build(asked.data.sources, asked.data.max_pixels)
     tokenizer = SentencePieceTokenizer.train(sources[0].texts(2000), 1000)
     batches = Batches(asked, sources, tokenizer)  # indexes
@@ -191,9 +192,14 @@ def main():
     parser.add_argument('--images', type=int, default=20_000)
     parser.add_argument('--size', type=int, default=256)
     parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--threads', type=int, default=2, help='data.threads of rf_jax')
     asked = parser.parse_args()
     make(asked.folder, asked.images)
-    makers = {'rf_jax': ours, 'webdataset': of_webdataset, 'grain': of_grain}
+    makers = {
+        'rf_jax': partial(ours, threads=asked.threads),
+        'webdataset': of_webdataset,
+        'grain': of_grain,
+    }
     runs = {name: maker(asked.folder, asked.images, asked.size) for name, maker in makers.items()}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     loads = [os.getloadavg()[0]]
