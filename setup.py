@@ -71,7 +71,6 @@ setup(
             'tensorflow-datasets>=4.9.9',
             'array_record>=0.8',
             'datasets>=4',
-            'img2dataset>=1.47',
         ],
     },
 )

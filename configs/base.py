@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # determines data order, initial weights, noise and samples
-    # Comma-separated: workdirs of other runs, and folders of pretrained weights, as in
-    # hf:/models/Qwen3-0.6B,hf:/models/dinov3-vits16 (docs/weights.md). Each parameter comes from
-    # the first one that has it.
+    # Comma-separated: workdirs of other runs, also in gs:// and s3://, and folders of pretrained
+    # weights, as in hf:/models/Qwen3-0.6B,hf:/models/dinov3-vits16 (docs/weights.md). Each
+    # parameter comes from the first one that has it.
     config.initialise_from = ''
     # Parameters start from the averages of these runs, which are what was evaluated.
     config.initialise_from_average = False
@@ -79,7 +79,8 @@ def get_config() -> ConfigDict:
     tokenizer = config.tokenizer = ConfigDict()
     tokenizer.vocab_size = 2048  # V of a new one, and of compile_check; lower on a tiny corpus
     # A SentencePiece .model file, Qwen's tokenizer.json, or a folder of downloaded weights or of a
-    # run that holds one; V is then theirs. '' trains a SentencePiece model on the sources.
+    # run that holds one, also in a bucket; V is then theirs. '' trains a SentencePiece model on the
+    # sources.
     tokenizer.path = ''
 
     model = config.model = ConfigDict()

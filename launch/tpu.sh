@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs training on a TPU pod slice of Google Cloud through queued resources; restarts when preempted.
-#   launch/tpu.sh NAME v5litepod-64 europe-west4-b --config=configs/emoji.py --workdir=/runs/emoji
-# Run it from the root of the repository; it copies the committed files to all hosts. --workdir must
-# be on a file system shared by all hosts; SETUP, run before each attempt, mounts it, for example
+#   launch/tpu.sh NAME v5litepod-64 europe-west4-b --config=configs/emoji.py --workdir=gs://B/emoji
+# Run it from the root of the repository; it copies the committed files to all hosts. --workdir is in
+# a bucket or on a disk shared by all hosts; SETUP, run before each attempt, mounts it, for example
 #   SETUP='mountpoint -q /runs || { sudo mkdir -p /runs && sudo mount 10.0.0.2:/share /runs; }'
 # RUNTIME overrides the TPU software version; SPOT=0 requests on-demand capacity. README.md lists the
 # exit codes that restart the run; after ATTEMPTS failures in a row without progress it gives up.
@@ -46,7 +46,7 @@ install() {
   git archive --format=tar.gz --output=/tmp/rf_jax.tar.gz HEAD
   gcloud compute tpus tpu-vm scp /tmp/rf_jax.tar.gz "$name":~/ --zone="$zone" --worker=all
   everywhere "${SETUP:-true} && mkdir -p rf_jax && tar xzf rf_jax.tar.gz -C rf_jax \
-    && python3 -m venv --system-site-packages env && env/bin/pip install --quiet -e 'rf_jax[tpu]'"
+    && python3 -m venv --system-site-packages env && env/bin/pip install --quiet -e 'rf_jax[tpu,buckets]'"
 }
 
 

@@ -15,9 +15,9 @@ from rf_jax.evaluation import benchmarks, scoring
 from rf_jax.evaluation.benchmarks import BENCHMARKS
 from rf_jax.generation import inputs
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import cli, workdir
+from rf_jax.runtime import cli, paths, workdir
 
-_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
 _NAME = flags.DEFINE_enum('name', None, list(BENCHMARKS), 'Benchmark; folder: one prompt per line.')
 _PROMPTS = flags.DEFINE(cli.PATH, 'prompts', None, 'File or folder of prompts as it is shipped.')
 _OUT = flags.DEFINE(cli.PATH, 'out', None, 'Folder of the images.')
@@ -34,7 +34,7 @@ def main(argv):
     del argv
     out = Path(_OUT.value)
     prompts = benchmarks.read(_NAME.value, Path(_PROMPTS.value))
-    model = _MODEL.value or Path(_WORKDIR.value).absolute().name
+    model = _MODEL.value or paths.absolute(paths.anywhere(_WORKDIR.value, '--workdir')).name
     workdir.check_writable(out, flag='out')
     sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
     if not scoring.generates(sampler.config):

@@ -11,7 +11,6 @@ the command says that one message and ends.
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from absl import flags, logging
 
@@ -19,10 +18,10 @@ from rf_jax.data import data_fields, image_ops
 from rf_jax.data.messages import ImagePart, Message, TextPart
 from rf_jax.generation.chat import Conversation
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import cli, workdir
+from rf_jax.runtime import cli, paths, workdir
 from rf_jax.runtime.errors import UserError
 
-_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
 _IMAGE = flags.DEFINE_multi(
     cli.PATH,
     flags.ArgumentSerializer(),
@@ -32,7 +31,7 @@ _IMAGE = flags.DEFINE_multi(
 )
 _MESSAGE = flags.DEFINE_string('message', '', 'The only message; interactive if not given.')
 _OUT = flags.DEFINE(
-    cli.PATH, 'out', None, 'Folder of the generated images; WORKDIR/chat if not given.'
+    cli.ANY_PATH, 'out', None, 'Folder of the generated images; WORKDIR/chat if not given.'
 )
 _TEMPERATURE = flags.DEFINE(cli.Finite(0), 'temperature', 0.0, 'Of the text; 0: greedy.')
 _TOP_P = flags.DEFINE(cli.Finite(0), 'top_p', 1.0, 'Keep tokens of so much probability.')
@@ -52,7 +51,7 @@ def main(argv):
             'This run did not train conversations (data.tasks.conversation=0): it answers single '
             'questions at best'
         )
-    out = Path(_OUT.value or Path(_WORKDIR.value) / 'chat')
+    out = paths.anywhere(_OUT.value or f'{_WORKDIR.value}/chat', '--out')
     workdir.check_writable(out, flag='out')
     talk, images = sampler.conversation(), list(_IMAGE.value)
     for line in [_MESSAGE.value] if _MESSAGE.value else _lines():
@@ -79,7 +78,7 @@ def _lines() -> Iterator[str]:
         yield line
 
 
-def _answer(talk: Conversation, line: str, images: list[str], out: Path) -> None:
+def _answer(talk: Conversation, line: str, images: list[str], out: paths.AnyPath) -> None:
     """Says one line and prints the answer as it comes; an error is printed, and nothing is said."""
     message = Message('user', (*map(ImagePart, images), TextPart(line)))
     settings = {'temperature': _TEMPERATURE.value, 'top_p': _TOP_P.value, 'seed': _SEED.value}

@@ -10,7 +10,7 @@ from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import cli
 from rf_jax.runtime.errors import UserError
 
-_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
 _IMAGE = flags.DEFINE_multi(
     cli.PATH,
     flags.ArgumentSerializer(),

@@ -16,7 +16,7 @@ from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import cli, workdir
 from rf_jax.runtime.errors import UserError, require
 
-_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of a run on scenes.')
+_WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of a run on scenes.')
 _OUT = flags.DEFINE(cli.PATH, 'out', None, 'Folder of the conversations and images; a new one.')
 _COUNT = flags.DEFINE_integer('count', 1000, 'Drafts, one of each of so many scenes.', 1)
 _SEED = flags.DEFINE_integer('seed', 0, 'Another seed gives other prompts and drafts.', 0)

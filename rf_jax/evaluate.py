@@ -3,16 +3,14 @@
 Runs on scenes are scored by the judge: --prompts per category, --images per prompt.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from rf_jax.data import source_list
 from rf_jax.evaluation import inspection, run_report, scoring
-from rf_jax.runtime import cli, workdir
+from rf_jax.runtime import cli, paths, workdir
 from rf_jax.runtime.errors import UserError
 
-_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
 _SAMPLES = flags.DEFINE_integer(
     'samples',
     None,
@@ -35,7 +33,7 @@ _SOURCES = flags.DEFINE_string(
     'sources', None, 'Evaluate on these in place of data.sources of the run, as in --sources=emoji.'
 )
 _OUT = flags.DEFINE(
-    cli.PATH, 'out', None, 'Folder for the table and the grid; the workdir by default.'
+    cli.ANY_PATH, 'out', None, 'Folder for the table and the grid; the workdir by default.'
 )
 _SEED = flags.DEFINE_integer(
     'seed',
@@ -73,7 +71,7 @@ def main(argv):
     amount = scoring.Amount(
         _PROMPTS.value, _IMAGES.value, samples, _QUESTIONS.value, _CONVERSATIONS.value
     )
-    out = Path(_OUT.value or _WORKDIR.value)
+    out = paths.anywhere(_OUT.value or _WORKDIR.value, '--out')
     if _OUT.value:
         workdir.check_writable(out, flag='out')
     print(run_report.evaluate(run, with_images[0], out, samples, seed, amount))

@@ -12,10 +12,10 @@ names. orbax: makes the folder of a run without its optimizer, sharded over the 
 from absl import flags, logging
 
 from rf_jax.generation import weight_export
-from rf_jax.runtime import checkpoint, cli, paths
+from rf_jax.runtime import checkpoint, cli, paths, storage
 from rf_jax.runtime.errors import UserError, choose, require
 
-_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
 _TO = flags.DEFINE_string('to', None, 'hf: or orbax:, then a path that does not exist yet.')
 _WEIGHTS = flags.DEFINE_enum(
     'weights',
@@ -30,11 +30,11 @@ _CHECKPOINT = flags.DEFINE_integer(
 
 
 def main(_) -> None:
-    run = paths.local(_WORKDIR.value, '--workdir')
+    run = paths.anywhere(_WORKDIR.value, '--workdir')
     kind, colon, name = _TO.value.partition(':')
     require(bool(colon), f'--to={_TO.value}: expected hf:FOLDER or orbax:FOLDER')
     write, folder = choose('--to', kind, weight_export.KINDS), paths.local(name, '--to')
-    if not (run / 'config.json').exists():
+    if not storage.exists(run / 'config.json'):
         raise UserError(f'--workdir={run} has no config.json; give the folder of a run')
     step = _CHECKPOINT.value
     step = checkpoint.latest(run / 'checkpoints')[0] if step is None else step

@@ -16,7 +16,9 @@ from rf_jax.runtime import cli, workdir
 from rf_jax.training import checks, train_loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'What to reinforce.')
-_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run; an existing run is resumed.')
+_WORKDIR = flags.DEFINE(
+    cli.ANY_PATH, 'workdir', None, 'Folder of the run; an existing run is resumed.'
+)
 _REWARD = flags.DEFINE_multi_string(
     'reward',
     [],

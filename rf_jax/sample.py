@@ -11,7 +11,6 @@ import dataclasses
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags, logging
 
@@ -24,12 +23,12 @@ from rf_jax.runtime import cli, paths, workdir
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import flow
 
-_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
 _PROMPT = flags.DEFINE_multi_string(
     'prompt', [], 'Text to generate images of; may be given several times.'
 )
 _PROMPTS = flags.DEFINE(cli.PATH, 'prompts', None, 'A text file with one prompt per line.')
-_OUT = flags.DEFINE(cli.PATH, 'out', None, 'Folder of the images; WORKDIR/drawn if not given.')
+_OUT = flags.DEFINE(cli.ANY_PATH, 'out', None, 'Folder of the images; WORKDIR/drawn if not given.')
 _MODE = flags.DEFINE_enum(
     'mode', 'direct', ['direct', 'think', 'redraw'], 'What is done beside generating the image.'
 )
@@ -78,7 +77,7 @@ def main(argv):
         'guidance_pixels': _GUIDANCE_PIXELS.value,
     }
     options = dataclasses.asdict(sampler.options(**changes))
-    out = Path(_OUT.value or Path(_WORKDIR.value) / 'drawn')
+    out = paths.anywhere(_OUT.value or f'{_WORKDIR.value}/drawn', '--out')
     workdir.check_writable(out, flag='out')
     began = time.monotonic()
     generated = _generated(sampler, prompts, changes)
@@ -111,13 +110,13 @@ def _provenance(sampler: Sampler, options: dict) -> dict[str, object]:
     """What the images of this command depend on, besides prompt, number and size."""
     return {
         'seed': _SEED.value,
-        'workdir': Path(_WORKDIR.value).resolve(),
+        'workdir': paths.absolute(paths.anywhere(_WORKDIR.value, '--workdir')),
         'checkpoint': sampler.step,
         **options,
     }
 
 
-def _save(out: Path, generated: Sequence[GeneratedImage], made_by: dict) -> Path:
+def _save(out: paths.AnyPath, generated: Sequence[GeneratedImage], made_by: dict) -> paths.AnyPath:
     """Writes every image and a grid of all to `out`, overwrites nothing; the grid's path."""
     for i, each in enumerate(generated):
         text = {'prompt': each.prompt, 'number': each.number, **made_by}

@@ -5,17 +5,16 @@ The interface is that of OpenAI's API: /v1/chat/completions, /v1/images/generati
 """
 
 import socket
-from pathlib import Path
 
 from absl import flags, logging
 
 from rf_jax.evaluation import scoring
 from rf_jax.generation import inputs
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import cli
+from rf_jax.runtime import cli, paths
 from rf_jax.runtime.errors import UserError
 
-_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
 )
@@ -47,7 +46,7 @@ def main(argv):
     sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
     worker = Worker(sampler, _ROWS.value, _WAITING.value)
     limits = Limits(_BODY.value, _PIXELS.value, _SECONDS.value)
-    name = _NAME.value or Path(_WORKDIR.value).absolute().name
+    name = _NAME.value or paths.absolute(paths.anywhere(_WORKDIR.value, '--workdir')).name
     draws = scoring.generates(sampler.config)
     server = Server(worker, name, _sizes(sampler), draws, _KEY.value, limits)
     listening = _bind(_HOST.value, _PORT.value)

@@ -16,7 +16,9 @@ from rf_jax.training import checks, train_loop
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'What to train; configs/emoji.py by default.'
 )
-_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run; an existing run is resumed.')
+_WORKDIR = flags.DEFINE(
+    cli.ANY_PATH, 'workdir', None, 'Folder of the run; an existing run is resumed.'
+)
 _PROFILE = flags.DEFINE_string('profile', '', 'Steps to trace, first:last, as in 10:15.')
 
 

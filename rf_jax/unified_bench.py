@@ -16,16 +16,16 @@ from rf_jax.data import image_ops
 from rf_jax.evaluation import scoring, unified_bench
 from rf_jax.evaluation.image_scores import image_files
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import cli, workdir
+from rf_jax.runtime import cli, paths, storage, workdir
 from rf_jax.runtime.errors import UserError
 
-_WORKDIR = flags.DEFINE(cli.PATH, 'workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
 _IMAGES = flags.DEFINE(cli.PATH, 'images', None, 'Folder of images; new scenes if not given.')
 _COUNT = flags.DEFINE_integer('count', 200, 'Most images.', 1)
 _ENCODERS = flags.DEFINE_multi_string(
     'encoder', [], 'NAME=FOLDER, several times: of a run, or of a model of transformers.'
 )
-_OUT = flags.DEFINE(cli.PATH, 'out', None, 'Folder for the results; the workdir by default.')
+_OUT = flags.DEFINE(cli.ANY_PATH, 'out', None, 'Folder for the results; the workdir by default.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Another seed gives other images.', 0)
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
@@ -35,7 +35,7 @@ _PLACEMENT = cli.placement_flags()
 
 def main(argv):
     del argv
-    out = Path(_OUT.value or _WORKDIR.value)
+    out = paths.anywhere(_OUT.value or _WORKDIR.value, '--out')
     encoders = dict(map(unified_bench.encoder, _ENCODERS.value))
     sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
     config = sampler.config
@@ -61,7 +61,8 @@ def main(argv):
     result = unified_bench.evaluate(sampler, images, encoders, scenes, _SEED.value)
     made_by = {'step': sampler.step, 'seed': _SEED.value}
     image_ops.save_png(out / 'unified_bench.png', result.sheet(), made_by)
-    (out / 'unified_bench.json').write_text(json.dumps(made_by | result.values, indent=1))
+    text = json.dumps(made_by | result.values, indent=1)
+    storage.write(out / 'unified_bench.json', text.encode())
     print(f'{result.table()}\nsheet: {out}/unified_bench.png')
 
 

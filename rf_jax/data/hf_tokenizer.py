@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 
 from rf_jax.data import chat_format
+from rf_jax.runtime import paths, storage
 from rf_jax.runtime.errors import UserError
 
 PAD, START, END = '<|endoftext|>', '<|im_start|>', '<|im_end|>'
@@ -67,12 +67,12 @@ class HFTokenizer:
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
     @classmethod
-    def load(cls, path: Path) -> 'HFTokenizer':
+    def load(cls, path: paths.AnyPath) -> 'HFTokenizer':
         """With as many tokens as the model has rows, if its config.json lies beside the file.
 
         Raises OSError, and as the class does.
         """
-        model_bytes = path.read_bytes()
+        model_bytes = storage.read(path)
         return cls(with_spare_rows(model_bytes, _rows_of_model(path.with_name('config.json'))))
 
 
@@ -99,10 +99,10 @@ def with_spare_rows(model_bytes: bytes, rows: int | None) -> bytes:
     return tokenizer.to_str().encode()
 
 
-def _rows_of_model(path: Path) -> int | None:
+def _rows_of_model(path: paths.AnyPath) -> int | None:
     """`vocab_size` of the config.json of downloaded weights; None if there is none."""
     try:
-        rows = json.loads(path.read_text(encoding='utf-8')).get('vocab_size')
+        rows = json.loads(storage.read(path)).get('vocab_size')
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import math
 import os
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from PIL import Image, PngImagePlugin
 import rf_jax
 from rf_jax.data import colour, file_kinds, patch_grid
 from rf_jax.data.records import BadImage
+from rf_jax.runtime import paths, storage
 
 # EXIF tag 0x0112 -> what turns the stored pixels upright.
 _ORIENTATION = 0x0112
@@ -204,20 +206,23 @@ def save_png(file: str | os.PathLike | BinaryIO, image: np.ndarray, text: Mappin
     fields = PngImagePlugin.PngInfo()
     for name, value in {'Software': f'rf_jax {rf_jax.__version__}', **text}.items():
         fields.add_itxt(name, str(value))
-    Image.fromarray(image).save(file, 'PNG', pnginfo=fields)
+    in_bucket = isinstance(file, str | os.PathLike) and not storage.is_local(file)
+    target = io.BytesIO() if in_bucket else file
+    Image.fromarray(image).save(target, 'PNG', pnginfo=fields)
+    if in_bucket:
+        storage.write(file, target.getvalue())
 
 
-def save_new(folder: Path, stem: str, image: np.ndarray, text: Mapping[str, object]) -> Path:
+def save_new(
+    folder: paths.AnyPath, stem: str, image: np.ndarray, text: Mapping[str, object]
+) -> paths.AnyPath:
     """As `save_png`, to `stem.png` or the first unused name of `stem-2.png`, `stem-3.png`, ...
 
     Two processes that write to one folder never get the same name. Raises OSError.
     """
-    number = 1
-    while True:
+    data = io.BytesIO()
+    save_png(data, image, text)
+    for number in itertools.count(1):
         path = folder / (f'{stem}-{number}.png' if number > 1 else f'{stem}.png')
-        try:
-            with open(path, 'xb') as file:
-                save_png(file, image, text)
+        if storage.create(path, data.getvalue()):
             return path
-        except FileExistsError:
-            number += 1

@@ -15,9 +15,8 @@ from rf_jax.data.compose import Composer, Draws
 from rf_jax.data.hashing import uniform
 from rf_jax.data.layout import SIZES
 from rf_jax.data.records import Record
-from rf_jax.data.shards.reader import Shards
+from rf_jax.data.shards.reader import TOGETHER, Shards
 from rf_jax.data.shards.sample import Sample
-from rf_jax.data.shards.tar_format import TOGETHER
 from rf_jax.runtime.rng import fold
 
 # What the numbers of `uniform` decide.

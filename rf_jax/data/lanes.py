@@ -101,7 +101,7 @@ class Lanes:
     def _window(self) -> int:
         if any(self._pools[name].together > 1 for name in self._pools):
             return WINDOW
-        return max(plan.WINDOW // self._data.lanes, plan.LEAST)
+        return max(plan.WINDOW // self._data.lanes, min(plan.LEAST, plan.WINDOW))
 
 
 def _ranges(rows: Sequence[int]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import sentencepiece
 
 from rf_jax.data import chat_format
-from rf_jax.runtime import paths
+from rf_jax.runtime import paths, storage
 from rf_jax.runtime.errors import UserError
 
 _ANSWER = '<answer>'
@@ -70,9 +70,9 @@ class SentencePieceTokenizer:
         path.write_bytes(self.model_bytes)
 
     @classmethod
-    def load(cls, path: Path) -> 'SentencePieceTokenizer':
+    def load(cls, path: paths.AnyPath) -> 'SentencePieceTokenizer':
         """Raises OSError, and ValueError if the file is not a model made by `train`."""
-        return cls(path.read_bytes())
+        return cls(storage.read(path))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> 'SentencePieceTokenizer':

@@ -5,14 +5,14 @@ python -m rf_jax.data.tokenizer --sources=emoji --vocabulary=2048 --out=tokenize
 trains a SentencePiece model; a tokenizer.json comes with pretrained weights.
 """
 
+import os
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from rf_jax.data.chat_format import ChatFormat
 from rf_jax.data.hf_tokenizer import HFTokenizer
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from rf_jax.runtime import paths
+from rf_jax.runtime import paths, storage
 from rf_jax.runtime.errors import UserError
 
 
@@ -48,13 +48,14 @@ _ADVICE = (
 )
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a file, or of a folder: of a run, or of downloaded weights.
+def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
+    """The tokenizer of a file, or of a folder: of a run, or of downloaded weights; here or in a
+    bucket.
 
     Raises UserError if there is none, or one that cannot be used.
     """
-    path = paths.local(path, 'tokenizer.path')
-    if path.is_dir():
+    path = paths.anywhere(path, 'tokenizer.path')
+    if storage.is_folder(path):
         found = tokenizer_file(path)
         if found is None:
             raise UserError(f'{path} has no {" and no ".join(KINDS)}. {_ADVICE}')
@@ -70,9 +71,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise UserError(f'tokenizer {path}: {error}. {_ADVICE}') from error
 
 
-def tokenizer_file(folder: Path) -> Path | None:
+def tokenizer_file(folder: paths.AnyPath) -> paths.AnyPath | None:
     """The file of a tokenizer in a folder, if there is one."""
-    return next((folder / name for name in KINDS if (folder / name).is_file()), None)
+    found = storage.names(folder)
+    return next((folder / name for name in KINDS if name in found), None)
 
 
 def parse_tokenizer(model_bytes: bytes) -> Tokenizer:

@@ -35,7 +35,7 @@ class Inspector:
         """
         sampler = Sampler.load(workdir, step, **placed)
         # The same step for both: a run that is training may have saved another one meanwhile.
-        folder = paths.local(workdir, '--workdir') / 'checkpoints'
+        folder = paths.anywhere(workdir, '--workdir') / 'checkpoints'
         _, saved = checkpoint.restore_numpy(folder, sampler.step, only='codebook')
         return cls(sampler, saved['codebook'], sampler.step)
 

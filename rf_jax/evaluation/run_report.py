@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation import guidance, inputs, token_sampling
 from rf_jax.generation.placement import Placement
 from rf_jax.generation.sampler import ROWS, Sampler
-from rf_jax.runtime import distributed, errors, metrics, sharding
+from rf_jax.runtime import distributed, errors, metrics, paths, sharding, storage
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import jitted, lora
 from rf_jax.training.state import State
@@ -70,11 +69,12 @@ def while_training(run: Run) -> Callable[[int, Any, metrics.MetricWriter], None]
         writer.text(step, 'captions', '\n\n'.join(lines))
         folder = run.workdir / 'samples'
         try:
-            folder.mkdir(exist_ok=True)
+            if storage.is_local(folder):
+                folder.mkdir(exist_ok=True)
             made_by = {'step': step, 'seed': run.config.seed, 'prompts': '\n'.join(prompts)}
             image_ops.save_png(folder / f'{step:08d}.png', sheet, made_by)
-            (folder / f'{step:08d}.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
-        except OSError as error:
+            storage.write(folder / f'{step:08d}.txt', ('\n'.join(lines) + '\n').encode())
+        except (OSError, UserError) as error:
             logging.warning('Cannot write the samples of step %d: %s', step, error)
 
     return show
@@ -192,7 +192,9 @@ def at_end(run: Run, state: State) -> str:
     return table
 
 
-def evaluate(run: Inspector, source, workdir: Path, samples: int, seed: int, amount=None) -> str:
+def evaluate(
+    run: Inspector, source, workdir: paths.AnyPath, samples: int, seed: int, amount=None
+) -> str:
     """Evaluates a run and writes the files; returns the table.
 
     A run on scenes is scored by the judge (`amount`: scoring.Amount, by default about `samples`),
@@ -208,7 +210,7 @@ def evaluate(run: Inspector, source, workdir: Path, samples: int, seed: int, amo
     return write(result, {'step': run.step, 'seed': seed}, workdir)
 
 
-def write_score(score: scoring.Score, made_by: dict, workdir: Path) -> str:
+def write_score(score: scoring.Score, made_by: dict, workdir: paths.AnyPath) -> str:
     """The first host writes `score.json`, beginning with `made_by`, a grid of each side, and one of
     images with the maps drawn of them.
 
@@ -230,13 +232,13 @@ def write_score(score: scoring.Score, made_by: dict, workdir: Path) -> str:
             lines.append(f'grid: {grid}')
         if distributed.is_main():
             text = json.dumps(made_by | score.values, indent=1)
-            (workdir / 'score.json').write_text(text, encoding='utf-8')
-    except OSError as error:
+            storage.write(workdir / 'score.json', text.encode())
+    except (OSError, UserError) as error:
         logging.warning('Cannot write the grids and score.json: %s', error)
     return '\n'.join(lines)
 
 
-def write(result: retrieval.Result, made_by: dict, workdir: Path) -> str:
+def write(result: retrieval.Result, made_by: dict, workdir: paths.AnyPath) -> str:
     """The first host writes `grid.png` and `result.json`. Returns the table, with the grid's path.
 
     `made_by`: step and seed, kept in the grid. There each image has the size of the generated one
@@ -257,7 +259,7 @@ def write(result: retrieval.Result, made_by: dict, workdir: Path) -> str:
         if distributed.is_main():
             image_ops.save_png(grid, contact_sheet.grid(images, COLUMNS, captions), made_by)
             table += f'\ngrid: {grid} (pairs: image and label, generated image and "> caption")'
-            (workdir / 'result.json').write_text(json.dumps(kept, indent=1), encoding='utf-8')
-    except OSError as error:
+            storage.write(workdir / 'result.json', json.dumps(kept, indent=1).encode())
+    except (OSError, UserError) as error:
         logging.warning('Cannot write grid.png and result.json: %s', error)
     return table

@@ -36,7 +36,7 @@ from rf_jax.generation.inputs import Request
 from rf_jax.generation.placement import ONE_DEVICE, Placement
 from rf_jax.generation.trained_weights import read_params
 from rf_jax.models import unified
-from rf_jax.runtime import compilation, paths, renamed_fields
+from rf_jax.runtime import compilation, paths, renamed_fields, storage
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import bounds
 
@@ -83,12 +83,12 @@ class Sampler:
         Mesh; None: one device. `dtype`: 'bfloat16', or None: that of the run. Raises UserError if
         the folder is not a run, or its model cannot be sharded so.
         """
-        workdir = paths.local(workdir, '--workdir')
+        workdir = paths.anywhere(workdir, '--workdir')
         path = workdir / 'config.json'
-        if not path.exists():
+        if not storage.exists(path):
             raise UserError(f'--workdir={workdir} has no config.json; give the folder of a run')
         try:
-            config = ConfigDict(json.loads(path.read_text(encoding='utf-8')))
+            config = ConfigDict(json.loads(storage.read(path)))
         except (OSError, ValueError) as error:
             raise UserError(f'{path} cannot be read: {error}') from None
         renamed_fields.check(config, path)

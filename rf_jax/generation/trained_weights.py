@@ -5,7 +5,6 @@ of its base with the adapters merged in.
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,12 +12,12 @@ from ml_collections import ConfigDict
 
 from rf_jax.generation.placement import Placement
 from rf_jax.models import unified
-from rf_jax.runtime import checkpoint, checkpoint_files
+from rf_jax.runtime import checkpoint, checkpoint_files, paths
 from rf_jax.training import base_weights, initial_weights, jitted, lora
 
 
 def read_params(
-    workdir: Path,
+    workdir: paths.AnyPath,
     step: int | None,
     config: ConfigDict,
     vocabulary: int,

@@ -24,7 +24,9 @@ from rf_jax.runtime import (
     checkpoint_files,
     checkpoint_slices,
     mesh,
+    paths,
     sharding,
+    storage,
     workdir,
 )
 from rf_jax.runtime.errors import require
@@ -36,7 +38,7 @@ ANY = ''  # a regex: what fits no other way is replicated
 RUN_FILES = (*TOKENIZERS, 'version.json', 'parameters.txt')
 
 
-def to_hf(run: Path, step: int, weights: str | None, folder: Path) -> None:
+def to_hf(run: paths.AnyPath, step: int, weights: str | None, folder: Path) -> None:
     """Writes the parts that transformers opens, and the whole model beside them; of the averages
     by default.
     """
@@ -52,12 +54,12 @@ def to_hf(run: Path, step: int, weights: str | None, folder: Path) -> None:
     exporting.export_all(arrays, folder / 'rf_jax')
     _write_config(config, folder / 'rf_jax')
     tokenizer = run / 'tokenizer.json'
-    if tokenizer.exists():
+    if storage.exists(tokenizer):
         for kind in parts.keys() & {'qwen3', 'qwen3_moe'}:
-            shutil.copyfile(tokenizer, folder / kind / tokenizer.name)
+            storage.write(folder / kind / tokenizer.name, storage.read(tokenizer))
 
 
-def to_orbax(run: Path, step: int, weights: str | None, folder: Path) -> None:
+def to_orbax(run: paths.AnyPath, step: int, weights: str | None, folder: Path) -> None:
     """Writes a run without its optimizer, both weights and averages; adapters are merged in. Raises
     UserError if one of both is asked for.
     """
@@ -73,16 +75,16 @@ def to_orbax(run: Path, step: int, weights: str | None, folder: Path) -> None:
     checkpoints.close()
     _write_config(config, folder)
     for name in RUN_FILES:
-        if (run / name).exists():
-            shutil.copyfile(run / name, folder / name)
+        if storage.exists(run / name):
+            storage.write(folder / name, storage.read(run / name))
     kept.hand_on(run, folder)
 
 
 KINDS = {'hf': to_hf, 'orbax': to_orbax}
 
 
-def _config(run: Path) -> ConfigDict:
-    return ConfigDict(json.loads((run / 'config.json').read_text(encoding='utf-8')))
+def _config(run: paths.AnyPath) -> ConfigDict:
+    return ConfigDict(json.loads(storage.read(run / 'config.json')))
 
 
 def _write_config(config: ConfigDict, folder: Path) -> None:
@@ -93,7 +95,7 @@ def _write_config(config: ConfigDict, folder: Path) -> None:
     (folder / 'config.json').write_text(config.to_json_best_effort(indent=2), encoding='utf-8')
 
 
-def _arrays(run: Path, step: int, config: ConfigDict, part: str) -> Mapping[str, Any]:
+def _arrays(run: paths.AnyPath, step: int, config: ConfigDict, part: str) -> Mapping[str, Any]:
     """Parameters by path, read where they are sliced; with adapters, merged on one device."""
     if not lora.enabled(config):
         return checkpoint_slices.arrays(run, step, part)
@@ -101,12 +103,12 @@ def _arrays(run: Path, step: int, config: ConfigDict, part: str) -> Mapping[str,
     return {path: np.asarray(leaf) for path, leaf in merged.items()}
 
 
-def _merged(run: Path, step: int, config: ConfigDict, part: str) -> dict[str, Any]:
+def _merged(run: paths.AnyPath, step: int, config: ConfigDict, part: str) -> dict[str, Any]:
     """Parameters of the whole model of a run with adapters."""
     return read_params(run, step, config, load_tokenizer(run).size, ONE_DEVICE, part)[1]
 
 
-def _state(run: Path, step: int, config: ConfigDict) -> dict[str, Any]:
+def _state(run: paths.AnyPath, step: int, config: ConfigDict) -> dict[str, Any]:
     """What another run starts from, sharded over the devices here: over a power of two of them,
     which most dimensions are multiples of.
     """

@@ -3,9 +3,11 @@
 A run keeps them in its folder, `pretrained/MODEL_TYPE/`, and so do the runs that start from it.
 """
 
+import atexit
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +18,7 @@ import numpy as np
 from rf_jax.interop import writing
 from rf_jax.interop.files import Folder
 from rf_jax.interop.pretrained import FLOATS, Pretrained
+from rf_jax.runtime import paths, storage
 
 FOLDER = 'pretrained'
 FILES = (
@@ -47,15 +50,26 @@ class Original(NamedTuple):
         return self.copies | {spec.name for spec, _ in self.tensors}
 
 
-def keep(weights: Pretrained, workdir: Path) -> None:
+def keep(weights: Pretrained, workdir: paths.AnyPath) -> None:
     """Writes what to keep of a folder of weights, if its family is exported: at most a few MB, with
     the pooling head of SigLIP2 some tens.
     """
     if weights.family.describe is None:
         return
-    source, (config, prefix) = weights.folder, weights.family.part(weights.config)
+    config, prefix = weights.family.part(weights.config)
     own = workdir / FOLDER / config['model_type']
-    own.mkdir(parents=True, exist_ok=True)
+    if storage.is_local(own):
+        own.mkdir(parents=True, exist_ok=True)
+        _write(weights, config, prefix, own)
+        return
+    with tempfile.TemporaryDirectory() as local:
+        _write(weights, config, prefix, Path(local))
+        storage.copy(local, own)
+
+
+def _write(weights: Pretrained, config: Mapping[str, Any], prefix: str, own: Path) -> None:
+    """`config`, `prefix`: as `Family.part` gives them."""
+    source = weights.folder
     for name in OF_A_PART if prefix else FILES:
         if (source.path / name).exists():
             shutil.copyfile(source.path / name, own / name)
@@ -75,20 +89,29 @@ def keep(weights: Pretrained, workdir: Path) -> None:
         (own / DTYPES).write_text(json.dumps(dtypes), encoding='utf-8')
 
 
-def forget(workdir: Path) -> None:
+def forget(workdir: paths.AnyPath) -> None:
     """Removes what a workdir keeps, of an earlier start."""
-    shutil.rmtree(workdir / FOLDER, ignore_errors=True)
+    folder = workdir / FOLDER
+    if storage.is_local(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        for name in storage.sizes_below(folder):
+            storage.delete(folder / name)
 
 
-def hand_on(other: Path, workdir: Path) -> None:
+def hand_on(other: paths.AnyPath, workdir: paths.AnyPath) -> None:
     """Keeps what another run has kept."""
-    for folder in (other / FOLDER).glob('*/'):
-        shutil.copytree(folder, workdir / FOLDER / folder.name, dirs_exist_ok=True)
+    storage.copy(other / FOLDER, workdir / FOLDER)
 
 
-def originals(workdir: Path) -> dict[str, Original]:
-    """{model_type: original} of what a run keeps."""
+def originals(workdir: paths.AnyPath) -> dict[str, Original]:
+    """{model_type: original} of what a run keeps; from a bucket, copied here until the end."""
     found = {}
+    if not storage.is_local(workdir):
+        local = Path(tempfile.mkdtemp(prefix='rf_jax_kept_'))
+        atexit.register(shutil.rmtree, local, ignore_errors=True)
+        hand_on(workdir, local)
+        workdir = local
     for path in (workdir / FOLDER).glob(f'*/{COPIES}'):
         folder = Folder(path.parent)
         tensors = [(writing.Spec(name, each.shape, each.dtype), folder.tensor(name))

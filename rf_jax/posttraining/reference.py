@@ -18,7 +18,7 @@ def load(run: Programs) -> Any:
     """
     name = run.config.grpo.reference
     others = weight_sources.other_runs(run.config)
-    found = [paths.local(name, 'grpo.reference')] if name else others
+    found = [paths.anywhere(name, 'grpo.reference')] if name else others
     if not found:
         raise UserError('grpo.reference and initialise_from name no run: nothing to reinforce')
     wanted = {'ema': run.abstract.ema}

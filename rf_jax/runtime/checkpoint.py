@@ -1,7 +1,7 @@
 """Checkpoints: saved in the background, restored onto any mesh, never losing a good one.
 
-Folder `<directory>/<step>` holds the state after `step` optimizer steps. It gets this name once its
-last file is written; before that it is a temporary folder that nothing reads.
+Folder `<directory>/<step>` holds the state after `step` optimizer steps. It gets this name, or in a
+bucket its last file, once all is written (checkpoint_folder.py); before that nothing reads it.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from rf_jax.runtime import checkpoint_files, errors, paths
+from rf_jax.runtime import checkpoint_files, checkpoint_folder, errors, paths
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import check_writable
 
@@ -44,9 +44,10 @@ class Checkpoints:
         for field, value in {'every': every, 'keep': keep}.items():
             if value < 1:
                 raise UserError(f'checkpoint.{field} is {value}, but must be at least 1.')
-        self.directory = epath.Path(paths.local(directory, 'directory')).resolve()
+        self.directory = checkpoint_folder.of(directory)
         check_writable(self.directory)
-        errors.watch_checkpoints(self.directory)
+        errors.watch_checkpoints(self.directory, checkpoint_folder.steps)
+        self._claim = checkpoint_folder.Claim(self.directory) if jax.process_index() == 0 else None
         self.failures = 0
         self._pending: int | None = None  # step of the save in progress
         kept = [policies.LatestN(keep)]
@@ -76,8 +77,13 @@ class Checkpoints:
 
         Returns:
           True if a save was started; False if this step is already on disk or writing failed.
+
+        Raises:
+          UserError: another process writes to this folder of a bucket now.
         """
         self.wait()
+        if self._claim:
+            self._claim.check()
         if step in self._manager.all_steps():
             return False
         try:
@@ -126,9 +132,8 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> None:
         self.failures += 1
         if jax.process_index() == 0:  # a partial checkpoint only fills the disk
-            for folder in self.directory.glob(f'{step}.orbax-checkpoint-tmp*'):
-                with contextlib.suppress(OSError):  # still being written: the next run removes it
-                    folder.rmtree()
+            with contextlib.suppress(OSError, UserError):  # if still written, the next run does it
+                checkpoint_folder.discard(self.directory, step)
         with contextlib.suppress(OSError):
             self._manager.reload()  # it already forgot the checkpoints to delete
         logging.warning(
@@ -181,7 +186,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             while aside.exists():
                 aside = self.directory / f'{aside.name}+'
-            folder.rename(aside)
+            checkpoint_folder.rename(folder, aside)
         multihost_utils.sync_global_devices(f'set aside {step}')
         self._manager.reload()
         logging.warning(
@@ -192,13 +197,12 @@ class Checkpoints:
 
 def exists_in(workdir: str | os.PathLike) -> bool:
     """Whether a workdir holds any checkpoint, damaged or not."""
-    folder = paths.local(workdir, '--workdir')
-    return any(path.name.isdecimal() for path in folder.glob('checkpoints/*'))
+    return bool(checkpoint_folder.steps(paths.anywhere(workdir, '--workdir') / 'checkpoints'))
 
 
 def has_step(workdir: str | os.PathLike, step: int) -> bool:
     """Whether a workdir holds the finished checkpoint of `step`."""
-    return (paths.local(workdir, '--workdir') / 'checkpoints' / str(step)).is_dir()
+    return step in checkpoint_folder.steps(paths.anywhere(workdir, '--workdir') / 'checkpoints')
 
 
 def latest(directory: str | os.PathLike) -> tuple[int, dict]:
@@ -223,7 +227,7 @@ def restore_parts(directory: str | os.PathLike, step: int, wanted: Mapping[str, 
     Raises:
       UserError: the checkpoint is damaged, or cannot be read at the moment.
     """
-    folder = epath.Path(directory).resolve() / str(step)
+    folder = checkpoint_folder.of(directory) / str(step)
     arrays, reason = checkpoint_files.read_parts(folder, wanted)
     if np.all(multihost_utils.process_allgather(np.asarray(reason is None))):
         return arrays
@@ -279,10 +283,8 @@ def _restore(directory, step: int | None, only: str | None, place) -> tuple[int,
 
 def _steps(directory, step: int | None = None) -> tuple[epath.Path, list[int]]:
     """(absolute path, steps of its checkpoints); raises UserError if `step` or all are missing."""
-    # Orbax rejects relative paths.
-    directory = epath.Path(paths.local(directory, 'directory')).resolve()
-    names = [path.name for path in directory.iterdir()] if directory.exists() else []
-    steps = sorted(int(name) for name in names if name.isdecimal())
+    directory = checkpoint_folder.of(directory)
+    steps = checkpoint_folder.steps(directory)
     if not steps or step not in (None, *steps):
         wanted = '' if step is None else f' of step {step}'
         raise UserError(f'No checkpoint{wanted} in {directory}; steps there: {steps or "none"}.')

@@ -18,10 +18,12 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from rf_jax.runtime import storage
 from rf_jax.runtime.errors import Unavailable, UserError
 from rf_jax.runtime.sharding import path_name
 
 ITEM = 'default'  # Orbax's name for the only tree of a checkpoint
+UNREACHABLE = ('ABORTED', 'DEADLINE_EXCEEDED', 'PERMISSION_DENIED', 'UNAVAILABLE')  # TensorStore's
 SHOWN = 10  # differing paths listed in an error message, at most
 
 
@@ -127,6 +129,14 @@ def raise_if_unavailable(folder: epath.Path, error: Exception) -> None:
             ) from error
 
     check(error)
+    if not storage.is_local(folder):
+        try:
+            storage.sizes_below(folder)
+        except UserError as cause:
+            check(OSError(str(cause)))
+        if any(status in str(error) for status in UNREACHABLE):
+            check(OSError(str(error)))
+        return
     try:  # Orbax may have wrapped the error, so read the files ourselves
         for parent, _, names in os.walk(folder, onerror=check):
             for name in names:

@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorstore
 
-from rf_jax.runtime import checkpoint_files
+from rf_jax.runtime import buckets, checkpoint_files, checkpoint_folder, paths, storage
 from rf_jax.runtime.errors import UserError
 
 CACHE = 4_000_000_000  # bytes of stored chunks kept, since slices of one share it
@@ -31,14 +30,16 @@ def arrays(workdir: str | os.PathLike, step: int, part: str) -> Mapping[str, Sli
 
     Raises UserError if the checkpoint cannot be read.
     """
-    folder = Path(workdir).resolve() / 'checkpoints' / str(step) / checkpoint_files.ITEM
+    run = paths.anywhere(workdir, '--workdir')
+    folder = checkpoint_folder.of(run / 'checkpoints') / str(step) / checkpoint_files.ITEM
+    own = f'file://{folder}/' if storage.is_local(folder) else buckets.kvstore(f'{folder}/')
     context = tensorstore.Context({'cache_pool': {'total_bytes_limit': CACHE}})
     try:
         names = checkpoint_files.flatten(checkpoint_files.read_metadata(folder.parent)[part])
         found = {}
         for name in names:
             path = '.'.join((part, *name.split('/')))
-            kvstore = {'driver': 'ocdbt', 'base': f'file://{folder}/', 'path': f'{path}/'}
+            kvstore = {'driver': 'ocdbt', 'base': own, 'path': f'{path}/'}
             spec = {'driver': 'zarr', 'kvstore': kvstore, 'recheck_cached_data': 'open'}
             found[name] = tensorstore.open(spec, open=True, context=context)
         return {name: Slices(store.result()) for name, store in found.items()}

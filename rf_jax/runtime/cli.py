@@ -54,7 +54,15 @@ class _Mesh(flags.ArgumentParser):
         return {axis: int(size) for axis, size in sizes.items()}
 
 
+class _AnyPath(_Path):
+    """As `_Path`, or the address of a gs:// or s3:// bucket."""
+
+    def parse(self, argument: str) -> str:
+        return str(paths.expanded_anywhere(argument))
+
+
 PATH = _Path()  # flags.DEFINE(cli.PATH, name, ...)
+ANY_PATH = _AnyPath()
 MESH = _Mesh()
 
 

@@ -20,7 +20,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from logging import WARNING, Formatter, getLogger
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -29,7 +28,7 @@ from absl import logging
 from jax._src import distributed  # the coordinator's client has no public API
 from jax.sharding import PartitionSpec
 
-from rf_jax.runtime import errors
+from rf_jax.runtime import errors, paths, storage
 from rf_jax.runtime.errors import Unavailable, UserError
 from rf_jax.runtime.heartbeat import Heartbeat
 
@@ -240,24 +239,24 @@ def connect(mesh: jax.sharding.Mesh) -> None:
     jax.block_until_ready(jax.jit(total)(np.float32(1)))
 
 
-def check_shared(folder: Path) -> None:
+def check_shared(folder: paths.AnyPath) -> None:
     """Raises UserError unless all processes see the same folder. All must call it."""
     if jax.process_count() == 1:
         return
 
     def touch() -> bytes:
         name = f'.shared.{secrets.token_hex(8)}'
-        (Path(folder) / name).touch()  # create before any lookup: network file systems cache misses
+        storage.write(folder / name, b'')  # before any lookup: network file systems cache misses
         return name.encode()
 
-    probe = Path(folder) / broadcast(touch).decode()
+    probe = folder / broadcast(touch).decode()
     until = time.monotonic() + VISIBLE  # network file systems may show it late
-    while not (seen := probe.exists()) and time.monotonic() < until:
-        os.scandir(probe.parent).close()  # refreshes the client's cache
+    while not (seen := storage.exists(probe)) and time.monotonic() < until:
+        storage.names(folder)  # refreshes the client's cache
         time.sleep(0.1)
     blind = [str(i) for i, text in enumerate(gather_texts(str(seen))) if text != 'True']
     if is_main():
-        probe.unlink()
+        storage.delete(probe)
     if blind:
         raise UserError(
             f'--workdir={folder} is not shared between the hosts: process {", ".join(blind)} '

@@ -8,7 +8,7 @@ import contextlib
 import difflib
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 DONE = 0
@@ -20,7 +20,8 @@ FAILURE_AFTER_PROGRESS = 76  # failed, but saved a checkpoint since the start
 TIMEOUT = 5.0  # seconds to wait for the file system before exiting
 
 _progress = False
-_newest: dict[str, int] = {}  # checkpoint folder -> newest step when this process opened it
+# Checkpoint folder -> (newest step when this process opened it, the folder, how to list its steps).
+_newest: dict[str, tuple[int, os.PathLike, Callable]] = {}
 
 
 class UserError(ValueError):
@@ -56,15 +57,15 @@ def record_progress() -> None:
     _progress = True
 
 
-def watch_checkpoints(folder: str | os.PathLike) -> None:
-    """Counts checkpoints that appear in this folder from now on as progress."""
-    _newest.setdefault(str(folder), _newest_step(folder))
+def watch_checkpoints(folder: os.PathLike, steps: Callable[[os.PathLike], Sequence[int]]) -> None:
+    """Counts checkpoints that appear in this folder from now on as progress; `steps` lists them."""
+    _newest.setdefault(str(folder), (_last(folder, steps), folder, steps))
 
 
-def _newest_step(folder: str | os.PathLike) -> int:
+def _last(folder: os.PathLike, steps: Callable[[os.PathLike], Sequence[int]]) -> int:
     try:
-        return max((int(name) for name in os.listdir(folder) if name.isdecimal()), default=-1)
-    except OSError:
+        return max(steps(folder), default=-1)
+    except (OSError, UserError):
         return -1
 
 
@@ -72,7 +73,7 @@ def failure_code() -> int:
     """The exit code after a crash or the loss of another process."""
 
     def look() -> None:
-        if any(_newest_step(folder) > step for folder, step in list(_newest.items())):
+        if any(_last(folder, steps) > step for step, folder, steps in list(_newest.values())):
             record_progress()
 
     # Checked on disk, because this process may not know yet what its threads have saved; in a

@@ -9,9 +9,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from absl import logging
+
+from rf_jax.runtime import paths, storage
+from rf_jax.runtime.errors import UserError
 
 # In table order. Time that belongs to no other phase counts as steps.
 PHASES = {
@@ -33,7 +35,8 @@ class Goodput:
 
     def __init__(self, workdir: str | os.PathLike, clock: Callable[[], float] = time.time):
         """Starts an attempt now; `clock` returns seconds since 1970."""
-        self._path, self._clock = Path(workdir) / 'goodput.json', clock
+        folder = paths.anywhere(workdir, '--workdir')
+        self._path, self._clock = folder / 'goodput.json', clock
         self._began = clock()
         self._seconds = {name: 0.0 for name in PHASES if name not in DERIVED}
         self._inside = False
@@ -45,7 +48,7 @@ class Goodput:
         self._seconds['start'] = self._clock() - self._began - sum(self._seconds.values())
         self._start = self._step = step
         try:
-            self._attempts = json.loads(self._path.read_text(encoding='utf-8'))['attempts']
+            self._attempts = json.loads(storage.read(self._path))['attempts']
         except (OSError, ValueError, KeyError, TypeError):
             self._attempts = []  # the first attempt, or not our file
         end = step  # a later attempt repeats the steps beyond
@@ -113,11 +116,9 @@ class Goodput:
             'seconds': {name: round(value, 3) for name, value in self.totals().items()},
             'attempts': [*self._attempts, self._record()],
         }
-        temporary = self._path.with_suffix('.tmp')
         try:
-            temporary.write_text(json.dumps(record, indent=1), encoding='utf-8')
-            temporary.replace(self._path)
-        except OSError as error:
+            storage.write(self._path, json.dumps(record, indent=1).encode())
+        except (OSError, UserError) as error:
             logging.warning('%s cannot be written: %s', self._path, error)
 
     def table(self) -> str:

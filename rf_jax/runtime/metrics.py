@@ -10,25 +10,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from rf_jax.runtime import metric_files, paths
+from rf_jax.runtime.errors import UserError
+
 
 class MetricWriter:
-    """Writes `workdir/metrics.jsonl` and `workdir/tensorboard`, in process 0 only.
+    """Writes metrics.jsonl (metrics/ in a bucket) and tensorboard/ of a workdir, in process 0 only.
 
     A full disk is logged once and does not stop the run.
     """
 
-    def __init__(self, workdir: str | os.PathLike, start_step: int):
+    def __init__(self, workdir: paths.AnyPath, start_step: int):
         """
         Args:
           workdir: created if missing.
@@ -38,13 +39,7 @@ class MetricWriter:
         self._warned = False
         if not self._active:
             return
-        lines = Path(workdir) / 'metrics.jsonl'
-        boards = Path(workdir) / 'tensorboard'
-        boards.mkdir(parents=True, exist_ok=True)
-        _drop_after(lines, start_step)
-        self._lines = lines.open('ab')
-        # Not SummaryWriter: its thread dies on a full disk, and then its queue blocks.
-        self._events = EventsWriter(str(boards / 'events'), f'.{time.time_ns()}')
+        self._files = metric_files.opened(workdir, start_step)
         restart = SessionLog(status=SessionLog.START)  # TensorBoard drops later events
         self._write(Event(step=start_step + 1, wall_time=time.time(), session_log=restart))
 
@@ -77,43 +72,28 @@ class MetricWriter:
         """Closes the files."""
         if self._active:
             self._active = False
-            for file in (self._lines, self._events):
-                try:
-                    file.close()
-                except OSError as error:
-                    self._warn(error)
+            self._try(self._files.close)
+
+    def flush(self) -> None:
+        """Called with every checkpoint: a run that resumes there has the lines before it."""
+        if self._active:
+            self._try(self._files.flush)
 
     def _write(self, event: Event, line: bytes = b'') -> None:
+        self._try(lambda: self._files.write(event.step, event, line))
+
+    def _try(self, write: Callable[[], None]) -> None:
         try:
-            self._lines.write(line)
-            self._lines.flush()
-            self._events.write_event(event)
-            self._events.flush()
-        except OSError as error:
+            write()
+        except (OSError, UserError) as error:
             self._warn(error)
 
-    def _warn(self, error: OSError) -> None:
+    def _warn(self, error: Exception) -> None:
         if not self._warned:
             logging.warning(
                 'Metrics cannot be written: %s. Training continues without them.', error
             )
         self._warned = True
-
-
-def _drop_after(path: Path, start_step: int) -> None:
-    """Rewrites a JSON-lines file without later steps and incomplete lines."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_bytes().splitlines():
-        try:
-            if json.loads(line)['step'] <= start_step:
-                kept.append(line + b'\n')
-        except (ValueError, KeyError, TypeError):
-            continue  # incomplete: the process was killed
-    temporary = path.with_suffix('.tmp')
-    temporary.write_bytes(b''.join(kept))
-    temporary.replace(path)
 
 
 def _number(value: Any) -> int | float:

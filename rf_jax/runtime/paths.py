@@ -1,15 +1,21 @@
-"""Files as users name and write them: `~` is expanded, URLs (gs://bucket) are not supported yet;
-text may have a byte-order mark and any line endings.
+"""Files as users name and write them: `~` is expanded, and gs:// or s3:// is a bucket where one can
+be used; text may have a byte-order mark and any line endings.
 """
 
 import codecs
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+from etils import epath
+
+from rf_jax.runtime import storage
 from rf_jax.runtime.errors import UserError
 
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')  # pathlib reduces gs://bucket to one slash
+_BUCKET = re.compile(r'(gs|s3):/{1,2}')
 _PACKAGED = Path(__file__).parents[2]  # parent of rf_jax/ and configs/, installed or cloned
 _MARKS = {
     codecs.BOM_UTF8: 'utf-8',
@@ -18,13 +24,31 @@ _MARKS = {
 }
 
 
+AnyPath = Path | epath.Path  # of this machine, or of a bucket: the same methods
+P = TypeVar('P', Path, AnyPath)
+
+
 def local(path: str | os.PathLike, field: str) -> Path:
-    """The path with `~` expanded; `field` names the flag, config field or argument it came from.
+    """A path of this machine, `~` expanded; `field` names the flag, config field or argument.
 
     Raises UserError, naming the field, where `expanded` raises ValueError.
     """
+    return _of_field(expanded, path, field)
+
+
+def anywhere(path: str | os.PathLike, field: str) -> AnyPath:
+    """A path of this machine, `~` expanded, or of a gs:// or s3:// bucket.
+
+    Raises UserError, naming the field, where `expanded_anywhere` raises ValueError.
+    """
+    return _of_field(expanded_anywhere, path, field)
+
+
+def _of_field(read: Callable[[str | os.PathLike], P], path: str | os.PathLike, field: str) -> P:
     try:
-        return expanded(path)
+        return read(path)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f'{field}={os.fspath(path)} {error}') from None
 
@@ -40,13 +64,29 @@ def expanded(path: str | os.PathLike) -> Path:
         raise ValueError('is empty; expected a path')
     if _URL.match(text):
         raise ValueError(
-            'is a URL, and buckets are not supported yet: give a folder on this machine or on a '
-            'network file system'
+            'is a URL; expected a path on this machine or on a network file system (buckets hold '
+            'what docs/usage.md#buckets lists)'
         )
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise ValueError(f'cannot be read: {error}') from None
+
+
+def expanded_anywhere(path: str | os.PathLike) -> AnyPath:
+    """As `expanded`, and the address of a bucket. Raises UserError if its libraries are missing."""
+    text = os.fspath(path)
+    if not (found := _BUCKET.match(text)):
+        return expanded(path)
+    text = f'{found[1]}://{text[found.end() :].rstrip("/")}'
+    if storage.is_local(text):
+        raise ValueError(f'names no bucket; expected {found[1]}://BUCKET/FOLDER')
+    return storage.located(text)
+
+
+def absolute(path: AnyPath) -> AnyPath:
+    """The path from the root of this machine; that of a bucket as it is."""
+    return path.absolute() if storage.is_local(path) else path
 
 
 def config_file(text: str, field: str = '--config') -> str:

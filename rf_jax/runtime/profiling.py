@@ -1,12 +1,14 @@
 """Profiler traces of chosen steps, for XProf, TensorBoard or Perfetto."""
 
 import contextlib
-from pathlib import Path
+import shutil
+import tempfile
 from typing import Any
 
 import jax
 from absl import logging
 
+from rf_jax.runtime import paths, storage
 from rf_jax.runtime.errors import UserError
 
 
@@ -28,10 +30,12 @@ class Profile:
             with profile.step(number): ...
     """
 
-    def __init__(self, folder: Path, steps: tuple[int, int] | None):
+    def __init__(self, folder: paths.AnyPath, steps: tuple[int, int] | None):
         # One process is enough, and two on one machine would write the same files.
         self._folder, self._steps = folder, steps if jax.process_index() == 0 else None
         self._running = self._seen = False
+        # The profiler writes to a disk.
+        self._local = folder if storage.is_local(folder) else tempfile.mkdtemp(prefix='rf_jax_')
         self._last: Any = None  # outputs of the newest step
 
     def __enter__(self) -> 'Profile':
@@ -52,7 +56,7 @@ class Profile:
         if self._running and number > last:
             self._stop()
         if not self._running and first <= number <= last:
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            jax.profiler.start_trace(self._local, create_perfetto_trace=True)
             self._running = self._seen = True
             logging.info('Profiling steps %d to %d', number, last)
         with jax.profiler.StepTraceAnnotation('train', step_num=number):
@@ -68,6 +72,9 @@ class Profile:
         self._running = False
         jax.block_until_ready(self._last)
         jax.profiler.stop_trace()
+        if self._local is not self._folder:
+            storage.copy(self._local, self._folder)
+            shutil.rmtree(self._local, ignore_errors=True)
         logging.info(
             'Profile in %s: `tensorboard --logdir=%s` or `xprof %s`; its perfetto_trace.json.gz '
             'opens in https://ui.perfetto.dev',

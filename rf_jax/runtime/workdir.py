@@ -1,4 +1,4 @@
-"""The workdir of a run: atomic writes of small files, and locks."""
+"""The workdir of a run: atomic writes of small files, and locks, which only a disk has."""
 
 import contextlib
 import fcntl
@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import jax
 
-from rf_jax.runtime import paths
+from rf_jax.runtime import paths, storage
 from rf_jax.runtime.errors import Unavailable, UserError
 
 
@@ -17,14 +17,10 @@ def write_run_files(workdir: str | os.PathLike, files: Mapping[str, str | bytes]
     """Writes files (name -> content) atomically, in process 0 only. Raises UserError."""
     if jax.process_index() != 0:
         return
-    workdir = paths.local(workdir, '--workdir')
+    workdir = paths.anywhere(workdir, '--workdir')
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            # Processes on two hosts may have the same pid.
-            temporary = workdir / f'.{name}.{secrets.token_hex(6)}.tmp'
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-            temporary.replace(workdir / name)
+            storage.write(workdir / name, content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise UserError(_not_writable(workdir, error)) from None
 
@@ -47,9 +43,10 @@ def lock(folder: str | os.PathLike) -> BinaryIO | None:
 def training_lock(folder: str | os.PathLike) -> contextlib.AbstractContextManager:
     """Locks a workdir for training, in process 0 and if its file system has locks.
 
-    Raises Unavailable while another process trains there.
+    A bucket has none: there the newest process owns the run (`checkpoint_folder.Claim`). Raises
+    Unavailable while another process trains there.
     """
-    if jax.process_index() != 0:
+    if jax.process_index() != 0 or not storage.is_local(paths.anywhere(folder, '--workdir')):
         return contextlib.nullcontext()
     try:
         file = _open_lock(folder)
@@ -95,7 +92,11 @@ def is_locked(folder: str | os.PathLike) -> bool:
 
 def check_writable(folder: str | os.PathLike, flag: str = 'workdir') -> None:
     """Creates the folder; raises UserError naming the flag if files cannot be written there."""
-    probe = paths.local(folder, f'--{flag}') / f'.probe.{secrets.token_hex(6)}'
+    probe = paths.anywhere(folder, f'--{flag}') / f'.probe.{secrets.token_hex(6)}'
+    if not storage.is_local(probe):
+        storage.write(probe, b'rf_jax')
+        storage.delete(probe)
+        return
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b'rf_jax')

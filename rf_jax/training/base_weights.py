@@ -2,16 +2,15 @@
 `initialise_from` again, at the steps and with the checksums that `base.json` in the workdir has.
 """
 
+import fnmatch
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jax
 from absl import logging
 
-from rf_jax.runtime import checkpoint_files, distributed, workdir
+from rf_jax.runtime import checkpoint_files, distributed, paths, storage, workdir
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.training import initial_weights, state, weight_sources
 from rf_jax.training.initial_weights import Origin
@@ -58,10 +57,10 @@ def origins_of(
     return {path: origin for path, origin in origins.items() if path.startswith('base/')}
 
 
-def recorded(config, folder: Path) -> list[Source]:
+def recorded(config, folder: paths.AnyPath) -> list[Source]:
     """The sources of a run with adapters, as they were at its start. Raises UserError."""
     try:
-        text = distributed.broadcast((folder / FILE).read_bytes)
+        text = distributed.broadcast(lambda: storage.read(folder / FILE))
         held = [(entry['step'], entry['checksum']) for entry in json.loads(text)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -79,7 +78,7 @@ def recorded(config, folder: Path) -> list[Source]:
     for (kind, other), (step, recorded_checksum) in zip(listed, held):
         files = kind.files(other, step)
         require(
-            files.is_dir(),
+            storage.is_folder(files),
             f'{field}: the adapters in {folder} belong to {files}, which is not there. If it was '
             'moved, change initialise_from (resuming: --config.initialise_from; else in '
             f'{folder}/config.json)',
@@ -93,21 +92,20 @@ def recorded(config, folder: Path) -> list[Source]:
     return sources
 
 
-def checksum(source: Source | type[Source], top: Path) -> str:
+def checksum(source: Source | type[Source], top: paths.AnyPath) -> str:
     """Of the names, sizes, first and last bytes of the files of a source: cheap, whatever their
     size.
     """
 
     def digest() -> bytes:
         found = hashlib.sha256()
-        paths = {path for pattern in source.COUNTED for path in top.glob(pattern)}
-        for path in sorted(path for path in paths if path.is_file()):
-            size = path.stat().st_size
-            found.update(f'{path.relative_to(top)} {size}\n'.encode())
-            with path.open('rb') as file:
-                found.update(file.read(PIECE))
-                file.seek(max(size - PIECE, 0), os.SEEK_SET)
-                found.update(file.read(PIECE))
+        for name, size in storage.sizes_below(top).items():
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in source.COUNTED):
+                continue
+            length, last = min(PIECE, size), max(size - PIECE, 0)
+            found.update(f'{name} {size}\n'.encode())
+            found.update(storage.read_range(top / name, 0, length))
+            found.update(storage.read_range(top / name, last, size - last))
         return found.hexdigest().encode()
 
     return distributed.broadcast(digest).decode()

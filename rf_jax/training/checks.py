@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from jax.sharding import Mesh
 
 from rf_jax.data import data_fields, source_list, spans
 from rf_jax.models import representation, spaces
-from rf_jax.runtime import mesh, paths, renamed_fields, sharding
+from rf_jax.runtime import mesh, paths, renamed_fields, sharding, storage
 from rf_jax.runtime.errors import UserError, choose, require
 from rf_jax.training import bounds, flow, jitted, lora, optimizer, weight_sources
 
@@ -46,7 +45,7 @@ def check(config) -> None:
     bounds.check(flatten(config.to_dict()))
     source_list.check(config.data.sources)  # before the workdir is created
     if config.tokenizer.path:
-        paths.local(config.tokenizer.path, 'tokenizer.path')
+        paths.anywhere(config.tokenizer.path, 'tokenizer.path')
     weight_sources.listed(config)  # raises for URLs
     require(any(config.losses.values()), 'all weights of losses are 0: nothing would be trained')
     spans.pool_of(config)
@@ -67,22 +66,22 @@ def check(config) -> None:
         )
 
 
-def check_version(workdir: Path) -> None:
+def check_version(workdir: paths.AnyPath) -> None:
     """Raises UserError if an earlier version wrote the workdir, with other field names."""
     before = _config_of(workdir)
     if before:
         renamed_fields.check(before, workdir / 'config.json')
 
 
-def _config_of(workdir: Path) -> dict:
+def _config_of(workdir: paths.AnyPath) -> dict:
     """The config that the workdir was trained with so far; {} if it cannot be read."""
     try:
-        return json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
+        return json.loads(storage.read(workdir / 'config.json'))
     except (OSError, ValueError):
         return {}
 
 
-def warn_of_changes(config, workdir: Path) -> None:
+def warn_of_changes(config, workdir: paths.AnyPath) -> None:
     """Logs the config fields that differ from those that this workdir was trained with so far.
 
     Not those that an earlier version did not know.
@@ -94,10 +93,10 @@ def warn_of_changes(config, workdir: Path) -> None:
             logging.warning('%s is %r now and was %r in this workdir', field, value, was)
 
 
-def warn_of_other_data(data: str, workdir: Path) -> None:
+def warn_of_other_data(data: str, workdir: paths.AnyPath) -> None:
     """Logs a warning if the sources no longer hold the data that this workdir was trained on."""
     try:
-        before = json.loads((workdir / 'version.json').read_text(encoding='utf-8'))['data']
+        before = json.loads(storage.read(workdir / 'version.json'))['data']
     except (OSError, ValueError, KeyError):
         return
     if before != data:
@@ -123,12 +122,12 @@ def warn_of_new_weights(config) -> None:
         )
 
 
-def warn_of_source_run(config, other: Path, step: int) -> None:
+def warn_of_source_run(config, other: paths.AnyPath, step: int) -> None:
     """Logs a warning if the run that weights come from is not finished, or if its codebook would be
     replaced.
     """
     try:
-        was = flatten(json.loads((other / 'config.json').read_text(encoding='utf-8')))
+        was = flatten(json.loads(storage.read(other / 'config.json')))
         steps, kind = was['steps'], was['model.representation.kind']
     except (OSError, ValueError, KeyError, AttributeError):
         return

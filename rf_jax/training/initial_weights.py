@@ -10,7 +10,6 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from rf_jax.data.tokenizer import KINDS, tokenizer_file
-from rf_jax.runtime import checkpoint, checkpoint_files, distributed
+from rf_jax.runtime import checkpoint, checkpoint_files, distributed, paths, storage
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.training import jitted, lora, optimizer, state, weight_sources
 from rf_jax.training.weight_sources import TAKEN, Source
@@ -56,10 +55,12 @@ def check(config) -> None:
             raise UserError(f'initialise_from={config.initialise_from!r}: {error}') from None
 
 
-def _fault(folder: Path) -> str:
+def _fault(folder: paths.AnyPath) -> str:
     """What is wrong with the folder of a run to start from; '' if nothing is."""
     if checkpoint.exists_in(folder):
         return ''
+    if not storage.is_local(folder):
+        return f'{folder} has no checkpoint (looked in {folder}/checkpoints)'
     run = next((above for above in (folder, *folder.parents) if checkpoint.exists_in(above)), None)
     if run:
         return f'{folder} is inside a run; give the folder of the run, {run}'

@@ -1,19 +1,19 @@
 """Which tokenizer a run uses."""
 
 import json
-from pathlib import Path
+import os
 
 from absl import logging
 
 from rf_jax.data import captions, data_fields, source_list
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.tokenizer import KINDS, Tokenizer, load_tokenizer, tokenizer_file
-from rf_jax.runtime import checkpoint
+from rf_jax.runtime import checkpoint, paths, storage
 from rf_jax.runtime.errors import require
 from rf_jax.training import weight_sources
 
 
-def find(config, folder: Path, found) -> Tokenizer:
+def find(config, folder: paths.AnyPath, found) -> Tokenizer:
     """The run's own, else `tokenizer.path`, else that of a prepared set, else that of
     `initialise_from`, else a new one.
 
@@ -41,15 +41,15 @@ def find(config, folder: Path, found) -> Tokenizer:
     return SentencePieceTokenizer.train(texts, config.tokenizer.vocab_size)
 
 
-def _load(path: str | Path) -> Tokenizer:
+def _load(path: str | os.PathLike) -> Tokenizer:
     logging.info('Tokenizer: %s', path)
     return load_tokenizer(path)
 
 
-def _asks_for_another(config, folder: Path) -> bool:
+def _asks_for_another(config, folder: paths.AnyPath) -> bool:
     """Whether the fields that determine the tokenizer differ from the config in the folder."""
     try:
-        before = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+        before = json.loads(storage.read(folder / 'config.json'))
     except (OSError, ValueError):
         return False
     now = json.loads(config.to_json_best_effort())

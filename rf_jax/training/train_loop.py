@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -25,6 +24,7 @@ from rf_jax.runtime import (
     paths,
     profiling,
     sharding,
+    storage,
     workdir,
 )
 from rf_jax.runtime.errors import require
@@ -49,7 +49,7 @@ class Run(jitted.Programs):
     `stopped`: whether a signal ended the last `train`, even at the last step.
     """
 
-    workdir: Path
+    workdir: paths.AnyPath
     tokenizer: Tokenizer
     batches: pipeline.Batches
     goodput: goodput.Goodput
@@ -93,7 +93,7 @@ def build(
     """A run without its state, for a workdir; `objective_of` as in `jitted.build`. Raises UserError
     for a config that cannot run.
     """
-    folder = paths.local(folder, '--workdir')
+    folder = paths.anywhere(folder, '--workdir')
     spent = goodput.Goodput(folder)
     mesh_, rows = checks.start(config, devices)
     if checkpoint.exists_in(folder):  # the run goes on from its own
@@ -158,7 +158,7 @@ def write_start(run: Run) -> None:
     """Writes what is needed to reopen the run: config, tokenizer, versions, parameters."""
     if distributed.is_main():
         for other in KINDS.keys() - {run.tokenizer.file}:  # of a start with another config
-            (run.workdir / other).unlink(missing_ok=True)
+            storage.delete(run.workdir / other)
     versions = {'rf_jax': rf_jax.__version__, 'jax': jax.__version__,
                 'tokenizer_sha256': run.tokenizer.checksum, 'data': run.data}  # fmt: skip
     workdir.write_run_files(
@@ -236,6 +236,7 @@ def train(
                 step_metrics.flush()
                 checks.raise_unless_finite(number, current)
                 with spent.phase('checkpoint'):
+                    writer.flush()
                     checkpoints.save(number, current.saved())
                 spent.save(number, distributed.is_main())
             every = config.log.samples_every

@@ -6,7 +6,6 @@ read straight into shards.
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import jax
@@ -16,7 +15,14 @@ from jax.sharding import SingleDeviceSharding
 from rf_jax.interop import kept
 from rf_jax.interop.pretrained import NEW, PREFIX, Pretrained
 from rf_jax.interop.table import ranges
-from rf_jax.runtime import checkpoint, checkpoint_files, distributed, paths, sharding
+from rf_jax.runtime import (
+    checkpoint,
+    checkpoint_files,
+    checkpoint_folder,
+    distributed,
+    paths,
+    sharding,
+)
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import lora
 
@@ -29,13 +35,13 @@ class Source(Protocol):
     `folder` and `step` are for logs; `str()` names it there.
     """
 
-    folder: Path
+    folder: paths.AnyPath
     step: int
 
     COUNTED: tuple[str, ...]  # patterns of the files there that determine the weights
 
     @staticmethod
-    def files(folder: Path, step: int) -> Path:
+    def files(folder: paths.AnyPath, step: int) -> paths.AnyPath:
         """The folder with what is read."""
 
     def find(self, path: str) -> str | None:
@@ -49,31 +55,31 @@ class Source(Protocol):
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """Arrays by path, in the shardings given; all processes must call it."""
 
-    def keep(self, workdir: Path) -> None:
+    def keep(self, workdir: paths.AnyPath) -> None:
         """Keeps in a workdir what an export will need of pretrained weights."""
 
 
 class Run:
     """A checkpoint of another run. `held`: shapes and dtypes of its arrays by path."""
 
-    def __init__(self, folder: Path, step: int, held: Mapping[str, jax.ShapeDtypeStruct]):
+    def __init__(self, folder: paths.AnyPath, step: int, held: Mapping[str, jax.ShapeDtypeStruct]):
         self.folder, self.step, self._held = folder, step, held
 
     COUNTED = ('**/*',)
 
     @staticmethod
-    def files(folder: Path, step: int) -> Path:
+    def files(folder: paths.AnyPath, step: int) -> paths.AnyPath:
         return folder / 'checkpoints' / str(step)
 
     @classmethod
-    def open(cls, folder: Path, step: int | None = None) -> 'Run':
+    def open(cls, folder: paths.AnyPath, step: int | None = None) -> 'Run':
         """Opens the same step on all hosts, even while the other run is still saving: the newest,
         if none is given.
         """
         directory = folder / 'checkpoints'
         if step is None:
             step = int(distributed.broadcast(lambda: str(checkpoint.latest(directory)[0]).encode()))
-        held = checkpoint_files.read_metadata(directory.resolve() / str(step))
+        held = checkpoint_files.read_metadata(checkpoint_folder.of(directory) / str(step))
         if not set(TAKEN) <= held.keys():
             raise UserError(
                 f'initialise_from: the checkpoint in {directory} has {", ".join(sorted(held))}, '
@@ -108,7 +114,7 @@ class Run:
             checkpoint.restore_parts(self.folder / 'checkpoints', self.step, tree)
         )
 
-    def keep(self, workdir: Path) -> None:
+    def keep(self, workdir: paths.AnyPath) -> None:
         kept.hand_on(self.folder, workdir)
 
 
@@ -117,7 +123,7 @@ class Downloaded:
 
     step = 0
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: paths.AnyPath):
         self.folder = folder
         self.pretrained = Pretrained(folder)
 
@@ -125,12 +131,12 @@ class Downloaded:
     COUNTED = ('*.safetensors', '*.index.json', 'config.json', 'preprocessor_config.json')
 
     @staticmethod
-    def files(folder: Path, step: int) -> Path:
+    def files(folder: paths.AnyPath, step: int) -> paths.AnyPath:
         del step
         return folder
 
     @classmethod
-    def open(cls, folder: Path, step: int | None = None) -> 'Downloaded':
+    def open(cls, folder: paths.AnyPath, step: int | None = None) -> 'Downloaded':
         del step
         return cls(folder)
 
@@ -179,7 +185,7 @@ class Downloaded:
             total += itemsize * sum(map(math.prod, parts))
         return total
 
-    def keep(self, workdir: Path) -> None:
+    def keep(self, workdir: paths.AnyPath) -> None:
         kept.keep(self.pretrained, workdir)
 
 
@@ -187,32 +193,36 @@ def _parameter(path: str) -> str:
     return path.removeprefix('params/')
 
 
-def listed(config) -> list[tuple[type[Run] | type[Downloaded], Path]]:
-    """(kind, folder) of each entry of `initialise_from`. Raises UserError for a URL."""
+def listed(config) -> list[tuple[type[Run] | type[Downloaded], paths.AnyPath]]:
+    """(kind, folder) of each entry of `initialise_from`: runs can be in a bucket, downloads not.
+
+    Raises UserError.
+    """
     found = []
     for part in filter(None, (part.strip() for part in config.initialise_from.split(','))):
         kind = Downloaded if part.startswith(PREFIX) else Run
-        found.append((kind, paths.local(part.removeprefix(PREFIX), 'initialise_from')))
+        read = paths.local if kind is Downloaded else paths.anywhere
+        found.append((kind, read(part.removeprefix(PREFIX), 'initialise_from')))
     return found
 
 
 def with_absolute_paths(config) -> str:
     """`initialise_from` with absolute paths."""
     entries = [(PREFIX if kind is Downloaded else '', folder) for kind, folder in listed(config)]
-    return ','.join(f'{prefix}{folder.absolute()}' for prefix, folder in entries)
+    return ','.join(f'{prefix}{paths.absolute(folder)}' for prefix, folder in entries)
 
 
-def other_runs(config) -> list[Path]:
-    """The folders of runs in `initialise_from`. Raises UserError for a URL."""
+def other_runs(config) -> list[paths.AnyPath]:
+    """The folders of runs in `initialise_from`. Raises UserError."""
     return [folder for kind, folder in listed(config) if kind is Run]
 
 
-def downloads(config) -> list[Path]:
-    """The folders of pretrained weights in `initialise_from`. Raises UserError for a URL."""
+def downloads(config) -> list[paths.AnyPath]:
+    """The folders of pretrained weights in `initialise_from`. Raises UserError."""
     return [folder for kind, folder in listed(config) if kind is Downloaded]
 
 
-def with_text(config) -> list[Path]:
+def with_text(config) -> list[paths.AnyPath]:
     """The folders of `initialise_from` whose tokenizer fits the weights: SigLIP2 has one of its own
     text tower. Raises UserError.
     """
@@ -232,7 +242,7 @@ def new(config) -> tuple[str, ...]:
     return (*config.initialise_new, *(NEW if pretrained else ()))
 
 
-def keep(sources: Sequence[Source], workdir: Path) -> None:
+def keep(sources: Sequence[Source], workdir: paths.AnyPath) -> None:
     """Keeps what an export will need of these sources alone; of two, what the first has."""
     kept.forget(workdir)
     for source in reversed(sources):

@@ -106,7 +106,7 @@ def cases():
         found[f'word {module}'] = [module, *needed, 'apple']
         found[f'dash {module}'] = [module, '–config.steps=2']
         for flag in paths:
-            found[f'url {module} {flag}'] = [module, *needed, f'--{flag}=gs://b/run']
+            found[f'url {module} {flag}'] = [module, *needed, f'--{flag}=hdfs://b/run']
     found['user error'] = ['train', '--workdir=run', '--no_such_flag']
     found['empty'] = ['train', '--workdir=']
     for module, flag, value in NUMBERS:
@@ -196,7 +196,7 @@ def test_a_missing_quote_is_shown_in_place(results):
 def test_a_path_flag_refuses_a_url(results, folders, module):
     for flag in COMMANDS[module][1]:
         line = error(results, f'url {module} {flag}')
-        assert f'--{flag}=gs://b/run' in line and 'is a URL' in line
+        assert f'--{flag}=hdfs://b/run' in line and 'is a URL' in line
     assert '--workdir=: is empty' in error(results, 'empty')
     assert not list(folders[0].iterdir())
 

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import prepared_set
@@ -12,6 +13,7 @@ from rf_jax.data.records import BadImage
 from rf_jax.data.shards import index, sample, set_file, tar
 from rf_jax.data.shards.reader import Shards
 from rf_jax.data.shards.tar_format import Tar
+from rf_jax.runtime import storage
 from rf_jax.runtime.errors import UserError
 
 
@@ -135,3 +137,23 @@ def test_a_set_is_whole_once_set_json_is_written(tmp_path):
     (tmp_path / 'set.json').write_text('{"format": 1}')
     with pytest.raises(UserError, match='cannot be read'):
         set_file.read(str(tmp_path))
+
+
+def test_samples_that_come_together_are_one_request_of_a_bucket(tmp_path, tokenizer, monkeypatch):
+    shards, asked = opened(tmp_path, tokenizer, captioned, counts=(100, 92)), []
+
+    def read_range(path, offset, length):
+        asked.append((path, offset, length))
+        with open(path, 'rb') as file:
+            file.seek(offset)
+            return file.read(length)
+
+    monkeypatch.setattr(storage, 'is_local', lambda path: False)
+    monkeypatch.setattr(storage, 'read', lambda path: Path(path).read_bytes())
+    monkeypatch.setattr(storage, 'read_range', read_range)
+    order = np.random.default_rng(0).permutation(64)
+    for block, requests in ((0, 1), (64, 2), (128, 1)):  # the second is in both shards
+        asked.clear()
+        for number in block + order:
+            assert shards.read(number) == captioned(number)[0]
+        assert len(asked) == requests

@@ -89,6 +89,7 @@ def test_an_unreadable_file_is_replaced(tmp_path, content):
 
 
 def test_a_full_disk_only_logs_a_warning(tmp_path, caplog):
-    goodput = attempt(tmp_path / 'nowhere', Clock(), 0, 2)
+    (tmp_path / 'file').touch()
+    goodput = attempt(tmp_path / 'file' / 'run', Clock(), 0, 2)
     assert goodput.share() > 0
     assert 'cannot be written' in caplog.text

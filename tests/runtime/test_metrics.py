@@ -74,8 +74,8 @@ def test_tensorboard_holds_scalars_images_and_texts(tmp_path):
 
 def test_full_disk_is_reported_once_and_does_not_stop(tmp_path, caplog):
     writer = MetricWriter(tmp_path, 0)
-    writer._lines.close()
-    with Path('/dev/full').open('ab') as writer._lines:
+    writer._files._lines.close()
+    with Path('/dev/full').open('ab') as writer._files._lines:
         for step in range(30):
             writer.scalars(step, {'loss': 1.0})
         writer.close()

@@ -31,10 +31,11 @@ WRITERS = {
     'lock': lambda path: workdir.lock(path).close(),
     'Checkpoints': lambda path: checkpoint.Checkpoints(path, 1, 1).close(),
 }
+ON_A_DISK = ('load_arms', 'folder', 'text', 'lock')
 FIELDS = {
-    'tokenizer.path': '{}',
-    'initialise_from': '{}',
-    'data.sources': 'emoji,folder:{}',
+    'tokenizer.path': 'hdfs://b/x',
+    'initialise_from': 'hdfs://b/x',
+    'data.sources': 'emoji,folder:gs://b/x',
 }
 
 
@@ -58,8 +59,33 @@ def test_a_url_is_refused(url):
 @pytest.mark.parametrize('name', [*READERS, *WRITERS])
 def test_every_function_refuses_a_url(name):
     function = WRITERS.get(name) or READERS[name][0]
-    with pytest.raises(UserError, match='gs://b/run is a URL'):
-        function('gs://b/run')
+    url = 'gs://b/run' if name in ON_A_DISK else 'hdfs://b/run'
+    with pytest.raises(UserError, match=f'{url} is a URL'):
+        function(url)
+
+
+@pytest.mark.parametrize(
+    ('given', 'found'),
+    {
+        'gs://b/run': 'gs://b/run',
+        's3://b/run/': 's3://b/run',
+        Path('gs://b/run'): 'gs://b/run',
+        '~/run': '{}/run',
+    }.items(),
+    ids=str,
+)
+def test_a_bucket_is_a_place_where_runs_can_be(given, found, home):
+    pytest.importorskip('gcsfs')
+    pytest.importorskip('s3fs')
+    path = paths.anywhere(given, '--workdir')
+    assert str(path) == str(paths.absolute(path)) == found.format(home)
+    assert (path / 'a').name == 'a' and str(path / 'a') == f'{found.format(home)}/a'
+
+
+@pytest.mark.parametrize('url', ['gs://', 's3:///run', 'hdfs://b/run', 'file:///run'])
+def test_what_is_no_bucket_is_refused(url):
+    with pytest.raises(UserError, match=rf'^--workdir={url} (is a URL|names no bucket)'):
+        paths.anywhere(url, '--workdir')
 
 
 @pytest.mark.parametrize('name', READERS)
@@ -90,8 +116,8 @@ def base_of_rungs():
 @pytest.mark.parametrize('field', FIELDS)
 def test_a_path_field_refuses_a_url_and_no_folder_is_created(field, tmp_path):
     config = base.get_config()
-    config.update_from_flattened_dict({field: FIELDS[field].format('gs://b/x')})
-    with pytest.raises(UserError, match=rf'^{field}=gs://b/x is a URL'):
+    config.update_from_flattened_dict({field: FIELDS[field]})
+    with pytest.raises(UserError, match=rf'^{field}=\w+://b/x is a URL'):
         train_loop.build(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 

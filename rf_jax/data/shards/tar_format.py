@@ -9,7 +9,6 @@ import numpy as np
 from rf_jax.data.byte_cache import ByteCache
 from rf_jax.data.shards import sample, tar
 from rf_jax.data.shards.index import BLOCK
-from rf_jax.data.shards.reader import TOGETHER
 from rf_jax.data.shards.sample import Sample
 from rf_jax.runtime import storage
 from rf_jax.runtime.errors import UserError
@@ -26,22 +25,20 @@ class Tar:
     def __init__(self, megabytes: int):
         self._ranges = ByteCache(megabytes)
 
-    def read(self, path: str, samples: np.ndarray, row: int) -> Sample:
-        return sample.from_members(*tar.members(self._bytes(path, samples, row)))
+    def read(self, path: str, samples: np.ndarray, row: int, near: range) -> Sample:
+        return sample.from_members(*tar.members(self._bytes(path, samples, row, near)))
 
     def scan(self, path: str) -> Iterator[tuple[str, Callable[[], Sample], int, int]]:
         file = io.BufferedReader(_Ranges(path), _AHEAD)
         for key, members, offset, blocks in tar.scan(file):
             yield key, partial(sample.from_members, key, members), offset, blocks
 
-    def _bytes(self, path: str, samples: np.ndarray, row: int) -> bytes:
+    def _bytes(self, path: str, samples: np.ndarray, row: int, near: range) -> bytes:
         start, length = _range(samples[row], samples[row])
         if storage.is_local(path):
             return _read(path, start, length)
-        first = row // TOGETHER * TOGETHER
-        last = min(first + TOGETHER, len(samples)) - 1
-        begin, many = _range(samples[first], samples[last])
-        block = self._ranges.get((path, first), lambda: _read(path, begin, many))
+        begin, many = _range(samples[near[0]], samples[near[-1]])
+        block = self._ranges.get((path, begin), lambda: _read(path, begin, many))
         return block[start - begin : start - begin + length]
 
 

@@ -1,0 +1,109 @@
+"""Where the checkpoints of a run are: on a disk, or in a bucket, where a folder cannot be renamed.
+
+In a bucket Orbax writes to the folder of the step at once, and `commit_success.txt` there last: a
+checkpoint without it is unfinished, and nothing reads it.
+"""
+
+import os
+import secrets
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from rf_jax.runtime import buckets, paths, storage
+from rf_jax.runtime.errors import UserError
+
+DONE = 'commit_success.txt'  # Orbax's name
+
+
+def of(directory: str | os.PathLike) -> epath.Path:
+    """The folder in the form that Orbax takes: from the root, or in a bucket. Raises UserError."""
+    found = paths.anywhere(directory, 'directory')
+    if storage.is_local(found):
+        return epath.Path(found).resolve()
+    if os.fspath(found).startswith('s3://'):
+        _teach_s3()
+    return found
+
+
+def steps(directory: str | os.PathLike) -> list[int]:
+    """Steps of the finished checkpoints in a folder, damaged or not, in order."""
+    found = sorted(int(name) for name in storage.names(directory) if name.isdecimal())
+    if storage.is_local(directory):
+        return found
+    return [step for step in found if storage.exists(f'{os.fspath(directory)}/{step}/{DONE}')]
+
+
+def discard(directory: epath.Path, step: int) -> None:
+    """Removes what a failed save of a step has left. Raises OSError."""
+    if storage.is_local(directory):
+        for folder in directory.glob(f'{step}.orbax-checkpoint-tmp*'):
+            folder.rmtree()
+    elif step not in steps(directory):
+        (directory / str(step)).rmtree(missing_ok=True)
+
+
+def rename(folder: epath.Path, other: epath.Path) -> None:
+    """Gives a checkpoint another name. In a bucket its files are copied there, then deleted: it
+    stays complete under the old name until it is complete under the new one.
+    """
+    if storage.is_local(folder):
+        folder.rename(other)
+    else:
+        storage.copy_below(folder, other)
+        folder.rmtree()
+
+
+class Claim:
+    """Ends a run in a bucket once another process trains there.
+
+    Buckets have no locks that end with a process, and a run that was lost must resume at once. So
+    the newest process owns the checkpoints, and an older one finds out before it writes another.
+    """
+
+    def __init__(self, directory: epath.Path):
+        """Owns the folder from now on; call it in the process that writes."""
+        self._file = None if storage.is_local(directory) else f'{directory}.owner'
+        self._own = secrets.token_hex(16).encode()
+        if self._file:
+            storage.write(self._file, self._own)
+
+    def check(self) -> None:
+        """Raises UserError if another process owns the folder now."""
+        if self._file and storage.read(self._file) != self._own:
+            raise UserError(
+                f'another process has begun to train in {os.path.dirname(self._file)} and goes on '
+                'from its newest checkpoint: this one stops and saves no more. Two runs need two '
+                'folders (--workdir)'
+            )
+
+
+def _teach_s3() -> None:
+    """Lets Orbax write to s3:// as to gs://, the only bucket that its arrays know (0.12).
+
+    All the rest is there: epath lists both, TensorStore reads and writes both. So these functions
+    of Orbax answer for both: what is a bucket, and how TensorStore opens it.
+    """
+    from orbax.checkpoint._src.path import gcs_utils
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    if getattr(gcs_utils, '_rf_jax_s3', False):
+        return
+    needed = {gcs_utils: ('_GCS_PATH_PREFIX', 'get_kvstore_for_gcs'),
+              tensorstore_utils: ('_use_gcs_driver', '_normalize_path')}  # fmt: skip
+    if not all(hasattr(module, name) for module, names in needed.items() for name in names):
+        raise UserError(
+            f'checkpoints cannot be written to s3:// with orbax-checkpoint {ocp.__version__}, '
+            'which knows gs:// only; use gs://, a file system, or orbax-checkpoint 0.12'
+        )
+    of_gcs, schemes = gcs_utils.get_kvstore_for_gcs, ('gs://', 's3://')
+    normalize = tensorstore_utils._normalize_path
+
+    def kvstore(path: str) -> dict:
+        return buckets.kvstore(path) if path.startswith('s3://') else of_gcs(path)
+
+    gcs_utils.get_kvstore_for_gcs = kvstore
+    gcs_utils._GCS_PATH_PREFIX = schemes
+    tensorstore_utils._use_gcs_driver = lambda path: path.startswith(schemes)
+    tensorstore_utils._normalize_path = lambda path: normalize(path).replace('s3:/', 's3://')
+    gcs_utils._rf_jax_s3 = True

@@ -1,0 +1,102 @@
+"""Checkpoints in buckets of real emulators: saved, kept, cleaned up, damaged, taken over."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rf_jax.runtime import checkpoint, checkpoint_folder, checkpoint_slices, storage
+from rf_jax.runtime.errors import UserError
+
+STATE = {'ema': {'w': jnp.arange(3000.0).reshape(30, 100)}, 'step': jnp.int32(7)}
+
+
+@pytest.fixture
+def folder(bucket, tmp_path):
+    return storage.located(f'{bucket[0]}/{tmp_path.name}/checkpoints')
+
+
+def abstract():
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), STATE)
+
+
+def save(folder, *steps, keep=2):
+    checkpoints = checkpoint.Checkpoints(folder, every=1, keep=keep)
+    for step in steps:
+        checkpoints.save(step, {**STATE, 'step': jnp.int32(step)})
+    assert checkpoints.wait()
+    return checkpoints
+
+
+def test_saved_kept_and_read_by_every_reader(folder):
+    save(folder, 1, 2, 3).close()
+    assert checkpoint_folder.steps(folder) == [2, 3] == [int(x) for x in storage.names(folder)]
+    step, state = checkpoint.Checkpoints(folder, 1, 2).restore(abstract())
+    assert step == 3 and int(state['step']) == 3
+    np.testing.assert_array_equal(state['ema']['w'], STATE['ema']['w'])
+    step, arrays = checkpoint.restore_numpy(folder, only='ema')
+    np.testing.assert_array_equal(arrays['ema']['w'], STATE['ema']['w'])
+    part = checkpoint_slices.arrays(folder.parent, 3, 'ema')['w'][3:5]
+    np.testing.assert_array_equal(part, STATE['ema']['w'][3:5])
+    assert checkpoint.exists_in(folder.parent) and checkpoint.has_step(folder.parent, 2)
+    assert not checkpoint.has_step(folder.parent, 1)
+
+
+def test_a_checkpoint_without_its_last_file_is_not_read_and_goes_away(folder):
+    save(folder, 1, 2).close()
+    storage.delete(folder / '2' / checkpoint_folder.DONE)
+    assert checkpoint_folder.steps(folder) == [1]
+    checkpoints = checkpoint.Checkpoints(folder, 1, 2)
+    assert checkpoints.latest_step() == 1 and storage.names(folder) == ['1']
+    checkpoints.save(2, STATE)
+    checkpoints.ensure(2, STATE)
+    assert checkpoint_folder.steps(folder) == [1, 2]
+
+
+def test_a_damaged_checkpoint_is_set_aside(folder):
+    save(folder, 1, 2).close()
+    for name in storage.names(folder / '2' / 'default' / 'd'):
+        storage.delete(folder / '2' / 'default' / 'd' / name)
+    step, _ = checkpoint.Checkpoints(folder, 1, 2).restore(abstract())
+    assert step == 1
+    assert storage.names(folder) == ['1', '2.corrupt']
+    assert checkpoint.Checkpoints(folder, 1, 2).restore(abstract())[0] == 1
+
+
+def test_a_bucket_that_refuses_is_no_damage(folder, bucket):
+    save(folder, 1, 2).close()
+    checkpoints = checkpoint.Checkpoints(folder, 1, 2)
+    bucket[1].fail('403', path='default')
+    with pytest.raises(UserError, match='cannot be read now'):
+        checkpoints.restore(abstract())
+    bucket[1].heal()
+    assert storage.names(folder) == ['1', '2']
+
+
+@pytest.mark.parametrize('kind', ['503', 'reset', 'truncate'])
+def test_faults_that_pass_lose_nothing(folder, bucket, kind):
+    proxy = bucket[1]
+    checkpoints = checkpoint.Checkpoints(folder, 1, 2)
+    proxy.fail(kind, times=3, path='ocdbt')
+    assert checkpoints.save(1, STATE) and checkpoints.wait() and not checkpoints.failures
+    proxy.fail(kind, times=3, path='default')
+    _, state = checkpoints.restore(abstract())
+    np.testing.assert_array_equal(state['ema']['w'], STATE['ema']['w'])
+
+
+def test_the_newest_process_owns_the_checkpoints(folder):
+    first = save(folder, 1)
+    second = save(folder, 2)
+    with pytest.raises(UserError, match='another process has begun to train in'):
+        first.save(3, STATE)
+    assert second.save(3, STATE) and second.wait()
+    assert checkpoint_folder.steps(folder) == [2, 3]
+
+
+def test_an_orbax_that_is_built_otherwise_is_refused_in_one_line(monkeypatch):
+    from orbax.checkpoint._src.path import gcs_utils
+
+    monkeypatch.delattr(gcs_utils, '_rf_jax_s3', raising=False)
+    monkeypatch.delattr(gcs_utils, 'get_kvstore_for_gcs')
+    with pytest.raises(UserError, match='cannot be written to s3:// with orbax-checkpoint'):
+        checkpoint_folder.of('s3://bucket/run/checkpoints')
