@@ -11,16 +11,16 @@ webdataset   that library, shuffled, in torch's DataLoader with two workers; no 
 grain        `grain.MapDataset` of ArrayRecord, shuffled, with two worker processes; no packing
 
 All decode with Pillow and resize to `--size` with its Lanczos filter. Time counts from the first
-batch to the last, so starting processes and indexing are left out. Prints images per second, the
-median and the range of the rounds, and the load of the machine.
+batch to the last, so starting processes and indexing are left out. Prints images per second and
+processor time an image, of all processes, the median and the range of the rounds, and the load of
+the machine: what other programs on it take changes the first more than the second.
 """
 
 import argparse
-import gc
+import contextlib
 import io
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import time
@@ -163,23 +163,25 @@ def of_grain(folder: Path, count: int, size: int) -> Callable[[], Iterator[int]]
     return run
 
 
-def cpu_seconds() -> float:
-    """Of this process and those that it has waited for."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+def cpu_seconds(workers: dict[int, float]) -> float:
+    """Of this process and its workers; what those used that have ended stays in `workers`."""
+    for process in multiprocessing.active_children():
+        with contextlib.suppress(OSError):  # it has just ended
+            fields = Path(f'/proc/{process.pid}/stat').read_text().rpartition(')')[2].split()
+            ticks = int(fields[11]) + int(fields[12])
+            workers[process.pid] = ticks / os.sysconf('SC_CLK_TCK')
+    return time.process_time() + sum(workers.values())
 
 
 def measured(run: Callable[[], Iterator[int]]) -> tuple[float, float]:
-    """(images per second from the first batch to the last, CPU milliseconds an image in all)."""
-    spent, counts = cpu_seconds(), run()
-    first = next(counts)
-    began, total = time.perf_counter(), sum(counts)
-    rate = total / (time.perf_counter() - began)
-    del counts
-    gc.collect()
-    for process in multiprocessing.active_children():
-        process.join(10)
-    return rate, 1000 * (cpu_seconds() - spent) / (first + total)
+    """(images per second, CPU milliseconds an image), both from the first batch to the last."""
+    counts, workers = run(), {}
+    next(counts)
+    began, started, total = time.perf_counter(), cpu_seconds(workers), 0
+    for count in counts:
+        total += count
+        ended, spent = time.perf_counter(), cpu_seconds(workers)
+    return total / (ended - began), 1000 * (spent - started) / total
 
 
 def main():

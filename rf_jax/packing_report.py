@@ -15,13 +15,10 @@ import time
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rf_jax.data import captions, data_fields, layout, patch_grid, source_list, spans
+from rf_jax.data import layout, patch_grid, spans
 from rf_jax.data.mixture import Mixture
 from rf_jax.data.packing.plan import Plan
-from rf_jax.data.pipeline import Batches
-from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from rf_jax.data.tokenizer import load_tokenizer
-from rf_jax.planning import packing_stats, synthetic_set
+from rf_jax.planning import data_rates, packing_stats, synthetic_set
 from rf_jax.runtime import cli, metrics
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.training import bounds, checks
@@ -46,17 +43,7 @@ _DISTRIBUTION = flags.DEFINE_enum(
 
 def plan_of_sources(config: ConfigDict) -> Plan:
     """The plan of the first lane."""
-    sources = source_list.build(config.data.sources, config.data.max_pixels)
-    known = [source.tokenizer for source in sources if source_list.is_indexed(source)]
-    path = next(filter(None, [config.tokenizer.path, *known]), '')
-    if path:
-        tokenizer = load_tokenizer(path)
-    else:
-        tokenizer = SentencePieceTokenizer.train(
-            captions.corpus(sources, data_fields.asked_maps(config)), config.tokenizer.vocab_size
-        )
-    rows = range(config.data.batch_size // config.data.lanes)
-    return Batches(config, sources, tokenizer, rows).plan
+    return data_rates.batches_of(config, config.data.lanes).plan
 
 
 def synthetic_plan(config: ConfigDict, kind: str) -> Plan:

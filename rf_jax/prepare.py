@@ -19,11 +19,9 @@ from rf_jax.runtime import cli, storage, workdir
 from rf_jax.runtime.errors import Unavailable, UserError
 
 _SOURCE = flags.DEFINE_string(
-    'source',
-    None,
-    'Comma-separated list of webdataset: | parquet: | folder: | tfds:, as in data.sources.',
+    'source', None, 'What to read: a comma-separated list of kind:path, as data.sources.'
 )
-_OUT = flags.DEFINE_string('out', None, 'Where the set is written.')
+_OUT = flags.DEFINE(cli.ANY_PATH, 'out', None, 'Folder of the set, also in a bucket.')
 _SIZE = flags.DEFINE_integer(
     'size', None, 'Longest side of an image in pixels: the largest of data.sizes.', lower_bound=1
 )
@@ -53,7 +51,7 @@ def main(argv) -> None:
         raise UserError(f"{error.name} is not installed: pip install 'rf_jax[prepare]'") from None
     logging.set_verbosity(logging.INFO)
     out = _OUT.value.rstrip('/')
-    out = os.path.abspath(os.path.expanduser(out)) if storage.is_local(out) else out
+    out = os.path.abspath(out) if storage.is_local(out) else out
     given = load_tokenizer(_TOKENIZER.value) if _TOKENIZER.value else None
     settings = Settings(
         source_flag.with_absolute_paths(_SOURCE.value),

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from rf_jax.data import maps
-from rf_jax.data.messages import Message, TextPart
+from rf_jax.data.messages import TextPart
 from rf_jax.data.records import Record
 
 # The whole label comes before the tags, so that truncating a prompt removes tags first.
@@ -71,26 +71,20 @@ def corpus(sources: Iterable, asked: Sequence[str] = ()) -> Iterator[str]:
         most = _CORPUS_PROCEDURAL if source.procedural else _CORPUS_RECORDS
         step = -(-len(source) // most)
         for i in range(0, len(source), max(1, step)):
-            yield from of_record(source.record(i), i)
+            record = source.record(i)
+            yield from record.captions
+            if not record.height:
+                continue
+            rng = np.random.default_rng(i)
+            yield prompt(record, rng, label_probability=0.0)
+            questions = record.questions or _generic_questions(record, record.captions[0])
+            for question, answer in questions:
+                yield question
+                yield answer
         step = -(-len(source.conversations) // most)
         for i in range(0, len(source.conversations), max(1, step)):
-            yield from of_messages(source.conversations[i].messages)
-
-
-def of_record(record: Record, number: int) -> Iterator[str]:
-    """The text of example `number` for a corpus: captions, a prompt, questions and answers."""
-    yield from record.captions
-    if not record.height:
-        return
-    yield prompt(record, np.random.default_rng(number), label_probability=0.0)
-    for pair in record.questions or _generic_questions(record, record.captions[0]):
-        yield from pair
-
-
-def of_messages(messages: Iterable[Message]) -> Iterator[str]:
-    """The text of a conversation for a corpus."""
-    for message in messages:
-        yield from (part.text for part in message.parts if isinstance(part, TextPart))
+            for message in source.conversations[i].messages:
+                yield from (part.text for part in message.parts if isinstance(part, TextPart))
 
 
 def _generic_questions(record: Record, label: str) -> tuple[tuple[str, str], ...]:

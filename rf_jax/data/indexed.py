@@ -52,10 +52,10 @@ class IndexedPool:
     has_images = True
     has_text = False
 
-    def __init__(self, name: str, shards: Shards, composer: Composer, seed: int):
+    def __init__(self, name: str, shards: Shards, composer: Composer, seed: int, entry: int):
         self.shards, self.composer, self.data = shards, composer, composer.data
         self._source = ShardImages(name, shards, composer.data.max_pixels)
-        self._key = fold(seed, 'draw', self.task, name)
+        self._key = fold(seed, 'draw', self.task, entry)  # wherever the set lies
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -225,11 +225,11 @@ POOLS = {
 
 
 def pools(
-    name: str, sets: Mapping[str, Shards], composer: Composer, seed: int
+    name: str, sets: Mapping[str, Shards], composer: Composer, seed: int, entry: int
 ) -> dict[str, IndexedPool]:
-    """A pool for each task that the shards of a source, by kind, can serve."""
+    """A pool for each task that the shards of a source, by kind, can serve; `entry`: its number."""
     return {
-        kind.task: kind(name, shards, composer, seed)
+        kind.task: kind(name, shards, composer, seed, entry)
         for shard_kind, shards in sets.items()
         for kind in POOLS[shard_kind]
         if len(shards)

@@ -60,12 +60,16 @@ class Batches:
         counts = self.counts if decode else Counter()
         return self.pools[example.task].spans(example.index, example.epoch, counts, decode)
 
+    def examples(self, step: int) -> list[list[Example]]:
+        """The examples of each row of this process in global batch `step`."""
+        return self._lanes.rows(step, self.rows)
+
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The rows `self.rows` of global batch `step`: arrays of `layout.empty`, leading len(rows).
 
         Raises UserError when too many consecutive images cannot be decoded.
         """
-        rows = [self._row(examples) for examples in self._lanes.rows(step, self.rows)]
+        rows = [self._row(examples) for examples in self.examples(step)]
         return layout.make_batch(rows, dict(self.data.capacity), self.composer.channels)
 
     def _row(self, examples: Sequence[Example]) -> list[list[layout.Span]]:

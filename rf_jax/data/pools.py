@@ -57,7 +57,7 @@ class Pools(Mapping[str, Pool]):
         self._pools: dict[str, Pool] = {}
         self._entry: dict[str, int] = {}  # of data.sources
         for number, group in enumerate(groups):
-            for pool in filter(len, _pools(group, composer, config.seed, cache)):
+            for pool in filter(len, _pools(group, number, composer, config.seed, cache)):
                 of = f' of {number}' if config.data.weights or _are_indexed(group) else ''
                 self._pools[pool.task + of] = pool
                 self._entry[pool.task + of] = number
@@ -123,11 +123,11 @@ def _are_indexed(group: Sequence) -> bool:
     return bool(group) and _indexed(group[0])
 
 
-def _pools(group: Sequence, composer: Composer, seed: int, cache: ByteCache) -> list:
+def _pools(group: Sequence, entry: int, composer: Composer, seed: int, cache: ByteCache) -> list:
     if not _are_indexed(group):
         return list(listed.pools(group, composer, seed, cache).values())
     sets = group[0].open(composer.tokenizer, composer.data.cache_megabytes)
-    return list(indexed.pools(group[0].name, sets, composer, seed).values())
+    return list(indexed.pools(group[0].name, sets, composer, seed, entry).values())
 
 
 def _check_weights(weights, sources: Sequence, text: str) -> None:

@@ -93,6 +93,7 @@ class IndexedSource(Protocol):
     skipped: dict[str, int]
     tokenizer: str
     takes_path: ClassVar[bool] = True
+    takes_bucket: ClassVar[bool] = True
     caches_metadata: ClassVar[bool] = False
 
     def texts(self, count: int) -> Iterator[str]:
@@ -121,6 +122,7 @@ class Source(Protocol):
 
     # The argument is a local path; the constructor then takes `follow_links` as well.
     takes_path: ClassVar[bool] = False
+    takes_bucket: ClassVar[bool] = False  # or a path in a bucket
     # Records are generated: each has an image and captions, and a few thousand of them contain all
     # words that occur, so the start need not read all of them.
     procedural: ClassVar[bool] = False

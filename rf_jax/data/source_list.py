@@ -17,7 +17,7 @@ from rf_jax.data.sources.scenes import ScenesSource
 from rf_jax.data.sources.text import TextSource
 from rf_jax.data.sources.tfds import TfdsSource
 from rf_jax.data.sources.webdataset import WebdatasetSource
-from rf_jax.runtime import paths
+from rf_jax.runtime import paths, storage
 from rf_jax.runtime.errors import UserError
 
 SOURCES: dict[str, type[Source] | type[IndexedSource]] = {
@@ -30,6 +30,7 @@ SOURCES: dict[str, type[Source] | type[IndexedSource]] = {
     'webdataset': WebdatasetSource,
     'arrayrecord': ArrayRecordSource,
 }
+_WITH_LINKS = ('folder', 'text')  # their constructors take `follow_links`
 _KNOWN = (
     'emoji | scenes:rung/size[/option...] | folder:/path | tfds:name[/config][:split] | '
     'text:/path | prepared:/path | webdataset:/path/*.tar | arrayrecord:/path/*.array_record*'
@@ -49,9 +50,9 @@ def kind_and_argument(part: str) -> tuple[str, str]:
 
 
 def source_class(kind: str) -> type[Source] | None:
-    """The class of a kind, None if unknown; `+links` is allowed where the argument is a path."""
-    found = SOURCES.get(kind.removesuffix(LINKS))
-    return None if found is None or (kind.endswith(LINKS) and not found.takes_path) else found
+    """The class of a kind, None if unknown; `+links` is allowed for those in _WITH_LINKS."""
+    name = kind.removesuffix(LINKS)
+    return None if kind.endswith(LINKS) and name not in _WITH_LINKS else SOURCES.get(name)
 
 
 def build(text: str, max_pixels: int) -> list[Source]:
@@ -89,21 +90,27 @@ def check(text: str) -> None:
                 f'data.sources: unknown kind {kind!r} in {part!r}.{hint} Known: {_KNOWN}'
             )
         if found.takes_path and argument:
-            paths.local(argument, 'data.sources')
+            _path(found, argument)
+
+
+def _path(kind: type[Source] | type[IndexedSource], argument: str) -> paths.AnyPath:
+    return (paths.anywhere if kind.takes_bucket else paths.local)(argument, 'data.sources')
 
 
 def with_absolute_paths(text: str) -> str:
     """The same list with absolute paths, which names the same data from any working directory.
 
-    Raises UserError for a URL.
+    Raises UserError for a URL of anything but a bucket.
     """
     found = []
     for part in parts(text):
         kind, argument = kind_and_argument(part)
         source = source_class(kind)
         if source is not None and source.takes_path and argument:
-            path = paths.local(argument, 'data.sources')
-            part = f'{kind}:{os.path.abspath(path)}'
+            path = _path(source, argument)
+            # Not Path.absolute, which leaves `..` in it.
+            path = os.path.abspath(path) if storage.is_local(path) else path
+            part = f'{kind}:{os.fspath(path)}'
         found.append(part.replace(',', '\\,'))
     return ','.join(found)
 
@@ -113,8 +120,8 @@ def caches_metadata(text: str) -> bool:
     return any(source_class(kind_and_argument(part)[0]).caches_metadata for part in parts(text))
 
 
-def is_indexed(source: Source | IndexedSource) -> bool:
-    """Whether its samples are in shards with an index."""
+def is_indexed(source: Source | IndexedSource | type) -> bool:
+    """Whether its samples are in shards with an index; of a source or its class."""
     return hasattr(source, 'open')
 
 

@@ -56,20 +56,19 @@ def keep(weights: Pretrained, workdir: paths.AnyPath) -> None:
     """
     if weights.family.describe is None:
         return
-    config, prefix = weights.family.part(weights.config)
+    config, _ = weights.family.part(weights.config)
     own = workdir / FOLDER / config['model_type']
     if storage.is_local(own):
         own.mkdir(parents=True, exist_ok=True)
-        _write(weights, config, prefix, own)
+        _write(weights, own)
         return
     with tempfile.TemporaryDirectory() as local:
-        _write(weights, config, prefix, Path(local))
+        _write(weights, Path(local))
         storage.copy(local, own)
 
 
-def _write(weights: Pretrained, config: Mapping[str, Any], prefix: str, own: Path) -> None:
-    """`config`, `prefix`: as `Family.part` gives them."""
-    source = weights.folder
+def _write(weights: Pretrained, own: Path) -> None:
+    source, (config, prefix) = weights.folder, weights.family.part(weights.config)
     for name in OF_A_PART if prefix else FILES:
         if (source.path / name).exists():
             shutil.copyfile(source.path / name, own / name)

@@ -30,7 +30,9 @@ class Settings:
         """
         path = f'{out}/{NAME}'
         if not storage.exists(path):
-            storage.write(path, json.dumps(asdict(self), indent=1).encode())
+            # Under the lock of a folder here; in a bucket, the first of several is the one.
+            write = storage.write if storage.is_local(path) else storage.create
+            write(path, json.dumps(asdict(self), indent=1).encode())
         try:
             before = json.loads(storage.read(path))
             differing = [name for name in asdict(self) if before.get(name) != asdict(self)[name]]

@@ -58,13 +58,14 @@ def of_files(entry: int, kind: str, pattern: str, ending: str) -> list[Unit]:
     root = re.split(r'[{*?[]', pattern)[0].rpartition('/')[0]
     if paths[0].startswith(f'{pattern.rstrip("/")}/'):  # the files of a folder
         root = pattern.rstrip('/')
+    return [Unit(entry, kind, path, path.removeprefix(f'{root}/'), _size(path)) for path in paths]
+
+
+def _size(path: str) -> int:
     try:
-        return [
-            Unit(entry, kind, path, path.removeprefix(f'{root}/'), storage.size(path))
-            for path in paths
-        ]
-    except FileNotFoundError as error:
-        raise UserError(f'--source={kind}:{pattern}: {error.filename} is missing') from None
+        return storage.size(path)
+    except FileNotFoundError:
+        raise UserError(f'--source: {path} is missing') from None
 
 
 def slices(count: int) -> list[tuple[int, int]]:

@@ -50,6 +50,7 @@ COMMANDS = {
     'chat': (('--workdir=run',), ('workdir', 'image', 'out')),
     'compile_check': (('--topology=cpu:1',), ('json', 'table')),
     'data.tokenizer': ((), ('out',)),
+    'data_benchmark': ((), ()),
     'drafts': (('--workdir=run', '--out=drafts'), ('workdir', 'out')),
     'describe': (('--workdir=run', '--image=a.png'), ('workdir', 'image')),
     'export': (('--workdir=run', '--to=hf:a'), ('workdir',)),
@@ -59,7 +60,7 @@ COMMANDS = {
         ('images', 'reference', 'inception', 'clip', 'prompts'),
     ),
     'packing_report': ((), ()),
-    'prepare': (('--source=webdataset:a', '--out=b', '--size=32'), ()),
+    'prepare': (('--source=webdataset:a', '--out=b', '--size=32'), ('out',)),
     'reinforce': (('--workdir=run',), ('workdir',)),
     'sample': (('--workdir=run', '--prompt=red'), ('workdir', 'out', 'prompts')),
     'serve': (('--workdir=run',), ('workdir',)),
@@ -82,6 +83,8 @@ NUMBERS = [
     ('evaluate', 'checkpoint', '-1'),
     ('evaluate', 'seed', '-1'),
     ('packing_report', 'row_tokens', '-1'),
+    ('data_benchmark', 'hosts', '0'),
+    ('data_benchmark', 'step_seconds', 'nan'),
     ('data.tokenizer', 'vocabulary', '0'),
     ('prepare', 'workers', '0'),
     ('train', 'config.seed', '-1'),
@@ -172,7 +175,7 @@ def test_every_command_is_covered():
 @pytest.mark.parametrize('module', COMMANDS)
 def test_every_flag_of_a_file_or_folder_is_a_path(module):
     text = file_of(module).read_text()
-    found = re.findall(r"cli\.PATH,[^']*'(\w+)'", text)
+    found = re.findall(r"cli\.(?:ANY_)?PATH,[^']*'(\w+)'", text)
     assert sorted(found) == sorted(COMMANDS[module][1])
     strings = re.findall(
         r"DEFINE_(?:multi_)?string\(\s*'(\w+)',[^']*'[^']*\b([Ff]olders?|[Ff]ile)\b", text

@@ -2,14 +2,16 @@
 
 import filecmp
 import os
+import shutil
 
 import numpy as np
 import pytest
 from prepare_inputs import caption, encoded, keys, picture, prepare, shards, write_tar
 
 from rf_jax.data import image_ops
-from rf_jax.data.shards import tar
+from rf_jax.data.shards import index, set_file, tar
 from rf_jax.data.tokenizer import load_tokenizer
+from rf_jax.preparation import source_flag
 from rf_jax.runtime.errors import UserError
 
 pytest.importorskip('apache_beam')
@@ -106,7 +108,9 @@ def test_other_settings_in_the_same_folder_say_what_differs(tars, made):
         prepare('webdataset:/no', out)
 
 
-def test_a_truncated_tar_is_one_error_and_the_rest_is_kept(tmp_path):
+def test_a_truncated_tar_is_one_error_and_the_rest_is_not_read_again(made, tmp_path, monkeypatch):
+    (tmp_path / 'set').mkdir()
+    shutil.copy(made[0] / 'tokenizer.model', tmp_path / 'set')
     for number in range(3):
         write_tar(tmp_path / f'{number}.tar', range(10 * number, 10 * number + 10))
     whole = (tmp_path / '1.tar').read_bytes()
@@ -115,5 +119,24 @@ def test_a_truncated_tar_is_one_error_and_the_rest_is_kept(tmp_path):
         prepare(f'webdataset:{tmp_path}', tmp_path / 'set')
     assert not (tmp_path / 'set/set.json').exists()
     (tmp_path / '1.tar').write_bytes(whole)
+    read, samples = [], source_flag.samples
+    monkeypatch.setattr(source_flag, 'samples', lambda unit: read.append(unit) or samples(unit))
     found = prepare(f'webdataset:{tmp_path}', tmp_path / 'set')
+    assert [unit.name for unit in read] == ['1.tar']
     assert sorted(keys(tmp_path / 'set', found)) == [f'{n:09d}' for n in range(30)]
+
+
+def test_a_shard_that_is_not_whole_is_made_again(tars, made, tmp_path, monkeypatch):
+    """Of an interrupted second pass: one shard is truncated, one has no index."""
+    out, found = made
+    monkeypatch.setattr(set_file, 'write', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(f'webdataset:{tars}', tmp_path)
+    monkeypatch.undo()
+    captions, talks = (found.shards[kind][0].name for kind in set_file.KINDS)
+    data = (tmp_path / captions).read_bytes()
+    (tmp_path / captions).write_bytes(data[:-512])
+    (tmp_path / index.path_of(talks)).unlink()
+    assert prepare(f'webdataset:{tars}', tmp_path) == found
+    for name in (captions, index.path_of(captions), talks, index.path_of(talks)):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()

@@ -48,8 +48,11 @@ def _listed(path: str, ending: str) -> list[str]:
         raise ValueError(f'{path} has a wildcard in its folder; only the last part may have one')
     if _WILD.search(name):
         return [f'{folder}/{each}' for each in _matching(folder, name)]
-    inside = _matching(path, ending)
-    return [f'{path.rstrip("/")}/{each}' for each in inside] or [path]
+    local = storage.is_local(path)
+    is_shard = not os.path.isdir(path) if local else fnmatch.fnmatchcase(name, ending)
+    if is_shard:
+        return [path]
+    return [f'{path.rstrip("/")}/{each}' for each in _matching(path, ending)]
 
 
 def _matching(folder: str, pattern: str) -> list[str]:

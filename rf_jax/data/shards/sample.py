@@ -6,9 +6,10 @@ conversation is `{key}.json` with "messages" whose images are numbered, and `{ke
 `{key}.1.jpg`, ...
 """
 
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from rf_jax.data import messages
@@ -37,6 +38,13 @@ class Sample:
     def record(self, height: int, width: int) -> Record:
         """Its record, for an image of this size."""
         return Record(height, width, self.captions, self.tags, self.kind, self.questions)
+
+    def texts(self) -> Iterator[str]:
+        """All that is learned or read as text."""
+        yield from self.captions
+        yield from itertools.chain(*self.questions)
+        for message in self.messages:
+            yield from (p.text for p in message.parts if isinstance(p, messages.TextPart))
 
 
 def from_members(key: str, members: Mapping[str, bytes]) -> Sample:

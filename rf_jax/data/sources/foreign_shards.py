@@ -1,5 +1,6 @@
 """Shards that others wrote, read where they are; each is indexed at its first use."""
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -7,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 
-from rf_jax.data import captions
 from rf_jax.data.records import BadImage, IndexedSource, Skips
 from rf_jax.data.shards import patterns, scanning
 from rf_jax.data.shards.kept import ELSEWHERE, Entry, Kept
@@ -73,15 +73,9 @@ class ForeignShards(IndexedSource):
         format = self._make_format(0)
         for path in chosen:
             some = itertools.islice(scanning.samples(format, path), -(-count // len(chosen)))
-            for number, (_, read, *_) in enumerate(some):
-                try:
-                    found = read()
-                except (ValueError, BadImage):
-                    continue  # counted when it is indexed
-                if found.messages:
-                    yield from captions.of_messages(found.messages)
-                else:
-                    yield from captions.of_record(found.record(1, 1), number)
+            for _, read, *_ in some:
+                with contextlib.suppress(ValueError, BadImage):  # counted when it is indexed
+                    yield from read().texts()
 
     def _open(
         self, tokenizer, megabytes: int, elsewhere: str | os.PathLike = ELSEWHERE

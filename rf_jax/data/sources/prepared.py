@@ -1,16 +1,15 @@
 """A set that `python -m rf_jax.prepare` made: shards with an index, on a disk or in a bucket."""
 
 import hashlib
-import itertools
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
-from rf_jax.data.messages import TextPart
 from rf_jax.data.records import IndexedSource
 from rf_jax.data.shards import index, set_file
 from rf_jax.data.shards.index import Index
 from rf_jax.data.shards.reader import Shards
 from rf_jax.data.shards.tar_format import Tar
+from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError, require
 
 
@@ -21,7 +20,7 @@ class PreparedSource(IndexedSource):
         del max_pixels  # images were resized
         self.name = f'prepared:{path}'
         require(path, 'data.sources: prepared: needs a folder, as in prepared:/path/to/set')
-        self._folder = path.rstrip('/')
+        self._folder = str(paths.anywhere(path, 'data.sources')).rstrip('/')
         try:
             self._set = set_file.read(self._folder)
         except UserError as error:
@@ -34,11 +33,7 @@ class PreparedSource(IndexedSource):
         """Texts of the first `count` samples of each kind."""
         for shards in self._shards(0).values():
             for number in range(min(count, len(shards))):
-                sample = shards.read(number)
-                yield from sample.captions
-                yield from itertools.chain(*sample.questions)
-                for message in sample.messages:
-                    yield from (part.text for part in message.parts if isinstance(part, TextPart))
+                yield from shards.read(number).texts()
 
     def _open(self, tokenizer, megabytes: int) -> Mapping[str, Shards]:
         if tokenizer.checksum != self._set.checksum:

@@ -102,6 +102,7 @@ def test_shards_are_scanned_once_and_again_only_if_they_change(folder, tokenizer
     again, _ = opened(folder, tokenizer)
     assert len(scanned) == 3 and again.summary() == first.summary()
     write(folder / '00001.tar', range(30))
+    os.utime(folder / '00001.tar', (0, 0))  # an older file, as rsync leaves it
     changed, shards = opened(folder, tokenizer)
     assert scanned[3:] == ['00001.tar'] and len(shards['captions']) == 70
     assert changed.summary() != first.summary()
@@ -265,6 +266,27 @@ def test_missing_shards_are_counted_and_named(folder):
     with pytest.raises(UserError, match='no usable sample'):
         write(folder / 'empty.tar', [0], txt=' ', json={})
         opened(folder / 'empty.tar', SentencePieceTokenizer.train(['a b c'] * 9, 300))
+
+
+def test_shards_in_a_bucket(folder, tokenizer, bucket, scanned):
+    """The index stands beside them, and samples that come together are one request."""
+    address, proxy = bucket
+    for path in folder.glob('*.tar'):
+        storage.write(f'{address}/{folder.name}/{path.name}', path.read_bytes())
+    _, shards = opened(folder, tokenizer)
+    for pattern, count in (('', 60), ('/*.tar', 60), ('/{00000..00001}.tar', 40)):
+        argument = source_list.with_absolute_paths(f'webdataset:{address}/{folder.name}{pattern}')
+        _, there = opened(argument.removeprefix('webdataset:'), tokenizer)
+        assert len(there['captions']) == count
+        for number in (0, 39, 1):
+            assert there['captions'].read(number) == shards['captions'].read(number)
+    assert len(scanned) == 6  # three on the disk, three in the bucket
+    assert len(storage.names(f'{address}/{folder.name}')) == 9
+    with pytest.raises(UserError, match='1 of 2 shards are missing'):
+        opened(f'{address}/{folder.name}/{{00002..00003}}.tar', tokenizer)
+    proxy.fail('403')
+    with pytest.raises(UserError):
+        opened(f'{address}/{folder.name}', tokenizer)
 
 
 @pytest.mark.slow
