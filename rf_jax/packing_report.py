@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from rf_jax.data import layout, patch_grid, spans
 from rf_jax.data.mixture import Mixture
 from rf_jax.data.packing.plan import Plan
+from rf_jax.data.tokenizer import load_tokenizer
 from rf_jax.planning import data_rates, packing_stats, synthetic_set
 from rf_jax.runtime import cli, metrics
 from rf_jax.runtime.errors import UserError, require
