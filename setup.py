@@ -71,6 +71,7 @@ setup(
             'tensorflow-datasets>=4.9.9',
             'array_record>=0.8',
             'datasets>=4',
+            'webdataset>=1.0',
         ],
     },
 )

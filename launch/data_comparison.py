@@ -4,7 +4,7 @@
     python launch/data_comparison.py --folder=/tmp/comparison
 
 Makes 20,000 square JPEGs from a seed, in tar files and in ArrayRecord, each with a caption, and
-reads all of them in turns, `--rounds` times each:
+reads all of them with each, taking turns after a part of them, `--rounds` in all:
 
 rf_jax       `webdataset:` with packing: captions, resized images and tokens in rows of four streams
 webdataset   that library, shuffled, in torch's DataLoader with two workers; no packing
@@ -25,6 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def resized(encoded: bytes, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
 
 
-def config(folder: Path, size: int):
+def config(folder: Path, size: int, threads: int):
     """Rows of four images, eight rows a batch; each image is generated once a pass."""
     from configs import base
 
@@ -96,7 +97,7 @@ def config(folder: Path, size: int):
     found.data.sources = f'webdataset:{folder}/tars'
     found.data.update(
         patch_size=16, sizes=((size, 1.0),), batch_size=BATCH // 4, max_text_tokens=40,
-        threads=2, prefetch=4,
+        threads=threads, prefetch=2 * threads,
     )  # fmt: skip
     found.data.tasks = {'text_to_image': 1.0}
     found.data.capacity.update(
@@ -106,25 +107,26 @@ def config(folder: Path, size: int):
     return found
 
 
-def ours(folder: Path, count: int, size: int) -> Callable[[], Iterator[int]]:
-    """A function that gives the number of images of each batch of a pass."""
+def ours(folder: Path, count: int, size: int, threads: int) -> Callable[[int, int], Iterator[int]]:
+    """A function of (part, parts) that gives the number of images of each batch of a part."""
     from rf_jax.data import source_list
     from rf_jax.data.pipeline import Batches
     from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 
-    asked = config(folder, size)
+    asked = config(folder, size, threads)
     sources = source_list.build(asked.data.sources, asked.data.max_pixels)
     tokenizer = SentencePieceTokenizer.train(sources[0].texts(2000), 1000)
     batches = Batches(asked, sources, tokenizer)  # indexes
 
-    def run():
-        for batch in batches.iterate(0, count // BATCH):
+    def run(part: int, parts: int):
+        steps = [count // BATCH * at // parts for at in (part, part + 1)]
+        for batch in batches.iterate(*steps):
             yield int((batch['pixel_counts'] > 0).sum())
 
     return run
 
 
-def of_webdataset(folder: Path, count: int, size: int) -> Callable[[], Iterator[int]]:
+def of_webdataset(folder: Path, count: int, size: int) -> Callable[[int, int], Iterator[int]]:
     import torch
     import webdataset
 
@@ -135,8 +137,8 @@ def of_webdataset(folder: Path, count: int, size: int) -> Callable[[], Iterator[
         images, texts = zip(*samples)
         return torch.from_numpy(np.stack(images)), texts
 
-    def run():
-        shards = sorted(str(path) for path in (folder / 'tars').glob('*.tar'))
+    def run(part: int, parts: int):
+        shards = sorted(str(path) for path in (folder / 'tars').glob('*.tar'))[part::parts]
         dataset = webdataset.WebDataset(shards, shardshuffle=len(shards)).shuffle(1000)
         dataset = dataset.map(prepared).batched(BATCH, collation_fn=collated)
         for images, _ in torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2):
@@ -145,16 +147,16 @@ def of_webdataset(folder: Path, count: int, size: int) -> Callable[[], Iterator[
     return run
 
 
-def of_grain(folder: Path, count: int, size: int) -> Callable[[], Iterator[int]]:
+def of_grain(folder: Path, count: int, size: int) -> Callable[[int, int], Iterator[int]]:
     import grain
 
     def prepared(record):
         length = int.from_bytes(record[:4], 'little')
         return {'image': resized(record[4 + length :], size), 'text': record[4 : 4 + length]}
 
-    def run():
+    def run(part: int, parts: int):
         source = grain.sources.ArrayRecordDataSource([str(folder / 'images.array_record')])
-        dataset = grain.MapDataset.source(source).shuffle(seed=0).map(prepared)
+        dataset = grain.MapDataset.source(source).shuffle(seed=0)[part::parts].map(prepared)
         dataset = dataset.to_iter_dataset().batch(BATCH)
         workers = grain.MultiprocessingOptions(num_workers=2)
         for batch in dataset.mp_prefetch(workers):
@@ -173,9 +175,9 @@ def cpu_seconds(workers: dict[int, float]) -> float:
     return time.process_time() + sum(workers.values())
 
 
-def measured(run: Callable[[], Iterator[int]]) -> tuple[float, float]:
+def measured(counts: Iterator[int]) -> tuple[float, float]:
     """(images per second, CPU milliseconds an image), both from the first batch to the last."""
-    counts, workers = run(), {}
+    workers: dict[int, float] = {}
     next(counts)
     began, started, total = time.perf_counter(), cpu_seconds(workers), 0
     for count in counts:
@@ -189,17 +191,22 @@ def main():
     parser.add_argument('--folder', type=Path, required=True)
     parser.add_argument('--images', type=int, default=20_000)
     parser.add_argument('--size', type=int, default=256)
-    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--threads', type=int, default=2, help='data.threads of rf_jax')
     asked = parser.parse_args()
     make(asked.folder, asked.images)
-    makers = {'rf_jax': ours, 'webdataset': of_webdataset, 'grain': of_grain}
+    makers = {
+        'rf_jax': partial(ours, threads=asked.threads),
+        'webdataset': of_webdataset,
+        'grain': of_grain,
+    }
     runs = {name: maker(asked.folder, asked.images, asked.size) for name, maker in makers.items()}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     loads = [os.getloadavg()[0]]
     for number in range(asked.rounds):
         order = list(runs)[number % 3 :] + list(runs)[: number % 3]
         for name in order:
-            rate, cpu = measured(runs[name])
+            rate, cpu = measured(runs[name](number, asked.rounds))
             found[name].append((rate, cpu))
             print(f'round {number + 1}  {name:12}{rate:8.0f} images/s{cpu:8.2f} ms', flush=True)
         loads.append(os.getloadavg()[0])

@@ -36,7 +36,7 @@ class ShardImages:
         return len(self._shards)
 
     def record(self, i: int) -> Record:
-        row = self._shards.samples(np.array([i]))[0]
+        row = self._shards.sample(i)
         return self._shards.read(i).record(int(row['height']), int(row['width']))
 
     def image(self, i: int, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -110,7 +110,7 @@ class IndexedPool:
 
     def _size(self, at: At) -> compose.Size:
         """Height and width to which the image of an example is resized."""
-        row = self.shards.samples(at[0])[0]
+        row = self.shards.sample(int(at[0][0]))
         size = int(row['height']), int(row['width'])
         return self.composer.size(size, int(self._longest(*at)[0]))
 

@@ -105,53 +105,53 @@ def size(spans: Sequence[Span]) -> np.ndarray:
     return np.array([total[name] for name in SIZES])
 
 
-def empty(capacity: Mapping[str, int], channels: int) -> Batch:
+def empty(capacity: Mapping[str, int], channels: int, rows: Sequence[int] = ()) -> Batch:
     """An unfilled row: the arrays of `data.batch.Batch` without B.
 
     `capacity`: tokens of each stream (T, Vn, R, P) and images, by the names of SIZES; `channels`:
-    C, values of a patch.
+    C, values of a patch; `rows`: (B,) for that many rows.
     """
     t, v, r, p = (capacity[name] for name in STREAMS)
     total = t + v + r + p
     return {
-        'segment': np.zeros(total, np.int32),
-        'order': np.full(total, NEVER, np.int32),
-        'reach': np.full(total, -1, np.int32),
-        'block': np.zeros(total, np.int32),
-        'position': np.zeros((total, 3), np.float32),
-        'text_tokens': np.zeros(t, np.int32),
-        'text_targets': np.zeros(t, np.int32),
-        'text_weight': np.zeros(t, np.float32),
-        'cells': np.full((r, 2), -1, np.int32),
-        'input_group': np.full(r, -1, np.int32),
-        'target_group': np.full(r, -1, np.int32),
-        'representation_weight': np.zeros(r, np.float32),
-        'pixels': np.zeros((p, channels), np.uint8),
-        'pixel_weight': np.zeros(p, np.float32),
-        'pixel_image': np.full(p, -1, np.int32),
-        'pixel_cells': np.zeros((p, 2), np.int32),
-        'pixel_coords': np.zeros((p, 2), np.float32),
-        'vision_pixels': np.zeros((4 * v, channels), np.uint8),
-        'vision_image': np.full(4 * v, -1, np.int32),
-        'vision_coords': np.zeros((4 * v, 2), np.float32),
-        'pixel_counts': np.zeros(capacity['pixel_images'], np.int32),
-        'vision_counts': np.zeros(capacity['vision_images'], np.int32),
+        'segment': np.zeros((*rows, total), np.int32),
+        'order': np.full((*rows, total), NEVER, np.int32),
+        'reach': np.full((*rows, total), -1, np.int32),
+        'block': np.zeros((*rows, total), np.int32),
+        'position': np.zeros((*rows, total, 3), np.float32),
+        'text_tokens': np.zeros((*rows, t), np.int32),
+        'text_targets': np.zeros((*rows, t), np.int32),
+        'text_weight': np.zeros((*rows, t), np.float32),
+        'cells': np.full((*rows, r, 2), -1, np.int32),
+        'input_group': np.full((*rows, r), -1, np.int32),
+        'target_group': np.full((*rows, r), -1, np.int32),
+        'representation_weight': np.zeros((*rows, r), np.float32),
+        'pixels': np.zeros((*rows, p, channels), np.uint8),
+        'pixel_weight': np.zeros((*rows, p), np.float32),
+        'pixel_image': np.full((*rows, p), -1, np.int32),
+        'pixel_cells': np.zeros((*rows, p, 2), np.int32),
+        'pixel_coords': np.zeros((*rows, p, 2), np.float32),
+        'vision_pixels': np.zeros((*rows, 4 * v, channels), np.uint8),
+        'vision_image': np.full((*rows, 4 * v), -1, np.int32),
+        'vision_coords': np.zeros((*rows, 4 * v, 2), np.float32),
+        'pixel_counts': np.zeros((*rows, capacity['pixel_images']), np.int32),
+        'vision_counts': np.zeros((*rows, capacity['vision_images']), np.int32),
     }
 
 
 @dataclass
 class Row:
-    """A row being filled: `add` one example at a time, then read `arrays`."""
+    """A row being filled: `add` one example at a time, then read `arrays`, given or new ones."""
 
     capacity: Mapping[str, int]
     channels: int
-    arrays: Batch = field(init=False)
+    arrays: Batch = field(default_factory=dict)
     used: np.ndarray = field(init=False)  # int64[6], as SIZES
     examples: int = 0
     blocks: int = 0
 
     def __post_init__(self):
-        self.arrays = empty(self.capacity, self.channels)
+        self.arrays = self.arrays or empty(self.capacity, self.channels)
         self.used = np.zeros(len(SIZES), np.int64)
         starts = np.cumsum([0, *(self.capacity[name] for name in STREAMS)])
         self.start = dict(zip(STREAMS, starts))
@@ -288,10 +288,9 @@ def make_batch(
     `capacity` and `channels` as in `empty`. Raises ValueError when a row's examples exceed its
     capacity.
     """
-    filled = []
-    for examples in rows:
-        row = Row(capacity, channels)
+    batch = empty(capacity, channels, (len(rows),))
+    for number, examples in enumerate(rows):
+        row = Row(capacity, channels, {name: each[number] for name, each in batch.items()})
         for spans in examples:
             row.add(list(spans))
-        filled.append(row.arrays)
-    return {name: np.stack([row[name] for row in filled]) for name in filled[0]}
+    return batch

@@ -65,6 +65,8 @@ class Kept:
                 wrong = f'{shard} has changed since it was indexed'
             except FileNotFoundError:
                 continue
+            except UserError:  # a ValueError too: no permission, ...
+                raise
             except (OSError, ValueError, KeyError, TypeError) as error:
                 wrong = f'the index of {shard} is damaged: {error}'
         if wrong:
@@ -120,9 +122,11 @@ class Kept:
         entry = Entry(**found)
         for kind, expected in entry.index_bytes.items():
             path = f'{base}.{kind}{index.SUFFIX}'
-            if not storage.exists(path):
-                raise ValueError(f'{path} is missing')
-            if (size := storage.size(path)) != expected:
+            try:
+                size = storage.size(path)
+            except FileNotFoundError:
+                raise ValueError(f'{path} is missing') from None
+            if size != expected:
                 raise ValueError(f'{path} is truncated: {size:,} bytes, expected {expected:,}')
         return entry
 

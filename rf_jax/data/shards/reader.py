@@ -64,6 +64,11 @@ class Shards:
             found[where] = self._index(shard).samples[rows]
         return found
 
+    def sample(self, number: int) -> np.ndarray:
+        """SAMPLE[] of one sample: `samples` takes ten times as long for it."""
+        shard = int(np.searchsorted(self._starts, number, 'right')) - 1
+        return self._index(shard).samples[number - int(self._starts[shard])]
+
     def images(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(IMAGE[M], int64[M]: whose it is) of all images of conversations int64[S]."""
         owners, images = [], []
