@@ -25,9 +25,11 @@ def get_config() -> ConfigDict:
 
     data = config.data = ConfigDict()
     # Comma-separated: emoji | scenes:rung/size[/option...] | folder:/path |
-    # tfds:name[/config][:split] | text:/path. All examples are sampled equally often; those of a
-    # source that is listed three times, three times as often. \, is a comma in a path; folder+links
-    # and text+links follow symbolic links out of their folder.
+    # tfds:name[/config][:split] | text:/path | prepared:/path | webdataset:/path/*.tar |
+    # arrayrecord:/path/*.array_record*; prepared and webdataset also in gs:// and s3:// buckets.
+    # All examples are sampled equally often; those of a source that is listed three times, three
+    # times as often. \, is a comma in a path; folder+links and text+links follow symbolic links out
+    # of their folder.
     data.sources = 'emoji'
     data.batch_size = 32  # B, rows of the global batch
     # Sampling weight of each task; a task that no source can serve is an error.

@@ -6,7 +6,7 @@ python launch/million.py --folder=/data/million [--samples=1000000] [--kills=5] 
 Writes tar files as img2dataset does, then runs `rf_jax.prepare` on them. SIGKILL ends it at random
 moments of both passes, and it is started again. At the end every sample must be in the set once,
 with its caption and the bytes of its image. Prints samples/s, the most memory of all processes
-together, and sizes; the exit code is 0 if nothing is lost or doubled. About an hour on 2 cores.
+together, and sizes; the exit code is 0 if nothing is lost or doubled. Under an hour on 2 cores.
 """
 
 import argparse

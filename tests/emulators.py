@@ -121,8 +121,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def quick_tries():
-    """Short pauses between the tries of a request."""
+    """Short pauses between the tries of a request, and short waits for a server that stalls."""
     from rf_jax.runtime import buckets
+
+    os.environ.setdefault('TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS', '2')
 
     before = buckets.FIRST_PAUSE, buckets.LAST_PAUSE
     buckets.FIRST_PAUSE, buckets.LAST_PAUSE = 0.01, 0.02

@@ -144,7 +144,7 @@ def with_images(sources: Sequence, tokenizer, data) -> list[Source | ShardImages
 
 def with_image(source: Source | ShardImages) -> Sequence[int]:
     """Indices of the examples that have an image, decodable or not."""
-    if source.procedural or isinstance(source, ShardImages):
+    if isinstance(source, ShardImages) or source.procedural:
         return range(len(source))
     return [i for i in range(len(source)) if source.record(i).height]
 

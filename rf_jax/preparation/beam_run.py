@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import apache_beam as beam
+import grpc
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.transforms import environments
@@ -66,7 +67,7 @@ class Runner:
     def _pipeline(self, units: int) -> beam.Pipeline:
         if not self.local:
             return beam.Pipeline(options=PipelineOptions(self._flags))
-        logging.getLogger('apache_beam').setLevel(logging.ERROR)
+        logging.getLogger('apache_beam').setLevel(logging.CRITICAL)  # errors are raised too
         processes = min(self._workers, units)
         # Not by the name DirectRunner, which downloads another runner, Prism, where it can.
         runner = fn_runner.FnApiRunner(_environment() if processes > 1 else None)
@@ -90,13 +91,15 @@ def _refuse_unknown(flags: Sequence[str]) -> None:
 
 
 def _unwrapped(error: Exception) -> Exception:
-    """The UserError of a worker, which Beam gives as text, or else the error itself."""
-    found = re.search(
-        r'\b(UserError|Unavailable): (.+?)(?: \[while running .*)?$', str(error), re.M
-    )
-    if isinstance(error, UserError) or not found:
+    """The UserError or OSError of a worker, which Beam gives as text, or else the error itself."""
+    end = r'(.+?)(?: \[while running .*)?$'
+    if isinstance(error, UserError):
         return error
-    return getattr(errors, found[1])(found[2])
+    if found := re.search(rf'\b(UserError|Unavailable): {end}', str(error), re.MULTILINE):
+        return getattr(errors, found[1])(found[2])
+    if found := re.search(rf'\[Errno (\d+)\] {end}', str(error), re.MULTILINE):
+        return OSError(int(found[1]), found[2])
+    return error
 
 
 @contextlib.contextmanager
@@ -115,7 +118,8 @@ def _worker_deaths_end_the_run() -> Iterator[None]:
                 f'error: a worker process ended with code {found[1]} (-9: killed, as for lack of '
                 'memory); the same command goes on, with fewer --workers it needs less memory',
             )
-        before(arguments)
+        if not isinstance(arguments.exc_value, grpc.RpcError):  # follows, in other threads
+            before(arguments)
 
     before, threading.excepthook = threading.excepthook, hook
     try:

@@ -1,5 +1,6 @@
 """A worker process of Beam on this machine: quiet, and gone once the command that started it is."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -18,15 +19,19 @@ def _end_with(parent: int) -> None:
 def _main() -> None:
     # With a handler there, Beam adds none that prints to stderr beside the log of the command.
     logging.getLogger().addHandler(logging.NullHandler())
+    import grpc
     from apache_beam.runners.worker import sdk_worker_main
 
-    parent = os.getppid()
-    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
-    try:
+    show = threading.excepthook
+
+    def hook(arguments) -> None:
+        if not isinstance(arguments.exc_value, grpc.RpcError):  # the command has gone
+            show(arguments)
+
+    threading.excepthook = hook
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+    with contextlib.suppress(grpc.RpcError):
         sdk_worker_main.main(sys.argv)
-    except Exception:
-        if os.getppid() == parent:
-            raise
 
 
 if __name__ == '__main__':

@@ -1,12 +1,12 @@
 """A prepared set from start to end, or from where it was interrupted."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from absl import logging
 
-from rf_jax.data import captions
 from rf_jax.data.records import BadImage, Skips
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.shards import index, set_file
@@ -38,12 +38,14 @@ def prepare(
 
     Without a tokenizer, one of at most `vocabulary` tokens is trained. Raises UserError.
     """
-    settings.claim(out)
     folder = f'{out}/{cleaning.FOLDER}'
-    if not storage.exists(f'{out}/{set_file.NAME}'):
+    if storage.exists(f'{out}/{set_file.NAME}'):
+        settings.claim(out)
+    else:
+        units = source_flag.units(settings.source)  # a typing error does not claim the folder
+        settings.claim(out)
         for each in (out, folder):
             files.remove_unfinished(each)
-        units = source_flag.units(settings.source)
         tokenizer = _kept_tokenizer(out, tokenizer, units, vocabulary)
         reports = _clean(out, units, settings, tokenizer, runner)
         plan = Plan.of(reports, settings.seed, settings.shard_megabytes)
@@ -84,17 +86,14 @@ def _texts(units: list[Unit]) -> Iterator[str]:
     chosen = units[:: -(-len(units) // _SAMPLED_UNITS)]
     for unit in chosen:
         samples = source_flag.samples(unit)
-        for number, (_, read) in zip(range(_SAMPLED // len(chosen)), samples):
+        for _, (_, read) in zip(range(_SAMPLED // len(chosen)), samples):
             try:
                 found = read()
             except UserError:  # a ValueError too
                 raise
             except (BadImage, ValueError):  # counted when the unit is cleaned
                 continue
-            if found.messages:
-                yield from captions.of_messages(found.messages)
-            else:
-                yield from captions.of_record(found.record(1, 1), number)
+            yield from found.texts()
 
 
 def _clean(
@@ -157,10 +156,17 @@ def _shuffle(
     with Progress('shuffling: shard', len(names), look):
         runner.run(shuffling.Shuffling(out, tokenizer.checksum), waiting)
     look()
-    return {
-        kind: [made[name] for name in names if name[0] == kind and made[name].samples]
-        for kind in KINDS
-    }
+    kept = {kind: [made[n] for n in names if n[0] == kind and made[n].samples] for kind in KINDS}
+    _remove_others(out, {shard.name for shards in kept.values() for shard in shards})
+    return kept
+
+
+def _remove_others(out: str, kept: set[str]) -> None:
+    """Removes the shards of a plan that was interrupted before the input changed."""
+    for name in storage.names(out):
+        shard = name.removesuffix(index.SUFFIX)
+        if re.fullmatch(shuffling.NAMES, shard) and shard not in kept:
+            storage.delete(f'{out}/{name}')
 
 
 def _is_whole(out: str, shard: Shard) -> bool:

@@ -43,6 +43,6 @@ class Settings:
                 f'--{name}: then {before.get(name)}, now {asdict(self)[name]}' for name in differing
             )
             raise UserError(
-                f'{out} was begun with other settings ({changes}): go on with the same, or choose '
-                'another --out'
+                f'{out} was begun with other settings ({changes}): go on with the same, choose '
+                'another --out, or remove that folder'
             )

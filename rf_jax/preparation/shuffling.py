@@ -21,6 +21,7 @@ from rf_jax.preparation.report import SUFFIX, Report
 from rf_jax.runtime import storage
 
 PLAN = 'plan.json'
+NAMES = rf'({"|".join(KINDS)})-\d{{5,}}\.tar'  # of shards
 _THREADS = 16  # reading waits for a bucket
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from logging import CRITICAL, getLogger
 from typing import Any, TypeVar
 
 from rf_jax.runtime.errors import Unavailable, UserError
@@ -30,9 +31,7 @@ T = TypeVar('T')
 @functools.cache
 def prepare() -> None:
     """Sets what the libraries read when they connect for the first time."""
-    os.environ.setdefault(
-        'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false'
-    )  # asks for each bucket's kind
+    os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')  # it asks before each call
     try:
         import fsspec
         import gcsfs  # noqa: F401
@@ -45,6 +44,7 @@ def prepare() -> None:
     os.environ['EPATH_USE_TF'] = 'false'  # else TensorFlow, where installed, which has no s3://
     for name in ('gs', 'gcs', 's3'):  # other processes write there too
         fsspec.config.conf.setdefault(name, {})['use_listings_cache'] = False
+    getLogger('gcsfs').setLevel(CRITICAL)  # it logs a traceback of every error that it raises
     emulator = os.environ.get('STORAGE_EMULATOR_HOST', '')
     if emulator:
         url = emulator if '://' in emulator else f'http://{emulator}'
@@ -133,7 +133,8 @@ def _is_refusal(error: Exception) -> bool:
     """Whether an error of gcsfs or s3fs says that credentials are missing or not enough."""
     code = str(getattr(error, 'code', ''))
     text = f'{type(error).__name__} {error}'
-    return code in ('401', '403') or any(x in text for x in ('Forbidden', 'NoCredentials'))
+    words = ('Forbidden', 'Unauthorized', 'NoCredentials')
+    return code in ('401', '403') or any(word in text for word in words)
 
 
 def short(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from rf_jax.runtime import checkpoint_files, checkpoint_folder, errors, paths
+from rf_jax.runtime import checkpoint_files, checkpoint_folder, errors, paths, storage
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.workdir import check_writable
 
@@ -73,13 +73,11 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> bool:
         """Copies a tree of arrays to host memory and writes it to disk in the background.
 
-        Waits for the previous save first. The state may be donated as soon as this returns.
+        Waits for the previous save first. The state may be donated as soon as this returns. Raises
+        UserError if another process writes to this folder of a bucket now.
 
         Returns:
           True if a save was started; False if this step is already on disk or writing failed.
-
-        Raises:
-          UserError: another process writes to this folder of a bucket now.
         """
         self.wait()
         if self._claim:
@@ -88,8 +86,10 @@ class Checkpoints:
             return False
         try:
             self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
-        except OSError as error:
-            self._failed(step, error)
+        except Exception as error:
+            if storage.is_local(self.directory) and not isinstance(error, OSError):
+                raise
+            self._failed(step, error)  # of a bucket, fsspec and TensorStore raise many types
             return False
         self._pending = step
         return True
@@ -206,8 +206,8 @@ def has_step(workdir: str | os.PathLike, step: int) -> bool:
 
 
 def latest(directory: str | os.PathLike) -> tuple[int, dict]:
-    """(step, tree of ShapeDtypeStruct) of the newest checkpoint whose metadata can be read; reads
-    no arrays. Raises UserError if there is none.
+    """(step, tree of ShapeDtypeStruct) of the newest checkpoint whose metadata can be read, without
+    its arrays. Raises UserError if there is none.
     """
     directory, steps = _steps(directory)
     for step in reversed(steps):

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from rf_jax.runtime import buckets, paths, storage
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import Unavailable, UserError
 
 DONE = 'commit_success.txt'  # Orbax's name
 
@@ -70,7 +70,13 @@ class Claim:
 
     def check(self) -> None:
         """Raises UserError if another process owns the folder now."""
-        if self._file and storage.read(self._file) != self._own:
+        if not self._file:
+            return
+        try:
+            owner = storage.read(self._file)
+        except (FileNotFoundError, Unavailable):  # deleted, or a save that fails too and is logged
+            return
+        if owner != self._own:
             raise UserError(
                 f'another process has begun to train in {os.path.dirname(self._file)} and goes on '
                 'from its newest checkpoint: this one stops and saves no more. Two runs need two '

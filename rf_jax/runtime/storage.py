@@ -83,6 +83,8 @@ def create(path: str | os.PathLike, data: bytes) -> bool:
         except FileExistsError:
             return False
         return True
+    if exists(path):  # some servers take no conditions; Google's and Amazon's do
+        return False
     bucket, key = _split(path)
     stamp = buckets.result(path, lambda: bucket.write(key, data, if_equal=buckets.MISSING))
     return bool(stamp.generation)

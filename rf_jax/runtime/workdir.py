@@ -94,8 +94,12 @@ def check_writable(folder: str | os.PathLike, flag: str = 'workdir') -> None:
     """Creates the folder; raises UserError naming the flag if files cannot be written there."""
     probe = paths.anywhere(folder, f'--{flag}') / f'.probe.{secrets.token_hex(6)}'
     if not storage.is_local(probe):
-        storage.write(probe, b'rf_jax')
-        storage.delete(probe)
+        try:
+            storage.write(probe, b'rf_jax')
+            storage.delete(probe)
+        except UserError as error:
+            text = str(error).replace(os.fspath(probe), f'--{flag}={os.fspath(folder)}')
+            raise type(error)(text) from None
         return
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,10 @@
 `initialise_from` again, at the steps and with the checksums that `base.json` in the workdir has.
 """
 
-import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 
 import jax
 from absl import logging
@@ -99,9 +99,9 @@ def checksum(source: Source | type[Source], top: paths.AnyPath) -> str:
 
     def digest() -> bytes:
         found = hashlib.sha256()
-        for name, size in storage.sizes_below(top).items():
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in source.COUNTED):
-                continue
+        sizes = storage.sizes_below(top)
+        for name in sorted(filter(source.counted, sizes), key=PurePosixPath):
+            size = sizes[name]
             length, last = min(PIECE, size), max(size - PIECE, 0)
             found.update(f'{name} {size}\n'.encode())
             found.update(storage.read_range(top / name, 0, length))

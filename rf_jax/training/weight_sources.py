@@ -38,7 +38,9 @@ class Source(Protocol):
     folder: paths.AnyPath
     step: int
 
-    COUNTED: tuple[str, ...]  # patterns of the files there that determine the weights
+    @staticmethod
+    def counted(name: str) -> bool:
+        """Whether a file there determines the weights, by its path from that folder."""
 
     @staticmethod
     def files(folder: paths.AnyPath, step: int) -> paths.AnyPath:
@@ -65,7 +67,9 @@ class Run:
     def __init__(self, folder: paths.AnyPath, step: int, held: Mapping[str, jax.ShapeDtypeStruct]):
         self.folder, self.step, self._held = folder, step, held
 
-    COUNTED = ('**/*',)
+    @staticmethod
+    def counted(name: str) -> bool:
+        return True
 
     @staticmethod
     def files(folder: paths.AnyPath, step: int) -> paths.AnyPath:
@@ -127,8 +131,13 @@ class Downloaded:
         self.folder = folder
         self.pretrained = Pretrained(folder)
 
-    # Not the notes and caches that a download leaves, or a model card.
-    COUNTED = ('*.safetensors', '*.index.json', 'config.json', 'preprocessor_config.json')
+    @staticmethod
+    def counted(name: str) -> bool:
+        """Not the notes and caches that a download leaves, or a model card."""
+        return '/' not in name and (
+            name in ('config.json', 'preprocessor_config.json')
+            or name.endswith(('.safetensors', '.index.json'))
+        )
 
     @staticmethod
     def files(folder: paths.AnyPath, step: int) -> paths.AnyPath:

@@ -2,9 +2,13 @@
 
 import re
 
+import numpy as np
 import pytest
 from command_line import command
+from small_bpe import small_bpe, write_weights
 
+from configs import base
+from rf_jax import packing_report
 from rf_jax.runtime import errors
 
 pytestmark = pytest.mark.slow
@@ -37,3 +41,18 @@ def test_the_sources_of_a_config_are_reported():
     output = command('packing_report', '--config=configs/emoji.py')
     assert 80 < share(output, 'row fill') < 100
     assert 'peak memory' in output
+
+
+def test_synthetic_questions_have_the_tokens_of_the_chat_format(tmp_path, monkeypatch):
+    pytest.importorskip('tokenizers')
+    monkeypatch.setattr(packing_report, 'Plan', lambda mixture, sizes, *_: sizes)
+    config = base.get_config()
+    config.data.max_text_tokens = 64
+    texts = []
+    for path in ('', str(write_weights(tmp_path, small_bpe()))):
+        config.tokenizer.path = path
+        sizes = packing_report.synthetic_plan(config, 'coco')
+        texts.append(sizes('image_to_text', np.arange(9), np.zeros(9, int))[:, 0])
+    chatml, plain = packing_report.load_tokenizer(path).chat.question_and_answer, 3
+    np.testing.assert_array_equal(texts[1] - texts[0], chatml - plain)
+    assert chatml > plain

@@ -33,12 +33,12 @@ def tars(tmp_path_factory):
     return folder
 
 
-def start(tars, out):
+def start(tars, out, output=subprocess.DEVNULL):
     return subprocess.Popen(
         [sys.executable, '-m', 'rf_jax.prepare', f'--source=webdataset:{tars}', f'--out={out}',
          *FLAGS],
         cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu'}, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdout=output, stderr=output, text=True,
     )  # fmt: skip
 
 
@@ -77,6 +77,20 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(tars, tmp_path):
     assert filecmp.cmpfiles(out, whole, names, shallow=False)[1:] == ([], [])
     again = command('prepare', f'--source=webdataset:{tars}', f'--out={out}', *FLAGS)
     assert f'{out}: 600 captions in 4 shards and 36 conversations in 1 shards' in again
+
+
+def test_a_worker_that_is_killed_ends_the_command(tars, tmp_path):
+    log = tmp_path / 'log'
+    with open(log, 'w') as output:
+        process = start(tars, tmp_path / 'set', output)
+        until(lambda: done(tmp_path / 'set') or process.poll() is not None)
+        children = Path(f'/proc/{process.pid}/task').glob('*/children')
+        workers = [pid for file in children for pid in file.read_text().split()]
+        os.kill(int(workers[0]), signal.SIGKILL)
+        assert process.wait() == 1, log.read_text()
+    assert 'a worker process ended with code -9' in log.read_text()
+    assert 'Traceback' not in log.read_text()
+    until(lambda: not alive(process.pid))
 
 
 def test_one_at_a_time_in_a_folder(tars, tmp_path):

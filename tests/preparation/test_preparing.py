@@ -1,5 +1,6 @@
 """A prepared set has every usable sample of its input once, and says what it left out."""
 
+import errno
 import filecmp
 import os
 import shutil
@@ -140,3 +141,29 @@ def test_a_shard_that_is_not_whole_is_made_again(tars, made, tmp_path, monkeypat
     assert prepare(f'webdataset:{tars}', tmp_path) == found
     for name in (captions, index.path_of(captions), talks, index.path_of(talks)):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_shards_of_an_input_that_changed_are_removed(tars, tmp_path):
+    (tmp_path / 'captions-00777.tar').write_bytes(b'of an interrupted run')
+    (tmp_path / 'captions-00777.tar.index').write_bytes(b'of it too')
+    found = prepare(f'webdataset:{tars}', tmp_path)
+    shards = {shard.name for each in found.shards.values() for shard in each}
+    assert {name for name in os.listdir(tmp_path) if name.endswith('.tar')} == shards
+    assert not (tmp_path / 'captions-00777.tar.index').exists()
+
+
+@pytest.mark.parametrize('workers', [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_error_of_the_file_system_comes_through(tars, tmp_path, workers):
+    """As of a full disk: here folders have the names of the files to be written."""
+    (tmp_path / 'cleaned').mkdir()
+    for unit in source_flag.units(f'webdataset:{tars}'):
+        (tmp_path / f'cleaned/{unit.id}.captions.tar').mkdir()
+    with pytest.raises(OSError) as error:
+        prepare(f'webdataset:{tars}', tmp_path, workers)
+    assert error.value.errno == errno.EISDIR
+
+
+def test_a_source_that_is_mistyped_does_not_claim_the_folder(tars, tmp_path):
+    with pytest.raises(UserError, match='is missing'):
+        prepare('webdataset:/no/0.tar', tmp_path)
+    assert prepare(f'webdataset:{tars}', tmp_path).samples('captions') == 200

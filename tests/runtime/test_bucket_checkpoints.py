@@ -42,7 +42,18 @@ def test_saved_kept_and_read_by_every_reader(folder):
     assert not checkpoint.has_step(folder.parent, 1)
 
 
-def test_a_checkpoint_without_its_last_file_is_not_read_and_goes_away(folder):
+def test_a_run_that_was_copied_from_a_disk_goes_on(folder, tmp_path):
+    save(tmp_path / 'checkpoints', 1, 2).close()
+    storage.copy(tmp_path / 'checkpoints', folder)
+    assert checkpoint_folder.steps(folder) == [1, 2]
+    _, arrays = checkpoint.restore_numpy(folder, only='ema')
+    np.testing.assert_array_equal(arrays['ema']['w'], STATE['ema']['w'])
+    checkpoints = save(folder, 3)
+    assert checkpoint_folder.steps(folder) == [2, 3]
+    assert checkpoints.restore(abstract())[0] == 3
+
+
+def test_an_unfinished_checkpoint_is_not_read_and_goes_away(folder):
     save(folder, 1, 2).close()
     storage.delete(folder / '2' / checkpoint_folder.DONE)
     assert checkpoint_folder.steps(folder) == [1]
@@ -84,6 +95,17 @@ def test_faults_that_pass_lose_nothing(folder, bucket, kind):
     np.testing.assert_array_equal(state['ema']['w'], STATE['ema']['w'])
 
 
+def test_a_save_that_is_refused_is_logged_and_the_next_one_is_kept(folder, bucket, caplog):
+    checkpoints = save(folder, 1)
+    bucket[1].fail('403', path='default')
+    checkpoints.save(2, STATE)
+    assert not checkpoints.wait() or checkpoints.failures == 1
+    assert checkpoints.failures == 1 and 'step 2 was NOT saved' in caplog.text
+    bucket[1].heal()
+    assert checkpoints.save(3, STATE) and checkpoints.wait()
+    assert checkpoint_folder.steps(folder) == [1, 3]
+
+
 def test_the_newest_process_owns_the_checkpoints(folder):
     first = save(folder, 1)
     second = save(folder, 2)
@@ -96,6 +118,8 @@ def test_the_newest_process_owns_the_checkpoints(folder):
 def test_an_orbax_that_is_built_otherwise_is_refused_in_one_line(monkeypatch):
     from orbax.checkpoint._src.path import gcs_utils
 
+    pytest.importorskip('gcsfs')
+    pytest.importorskip('s3fs')
     monkeypatch.delattr(gcs_utils, '_rf_jax_s3', raising=False)
     monkeypatch.delattr(gcs_utils, 'get_kvstore_for_gcs')
     with pytest.raises(UserError, match='cannot be written to s3:// with orbax-checkpoint'):

@@ -45,6 +45,12 @@ def test_what_is_there(folder):
     assert storage.is_local(folder) == (type(folder).__module__ == 'pathlib')
 
 
+def test_a_name_is_given_once(folder):
+    assert storage.create(folder / 'one', b'first')
+    assert not storage.create(folder / 'one', b'second')
+    assert storage.read(folder / 'one') == b'first'
+
+
 def test_what_is_not_there_or_too_short(folder):
     storage.write(folder / 'short', b'0123456789')
     for ask in (storage.read, storage.size, lambda path: storage.read_range(path, 0, 1)):
@@ -85,6 +91,14 @@ def test_a_fault_that_passes_changes_nothing(bucket, kind):
     assert storage.read(path) == DATA
 
 
+def test_a_server_that_stalls_is_asked_again(bucket):
+    url, proxy = bucket
+    storage.write(f'{url}/stall', DATA)
+    proxy.fail('stall', times=1)
+    assert storage.read_range(f'{url}/stall', 100, 5000) == DATA[100:5100]
+    assert proxy.spoiled
+
+
 @pytest.mark.parametrize('kind', ['503', 'reset', 'truncate'])
 def test_a_fault_that_stays_is_one_clear_error(bucket, kind):
     url, proxy = bucket
@@ -100,7 +114,7 @@ def test_a_fault_that_stays_is_one_clear_error(bucket, kind):
     assert storage.read(path) == DATA
 
 
-def test_permission_and_missing_buckets_are_errors_of_the_user(bucket):
+def test_permission_and_missing_buckets_are_errors_of_the_user(bucket, caplog):
     url, proxy = bucket
     path = f'{url}/refused'
     storage.write(path, DATA)
@@ -115,6 +129,10 @@ def test_permission_and_missing_buckets_are_errors_of_the_user(bucket):
         with pytest.raises(UserError, match=rf'^{path}: the bucket gives no permission') as error:
             ask(path)
         assert not isinstance(error.value, Unavailable)
+    proxy.fail('401')
+    with pytest.raises(UserError, match=rf'^{path}: the bucket gives no permission'):
+        storage.names(path)
+    assert not caplog.text, 'the error is all that is to be read'
     proxy.heal()
     missing = url.replace(emulators.NAME, 'no-such-bucket')
     with pytest.raises(UserError, match='there is no such bucket'):
