@@ -43,7 +43,7 @@ def mean_colour(images):
 
 @pytest.fixture(autouse=True)
 def _at_the_size_of_scenes(monkeypatch):
-    monkeypatch.setattr(unified_bench.pipeline, 'image_size', lambda h, w, config: (h, w))
+    monkeypatch.setattr(unified_bench.fitting, 'image_size', lambda h, w, config: (h, w))
 
 
 def test_a_perfect_model_loses_nothing():

@@ -297,7 +297,7 @@ class Crash(Exception):
 def test_riddles_are_those_of_training_but_not_of_the_evaluation():
     config = thoughts.get_config()
     source = source_list.build('scenes:aligned/48/riddles=think/count=4', 10**6)[0]
-    batches = SimpleNamespace(examples={'text_to_image': [(source, 0, 1)]})
+    batches = SimpleNamespace(sources=[source])
     run = SimpleNamespace(config=config, batches=batches)
     asked = asking.prompts_of(run, 3, 500)
     texts = [each.text for each in asked]
