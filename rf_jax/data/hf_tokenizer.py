@@ -105,6 +105,8 @@ def _rows_of_model(path: paths.AnyPath) -> int | None:
         rows = json.loads(storage.read(path)).get('vocab_size')
     except FileNotFoundError:
         return None
+    except UserError:
+        raise
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f'{path} beside it cannot be read: {error}') from None
     if rows is not None and not isinstance(rows, int):

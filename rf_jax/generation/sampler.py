@@ -37,7 +37,7 @@ from rf_jax.generation.placement import ONE_DEVICE, Placement
 from rf_jax.generation.trained_weights import read_params
 from rf_jax.models import unified
 from rf_jax.runtime import compilation, paths, renamed_fields, storage
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import Unavailable, UserError
 from rf_jax.training import bounds
 
 ROWS = 32  # rows of a compiled call: shorter batches are padded, longer ones split into calls
@@ -89,6 +89,8 @@ class Sampler:
             raise UserError(f'--workdir={workdir} has no config.json; give the folder of a run')
         try:
             config = ConfigDict(json.loads(storage.read(path)))
+        except Unavailable:
+            raise
         except (OSError, ValueError) as error:
             raise UserError(f'{path} cannot be read: {error}') from None
         renamed_fields.check(config, path)

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from rf_jax.runtime import checkpoint_files, checkpoint_folder, errors, paths, storage
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import Unavailable, UserError
 from rf_jax.runtime.workdir import check_writable
 
 checkpoint_files.quiet_orbax()
@@ -46,8 +46,8 @@ class Checkpoints:
                 raise UserError(f'checkpoint.{field} is {value}, but must be at least 1.')
         self.directory = checkpoint_folder.of(directory)
         check_writable(self.directory)
-        errors.watch_checkpoints(self.directory, checkpoint_folder.steps)
-        self._claim = checkpoint_folder.Claim(self.directory) if jax.process_index() == 0 else None
+        errors.watch_checkpoints(self.directory, checkpoint_folder.newest)
+        self._claim = checkpoint_folder.take_over(self.directory)
         self.failures = 0
         self._pending: int | None = None  # step of the save in progress
         kept = [policies.LatestN(keep)]
@@ -55,7 +55,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             save_decision_policy=policies.FixedIntervalPolicy(every),
             preservation_policy=policies.AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=True,
+            # Of a bucket, `take_over` has: Orbax would raise one failure again at every save.
+            cleanup_tmp_directories=storage.is_local(self.directory),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
@@ -109,7 +110,7 @@ class Checkpoints:
     def ensure(self, step: int, state: Any) -> None:
         """Waits until the checkpoint of `step` is on disk; retries once if the save failed.
 
-        Raises UserError if it fails again. Must be called on all processes.
+        Raises UserError, for a bucket Unavailable, if it fails again. All processes must call it.
         """
         for retry in (True, False):
             self.wait()
@@ -118,10 +119,11 @@ class Checkpoints:
                 return
             if retry:
                 self.save(step, state)
-        raise UserError(
+        local = storage.is_local(self.directory)
+        raise (UserError if local else Unavailable)(
             f'the checkpoint of step {step} could not be saved in {self.directory}, see the '
-            f'warnings above; newest there: {self._manager.latest_step()}. Free space on that disk '
-            'and run the same command again to resume from there'
+            f'warnings above; newest there: {self._manager.latest_step()}. '
+            f'{"Free space there and run" if local else "Run"} the same command again to resume'
         )
 
     def close(self) -> None:
@@ -131,15 +133,18 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> None:
         self.failures += 1
+        local = storage.is_local(self.directory)
+        failing = contextlib.suppress(OSError if local else Exception)  # fsspec has many types
         if jax.process_index() == 0:  # a partial checkpoint only fills the disk
-            with contextlib.suppress(OSError, UserError):  # if still written, the next run does it
+            with failing:  # if still written, the next run does it
                 checkpoint_folder.discard(self.directory, step)
-        with contextlib.suppress(OSError):
+        with failing:
             self._manager.reload()  # it already forgot the checkpoints to delete
         logging.warning(
-            'Checkpoint of step %d was NOT saved in %s: %s. Newest on disk: %s. Training '
-            'continues and saves again at the next checkpoint. Is the disk full?',
+            'Checkpoint of step %d was NOT saved in %s: %s. Newest there: %s. Training continues '
+            'and saves again at the next checkpoint.%s',
             *(step, self.directory, checkpoint_files.reason(error), self._manager.latest_step()),
+            ' Is the disk full?' if local else '',
         )
 
     def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
@@ -197,12 +202,15 @@ class Checkpoints:
 
 def exists_in(workdir: str | os.PathLike) -> bool:
     """Whether a workdir holds any checkpoint, damaged or not."""
-    return bool(checkpoint_folder.steps(paths.anywhere(workdir, '--workdir') / 'checkpoints'))
+    try:
+        return checkpoint_folder.newest(paths.anywhere(workdir, '--workdir') / 'checkpoints') >= 0
+    except OSError:  # of this machine: a folder that cannot be listed
+        return False
 
 
 def has_step(workdir: str | os.PathLike, step: int) -> bool:
     """Whether a workdir holds the finished checkpoint of `step`."""
-    return step in checkpoint_folder.steps(paths.anywhere(workdir, '--workdir') / 'checkpoints')
+    return checkpoint_folder.has(paths.anywhere(workdir, '--workdir') / 'checkpoints', step)
 
 
 def latest(directory: str | os.PathLike) -> tuple[int, dict]:
@@ -214,7 +222,7 @@ def latest(directory: str | os.PathLike) -> tuple[int, dict]:
         try:
             return step, checkpoint_files.read_metadata(directory / str(step))
         except Exception as error:  # Orbax raises many types for a damaged file
-            _log_damaged(directory / str(step), error)
+            checkpoint_files.log_damaged(directory / str(step), error)
     raise UserError(f'No checkpoint of {directory} can be read; the log above says why.')
 
 
@@ -277,7 +285,7 @@ def _restore(directory, step: int | None, only: str | None, place) -> tuple[int,
         except UserError:
             raise
         except Exception as error:  # Orbax raises many types for a damaged file
-            _log_damaged(folder, error)
+            checkpoint_files.log_damaged(folder, error)
     raise UserError(f'No checkpoint of {directory} can be read; the log above says why.')
 
 
@@ -289,12 +297,3 @@ def _steps(directory, step: int | None = None) -> tuple[epath.Path, list[int]]:
         wanted = '' if step is None else f' of step {step}'
         raise UserError(f'No checkpoint{wanted} in {directory}; steps there: {steps or "none"}.')
     return directory, steps
-
-
-def _log_damaged(folder: epath.Path, error: Exception) -> None:
-    """Logs that a checkpoint is damaged. Raises UserError if it only cannot be read at the moment,
-    such as for lack of memory: falling back to an older one would go unnoticed.
-    """
-    checkpoint_files.raise_if_unavailable(folder, error)
-    reason = checkpoint_files.reason(error)
-    logging.warning('Checkpoint %s cannot be read (%s).', folder, reason)

@@ -146,6 +146,14 @@ def raise_if_unavailable(folder: epath.Path, error: Exception) -> None:
         check(cause)
 
 
+def log_damaged(folder: epath.Path, error: Exception) -> None:
+    """Logs that a checkpoint is damaged. Raises UserError if it only cannot be read at the moment,
+    such as for lack of memory: falling back to an older one would go unnoticed.
+    """
+    raise_if_unavailable(folder, error)
+    logging.warning('Checkpoint %s cannot be read (%s).', folder, reason(error))
+
+
 def _check_same(folder: epath.Path, metadata: Any, abstract_state: Any) -> None:
     """Raises UserError if paths, shapes or dtypes of the checkpoint differ from the expected."""
 

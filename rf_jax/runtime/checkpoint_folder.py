@@ -7,6 +7,7 @@ checkpoint without it is unfinished, and nothing reads it.
 import os
 import secrets
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -28,19 +29,36 @@ def of(directory: str | os.PathLike) -> epath.Path:
 
 def steps(directory: str | os.PathLike) -> list[int]:
     """Steps of the finished checkpoints in a folder, damaged or not, in order."""
-    found = sorted(int(name) for name in storage.names(directory) if name.isdecimal())
-    if storage.is_local(directory):
-        return found
-    return [step for step in found if storage.exists(f'{os.fspath(directory)}/{step}/{DONE}')]
+    return [step for step in _folders(directory) if _finished(directory, step)]
+
+
+def newest(directory: str | os.PathLike) -> int:
+    """The last of `steps`, or -1, without a look at the others."""
+    found = reversed(_folders(directory))
+    return next((step for step in found if _finished(directory, step)), -1)
+
+
+def has(directory: str | os.PathLike, step: int) -> bool:
+    """Whether `step` is one of `steps`, without a look at the others."""
+    return step in _folders(directory) and _finished(directory, step)
+
+
+def _folders(directory: str | os.PathLike) -> list[int]:
+    return sorted(int(name) for name in storage.names(directory) if name.isdecimal())
+
+
+def _finished(directory: str | os.PathLike, step: int) -> bool:
+    folder = f'{os.fspath(directory)}/{step}'
+    return storage.is_local(folder) or storage.exists(f'{folder}/{DONE}')
 
 
 def discard(directory: epath.Path, step: int) -> None:
-    """Removes what a failed save of a step has left. Raises OSError."""
+    """Removes what a failed save of a step has left. Raises OSError, for a bucket UserError."""
     if storage.is_local(directory):
         for folder in directory.glob(f'{step}.orbax-checkpoint-tmp*'):
             folder.rmtree()
-    elif step not in steps(directory):
-        (directory / str(step)).rmtree(missing_ok=True)
+    elif not _finished(directory, step):
+        storage.delete_folder(directory / str(step))
 
 
 def rename(folder: epath.Path, other: epath.Path) -> None:
@@ -51,7 +69,45 @@ def rename(folder: epath.Path, other: epath.Path) -> None:
         folder.rename(other)
     else:
         storage.copy_below(folder, other)
-        folder.rmtree()
+        storage.delete_folder(folder)
+
+
+def take_over(directory: epath.Path) -> 'Claim | None':
+    """In process 0: claims the folder and, in a bucket, removes unfinished checkpoints.
+
+    Raises UserError if the bucket does not permit what Orbax asks for.
+    """
+    if jax.process_index() != 0:
+        return None
+    if os.fspath(directory).startswith('gs://'):
+        _check_metadata(directory)
+    claim = Claim(directory)
+    if not storage.is_local(directory):
+        for step in _folders(directory):
+            discard(directory, step)
+    return claim
+
+
+def _check_metadata(directory: epath.Path) -> None:
+    """Asks for the bucket's own metadata, as Orbax does whenever it lists checkpoints."""
+    from google.api_core.exceptions import ClientError
+    from google.cloud import storage as google
+
+    name = buckets.ADDRESS.match(os.fspath(directory))[0]
+    try:
+        google.Client().get_bucket(name.removeprefix('gs://'))
+    except ClientError as error:
+        raise UserError(
+            f'{name}: its metadata cannot be read ({buckets.short(error)}), which Orbax needs: '
+            'give this account storage.buckets.get, as in roles/storage.legacyBucketReader '
+            '(docs/usage.md#buckets)'
+        ) from None
+    except Exception as error:  # no project, no credentials, no connection
+        kind = UserError if 'project' in str(error).lower() else Unavailable
+        raise kind(
+            f'{name}: its metadata cannot be read ({buckets.short(error)}); set '
+            'GOOGLE_CLOUD_PROJECT if the project could not be determined'
+        ) from None
 
 
 class Claim:
@@ -74,7 +130,7 @@ class Claim:
             return
         try:
             owner = storage.read(self._file)
-        except (FileNotFoundError, Unavailable):  # deleted, or a save that fails too and is logged
+        except (FileNotFoundError, UserError):  # deleted, or a save that fails too and is logged
             return
         if owner != self._own:
             raise UserError(

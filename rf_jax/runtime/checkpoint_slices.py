@@ -8,7 +8,7 @@ import numpy as np
 import tensorstore
 
 from rf_jax.runtime import buckets, checkpoint_files, checkpoint_folder, paths, storage
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import Unavailable, UserError
 
 CACHE = 4_000_000_000  # bytes of stored chunks kept, since slices of one share it
 
@@ -43,6 +43,8 @@ def arrays(workdir: str | os.PathLike, step: int, part: str) -> Mapping[str, Sli
             spec = {'driver': 'zarr', 'kvstore': kvstore, 'recheck_cached_data': 'open'}
             found[name] = tensorstore.open(spec, open=True, context=context)
         return {name: Slices(store.result()) for name, store in found.items()}
+    except Unavailable:
+        raise
     except Exception as error:  # many types, for damaged files
         reason = checkpoint_files.reason(error)
         raise UserError(f'checkpoint {folder.parent} cannot be read ({reason})') from None

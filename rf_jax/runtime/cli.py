@@ -199,8 +199,10 @@ def _exit(error: BaseException) -> NoReturn:
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         error = UserError(f'{error}: free space there, or choose another folder')
     if isinstance(error, UserError):
-        distributed.abort(error, error.code)
-        _fail(str(error), error.code)
+        # A bucket may fail after hours of progress.
+        code = errors.failure_code() if isinstance(error, errors.Unavailable) else error.code
+        distributed.abort(error, code)
+        _fail(str(error), code)
     distributed.abort(error, errors.failure_code())
     traceback.print_exception(error)
     sys.exit(errors.failure_code())

@@ -8,7 +8,7 @@ import contextlib
 import difflib
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 DONE = 0
@@ -20,7 +20,7 @@ FAILURE_AFTER_PROGRESS = 76  # failed, but saved a checkpoint since the start
 TIMEOUT = 5.0  # seconds to wait for the file system before exiting
 
 _progress = False
-# Checkpoint folder -> (newest step when this process opened it, the folder, how to list its steps).
+# Checkpoint folder -> (newest step when this process opened it, the folder, how to find that).
 _newest: dict[str, tuple[int, os.PathLike, Callable]] = {}
 
 
@@ -57,14 +57,16 @@ def record_progress() -> None:
     _progress = True
 
 
-def watch_checkpoints(folder: os.PathLike, steps: Callable[[os.PathLike], Sequence[int]]) -> None:
-    """Counts checkpoints that appear in this folder from now on as progress; `steps` lists them."""
-    _newest.setdefault(str(folder), (_last(folder, steps), folder, steps))
+def watch_checkpoints(folder: os.PathLike, newest: Callable[[os.PathLike], int]) -> None:
+    """Counts checkpoints that appear in this folder from now on as progress; `newest` returns the
+    newest step there, or -1.
+    """
+    _newest.setdefault(str(folder), (_last(folder, newest), folder, newest))
 
 
-def _last(folder: os.PathLike, steps: Callable[[os.PathLike], Sequence[int]]) -> int:
+def _last(folder: os.PathLike, newest: Callable[[os.PathLike], int]) -> int:
     try:
-        return max(steps(folder), default=-1)
+        return newest(folder)
     except (OSError, UserError):
         return -1
 
@@ -73,7 +75,7 @@ def failure_code() -> int:
     """The exit code after a crash or the loss of another process."""
 
     def look() -> None:
-        if any(_last(folder, steps) > step for step, folder, steps in list(_newest.values())):
+        if any(_last(folder, newest) > step for step, folder, newest in list(_newest.values())):
             record_progress()
 
     # Checked on disk, because this process may not know yet what its threads have saved; in a

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from absl import logging
 
 from rf_jax.runtime import paths, storage
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import Unavailable, UserError
 
 # In table order. Time that belongs to no other phase counts as steps.
 PHASES = {
@@ -28,6 +28,7 @@ PHASES = {
     'idle': 'between attempts, from the last record of one to the start of the next',
 }
 DERIVED = ('steps', 'again', 'idle')
+EVERY = 60.0  # seconds between writes to a bucket
 
 
 class Goodput:
@@ -42,6 +43,8 @@ class Goodput:
         self._inside = False
         self._attempts: list[dict] = []
         self._start = self._step = 0
+        self._lost = False
+        self._written = float('-inf')
 
     def resumed(self, step: int) -> None:
         """Ends the start phase at `step`. Reads the records of earlier attempts."""
@@ -49,6 +52,9 @@ class Goodput:
         self._start = self._step = step
         try:
             self._attempts = json.loads(storage.read(self._path))['attempts']
+        except Unavailable as error:
+            self._lost = True  # the records of earlier attempts are worth more than this one's
+            logging.warning('%s is left as it is by this attempt: %s', self._path, error)
         except (OSError, ValueError, KeyError, TypeError):
             self._attempts = []  # the first attempt, or not our file
         end = step  # a later attempt repeats the steps beyond
@@ -106,11 +112,18 @@ class Goodput:
         total = self.totals()
         return total['steps'] / max(sum(total.values()), 1e-9)
 
-    def save(self, step: int, write: bool = True) -> None:
-        """Records that `step` is done and writes the file; a full disk only logs a warning."""
+    def save(self, step: int, write: bool = True, final: bool = True) -> None:
+        """Records that `step` is done and writes the file; a full disk only logs a warning.
+
+        In a bucket the file is written at most once in `EVERY` seconds unless `final`: with a
+        checkpoint, and at the end.
+        """
         self._step = step
-        if not write:
+        if not write or self._lost:
             return
+        if not (final or storage.is_local(self._path) or self._clock() - self._written >= EVERY):
+            return
+        self._written = self._clock()
         record = {
             'goodput': round(self.share(), 4),
             'seconds': {name: round(value, 3) for name, value in self.totals().items()},

@@ -5,9 +5,11 @@ for what the same command will meet again (no permission, no such bucket, a libr
 installed), Unavailable once all tries have failed, and for local files OSError as usual.
 """
 
+import contextlib
 import errno
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,15 @@ def delete(path: str | os.PathLike) -> None:
     else:
         bucket, key = _split(path)
         buckets.result(path, lambda: bucket.write(key, None))
+
+
+def delete_folder(folder: str | os.PathLike) -> None:
+    """Deletes a folder and all in it, if it is there."""
+    if is_local(folder):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+    else:
+        buckets.patiently(folder, lambda: located(folder).rmtree(missing_ok=True))
 
 
 def exists(path: str | os.PathLike) -> bool:

@@ -11,7 +11,7 @@ import jax
 from absl import logging
 
 from rf_jax.runtime import checkpoint_files, distributed, paths, storage, workdir
-from rf_jax.runtime.errors import UserError, require
+from rf_jax.runtime.errors import Unavailable, UserError, require
 from rf_jax.training import initial_weights, state, weight_sources
 from rf_jax.training.initial_weights import Origin
 from rf_jax.training.weight_sources import Source
@@ -62,6 +62,8 @@ def recorded(config, folder: paths.AnyPath) -> list[Source]:
     try:
         text = distributed.broadcast(lambda: storage.read(folder / FILE))
         held = [(entry['step'], entry['checksum']) for entry in json.loads(text)]
+    except Unavailable:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f'{folder / FILE}, which says to what weights the adapters belong, cannot be read: '

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from rf_jax.data import data_fields, source_list, spans
 from rf_jax.models import representation, spaces
 from rf_jax.runtime import mesh, paths, renamed_fields, sharding, storage
-from rf_jax.runtime.errors import UserError, choose, require
+from rf_jax.runtime.errors import Unavailable, UserError, choose, require
 from rf_jax.training import bounds, flow, jitted, lora, optimizer, weight_sources
 
 DTYPES = dict.fromkeys(('float32', 'bfloat16'))
@@ -77,6 +77,8 @@ def _config_of(workdir: paths.AnyPath) -> dict:
     """The config that the workdir was trained with so far; {} if it cannot be read."""
     try:
         return json.loads(storage.read(workdir / 'config.json'))
+    except Unavailable:
+        raise
     except (OSError, ValueError):
         return {}
 
@@ -97,6 +99,8 @@ def warn_of_other_data(data: str, workdir: paths.AnyPath) -> None:
     """Logs a warning if the sources no longer hold the data that this workdir was trained on."""
     try:
         before = json.loads(storage.read(workdir / 'version.json'))['data']
+    except Unavailable:
+        raise
     except (OSError, ValueError, KeyError):
         return
     if before != data:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rf_jax.runtime import checkpoint, checkpoint_folder, checkpoint_slices, storage
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import Unavailable, UserError
 
 pytestmark = pytest.mark.slow
 
@@ -126,3 +126,47 @@ def test_an_orbax_that_is_built_otherwise_is_refused_in_one_line(monkeypatch):
     monkeypatch.delattr(gcs_utils, 'get_kvstore_for_gcs')
     with pytest.raises(UserError, match='cannot be written to s3:// with orbax-checkpoint'):
         checkpoint_folder.of('s3://bucket/run/checkpoints')
+
+
+def test_a_failure_of_the_clean_up_does_not_end_the_run(folder, monkeypatch):
+    checkpoints = save(folder, 1)
+
+    class HttpError(Exception):
+        """As gcsfs raises: no OSError."""
+
+    def fail(*_, **__):
+        raise HttpError('spoiled')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_folder, 'discard', fail)
+        patch.setattr(checkpoints._manager, 'reload', fail)
+        patch.setattr(checkpoints._manager, 'save', fail)
+        assert not checkpoints.save(2, STATE) and checkpoints.failures == 1
+        with pytest.raises(Unavailable, match='Run the same command again'):
+            checkpoints.ensure(2, STATE)
+    assert checkpoints.save(3, STATE) and checkpoints.wait()
+
+
+def test_a_refused_look_at_the_owner_is_no_other_owner(folder, bucket):
+    claim = checkpoint_folder.Claim(folder)
+    bucket[1].fail('403')
+    claim.check()
+
+
+def test_metadata_of_the_bucket_that_is_refused_is_one_line(folder, bucket):
+    if not str(folder).startswith('gs://'):
+        pytest.skip('only Google has it')
+    bucket[1].fail('403')
+    with pytest.raises(UserError, match=r'storage\.buckets\.get, as in roles/storage\.legacy'):
+        checkpoint_folder.take_over(folder)
+
+
+def test_only_the_newest_checkpoints_are_looked_at(folder, monkeypatch):
+    for step in (1, 2, 3):
+        storage.write(folder / str(step) / 'file', b'')
+        if step < 3:
+            storage.write(folder / str(step) / checkpoint_folder.DONE, b'')
+    looked, exists = [], storage.exists
+    monkeypatch.setattr(storage, 'exists', lambda path: looked.append(path) or exists(path))
+    assert checkpoint_folder.newest(folder) == 2 and len(looked) == 2
+    assert checkpoint_folder.has(folder, 1) and not checkpoint_folder.has(folder, 3)

@@ -362,7 +362,7 @@ def test_a_full_disk_during_a_background_save(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert errors.count('was NOT saved') == 2
-    assert errors.count(os.strerror(errno.EFBIG) + '. Newest on disk: 1') == 2
+    assert errors.count(os.strerror(errno.EFBIG) + '. Newest there: 1') == 2
 
 
 def test_a_process_may_be_killed_at_any_time(tmp_path):
