@@ -177,6 +177,16 @@ def s3() -> Iterator[Proxy]:
             server.terminate()
 
 
+def metric_lines(workdir) -> bytes:
+    """All lines of a run's metrics, in a bucket or on a disk."""
+    from rf_jax.runtime import storage
+
+    if storage.is_local(workdir):
+        return storage.read(workdir / 'metrics.jsonl')
+    names = [name for name in storage.names(workdir / 'metrics') if name.endswith('.jsonl')]
+    return b''.join(storage.read(workdir / 'metrics' / name) for name in names)
+
+
 def _ask(url: str, body: bytes, method: str, headers=None) -> None:
     request = urllib.request.Request(url, body, headers or {}, method=method)
     urllib.request.urlopen(request, timeout=30).close()

@@ -47,7 +47,7 @@ class Checkpoints:
         self.directory = checkpoint_folder.of(directory)
         check_writable(self.directory)
         errors.watch_checkpoints(self.directory, checkpoint_folder.newest)
-        self._claim = checkpoint_folder.take_over(self.directory)
+        self.claim = checkpoint_folder.take_over(self.directory)
         self.failures = 0
         self._pending: int | None = None  # step of the save in progress
         kept = [policies.LatestN(keep)]
@@ -81,8 +81,7 @@ class Checkpoints:
           True if a save was started; False if this step is already on disk or writing failed.
         """
         self.wait()
-        if self._claim:
-            self._claim.check()
+        self.claim.check()
         if step in self._manager.all_steps():
             return False
         try:

@@ -72,17 +72,16 @@ def rename(folder: epath.Path, other: epath.Path) -> None:
         storage.delete_folder(folder)
 
 
-def take_over(directory: epath.Path) -> 'Claim | None':
-    """In process 0: claims the folder and, in a bucket, removes unfinished checkpoints.
+def take_over(directory: epath.Path) -> 'Claim':
+    """Claims the folder and, in a bucket and in process 0, removes unfinished checkpoints.
 
     Raises UserError if the bucket does not permit what Orbax asks for.
     """
-    if jax.process_index() != 0:
-        return None
-    if os.fspath(directory).startswith('gs://'):
+    main = jax.process_index() == 0
+    if main and os.fspath(directory).startswith('gs://'):
         _check_metadata(directory)
     claim = Claim(directory)
-    if not storage.is_local(directory):
+    if main and not storage.is_local(directory):
         for step in _folders(directory):
             discard(directory, step)
     return claim
@@ -118,8 +117,9 @@ class Claim:
     """
 
     def __init__(self, directory: epath.Path):
-        """Owns the folder from now on; call it in the process that writes."""
-        self._file = None if storage.is_local(directory) else f'{directory}.owner'
+        """Owns the folder from now on, if it is in a bucket; process 0 does it for all."""
+        writes = jax.process_index() == 0 and not storage.is_local(directory)
+        self._file = f'{directory}.owner' if writes else None
         self._own = secrets.token_hex(16).encode()
         if self._file:
             storage.write(self._file, self._own)

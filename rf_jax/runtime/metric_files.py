@@ -8,6 +8,7 @@ costs the same however long the run is, and a killed run loses no line of a step
 
 import contextlib
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -37,11 +38,15 @@ class MetricFiles(Protocol):
         """Writes what is left."""
 
 
-def opened(workdir: paths.AnyPath, start_step: int) -> MetricFiles:
+def opened(
+    workdir: paths.AnyPath, start_step: int, check: Callable[[], None] = lambda: None
+) -> MetricFiles:
     """The files of a run that goes on after `start_step`; what an earlier attempt wrote of later
-    steps is dropped.
+    steps is dropped. `check` raises before a write to a bucket that another process owns now.
     """
-    return (OnDisk if storage.is_local(workdir) else InBucket)(workdir, start_step)
+    if storage.is_local(workdir):
+        return OnDisk(workdir, start_step)
+    return InBucket(workdir, start_step, check)
 
 
 class OnDisk:
@@ -78,9 +83,10 @@ class InBucket:
         self,
         workdir: paths.AnyPath,
         start_step: int,
+        check: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._workdir, self._clock = workdir, clock
+        self._workdir, self._check, self._clock = workdir, check, clock
         self._local = Path(tempfile.mkdtemp(prefix='rf_jax_events_'))
         self._drop_after(start_step)
         self._begin()
@@ -97,13 +103,16 @@ class InBucket:
     def flush(self) -> None:
         if not self._changed:
             return
-        self._written = self._clock()  # also if it fails: the next try comes after a pause
-        self._events.flush()
-        (events,) = self._local.iterdir()
-        data = events.read_bytes()
-        storage.write(self._workdir / 'tensorboard' / events.name, data)
-        if self._lines:
-            storage.write(self._workdir / 'metrics' / self._name, bytes(self._lines))
+        try:
+            self._check()
+            self._events.flush()
+            (events,) = self._local.iterdir()
+            data = events.read_bytes()
+            storage.write(self._workdir / 'tensorboard' / events.name, data)
+            if self._lines:
+                storage.write(self._workdir / 'metrics' / self._name, bytes(self._lines))
+        finally:  # a failure may have taken minutes, and the next try comes after a pause
+            self._written = self._clock()
         self._changed = False
         if len(self._lines) + len(data) >= PART:
             self._events.close()
@@ -123,23 +132,14 @@ class InBucket:
         self._events = _events(self._local)
 
     def _drop_after(self, start_step: int) -> None:
-        parts = storage.names(self._workdir / 'metrics')
+        names = storage.names(self._workdir / 'metrics')
+        parts = [name for name in names if re.fullmatch(r'\d+\.jsonl', name)]
         later = [name for name in parts if int(name.partition('.')[0]) > start_step]
         for name in later:
             storage.delete(self._workdir / 'metrics' / name)
         for name in parts[: len(parts) - len(later)][-1:]:  # the others end before it begins
             part = self._workdir / 'metrics' / name
             storage.write(part, kept_lines(storage.read(part), start_step))
-
-
-def read_lines(workdir: paths.AnyPath) -> bytes:
-    """All lines of a run. Raises FileNotFoundError if there are none."""
-    if storage.is_local(workdir):
-        return storage.read(workdir / 'metrics.jsonl')
-    names = storage.names(workdir / 'metrics')
-    if not names:
-        raise FileNotFoundError(f'{workdir}/metrics has no lines')
-    return b''.join(storage.read(workdir / 'metrics' / name) for name in names)
 
 
 def kept_lines(data: bytes, start_step: int) -> bytes:

@@ -29,17 +29,23 @@ class MetricWriter:
     A full disk is logged once and does not stop the run.
     """
 
-    def __init__(self, workdir: paths.AnyPath, start_step: int):
+    def __init__(
+        self,
+        workdir: paths.AnyPath,
+        start_step: int,
+        check: Callable[[], None] = lambda: None,
+    ):
         """
         Args:
           workdir: created if missing.
           start_step: steps done; records that an earlier attempt wrote of later steps are dropped.
+          check: raises UserError once another process owns the workdir, in a bucket.
         """
         self._active = jax.process_index() == 0
         self._warned = False
         if not self._active:
             return
-        self._files = metric_files.opened(workdir, start_step)
+        self._files = metric_files.opened(workdir, start_step, check)
         restart = SessionLog(status=SessionLog.START)  # TensorBoard drops later events
         self._write(Event(step=start_step + 1, wall_time=time.time(), session_log=restart))
 

@@ -34,8 +34,7 @@ class Profile:
         # One process is enough, and two on one machine would write the same files.
         self._folder, self._steps = folder, steps if jax.process_index() == 0 else None
         self._running = self._seen = False
-        # The profiler writes to a disk.
-        self._local = folder if storage.is_local(folder) else tempfile.mkdtemp(prefix='rf_jax_')
+        self._local: Any = folder  # on a disk, where the profiler writes
         self._last: Any = None  # outputs of the newest step
 
     def __enter__(self) -> 'Profile':
@@ -56,6 +55,8 @@ class Profile:
         if self._running and number > last:
             self._stop()
         if not self._running and first <= number <= last:
+            if not storage.is_local(self._folder):
+                self._local = tempfile.mkdtemp(prefix='rf_jax_')
             jax.profiler.start_trace(self._local, create_perfetto_trace=True)
             self._running = self._seen = True
             logging.info('Profiling steps %d to %d', number, last)
@@ -73,7 +74,11 @@ class Profile:
         jax.block_until_ready(self._last)
         jax.profiler.stop_trace()
         if self._local is not self._folder:
-            storage.copy(self._local, self._folder)
+            try:
+                storage.copy(self._local, self._folder)
+            except (OSError, UserError) as error:
+                logging.warning('The profile stays in %s of this machine: %s', self._local, error)
+                return
             shutil.rmtree(self._local, ignore_errors=True)
         logging.info(
             'Profile in %s: `tensorboard --logdir=%s` or `xprof %s`; its perfetto_trace.json.gz '

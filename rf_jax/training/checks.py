@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+import rf_jax
 from rf_jax.data import data_fields, source_list, spans
 from rf_jax.models import representation, spaces
 from rf_jax.runtime import mesh, paths, renamed_fields, sharding, storage
@@ -75,34 +76,41 @@ def check_version(workdir: paths.AnyPath) -> None:
 
 def _config_of(workdir: paths.AnyPath) -> dict:
     """The config that the workdir was trained with so far; {} if it cannot be read."""
+    return _json_of(workdir / 'config.json')
+
+
+def _version_of(workdir: paths.AnyPath) -> dict:
+    """Versions and data that the workdir was trained with so far; {} if they cannot be read."""
+    return _json_of(workdir / 'version.json')
+
+
+def _json_of(path: paths.AnyPath) -> dict:
+    """The object in a file, {} if there is none. Raises Unavailable."""
     try:
-        return json.loads(storage.read(workdir / 'config.json'))
+        found = json.loads(storage.read(path))
     except Unavailable:
         raise
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def warn_of_changes(config, workdir: paths.AnyPath) -> None:
     """Logs the config fields that differ from those that this workdir was trained with so far.
 
-    Not those that an earlier version did not know.
+    Not those that another version did not know.
     """
     before = flatten(_config_of(workdir))
+    same_version = bool(before) and _version_of(workdir).get('rf_jax') == rf_jax.__version__
     for field, value in flatten(json.loads(config.to_json_best_effort())).items():
-        was = before.get(field, value)
+        was = before.get(field, 'absent' if same_version else value)
         if was != value:
             logging.warning('%s is %r now and was %r in this workdir', field, value, was)
 
 
 def warn_of_other_data(data: str, workdir: paths.AnyPath) -> None:
     """Logs a warning if the sources no longer hold the data that this workdir was trained on."""
-    try:
-        before = json.loads(storage.read(workdir / 'version.json'))['data']
-    except Unavailable:
-        raise
-    except (OSError, ValueError, KeyError):
-        return
+    before = _version_of(workdir).get('data', data)
     if before != data:
         logging.warning(
             'the data is now %s and was %s: examples come in a different order, some of them twice '

@@ -117,7 +117,7 @@ class StepMetrics:
         shown |= {name: mean[name] for name in ('codes_used', 'gradient_norm') if name in mean}
         shown |= {name: values[name] for name in ('skipped', 'parameter_norm')}
         shown['input_wait_seconds'] = self.waited / seen
-        self.spent.save(number, distributed.is_main())
+        self.spent.save(number, distributed.is_main(), final=False)
         shown['goodput'] = self.spent.share()
         shown |= {f'seconds/{name}': value for name, value in self.spent.totals().items()}
         shown |= {f'data/{name}': count for name, count in self.data_counts.items()}

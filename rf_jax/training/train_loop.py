@@ -214,7 +214,7 @@ def train(
     logging.info('EMA of the weights: covers %.0f of %d steps at the end', covered, config.steps)
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
-        writer = metrics.MetricWriter(run.workdir, start)
+        writer = metrics.MetricWriter(run.workdir, start, checkpoints.claim.check)
         stack.callback(writer.close)
         stop = stack.enter_context(metrics.StopSignal())
         trace = stack.enter_context(profiling.Profile(run.workdir / 'profile', traced))

@@ -52,3 +52,16 @@ def test_invalid_steps(text):
     with pytest.raises(UserError, match='expected first:last'):
         profiling.parse(text)
     assert profiling.parse('10:15') == (10, 15)
+
+
+def test_a_bucket_that_fails_does_not_end_the_run(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(profiling.tempfile, 'mkdtemp', lambda **_: str(tmp_path / 'trace'))
+    monkeypatch.setattr(profiling.storage, 'is_local', lambda _: False)
+
+    def fail(*_):
+        raise UserError('spoiled')
+
+    monkeypatch.setattr(profiling.storage, 'copy', fail)
+    with profiling.Profile('gs://bucket/profile', (1, 1)) as trace, trace.step(1):
+        pass
+    assert 'The profile stays in' in caplog.text and list((tmp_path / 'trace').rglob('*.xplane.pb'))

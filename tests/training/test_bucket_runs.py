@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import emulators
 import jax
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from shrink import quick_compilation, tiny_run
 from rf_jax.data import source_list
 from rf_jax.evaluation import run_report
 from rf_jax.evaluation.inspection import Inspector
-from rf_jax.runtime import checkpoint, checkpoint_folder, metric_files, paths, storage
+from rf_jax.runtime import checkpoint, checkpoint_folder, paths, storage
 from rf_jax.training import train_loop
 
 pytestmark = pytest.mark.slow
@@ -73,7 +74,7 @@ def undisturbed(tmp_path_factory, cache):
 
 def losses(workdir):
     """[(step, loss)] of every line."""
-    lines = map(json.loads, metric_files.read_lines(workdir).splitlines())
+    lines = map(json.loads, emulators.metric_lines(workdir).splitlines())
     return [(line['step'], line['loss']) for line in lines if 'loss' in line]
 
 
