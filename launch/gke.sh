@@ -4,8 +4,8 @@
 #     launch/gke.sh NAME --config=configs/emoji.py --workdir=/runs/emoji
 # IMAGE contains rf_jax[tpu], with this repository as working directory. HOSTS: machines per slice,
 # CHIPS: chips per machine; SLICES, ACCELERATOR: see below. DRY=1 only prints the yaml.
-# Needs JobSet 0.10.1 or newer in the cluster, and a volume claim (ReadWriteMany) that all hosts share,
-# mounted at /runs.
+# Needs JobSet 0.10.1 or newer in the cluster. CLAIM is a volume claim (ReadWriteMany) that all hosts
+# share, mounted at /runs; without it, --workdir is in a bucket, as in gs://bucket/runs/emoji.
 set -euo pipefail
 if [ $# -lt 2 ]; then
   sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
@@ -13,9 +13,24 @@ if [ $# -lt 2 ]; then
 fi
 NAME=$1
 shift
-: "${IMAGE:?the container image}" "${CLAIM:?the volume claim shared by all hosts}"
+: "${IMAGE:?the container image}" "${CLAIM:=}"
 : "${HOSTS:?machines per slice}" "${TOPOLOGY:?topology of a slice, as in 4x4}"
 : "${CHIPS:=4}" "${SLICES:=1}" "${ACCELERATOR:=tpu-v5-lite-podslice}"
+mount='' volume=''
+if [ -n "$CLAIM" ]; then
+  mount='
+                  volumeMounts:
+                    - name: runs
+                      mountPath: /runs'
+  volume="
+              volumes:
+                - name: runs
+                  persistentVolumeClaim:
+                    claimName: $CLAIM"
+elif [[ "$*" != *--workdir[=\ ]@(gs|s3)://* ]]; then
+  echo "gke.sh: give CLAIM, or a --workdir in a bucket" >&2
+  exit 2
+fi
 ARGUMENTS=$(python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@")
 filled=$(
   cat <<EOF
@@ -77,14 +92,7 @@ spec:
                     - containerPort: 8431 # TPU metrics
                   resources:
                     limits:
-                      google.com/tpu: $CHIPS
-                  volumeMounts:
-                    - name: runs
-                      mountPath: /runs
-              volumes:
-                - name: runs
-                  persistentVolumeClaim:
-                    claimName: $CLAIM
+                      google.com/tpu: $CHIPS$mount$volume
 EOF
 )
 if [ "${DRY:-0}" = 1 ]; then

@@ -2,7 +2,7 @@
 # One process per GPU on any number of nodes; stops before the time limit and requeues itself.
 #   sbatch --nodes=4 launch/slurm.sh --config=configs/emoji.py --workdir=/shared/runs/emoji
 # Run it from the root of the repository, in an environment with rf_jax. --workdir must be on a file
-# system shared by all nodes.
+# system shared by all nodes, or in a bucket.
 #SBATCH --job-name=rf_jax
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8

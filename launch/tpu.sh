@@ -2,7 +2,7 @@
 # Runs training on a TPU pod slice of Google Cloud through queued resources; restarts when preempted.
 #   launch/tpu.sh NAME v5litepod-64 europe-west4-b --config=configs/emoji.py --workdir=gs://B/emoji
 # Run it from the root of the repository; it copies the committed files to all hosts. --workdir is in
-# a bucket or on a disk shared by all hosts; SETUP, run before each attempt, mounts it, for example
+# a bucket or on a disk shared by all hosts, which SETUP, run before each attempt, mounts, as in
 #   SETUP='mountpoint -q /runs || { sudo mkdir -p /runs && sudo mount 10.0.0.2:/share /runs; }'
 # RUNTIME overrides the TPU software version; SPOT=0 requests on-demand capacity. README.md lists the
 # exit codes that restart the run; after ATTEMPTS failures in a row without progress it gives up.

@@ -15,7 +15,7 @@ from PIL import Image
 from rf_jax.data import contact_sheet, fitting, image_ops
 from rf_jax.evaluation.image_features import Encoder
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import checkpoint
+from rf_jax.runtime import checkpoint, paths
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.scenes import judge, reading, world
 
@@ -93,8 +93,8 @@ def encoder(text: str) -> tuple[str, Features]:
     save_pretrained writes it. Raises UserError.
     """
     name, equals, folder = text.partition('=')
-    path = Path(folder).expanduser()
     require(name and equals and folder, f'--encoder={text}: expected NAME=FOLDER')
+    path = paths.local(folder, f'--encoder={name}')
     require(path.is_dir(), f'--encoder={text}: {path} is not a folder')
     return name, of_run(Sampler.load(path)) if checkpoint.exists_in(path) else of_hf(path)
 

@@ -39,8 +39,8 @@ RUN_FILES = (*TOKENIZERS, 'version.json', 'parameters.txt')
 
 
 def to_hf(run: paths.AnyPath, step: int, weights: str | None, folder: Path) -> None:
-    """Writes the parts that transformers opens, and the whole model beside them; of the averages
-    by default.
+    """Writes the parts that transformers opens, and the whole model beside them; the averaged
+    weights by default.
     """
     config = _config(run)
     arrays = _arrays(run, step, config, WEIGHTS[weights or 'average'])

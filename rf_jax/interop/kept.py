@@ -94,7 +94,7 @@ def forget(workdir: paths.AnyPath) -> None:
     if storage.is_local(folder):
         shutil.rmtree(folder, ignore_errors=True)
     else:
-        for name in storage.sizes_below(folder):
+        for name in storage.list_files(folder):
             storage.delete(folder / name)
 
 

@@ -18,11 +18,11 @@ from rf_jax.runtime.errors import Unavailable, UserError
 
 ADDRESS = re.compile(r'(gs|s3)://[^/]+')
 TRIES = 9  # of TensorStore, with pauses between that double
-ASKED = 3  # tries of a look at what is there: gcsfs and s3fs try again by themselves
+LIST_ATTEMPTS = 3  # tries of a look at what is there: gcsfs and s3fs try again by themselves
 FIRST_PAUSE = 0.5  # seconds; nine tries wait for 64 s in all
 LAST_PAUSE = 16.0
-STALLED = 30  # seconds without a byte after which a request counts as failed
-LONGEST = 900.0  # seconds for one call, with all tries
+STALL_TIMEOUT = 30  # seconds without a byte after which a request counts as failed
+CALL_TIMEOUT = 900.0  # seconds for one call, with all tries
 MISSING = b'\x02'  # TensorStore's generation of an object that is not there
 
 T = TypeVar('T')
@@ -49,7 +49,7 @@ def prepare() -> None:
     if emulator:
         url = emulator if '://' in emulator else f'http://{emulator}'
         os.environ.setdefault('TENSORSTORE_GCS_HTTP_URL', url)
-    os.environ.setdefault('TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS', str(STALLED))
+    os.environ.setdefault('TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS', str(STALL_TIMEOUT))
     os.environ.setdefault('TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES', '1')
 
 
@@ -96,35 +96,35 @@ def file_system(folder: str | os.PathLike) -> tuple[Any, str]:
 def result(path: str | os.PathLike, start: Callable[[], Any]) -> Any:
     """The result of a request of TensorStore, which has tried again by itself."""
     try:
-        return start().result(timeout=LONGEST)
+        return start().result(timeout=CALL_TIMEOUT)
     except TimeoutError:
-        raise Unavailable(f'{path}: no answer within {LONGEST:.0f} s') from None
+        raise Unavailable(f'{path}: no answer within {CALL_TIMEOUT:.0f} s') from None
     except (ValueError, OSError) as error:  # TensorStore raises ValueError for every status
-        status, reason = str(error).partition(':')[0], short(error)
+        status, reason = str(error).partition(':')[0], first_line(error)
         if status == 'OUT_OF_RANGE':
             raise too_short(path, None) from None
         if status == 'PERMISSION_DENIED':
             raise _refused(path, reason) from None
         if status == 'NOT_FOUND':
             raise UserError(f'{path}: there is no such bucket ({reason})') from None
-        raise _gave_up(path, reason) from None
+        raise _gave_up(path, TRIES, reason) from None
 
 
-def patiently(path: str | os.PathLike, ask: Callable[[], T]) -> T:
+def with_retries(path: str | os.PathLike, ask: Callable[[], T]) -> T:
     """What `ask` returns, tried again while the server or the connection fails."""
     pause = FIRST_PAUSE
-    for left in reversed(range(ASKED)):
+    for left in reversed(range(LIST_ATTEMPTS)):
         try:
             return ask()
         except FileNotFoundError:
             raise
         except PermissionError as error:
-            raise _refused(path, short(error)) from None
+            raise _refused(path, first_line(error)) from None
         except Exception as error:  # fsspec's libraries have many types
             if _is_refusal(error):
-                raise _refused(path, short(error)) from None
+                raise _refused(path, first_line(error)) from None
             if not left:
-                raise _gave_up(path, short(error)) from None
+                raise _gave_up(path, LIST_ATTEMPTS, first_line(error)) from None
         time.sleep(pause)
         pause = min(2 * pause, LAST_PAUSE)
 
@@ -137,7 +137,7 @@ def _is_refusal(error: Exception) -> bool:
     return code in ('401', '403') or any(word in text for word in words)
 
 
-def short(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error, without the body of the server's answer."""
     line = re.split(r' \[(?:http|curl|source|tensorstore)|\n', str(error).strip())[0]
     return line[:200] or type(error).__name__
@@ -145,13 +145,13 @@ def short(error: BaseException) -> str:
 
 def _refused(path, reason: str) -> UserError:
     return UserError(
-        f'{path}: the bucket gives no permission ({reason}); check the credentials of this '
+        f'{path}: permission denied ({reason}); check the credentials of this '
         'machine and their role there (docs/usage.md#buckets)'
     )
 
 
-def _gave_up(path, reason: str) -> Unavailable:
-    return Unavailable(f'{path}: the bucket cannot be reached, tried again and again: {reason}')
+def _gave_up(path, attempts: int, reason: str) -> Unavailable:
+    return Unavailable(f'{path}: unreachable after {attempts} attempts: {reason}')
 
 
 def too_short(path, end: int | None) -> UserError:

@@ -131,7 +131,7 @@ def raise_if_unavailable(folder: epath.Path, error: Exception) -> None:
     check(error)
     if not storage.is_local(folder):
         try:
-            storage.sizes_below(folder)
+            storage.list_files(folder)
         except UserError as cause:
             check(OSError(str(cause)))
         if any(status in str(error) for status in UNREACHABLE):

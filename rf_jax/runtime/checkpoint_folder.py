@@ -68,7 +68,7 @@ def rename(folder: epath.Path, other: epath.Path) -> None:
     if storage.is_local(folder):
         folder.rename(other)
     else:
-        storage.copy_below(folder, other)
+        storage.copy_within_bucket(folder, other)
         storage.delete_folder(folder)
 
 
@@ -89,24 +89,20 @@ def take_over(directory: epath.Path) -> 'Claim':
 
 def _check_metadata(directory: epath.Path) -> None:
     """Asks for the bucket's own metadata, as Orbax does whenever it lists checkpoints."""
-    from google.api_core.exceptions import ClientError
+    from google.api_core.exceptions import Forbidden, Unauthorized
     from google.cloud import storage as google
 
     name = buckets.ADDRESS.match(os.fspath(directory))[0]
     try:
         google.Client().get_bucket(name.removeprefix('gs://'))
-    except ClientError as error:
-        raise UserError(
-            f'{name}: its metadata cannot be read ({buckets.short(error)}), which Orbax needs: '
-            'give this account storage.buckets.get, as in roles/storage.legacyBucketReader '
-            '(docs/usage.md#buckets)'
-        ) from None
-    except Exception as error:  # no project, no credentials, no connection
-        kind = UserError if 'project' in str(error).lower() else Unavailable
-        raise kind(
-            f'{name}: its metadata cannot be read ({buckets.short(error)}); set '
-            'GOOGLE_CLOUD_PROJECT if the project could not be determined'
-        ) from None
+    except Exception as error:  # as many types as for fsspec
+        text = f'{name}: Orbax cannot read its metadata ({buckets.first_line(error)})'
+        if isinstance(error, Forbidden | Unauthorized):
+            role = 'storage.buckets.get, as in roles/storage.legacyBucketReader'
+            raise UserError(f'{text}; give this account {role}') from None
+        if 'Project was not passed' in str(error):
+            raise UserError(f'{text}; set GOOGLE_CLOUD_PROJECT') from None
+        raise Unavailable(text) from None
 
 
 class Claim:

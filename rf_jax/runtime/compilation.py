@@ -1,16 +1,20 @@
 """The persistent compilation cache."""
 
-import os
-
 import jax
+
+from rf_jax.runtime import paths
 
 CACHE = '~/.cache/rf_jax'
 
 
 def use_cache(folder: str) -> None:
-    """Caches compiled programs in `folder` across runs; '' disables it."""
+    """Caches compiled programs in `folder` across runs; '' disables it. Raises UserError for the
+    address of a bucket.
+    """
     if folder:
-        jax.config.update('jax_compilation_cache_dir', os.path.expanduser(folder))
+        jax.config.update(
+            'jax_compilation_cache_dir', str(paths.local(folder, 'compilation_cache'))
+        )
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 

@@ -81,7 +81,7 @@ def expanded_anywhere(path: str | os.PathLike) -> AnyPath:
     text = f'{found[1]}://{text[found.end() :].rstrip("/")}'
     if storage.is_local(text):
         raise ValueError(f'names no bucket; expected {found[1]}://BUCKET/FOLDER')
-    return storage.located(text)
+    return storage.as_epath(text)
 
 
 def absolute(path: AnyPath) -> AnyPath:

@@ -53,7 +53,7 @@ def size(path: str | os.PathLike) -> int:
     """Bytes of a file."""
     if is_local(path):
         return os.stat(path).st_size
-    return buckets.patiently(path, lambda: located(path).stat().length)
+    return buckets.with_retries(path, lambda: as_epath(path).stat().length)
 
 
 def write(path: str | os.PathLike, data: bytes) -> None:
@@ -107,7 +107,7 @@ def delete_folder(folder: str | os.PathLike) -> None:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)
     else:
-        buckets.patiently(folder, lambda: located(folder).rmtree(missing_ok=True))
+        buckets.with_retries(folder, lambda: as_epath(folder).rmtree(missing_ok=True))
 
 
 def exists(path: str | os.PathLike) -> bool:
@@ -115,7 +115,7 @@ def exists(path: str | os.PathLike) -> bool:
     if is_local(path):
         return os.path.exists(path)
     try:
-        buckets.patiently(path, lambda: located(path).stat())
+        buckets.with_retries(path, lambda: as_epath(path).stat())
     except FileNotFoundError:
         return False
     return True
@@ -126,7 +126,7 @@ def is_folder(path: str | os.PathLike) -> bool:
     if is_local(path):
         return os.path.isdir(path)
     try:
-        return buckets.patiently(path, lambda: located(path).stat().is_directory)
+        return buckets.with_retries(path, lambda: as_epath(path).stat().is_directory)
     except FileNotFoundError:
         return False
 
@@ -138,37 +138,41 @@ def names(folder: str | os.PathLike) -> list[str]:
     try:
         if is_local(folder):
             return sorted(os.listdir(folder))
-        found = buckets.patiently(folder, lambda: [path.name for path in located(folder).iterdir()])
+        found = buckets.with_retries(
+            folder, lambda: [path.name for path in as_epath(folder).iterdir()]
+        )
     except (FileNotFoundError, NotADirectoryError):
         return []
-    own = located(folder).name  # some programs write an empty object as a mark of the folder
+    own = as_epath(folder).name  # some programs write an empty object as a mark of the folder
     return sorted(set(found) - {'', own}) if own in found else sorted(found)
 
 
-def sizes_below(folder: str | os.PathLike) -> dict[str, int]:
+def list_files(folder: str | os.PathLike) -> dict[str, int]:
     """{path from the folder: bytes} of all files in a folder and in those below it, in order."""
     if is_local(folder):
         below = (path for path in sorted(Path(folder).rglob('*')) if path.is_file())
         return {str(path.relative_to(folder)): path.stat().st_size for path in below}
     files, top = buckets.file_system(folder)
-    found = buckets.patiently(folder, lambda: files.find(top, detail=True))
+    found = buckets.with_retries(folder, lambda: files.find(top, detail=True))
     return {name[len(top) + 1 :]: each['size'] for name, each in sorted(found.items())}
 
 
 def copy(folder: str | os.PathLike, other: str | os.PathLike) -> None:
     """Copies the small files of a folder and of those below it, from anywhere to anywhere."""
-    for name in sizes_below(folder):
+    for name in list_files(folder):
         write(f'{os.fspath(other)}/{name}', read(f'{os.fspath(folder)}/{name}'))
 
 
-def copy_below(folder: str | os.PathLike, other: str | os.PathLike) -> None:
+def copy_within_bucket(folder: str | os.PathLike, other: str | os.PathLike) -> None:
     """Copies the files of a bucket's folder to another of that bucket, where the bytes are."""
     (files, top), (_, to) = buckets.file_system(folder), buckets.file_system(other)
-    for name in sizes_below(folder):
-        buckets.patiently(folder, lambda name=name: files.cp_file(f'{top}/{name}', f'{to}/{name}'))
+    for name in list_files(folder):
+        buckets.with_retries(
+            folder, lambda name=name: files.cp_file(f'{top}/{name}', f'{to}/{name}')
+        )
 
 
-def located(path: str | os.PathLike) -> epath.Path:
+def as_epath(path: str | os.PathLike) -> epath.Path:
     """The path as one of epath, which must not be made otherwise: this sets up its libraries."""
     if not is_local(path):
         buckets.prepare()

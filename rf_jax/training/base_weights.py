@@ -101,7 +101,7 @@ def checksum(source: Source | type[Source], top: paths.AnyPath) -> str:
 
     def digest() -> bytes:
         found = hashlib.sha256()
-        sizes = storage.sizes_below(top)
+        sizes = storage.list_files(top)
         for name in sorted(filter(source.counted, sizes), key=PurePosixPath):
             size = sizes[name]
             length, last = min(PIECE, size), max(size - PIECE, 0)

@@ -15,7 +15,7 @@ STATE = {'ema': {'w': jnp.arange(3000.0).reshape(30, 100)}, 'step': jnp.int32(7)
 
 @pytest.fixture
 def folder(bucket, tmp_path):
-    return storage.located(f'{bucket[0]}/{tmp_path.name}/checkpoints')
+    return storage.as_epath(f'{bucket[0]}/{tmp_path.name}/checkpoints')
 
 
 def abstract():

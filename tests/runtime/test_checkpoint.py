@@ -18,6 +18,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from orbax.checkpoint._src.serialization import serialization
 
+from rf_jax.runtime import checkpoint
 from rf_jax.runtime.checkpoint import Checkpoints, restore_numpy
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
@@ -446,3 +447,13 @@ def test_successful_saves_log_nothing(opened, caplog):
         checkpoints.save(1, make_state(1))
         checkpoints.restore(abstract(make_state(0), jax.tree.map(lambda _: None, make_state(0))))
     assert not caplog.records
+
+
+def test_a_folder_that_cannot_be_listed_holds_no_run(tmp_path, monkeypatch):
+    (tmp_path / 'checkpoints').mkdir()
+
+    def refuse(_):
+        raise PermissionError('spoiled')
+
+    monkeypatch.setattr(os, 'listdir', refuse)
+    assert not checkpoint.exists_in(tmp_path)

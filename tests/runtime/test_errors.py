@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from shrink import CACHE
 
-from rf_jax.runtime import errors
+from rf_jax.runtime import cli, errors
 from rf_jax.runtime.errors import Unavailable, UserError
 
 pytestmark = pytest.mark.slow
@@ -93,6 +93,16 @@ def test_a_signal_before_the_first_step_counts_as_an_interruption(tmp_path, numb
 def test_a_temporary_obstacle_is_not_a_user_error():
     assert UserError.code == errors.USER_ERROR
     assert Unavailable('locked').code == errors.FAILURE
+
+
+@pytest.mark.parametrize('saved, code', [(False, 'FAILURE'), (True, 'FAILURE_AFTER_PROGRESS')])
+def test_an_outage_after_progress_restarts_the_run(capsys, saved, code):
+    if saved:
+        errors.record_progress()
+    with pytest.raises(SystemExit) as ended:
+        cli._exit(Unavailable('gs://bucket: unreachable'))
+    assert ended.value.code == getattr(errors, code)
+    assert capsys.readouterr().err == 'error: gs://bucket: unreachable\n'
 
 
 def test_a_full_disk_logs_one_line_per_save_and_no_traceback(tmp_path):

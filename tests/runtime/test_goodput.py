@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from rf_jax.runtime import storage
+from rf_jax.runtime.errors import Unavailable
 from rf_jax.runtime.goodput import PHASES, Goodput
 
 
@@ -93,3 +95,30 @@ def test_a_full_disk_only_logs_a_warning(tmp_path, caplog):
     goodput = attempt(tmp_path / 'file' / 'run', Clock(), 0, 2)
     assert goodput.share() > 0
     assert 'cannot be written' in caplog.text
+
+
+def test_an_outage_leaves_the_records_of_earlier_attempts_alone(tmp_path, monkeypatch, caplog):
+    clock = Clock()
+    attempt(tmp_path, clock, 0, 3)
+    before = (tmp_path / 'goodput.json').read_bytes()
+
+    def fail(_):
+        raise Unavailable('unreachable')
+
+    monkeypatch.setattr(storage, 'read', fail)
+    attempt(tmp_path, clock, 3, 5)
+    assert (tmp_path / 'goodput.json').read_bytes() == before
+    assert 'is left as it is' in caplog.text
+
+
+def test_a_bucket_is_written_once_a_minute_and_at_the_end(tmp_path, monkeypatch):
+    written, clock = [], Clock()
+    monkeypatch.setattr(storage, 'is_local', lambda _: False)
+    monkeypatch.setattr(storage, 'write', lambda path, data: written.append(clock.now))
+    spent = Goodput(tmp_path, clock)
+    for step in range(100):
+        clock.now += 2
+        spent.save(step, final=False)
+    assert written == [1002, 1062, 1122, 1182]
+    spent.save(100)
+    assert written[-1] == clock.now

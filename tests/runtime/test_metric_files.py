@@ -12,7 +12,7 @@ from rf_jax.runtime.errors import UserError
 
 @pytest.fixture
 def workdir(bucket, tmp_path):
-    return storage.located(f'{bucket[0]}/{tmp_path.name}/run')
+    return storage.as_epath(f'{bucket[0]}/{tmp_path.name}/run')
 
 
 class Clock:

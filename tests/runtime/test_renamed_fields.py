@@ -5,6 +5,7 @@ import json
 import pytest
 from shrink import tiny_run
 
+import rf_jax
 from configs import base
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import renamed_fields
@@ -71,3 +72,14 @@ def test_fields_that_an_earlier_version_did_not_know_have_not_changed(tmp_path, 
     checks.warn_of_changes(config, tmp_path)
     (line,) = caplog.messages
     assert line == f'steps is {config.steps} now and was 7 in this workdir'
+
+
+def test_a_field_that_the_same_version_left_out_has_changed(tmp_path, caplog):
+    config = base.get_config()
+    before = json.loads(config.to_json_best_effort())
+    del before['model']['encoder']['pixel_mean']
+    (tmp_path / 'config.json').write_text(json.dumps(before))
+    (tmp_path / 'version.json').write_text(json.dumps({'rf_jax': rf_jax.__version__}))
+    checks.warn_of_changes(config, tmp_path)
+    (line,) = caplog.messages
+    assert line.startswith('model.encoder.pixel_mean') and "was 'absent'" in line

@@ -19,7 +19,7 @@ def folder(request, tmp_path):
         return tmp_path
     servers = request.getfixturevalue('servers')
     servers[request.param].heal()
-    return storage.located(f'{request.param}://{emulators.NAME}/{tmp_path.name}')
+    return storage.as_epath(f'{request.param}://{emulators.NAME}/{tmp_path.name}')
 
 
 def test_bytes_are_the_same_wherever_the_file_is(folder):
@@ -107,7 +107,7 @@ def test_a_fault_that_stays_is_one_clear_error(bucket, kind):
     proxy.fail(kind)
     asked = [lambda: storage.read(path), lambda: storage.read_range(path, 100, 5000)]
     for ask in asked + [lambda: storage.write(path, b'other')] * (kind != 'truncate'):
-        with pytest.raises(Unavailable, match=rf'^{path}: the bucket cannot be reached'):
+        with pytest.raises(Unavailable, match=rf'^{path}: unreachable after'):
             ask()
     assert len(proxy.spoiled) >= 2 * buckets.TRIES
     proxy.heal()
@@ -126,11 +126,11 @@ def test_permission_and_missing_buckets_are_errors_of_the_user(bucket, caplog):
         storage.names,
         lambda path: storage.write(path, b''),
     ):
-        with pytest.raises(UserError, match=rf'^{path}: the bucket gives no permission') as error:
+        with pytest.raises(UserError, match=rf'^{path}: permission denied') as error:
             ask(path)
         assert not isinstance(error.value, Unavailable)
     proxy.fail('401')
-    with pytest.raises(UserError, match=rf'^{path}: the bucket gives no permission'):
+    with pytest.raises(UserError, match=rf'^{path}: permission denied'):
         storage.names(path)
     assert not caplog.text, 'the error is all that is to be read'
     proxy.heal()
