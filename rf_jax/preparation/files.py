@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from rf_jax.runtime import storage
+from rf_jax.runtime import buckets, storage
 
 _TEMPORARY = '.tmp'
 
@@ -88,4 +88,4 @@ def remove(folder: str) -> None:
     if storage.is_local(folder):
         shutil.rmtree(folder, ignore_errors=True)
     else:
-        storage.located(folder).rmtree()
+        buckets.patiently(folder, lambda: storage.located(folder).rmtree(missing_ok=True))

@@ -117,7 +117,7 @@ def test_a_process_plans_its_own_lanes_only(made):
     ('rows', 'data', 'message'),
     [
         (None, {'lanes': 3}, 'data.lanes=3 must divide data.batch_size=8'),
-        (range(2), {'lanes': 2}, r'lane has 4 rows, but this process has only some .*0, 1 of 8'),
+        (range(2), {'lanes': 2}, r'lane has 4 rows .*\(0, 1 of 8\): data\.lanes=-1'),
         (None, {'lanes': 400, 'batch_size': 400}, 'lane 0 has none of the 300 examples'),
         (None, {'weights': ((0, (1, 1)),)}, 'expected .step, .1 weights'),
         (None, {'weights': ((5, (1,)),)}, r'steps \[5\]; expected 0 first'),

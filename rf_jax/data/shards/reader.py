@@ -14,7 +14,7 @@ from rf_jax.data.shards.sample import Sample
 from rf_jax.runtime.errors import UserError
 
 TOGETHER = 64  # samples that follow each other in the order of a pass, read from a bucket at once
-_OPEN = 2**10  # most indices held at a time
+_OPEN = 2**8  # most indices held at a time; each that is memory-mapped is an open file
 
 
 class Format(Protocol):
@@ -97,11 +97,6 @@ class Shards:
             raise
         except ValueError as error:
             raise BadImage(f'sample {row} of {self._paths[shard]}: {error}') from None
-
-    def where(self, number: int) -> str:
-        """Names a sample in messages."""
-        shard = int(np.searchsorted(self._starts, number, 'right')) - 1
-        return f'sample {number - int(self._starts[shard])} of {self._paths[shard]}'
 
     def _index(self, shard: int) -> Index:
         with self._lock:
