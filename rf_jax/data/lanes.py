@@ -19,7 +19,7 @@ from rf_jax.runtime.errors import UserError, require
 from rf_jax.runtime.rng import fold
 
 # Examples of a window of a lane, of sets with an index: what is read from a bucket and then held.
-WINDOW = 2**13
+WINDOW = 2**14
 
 
 def count(data) -> int:
