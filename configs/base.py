@@ -69,8 +69,8 @@ def get_config() -> ConfigDict:
     # Sampling weights of the entries of `sources`, from a step on: ((0, (3, 1)), (10000, (1, 1))).
     # (): all examples are sampled equally often.
     data.weights = ()
-    # Parts of the data and of each batch that are planned apart. Batches depend on it, but not on
-    # the number of processes, which must divide it; paper.py has one per host of its pod.
+    # Parts of the data and of each batch that are planned apart: a host plans those of its rows.
+    # Batches depend on it, but not on the number of hosts. -1: one for each row (docs/data.md).
     data.lanes = 1
     # Of decoded images, and what is read ahead from a bucket: two windows a lane (docs/data.md).
     data.cache_megabytes = 256

@@ -30,8 +30,8 @@ def sparse_30b(config: ConfigDict) -> None:
     # has no z-loss (ST-MoE: 1e-3); a little keeps logits small.
     config.losses.update(balance=1e-3, router_z=1e-4)
     config.data.batch_size = 512  # one row per chip of v5p:8x8x8
-    # One lane per host, and room for what is read from a bucket for two windows of it.
-    config.data.update(lanes=128, cache_megabytes=1024)
+    # A host has four rows, not next to each other: two windows of each are 4 GB in a bucket.
+    config.data.update(lanes=-1, cache_megabytes=4096)
     # Each of 128 chips holds one of the 128 experts, and the four such groups of chips (`data`)
     # shard its rows. A matrix sharded over all 512 chips would be less than a memory tile per chip,
     # and be padded to one.

@@ -15,7 +15,7 @@ import time
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rf_jax.data import layout, patch_grid, spans
+from rf_jax.data import lanes, layout, patch_grid, spans
 from rf_jax.data.mixture import Mixture
 from rf_jax.data.packing.plan import Plan
 from rf_jax.data.tokenizer import load_tokenizer
@@ -44,7 +44,7 @@ _DISTRIBUTION = flags.DEFINE_enum(
 
 def plan_of_sources(config: ConfigDict) -> Plan:
     """The plan of the first lane."""
-    return data_rates.batches_of(config, config.data.lanes).plan
+    return data_rates.batches_of(config, lanes.count(config.data)).plan
 
 
 def synthetic_plan(config: ConfigDict, kind: str) -> Plan:
@@ -100,7 +100,7 @@ def main(argv):
         return
     with tempfile.TemporaryDirectory() as folder:
         config.data.sources = synthetic_set.write(
-            f'{folder}/set', kind, count, config.data.lanes, config.seed
+            f'{folder}/set', kind, count, lanes.count(config.data), config.seed
         )
         report(config, '')
 

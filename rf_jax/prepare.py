@@ -68,8 +68,8 @@ def main(argv) -> None:
 
 
 def _lock(out: str) -> contextlib.AbstractContextManager:
-    """Held against other processes; a bucket has no locks, and needs none: equal settings give
-    equal files.
+    """Held against other processes. A bucket has no locks: there, the one that ends first removes
+    the work of both, and the other fails; the set is whole then.
     """
     if not storage.is_local(out):
         return contextlib.nullcontext()

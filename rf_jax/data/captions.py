@@ -125,7 +125,7 @@ def truncated(sources: Sequence, tokenizer, data) -> tuple[int, int]:
             count += len(texts)
             long += sum(too_long(tokenizer, [text], longest) for text in texts)
             continue
-        for i in range(0, len(source), -(-len(source) // _CHECKED)):
+        for i in range(0, len(source), max(1, -(-len(source) // _CHECKED))):
             record = source.record(i)
             for caption in record.captions if record.height else ():
                 count += 1

@@ -1,8 +1,8 @@
 """Lanes: parts of the data and of every batch that are planned apart, so that a host plans its own.
 
 Lane l of L has examples l/L to (l + 1)/L of every pool, and the same part of the rows of a batch.
-The lanes alone decide what a batch holds, so any number of processes that divides them makes the
-same batches.
+The lanes alone decide what a batch holds, so any number of processes makes the same batches, as
+long as each has whole lanes.
 """
 
 from collections import Counter
@@ -22,6 +22,36 @@ from rf_jax.runtime.rng import fold
 WINDOW = 2**14
 
 
+def count(data) -> int:
+    """Lanes of a batch: `data.lanes`, or one for each row if that is -1.
+
+    Raises UserError if they do not divide the rows.
+    """
+    if data.lanes == -1:
+        return data.batch_size
+    require(
+        data.batch_size % data.lanes == 0,
+        f'data.lanes={data.lanes} must divide data.batch_size={data.batch_size}',
+    )
+    return data.lanes
+
+
+def check_rows(data, rows: np.ndarray) -> None:
+    """Raises UserError if the rows of a process are no whole lanes of a batch.
+
+    The rows of a host's devices need not be next to each other: the order of devices in a mesh
+    follows the torus. Lanes of one row always fit.
+    """
+    height = data.batch_size // count(data)
+    _, held = np.unique(np.asarray(rows) // height, return_counts=True)
+    if (held < height).any() and count(data) > 1:
+        raise UserError(
+            f'data.lanes={data.lanes}: a lane has {height} rows next to each other, but this '
+            f'process has only some rows of a lane ({_ranges(rows)} of {data.batch_size}): '
+            f'data.lanes=-1, one lane for each row, fits any mesh'
+        )
+
+
 class Lanes:
     """The plans of the lanes that have `rows`, the rows of a process in every global batch.
 
@@ -30,19 +60,10 @@ class Lanes:
 
     def __init__(self, config, pools: Pools, rows: np.ndarray, counts: Counter):
         self._data, self._seed, self._pools, self._counts = config.data, config.seed, pools, counts
-        count, batch_size = config.data.lanes, config.data.batch_size
-        require(
-            batch_size % count == 0,
-            f'data.lanes={count} must divide data.batch_size={batch_size}',
-        )
-        self._height = batch_size // count  # rows of a lane
-        own, held = np.unique(rows // self._height, return_counts=True)
-        if (held < self._height).any() and count > 1:
-            raise UserError(
-                f'data.lanes={count}: a lane has {self._height} rows, but this process has only '
-                f'some of the rows of a lane ({_ranges(rows)} of {batch_size}): use a multiple of '
-                f'the number of processes, at most data.batch_size={batch_size}'
-            )
+        self._count = count(config.data)
+        self._height = config.data.batch_size // self._count  # rows of a lane
+        check_rows(config.data, rows)
+        own = np.unique(rows // self._height)
         self._plans = {int(lane): self._plan(int(lane)) for lane in own}
 
     @property
@@ -70,7 +91,7 @@ class Lanes:
         )
 
     def _mixture(self, lane: int, weights: dict[str, float]) -> Mixture:
-        count = self._data.lanes
+        count = self._count
         ends = {name: self._ends(name, lane) for name in weights}
         for name, (start, stop) in ends.items():
             require(
@@ -90,18 +111,18 @@ class Lanes:
         """First and last + 1 example of the lane; what is read together stays in one lane."""
         size, together = len(self._pools[name]), self._together(name)
         blocks = -(-size // together)
-        ends = [blocks * at // self._data.lanes * together for at in (lane, lane + 1)]
+        ends = [blocks * at // self._count * together for at in (lane, lane + 1)]
         return min(ends[0], size), min(ends[1], size)
 
     def _together(self, name: str) -> int:
         """Examples of a pool that are read together, if every lane has that many."""
         size, together = len(self._pools[name]), self._pools[name].together
-        return together if size >= together * self._data.lanes else 1
+        return together if size >= together * self._count else 1
 
     def _window(self) -> int:
         if any(self._pools[name].together > 1 for name in self._pools):
             return WINDOW
-        return max(plan.WINDOW // self._data.lanes, min(plan.LEAST, plan.WINDOW))
+        return max(plan.WINDOW // self._count, min(plan.LEAST, plan.WINDOW))
 
 
 def _ranges(rows: Sequence[int]) -> str:

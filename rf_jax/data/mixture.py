@@ -32,7 +32,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """S examples as arrays. `task`: int8[S] into `tasks`; `index`, `epoch`: int64[S]."""
+    """S examples as arrays. `task`: int16[S] into `tasks`; `index`, `epoch`: int64[S]."""
 
     tasks: tuple[str, ...]
     task: np.ndarray
@@ -107,7 +107,7 @@ class Mixture:
             size = per_task.get(task, 0)
             start = number * size if starts is None else starts[task]
             index, epochs = self._consecutive(task, start, size)
-            parts.append(Examples(tasks, np.full(size, at, np.int8), index, epochs))
+            parts.append(Examples(tasks, np.full(size, at, np.int16), index, epochs))
         examples = concatenate(parts)
         return examples.take(generator(self.seed, 'mix', number).permutation(len(examples)))
 

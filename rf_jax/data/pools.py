@@ -10,7 +10,7 @@ from rf_jax.data import data_fields, indexed, layout, listed
 from rf_jax.data.byte_cache import ByteCache
 from rf_jax.data.compose import Composer
 from rf_jax.data.data_fields import TASKS
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import UserError, require
 
 
 class Pool(Protocol):
@@ -109,9 +109,11 @@ class Pools(Mapping[str, Pool]):
         for name in order:
             task = self._pools[name].task
             total = sum(shares[n] for n, pool in self._pools.items() if pool.task == task)
-            alone = total == shares[name]
-            share = 1.0 if alone else shares[name] / total if total else 0.0
-            found[name] = self._weights[task] * share
+            found[name] = self._weights[task] * (shares[name] / total if total else 0.0)
+        require(
+            any(found.values()),
+            f'data.weights: with {tuple(shares.values())} no source serves any of data.tasks',
+        )
         return found
 
 

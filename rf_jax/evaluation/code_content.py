@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rf_jax.models import quantizer, unified
 from rf_jax.models.representation import features
+from rf_jax.runtime import distributed
 from rf_jax.scenes.render import segmentation
 from rf_jax.scenes.world import COLOURS, SHAPES, Scene
 from rf_jax.training.state import State
@@ -44,8 +45,10 @@ def codes_over_an_epoch(run: Run, state: State) -> float:
 
     # Replicated, as each host has only some of the rows.
     used = jax.jit(used, out_shardings=NamedSharding(run.mesh, PartitionSpec()))
+    # Of the first process: lanes have windows of their own lengths, and all must take each step.
     plan = run.batches.plan
-    for number in range(min(plan.steps_per_epoch, plan.steps_per_window)):
+    steps = min(plan.steps_per_epoch, plan.steps_per_window)
+    for number in range(int(distributed.broadcast(lambda: str(steps).encode()))):
         is_used |= np.asarray(used(state, run.put(run.batches.batch(number))))
     return float(is_used.mean())
 

@@ -9,7 +9,7 @@ from itertools import count, islice
 
 from ml_collections import ConfigDict
 
-from rf_jax.data import captions, data_fields, layout, source_list
+from rf_jax.data import captions, data_fields, lanes, layout, source_list
 from rf_jax.data.mixture import Example
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.records import BadImage
@@ -51,8 +51,9 @@ class Rates:
 def batches_of(config: ConfigDict, hosts: int) -> Batches:
     """The batches of the first of these hosts. Raises UserError as a start does."""
     require(
-        config.data.lanes % hosts == 0,
-        f'--hosts={hosts} must divide data.lanes={config.data.lanes}: a host has whole lanes',
+        lanes.count(config.data) % hosts == 0,
+        f'--hosts={hosts} must divide the {lanes.count(config.data)} lanes of data.lanes: a host '
+        'has whole lanes',
     )
     sources = source_list.build(config.data.sources, config.data.max_pixels)
     known = [source.tokenizer for source in sources if source_list.is_indexed(source)]

@@ -88,4 +88,4 @@ def remove(folder: str) -> None:
     if storage.is_local(folder):
         shutil.rmtree(folder, ignore_errors=True)
     else:
-        storage.as_epath(folder).rmtree()
+        storage.delete_folder(folder)

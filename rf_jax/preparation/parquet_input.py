@@ -79,7 +79,11 @@ class _Columns:
             entry['caption'] = row.get(self.text) or ''
             members = {'jpg': encoded[0]}
         key = str(row.get(self.key) or number)
-        return sample.from_members(key, {'json': json.dumps(entry).encode(), **members})
+        try:
+            text = json.dumps(entry).encode()
+        except TypeError as error:  # bytes, dates, decimals, ...
+            raise ValueError(f'a value is no text: {error}') from None
+        return sample.from_members(key, {'json': text, **members})
 
 
 def _columns(schema, path: str) -> _Columns:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from absl import logging
@@ -85,8 +86,8 @@ def _texts(units: list[Unit]) -> Iterator[str]:
     """Of the first samples of units that are spread evenly over all. Raises UserError."""
     chosen = units[:: -(-len(units) // _SAMPLED_UNITS)]
     for unit in chosen:
-        samples = source_flag.samples(unit)
-        for _, (_, read) in zip(range(_SAMPLED // len(chosen)), samples):
+        samples = islice(source_flag.samples(unit), _SAMPLED // len(chosen))
+        for _, read in samples:
             try:
                 found = read()
             except UserError:  # a ValueError too
@@ -114,6 +115,7 @@ def _clean(
     look()
     for name in [name for name, each in reports.items() if each.error]:
         del reports[name]  # perhaps its file has been copied again
+        storage.delete(f'{folder}/{name}{SUFFIX}')
     waiting = [number for number, unit in enumerate(units) if unit.id not in reports]
     with Progress('cleaning: input', len(units), look):
         runner.run(cleaning.Cleaning(out, settings, tokenizer.file), waiting)

@@ -113,11 +113,12 @@ def _write(out: str, plan: Plan, kind: str, number: int, checksum: str) -> Shard
 def _part(out: str, seed: int, kind: str, bounds: np.ndarray, unit: Sequence) -> Part:
     """The samples of a unit whose keys are within `bounds`, uint64[2]."""
     name, count = unit
-    keys = np.sort(cleaning.keys(seed, name, kind, count))
-    first, last = np.searchsorted(keys, bounds[0]), np.searchsorted(keys, bounds[1], 'right')
+    keys = cleaning.keys(seed, name, kind, count)
+    first = np.count_nonzero(keys < bounds[0])  # a unit's samples are in the order of their keys
+    own = np.sort(keys[(keys >= bounds[0]) & (keys <= bounds[1])])  # far fewer than all
     path, talks = cleaning.path_of(out, name, kind), kind == KINDS[1]
     samples, images = index.read_part(
-        index.path_of(path), count, slice(int(first), int(last)), talks
+        index.path_of(path), count, slice(first, first + len(own)), talks
     )
     start = int(index.first(samples[:1])[0]) if talks and len(samples) else 0
-    return Part(path, samples, keys[first:last], images, start)
+    return Part(path, samples, own, images, start)

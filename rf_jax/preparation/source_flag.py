@@ -53,6 +53,11 @@ def samples(unit: Unit) -> Iterator[tuple[str, Callable[[], Sample]]]:
         raise UserError(
             f'{unit.path} is {error}; copy it again, or take it out of --source'
         ) from None
+    except OSError as error:  # of the disk; pyarrow raises it for damaged data too
+        raise UserError(
+            f'{unit.path} cannot be read to its end ({error}); copy it again, or take it out of '
+            '--source'
+        ) from None
 
 
 def with_absolute_paths(source: str) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from rf_jax.data.shards.sample import Sample
 from rf_jax.runtime import storage
 from rf_jax.runtime.errors import UserError
 
+_THREADS = 32
 _SLICE = 2_000  # examples of a unit
 
 
@@ -58,7 +60,10 @@ def of_files(entry: int, kind: str, pattern: str, ending: str) -> list[Unit]:
     root = re.split(r'[{*?[]', pattern)[0].rpartition('/')[0]
     if paths[0].startswith(f'{pattern.rstrip("/")}/'):  # the files of a folder
         root = pattern.rstrip('/')
-    return [Unit(entry, kind, path, path.removeprefix(f'{root}/'), _size(path)) for path in paths]
+    with ThreadPoolExecutor(_THREADS) as pool:  # they wait for a bucket
+        sizes = list(pool.map(_size, paths))
+    names = [path.removeprefix(f'{root}/') for path in paths]
+    return [Unit(entry, kind, *unit) for unit in zip(paths, names, sizes)]
 
 
 def _size(path: str) -> int:

@@ -72,7 +72,7 @@ FIELDS: Mapping[str, Bounds] = {
         'weights': Pairs(Pair(
             NATURAL, Each(NOT_NEGATIVE), 'pairs (step, weights of at least 0) as in '
             "--config.data.weights='((0, (3, 1)), (10000, (1, 1)))'")),
-        'lanes': COUNT,
+        'lanes': DEVICES,
         'cache_megabytes': NATURAL,
         'prefetch': NATURAL,
         'threads': NATURAL,

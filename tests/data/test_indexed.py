@@ -117,7 +117,7 @@ def test_a_process_plans_its_own_lanes_only(made):
     ('rows', 'data', 'message'),
     [
         (None, {'lanes': 3}, 'data.lanes=3 must divide data.batch_size=8'),
-        (range(2), {'lanes': 2}, r'lane has 4 rows, but this process has only some .*0, 1 of 8'),
+        (range(2), {'lanes': 2}, r'lane has 4 rows .*\(0, 1 of 8\): data\.lanes=-1'),
         (None, {'lanes': 400, 'batch_size': 400}, 'lane 0 has none of the 300 examples'),
         (None, {'weights': ((0, (1, 1)),)}, 'expected .step, .1 weights'),
         (None, {'weights': ((5, (1,)),)}, r'steps \[5\]; expected 0 first'),
@@ -177,3 +177,18 @@ def test_a_sample_that_is_gone_is_skipped_or_named(made, tmp_path):
     with pytest.raises(UserError, match=r'truncated|no index'):
         (tmp_path / 'captions-00000.tar.index').write_bytes(b'rf_jax 1')
         batches_of((sources, made[1]))
+
+
+def test_a_task_rests_while_its_sources_have_no_weight(made, tmp_path, small_windows):
+    other = prepared_set.write(tmp_path, made[1], (64,))  # without conversations
+    both, tasks = (f'{made[0]},{other}', made[1]), {'conversation': 1.0}
+    found = batches_of(both, tasks=tasks, weights=((0, (0, 1)), (10, (1, 1))))
+
+    def talks(steps):
+        rows = (row for step in steps for row in found._lanes.rows(step, found.rows))
+        return sum(example.task.startswith('conversation') for row in rows for example in row)
+
+    assert talks(range(10)) == 0 < talks(range(10, 20))
+    only = {'conversation': 1.0, 'text_to_image': 0.0, 'image_to_text': 0.0}
+    with pytest.raises(UserError, match='no source serves any'):
+        batches_of(both, tasks=only, weights=((0, (1, 0)), (10, (0, 1))))

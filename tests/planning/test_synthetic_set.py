@@ -22,8 +22,9 @@ def plan_of(sources, config):
 @pytest.mark.parametrize('kind', packing_stats.KINDS)
 def test_a_host_of_128_plans_a_billion_samples(tmp_path, kind):
     config = paper.get_config('joint')
-    assert config.data.lanes == 128
-    sources = synthetic_set.write(f'{tmp_path}/set', kind, 10**9, config.data.lanes)
+    lanes = config.data.batch_size
+    assert config.data.lanes == -1
+    sources = synthetic_set.write(f'{tmp_path}/set', kind, 10**9, lanes)
     tokens = sum(config.data.capacity[name] for name in layout.STREAMS)
     capacity, _ = packing_stats.recommended(plan_of(sources, config), tokens)
     config.data.capacity.update(dict(zip(layout.SIZES, capacity.tolist())))
@@ -35,7 +36,7 @@ def test_a_host_of_128_plans_a_billion_samples(tmp_path, kind):
     assert peak < 0.3e9  # bytes; the pages of the index that it has touched are 8 MB of 16 GB
     assert packing_stats.measure(plan, 50_000).row_fill >= 0.97
     counts = set(plan.mixture.counts.values())
-    assert counts == {10**9 // 64 // 128 * 64}
+    assert counts == {10**9 // 64 // lanes * 64}
 
 
 def test_the_index_is_a_function_of_the_seed(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import topologies
 
 from configs import base
-from rf_jax.data import pipeline, source_list
+from rf_jax.data import lanes, pipeline, source_list
 from rf_jax.data.packing import plan
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.runtime import mesh as meshes
@@ -89,6 +89,8 @@ def test_every_config_starts_and_each_row_is_built_once_per_replica(topology, sl
             continue
         key = (*config.mesh.items(), config.data.batch_size)
         mesh, shares = checks.start(config, devices)
+        for share in shares.values():
+            lanes.check_rows(config.data, share)
         if key in seen:
             continue
         seen.add(key)

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -11,10 +12,13 @@ from rf_jax.data.records import BadImage
 from rf_jax.data.shards import index
 from rf_jax.data.shards.index import IMAGE, SAMPLE, Index
 from rf_jax.data.shards.sample import Sample
+from rf_jax.runtime import storage
 from rf_jax.runtime.errors import UserError
 
 TOGETHER = 64  # samples that follow each other in the order of a pass, read from a bucket at once
-_OPEN = 2**10  # most indices held at a time
+_OPEN = 2**8  # most indices held at a time; each that is memory-mapped is an open file
+_HELD = 2**11  # the same of a bucket, about 1 GB
+_THREADS = 16
 
 
 class Format(Protocol):
@@ -52,6 +56,7 @@ class Shards:
         self._open_index = open_index
         self._indices: OrderedDict[int, Index] = OrderedDict()
         self._lock = threading.Lock()
+        self._most = _OPEN if all(map(storage.is_local, self._paths)) else _HELD
         self._format = format
 
     def __len__(self) -> int:
@@ -60,6 +65,7 @@ class Shards:
     def samples(self, numbers: np.ndarray) -> np.ndarray:
         """SAMPLE[S] of samples int64[S]. Raises UserError for an index that cannot be read."""
         found = np.empty(len(numbers), SAMPLE)
+        self._open(numbers)
         for shard, where, rows in self._by_shard(numbers):
             found[where] = self._index(shard).samples[rows]
         return found
@@ -72,6 +78,7 @@ class Shards:
     def images(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(IMAGE[M], int64[M]: whose it is) of all images of conversations int64[S]."""
         owners, images = [], []
+        self._open(numbers)
         for shard, where, rows in self._by_shard(numbers):
             found = self._index(shard)
             samples = found.samples[rows]
@@ -98,10 +105,14 @@ class Shards:
         except ValueError as error:
             raise BadImage(f'sample {row} of {self._paths[shard]}: {error}') from None
 
-    def where(self, number: int) -> str:
-        """Names a sample in messages."""
-        shard = int(np.searchsorted(self._starts, number, 'right')) - 1
-        return f'sample {number - int(self._starts[shard])} of {self._paths[shard]}'
+    def _open(self, numbers: np.ndarray) -> None:
+        """Opens the indices of many samples at a time: from a bucket, each is a request."""
+        shards = np.unique(np.searchsorted(self._starts, numbers, 'right') - 1).tolist()
+        with self._lock:
+            shards = [shard for shard in shards if shard not in self._indices]
+        if len(shards) > 1:
+            with ThreadPoolExecutor(min(len(shards), _THREADS)) as pool:
+                list(pool.map(self._index, shards))
 
     def _index(self, shard: int) -> Index:
         with self._lock:
@@ -117,7 +128,7 @@ class Shards:
             )
         with self._lock:
             self._indices[shard] = found
-            while len(self._indices) > _OPEN:
+            while len(self._indices) > self._most:
                 self._indices.popitem(last=False)
         return found
 

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from absl import logging
@@ -97,8 +98,14 @@ def scan_all(
     with ProcessPoolExecutor(workers, spawn, _start, started) as pool:
         futures = {pool.submit(_scan, path): path for path in sizes}
         try:
-            for future in as_completed(futures):
-                yield futures[future], progress.done(futures[future], future.result())
+            for future in as_completed(list(futures)):
+                path = futures.pop(future)
+                yield path, progress.done(path, future.result())
+        except BrokenProcessPool:
+            raise UserError(
+                f'{name}: a process that indexes shards was killed; is there too little memory? '
+                'Start again: what is indexed is kept'
+            ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

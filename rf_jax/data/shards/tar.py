@@ -121,6 +121,7 @@ def scan(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes], int, int]]:
     try:
         with tarfile.open(fileobj=file, mode='r|', tarinfo=_Strict) as archive:
             for info in archive:
+                archive.members = []  # which would hold every file of the archive
                 if not info.isfile():
                     continue
                 own, extension = split(info.name)
