@@ -6,7 +6,7 @@ bucket its last file, once all is written (checkpoint_folder.py); before that no
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -217,7 +217,7 @@ def latest(directory: str | os.PathLike) -> tuple[int, dict]:
     its arrays. Raises UserError if there is none.
     """
     directory, steps = _steps(directory)
-    for step in reversed(steps):
+    for step in steps:
         try:
             return step, checkpoint_files.read_metadata(directory / str(step))
         except Exception as error:  # Orbax raises many types for a damaged file
@@ -273,7 +273,7 @@ def restore_placed(
 
 def _restore(directory, step: int | None, only: str | None, place) -> tuple[int, dict]:
     directory, steps = _steps(directory, step)
-    for number in [step] if step is not None else reversed(steps):
+    for number in steps:
         folder = directory / str(number)
         try:
             metadata = checkpoint_files.read_metadata(folder)
@@ -288,11 +288,12 @@ def _restore(directory, step: int | None, only: str | None, place) -> tuple[int,
     raise UserError(f'No checkpoint of {directory} can be read; the log above says why.')
 
 
-def _steps(directory, step: int | None = None) -> tuple[epath.Path, list[int]]:
-    """(absolute path, steps of its checkpoints); raises UserError if `step` or all are missing."""
+def _steps(directory, step: int | None = None) -> tuple[epath.Path, Iterable[int]]:
+    """(absolute path, `step` or all from the newest on); raises UserError if there is none."""
     directory = checkpoint_folder.of(directory)
-    steps = checkpoint_folder.steps(directory)
-    if not steps or step not in (None, *steps):
-        wanted = '' if step is None else f' of step {step}'
-        raise UserError(f'No checkpoint{wanted} in {directory}; steps there: {steps or "none"}.')
-    return directory, steps
+    if step is None and checkpoint_folder.newest(directory) >= 0:
+        return directory, checkpoint_folder.newest_first(directory)
+    if step is not None and checkpoint_folder.has(directory, step):
+        return directory, [step]
+    wanted, steps = '' if step is None else f' of step {step}', checkpoint_folder.steps(directory)
+    raise UserError(f'No checkpoint{wanted} in {directory}; steps there: {steps or "none"}.')

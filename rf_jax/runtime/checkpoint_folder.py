@@ -6,6 +6,7 @@ checkpoint without it is unfinished, and nothing reads it.
 
 import os
 import secrets
+from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
@@ -29,13 +30,17 @@ def of(directory: str | os.PathLike) -> epath.Path:
 
 def steps(directory: str | os.PathLike) -> list[int]:
     """Steps of the finished checkpoints in a folder, damaged or not, in order."""
-    return [step for step in _folders(directory) if _finished(directory, step)]
+    return sorted(newest_first(directory))
+
+
+def newest_first(directory: str | os.PathLike) -> Iterator[int]:
+    """`steps` from the last on, each looked at when it is asked for."""
+    return (step for step in reversed(_folders(directory)) if _finished(directory, step))
 
 
 def newest(directory: str | os.PathLike) -> int:
     """The last of `steps`, or -1, without a look at the others."""
-    found = reversed(_folders(directory))
-    return next((step for step in found if _finished(directory, step)), -1)
+    return next(newest_first(directory), -1)
 
 
 def has(directory: str | os.PathLike, step: int) -> bool:
