@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from absl import logging
 
-from rf_jax.data import maps
+from rf_jax.data import maps, spans
 from rf_jax.data.messages import TextPart
-from rf_jax.data.records import Record
+from rf_jax.data.records import Record, is_indexed
 
 # The whole label comes before the tags, so that truncating a prompt removes tags first.
 _PLAIN = ('a picture of {label}', 'an image of {label}', 'draw {label}', 'show me {label}')
@@ -23,7 +23,6 @@ _CORPUS_RECORDS = 200_000  # most records that a source contributes to the corpu
 _CORPUS_PROCEDURAL = 2_000  # the same for a procedural source, whose words soon repeat
 _CORPUS_SHARDS = 20_000  # the same for a source of shards, each a read
 _CHECKED = 2_000  # most records per source whose captions are checked
-_OF_A_PROMPT = 2  # special tokens beside the text: begin and end
 
 
 def prompt(record: Record, rng: np.random.Generator, label_probability: float) -> str:
@@ -65,7 +64,7 @@ def corpus(sources: Iterable, asked: Sequence[str] = ()) -> Iterator[str]:
         several = list(maps.texts([name]))
         yield from several * (_CORPUS_PROCEDURAL // len(several))
     for source in sources:
-        if hasattr(source, 'texts'):
+        if is_indexed(source):
             yield from source.texts(_CORPUS_SHARDS)
             continue
         most = _CORPUS_PROCEDURAL if source.procedural else _CORPUS_RECORDS
@@ -116,11 +115,11 @@ def truncated(sources: Sequence, tokenizer, data) -> tuple[int, int]:
     of _CHECKED evenly spaced ones per source.
     """
     answered = data.tasks.get('image_to_text', 0) > 0
-    around = tokenizer.chat.question_and_answer if answered else _OF_A_PROMPT
+    around = tokenizer.chat.question_and_answer if answered else spans.OF_A_PROMPT
     longest = data.max_text_tokens - around
     long = count = 0
     for source in dict.fromkeys(sources):
-        if hasattr(source, 'texts'):
+        if is_indexed(source):
             texts = list(source.texts(_CHECKED))
             count += len(texts)
             long += sum(too_long(tokenizer, [text], longest) for text in texts)

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from rf_jax.data import compose, fitting, image_ops, layout
+from rf_jax.data import compose, fitting, image_ops, layout, spans
 from rf_jax.data.compose import Composer, Draws
 from rf_jax.data.hashing import uniform
 from rf_jax.data.layout import SIZES
@@ -21,7 +21,6 @@ from rf_jax.runtime.rng import fold
 
 # What the numbers of `uniform` decide.
 _SIZE, _CAPTION, _ASKED, _QUESTION, _NUMBER, _DROPS = 0, 1, 2, 3, 4, 5
-_OF_A_PROMPT = 2  # special tokens beside the text: begin and end
 
 At = tuple[np.ndarray, np.ndarray]  # index and epoch of an example, int64[1]
 
@@ -122,7 +121,7 @@ class GeneratedPool(IndexedPool):
 
     def _sizes(self, rows, index, epoch):
         pool, patches = self.composer.pool, self._patches(rows, self._longest(index, epoch))
-        text = rows['prompt'].astype(np.int64) + _OF_A_PROMPT
+        text = rows['prompt'].astype(np.int64) + spans.OF_A_PROMPT
         drop_text, _, drop_both = self._dropped(index, epoch)
         return {
             'text': np.where(drop_text | drop_both, 0, np.minimum(text, self.data.max_text_tokens)),

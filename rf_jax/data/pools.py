@@ -10,6 +10,7 @@ from rf_jax.data import data_fields, indexed, layout, listed
 from rf_jax.data.byte_cache import ByteCache
 from rf_jax.data.compose import Composer
 from rf_jax.data.data_fields import TASKS
+from rf_jax.data.records import is_indexed
 from rf_jax.runtime.errors import UserError, require
 
 
@@ -52,8 +53,8 @@ class Pools(Mapping[str, Pool]):
             _check_weights(config.data.weights, sources, config.data.sources)
             groups = [[source] for source in sources]
         else:  # those that list their examples in one pool of each task
-            groups = [[s for s in sources if not _indexed(s)]]
-            groups += [[s] for s in sources if _indexed(s)]
+            groups = [[s for s in sources if not is_indexed(s)]]
+            groups += [[s] for s in sources if is_indexed(s)]
         self._pools: dict[str, Pool] = {}
         self._entry: dict[str, int] = {}  # of data.sources
         for number, group in enumerate(groups):
@@ -117,12 +118,8 @@ class Pools(Mapping[str, Pool]):
         return found
 
 
-def _indexed(source) -> bool:
-    return hasattr(source, 'open')
-
-
 def _are_indexed(group: Sequence) -> bool:
-    return bool(group) and _indexed(group[0])
+    return bool(group) and is_indexed(group[0])
 
 
 def _pools(group: Sequence, entry: int, composer: Composer, seed: int, cache: ByteCache) -> list:

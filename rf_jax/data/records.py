@@ -142,3 +142,8 @@ class Source(Protocol):
 
     def map(self, i: int, name: str) -> np.ndarray:
         """uint8 [h, w, 3]: a map of image i, if `maps[name]` has i; raises BadImage."""
+
+
+def is_indexed(source: Source | IndexedSource | type) -> bool:
+    """Whether its samples are in shards with an index; of a source or its class."""
+    return hasattr(source, 'open')

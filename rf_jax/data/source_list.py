@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from rf_jax.data.indexed import ShardImages
-from rf_jax.data.records import IndexedSource, Source
+from rf_jax.data.records import IndexedSource, Source, is_indexed
 from rf_jax.data.sources.arrayrecord import ArrayRecordSource
 from rf_jax.data.sources.emoji import EmojiSource
 from rf_jax.data.sources.folder import FolderSource
@@ -118,11 +118,6 @@ def with_absolute_paths(text: str) -> str:
 def caches_metadata(text: str) -> bool:
     """Whether one of these sources caches metadata on disk, for other processes to read."""
     return any(source_class(kind_and_argument(part)[0]).caches_metadata for part in parts(text))
-
-
-def is_indexed(source: Source | IndexedSource | type) -> bool:
-    """Whether its samples are in shards with an index; of a source or its class."""
-    return hasattr(source, 'open')
 
 
 def open_shards(sources: Sequence, tokenizer, data) -> None:

@@ -9,6 +9,7 @@ from rf_jax.data import layout
 from rf_jax.runtime.errors import require
 
 POOLS = (1, 2, 4)
+OF_A_PROMPT = 2  # special tokens beside the text: begin and end
 
 
 def pool_of(config: ConfigDict) -> int:
@@ -26,8 +27,8 @@ def text_span(tokenizer, text, max_text, loss_from, counts: Counter) -> layout.T
     Longer text is truncated to `max_text` tokens and counted; the loss then leaves out its end.
     """
     whole = tokenizer.encode(text)
-    ids = [tokenizer.bos, *_truncate(whole, max_text - 2, counts), tokenizer.eos]
-    end = tokenizer.eos if len(ids) == len(whole) + 2 else -1
+    ids = [tokenizer.bos, *_truncate(whole, max_text - OF_A_PROMPT, counts), tokenizer.eos]
+    end = tokenizer.eos if len(ids) == len(whole) + OF_A_PROMPT else -1
     targets = [*ids[1:-1], end, -1]
     if loss_from is None:
         return layout.Text(ids)

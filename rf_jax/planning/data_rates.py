@@ -9,7 +9,7 @@ from itertools import count, islice
 
 from ml_collections import ConfigDict
 
-from rf_jax.data import captions, data_fields, lanes, layout, source_list
+from rf_jax.data import captions, data_fields, lanes, layout, records, source_list
 from rf_jax.data.mixture import Example
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.records import BadImage
@@ -56,7 +56,7 @@ def batches_of(config: ConfigDict, hosts: int) -> Batches:
         'has whole lanes',
     )
     sources = source_list.build(config.data.sources, config.data.max_pixels)
-    known = [source.tokenizer for source in sources if source_list.is_indexed(source)]
+    known = [source.tokenizer for source in sources if records.is_indexed(source)]
     path = next(filter(None, [config.tokenizer.path, *known]), '')
     if path:
         tokenizer = load_tokenizer(path)

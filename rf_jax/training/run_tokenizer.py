@@ -5,7 +5,7 @@ import os
 
 from absl import logging
 
-from rf_jax.data import captions, data_fields, source_list
+from rf_jax.data import captions, data_fields, records
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.tokenizer import KINDS, Tokenizer, load_tokenizer, tokenizer_file
 from rf_jax.runtime import checkpoint, paths, storage
@@ -25,7 +25,7 @@ def find(config, folder: paths.AnyPath, found) -> Tokenizer:
         return _load(own)
     if config.tokenizer.path:
         return _load(config.tokenizer.path)
-    for source in filter(source_list.is_indexed, found):
+    for source in filter(records.is_indexed, found):
         if source.tokenizer:
             return _load(source.tokenizer)
     folders = weight_sources.with_text(config)

@@ -88,7 +88,7 @@ class Plan:
         self.most_examples = window or WINDOW
         self._phases = [(0, mixture), *later]
         self.tasks = tuple(dict.fromkeys(task for _, mixed in self._phases for task in mixed.tasks))
-        self._timeline = Timeline((), self.tasks)
+        self._timeline = Timeline(self.tasks)
         for first_step, mixed in self._phases:
             self._timeline.add(self._phase(first_step, mixed))
         first = self._timeline.window(0)

@@ -32,13 +32,11 @@ class Timeline:
     example of a pass is skipped or comes twice.
     """
 
-    def __init__(self, phases: Sequence[Phase], tasks: Sequence[str]):
+    def __init__(self, tasks: Sequence[str]):
         self._phases: list[Phase] = []
         self._tasks = tuple(tasks)
         self._first: list[int] = []  # window of each phase
         self._starts: list[dict[str, int]] = []
-        for phase in phases:
-            self.add(phase)
 
     def add(self, phase: Phase) -> None:
         """Adds a phase after the others."""

@@ -13,10 +13,17 @@ PHASES = (
 )
 
 
+def timeline_of(phases):
+    timeline = Timeline(('a', 'b'))
+    for phase in phases:
+        timeline.add(phase)
+    return timeline
+
+
 @pytest.mark.parametrize('count', [1, 2, 3, 4])
 def test_windows_follow_each_other_without_gaps(count):
     phases = PHASES[:count]
-    timeline = Timeline(phases, ('a', 'b'))
+    timeline = timeline_of(phases)
     step, positions = 0, {'a': 0, 'b': 0}
     for number in range(20):
         span = timeline.window(number)
@@ -33,12 +40,12 @@ def test_windows_follow_each_other_without_gaps(count):
 
 
 def test_a_phase_begins_at_its_step():
-    timeline = Timeline(PHASES, ('a', 'b'))
+    timeline = timeline_of(PHASES)
     starts = {timeline.at(step).first_step for step in range(40)}
     assert {phase.first_step for phase in PHASES} <= starts
 
 
 def test_positions_need_no_bound():
-    timeline = Timeline(PHASES[:1], ('a', 'b'))
+    timeline = timeline_of(PHASES[:1])
     span = timeline.at(3 * 10**18)
     assert span.starts['a'] == 30 * 10**18 and np.int64(span.first_step) >= 0
