@@ -4,6 +4,7 @@ Their captions and questions are used word for word. The random choices of an ex
 (seed, task, index, epoch); sizes assume the longest caption or answer of those that a sample has.
 """
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -43,7 +44,7 @@ class ShardImages:
         return image_ops.read_rgb(self._shards.read(i).images[0], self._max_pixels, size)
 
 
-class IndexedPool:
+class IndexedPool(ABC):
     """A `pools.Pool`: the examples of one task from the shards of one set; a class for each."""
 
     task: ClassVar[str]
@@ -85,12 +86,13 @@ class IndexedPool:
 
         return self._spans(sample, at, pixels_of if decode else lambda _: images, counts)
 
+    @abstractmethod
     def _sizes(self, rows: np.ndarray, index: np.ndarray, epoch: np.ndarray) -> Mapping:
         """What SAMPLE[S] use of each of SIZES: int64[S] or a number, 0 by default."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _spans(self, sample: Sample, at: At, pixels_of, counts: Counter) -> list[layout.Span]:
-        raise NotImplementedError
+        """The spans of a sample that was read; `pixels_of(number)` of one of its images."""
 
     def _draw(self, index: np.ndarray, epoch: np.ndarray, draw: int) -> np.ndarray:
         return uniform(self._key, index, epoch, draw=draw)
