@@ -5,7 +5,7 @@ python -m rf_jax.prepare --source='parquet:/data/*.parquet' --out=gs://bucket/se
     --tokenizer=/models/Qwen3-0.6B --runner=DataflowRunner --project=... --region=...
 
 Leaves out what cannot be used, resizes and re-encodes, counts tokens, shuffles, and writes shards,
-`set.json` last. The same command goes on where it was interrupted. Flags that are not named below
+`set.json` last. The same command resumes where it was interrupted. Flags that are not named below
 are Beam's.
 """
 

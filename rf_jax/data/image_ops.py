@@ -47,7 +47,7 @@ def read_rgb(file: str | Path | bytes, max_pixels: int, size=None) -> np.ndarray
     """Decodes the first frame, upright, in sRGB and on white: uint8 [h, w, 3].
 
     `file`: a path or the encoded bytes. `size`: (height, width) to `resize` it to; a JPEG 2 _DRAFT
-    times as large is decoded at 1/2, 1/4 or 1/8. Raises BadImage, too for more than `max_pixels`.
+    times as large is decoded at 1/2, 1/4 or 1/8. Raises BadImage, also for more than `max_pixels`.
     """
     with opened(file) as image:
         return upright_rgb(image, max_pixels, size)

@@ -21,6 +21,10 @@ class BadImage(Exception):
     """An image that cannot be used: missing, broken, not an image, or too large."""
 
 
+class EmptyCaption(ValueError):
+    """A captioned image without text."""
+
+
 class Conversation(Protocol):
     """Messages whose image parts hold the number of an image in `sizes`."""
 
@@ -49,6 +53,14 @@ class Skips:
     def __init__(self):
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
+
+    def add_unusable(self, name: str, error: BadImage | ValueError) -> None:
+        """Adds a sample for what `shards.sample.from_members` raised about it."""
+        if isinstance(error, EmptyCaption):
+            self.add('empty caption', name)
+        else:
+            reason = 'bad image' if isinstance(error, BadImage) else 'malformed'
+            self.add(reason, f'{name}: {error}')
 
     def add(self, reason: str, example: str) -> None:
         self.counts[reason] += 1

@@ -9,14 +9,13 @@ from itertools import count, islice
 
 from ml_collections import ConfigDict
 
-from rf_jax.data import captions, data_fields, lanes, layout, records, source_list
+from rf_jax.data import lanes, layout, source_list
 from rf_jax.data.mixture import Example
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.records import BadImage
-from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from rf_jax.data.tokenizer import load_tokenizer
 from rf_jax.planning import packing_stats
 from rf_jax.runtime.errors import require
+from rf_jax.training import run_tokenizer
 
 PLAN, READ, TEXT, DECODE, PACK = 'plan', 'read', 'text', 'decode and resize', 'pack'
 
@@ -56,14 +55,7 @@ def batches_of(config: ConfigDict, hosts: int) -> Batches:
         'has whole lanes',
     )
     sources = source_list.build(config.data.sources, config.data.max_pixels)
-    known = [source.tokenizer for source in sources if records.is_indexed(source)]
-    path = next(filter(None, [config.tokenizer.path, *known]), '')
-    if path:
-        tokenizer = load_tokenizer(path)
-    else:
-        tokenizer = SentencePieceTokenizer.train(
-            captions.corpus(sources, data_fields.asked_maps(config)), config.tokenizer.vocab_size
-        )
+    tokenizer = run_tokenizer.of_config(config, sources)
     return Batches(config, sources, tokenizer, range(config.data.batch_size // hosts))
 
 

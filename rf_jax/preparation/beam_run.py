@@ -116,7 +116,7 @@ def _worker_deaths_end_the_run() -> Iterator[None]:
             errors.exit_now(
                 errors.FAILURE,
                 f'error: a worker process ended with code {found[1]} (-9: killed, as for lack of '
-                'memory); the same command goes on, with fewer --workers it needs less memory',
+                'memory); the same command resumes; with fewer --workers it needs less memory',
             )
         if not isinstance(arguments.exc_value, grpc.RpcError):  # follows, in other threads
             before(arguments)

@@ -105,11 +105,8 @@ def _add(
         outputs[KINDS[bool(found.messages)]].add(found, [size for _, size in fitted])
     except UserError:  # a ValueError too
         raise
-    except BadImage as error:
-        skips.add('bad image', f'{name}: {error}')
-    except ValueError as error:
-        empty = str(error) == 'empty caption'
-        skips.add(*(('empty caption', name) if empty else ('malformed', f'{name}: {error}')))
+    except (BadImage, ValueError) as error:
+        skips.add_unusable(name, error)
 
 
 class _Output:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from rf_jax.data import messages
-from rf_jax.data.records import BadImage
+from rf_jax.data.records import BadImage, EmptyCaption
 from rf_jax.data.shards.sample import Sample
 from rf_jax.data.sources import conversation_file, listing
 from rf_jax.preparation import unit
@@ -59,7 +59,7 @@ def _captioned(entry: dict | str, place: str, read: Callable[[str], bytes]) -> S
         raise ValueError(entry)
     file, fields = listing.fields(entry)
     if not fields['captions']:
-        raise ValueError('empty caption')
+        raise EmptyCaption('empty caption')
     return Sample(file, (read(file),), **fields)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from rf_jax.data.records import BadImage
 from rf_jax.data.shards import sample
+from rf_jax.data.shards.ranged import Ranged
 from rf_jax.data.shards.sample import IMAGE_EXTENSIONS, Sample
 from rf_jax.data.sources import listing
-from rf_jax.preparation import files, unit
+from rf_jax.preparation import unit
 from rf_jax.preparation.unit import Unit
 from rf_jax.runtime import storage
 from rf_jax.runtime.errors import UserError
@@ -37,7 +38,7 @@ class ParquetInput:
 
         try:
             with parquet.ParquetFile(
-                pa.PythonFile(files.Ranged(unit.path), 'r'), buffer_size=_BUFFER, pre_buffer=False
+                pa.PythonFile(Ranged(unit.path), 'r'), buffer_size=_BUFFER, pre_buffer=False
             ) as file:
                 columns = _columns(file.schema_arrow, unit.path)
                 number = 0

@@ -37,7 +37,7 @@ class Progress:
     def _log(self) -> None:
         try:
             units, samples = self._look()
-        except (OSError, ValueError):  # the work itself meets it too, and says so
+        except (OSError, ValueError):  # the work itself raises it too
             return
         spent = time.monotonic() - self._began
         done = units - self._first[0]

@@ -30,7 +30,7 @@ class Settings:
         """
         path = f'{out}/{NAME}'
         if not storage.exists(path):
-            # Under the lock of a folder here; in a bucket, the first of several is the one.
+            # A local folder is locked; of several processes at a bucket, the first one's are kept.
             write = storage.write if storage.is_local(path) else storage.create
             write(path, json.dumps(asdict(self), indent=1).encode())
         try:
@@ -43,6 +43,6 @@ class Settings:
                 f'--{name}: then {before.get(name)}, now {asdict(self)[name]}' for name in differing
             )
             raise UserError(
-                f'{out} was begun with other settings ({changes}): go on with the same, choose '
+                f'{out} was begun with other settings ({changes}): use the same, choose '
                 'another --out, or remove that folder'
             )

@@ -1,11 +1,10 @@
 """Sets of TensorFlow Datasets, read from ArrayRecord."""
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from rf_jax.data.shards import sample
+from rf_jax.data.shards import tfds_sample
 from rf_jax.data.shards.sample import Sample
 from rf_jax.data.sources import tfds, tfds_features
 from rf_jax.data.sources.tfds_features import Features
@@ -29,10 +28,9 @@ class TfdsInput:
         data, features = _opened(unit.path)
         for number in range(unit.first, unit.last):
             example = data[number]
-            if features.captioned:
-                yield f'example {number}', partial(_captioned, features, example, number)
-            if features.talk:
-                yield f'example {number}', partial(_conversation, features, example, number)
+            for is_talk in features.kinds():
+                read = partial(tfds_sample.of, features, example, str(number), is_talk)
+                yield f'example {number}', read
 
 
 @functools.lru_cache(4)
@@ -40,16 +38,3 @@ def _opened(spec: str) -> tuple[Sequence[dict], Features]:
     info = tfds.open_set(spec).dataset_info
     features = tfds_features.find(tfds.tfds(), info.features, f'tfds:{spec}')
     return tfds.open_set(spec, decoders=features.decoders), features
-
-
-def _captioned(features: Features, example: dict, number: int) -> Sample:
-    captions = features.captions(example)
-    if not captions:
-        raise ValueError('empty caption')
-    return Sample(str(number), (example[features.image],), captions)
-
-
-def _conversation(features: Features, example: dict, number: int) -> Sample:
-    images = {f'{n}.jpg': image for n, image in enumerate(features.encoded(example))}
-    entry = json.dumps({'messages': features.turns(example)}).encode()
-    return sample.from_members(str(number), {'json': entry, **images})

@@ -74,5 +74,5 @@ def _size(path: str) -> int:
 
 
 def slices(count: int) -> list[tuple[int, int]]:
-    """(first, last + 1) of parts of so many examples."""
+    """(first, last + 1) of the units of a source with `count` examples."""
     return [(first, min(first + _SLICE, count)) for first in range(0, count, _SLICE)]

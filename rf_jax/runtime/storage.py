@@ -1,7 +1,7 @@
 """Bytes of files on this machine, in gs:// and in s3:// buckets, by the same few functions.
 
 All can be called from many threads. They raise FileNotFoundError for what is not there, UserError
-for what the same command will meet again (no permission, no such bucket, a library that is not
+for what will not pass by itself (no permission, no such bucket, a library that is not
 installed), Unavailable once all tries have failed, and for local files OSError as usual.
 """
 

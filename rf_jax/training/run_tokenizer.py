@@ -23,6 +23,11 @@ def find(config, folder: paths.AnyPath, found) -> Tokenizer:
     own = tokenizer_file(folder)
     if own and (checkpoint.exists_in(folder) or not _asks_for_another(config, folder)):
         return _load(own)
+    return of_config(config, found)
+
+
+def of_config(config, found) -> Tokenizer:
+    """As `find`, for a run that has none yet."""
     if config.tokenizer.path:
         return _load(config.tokenizer.path)
     for source in filter(records.is_indexed, found):

@@ -1,7 +1,6 @@
 """Examples of TensorFlow Datasets in ArrayRecord files, read without TensorFlow."""
 
 import functools
-import json
 import os
 import threading
 from collections import OrderedDict
@@ -10,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from rf_jax.data.shards import sample
+from rf_jax.data.shards import tfds_sample
 from rf_jax.data.shards.sample import Sample
 from rf_jax.data.sources import tfds_features
 from rf_jax.data.sources.tfds_features import Features
@@ -18,11 +17,10 @@ from rf_jax.runtime.errors import UserError
 
 _TOGETHER = 256  # records that a scan reads at a time
 _OPEN = 256  # most files held open
-_CAPTIONED, _TALK = 0, 1  # which of its samples a record is read as, in place of a length
 
 
 class ArrayRecord:
-    """A `reader.Format`: an offset is the number of a record.
+    """A `reader.Format`: an offset is the number of a record, and a length of 1 its conversation.
 
     A record with a captioned image and a conversation gives two samples. `name`: of the source;
     `folder`: that of the files and of features.json. Raises UserError if there is none, or it has
@@ -47,7 +45,8 @@ class ArrayRecord:
             (record,) = self._reader(path).read([number])
         except (ValueError, RuntimeError, IndexError) as error:
             raise ValueError(_line(error)) from None
-        return self._sample(f'{number}', self._parse(record), int(samples[row]['blocks']))
+        is_talk = bool(samples[row]['blocks'])
+        return tfds_sample.of(self._features, self._parse(record), f'{number}', is_talk)
 
     def scan(self, path: str) -> Iterator[tuple[str, Callable[[], Sample], int, int]]:
         try:
@@ -57,24 +56,13 @@ class ArrayRecord:
                 numbers = range(start, min(start + _TOGETHER, count))
                 for number, record in zip(numbers, reader.read(list(numbers))):
                     example = self._parse(record)
-                    for part in self._parts():
-                        read = partial(self._sample, f'{number}', example, part)
-                        yield f'record {number} of {path}', read, number, part
+                    for is_talk in self._features.kinds():
+                        read = partial(
+                            tfds_sample.of, self._features, example, f'{number}', is_talk
+                        )
+                        yield f'record {number} of {path}', read, number, int(is_talk)
         except RuntimeError as error:
             raise ValueError(f'damaged or truncated: {_line(error)}') from None
-
-    def _parts(self) -> list[int]:
-        found = self._features
-        return [_CAPTIONED] * found.captioned + [_TALK] * bool(found.talk)
-
-    def _sample(self, key: str, example: dict, part: int) -> Sample:
-        found = self._features
-        if part == _CAPTIONED:
-            text = json.dumps({'caption': found.captions(example)})
-            return sample.from_members(key, {'json': text.encode(), 'png': example[found.image]})
-        images = {f'{n}.png': image for n, image in enumerate(found.encoded(example))}
-        text = json.dumps({'messages': found.turns(example)})
-        return sample.from_members(key, {'json': text.encode(), **images})
 
     def _reader(self, path: str):
         from array_record.python.array_record_module import ArrayRecordReader

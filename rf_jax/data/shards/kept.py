@@ -118,7 +118,7 @@ class Kept:
     def _read(self, base: str) -> Entry:
         found = json.loads(storage.read(f'{base}.json'))
         if found.pop('depends_on') != self._depends_on:
-            raise ValueError('is of something else')
+            raise ValueError('it was made for other settings')
         entry = Entry(**found)
         for kind, expected in entry.index_bytes.items():
             path = f'{base}.{kind}{index.SUFFIX}'

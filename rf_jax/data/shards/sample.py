@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from rf_jax.data import messages
 from rf_jax.data.messages import Message
-from rf_jax.data.records import BadImage, Record
+from rf_jax.data.records import BadImage, EmptyCaption, Record
 from rf_jax.data.sources import listing
 
 IMAGE_EXTENSIONS = ('jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'tif', 'tiff')
@@ -64,7 +64,7 @@ def from_members(key: str, members: Mapping[str, bytes]) -> Sample:
         entry = {**entry, 'caption': members['txt'].decode('utf-8', 'replace')}
     fields = listing.texts(entry)
     if not fields['captions']:
-        raise ValueError('empty caption')
+        raise EmptyCaption('empty caption')
     return Sample(key, (encoded[0],), **fields)
 
 

@@ -63,11 +63,8 @@ def scan(format: Format, path: str, tokenizer, max_pixels: int) -> Scanned:
                 skips.add('more than data.max_pixels', name)
                 continue
             builders[KINDS[bool(found.messages)]].add(found, sizes, *where)
-        except BadImage as error:
-            skips.add('bad image', f'{name}: {error}')
-        except ValueError as error:
-            empty = str(error) == 'empty caption'
-            skips.add(*(('empty caption', name) if empty else ('malformed', f'{name}: {error}')))
+        except (BadImage, ValueError) as error:
+            skips.add_unusable(name, error)
     size = storage.size(path)
     indices = {kind: built.index(size) for kind, built in builders.items() if len(built)}
     return Scanned(size, indices, skips)

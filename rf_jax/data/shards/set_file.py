@@ -52,7 +52,7 @@ def read(folder: str) -> PreparedSet:
     if not storage.exists(path):
         raise UserError(
             f'{folder} has no {NAME}: no prepared set, or its preparation has not ended; '
-            f'python -m rf_jax.prepare --source=... --out={folder} makes one or goes on with it'
+            f'python -m rf_jax.prepare --source=... --out={folder} makes one, or resumes'
         )
     try:
         found = json.loads(storage.read(path))

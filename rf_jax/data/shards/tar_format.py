@@ -9,6 +9,7 @@ import numpy as np
 from rf_jax.data.byte_cache import ByteCache
 from rf_jax.data.shards import sample, tar
 from rf_jax.data.shards.index import BLOCK
+from rf_jax.data.shards.ranged import Ranged
 from rf_jax.data.shards.sample import Sample
 from rf_jax.runtime import storage
 from rf_jax.runtime.errors import UserError
@@ -29,7 +30,7 @@ class Tar:
         return sample.from_members(*tar.members(self._bytes(path, samples, row, near)))
 
     def scan(self, path: str) -> Iterator[tuple[str, Callable[[], Sample], int, int]]:
-        file = io.BufferedReader(_Ranges(path), _AHEAD)
+        file = io.BufferedReader(Ranged(path), _AHEAD)
         for key, members, offset, blocks in tar.scan(file):
             yield key, partial(sample.from_members, key, members), offset, blocks
 
@@ -56,19 +57,3 @@ def _read(path: str, start: int, length: int) -> bytes:
         raise UserError(
             f'the shard {path} is gone since the start of the run; put it back and start again'
         ) from None
-
-
-class _Ranges(io.RawIOBase):
-    """A file on a disk or in a bucket, read from start to end."""
-
-    def __init__(self, path: str):
-        self._path, self._at, self._size = path, 0, storage.size(path)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        length = min(len(buffer), self._size - self._at)
-        buffer[:length] = _read(self._path, self._at, length) if length else b''
-        self._at += length
-        return length

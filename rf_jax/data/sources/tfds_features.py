@@ -34,6 +34,10 @@ class Features:
     def captioned(self) -> bool:
         return self.image is not None and self.read_words is not None
 
+    def kinds(self) -> list[bool]:
+        """Whether each sample of an example is a conversation."""
+        return [False] * self.captioned + [True] * bool(self.talk)
+
     def captions(self, example: dict) -> tuple[str, ...]:
         """Cleaned, without empty ones."""
         return tuple(text for text in map(clean, self.read_words(example)) if text)
