@@ -71,7 +71,8 @@ setup(
             'tensorflow-datasets>=4.9.9',
             'array_record>=0.8',
             'datasets>=4',
-            'webdataset>=1.0',
+            'webdataset>=0.2.86',
+            'img2dataset>=1.47; python_version < "3.12"',
         ],
     },
 )
