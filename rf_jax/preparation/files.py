@@ -4,7 +4,6 @@ import contextlib
 import mmap
 import os
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,11 +52,3 @@ def remove_unfinished(folder: str) -> None:
     if storage.is_local(folder):
         for path in Path(folder).glob(f'.*{_TEMPORARY}'):
             path.unlink(missing_ok=True)
-
-
-def remove(folder: str) -> None:
-    """Removes a folder with all that is in it."""
-    if storage.is_local(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-    else:
-        storage.delete_folder(folder)

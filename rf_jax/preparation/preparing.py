@@ -64,7 +64,7 @@ def prepare(
         )
         skips.log(settings.source, sum(map(found.samples, KINDS)))
         set_file.write(out, found)
-    files.remove(folder)
+    storage.delete_folder(folder)
     return set_file.read(out)
 
 

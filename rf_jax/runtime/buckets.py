@@ -1,4 +1,4 @@
-"""The libraries that talk to gs:// and s3:// buckets: set up alike, patient, with errors of ours.
+"""The libraries that talk to gs:// and s3:// buckets: one set-up, retries, and our own errors.
 
 TensorStore moves bytes, fsspec says what is there, with gcsfs or s3fs: the two that Orbax uses.
 Credentials are those of the environment: application default credentials of Google; AWS_PROFILE,
@@ -18,7 +18,7 @@ from rf_jax.runtime.errors import Unavailable, UserError
 
 ADDRESS = re.compile(r'(gs|s3)://[^/]+')
 TRIES = 9  # of TensorStore, with pauses between that double
-LIST_ATTEMPTS = 3  # tries of a look at what is there: gcsfs and s3fs try again by themselves
+LIST_ATTEMPTS = 3  # of a listing or stat; gcsfs and s3fs also retry by themselves
 FIRST_PAUSE = 0.5  # seconds; nine tries wait for 64 s in all
 LAST_PAUSE = 16.0
 STALL_TIMEOUT = 30  # seconds without a byte after which a request counts as failed

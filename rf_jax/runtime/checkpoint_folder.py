@@ -15,7 +15,7 @@ from etils import epath
 from rf_jax.runtime import buckets, paths, storage
 from rf_jax.runtime.errors import Unavailable, UserError
 
-DONE = 'commit_success.txt'  # Orbax's name
+COMMIT_FILE = 'commit_success.txt'  # Orbax's name
 
 
 def of(directory: str | os.PathLike) -> epath.Path:
@@ -54,7 +54,7 @@ def _folders(directory: str | os.PathLike) -> list[int]:
 
 def _finished(directory: str | os.PathLike, step: int) -> bool:
     folder = f'{os.fspath(directory)}/{step}'
-    return storage.is_local(folder) or storage.exists(f'{folder}/{DONE}')
+    return storage.is_local(folder) or storage.exists(f'{folder}/{COMMIT_FILE}')
 
 
 def discard(directory: epath.Path, step: int) -> None:
@@ -135,8 +135,8 @@ class Claim:
             return
         if owner != self._own:
             raise UserError(
-                f'another process has begun to train in {os.path.dirname(self._file)} and goes on '
-                'from its newest checkpoint: this one stops and saves no more. Two runs need two '
+                f'another process has begun to train in {os.path.dirname(self._file)}, from its '
+                'newest checkpoint: this one stops and saves nothing more. Two runs need two '
                 'folders (--workdir)'
             )
 

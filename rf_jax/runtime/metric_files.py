@@ -1,4 +1,4 @@
-"""Files that grow while a run goes on: the lines of metrics.jsonl and TensorBoard's events.
+"""Files that grow during a run: the lines of metrics.jsonl and TensorBoard's events.
 
 A disk appends to them. A bucket cannot: there they are parts, `metrics/STEP.jsonl` and one file of
 events for each, named by their first step. The newest part is written again, whole, as it grows, at
@@ -41,7 +41,7 @@ class MetricFiles(Protocol):
 def opened(
     workdir: paths.AnyPath, start_step: int, check: Callable[[], None] = lambda: None
 ) -> MetricFiles:
-    """The files of a run that goes on after `start_step`; what an earlier attempt wrote of later
+    """The files of a run that resumes after `start_step`; what an earlier attempt wrote of later
     steps is dropped. `check` raises before a write to a bucket that another process owns now.
     """
     if storage.is_local(workdir):

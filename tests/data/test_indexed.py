@@ -179,7 +179,7 @@ def test_a_sample_that_is_gone_is_skipped_or_named(made, tmp_path):
         batches_of((sources, made[1]))
 
 
-def test_a_task_rests_while_its_sources_have_no_weight(made, tmp_path, small_windows):
+def test_a_task_whose_sources_have_no_weight_is_not_sampled(made, tmp_path, small_windows):
     other = prepared_set.write(tmp_path, made[1], (64,))  # without conversations
     both, tasks = (f'{made[0]},{other}', made[1]), {'conversation': 1.0}
     found = batches_of(both, tasks=tasks, weights=((0, (0, 1)), (10, (1, 1))))

@@ -57,7 +57,7 @@ def test_a_run_that_was_copied_from_a_disk_goes_on(folder, tmp_path):
 
 def test_an_unfinished_checkpoint_is_not_read_and_goes_away(folder):
     save(folder, 1, 2).close()
-    storage.delete(folder / '2' / checkpoint_folder.DONE)
+    storage.delete(folder / '2' / checkpoint_folder.COMMIT_FILE)
     assert checkpoint_folder.steps(folder) == [1]
     checkpoints = checkpoint.Checkpoints(folder, 1, 2)
     assert checkpoints.latest_step() == 1 and storage.names(folder) == ['1']
@@ -165,7 +165,7 @@ def test_only_the_newest_checkpoints_are_looked_at(folder, monkeypatch):
     for step in (1, 2, 3):
         storage.write(folder / str(step) / 'file', b'')
         if step < 3:
-            storage.write(folder / str(step) / checkpoint_folder.DONE, b'')
+            storage.write(folder / str(step) / checkpoint_folder.COMMIT_FILE, b'')
     looked, exists = [], storage.exists
     monkeypatch.setattr(storage, 'exists', lambda path: looked.append(path) or exists(path))
     assert checkpoint_folder.newest(folder) == 2 and len(looked) == 2

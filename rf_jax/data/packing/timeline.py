@@ -28,7 +28,7 @@ class Phase:
 
 class Timeline:
     """Windows follow each other without gaps. The last window of a phase ends with the phase: it
-    has fewer steps, and as many examples less. Positions go on from phase to phase, so that no
+    has fewer steps, and fewer examples in proportion. Positions continue from phase to phase, so no
     example of a pass is skipped or comes twice.
     """
 
