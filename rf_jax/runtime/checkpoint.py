@@ -40,6 +40,7 @@ class Checkpoints:
 
         Raises:
           UserError: a number is out of range, or the directory cannot be written.
+          Unavailable: the bucket cannot be reached.
         """
         for field, value in {'every': every, 'keep': keep}.items():
             if value < 1:
@@ -58,7 +59,9 @@ class Checkpoints:
             # Of a bucket, `take_over` has: Orbax would raise one failure again at every save.
             cleanup_tmp_directories=storage.is_local(self.directory),
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = checkpoint_folder.reached(
+            self.directory, lambda: ocp.CheckpointManager(self.directory, options=options)
+        )
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is due at `step`, a multiple of `every`."""
@@ -208,8 +211,14 @@ def exists_in(workdir: str | os.PathLike) -> bool:
 
 
 def has_step(workdir: str | os.PathLike, step: int) -> bool:
-    """Whether a workdir holds the finished checkpoint of `step`."""
-    return checkpoint_folder.has(paths.anywhere(workdir, '--workdir') / 'checkpoints', step)
+    """Whether a workdir holds the finished checkpoint of `step`. Raises UserError if that cannot be
+    seen.
+    """
+    folder = paths.anywhere(workdir, '--workdir') / 'checkpoints'
+    try:
+        return checkpoint_folder.has(folder, step)
+    except OSError as error:  # of this machine
+        raise UserError(f'{folder} cannot be read: {error.strerror}') from None
 
 
 def latest(directory: str | os.PathLike) -> tuple[int, dict]:

@@ -6,7 +6,8 @@ checkpoint without it is unfinished, and nothing reads it.
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -15,6 +16,7 @@ from etils import epath
 from rf_jax.runtime import buckets, paths, storage
 from rf_jax.runtime.errors import Unavailable, UserError
 
+T = TypeVar('T')
 COMMIT_FILE = 'commit_success.txt'  # Orbax's name
 
 
@@ -107,6 +109,20 @@ def _check_metadata(directory: epath.Path) -> None:
             raise UserError(f'{text}; give this account {role}') from None
         if 'Project was not passed' in str(error):
             raise UserError(f'{text}; set GOOGLE_CLOUD_PROJECT') from None
+        raise Unavailable(text) from None
+
+
+def reached(directory: epath.Path, make: Callable[[], T]) -> T:
+    """What `make` returns; for a bucket, Unavailable in place of what its libraries raise.
+
+    Not tried again: in several processes Orbax has them wait for one another in there.
+    """
+    try:
+        return make()
+    except Exception as error:  # as many types as for fsspec
+        if storage.is_local(directory) or isinstance(error, UserError):
+            raise
+        text = f'{directory}: Orbax cannot open it ({buckets.first_line(error)})'
         raise Unavailable(text) from None
 
 

@@ -23,6 +23,8 @@ from rf_jax.runtime.errors import UserError
 _DASHES = tuple('\u2010\u2011\u2012\u2013\u2014\u2015\u2212')
 _CONFIG = ('--config', '-config')
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# Seconds for libraries to end after an error. After a failed save, a thread of Orbax waits for 300.
+_PATIENCE = 30.0
 _signals: list[int] = []  # received while no `metrics.StopSignal` was active
 
 
@@ -114,7 +116,11 @@ def run(
             distributed.finish()
             return result
         except (Exception, KeyboardInterrupt) as error:
-            _exit(error)
+            try:
+                _exit(error)
+            except SystemExit as leaving:
+                errors.exit_within(_PATIENCE, leaving.code)
+                raise
 
     app.run(guarded, flags_parser=partial(_parse, required=required, config=config, others=others))
 

@@ -91,3 +91,10 @@ def exit_now(code: int, message: str) -> NoReturn:
     with contextlib.suppress(OSError):  # no stderr, or no reader
         os.write(2, f'\n{message}\n'.encode())
     os._exit(code)
+
+
+def exit_within(seconds: float, code: int) -> None:
+    """Exits after so many seconds if threads of libraries still keep this process alive by then."""
+    timer = threading.Timer(seconds, os._exit, (code,))
+    timer.daemon = True
+    timer.start()

@@ -13,6 +13,14 @@ pytestmark = pytest.mark.slow
 STATE = {'ema': {'w': jnp.arange(3000.0).reshape(30, 100)}, 'step': jnp.int32(7)}
 
 
+@pytest.fixture(autouse=True)
+def _no_long_wait(monkeypatch):
+    """After a failed save a thread of Orbax waits so long, and this process for the thread."""
+    from orbax.checkpoint._src.multihost import multihost
+
+    monkeypatch.setattr(multihost, 'coordination_timeout', lambda: 20)
+
+
 @pytest.fixture
 def folder(bucket, tmp_path):
     return storage.as_epath(f'{bucket[0]}/{tmp_path.name}/checkpoints')
@@ -159,6 +167,19 @@ def test_metadata_of_the_bucket_that_is_refused_is_one_line(folder, bucket):
     bucket[1].fail('403')
     with pytest.raises(UserError, match=r'storage\.buckets\.get, as in roles/storage\.legacy'):
         checkpoint_folder.take_over(folder)
+
+
+def test_a_folder_that_orbax_cannot_open_is_one_line(folder, bucket, monkeypatch):
+    take_over = checkpoint_folder.take_over
+
+    def then_fail(directory):
+        claim = take_over(directory)
+        bucket[1].fail('403')
+        return claim
+
+    monkeypatch.setattr(checkpoint_folder, 'take_over', then_fail)
+    with pytest.raises(Unavailable, match=r'checkpoints: Orbax cannot open it \(.+\)$'):
+        checkpoint.Checkpoints(folder, 1, 2)
 
 
 def test_only_the_newest_checkpoints_are_looked_at(folder, monkeypatch):

@@ -453,7 +453,9 @@ def test_a_folder_that_cannot_be_listed_holds_no_run(tmp_path, monkeypatch):
     (tmp_path / 'checkpoints').mkdir()
 
     def refuse(_):
-        raise PermissionError('spoiled')
+        raise PermissionError(errno.EACCES, 'spoiled')
 
     monkeypatch.setattr(os, 'listdir', refuse)
     assert not checkpoint.exists_in(tmp_path)
+    with pytest.raises(UserError, match='checkpoints cannot be read'):
+        checkpoint.has_step(tmp_path, 1)

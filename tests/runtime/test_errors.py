@@ -105,6 +105,28 @@ def test_an_outage_after_progress_restarts_the_run(capsys, saved, code):
     assert capsys.readouterr().err == 'error: gs://bucket: unreachable\n'
 
 
+STUCK = """
+import threading
+from rf_jax.runtime import cli
+from rf_jax.runtime.errors import UserError
+
+def main(_):
+    threading.Thread(target=threading.Event().wait).start()
+    raise UserError('the bucket is gone')
+
+cli._PATIENCE = 0.1
+cli.run(main)
+"""
+
+
+def test_a_thread_that_waits_does_not_keep_a_failed_process(tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-c', STUCK],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (errors.USER_ERROR, 'error: the bucket is gone\n')
+
+
 def test_a_full_disk_logs_one_line_per_save_and_no_traceback(tmp_path):
     """Files may not grow beyond 500 kB, which makes real writes fail as on a full disk."""
     script = 'ulimit -f 500; exec "$@"'
