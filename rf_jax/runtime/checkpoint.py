@@ -59,9 +59,7 @@ class Checkpoints:
             # Of a bucket, `take_over` has: Orbax would raise one failure again at every save.
             cleanup_tmp_directories=storage.is_local(self.directory),
         )
-        self._manager = checkpoint_folder.reached(
-            self.directory, lambda: ocp.CheckpointManager(self.directory, options=options)
-        )
+        self._manager = checkpoint_folder.open_manager(self.directory, options)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is due at `step`, a multiple of `every`."""
@@ -129,7 +127,7 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits for the save in progress and stops the background threads."""
+        """Waits for the save in progress and ends the threads."""
         self.wait()
         self._manager.close()
 
@@ -211,14 +209,8 @@ def exists_in(workdir: str | os.PathLike) -> bool:
 
 
 def has_step(workdir: str | os.PathLike, step: int) -> bool:
-    """Whether a workdir holds the finished checkpoint of `step`. Raises UserError if that cannot be
-    seen.
-    """
-    folder = paths.anywhere(workdir, '--workdir') / 'checkpoints'
-    try:
-        return checkpoint_folder.has(folder, step)
-    except OSError as error:  # of this machine
-        raise UserError(f'{folder} cannot be read: {error.strerror}') from None
+    """Whether a workdir holds the finished checkpoint of `step`. Raises UserError."""
+    return checkpoint_folder.has(paths.anywhere(workdir, '--workdir') / 'checkpoints', step)
 
 
 def latest(directory: str | os.PathLike) -> tuple[int, dict]:

@@ -6,8 +6,7 @@ checkpoint without it is unfinished, and nothing reads it.
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
@@ -16,7 +15,6 @@ from etils import epath
 from rf_jax.runtime import buckets, paths, storage
 from rf_jax.runtime.errors import Unavailable, UserError
 
-T = TypeVar('T')
 COMMIT_FILE = 'commit_success.txt'  # Orbax's name
 
 
@@ -46,8 +44,13 @@ def newest(directory: str | os.PathLike) -> int:
 
 
 def has(directory: str | os.PathLike, step: int) -> bool:
-    """Whether `step` is one of `steps`, without a look at the others."""
-    return step in _folders(directory) and _finished(directory, step)
+    """Whether `step` is one of `steps`, without a look at the others. Raises UserError if the
+    folder cannot be read.
+    """
+    try:
+        return step in _folders(directory) and _finished(directory, step)
+    except OSError as error:  # of this machine
+        raise UserError(f'{directory} cannot be read: {error.strerror}') from None
 
 
 def _folders(directory: str | os.PathLike) -> list[int]:
@@ -112,15 +115,16 @@ def _check_metadata(directory: epath.Path) -> None:
         raise Unavailable(text) from None
 
 
-def reached(directory: epath.Path, make: Callable[[], T]) -> T:
-    """What `make` returns; for a bucket, Unavailable in place of what its libraries raise.
-
-    Not tried again: in several processes Orbax has them wait for one another in there.
+def open_manager(
+    directory: epath.Path, options: ocp.CheckpointManagerOptions
+) -> ocp.CheckpointManager:
+    """Raises Unavailable if a bucket fails; tries only once, since in there processes wait for one
+    another.
     """
     try:
-        return make()
+        return ocp.CheckpointManager(directory, options=options)
     except Exception as error:  # as many types as for fsspec
-        if storage.is_local(directory) or isinstance(error, UserError):
+        if storage.is_local(directory):
             raise
         text = f'{directory}: Orbax cannot open it ({buckets.first_line(error)})'
         raise Unavailable(text) from None
