@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -132,29 +133,36 @@ def checked(out: Path, samples: int, sums: np.ndarray) -> Iterator[str]:
         yield f'left out: {found.left_out}'
 
 
+def batches_of(out: Path, rows: np.ndarray) -> Batches:
+    config = emoji.get_config()
+    config.data.update(sources=f'prepared:{out}', lanes=LANES, sizes=((32, 1.0),))
+    config.data.tasks.image_to_text = 0.0
+    config.data.capacity.update(text=400, vision=0, representation=64, pixels=64)
+    config.data.capacity.update(vision_images=0, pixel_images=16)
+    (source,) = source_list.build(config.data.sources, 10**8)
+    return Batches(config, [source], load_tokenizer(source.tokenizer), rows)
+
+
+def planned(out: Path, rows: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Samples of the first pass that a process with these rows reads in steps first .. last - 1."""
+    batches = batches_of(out, rows)
+    found = (row for step in range(first, last) for row in batches.examples(step))
+    return np.array([each.index for row in found for each in row if each.epoch == 0], np.int64)
+
+
 def passed(out: Path, processes: Sequence[int]) -> Iterator[str]:
     """What is wrong with a pass of training over the set, whose parts have so many processes."""
-
-    def batches_of(rows):
-        config = emoji.get_config()
-        config.data.update(sources=f'prepared:{out}', lanes=LANES, sizes=((32, 1.0),))
-        config.data.tasks.image_to_text = 0.0
-        config.data.capacity.update(text=400, vision=0, representation=64, pixels=64)
-        config.data.capacity.update(vision_images=0, pixel_images=16)
-        (source,) = source_list.build(config.data.sources, 10**8)
-        return Batches(config, [source], load_tokenizer(source.tokenizer), rows)
-
     rows = np.arange(emoji.get_config().data.batch_size)
-    plan = batches_of(rows).plan
+    batches = batches_of(out, rows)
     # Lanes of random sizes end their first pass a little apart.
-    steps = round(1.02 * plan.steps_per_epoch) + 2 * plan.steps_per_window
-    seen = np.zeros(len(batches_of(rows).pools['text_to_image of 1']), np.int64)
+    steps = round(1.02 * batches.plan.steps_per_epoch) + 2 * batches.plan.steps_per_window
+    seen = np.zeros(len(batches.pools['text_to_image of 1']), np.int64)
     for part, count in enumerate(processes):
         first, last = (steps * at // len(processes) for at in (part, part + 1))
-        for own in np.split(rows, count):
-            batches = batches_of(own)
-            for row in (row for step in range(first, last) for row in batches.examples(step)):
-                seen[[example.index for example in row if example.epoch == 0]] += 1
+        with ProcessPoolExecutor(count, get_context('spawn')) as pool:
+            parts = [pool.submit(planned, out, own, first, last) for own in np.split(rows, count)]
+            for each in parts:
+                np.add.at(seen, each.result(), 1)
     if (seen != 1).any():
         yield f'{(seen == 0).sum()} samples are not in a pass, {(seen > 1).sum()} twice or more'
 
