@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import logging
+import os
 import re
 import shlex
 import sys
@@ -77,7 +78,8 @@ class Runner:
 
 def _environment() -> environments.Environment:
     """Of worker processes; `exec` replaces the shell that Beam starts them with."""
-    command = f'exec {shlex.quote(sys.executable)} -m {local_worker.__name__}'
+    program = f'{shlex.quote(sys.executable)} -m {local_worker.__name__}'
+    command = f'{local_worker.PARENT}={os.getpid()} exec {program}'
     return environments.SubprocessSDKEnvironment.from_command_string(command)
 
 

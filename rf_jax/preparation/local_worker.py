@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+PARENT = 'RF_JAX_PREPARE'  # variable with the process id of the command
 _LOOK = 1.0  # seconds
 
 
@@ -17,6 +18,8 @@ def _end_with(parent: int) -> None:
 
 
 def _main() -> None:
+    # First of all: it may be gone before what follows is imported.
+    threading.Thread(target=_end_with, args=[int(os.environ[PARENT])], daemon=True).start()
     # With a handler there, Beam adds none that prints to stderr beside the log of the command.
     logging.getLogger().addHandler(logging.NullHandler())
     import grpc
@@ -29,7 +32,6 @@ def _main() -> None:
             show(arguments)
 
     threading.excepthook = hook
-    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     with contextlib.suppress(grpc.RpcError):
         sdk_worker_main.main(sys.argv)
 

@@ -15,6 +15,7 @@ from prepare_inputs import keys, prepare, write_tar
 from waiting import until
 
 from rf_jax.data.shards import set_file
+from rf_jax.preparation import local_worker
 from rf_jax.runtime import workdir
 
 pytest.importorskip('apache_beam')
@@ -104,3 +105,14 @@ def test_a_flag_that_beam_does_not_know_is_named(tars, tmp_path):
     line = command(*arguments, '--direct_num_worker=3', code=64)
     assert '--direct_num_worker is a flag neither' in line and '--direct_num_workers?' in line
     assert not (tmp_path / 'set').exists()
+
+
+def test_a_worker_that_starts_after_the_command_was_killed_ends_in_silence():
+    gone = subprocess.Popen(['true'])
+    gone.wait()
+    done = subprocess.run(
+        [sys.executable, '-m', local_worker.__name__],
+        cwd=ROOT, env=os.environ | {local_worker.PARENT: str(gone.pid)},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (1, '', '')
