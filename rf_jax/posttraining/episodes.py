@@ -61,11 +61,14 @@ def answer(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
 
 
 def describe(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
-    """Captions of images, and what a frozen decoder makes of them."""
+    """Captions of images, and what a frozen decoder makes of them. Equal captions have equal
+    images: what the decoder happens to sample must not tell them apart.
+    """
     found, captions = _captioned(run, rollouts, params, number)
-    captions = [text for text in captions for _ in range(run.config.grpo.images)]
+    asked = [(text, image) for text in captions for image in range(run.config.grpo.images)]
+    captions = [text for text, _ in asked]
     seed = fold(run.config.seed, 'decoder', number) % 2**31
-    images = rollouts.decoded(captions, seed, _sizes(run, found.shown))
+    images = rollouts.decoded(asked, seed, _sizes(run, found.shown))
     samples = [Sample(text, image) for text, image in zip(captions, images)]
     return replace(found, samples=grouped(samples, samples_of(run.config)))
 

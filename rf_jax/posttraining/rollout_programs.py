@@ -102,9 +102,15 @@ class RolloutPrograms:
         self.sampler.params = self.reference
         return self.sampler.caption(list(images))
 
-    def decoded(self, captions: Sequence[str], seed: int, sizes) -> list[np.ndarray]:
-        """Images of the captions by the reference, with the guidance of `config.sampling`; `sizes`
-        (height, width) of each.
+    def decoded(self, asked: Sequence[tuple[str, int]], seed: int, sizes) -> list[np.ndarray]:
+        """Images by the reference, with the guidance of `config.sampling`, each of its (height,
+        width) in `sizes`. `asked`: caption and number; the same of all three is generated once.
         """
         self.sampler.params = self.reference
-        return [each.image for each in self.sampler.generate(list(captions), seed, sizes)]
+        once = dict.fromkeys(zip(asked, sizes))
+        captions, numbers = zip(*(each for each, _ in once))
+        found = self.sampler.generate(captions, seed, [size for _, size in once], numbers)
+        images = dict(zip(once, (each.image for each in found)))
+        for array in images.values():
+            array.flags.writeable = False  # rewards share them
+        return [images[each] for each in zip(asked, sizes)]

@@ -251,6 +251,17 @@ def test_captions_of_unified_grpo_can_have_several_images(tmp_path, episode, row
 
 
 @slow
+def test_equal_captions_have_equal_images(tmp_path):
+    changes = {'grpo.episode': 'describe', 'grpo.policies': ('text',)}
+    run = built(tmp_path, changes)
+    state = ready(run.initialise())
+    asked, sizes = [('a', 0), ('b', 0), ('a', 1), ('a', 0)], [(64, 64)] * 4
+    found = fed(run, state, counted([1.0])).rollouts.decoded(asked, 7, sizes)
+    np.testing.assert_array_equal(found[3], found[0])
+    assert (found[1] != found[0]).any() and (found[2] != found[0]).any()
+
+
+@slow
 def test_eight_devices_agree_with_one(tmp_path):
     losses = {}
     for devices in (1, 8):
