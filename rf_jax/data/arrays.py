@@ -1,4 +1,4 @@
-"""Images as users have them in a notebook (arrays, Pillow images, paths) to uint8 RGB."""
+"""Converts images as users have them in a notebook (arrays, Pillow images, paths) to uint8 RGB."""
 
 from collections.abc import Sequence
 from pathlib import Path

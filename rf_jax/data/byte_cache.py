@@ -1,4 +1,4 @@
-"""A cache of what is needed again soon: decoded images, ranges of files in a bucket."""
+"""A cache of what is soon used again: decoded images, ranges of files in a bucket."""
 
 import threading
 from collections import OrderedDict

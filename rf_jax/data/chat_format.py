@@ -35,7 +35,7 @@ class ChatFormat:
 
 
 def plain(bos: int, answer: int, eos: int) -> ChatFormat:
-    """Of the SentencePiece models of this package: three special tokens, no names of roles."""
+    """The format of this package's SentencePiece models: three special tokens, no role names."""
     return ChatFormat(
         before={'system': (bos,), 'user': (bos,), 'assistant': ()},
         after={'system': (eos,), 'user': (answer,), 'assistant': (eos,)},

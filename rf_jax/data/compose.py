@@ -98,7 +98,7 @@ class Composer:
     ) -> list[layout.Span]:
         """Messages whose images are numbers in `sizes`, fitted; `pixels_of` one of these numbers.
 
-        Without the last turns if a row cannot hold them; [] if it cannot hold the first.
+        The last turns are dropped if a row cannot hold them; [] if it cannot hold the first.
         """
         grids = [self._grid(size) for size in sizes]
 

@@ -7,13 +7,13 @@ The tokenizer's chat format tells turns apart. In the plain format:
 
 An image of the user becomes a Vision span where it stands; those before all text of a turn come
 before its first token. An image of the assistant begins with the token <image>, which the model
-predicts where it decides to generate one. Then come its representation, its pixels, what the
-encoder sees of it, for all that follows, and <answer>, after which the assistant goes on. A
+predicts where it decides to generate one. Then come its representation, its pixels, its encoder
+features, which all later tokens see, and <answer>, after which the assistant continues. A
 conversation of one question is `spans.question_answer_span`.
 
 The loss is on the assistant's tokens alone: text, <image> and <eos>. A draft of the assistant
-stands as any image that it generates, so that what follows sees what it will see when the model has
-generated one, but nothing is learned of it.
+is laid out like any image that it generates, so that later tokens see what they see at inference,
+but there is no loss on it.
 """
 
 from collections import Counter
@@ -130,7 +130,7 @@ class Template:
         return found, whole
 
     def image(self, image: Any, learned: bool = True) -> list[Piece]:
-        """An image that the assistant generates, and the token after which it goes on."""
+        """An image that the assistant generates, and the token after which it continues."""
         return [
             Tokens((self.tokenizer.image,), learned=True),
             Image(image, generated=True, learned=learned),
@@ -146,7 +146,7 @@ class Template:
 
 
 def learned_images(messages: Sequence[Message]) -> list[int]:
-    """Of the assistant's images, counted from 0, those that are no drafts."""
+    """Of the assistant's images, counted from 0, those that are not drafts."""
     parts = [part for message in messages if message.role == 'assistant' for part in message.parts]
     images = [part for part in parts if isinstance(part, ImagePart)]
     return [i for i, part in enumerate(images) if not isinstance(part, DraftPart)]

@@ -77,8 +77,8 @@ class HFTokenizer:
 
 
 def with_spare_rows(model_bytes: bytes, rows: int | None) -> bytes:
-    """The tokenizer.json with our marks where it has none, and one token for each of `rows` (None:
-    as many as it needs). Raises ValueError if they are too few.
+    """The tokenizer.json with our special tokens where it has none, and one token for each of
+    `rows` (None: as many as it needs). Raises ValueError if there are too few rows.
     """
     tokenizer = _parsed(model_bytes)
     count = _rows(tokenizer)

@@ -1,4 +1,4 @@
-"""Lanes: parts of the data and of every batch that are planned apart, so that a host plans its own.
+"""Lanes: parts of the data and of every batch, planned independently: a host plans only its own.
 
 Lane l of L has examples l/L to (l + 1)/L of every pool, and the same part of the rows of a batch.
 The lanes alone decide what a batch holds, so any number of processes makes the same batches, as
@@ -37,7 +37,7 @@ def count(data) -> int:
 
 
 def check_rows(data, rows: np.ndarray) -> None:
-    """Raises UserError if the rows of a process are no whole lanes of a batch.
+    """Raises UserError if the rows of a process are not whole lanes of a batch.
 
     The rows of a host's devices need not be next to each other: the order of devices in a mesh
     follows the torus. Lanes of one row always fit.
@@ -55,7 +55,7 @@ def check_rows(data, rows: np.ndarray) -> None:
 class Lanes:
     """The plans of the lanes that have `rows`, the rows of a process in every global batch.
 
-    Raises UserError if these are no whole lanes, or a lane would have no example of a pool.
+    Raises UserError if these are not whole lanes, or a lane would have no example of a pool.
     """
 
     def __init__(self, config, pools: Pools, rows: np.ndarray, counts: Counter):

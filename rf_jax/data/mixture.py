@@ -1,8 +1,8 @@
 """Which example of each task comes when: an endless shuffled order that can be read anywhere.
 
 Position k of task t is example `shuffled(k mod count)` of epoch `k // count`, so every example of a
-task comes exactly once per epoch. Of large sets, blocks of examples that lie together are shuffled,
-and the packing plan shuffles the examples of a window of blocks. The shuffle is computed for single
+task appears exactly once per epoch. In large sets, blocks of consecutive examples are shuffled, and
+the packing plan shuffles the examples within a window of blocks. The shuffle is computed for single
 positions and never stored: a billion examples cost what a thousand do, and any window of the order
 is a function of (seed, window).
 """
@@ -22,7 +22,7 @@ _ROUNDS = 8  # of two half-rounds each; with four, tasks of a few examples are v
 class Example:
     """One example of a task in one epoch; all of its randomness derives from these fields.
 
-    `index`: among the examples of the task. `epoch`: earlier passes over the task.
+    `index`: among the examples of the task. `epoch`: earlier epochs of the task.
     """
 
     task: str
@@ -65,8 +65,8 @@ class Mixture:
     """Some examples of each task, and how often each task is sampled.
 
     `counts`: examples of each task; `weights`: sampling weight of each task, on any scale. `first`:
-    index of the first of them, 0 by default. `together`: this many examples that lie next to each
-    other come together, 1 by default, so that reading them from a bucket is one request.
+    index of the first of them, 0 by default. `together`: this many consecutive examples stay
+    together in the order, 1 by default, so that reading them from a bucket is one request.
     """
 
     counts: Mapping[str, int]
@@ -81,7 +81,7 @@ class Mixture:
         return tuple(task for task, weight in self.weights.items() if weight > 0)
 
     def examples_per_epoch(self) -> float:
-        """Examples, of all tasks, until the first task has been passed once.
+        """Examples, of all tasks, until the first task completes an epoch.
 
         That is the smallest task relative to its weight.
         """

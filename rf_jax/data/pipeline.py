@@ -30,7 +30,7 @@ class Batches:
 
     `rows`: which rows of every global batch to make, ascending; default: all.
     Raises UserError at construction for impossible capacities, an empty mixture, or rows that are
-    no whole lanes.
+    not whole lanes.
     """
 
     def __init__(

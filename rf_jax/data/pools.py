@@ -15,8 +15,8 @@ from rf_jax.runtime.errors import UserError, require
 
 
 class Pool(Protocol):
-    """Examples of one task. `together`: this many that follow each other are read at once.
-    `has_text`: its texts are no captions.
+    """Examples of one task. `together`: this many consecutive ones are read at once.
+    `has_text`: its texts are not captions.
     """
 
     task: str

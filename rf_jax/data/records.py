@@ -95,7 +95,7 @@ def clean(text: str) -> str:
 
 
 class IndexedSource(Protocol):
-    """Samples in shards with an index, which need no memory each.
+    """Samples in shards with an index, which need no memory per sample.
 
     `name`, `skipped`: as of a Source. `tokenizer`: the path of the tokenizer that comes with it, or
     ''. Constructed as `IndexedSource(argument, max_pixels)`; raises UserError.

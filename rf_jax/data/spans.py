@@ -54,7 +54,9 @@ def first_piece(tokenizer, text: str, max_text: int, counts: Counter) -> layout.
 
 
 def question_room(tokenizer, max_text: int) -> int:
-    """Most tokens of a question: half of a span of `max_text`, or less to leave an answer one."""
+    """The most tokens that a question may have: half of a span of `max_text`, or fewer, so that the
+    answer has at least one.
+    """
     return min(max_text // 2, max_text - tokenizer.chat.question_and_answer - 1)
 
 

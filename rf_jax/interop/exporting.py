@@ -1,7 +1,7 @@
-"""Our parameters as folders that transformers opens: the tables of reading, reversed.
+"""Exports our parameters as folders that transformers opens: the tables for reading, reversed.
 
-No arithmetic touches them but the rounding to the dtype of the original, so weights that were not
-trained come out bit for bit as they went in.
+The only arithmetic is rounding to the dtype of the original, so weights that were not trained come
+out bit for bit as they went in.
 """
 
 import json
@@ -79,7 +79,7 @@ def export(kind: str, original: Original, config, arrays: Arrays, folder: Path) 
 
 
 def export_all(arrays: Arrays, folder: Path) -> None:
-    """Writes the whole model by our own names, as the arrays are, one after the other."""
+    """Writes the whole model under our own names, the arrays unchanged and one at a time."""
     specs = [writing.Spec(path, array.shape, array.dtype) for path, array in arrays.items()]
     writing.write(folder, specs, arrays.values())
 

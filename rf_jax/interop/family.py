@@ -51,8 +51,8 @@ def processor(config, kind: str, **own: Any) -> dict[str, Any]:
 
 
 def other_than(c: Config, **supported: Any) -> list[str]:
-    """What is wrong with fields of config.json for which our model knows one value; it is what an
-    absent field means.
+    """Errors for fields of config.json of which our model supports only one value, which is also
+    the default of an absent field.
     """
     return [
         f'config.json: {name}={c[name]!r} is not supported, only {value!r}'

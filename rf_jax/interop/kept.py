@@ -46,7 +46,7 @@ class Original(NamedTuple):
     dtypes: Mapping[str, str] = MappingProxyType({})  # of tensors, where config.json has none
 
     def names(self) -> frozenset[str]:
-        """Of tensors that are known to be there."""
+        """The names of tensors that are known to be there."""
         return self.copies | {spec.name for spec, _ in self.tensors}
 
 

@@ -69,13 +69,13 @@ class Row(NamedTuple):
 
 
 def linear(theirs: str, out: str, into: str, ours: str, bias: bool = True) -> tuple[Row, ...]:
-    """Of a linear layer of torch."""
+    """The rows of a linear layer of torch."""
     kernel = Row(f'{theirs}.weight', (out, into), f'{ours}/kernel', TRANSPOSED)
     return (kernel, Row(f'{theirs}.bias', (out,), f'{ours}/bias')) if bias else (kernel,)
 
 
 def layer_norm(theirs: str, ours: str) -> tuple[Row, Row]:
-    """Of a layer norm of torch."""
+    """The rows of a layer norm of torch."""
     scale, bias = f'{theirs}.weight', f'{theirs}.bias'
     return Row(scale, ('width',), f'{ours}/scale'), Row(bias, ('width',), f'{ours}/bias')
 

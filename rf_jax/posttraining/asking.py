@@ -1,4 +1,4 @@
-"""What the policy is asked and shown in a collection: a function of (seed, number of the step)."""
+"""What the policy is asked and shown in a rollout: a function of (seed, step)."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from rf_jax.scenes import prompts, riddles
 
 
 def prompts_of(run, number: int, count: int) -> list[Prompt]:
-    """The prompts of a collection: `grpo.prompts`. Raises UserError."""
+    """The prompts of a rollout: `grpo.prompts`. Raises UserError."""
     return PROMPTS[run.config.grpo.prompts](run, number, count)
 
 
@@ -49,7 +49,7 @@ def _of_sides(*sides: str):
 
 
 def _riddles(run, number: int, count: int) -> list[Prompt]:
-    """Riddles of training, but those of the evaluation."""
+    """Training riddles, except those of the evaluation."""
     known = _riddles_apart(_rung(run))
     rng = generator(run.config.seed, 'asked', number)
     asked = [_pick(rng, known) for _ in range(count)]
@@ -95,7 +95,7 @@ def _riddles_apart(rung) -> list[riddles.Riddle]:
 
 
 def sources_of(run, number: int, count: int) -> list[Source]:
-    """The images of a collection, of the run's examples, at the size of training."""
+    """The images of a rollout, from the run's examples, at the training size."""
     return [source for source, _, _ in _shown(run, number, count, lambda record: True)]
 
 

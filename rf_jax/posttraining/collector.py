@@ -1,6 +1,6 @@
 """Where GRPO gets its batches: a rollout every `grpo.updates` steps, with rewards and advantages.
 
-A collection is a function of (seed, step, parameters), so a run that is killed repeats it.
+A rollout is a function of (seed, step, parameters), so a run that was killed repeats it exactly.
 """
 
 from collections import Counter

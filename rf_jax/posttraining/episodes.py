@@ -32,8 +32,9 @@ from rf_jax.runtime.rng import fold, generator
 
 @dataclass
 class Collected:
-    """Groups of samples: `grpo.group_size` texts or images; of texts with images each image with
-    its text, those of a text together. `rows`: batches of one row a text, or one a sample.
+    """Groups of samples: `grpo.group_size` texts or images. If texts have images, a sample is an
+    image with its text, and the images of a text are consecutive. `rows`: batches of one row a
+    text, or one a sample.
     """
 
     asked: list[Prompt]
@@ -61,8 +62,8 @@ def answer(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
 
 
 def describe(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
-    """Captions of images, and what a frozen decoder makes of them. Equal captions have equal
-    images: what the decoder happens to sample must not tell them apart.
+    """Captions of images, and what a frozen decoder makes of them. Equal captions get equal
+    images, so that the randomness of the decoder does not tell them apart.
     """
     found, captions = _captioned(run, rollouts, params, number)
     asked = [(text, image) for text in captions for image in range(run.config.grpo.images)]
@@ -155,7 +156,7 @@ def samples_of(config: ConfigDict) -> int:
 
 
 def groups_of(config: ConfigDict) -> int:
-    """Groups of a collection: its rows are those of `grpo.updates` batches. Raises UserError."""
+    """Groups of a rollout: its rows are those of `grpo.updates` batches. Raises UserError."""
     c = config.grpo
     rows = config.data.batch_size * c.updates
     of_text, of_image = EPISODES[c.episode].rows
@@ -232,5 +233,5 @@ def _seeds(config: ConfigDict, what: str, number: int, count: int) -> np.ndarray
 
 
 def grouped(samples: Sequence[Sample], n: int) -> list[list[Sample]]:
-    """Each `n` that follow each other."""
+    """Groups of `n` consecutive samples."""
     return [list(samples[start : start + n]) for start in range(0, len(samples), n)]

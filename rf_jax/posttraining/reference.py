@@ -12,7 +12,7 @@ from rf_jax.training.jitted import Programs
 
 
 def load(run: Programs) -> Any:
-    """The average of `grpo.reference`, or of `initialise_from`, sharded as the run's own.
+    """The EMA of `grpo.reference`, or of `initialise_from`, sharded as the run's own.
 
     Raises UserError if it is missing or has other shapes.
     """

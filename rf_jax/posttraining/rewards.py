@@ -80,7 +80,7 @@ def exact_answer(prompt: Prompt, source: Source, sample: Sample) -> float:
 
 
 def words(prompt: Prompt, source: Source, sample: Sample) -> float:
-    """The number of words of the text; with a negative weight, a price on length."""
+    """The number of words of the text; with a negative weight, a length penalty."""
     del prompt, source
     return float(len(sample.text.split()))
 
@@ -118,7 +118,7 @@ def load(text: str) -> Reward:
 
 
 def load_all(texts: Sequence[str]) -> dict[str, Reward]:
-    """{name of the function: function}. Raises UserError for two of one name."""
+    """{name of the function: function}. Raises UserError if two have the same name."""
     found: dict[str, Reward] = {}
     for text in texts:
         name = text.rpartition(':')[2]

@@ -1,5 +1,5 @@
-"""What is logged of a collection: rewards apart and by level, diversity and length, so that reward
-hacking is seen.
+"""What is logged of a rollout: each reward, also by level, diversity and length, to reveal reward
+hacking.
 """
 
 from collections.abc import Mapping
@@ -63,5 +63,5 @@ def _pixel_spread(samples) -> float:
 
 
 def line(seen: Mapping[str, float]) -> str:
-    """The metrics of a collection in one line."""
+    """The metrics of a rollout in one line."""
     return ' | '.join(f'{name} {value:.3g}' for name, value in seen.items())

@@ -1,7 +1,6 @@
 """The first pass: reads a unit of the input and keeps what can be used, in a tar file of its own.
 
-The samples of that file are ordered by random keys, so that those of any one shard stand together
-in it.
+The samples of that file are sorted by random key, so that those of any one shard are contiguous.
 """
 
 import contextlib

@@ -48,7 +48,7 @@ def _folder(path: str) -> Path:
 
 
 def remove_unfinished(folder: str) -> None:
-    """Removes what a process left that was killed while it wrote here."""
+    """Removes what a process that was killed while writing here has left."""
     if storage.is_local(folder):
         for path in Path(folder).glob(f'.*{_TEMPORARY}'):
             path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from rf_jax.runtime import paths
 
 
 class FolderInput:
-    """An `unit.Input`: `folder:/path`, read as `data.sources` does; maps are left out."""
+    """A `unit.Input`: `folder:/path`, read as `data.sources` does; maps are left out."""
 
     def __init__(self, kind: str):
         self._kind = kind  # 'folder', or with links

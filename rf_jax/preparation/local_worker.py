@@ -1,4 +1,4 @@
-"""A worker process of Beam on this machine: quiet, and gone once the command that started it is."""
+"""A quiet worker process of Beam on this machine, which ends with the command that started it."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""Tar files out of parts of others: samples in the order of their keys, copied as they are."""
+"""Makes tar files from parts of others: samples sorted by key, copied unchanged."""
 
 import hashlib
 import os

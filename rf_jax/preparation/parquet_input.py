@@ -27,7 +27,7 @@ _BUFFER = 2**22  # bytes read at a time of each column
 
 
 class ParquetInput:
-    """An `unit.Input`: `parquet:/path/*.parquet`. Needs pyarrow."""
+    """A `unit.Input`: `parquet:/path/*.parquet`. Needs pyarrow."""
 
     def units(self, entry: int, argument: str) -> list[Unit]:
         return unit.of_files(entry, 'parquet', argument, '*.parquet')

@@ -1,4 +1,4 @@
-"""A line now and then about how far all processes have come, and how long the rest will take."""
+"""Logs at intervals how far all processes have come, and how long the rest will take."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""What became of a unit of the input: written last, so that its files are whole where it is."""
+"""The report on a unit of the input, written last: if it exists, the unit's files are complete."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

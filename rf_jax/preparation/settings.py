@@ -1,4 +1,4 @@
-"""What the bytes of a prepared set follow from, beside its input; kept with the set."""
+"""What determines the bytes of a prepared set, apart from its input; kept with the set."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ class Settings:
     def claim(self, out: str) -> None:
         """Writes the settings into the folder of the set, the first time.
 
-        Raises UserError, which says what differs, where the folder was begun with others.
+        Raises UserError, which says what differs, if the folder was begun with other settings.
         """
         path = f'{out}/{NAME}'
         if not storage.exists(path):

@@ -1,5 +1,5 @@
-"""The second pass: writes a shard of the set, from the samples of all units whose random keys are
-in its part of all keys.
+"""The second pass: writes a shard of the set, from the samples of all units whose random keys lie
+in its range.
 """
 
 import hashlib

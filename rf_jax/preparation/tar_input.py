@@ -9,7 +9,7 @@ from rf_jax.preparation.unit import Unit
 
 
 class TarInput:
-    """An `unit.Input`: `webdataset:/path/{00000..00099}.tar`, a folder, `*.tar`."""
+    """A `unit.Input`: `webdataset:/path/{00000..00099}.tar`, a folder, `*.tar`."""
 
     def units(self, entry: int, argument: str) -> list[Unit]:
         return unit.of_files(entry, 'webdataset', argument, '*.tar')

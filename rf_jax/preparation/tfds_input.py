@@ -13,7 +13,7 @@ from rf_jax.preparation.unit import Unit
 
 
 class TfdsInput:
-    """An `unit.Input`: `tfds:name[/config][:split]`, split 'train' by default."""
+    """A `unit.Input`: `tfds:name[/config][:split]`, split 'train' by default."""
 
     def units(self, entry: int, argument: str) -> list[Unit]:
         data, _ = _opened(argument)

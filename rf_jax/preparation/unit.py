@@ -1,4 +1,4 @@
-"""A unit of work: a part of the input that is read from start to end, whatever else is there."""
+"""A unit of work: a part of the input that is read from start to end, independently of the rest."""
 
 import hashlib
 import re
@@ -19,8 +19,8 @@ _SLICE = 2_000  # examples of a unit
 @dataclass(frozen=True)
 class Unit:
     """`entry`: number of its entry of --source, `kind` before the colon. `path`: of its file, or
-    what is behind the colon. `name`: that tells it from the others of the entry, wherever the
-    input lies. `bytes`: of its file. `first`, `last`: its examples, of a part of a source.
+    what follows the colon. `name`: tells it from the others of the entry, wherever the input is
+    stored. `bytes`: of its file. `first`, `last`: its examples, of a part of a source.
     """
 
     entry: int
@@ -33,7 +33,7 @@ class Unit:
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits; another unit has others, and so has a file of another size."""
+        """16 hexadecimal digits, which differ for another unit or a file of another size."""
         text = f'{self.entry}\0{self.name}\0{self.bytes}\0{self.first}\0{self.last}'
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

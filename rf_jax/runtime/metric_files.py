@@ -1,9 +1,10 @@
 """Files that grow during a run: the lines of metrics.jsonl and TensorBoard's events.
 
-A disk appends to them. A bucket cannot: there they are parts, `metrics/STEP.jsonl` and one file of
-events for each, named by their first step. The newest part is written again, whole, as it grows, at
-most once in `EVERY` seconds and with every checkpoint; at `PART` bytes a new one begins. So a step
-costs the same however long the run is, and a killed run loses no line of a step that it resumes.
+On a disk they are appended to. A bucket does not allow this: there they consist of parts,
+`metrics/STEP.jsonl` and one file of events for each, named by their first step. The newest part is
+rewritten as it grows, at most once in `EVERY` seconds and with every checkpoint; at `PART` bytes a
+new one begins. So a step costs the same however long the run is, and a killed run loses no line of
+a step that it resumes.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ class MetricFiles(Protocol):
     """Raises OSError, or UserError for a bucket, if something cannot be written."""
 
     def write(self, step: int, event: Event, line: bytes) -> None:
-        """Adds a record to TensorBoard's, and a line, if it is not b'', to the lines."""
+        """Adds a record to TensorBoard's events and a line, unless it is b'', to metrics.jsonl."""
 
     def flush(self) -> None:
         """What was written before is on the disk or in the bucket when this returns."""
@@ -143,7 +144,7 @@ class InBucket:
 
 
 def kept_lines(data: bytes, start_step: int) -> bytes:
-    """JSON lines without later steps and incomplete ones."""
+    """The JSON lines, except incomplete ones and those of later steps."""
     kept = []
     for line in data.splitlines():
         try:

@@ -1,7 +1,7 @@
 """Bytes of files on this machine, in gs:// and in s3:// buckets, by the same few functions.
 
 All can be called from many threads. They raise FileNotFoundError for what is not there, UserError
-for what will not pass by itself (no permission, no such bucket, a library that is not
+for errors that retrying does not fix (no permission, no such bucket, a library that is not
 installed), Unavailable once all tries have failed, and for local files OSError as usual.
 """
 
@@ -75,8 +75,8 @@ def write(path: str | os.PathLike, data: bytes) -> None:
 
 
 def create(path: str | os.PathLike, data: bytes) -> bool:
-    """Writes a file if there is none of that name; False if there is one, also of another process
-    at the same time.
+    """Writes a file if there is none of that name; False if there is one, even if another process
+    creates it at the same time.
     """
     if is_local(path):
         try:
@@ -173,7 +173,7 @@ def copy_within_bucket(folder: str | os.PathLike, other: str | os.PathLike) -> N
 
 
 def as_epath(path: str | os.PathLike) -> epath.Path:
-    """The path as one of epath, which must not be made otherwise: this sets up its libraries."""
+    """The path as an epath. Make them only here: this sets up the libraries that they need."""
     if not is_local(path):
         buckets.prepare()
     return epath.Path(path)

@@ -100,7 +100,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which the smallest task, relative to its weight, is passed once."""
+        """Steps in an epoch of the smallest task, relative to its weight."""
         windows = self.mixture.examples_per_epoch() / self.examples_per_window
         return math.ceil(windows * self.steps_per_window)
 

@@ -29,7 +29,7 @@ class Phase:
 class Timeline:
     """Windows follow each other without gaps. The last window of a phase ends with the phase: it
     has fewer steps, and fewer examples in proportion. Positions continue from phase to phase, so no
-    example of a pass is skipped or comes twice.
+    example of an epoch is skipped or repeated.
     """
 
     def __init__(self, tasks: Sequence[str]):

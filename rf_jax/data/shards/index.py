@@ -1,8 +1,8 @@
 """The index of a shard: where each of its samples lies and what it needs of a row, in 16 bytes.
 
-It stands beside the shard, whose name it has with .index behind it: a header, one `SAMPLE` per
-sample, and one `IMAGE` per image of a conversation. It is memory-mapped from a disk, and one read
-from a bucket.
+It is a file beside the shard, with .index appended to the shard's name: a header, one `SAMPLE` per
+sample, and one `IMAGE` per image of a conversation. On a disk it is memory-mapped; from a bucket it
+is read in one request.
 """
 
 from dataclasses import dataclass, field
@@ -80,7 +80,7 @@ def path_of(shard: str) -> str:
 def read(path: str) -> Index:
     """The index in a file; from a disk its arrays are memory-mapped.
 
-    Raises UserError if it is no index or is truncated, and as `storage.read`.
+    Raises UserError if it is not an index or is truncated, and as `storage.read`.
     """
     if storage.is_local(path):
         try:

@@ -1,9 +1,9 @@
-"""The indices of shards that others wrote, kept beside them or, where nothing can be written there,
-in a folder of the user's.
+"""The indices of existing shards, kept beside them or, if that folder is not writable, in a folder
+of the user's.
 
-Beside 00000.tar stand 00000.tar.KEY.captions.index and 00000.tar.KEY.conversations.index, as
-it has samples, and 00000.tar.KEY.json, written last: without it a shard is not indexed. KEY is a
-digest of what the indices depend on beside the shard.
+Beside 00000.tar are 00000.tar.KEY.captions.index and 00000.tar.KEY.conversations.index, for the
+kinds of samples that it has, and 00000.tar.KEY.json, which is written last: a shard without it
+counts as not indexed. KEY is a digest of what the indices depend on apart from the shard.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""A file on a disk or in a bucket as one that Python's readers of files take."""
+"""A file on a disk or in a bucket, as a Python file object."""
 
 import io
 import os
@@ -7,7 +7,7 @@ from rf_jax.runtime import storage
 
 
 class Ranged(io.RawIOBase):
-    """Can be read at any place, each read a request."""
+    """Seekable; each read is one request."""
 
     def __init__(self, path: str):
         self._path, self._at, self._size = path, 0, storage.size(path)

@@ -39,7 +39,7 @@ class Format(Protocol):
 
 
 class Shards:
-    """Shards of one kind, their samples numbered through.
+    """Shards of one kind, with their samples numbered consecutively across shards.
 
     `paths`: of the shards. `counts`: samples of each. `open_index(path)`: the index of a shard.
     """
@@ -76,7 +76,7 @@ class Shards:
         return self._index(shard).samples[number - int(self._starts[shard])]
 
     def images(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(IMAGE[M], int64[M]: whose it is) of all images of conversations int64[S]."""
+        """All images of conversations int64[S]: (IMAGE[M], int64[M]: whose each is)."""
         owners, images = [], []
         self._open(numbers)
         for shard, where, rows in self._by_shard(numbers):

@@ -1,4 +1,4 @@
-"""Reads shards that others wrote from start to end, once, and indexes what can be used."""
+"""Reads existing shards once, from start to end, and indexes what can be used."""
 
 import multiprocessing
 import os
@@ -77,8 +77,8 @@ def scan_all(
     tokenizer,
     max_pixels: int,
 ) -> Iterator[tuple[str, Scanned]]:
-    """(path, what is in it) of shards, given as {path: bytes}, in any order, from as many processes
-    as there are processors; logs progress under `name`. Raises as `scan`.
+    """(path, what is in it) of shards, given as {path: bytes}, in any order, with one process per
+    CPU core; logs progress under `name`. Raises as `scan`.
     """
     if not sizes:
         return

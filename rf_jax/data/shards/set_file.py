@@ -1,4 +1,4 @@
-"""`set.json`, which describes a prepared set. It is written last: a folder without it is no set."""
+"""`set.json`, which describes a prepared set. Written last: a folder without it is not a set."""
 
 import json
 from collections.abc import Mapping, Sequence

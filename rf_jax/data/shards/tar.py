@@ -1,5 +1,5 @@
-"""Tar files as WebDataset has them: the files of a sample stand together and share a key, which is
-their name up to its first dot.
+"""Tar files as WebDataset has them: the files of a sample are consecutive and share a key, which is
+their name up to the first dot.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Shards that others wrote, read where they are; each is indexed at its first use."""
+"""Existing shards, read in place; each is indexed when it is first used."""
 
 import contextlib
 import hashlib
