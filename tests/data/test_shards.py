@@ -139,8 +139,10 @@ def test_a_set_is_whole_once_set_json_is_written(tmp_path):
         set_file.read(str(tmp_path))
 
 
-def test_samples_that_come_together_are_one_request_of_a_bucket(tmp_path, tokenizer, monkeypatch):
-    shards, asked = opened(tmp_path, tokenizer, captioned, counts=(100, 92)), []
+@pytest.fixture
+def requests(monkeypatch):
+    """(path, offset, length) of all ranges read, as if from a bucket."""
+    asked = []
 
     def read_range(path, offset, length):
         asked.append((path, offset, length))
@@ -151,9 +153,34 @@ def test_samples_that_come_together_are_one_request_of_a_bucket(tmp_path, tokeni
     monkeypatch.setattr(storage, 'is_local', lambda path: False)
     monkeypatch.setattr(storage, 'read', lambda path: Path(path).read_bytes())
     monkeypatch.setattr(storage, 'read_range', read_range)
+    return asked
+
+
+def test_samples_that_come_together_are_one_request_of_a_bucket(tmp_path, tokenizer, requests):
+    shards = opened(tmp_path, tokenizer, captioned, counts=(100, 92))
     order = np.random.default_rng(0).permutation(64)
-    for block, requests in ((0, 1), (64, 2), (128, 1)):  # the second is in both shards
-        asked.clear()
+    for block, count in ((0, 1), (64, 2), (128, 1)):  # the second is in both shards
+        requests.clear()
         for number in block + order:
             assert shards.read(number) == captioned(number)[0]
-        assert len(asked) == requests
+        assert len(requests) == count
+
+
+@pytest.mark.parametrize('held, one_by_one', [(2, False), (0.5, True)])
+def test_a_cache_that_is_too_small_costs_no_more_than_single_reads(
+    tmp_path, tokenizer, requests, caplog, held, one_by_one
+):
+    """Windows of four blocks in a cache that has room for `held` of them."""
+    shards = opened(tmp_path, tokenizer, captioned, counts=(64,) * 12)
+    shards.read(0)
+    cache = shards._format._ranges
+    cache.limit = int(held * 4 * requests[0][2])
+    requests.clear()
+    rng, used = np.random.default_rng(0), 0
+    for window in range(9):
+        for number in rng.permutation(256) + 256 * (window % 3):
+            used += int(shards.sample(number)['blocks']) * index.BLOCK
+            assert shards.read(number) == captioned(number)[0]
+    fetched = sum(length for *_, length in requests)
+    assert fetched < (4 if one_by_one else 1.1) * used, fetched / used
+    assert ('data.cache_megabytes=' in caplog.text) == one_by_one
