@@ -1,7 +1,6 @@
 """Large files, written whole or not at all."""
 
 import contextlib
-import mmap
 import os
 import secrets
 import tempfile
@@ -37,8 +36,7 @@ def new(path: str) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
                 temporary.replace(path)
             else:
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    storage.write(path, data)
+                storage.upload(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

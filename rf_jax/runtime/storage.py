@@ -17,6 +17,8 @@ from etils import epath
 
 from rf_jax.runtime import buckets
 
+_PIECE = 2**24  # bytes of a large file that are sent at a time; s3fs sends ten at once
+
 
 def is_local(path: str | os.PathLike) -> bool:
     """Whether a path is on this machine, not in a bucket."""
@@ -72,6 +74,12 @@ def write(path: str | os.PathLike, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def upload(file: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Copies a large file to a bucket, a piece at a time; others see it once it is whole."""
+    files, to = buckets.file_system(path)
+    buckets.with_retries(path, lambda: files.put_file(os.fspath(file), to, chunksize=_PIECE))
 
 
 def create(path: str | os.PathLike, data: bytes) -> bool:

@@ -92,6 +92,23 @@ def test_a_fault_that_passes_changes_nothing(bucket, kind):
     assert storage.read(path) == DATA
 
 
+@pytest.mark.parametrize('kind', ['503', 'reset'])
+def test_a_large_file_arrives_in_pieces_through_faults_that_pass(
+    bucket, tmp_path, monkeypatch, kind
+):
+    monkeypatch.setattr(storage, '_PIECE', 5 * 2**20)  # the least that S3 takes
+    folder, proxy = bucket
+    (tmp_path / 'file').write_bytes(DATA * 1200)
+    path = f'{folder}/{tmp_path.name}/large'
+    proxy.fail(kind, times=3)
+    storage.upload(tmp_path / 'file', path)
+    assert len(proxy.spoiled) == 3
+    assert storage.read(path) == DATA * 1200
+    proxy.fail('403')
+    with pytest.raises(UserError, match='permission denied'):
+        storage.upload(tmp_path / 'file', path)
+
+
 def test_a_server_that_stalls_is_asked_again(bucket):
     url, proxy = bucket
     storage.write(f'{url}/stall', DATA)
