@@ -5,6 +5,7 @@ The samples of that file are sorted by random key, so that those of any one shar
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def keys(seed: int, unit: str, kind: str, count: int) -> np.ndarray:
 
 
 def _clean(unit: Unit, settings: Settings, tokenizer: Tokenizer, stem: str) -> Report:
-    skips = Skips()
+    skips, ignored = Skips(), Counter()
     extension = pictures.ENCODINGS[settings.encoding][0]
     with contextlib.ExitStack() as stack:
         outputs = {
@@ -74,7 +75,7 @@ def _clean(unit: Unit, settings: Settings, tokenizer: Tokenizer, stem: str) -> R
             for kind in KINDS
         }
         try:
-            for name, read in source_flag.samples(unit):
+            for name, read in source_flag.samples(unit, ignored):
                 _add(outputs, read, name, settings, skips)
         except Unavailable:
             raise
@@ -86,7 +87,7 @@ def _clean(unit: Unit, settings: Settings, tokenizer: Tokenizer, stem: str) -> R
             output.write(order, kind == KINDS[1])
         samples = {kind: output.count for kind, output in kept.items()}
         sizes = {kind: output.bytes for kind, output in kept.items()}
-        return Report(samples, sizes, dict(skips.counts), skips.examples)
+        return Report(samples, sizes, dict(skips.counts), skips.examples, ignored=dict(ignored))
 
 
 def _add(

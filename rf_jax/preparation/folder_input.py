@@ -1,6 +1,7 @@
 """Folders of images with captions.jsonl, conversations.jsonl, or Hugging Face's metadata files."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,10 @@ class FolderInput:
                 units.append(Unit(entry, self._kind, str(root), name, size, first, last))
         return units
 
-    def samples(self, unit: Unit) -> Iterator[tuple[str, Callable[[], Sample]]]:
+    def samples(
+        self, unit: Unit, ignored: Counter[str]
+    ) -> Iterator[tuple[str, Callable[[], Sample]]]:
+        del ignored
         root = Path(unit.path)
         read = partial(_image, root, self._kind.endswith(listing.LINKS))
         parse = _conversation if unit.name in conversation_file.NAMES else _captioned

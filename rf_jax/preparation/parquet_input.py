@@ -1,13 +1,14 @@
 """Parquet files with an image in each row, and a caption or a conversation."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rf_jax.data.records import BadImage
+from rf_jax.data.records import BadImage, EmptyCaption
 from rf_jax.data.shards import sample
 from rf_jax.data.shards.ranged import Ranged
 from rf_jax.data.shards.sample import IMAGE_EXTENSIONS, Sample
@@ -20,7 +21,9 @@ from rf_jax.runtime.errors import UserError
 _IMAGES = ('image', 'images', *IMAGE_EXTENSIONS, 'img', 'picture', 'image_bytes', 'bytes')
 _TEXTS = ('caption', 'captions', 'text', 'texts', 'sentence', 'sentences', 'description',
           'prompt', 'alt_text', 'txt', 'title')  # fmt: skip
+_WITH_JSON = ('caption', 'captions')  # of these, as BAGEL writes them
 _CONVERSATIONS = ('messages', 'conversations')
+_OTHERS = ('tags', 'kind', 'questions')
 _KEYS = ('key', '__key__', 'id', 'file_name')
 _ROWS = 64  # decoded at a time
 _BUFFER = 2**22  # bytes read at a time of each column
@@ -32,7 +35,9 @@ class ParquetInput:
     def units(self, entry: int, argument: str) -> list[Unit]:
         return unit.of_files(entry, 'parquet', argument, '*.parquet')
 
-    def samples(self, unit: Unit) -> Iterator[tuple[str, Callable[[], Sample]]]:
+    def samples(
+        self, unit: Unit, ignored: Counter[str]
+    ) -> Iterator[tuple[str, Callable[[], Sample]]]:
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -44,7 +49,8 @@ class ParquetInput:
                 number = 0
                 for batch in file.iter_batches(_ROWS, columns=columns.names()):
                     for row in batch.to_pylist():
-                        yield f'row {number}', partial(columns.sample, row, number, unit.path)
+                        read = partial(columns.sample, row, number, unit.path, ignored)
+                        yield f'row {number}', read
                         number += 1
         except pa.ArrowException as error:
             reason = ' '.join(str(error).split())[:200]
@@ -59,32 +65,86 @@ class _Columns:
     text: str
     conversation: str
     key: str
-    others: tuple[str, ...]  # tags, kind, questions
+    others: tuple[str, ...]  # of _OTHERS
 
     def names(self) -> list[str]:
         own = (self.image, self.text, self.conversation, self.key, *self.others)
         return [name for name in own if name]
 
-    def sample(self, row: Mapping[str, Any], number: int, path: str) -> Sample:
-        entry = {name: row[name] for name in self.others}
+    def sample(
+        self, row: Mapping[str, Any], number: int, path: str, ignored: Counter[str]
+    ) -> Sample:
+        """Counts in `ignored` the columns that cannot be used, if the others are a sample.
+
+        Raises BadImage or ValueError.
+        """
+        key = str(row.get(self.key) or number)
         images = row.get(self.image)
         images = images if isinstance(images, list) else [images]
         encoded = [_bytes(image, path) for image in images if image is not None]
+        captions = _captions(self.text, row.get(self.text))
         messages = row.get(self.conversation)
         if messages is not None:
-            entry['messages'] = json.loads(messages) if isinstance(messages, str) else messages
-            members = {f'{n}.jpg': image for n, image in enumerate(encoded)}
-        else:
-            if not encoded:
-                raise BadImage('there is no image')
-            entry['caption'] = row.get(self.text) or ''
-            members = {'jpg': encoded[0]}
-        key = str(row.get(self.key) or number)
-        try:
-            text = json.dumps(entry).encode()
-        except TypeError as error:  # bytes, dates, decimals, ...
-            raise ValueError(f'a value is no text: {error}') from None
-        return sample.from_members(key, {'json': text, **members})
+            try:
+                return _conversation(key, messages, encoded)
+            except (BadImage, ValueError):
+                if not (encoded and captions):
+                    raise
+            ignored.update([self.conversation] if messages else [])
+        if not encoded:
+            raise BadImage('there is no image')
+        if not captions:
+            raise EmptyCaption('empty caption')
+        fields = listing.texts({'caption': captions})
+        for name in self.others:
+            try:
+                fields[name] = listing.texts({name: _without_nulls(row[name])})[name]
+            except ValueError:
+                ignored[name] += 1
+        return Sample(key, (encoded[0],), **fields)
+
+
+def _captions(column: str, value: str | Sequence[str | None] | None) -> Sequence[str]:
+    """The captions of a value, without nulls and empty ones."""
+    if column.lower() in _WITH_JSON and isinstance(value, str):
+        listed = _listed_in(value)
+        value = value if listed is None else listed
+    return listing.texts({'caption': _without_nulls(value)})['captions']
+
+
+def _listed_in(text: str) -> list[str | None] | None:
+    """The strings of a JSON list or object, ['a', 'b'] or {'caption_0': 'a', 'caption_1': 'b'}."""
+    if not text.lstrip().startswith(('[', '{')):
+        return None
+    try:
+        found = _parsed(text)
+    except ValueError:
+        return None
+    found = list(found.values()) if isinstance(found, dict) else found
+    return found if all(each is None or isinstance(each, str) for each in found) else None
+
+
+def _without_nulls(value):
+    if isinstance(value, list):
+        return [each for each in value if each is not None]
+    return () if value is None else value
+
+
+def _conversation(key: str, messages: str | Sequence, images: Sequence[bytes]) -> Sample:
+    messages = _parsed(messages) if isinstance(messages, str) else messages
+    try:
+        text = json.dumps({'messages': messages}).encode()
+    except TypeError as error:  # bytes, dates, decimals, ...
+        raise ValueError(f'a value is no text: {error}') from None
+    members = {f'{number}.jpg': image for number, image in enumerate(images)}
+    return sample.from_members(key, {'json': text, **members})
+
+
+def _parsed(text: str):
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError('JSON that is nested too deeply') from None
 
 
 def _columns(schema, path: str) -> _Columns:
@@ -102,7 +162,7 @@ def _columns(schema, path: str) -> _Columns:
         first(_TEXTS, texts),
         first(_CONVERSATIONS),
         first(_KEYS),
-        tuple(name for name in ('tags', 'kind', 'questions') if name in schema.names),
+        tuple(name for name in _OTHERS if name in schema.names),
     )
     missing = [] if columns.image or columns.conversation else ['image']
     missing += [] if columns.text or columns.conversation else ['caption, text or messages']

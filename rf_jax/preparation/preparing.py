@@ -1,7 +1,8 @@
 """A prepared set from start to end, or from where it was interrupted."""
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -63,6 +64,7 @@ def prepare(
             skips.examples,
         )
         skips.log(settings.source, sum(map(found.samples, KINDS)))
+        _log_ignored(settings.source, reports.values())
         set_file.write(out, found)
     storage.delete_folder(folder)
     return set_file.read(out)
@@ -86,7 +88,7 @@ def _texts(units: list[Unit]) -> Iterator[str]:
     """Of the first samples of units that are spread evenly over all. Raises UserError."""
     chosen = units[:: -(-len(units) // _SAMPLED_UNITS)]
     for unit in chosen:
-        samples = islice(source_flag.samples(unit), _SAMPLED // len(chosen))
+        samples = islice(source_flag.samples(unit, Counter()), _SAMPLED // len(chosen))
         for _, read in samples:
             try:
                 found = read()
@@ -130,6 +132,15 @@ def _clean(
             skips.add_all(each.left_out, each.examples)
         raise UserError(f'--source={settings.source} has no usable sample; left out: {skips}')
     return {unit.id: reports[unit.id] for unit in units}
+
+
+def _log_ignored(source: str, reports: Iterable[Report]) -> None:
+    ignored = Counter()
+    for each in reports:
+        ignored.update(each.ignored)
+    if ignored:
+        fields = ', '.join(f'{name} (of {count:,})' for name, count in ignored.most_common())
+        logging.warning('%s: kept samples without fields that cannot be used: %s', source, fields)
 
 
 def _shuffle(

@@ -14,7 +14,8 @@ _THREADS = 32  # reading waits for a bucket
 @dataclass(frozen=True)
 class Report:
     """`samples`, `bytes`: kept of each of `set_file.KINDS`. `left_out`, `examples`: as in
-    `set_file.PreparedSet`. `error`: why the unit could not be read to its end, or ''.
+    `set_file.PreparedSet`. `error`: why the unit could not be read to its end, or ''. `ignored`:
+    names of fields that could not be used, and of how many samples.
     """
 
     samples: Mapping[str, int] = field(default_factory=dict)
@@ -22,6 +23,7 @@ class Report:
     left_out: Mapping[str, int] = field(default_factory=dict)
     examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
     error: str = ''
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     def write(self, path: str) -> None:
         storage.write(path, json.dumps(asdict(self)).encode())

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
 
@@ -41,10 +42,10 @@ def units(source: str) -> list[Unit]:
     return found
 
 
-def samples(unit: Unit) -> Iterator[tuple[str, Callable[[], Sample]]]:
+def samples(unit: Unit, ignored: Counter[str]) -> Iterator[tuple[str, Callable[[], Sample]]]:
     """As `Input.samples`; raises UserError where the unit cannot be read to its end."""
     try:
-        yield from INPUTS[unit.kind].samples(unit)
+        yield from INPUTS[unit.kind].samples(unit, ignored)
     except UserError:
         raise
     except FileNotFoundError:

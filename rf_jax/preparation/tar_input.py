@@ -1,5 +1,6 @@
 """Tar files of WebDataset, as img2dataset writes them."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from rf_jax.data.shards.sample import Sample
@@ -14,6 +15,9 @@ class TarInput:
     def units(self, entry: int, argument: str) -> list[Unit]:
         return unit.of_files(entry, 'webdataset', argument, '*.tar')
 
-    def samples(self, unit: Unit) -> Iterator[tuple[str, Callable[[], Sample]]]:
+    def samples(
+        self, unit: Unit, ignored: Counter[str]
+    ) -> Iterator[tuple[str, Callable[[], Sample]]]:
+        del ignored
         for name, read, *_ in Tar(0).scan(unit.path):
             yield name, read

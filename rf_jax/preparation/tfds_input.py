@@ -1,6 +1,7 @@
 """Sets of TensorFlow Datasets, read from ArrayRecord."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -24,7 +25,10 @@ class TfdsInput:
             for first, last in unit.slices(len(data))
         ]
 
-    def samples(self, unit: Unit) -> Iterator[tuple[str, Callable[[], Sample]]]:
+    def samples(
+        self, unit: Unit, ignored: Counter[str]
+    ) -> Iterator[tuple[str, Callable[[], Sample]]]:
+        del ignored
         data, features = _opened(unit.path)
         for number in range(unit.first, unit.last):
             example = data[number]

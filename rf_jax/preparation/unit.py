@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,10 +45,13 @@ class Input(Protocol):
     def units(self, entry: int, argument: str) -> list[Unit]:
         """In a fixed order. Raises UserError, or ValueError that says what is wrong."""
 
-    def samples(self, unit: Unit) -> Iterator[tuple[str, Callable[[], Sample]]]:
+    def samples(
+        self, unit: Unit, ignored: Counter[str]
+    ) -> Iterator[tuple[str, Callable[[], Sample]]]:
         """(name for messages, function that gives the sample) of everything in a unit.
 
-        The function raises what is wrong with one sample, BadImage or ValueError. Raises
+        The function raises what is wrong with one sample, BadImage or ValueError, and counts in
+        `ignored`, by name, the optional fields of a sample that cannot be used. Raises
         FileNotFoundError, and ValueError where the rest of the unit cannot be read.
         """
 

@@ -77,6 +77,73 @@ def test_parquet_without_picture_or_text_names_its_columns(tmp_path):
         assert all(name in str(error.value) for name in columns)
 
 
+def written(path, **columns):
+    """Two rows with images; captions as given, or 'cat' and 'dog'."""
+    images = {'image': [encoded(picture(n)) for n in range(2)], 'id': ['0', '1']}
+    captions = {} if columns.keys() & {'caption', 'captions'} else {'caption': ['cat', 'dog']}
+    pq.write_table(pa.table(images | captions | columns), path / '0.parquet')
+
+
+def prepared(path):
+    """Samples by key."""
+    found = prepare(f'parquet:{path}/0.parquet', path / 'set')
+    opened = shards(path / 'set', found)
+    return {sample.key: sample for sample in map(opened.read, range(len(opened)))}
+
+
+@pytest.mark.parametrize('column', ['caption', 'captions'])
+@pytest.mark.parametrize(
+    ('text', 'captions'),
+    [
+        (
+            '{"caption_0": "a cat", "caption_1": null, "caption_2": " ", "b": "two"}',
+            ['a cat', 'two'],
+        ),
+        (' ["a", "b"]', ['a', 'b']),
+        ('[red] a cat', ['[red] a cat']),
+        ('{"size": 3}', ['{"size": 3}']),
+        ('[' * 100_000, ['[' * 100_000]),
+    ],
+)
+def test_captions_in_json(tmp_path, column, text, captions):
+    """As BAGEL's; what is no list of strings is a caption itself."""
+    written(tmp_path, **{column: [text, '{}']})
+    assert {key: list(s.captions) for key, s in prepared(tmp_path).items()} == {'0': captions}
+
+
+@pytest.mark.parametrize(
+    ('column', 'values'),
+    [
+        ('tags', [[1], [2]]),
+        ('kind', [3, 4]),
+        ('questions', [['what?'], ['who?']]),
+        ('conversations', ['no JSON', '{"a": 1}']),
+        ('messages', [5, 6]),
+        ('messages', [[{'role': 'user', 'content': 'alone'}]] * 2),
+    ],
+)
+def test_a_column_that_cannot_be_used_costs_no_sample(tmp_path, caplog, column, values):
+    written(tmp_path, **{column: values})
+    found = prepared(tmp_path)
+    assert {key: s.captions for key, s in found.items()} == {'0': ('cat',), '1': ('dog',)}
+    assert f'without fields that cannot be used: {column} (of 2)' in caplog.text
+
+
+def test_nulls_in_lists_and_empty_conversations_cost_nothing(tmp_path, caplog):
+    pair = {'question': 'what?', 'answer': 'a cat'}
+    written(
+        tmp_path,
+        captions=[['cat', None], [None, 'dog']],
+        tags=[['a', None], None],
+        questions=[[None, pair], []],
+        conversations=pa.array([[], None], pa.list_(pa.struct([('from', pa.string())]))),
+    )
+    found = prepared(tmp_path)
+    assert {key: s.captions for key, s in found.items()} == {'0': ('cat',), '1': ('dog',)}
+    assert found['0'].tags == ('a',) and found['0'].questions == (('what?', 'a cat'),)
+    assert 'cannot be used' not in caplog.text
+
+
 def test_parquet_of_datasets(tmp_path):
     datasets = pytest.importorskip('datasets')
     images = [{'bytes': encoded(picture(n)), 'path': None} for n in range(20)]

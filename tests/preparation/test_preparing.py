@@ -121,7 +121,7 @@ def test_a_truncated_tar_is_one_error_and_the_rest_is_not_read_again(made, tmp_p
     assert not (tmp_path / 'set/set.json').exists()
     (tmp_path / '1.tar').write_bytes(whole)
     read, samples = [], source_flag.samples
-    monkeypatch.setattr(source_flag, 'samples', lambda unit: read.append(unit) or samples(unit))
+    monkeypatch.setattr(source_flag, 'samples', lambda *a: read.append(a[0]) or samples(*a))
     found = prepare(f'webdataset:{tmp_path}', tmp_path / 'set')
     assert [unit.name for unit in read] == ['1.tar']
     assert sorted(keys(tmp_path / 'set', found)) == [f'{n:09d}' for n in range(30)]
