@@ -58,7 +58,7 @@ def write_tar(path, numbers, conversations=(), longest=40):
         writer.end()
 
 
-def prepare(source, out, workers=1, **changes):
+def prepare(source, out, workers=1, given=None, **changes):
     from rf_jax.preparation.beam_run import Runner
 
     values = {
@@ -70,7 +70,7 @@ def prepare(source, out, workers=1, **changes):
     }
     source = source_flag.with_absolute_paths(source)
     return preparing.prepare(
-        Settings(source, **{**values, **changes}), str(out), None, 400, Runner([], workers)
+        Settings(source, **{**values, **changes}), str(out), given, 400, Runner([], workers)
     )
 
 

@@ -42,10 +42,10 @@ def prepare(
     """
     folder = f'{out}/{cleaning.FOLDER}'
     if storage.exists(f'{out}/{set_file.NAME}'):
-        settings.claim(out)
+        _refuse_changed_input(out, settings)
     else:
         units = source_flag.units(settings.source)  # a typing error does not claim the folder
-        settings.claim(out)
+        settings.claim(out, source_flag.digest(units), _continues(folder, units))
         for each in (out, folder):
             files.remove_unfinished(each)
         tokenizer = _kept_tokenizer(out, tokenizer, units, vocabulary)
@@ -70,13 +70,44 @@ def prepare(
     return set_file.read(out)
 
 
+def _refuse_changed_input(out: str, settings: Settings) -> None:
+    """Raises UserError if the set in a folder is of other settings, or its input has changed."""
+    before = settings.check(out)
+    try:
+        now = source_flag.digest(source_flag.units(settings.source)) if before else ''
+    except (OSError, UserError) as error:  # the set may have outlived its input
+        logging.warning('%s: its input cannot be compared with that of the set: %s', out, error)
+        return
+    if now != before:
+        raise UserError(
+            f'{out} is finished, but its input has changed since: --source={settings.source} now '
+            'has other files or sizes; choose another --out'
+        )
+
+
+def _continues(folder: str, units: list[Unit]) -> bool:
+    """Whether the work that was begun in a folder, if any, is of some of these units."""
+    try:
+        before = source_flag.read_units(f'{folder}/{cleaning.UNITS}')
+    except (FileNotFoundError, ValueError):  # the machine may have stopped while it was written
+        return True
+    return not {each.id for each in before}.isdisjoint(each.id for each in units)
+
+
 def _kept_tokenizer(
     out: str, given: Tokenizer | None, units: list[Unit], vocabulary: int
 ) -> Tokenizer:
     """The tokenizer of the set, in whose folder it is written the first time."""
     for name in TOKENIZERS:
         if storage.exists(f'{out}/{name}'):
-            return parse_tokenizer(storage.read(f'{out}/{name}'))
+            kept = parse_tokenizer(storage.read(f'{out}/{name}'))
+            if given is not None and given.checksum != kept.checksum:
+                raise UserError(
+                    f'{out}/{name} is another tokenizer than --tokenizer: remove that file, or '
+                    'choose another --out'
+                )
+            logging.info('using the tokenizer %s/%s', out, name)
+            return kept
     if given is None:
         logging.info('training a tokenizer: --tokenizer takes one')
         given = SentencePieceTokenizer.train(list(_texts(units)), vocabulary)
@@ -148,6 +179,7 @@ def _shuffle(
 ) -> dict[str, list[Shard]]:
     """The shards of each of KINDS."""
     folder = f'{out}/{cleaning.FOLDER}'
+    _forget_other_plans(folder, plan)
     storage.write(f'{folder}/{shuffling.PLAN}', plan.to_json().encode())
     names = plan.names()
     made: dict[tuple[str, int], Shard] = {}
@@ -172,6 +204,13 @@ def _shuffle(
     kept = {kind: [made[n] for n in names if n[0] == kind and made[n].samples] for kind in KINDS}
     _remove_others(out, {shard.name for shards in kept.values() for shard in shards})
     return kept
+
+
+def _forget_other_plans(folder: str, plan: Plan) -> None:
+    """Of an input that has changed since: this plan's shards overwrite theirs."""
+    for name in storage.names(folder):
+        if re.fullmatch(shuffling.DONE, name) and not name.startswith(plan.digest):
+            storage.delete(f'{folder}/{name}')
 
 
 def _remove_others(out: str, kept: set[str]) -> None:

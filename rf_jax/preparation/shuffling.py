@@ -22,6 +22,7 @@ from rf_jax.runtime import storage
 
 PLAN = 'plan.json'
 NAMES = rf'({"|".join(KINDS)})-\d{{5,}}\.tar'  # of shards
+DONE = rf'[0-9a-f]{{16}}\.({"|".join(KINDS)})-\d{{5,}}\.json'  # records of finished shards
 _THREADS = 16  # reading waits for a bucket
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import filecmp
+import json
 import os
 import shutil
 
@@ -10,6 +11,7 @@ import pytest
 from prepare_inputs import caption, encoded, keys, picture, prepare, shards, write_tar
 
 from rf_jax.data import image_ops
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.shards import index, set_file, tar
 from rf_jax.data.tokenizer import load_tokenizer
 from rf_jax.preparation import source_flag
@@ -125,6 +127,71 @@ def test_a_truncated_tar_is_one_error_and_the_rest_is_not_read_again(made, tmp_p
     found = prepare(f'webdataset:{tmp_path}', tmp_path / 'set')
     assert [unit.name for unit in read] == ['1.tar']
     assert sorted(keys(tmp_path / 'set', found)) == [f'{n:09d}' for n in range(30)]
+
+
+def test_a_damaged_file_is_taken_out_of_the_source(made, tmp_path):
+    for number in range(3):
+        write_tar(tmp_path / f'{number}.tar', range(10 * number, 10 * number + 10))
+    os.truncate(tmp_path / '1.tar', 5_000)
+    for name in ('set', 'whole'):
+        (tmp_path / name).mkdir()
+        shutil.copy(made[0] / 'tokenizer.model', tmp_path / name)
+    with pytest.raises(UserError, match=r'1\.tar is damaged'):
+        prepare(f'webdataset:{tmp_path}/{{0..2}}.tar', tmp_path / 'set')
+    with pytest.raises(UserError, match='begun with other settings'):
+        prepare(f'webdataset:{made[0]}', tmp_path / 'set')
+    left = f'webdataset:{tmp_path}/{{0\\,2}}.tar'
+    found = prepare(left, tmp_path / 'set')
+    assert found == prepare(left, tmp_path / 'whole')
+    assert sorted(os.listdir(tmp_path / 'set')) == sorted(os.listdir(tmp_path / 'whole'))
+    for name in os.listdir(tmp_path / 'whole'):
+        assert (tmp_path / 'set' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
+
+
+def test_no_shard_of_a_longer_list_of_files_stays(tars, made, tmp_path, monkeypatch):
+    out, found = made
+    monkeypatch.setattr(set_file, 'write', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    for source in (f'webdataset:{tars}', f'webdataset:{tars}/0.tar'):
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, tmp_path)
+        records = [n for n in os.listdir(tmp_path / 'cleaned') if 'captions-0' in n]
+        assert len({name.partition('.')[0] for name in records}) == 1
+    monkeypatch.undo()
+    assert prepare(f'webdataset:{tars}', tmp_path) == found
+    shards = [shard.name for each in found.shards.values() for shard in each]
+    assert filecmp.cmpfiles(out, tmp_path, shards, shallow=False)[1:] == ([], [])
+
+
+def test_a_finished_set_whose_input_has_changed(tmp_path):
+    folder, out = tmp_path / 'in', tmp_path / 'set'
+    folder.mkdir()
+    write_tar(folder / '0.tar', range(20))
+    found = prepare(f'webdataset:{folder}', out)
+    assert prepare(f'webdataset:{folder}', out) == found
+    write_tar(folder / '1.tar', range(20, 40))
+    with pytest.raises(UserError, match='is finished, but its input has changed since'):
+        prepare(f'webdataset:{folder}', out)
+    settings = json.loads((out / 'prepare.json').read_text())
+    del settings['units']  # of an older version
+    (out / 'prepare.json').write_text(json.dumps(settings))
+    assert prepare(f'webdataset:{folder}', out) == found
+
+
+def test_a_finished_set_outlives_its_input(tmp_path):
+    write_tar(tmp_path / '0.tar', range(20))
+    found = prepare(f'webdataset:{tmp_path}/0.tar', tmp_path / 'set')
+    (tmp_path / '0.tar').unlink()
+    assert prepare(f'webdataset:{tmp_path}/0.tar', tmp_path / 'set') == found
+
+
+def test_another_tokenizer_in_the_folder_is_refused(tars, made, tmp_path):
+    given = load_tokenizer(made[0] / 'tokenizer.model')
+    texts = [caption(number) for number in range(500, 600)]
+    other = SentencePieceTokenizer.train(texts, 300)
+    (tmp_path / 'tokenizer.model').write_bytes(other.model_bytes)
+    with pytest.raises(UserError, match=r'tokenizer\.model is another tokenizer than --tokenizer'):
+        prepare(f'webdataset:{tars}', tmp_path, given=given)
+    assert prepare(f'webdataset:{tars}', tmp_path, given=other).checksum == other.checksum
 
 
 def test_a_shard_that_is_not_whole_is_made_again(tars, made, tmp_path, monkeypatch):
