@@ -68,13 +68,15 @@ def main(argv) -> None:
 
 
 def _lock(out: str) -> contextlib.AbstractContextManager:
-    """Held against other processes. A bucket has no locks: there, the one that ends first removes
-    the work of both, and the other fails; the set is whole then.
+    """Held against other processes of this machine, or of all that share the disk of `out`. A
+    bucket has no locks: of two machines, the one that ends first removes the work of both, and the
+    other fails; the set is whole then.
     """
-    if not storage.is_local(out):
-        return contextlib.nullcontext()
-    workdir.check_writable(out, 'out')
-    lock = workdir.lock(out)
+    from rf_jax.preparation import files
+
+    if storage.is_local(out):
+        workdir.check_writable(out, 'out')
+    lock = workdir.lock(files.temporary_folder(out))
     if lock is None:
         raise Unavailable(f'another process prepares {out}: wait until it ends, or stop it')
     return lock

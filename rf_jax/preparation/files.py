@@ -1,6 +1,7 @@
 """Large files, written whole or not at all."""
 
 import contextlib
+import hashlib
 import os
 import secrets
 import tempfile
@@ -42,11 +43,18 @@ def new(path: str) -> Iterator[BinaryIO]:
 
 
 def _folder(path: str) -> Path:
-    return Path(path).parent if storage.is_local(path) else Path(tempfile.gettempdir())
+    return temporary_folder(path.rpartition('/')[0])
+
+
+def temporary_folder(folder: str) -> Path:
+    """Where files for a folder are begun: there, or on this machine if it is in a bucket."""
+    if storage.is_local(folder):
+        return Path(folder)
+    name = hashlib.blake2b(f'{os.getuid()} {folder}'.encode(), digest_size=8).hexdigest()
+    return Path(tempfile.gettempdir()) / f'rf_jax.prepare.{name}'
 
 
 def remove_unfinished(folder: str) -> None:
-    """Removes what a process that was killed while writing here has left."""
-    if storage.is_local(folder):
-        for path in Path(folder).glob(f'.*{_TEMPORARY}'):
-            path.unlink(missing_ok=True)
+    """Removes what a process that was killed while writing here has left on this machine."""
+    for path in temporary_folder(folder).glob(f'.*{_TEMPORARY}'):
+        path.unlink(missing_ok=True)

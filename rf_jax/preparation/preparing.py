@@ -141,8 +141,8 @@ def _clean(
     def look() -> tuple[int, int]:
         there = set(storage.names(folder))
         new = [u.id for u in units if u.id not in reports and f'{u.id}{SUFFIX}' in there]
-        found = report.read_all(f'{folder}/{name}{SUFFIX}' for name in new)
-        reports.update(zip(new, (Report(**each) for each in found)))
+        found = report.read_all({name: f'{folder}/{name}{SUFFIX}' for name in new})
+        reports.update((name, Report(**each)) for name, each in found.items())
         return len(reports), sum(sum(each.samples.values()) for each in reports.values())
 
     look()
@@ -188,8 +188,8 @@ def _shuffle(
         there = set(storage.names(folder))
         paths = {name: shuffling.done_path(out, plan, *name) for name in names if name not in made}
         new = {name: path for name, path in paths.items() if path.rpartition('/')[2] in there}
-        found = report.read_all(new.values())
-        made.update(zip(new, (Shard(**each) for each in found)))
+        found = report.read_all(new)
+        made.update((name, Shard(**each)) for name, each in found.items())
         return len(made), sum(shard.samples for shard in made.values())
 
     look()

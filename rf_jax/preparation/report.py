@@ -1,13 +1,15 @@
 """The report on a unit of the input, written last: if it exists, the unit's files are complete."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from typing import TypeVar
 
 from rf_jax.runtime import storage
 
 SUFFIX = '.json'
+Key = TypeVar('Key')
 _THREADS = 32  # reading waits for a bucket
 
 
@@ -29,7 +31,15 @@ class Report:
         storage.write(path, json.dumps(asdict(self)).encode())
 
 
-def read_all(paths: Iterable[str]) -> list[dict]:
-    """What these JSON files hold."""
+def read_all(paths: Mapping[Key, str]) -> dict[Key, dict]:
+    """What these JSON files hold, without those that a hard stop of the machine has damaged."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        return [json.loads(data) for data in pool.map(storage.read, paths)]
+        found = dict(zip(paths, pool.map(_read, paths.values())))
+    return {key: each for key, each in found.items() if each is not None}
+
+
+def _read(path: str) -> dict | None:
+    try:
+        return json.loads(storage.read(path))
+    except ValueError:
+        return None

@@ -69,7 +69,10 @@ def write(path: str | os.PathLike, data: bytes) -> None:
     # Processes on two hosts may have the same pid.
     temporary = path.with_name(f'.{path.name}.{secrets.token_hex(6)}.tmp')
     try:
-        temporary.write_bytes(data)
+        with open(temporary, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else it may be empty after the machine has stopped
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

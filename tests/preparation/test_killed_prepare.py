@@ -15,7 +15,7 @@ from prepare_inputs import keys, prepare, write_tar
 from waiting import until
 
 from rf_jax.data.shards import set_file
-from rf_jax.preparation import local_worker
+from rf_jax.preparation import files, local_worker
 from rf_jax.runtime import workdir
 
 pytest.importorskip('apache_beam')
@@ -98,6 +98,13 @@ def test_one_at_a_time_in_a_folder(tars, tmp_path):
     arguments = ('prepare', f'--source=webdataset:{tars}', f'--out={tmp_path}', *FLAGS)
     with workdir.lock(tmp_path):
         assert 'another process prepares' in command(*arguments, code=1)
+
+
+def test_one_at_a_time_on_this_machine_for_a_bucket(tars):
+    out = 'gs://rf-jax-no-such-bucket/set'
+    with workdir.lock(files.temporary_folder(out)):
+        command_line = ('prepare', f'--source=webdataset:{tars}', f'--out={out}', *FLAGS)
+        assert 'another process prepares' in command(*command_line, code=1)
 
 
 def test_a_flag_that_beam_does_not_know_is_named(tars, tmp_path):

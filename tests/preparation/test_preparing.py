@@ -5,6 +5,8 @@ import filecmp
 import json
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from rf_jax.data import image_ops
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.shards import index, set_file, tar
 from rf_jax.data.tokenizer import load_tokenizer
-from rf_jax.preparation import source_flag
+from rf_jax.preparation import files, source_flag
 from rf_jax.runtime.errors import UserError
 
 pytest.importorskip('apache_beam')
@@ -208,6 +210,27 @@ def test_a_shard_that_is_not_whole_is_made_again(tars, made, tmp_path, monkeypat
     assert prepare(f'webdataset:{tars}', tmp_path) == found
     for name in (captions, index.path_of(captions), talks, index.path_of(talks)):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_records_that_a_hard_stop_has_emptied_are_made_again(tars, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(set_file, 'write', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(f'webdataset:{tars}', tmp_path)
+    monkeypatch.undo()
+    for path in (tmp_path / 'cleaned').glob('*.json'):
+        os.truncate(path, 0)
+    assert prepare(f'webdataset:{tars}', tmp_path) == made[1]
+
+
+def test_temporary_files_for_a_bucket_are_removed_when_it_starts_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    folders = ('gs://b/set', 'gs://b/set/cleaned', 'gs://b/other')
+    for number, folder in enumerate(folders):
+        with files.scratch(f'{folder}/0.tar') as file:
+            Path(file.name).with_name(f'.{number}.tmp').touch()
+    for folder in folders[:2]:
+        files.remove_unfinished(folder)
+    assert [path.name for path in tmp_path.rglob('*.tmp')] == ['.2.tmp']
 
 
 def test_shards_of_an_input_that_changed_are_removed(tars, tmp_path):

@@ -175,7 +175,7 @@ def test_a_local_write_leaves_the_old_file_or_the_new_one(tmp_path, monkeypatch)
     def full(*_):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('pathlib.Path.write_bytes', full)
+    monkeypatch.setattr('os.fsync', full)
     with pytest.raises(OSError, match='No space'):
         storage.write(tmp_path / 'file', b'new')
     assert storage.names(tmp_path) == ['file'] and storage.read(tmp_path / 'file') == b'old'
