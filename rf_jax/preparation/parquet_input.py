@@ -1,6 +1,7 @@
 """Parquet files with an image in each row, and a caption or a conversation."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _WITH_JSON = ('caption', 'captions')  # of these, as BAGEL writes them
 _CONVERSATIONS = ('messages', 'conversations')
 _OTHERS = ('tags', 'kind', 'questions')
 _KEYS = ('key', '__key__', 'id', 'file_name')
+_SPLIT = re.compile(r'(train|test|validation|valid|val|dev)(?=[-_.\d])')  # in names of files
 _ROWS = 64  # decoded at a time
 _BUFFER = 2**22  # bytes read at a time of each column
 
@@ -33,7 +35,10 @@ class ParquetInput:
     """A `unit.Input`: `parquet:/path/*.parquet`. Needs pyarrow."""
 
     def units(self, entry: int, argument: str) -> list[Unit]:
-        return unit.of_files(entry, 'parquet', argument, '*.parquet')
+        units = unit.of_files(entry, 'parquet', argument, '*.parquet')
+        if unit.is_below(units[0].path, argument):
+            _refuse_splits(argument.rstrip('/'), [each.name for each in units])
+        return units
 
     def samples(
         self, unit: Unit, ignored: Counter[str]
@@ -55,6 +60,17 @@ class ParquetInput:
         except pa.ArrowException as error:
             reason = ' '.join(str(error).split())[:200]
             raise ValueError(f'damaged, truncated or no Parquet: {reason}') from None
+
+
+def _refuse_splits(folder: str, names: Sequence[str]) -> None:
+    """Raises ValueError if the files of a folder are of several splits, as Hugging Face's are."""
+    found = dict.fromkeys(match[1] for match in map(_SPLIT.match, names) if match)
+    if len(found) > 1:
+        example = 'train' if 'train' in found else next(iter(found))
+        raise ValueError(
+            f'the files are of several splits, {", ".join(found)}: choose one, as '
+            f"'parquet:{folder}/{example}*.parquet', or all by '*.parquet'"
+        )
 
 
 @dataclass(frozen=True)

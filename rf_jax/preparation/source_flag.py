@@ -15,7 +15,7 @@ from rf_jax.preparation.parquet_input import ParquetInput
 from rf_jax.preparation.tar_input import TarInput
 from rf_jax.preparation.tfds_input import TfdsInput
 from rf_jax.preparation.unit import Input, Unit
-from rf_jax.runtime import errors, storage
+from rf_jax.runtime import errors, paths, storage
 from rf_jax.runtime.errors import UserError
 
 INPUTS: dict[str, Input] = {
@@ -25,15 +25,25 @@ INPUTS: dict[str, Input] = {
     f'folder{LINKS}': FolderInput(f'folder{LINKS}'),
     'tfds': TfdsInput(),
 }
+# What their arguments are.
+_PATHS: dict[str, Callable] = {
+    'webdataset': paths.anywhere,
+    'parquet': paths.anywhere,
+    'folder': paths.local,
+    f'folder{LINKS}': paths.local,
+}
 
 
 def units(source: str) -> list[Unit]:
     """All units of a comma-separated list, in a fixed order. Raises UserError."""
+    parts = source_list.parts(source)
+    for before, part in zip(['', *parts], parts):
+        _check_kind(part, before)
     found = []
-    for number, part in enumerate(source_list.parts(source)):
+    for number, part in enumerate(parts):
         kind, argument = source_list.kind_and_argument(part)
         try:
-            found += errors.choose('--source', kind, INPUTS).units(number, argument)
+            found += INPUTS[kind].units(number, argument)
         except UserError:
             raise
         except ValueError as error:
@@ -41,6 +51,17 @@ def units(source: str) -> list[Unit]:
     if not found:
         raise UserError(f'--source is empty; expected a list of {", ".join(INPUTS)}:/path')
     return found
+
+
+def _check_kind(part: str, before: str) -> None:
+    """Raises UserError if the kind of an entry is not known; `before`: the entry before it."""
+    kind, _ = source_list.kind_and_argument(part)
+    try:
+        errors.choose('--source', kind, INPUTS)
+    except UserError as error:
+        of_a_path = source_list.kind_and_argument(before)[0] in _PATHS
+        hint = r'. A comma within a path is written \, (backslash, comma)' if of_a_path else ''
+        raise UserError(f'{error}{hint}') from None
 
 
 def samples(unit: Unit, ignored: Counter[str]) -> Iterator[tuple[str, Callable[[], Sample]]]:
@@ -63,11 +84,16 @@ def samples(unit: Unit, ignored: Counter[str]) -> Iterator[tuple[str, Callable[[
 
 
 def with_absolute_paths(source: str) -> str:
-    """The same list with absolute paths of what is on this machine."""
+    """The same list with absolute paths of what is on this machine.
+
+    Raises UserError for a URL of anything but a bucket.
+    """
     found = []
     for part in source_list.parts(source):
         kind, argument = source_list.kind_and_argument(part)
-        if argument and kind != 'tfds' and storage.is_local(argument):
+        if argument and kind in _PATHS:
+            _PATHS[kind](argument, '--source')
+        if argument and kind in _PATHS and storage.is_local(argument):
             part = f'{kind}:{os.path.abspath(os.path.expanduser(argument))}'
         found.append(part.replace(',', '\\,'))
     return ','.join(found)

@@ -60,14 +60,23 @@ def of_files(entry: int, kind: str, pattern: str, ending: str) -> list[Unit]:
     """A unit for each file of a pattern (`patterns.shards`)."""
     paths = patterns.shards(pattern, ending)
     if not paths:
-        raise UserError(f'--source={kind}:{pattern}: there is no such file')
+        raise ValueError(
+            f'the folder has no {ending}, and those below it are not read'
+            if storage.is_folder(pattern)
+            else 'there is no such file'
+        )
     root = re.split(r'[{*?[]', pattern)[0].rpartition('/')[0]
-    if paths[0].startswith(f'{pattern.rstrip("/")}/'):  # the files of a folder
+    if is_below(paths[0], pattern):
         root = pattern.rstrip('/')
     with ThreadPoolExecutor(_THREADS) as pool:  # they wait for a bucket
         sizes = list(pool.map(_size, paths))
     names = [path.removeprefix(f'{root}/') for path in paths]
     return [Unit(entry, kind, *unit) for unit in zip(paths, names, sizes)]
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether a pattern `folder` is the folder of the file."""
+    return path.startswith(f'{folder.rstrip("/")}/')
 
 
 def _size(path: str) -> int:

@@ -102,3 +102,42 @@ def test_units_are_the_same_wherever_the_input_lies(tmp_path):
 def test_a_source_that_is_not_there_is_named(source, message):
     with pytest.raises(UserError, match=message):
         source_flag.units(source)
+
+
+@pytest.mark.parametrize('kind', ['webdataset', 'parquet', 'folder', 'folder+links'])
+def test_a_url_is_named_as_it_was_given(kind):
+    with pytest.raises(UserError, match=r'^--source=https://a/b is a URL'):
+        source_flag.with_absolute_paths(f'{kind}:https://a/b')
+
+
+@pytest.mark.parametrize(
+    ('source', 'hint'),
+    [
+        ('webdataset:/data/{a,b}.tar', True),
+        ('folder:/cats, dogs and more', True),
+        ('tfds:coco,no', False),
+        ('wds:/data', False),
+    ],
+)
+def test_a_comma_in_a_path_has_a_hint(source, hint):
+    with pytest.raises(UserError, match='is not known') as error:
+        source_flag.units(source)
+    assert ('A comma within a path' in str(error.value)) == hint
+
+
+def test_a_folder_without_files_of_its_own(tmp_path):
+    (tmp_path / 'below').mkdir()
+    (tmp_path / 'below/0.parquet').touch()
+    with pytest.raises(UserError, match=r'the folder has no \*\.parquet, and those below'):
+        source_flag.units(f'parquet:{tmp_path}')
+
+
+def test_splits_in_one_folder_are_not_mixed(tmp_path):
+    for name in ('test-0', 'train-00000-of-00002', 'train-00001-of-00002', 'trains'):
+        (tmp_path / f'{name}.parquet').touch()
+    with pytest.raises(UserError, match=r'several splits, test, train: .*/train\*\.parquet'):
+        source_flag.units(f'parquet:{tmp_path}')
+    counts = [len(source_flag.units(f'parquet:{tmp_path}/{n}.parquet')) for n in ('train-*', '*')]
+    assert counts == [2, 4]
+    (tmp_path / 'test-0.parquet').unlink()
+    assert len(source_flag.units(f'parquet:{tmp_path}/')) == 3
