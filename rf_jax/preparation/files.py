@@ -58,3 +58,9 @@ def remove_unfinished(folder: str) -> None:
     """Removes what a process that was killed while writing here has left on this machine."""
     for path in temporary_folder(folder).glob(f'.*{_TEMPORARY}'):
         path.unlink(missing_ok=True)
+
+
+def remove_temporary_folder(folder: str) -> None:
+    """Removes what is left on this machine of a bucket's folder, once the set is finished."""
+    if not storage.is_local(folder):
+        storage.delete_folder(temporary_folder(folder))

@@ -67,6 +67,8 @@ def prepare(
         _log_ignored(settings.source, reports.values())
         set_file.write(out, found)
     storage.delete_folder(folder)
+    for each in (out, folder):
+        files.remove_temporary_folder(each)
     return set_file.read(out)
 
 

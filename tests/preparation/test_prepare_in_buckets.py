@@ -1,6 +1,7 @@
 """Prepared sets from and in buckets, of real servers: the same bytes as on a disk."""
 
 import json
+import tempfile
 
 import pyarrow as pa
 import pytest
@@ -33,8 +34,10 @@ def test_a_bucket_gives_the_bytes_of_a_disk(bucket, tmp_path):
     assert len(set(keys(f'{folder}/set', local))) == 90
 
 
-def test_a_truncated_tar_in_a_bucket(bucket, tmp_path):
+def test_a_truncated_tar_in_a_bucket(bucket, tmp_path, monkeypatch):
     folder, _ = bucket
+    (tmp_path / 'temporary').mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
     write_tar(tmp_path / '0.tar', range(20))
     whole = (tmp_path / '0.tar').read_bytes()
     storage.write(f'{folder}/cut/0.tar', whole[:-3000])
@@ -43,6 +46,7 @@ def test_a_truncated_tar_in_a_bucket(bucket, tmp_path):
     storage.write(f'{folder}/cut/0.tar', whole)
     found = prepare(f'webdataset:{folder}/cut', f'{folder}/mended')
     assert len(set(keys(f'{folder}/mended', found))) == 20
+    assert not list((tmp_path / 'temporary').iterdir())
 
 
 def test_parquet_in_a_bucket_with_images_beside_it(bucket, tmp_path):
