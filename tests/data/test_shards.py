@@ -1,6 +1,8 @@
 """Shards of tar files with an index: what is written is read, and damage is one clear error."""
 
 import io
+import os
+import resource
 import tarfile
 from pathlib import Path
 
@@ -122,6 +124,25 @@ def test_damage_is_one_clear_error(tmp_path, tokenizer):
     for end in (third, third - 30, third - 700, len(data) - 1024):  # in a header, between files
         with pytest.raises(ValueError, match='truncated'):
             list(tar.scan(io.BytesIO(data[:end])))
+
+
+def test_many_sets_leave_files_to_open(tmp_path):
+    """Four sets of 256 shards, where a process may have 1,024 files."""
+    row = np.zeros(1, index.SAMPLE)
+    sets = []
+    for name in 'abcd':
+        paths = [str(tmp_path / f'{name}{number}.tar') for number in range(256)]
+        for path in paths:
+            storage.write(index.path_of(path), index.Index(row, 1, 'x').to_bytes())
+        sets.append(Shards(paths, [1] * 256, lambda path: index.read(index.path_of(path)), Tar(1)))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = len(os.listdir('/proc/self/fd')) + 600
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, before[0]), before[1]))
+    try:
+        for shards in sets * 2:
+            assert len(shards.samples(np.arange(256))) == 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_set_is_whole_once_set_json_is_written(tmp_path):

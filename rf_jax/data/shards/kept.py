@@ -106,7 +106,9 @@ class Kept:
 
     def open(self, shard: str, kind: str) -> Index:
         """The index of a shard that `find` or `keep` gave an entry for. Raises UserError."""
-        found = index.read(f'{self._found[shard]}.{kind}{index.SUFFIX}')
+        path = f'{self._found[shard]}.{kind}{index.SUFFIX}'
+        # As many indices of a bucket's shards are held as may not be open files, wherever they lie.
+        found = index.read(path, mapped=storage.is_local(shard))
         _check_unchanged(shard, found)
         return found
 

@@ -5,6 +5,7 @@ change are one clear line.
 import io
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,6 +237,25 @@ def test_a_folder_that_cannot_be_written_has_its_index_elsewhere(
     again, shards = opened(folder, tokenizer, elsewhere=elsewhere)
     assert len(scanned) == 3 and not kept(folder) and again.summary() == first.summary()
     assert shards['captions'].read(21).images == (jpeg(21),)
+
+
+def test_an_index_of_a_buckets_shards_is_no_open_file(
+    folder, tokenizer, tmp_path_factory, bucket, monkeypatch
+):
+    """Many more of them are held than a process may have files."""
+    elsewhere, write_file = tmp_path_factory.mktemp('elsewhere'), storage.write
+    storage.write(f'{bucket[0]}/tars/0.tar', (folder / '00000.tar').read_bytes())
+
+    def refuse(path, data):
+        if not storage.is_local(path):
+            raise PermissionError(13, 'Permission denied')
+        write_file(path, data)
+
+    monkeypatch.setattr(storage, 'write', refuse)
+    _, shards = opened(f'{bucket[0]}/tars/0.tar', tokenizer, elsewhere=elsewhere)
+    assert len(shards['captions'].samples(np.arange(3))) == 3 and list(elsewhere.rglob('*.index'))
+    files = [os.path.realpath(each) for each in Path('/proc/self/fd').iterdir()]
+    assert not [path for path in files if path.startswith(str(elsewhere))]
 
 
 def test_shards_that_vanish_or_change_during_a_run(folder, tokenizer):
