@@ -106,6 +106,50 @@ def test_long_names_and_folders_in_a_tar_file(tmp_path):
     ]
 
 
+def packed(*files):
+    """A tar file of these (name, content)."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode='w') as archive:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def read_twice(data):
+    """{key: members} of a tar file, the same in a scan as by ranges."""
+    scanned = list(tar.scan(io.BytesIO(data)))
+    for key, found, at, blocks in scanned:
+        assert tar.members(data[512 * at : 512 * (at + blocks)]) == (key, found)
+    return {key: found for key, found, *_ in scanned}
+
+
+@pytest.mark.parametrize('folder', ['', './', 'cats/'])
+def test_files_that_macos_adds_are_no_part_of_a_sample(folder):
+    names = ['.DS_Store', '._a.jpg', 'a.jpg', '._a.txt', '.DS_Store', 'a.txt', '._b.jpg', 'b.jpg',
+             '._b.txt', 'b.txt', '.DS_Store']  # fmt: skip
+    content = {'jpg': b'1' * 700, 'txt': b'a cat'}
+    data = packed(*((folder + n, content.get(n[2:], b'\0\5\x16\7' * 200)) for n in names))
+    assert read_twice(data) == {f'{folder}a': content, f'{folder}b': content}
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+def test_text_may_have_a_byte_order_mark(encoding):
+    def encoded(text):
+        return text.encode(encoding)
+
+    for members in (
+        {'jpg': b'1', 'txt': encoded('zwölf\r\nKatzen')},
+        {'jpg': b'1', 'json': encoded('{"caption": "zwölf Katzen"}')},
+    ):
+        assert sample.from_members('1', members).captions == ('zwölf Katzen',)
+    cut = {'jpg': b'1', 'txt': 'zwölf'.encode('latin-1')}
+    assert sample.from_members('1', cut).captions == ('zw\ufffdlf',)
+    cut = {'jpg': b'1', 'txt': 'zwölf'.encode('utf-16')[:-1]}
+    assert sample.from_members('1', cut).captions == ('zwöl\ufffd',)
+
+
 def test_damage_is_one_clear_error(tmp_path, tokenizer):
     found = write_shard(tmp_path / '0.tar', [captioned(n) for n in range(9)], tokenizer)
     path = tmp_path / '0.tar.index'

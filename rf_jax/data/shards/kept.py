@@ -21,7 +21,7 @@ from rf_jax.data.shards.scanning import Scanned
 from rf_jax.runtime import storage
 from rf_jax.runtime.errors import UserError
 
-_FORMAT = 1  # increase it when samples are read in another way
+_FORMAT = 2  # increase it when samples are read in another way
 ELSEWHERE = '~/.cache/rf_jax/indices'
 
 

@@ -16,6 +16,7 @@ from rf_jax.data import messages
 from rf_jax.data.messages import Message
 from rf_jax.data.records import BadImage, EmptyCaption, Record
 from rf_jax.data.sources import listing
+from rf_jax.runtime import paths
 
 IMAGE_EXTENSIONS = ('jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'tif', 'tiff')
 _NUMBERED = re.compile(rf'(\d+)\.({"|".join(IMAGE_EXTENSIONS)})$')
@@ -61,7 +62,7 @@ def from_members(key: str, members: Mapping[str, bytes]) -> Sample:
     if not encoded:
         raise BadImage(f'no image among {", ".join(sorted(members))}')
     if 'txt' in members:
-        entry = {**entry, 'caption': members['txt'].decode('utf-8', 'replace')}
+        entry = {**entry, 'caption': paths.decode_text(members['txt'], 'replace')}
     fields = listing.texts(entry)
     if not fields['captions']:
         raise EmptyCaption('empty caption')
@@ -88,7 +89,7 @@ def _entry(members: Mapping[str, bytes]) -> dict:
     if 'json' not in members:
         return {}
     try:
-        entry = json.loads(members['json'].decode('utf-8-sig'))
+        entry = json.loads(paths.decode_text(members['json']))
     except (ValueError, RecursionError) as error:
         raise ValueError(f'its json cannot be read: {error}') from None
     if not isinstance(entry, dict):

@@ -59,6 +59,11 @@ def split(name: str) -> tuple[str, str]:
     return f'{folder}{slash}{key}', extension.lower()
 
 
+def _hidden(name: str) -> bool:
+    """Whether a file is no part of any sample: macOS puts ._a.jpg beside a.jpg, and .DS_Store."""
+    return name.rpartition('/')[2].startswith('.')
+
+
 def members(data: bytes) -> tuple[str, dict[str, bytes]]:
     """(key, {extension: content}) of the one sample that a range of a tar file holds.
 
@@ -67,6 +72,8 @@ def members(data: bytes) -> tuple[str, dict[str, bytes]]:
     found: dict[str, bytes] = {}
     keys = set()
     for name, start, size in _plain_files(data) or _files(data):
+        if _hidden(name):
+            continue
         key, extension = split(name)
         keys.add(key)
         found[extension] = data[start : start + size]
@@ -122,7 +129,7 @@ def scan(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes], int, int]]:
         with tarfile.open(fileobj=file, mode='r|', tarinfo=_Strict) as archive:
             for info in archive:
                 archive.members = []  # which would hold every file of the archive
-                if not info.isfile():
+                if not info.isfile() or _hidden(info.name):
                     continue
                 own, extension = split(info.name)
                 if own != key:
