@@ -1,6 +1,7 @@
 """Shards of tar files with an index: what is written is read, and damage is one clear error."""
 
 import io
+import json
 import os
 import resource
 import tarfile
@@ -148,6 +149,22 @@ def test_text_may_have_a_byte_order_mark(encoding):
     assert sample.from_members('1', cut).captions == ('zw\ufffdlf',)
     cut = {'jpg': b'1', 'txt': 'zwölf'.encode('utf-16')[:-1]}
     assert sample.from_members('1', cut).captions == ('zwöl\ufffd',)
+
+
+def test_a_captioned_image_needs_no_metadata_that_can_be_used():
+    alike = [[1, 2], {'conversations': 'none'}, {'messages': [], 'tags': {'general': ['x']}},
+             {'conversations': [{'from': 'robot', 'value': 'x'}]}, 'text', {'kind': 3}]  # fmt: skip
+    for entry in alike:
+        members = {'jpg': b'1', 'txt': b'a cat', 'json': json.dumps(entry).encode()}
+        found = sample.from_members('1', members)
+        assert (found.captions, found.images, found.messages) == (('a cat',), (b'1',), ()), entry
+        del members['txt']
+        with pytest.raises(ValueError):
+            sample.from_members('1', members)
+    own = {'jpg': b'1', 'txt': b' ', 'json': b'{"caption": "a cat", "conversations": 3}'}
+    assert sample.from_members('1', own).captions == ('a cat',)
+    with pytest.raises(ValueError, match='messages are a str'):  # rather than: empty caption
+        sample.from_members('1', {'jpg': b'1', 'json': b'{"messages": "none"}'})
 
 
 def test_damage_is_one_clear_error(tmp_path, tokenizer):

@@ -6,6 +6,7 @@ conversation is `{key}.json` with "messages" whose images are numbered, and `{ke
 `{key}.1.jpg`, ...
 """
 
+import contextlib
 import itertools
 import json
 import re
@@ -56,13 +57,24 @@ def from_members(key: str, members: Mapping[str, bytes]) -> Sample:
     """
     entry = _entry(members)
     key = entry['key'] if isinstance(entry.get('key'), str) else key
-    if 'messages' in entry or 'conversations' in entry:
+    if 'messages' not in entry and 'conversations' not in entry:
+        return _captioned(key, entry, members)
+    try:
         return _conversation(key, entry, members)
+    except (BadImage, ValueError) as error:
+        # Perhaps a captioned image whose metadata has a field of that name.
+        with contextlib.suppress(BadImage, ValueError):
+            return _captioned(key, entry, members)
+        raise error
+
+
+def _captioned(key: str, entry: Mapping, members: Mapping[str, bytes]) -> Sample:
     encoded = [members[name] for name in IMAGE_EXTENSIONS if name in members]
     if not encoded:
         raise BadImage(f'no image among {", ".join(sorted(members))}')
-    if 'txt' in members:
-        entry = {**entry, 'caption': paths.decode_text(members['txt'], 'replace')}
+    text = paths.decode_text(members.get('txt', b''), 'replace')
+    if text.strip():
+        entry = {**entry, 'caption': text}
     fields = listing.texts(entry)
     if not fields['captions']:
         raise EmptyCaption('empty caption')
@@ -92,6 +104,8 @@ def _entry(members: Mapping[str, bytes]) -> dict:
         entry = json.loads(paths.decode_text(members['json']))
     except (ValueError, RecursionError) as error:
         raise ValueError(f'its json cannot be read: {error}') from None
+    if not isinstance(entry, dict) and 'txt' in members:
+        return {}  # metadata of some kind
     if not isinstance(entry, dict):
         raise ValueError(f'its json is a {type(entry).__name__}, expected {{...}}')
     return {name: value for name, value in entry.items() if value is not None}
