@@ -1,5 +1,6 @@
 """Random access to the samples of many shards, through their indices."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -60,6 +61,11 @@ class Shards:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def digest(self) -> str:
+        """Of how many samples each shard has."""
+        return hashlib.blake2b(self._starts.tobytes(), digest_size=8).hexdigest()
 
     def samples(self, numbers: np.ndarray) -> np.ndarray:
         """SAMPLE[S] of samples int64[S]. Raises UserError for an index that cannot be read."""

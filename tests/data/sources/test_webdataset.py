@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.shards import patterns, scanning
 from rf_jax.data.sources.webdataset import WebdatasetSource
 from rf_jax.runtime import storage
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import Unavailable, UserError
 
 MANY = 10**6
 KEPT = ('.index', '.json')
@@ -237,6 +238,56 @@ def test_a_folder_that_cannot_be_written_has_its_index_elsewhere(
     again, shards = opened(folder, tokenizer, elsewhere=elsewhere)
     assert len(scanned) == 3 and not kept(folder) and again.summary() == first.summary()
     assert shards['captions'].read(21).images == (jpeg(21),)
+
+
+def test_one_failure_of_a_bucket_sends_no_index_elsewhere(
+    folder, tokenizer, tmp_path_factory, monkeypatch, scanned
+):
+    """Where other hosts could not see it."""
+    elsewhere, write_file, names = tmp_path_factory.mktemp('elsewhere'), storage.write, []
+
+    def fail_once(path, data):
+        names.append(path)
+        if len(names) == 3:
+            raise Unavailable(f'{path}: unreachable after 9 attempts: 503')
+        write_file(path, data)
+
+    monkeypatch.setattr(storage, 'write', fail_once)
+    with pytest.raises(Unavailable):
+        opened(folder, tokenizer, elsewhere=elsewhere)
+    assert len(opened(folder, tokenizer, elsewhere=elsewhere)[1]['captions']) == 60
+    assert len(kept(folder)) == 6 and not list(elsewhere.iterdir())
+    assert scanned == ['00000.tar', '00001.tar', '00001.tar', '00002.tar']
+
+
+def test_an_index_that_another_run_made_meanwhile_stays(folder, tokenizer, monkeypatch):
+    scan, others = scanning.scan, []
+
+    def scan_slowly(format, path, *more):
+        found = scan(format, path, *more)
+        if not others:
+            others.append('')  # the other run does not wait
+            opened(folder, tokenizer)
+            others[:] = [(each, each.stat().st_ino) for each in folder.iterdir()]
+        return found
+
+    monkeypatch.setattr(scanning, 'scan', scan_slowly)
+    _, shards = opened(folder, tokenizer)
+    assert len(kept(folder)) == 6 and len(shards['captions'].samples(np.arange(60))) == 60
+    assert [(each, each.stat().st_ino) for each in folder.iterdir()] == others
+
+
+def test_another_count_of_a_shard_is_seen(folder, tokenizer):
+    data = SimpleNamespace(cache_megabytes=1)
+
+    def said(numbers):
+        write(folder / '00001.tar', numbers)
+        sources = source_list.build(f'webdataset:{folder}', MANY)
+        return source_list.open_shards(sources, tokenizer, data)
+
+    first = said(range(20, 40))
+    assert first.startswith(f'60 captions of webdataset:{folder} (digest ')
+    assert said(range(20, 40)) == first != said(range(20, 41))
 
 
 def test_an_index_of_a_buckets_shards_is_no_open_file(
