@@ -167,6 +167,47 @@ def test_a_captioned_image_needs_no_metadata_that_can_be_used():
         sample.from_members('1', {'jpg': b'1', 'json': b'{"messages": "none"}'})
 
 
+@pytest.mark.parametrize('rest', ['tar', 'late tar', 'text'])
+def test_what_follows_the_end_of_a_tar_file_is_no_silent_loss(rest):
+    one, two = packed(('a.jpg', b'1')), packed(('b.jpg', b'2'))
+    more = {'tar': two, 'late tar': b'\0' * 2**22 + two, 'text': b'x'}[rest]
+    with pytest.raises(tar.Unsuitable, match='several tar files in one'):
+        list(tar.scan(io.BytesIO(one + more)))
+    assert len(list(tar.scan(io.BytesIO(one + b'\0' * 2**22)))) == 1
+
+
+def test_names_need_not_be_utf_8(tokenizer):
+    names = ('h\xe9.jpg', 'h\xe9.txt', 'h\xe8.jpg', 'h\xe8.txt')
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode='w', format=tarfile.GNU_FORMAT, encoding='latin-1') as t:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            t.addfile(info, io.BytesIO(b'1'))
+    scanned = list(tar.scan(io.BytesIO(file.getvalue())))
+    assert [key for key, *_ in scanned] == ['h?', 'h?'], 'two samples'
+    for key, _, at, blocks in scanned:
+        own = tar.members(file.getvalue()[512 * at : 512 * (at + blocks)])
+        assert own == (key, {'jpg': b'1', 'txt': b'1'})
+    named = sample.from_members('1', {'jpg': b'1', 'json': b'{"caption": "a", "key": "\\udce9"}'})
+    assert b'"key": "?"' in sample.to_members(named, 'jpg')['json']
+
+
+def test_names_with_more_dots_are_explained():
+    members = {f'{n:04d}.{end}': b'1' for n in range(50) for end in ('jpg', 'txt')}
+    with pytest.raises(BadImage) as caught:
+        sample.from_members('img', members)
+    assert str(caught.value) == (
+        'no image among 0000.jpg, 0000.txt, 0001.jpg, 0001.txt, 0002.jpg, 0002.txt, ... (100 '
+        'files); the name of a sample ends at the first dot of the names of its files'
+    )
+
+
+@pytest.mark.parametrize('extension', ['avif', 'jfif'])
+def test_other_images_that_pillow_reads(extension):
+    assert sample.from_members('1', {extension: b'1', 'txt': b'a cat'}).images == (b'1',)
+
+
 def test_damage_is_one_clear_error(tmp_path, tokenizer):
     found = write_shard(tmp_path / '0.tar', [captioned(n) for n in range(9)], tokenizer)
     path = tmp_path / '0.tar.index'

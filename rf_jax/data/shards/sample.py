@@ -19,7 +19,8 @@ from rf_jax.data.records import BadImage, EmptyCaption, Record
 from rf_jax.data.sources import listing
 from rf_jax.runtime import paths
 
-IMAGE_EXTENSIONS = ('jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'tif', 'tiff')
+IMAGE_EXTENSIONS = ('jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'tif', 'tiff', 'avif', 'jfif')
+_NAMED = 6  # files that a message lists
 _NUMBERED = re.compile(rf'(\d+)\.({"|".join(IMAGE_EXTENSIONS)})$')
 
 
@@ -71,7 +72,7 @@ def from_members(key: str, members: Mapping[str, bytes]) -> Sample:
 def _captioned(key: str, entry: Mapping, members: Mapping[str, bytes]) -> Sample:
     encoded = [members[name] for name in IMAGE_EXTENSIONS if name in members]
     if not encoded:
-        raise BadImage(f'no image among {", ".join(sorted(members))}')
+        raise BadImage(f'no image among {_shown(members)}')
     text = paths.decode_text(members.get('txt', b''), 'replace')
     if text.strip():
         entry = {**entry, 'caption': text}
@@ -79,6 +80,14 @@ def _captioned(key: str, entry: Mapping, members: Mapping[str, bytes]) -> Sample
     if not fields['captions']:
         raise EmptyCaption('empty caption')
     return Sample(key, (encoded[0],), **fields)
+
+
+def _shown(members: Mapping[str, bytes]) -> str:
+    names = sorted(members)
+    more = f', ... ({len(names)} files)' if len(names) > _NAMED else ''
+    dotted = any('.' in name for name in names)
+    hint = '; the name of a sample ends at the first dot of the names of its files' * dotted
+    return f'{", ".join(names[:_NAMED])}{more}{hint}'
 
 
 def to_members(sample: Sample, extension: str) -> dict[str, bytes]:
@@ -94,7 +103,7 @@ def to_members(sample: Sample, extension: str) -> dict[str, bytes]:
             entry['questions'] = [{'question': q, 'answer': a} for q, a in sample.questions]
         images = {extension: sample.images[0]}
     text = json.dumps({**entry, 'key': sample.key}, ensure_ascii=False)
-    return {'json': text.encode(), **images}
+    return {'json': text.encode('utf-8', 'replace'), **images}  # a key may have surrogates
 
 
 def _entry(members: Mapping[str, bytes]) -> dict:

@@ -2,7 +2,9 @@
 change are one clear line.
 """
 
+import gzip
 import io
+import lzma
 import os
 import shutil
 from pathlib import Path
@@ -191,6 +193,27 @@ def test_a_truncated_tar_is_one_line_and_keeps_the_others(folder, tokenizer, sca
     before = len(scanned)
     assert len(opened(folder, tokenizer)[1]['captions']) == 60
     assert scanned[before:] == ['00001.tar', '00002.tar']
+
+
+def test_tar_files_that_cannot_be_read_say_what_to_do(tmp_path, tokenizer):
+    write(tmp_path / '0.tar', range(3))
+    data = (tmp_path / '0.tar').read_bytes()
+    (tmp_path / '0.tar').write_bytes(data + data)
+    with pytest.raises(UserError, match=r'0\.tar is several tar files in one, .*--concatenate$'):
+        opened(tmp_path, tokenizer)
+    for module, tool in ((gzip, 'gunzip'), (lzma, 'unxz')):
+        (tmp_path / '0.tar').write_bytes(module.compress(data))
+        with pytest.raises(UserError, match=rf'0\.tar is compressed .*unpack it \({tool}\)$'):
+            opened(tmp_path, tokenizer)
+    for name in ('0.tar.gz', '0.tgz'):
+        (tmp_path / name).write_bytes(gzip.compress(data))
+        with pytest.raises(UserError, match='is compressed with gzip'):
+            opened(tmp_path / name, tokenizer)
+        (tmp_path / '0.tar').unlink(missing_ok=True)
+        for pattern in ('', '*.tar', '0*.tar'):
+            with pytest.raises(UserError, match=rf'{name} is compressed, .*\(gunzip\)'):
+                opened(tmp_path / pattern, tokenizer)
+        (tmp_path / name).unlink()
 
 
 @pytest.mark.parametrize('name', ['captions.index', 'json'])
