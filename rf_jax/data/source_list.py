@@ -120,10 +120,16 @@ def caches_metadata(text: str) -> bool:
     return any(source_class(kind_and_argument(part)[0]).caches_metadata for part in parts(text))
 
 
-def open_shards(sources: Sequence, tokenizer, data) -> None:
-    """Opens the shards of all sources that have some, which may write an index beside them."""
-    for source in filter(is_indexed, sources):
-        source.open(tokenizer, data.cache_megabytes)
+def open_shards(sources: Sequence, tokenizer, data) -> str:
+    """Opens the shards of all sources that have some, which may write an index beside them.
+
+    Returns how many samples they have, and a digest of how many each shard has.
+    """
+    return '; '.join(
+        f'{len(shards)} {kind} of {source.name} (digest {shards.digest})'
+        for source in filter(is_indexed, sources)
+        for kind, shards in source.open(tokenizer, data.cache_megabytes).items()
+    )
 
 
 def with_images(sources: Sequence, tokenizer, data) -> list[Source | ShardImages]:

@@ -111,10 +111,10 @@ def read_text(path: str | os.PathLike) -> str:
     return decode_text(Path(path).read_bytes())
 
 
-def decode_text(data: bytes) -> str:
-    """As `read_text`, of the bytes of a file."""
+def decode_text(data: bytes, errors: str = 'strict') -> str:
+    """As `read_text`, of the bytes of a file; `errors` as bytes.decode takes them."""
     mark = next((mark for mark in _MARKS if data.startswith(mark)), b'')
-    text = data[len(mark) :].decode(_MARKS.get(mark, 'utf-8'))
+    text = data[len(mark) :].decode(_MARKS.get(mark, 'utf-8'), errors)
     return text.replace('\r\n', '\n').replace('\r', '\n')
 
 

@@ -113,7 +113,8 @@ def build(
         distributed.broadcast(lambda: run_tokenizer.find(config, folder, found).model_bytes)
     )
     if one_first:  # the index of shards, which needs the tokenizer
-        distributed.main_first(partial(source_list.open_shards, found, tokenizer, config.data))
+        open_shards = partial(source_list.open_shards, found, tokenizer, config.data)
+        distributed.check_same(distributed.main_first(open_shards), 'data.sources')
     distributed.connect(mesh_)
     process = jax.process_index()
     require(process in rows, f'process {process} has none of the devices of the run')

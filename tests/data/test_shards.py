@@ -1,6 +1,9 @@
 """Shards of tar files with an index: what is written is read, and damage is one clear error."""
 
 import io
+import json
+import os
+import resource
 import tarfile
 from pathlib import Path
 
@@ -104,6 +107,107 @@ def test_long_names_and_folders_in_a_tar_file(tmp_path):
     ]
 
 
+def packed(*files):
+    """A tar file of these (name, content)."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode='w') as archive:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def read_twice(data):
+    """{key: members} of a tar file, the same in a scan as by ranges."""
+    scanned = list(tar.scan(io.BytesIO(data)))
+    for key, found, at, blocks in scanned:
+        assert tar.members(data[512 * at : 512 * (at + blocks)]) == (key, found)
+    return {key: found for key, found, *_ in scanned}
+
+
+@pytest.mark.parametrize('folder', ['', './', 'cats/'])
+def test_files_that_macos_adds_are_no_part_of_a_sample(folder):
+    names = ['.DS_Store', '._a.jpg', 'a.jpg', '._a.txt', '.DS_Store', 'a.txt', '._b.jpg', 'b.jpg',
+             '._b.txt', 'b.txt', '.DS_Store']  # fmt: skip
+    content = {'jpg': b'1' * 700, 'txt': b'a cat'}
+    data = packed(*((folder + n, content.get(n[2:], b'\0\5\x16\7' * 200)) for n in names))
+    assert read_twice(data) == {f'{folder}a': content, f'{folder}b': content}
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+def test_text_may_have_a_byte_order_mark(encoding):
+    def encoded(text):
+        return text.encode(encoding)
+
+    for members in (
+        {'jpg': b'1', 'txt': encoded('zwölf\r\nKatzen')},
+        {'jpg': b'1', 'json': encoded('{"caption": "zwölf Katzen"}')},
+    ):
+        assert sample.from_members('1', members).captions == ('zwölf Katzen',)
+    cut = {'jpg': b'1', 'txt': 'zwölf'.encode('latin-1')}
+    assert sample.from_members('1', cut).captions == ('zw\ufffdlf',)
+    cut = {'jpg': b'1', 'txt': 'zwölf'.encode('utf-16')[:-1]}
+    assert sample.from_members('1', cut).captions == ('zwöl\ufffd',)
+
+
+def test_a_captioned_image_needs_no_metadata_that_can_be_used():
+    alike = [[1, 2], {'conversations': 'none'}, {'messages': [], 'tags': {'general': ['x']}},
+             {'conversations': [{'from': 'robot', 'value': 'x'}]}, 'text', {'kind': 3}]  # fmt: skip
+    for entry in alike:
+        members = {'jpg': b'1', 'txt': b'a cat', 'json': json.dumps(entry).encode()}
+        found = sample.from_members('1', members)
+        assert (found.captions, found.images, found.messages) == (('a cat',), (b'1',), ()), entry
+        del members['txt']
+        with pytest.raises(ValueError):
+            sample.from_members('1', members)
+    own = {'jpg': b'1', 'txt': b' ', 'json': b'{"caption": "a cat", "conversations": 3}'}
+    assert sample.from_members('1', own).captions == ('a cat',)
+    with pytest.raises(ValueError, match='messages are a str'):  # rather than: empty caption
+        sample.from_members('1', {'jpg': b'1', 'json': b'{"messages": "none"}'})
+
+
+@pytest.mark.parametrize('rest', ['tar', 'late tar', 'text'])
+def test_what_follows_the_end_of_a_tar_file_is_no_silent_loss(rest):
+    one, two = packed(('a.jpg', b'1')), packed(('b.jpg', b'2'))
+    more = {'tar': two, 'late tar': b'\0' * 2**22 + two, 'text': b'x'}[rest]
+    with pytest.raises(tar.Unsuitable, match='several tar files in one'):
+        list(tar.scan(io.BytesIO(one + more)))
+    assert len(list(tar.scan(io.BytesIO(one + b'\0' * 2**22)))) == 1
+
+
+def test_names_need_not_be_utf_8(tokenizer):
+    names = ('h\xe9.jpg', 'h\xe9.txt', 'h\xe8.jpg', 'h\xe8.txt')
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode='w', format=tarfile.GNU_FORMAT, encoding='latin-1') as t:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            t.addfile(info, io.BytesIO(b'1'))
+    scanned = list(tar.scan(io.BytesIO(file.getvalue())))
+    assert [key for key, *_ in scanned] == ['h?', 'h?'], 'two samples'
+    for key, _, at, blocks in scanned:
+        own = tar.members(file.getvalue()[512 * at : 512 * (at + blocks)])
+        assert own == (key, {'jpg': b'1', 'txt': b'1'})
+    named = sample.from_members('1', {'jpg': b'1', 'json': b'{"caption": "a", "key": "\\udce9"}'})
+    assert b'"key": "?"' in sample.to_members(named, 'jpg')['json']
+
+
+def test_names_with_more_dots_are_explained():
+    members = {f'{n:04d}.{end}': b'1' for n in range(50) for end in ('jpg', 'txt')}
+    with pytest.raises(BadImage) as caught:
+        sample.from_members('img', members)
+    assert str(caught.value) == (
+        'no image among 0000.jpg, 0000.txt, 0001.jpg, 0001.txt, 0002.jpg, 0002.txt, ... (100 '
+        'files); the name of a sample ends at the first dot of the names of its files'
+    )
+
+
+@pytest.mark.parametrize('extension', ['avif', 'jfif'])
+def test_other_images_that_pillow_reads(extension):
+    assert sample.from_members('1', {extension: b'1', 'txt': b'a cat'}).images == (b'1',)
+
+
 def test_damage_is_one_clear_error(tmp_path, tokenizer):
     found = write_shard(tmp_path / '0.tar', [captioned(n) for n in range(9)], tokenizer)
     path = tmp_path / '0.tar.index'
@@ -122,6 +226,25 @@ def test_damage_is_one_clear_error(tmp_path, tokenizer):
     for end in (third, third - 30, third - 700, len(data) - 1024):  # in a header, between files
         with pytest.raises(ValueError, match='truncated'):
             list(tar.scan(io.BytesIO(data[:end])))
+
+
+def test_many_sets_leave_files_to_open(tmp_path):
+    """Four sets of 256 shards, where a process may have 1,024 files."""
+    row = np.zeros(1, index.SAMPLE)
+    sets = []
+    for name in 'abcd':
+        paths = [str(tmp_path / f'{name}{number}.tar') for number in range(256)]
+        for path in paths:
+            storage.write(index.path_of(path), index.Index(row, 1, 'x').to_bytes())
+        sets.append(Shards(paths, [1] * 256, lambda path: index.read(index.path_of(path)), Tar(1)))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = len(os.listdir('/proc/self/fd')) + 600
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, before[0]), before[1]))
+    try:
+        for shards in sets * 2:
+            assert len(shards.samples(np.arange(256))) == 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_set_is_whole_once_set_json_is_written(tmp_path):

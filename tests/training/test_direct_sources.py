@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from shrink import tiny_run
 
-from rf_jax.runtime import checkpoint
+from rf_jax.runtime import checkpoint, distributed
 from rf_jax.training import train_loop
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
@@ -65,3 +65,12 @@ def test_twenty_steps(sources, tmp_path):
     assert run.batches.counts['undecodable_images'] == 0
     config = json.loads((tmp_path / 'config.json').read_text())
     assert config['data']['sources'] == sources
+
+
+def test_processes_compare_what_their_indices_say(sources, tmp_path, monkeypatch):
+    compared = []
+    monkeypatch.setattr(distributed, 'check_same', lambda *given: compared.append(given))
+    tiny_run(tmp_path, {'data.sources': sources, 'data.sizes': ((32, 1.0),)})
+    assert any(
+        text.startswith('300 captions of') and field == 'data.sources' for text, field in compared
+    )

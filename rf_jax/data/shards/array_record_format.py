@@ -2,21 +2,20 @@
 
 import functools
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 
 from rf_jax.data.shards import tfds_sample
+from rf_jax.data.shards.opened import Opened
 from rf_jax.data.shards.sample import Sample
 from rf_jax.data.sources import tfds_features
 from rf_jax.data.sources.tfds_features import Features
 from rf_jax.runtime.errors import UserError
 
 _TOGETHER = 256  # records that a scan reads at a time
-_OPEN = 256  # most files held open
+_READERS = Opened(2**8)  # of all sets together; each is an open file
 
 
 class ArrayRecord:
@@ -30,8 +29,7 @@ class ArrayRecord:
     def __init__(self, name: str, folder: str, megabytes: int = 0):
         del megabytes  # files are on a disk
         self._parse, self._features = _features(name, folder)
-        self._readers: OrderedDict[str, object] = OrderedDict()
-        self._lock = threading.Lock()
+        self._own = object()  # of the keys there: a later one must see a file that was replaced
 
     @property
     def depends_on(self) -> str:
@@ -65,21 +63,19 @@ class ArrayRecord:
             raise ValueError(f'damaged or truncated: {_line(error)}') from None
 
     def _reader(self, path: str):
-        from array_record.python.array_record_module import ArrayRecordReader
+        return _READERS.get((self._own, path), lambda: _open(path))
 
-        with self._lock:
-            if path not in self._readers:
-                if not os.path.exists(path):
-                    raise UserError(f'the shard {path} is gone since the start of the run')
-                # Without this, every access reads whole chunks ahead.
-                found = ArrayRecordReader(path, options='readahead_buffer_size:0')
-                if not found.ok():
-                    raise ValueError('damaged, truncated or no ArrayRecord file')
-                self._readers[path] = found
-            self._readers.move_to_end(path)
-            while len(self._readers) > _OPEN:
-                self._readers.popitem(last=False)
-            return self._readers[path]
+
+def _open(path: str):
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    if not os.path.exists(path):
+        raise UserError(f'the shard {path} is gone since the start of the run')
+    # Without this, every access reads whole chunks ahead.
+    found = ArrayRecordReader(path, options='readahead_buffer_size:0')
+    if not found.ok():
+        raise ValueError('damaged, truncated or no ArrayRecord file')
+    return found
 
 
 def _features(name: str, folder: str) -> tuple[Callable[[bytes], dict], Features]:

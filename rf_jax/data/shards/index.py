@@ -77,12 +77,12 @@ def path_of(shard: str) -> str:
     return f'{shard}{SUFFIX}'
 
 
-def read(path: str) -> Index:
-    """The index in a file; from a disk its arrays are memory-mapped.
+def read(path: str, mapped: bool = True) -> Index:
+    """The index in a file; from a disk its arrays are memory-mapped, if `mapped`.
 
     Raises UserError if it is not an index or is truncated, and as `storage.read`.
     """
-    if storage.is_local(path):
+    if mapped and storage.is_local(path):
         try:
             data = np.memmap(path, np.uint8, 'r')
         except ValueError:  # an empty file

@@ -19,9 +19,9 @@ from rf_jax.data.shards import index
 from rf_jax.data.shards.index import Index
 from rf_jax.data.shards.scanning import Scanned
 from rf_jax.runtime import storage
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import Unavailable, UserError
 
-_FORMAT = 1  # increase it when samples are read in another way
+_FORMAT = 2  # increase it when samples are read in another way
 ELSEWHERE = '~/.cache/rf_jax/indices'
 
 
@@ -55,13 +55,20 @@ class Kept:
 
         Logs a line if it was indexed before and has changed, or its index is damaged.
         """
+        found, wrong = self._look(shard, size)
+        if wrong:
+            logging.warning('%s; indexing it again', wrong)
+        return found
+
+    def _look(self, shard: str, size: int) -> tuple[Entry | None, str]:
+        """(what was kept of a shard of this size, what is wrong with it if that is of no use)."""
         wrong = ''
         for base in self._bases(shard):
             try:
                 found = self._read(base)
                 if found.bytes == size and not _older(f'{base}.json', shard):
                     self._found[shard] = base
-                    return found
+                    return found, ''
                 wrong = f'{shard} has changed since it was indexed'
             except FileNotFoundError:
                 continue
@@ -69,12 +76,13 @@ class Kept:
                 raise
             except (OSError, ValueError, KeyError, TypeError) as error:
                 wrong = f'the index of {shard} is damaged: {error}'
-        if wrong:
-            logging.warning('%s; indexing it again', wrong)
-        return None
+        return None, wrong
 
     def keep(self, shard: str, found: Scanned) -> Entry:
-        """Writes the index of a shard, complete or not at all."""
+        """Writes the index of a shard, complete or not at all, unless another run has done so."""
+        there, _ = self._look(shard, found.bytes)
+        if there:
+            return there
         files = {kind: each.to_bytes() for kind, each in found.indices.items()}
         entry = Entry(
             found.bytes,
@@ -90,6 +98,8 @@ class Kept:
             try:
                 self._write(shard, beside, named)
                 return entry
+            except Unavailable:  # no refusal; other hosts cannot see what is elsewhere
+                raise
             except (OSError, UserError) as error:
                 self._beside = False
                 logging.warning(
@@ -106,7 +116,9 @@ class Kept:
 
     def open(self, shard: str, kind: str) -> Index:
         """The index of a shard that `find` or `keep` gave an entry for. Raises UserError."""
-        found = index.read(f'{self._found[shard]}.{kind}{index.SUFFIX}')
+        path = f'{self._found[shard]}.{kind}{index.SUFFIX}'
+        # As many indices of a bucket's shards are held as may not be open files, wherever they lie.
+        found = index.read(path, mapped=storage.is_local(shard))
         _check_unchanged(shard, found)
         return found
 

@@ -9,6 +9,7 @@ from rf_jax.runtime import storage
 
 _BRACES = re.compile(r'\{([^{}]*)\}')
 _RANGE = re.compile(r'(\d+)\.\.(\d+)$')
+_GZIP = re.compile(r'\.(tar\.gz|tgz)$')
 _WILD = re.compile(r'[*?[]')
 _KEPT = ('.index', '.json', '.tmp')  # what `kept` writes beside shards
 
@@ -56,8 +57,14 @@ def _listed(path: str, ending: str) -> list[str]:
 
 
 def _matching(folder: str, pattern: str) -> list[str]:
-    return [
-        name
-        for name in storage.names(folder)
-        if fnmatch.fnmatchcase(name, pattern) and not name.endswith(_KEPT)
+    names = storage.names(folder)
+    found = [
+        name for name in names if fnmatch.fnmatchcase(name, pattern) and not name.endswith(_KEPT)
     ]
+    for name in names if not found else ():
+        if _GZIP.search(name) and fnmatch.fnmatchcase(_GZIP.sub('.tar', name), pattern):
+            raise ValueError(
+                f'{folder}/{name} is compressed, so it cannot be read at random: unpack such files '
+                '(gunzip)'
+            )
+    return found

@@ -1,7 +1,6 @@
 """Random access to the samples of many shards, through their indices."""
 
-import threading
-from collections import OrderedDict
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -11,13 +10,15 @@ import numpy as np
 from rf_jax.data.records import BadImage
 from rf_jax.data.shards import index
 from rf_jax.data.shards.index import IMAGE, SAMPLE, Index
+from rf_jax.data.shards.opened import Opened
 from rf_jax.data.shards.sample import Sample
 from rf_jax.runtime import storage
 from rf_jax.runtime.errors import UserError
 
 TOGETHER = 64  # samples that follow each other in the order of a pass, read from a bucket at once
-_OPEN = 2**8  # most indices held at a time; each that is memory-mapped is an open file
-_HELD = 2**11  # the same of a bucket, about 1 GB
+# Indices held at a time, of all sets together.
+_MAPPED = Opened[Index](2**8)  # each is an open file, of 1,024 that a process may usually have
+_READ = Opened[Index](2**11)  # of buckets, about 1 GB
 _THREADS = 16
 
 
@@ -54,13 +55,17 @@ class Shards:
         self._paths = list(paths)
         self._starts = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))])
         self._open_index = open_index
-        self._indices: OrderedDict[int, Index] = OrderedDict()
-        self._lock = threading.Lock()
-        self._most = _OPEN if all(map(storage.is_local, self._paths)) else _HELD
+        self._opened = _MAPPED if any(map(storage.is_local, self._paths)) else _READ
+        self._own = object()  # of the keys there: another set may count with another tokenizer
         self._format = format
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def digest(self) -> str:
+        """Of how many samples each shard has."""
+        return hashlib.blake2b(self._starts.tobytes(), digest_size=8).hexdigest()
 
     def samples(self, numbers: np.ndarray) -> np.ndarray:
         """SAMPLE[S] of samples int64[S]. Raises UserError for an index that cannot be read."""
@@ -108,17 +113,15 @@ class Shards:
     def _open(self, numbers: np.ndarray) -> None:
         """Opens the indices of many samples at a time: from a bucket, each is a request."""
         shards = np.unique(np.searchsorted(self._starts, numbers, 'right') - 1).tolist()
-        with self._lock:
-            shards = [shard for shard in shards if shard not in self._indices]
+        shards = [shard for shard in shards if (self._own, shard) not in self._opened]
         if len(shards) > 1:
             with ThreadPoolExecutor(min(len(shards), _THREADS)) as pool:
                 list(pool.map(self._index, shards))
 
     def _index(self, shard: int) -> Index:
-        with self._lock:
-            if shard in self._indices:
-                self._indices.move_to_end(shard)
-                return self._indices[shard]
+        return self._opened.get((self._own, shard), lambda: self._checked(shard))
+
+    def _checked(self, shard: int) -> Index:
         found = self._open_index(self._paths[shard])
         expected = int(self._starts[shard + 1] - self._starts[shard])
         if len(found) != expected:
@@ -126,10 +129,6 @@ class Shards:
                 f'{index.path_of(self._paths[shard])} has {len(found):,} samples, expected '
                 f'{expected:,}: it is of another shard; prepare or index the set again'
             )
-        with self._lock:
-            self._indices[shard] = found
-            while len(self._indices) > self._most:
-                self._indices.popitem(last=False)
         return found
 
     def _by_shard(self, numbers: np.ndarray):

@@ -6,6 +6,7 @@ conversation is `{key}.json` with "messages" whose images are numbered, and `{ke
 `{key}.1.jpg`, ...
 """
 
+import contextlib
 import itertools
 import json
 import re
@@ -16,8 +17,10 @@ from rf_jax.data import messages
 from rf_jax.data.messages import Message
 from rf_jax.data.records import BadImage, EmptyCaption, Record
 from rf_jax.data.sources import listing
+from rf_jax.runtime import paths
 
-IMAGE_EXTENSIONS = ('jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'tif', 'tiff')
+IMAGE_EXTENSIONS = ('jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'tif', 'tiff', 'avif', 'jfif')
+_NAMED = 6  # files that a message lists
 _NUMBERED = re.compile(rf'(\d+)\.({"|".join(IMAGE_EXTENSIONS)})$')
 
 
@@ -55,17 +58,36 @@ def from_members(key: str, members: Mapping[str, bytes]) -> Sample:
     """
     entry = _entry(members)
     key = entry['key'] if isinstance(entry.get('key'), str) else key
-    if 'messages' in entry or 'conversations' in entry:
+    if 'messages' not in entry and 'conversations' not in entry:
+        return _captioned(key, entry, members)
+    try:
         return _conversation(key, entry, members)
+    except (BadImage, ValueError) as error:
+        # Perhaps a captioned image whose metadata has a field of that name.
+        with contextlib.suppress(BadImage, ValueError):
+            return _captioned(key, entry, members)
+        raise error
+
+
+def _captioned(key: str, entry: Mapping, members: Mapping[str, bytes]) -> Sample:
     encoded = [members[name] for name in IMAGE_EXTENSIONS if name in members]
     if not encoded:
-        raise BadImage(f'no image among {", ".join(sorted(members))}')
-    if 'txt' in members:
-        entry = {**entry, 'caption': members['txt'].decode('utf-8', 'replace')}
+        raise BadImage(f'no image among {_shown(members)}')
+    text = paths.decode_text(members.get('txt', b''), 'replace')
+    if text.strip():
+        entry = {**entry, 'caption': text}
     fields = listing.texts(entry)
     if not fields['captions']:
         raise EmptyCaption('empty caption')
     return Sample(key, (encoded[0],), **fields)
+
+
+def _shown(members: Mapping[str, bytes]) -> str:
+    names = sorted(members)
+    more = f', ... ({len(names)} files)' if len(names) > _NAMED else ''
+    dotted = any('.' in name for name in names)
+    hint = '; the name of a sample ends at the first dot of the names of its files' * dotted
+    return f'{", ".join(names[:_NAMED])}{more}{hint}'
 
 
 def to_members(sample: Sample, extension: str) -> dict[str, bytes]:
@@ -81,16 +103,18 @@ def to_members(sample: Sample, extension: str) -> dict[str, bytes]:
             entry['questions'] = [{'question': q, 'answer': a} for q, a in sample.questions]
         images = {extension: sample.images[0]}
     text = json.dumps({**entry, 'key': sample.key}, ensure_ascii=False)
-    return {'json': text.encode(), **images}
+    return {'json': text.encode('utf-8', 'replace'), **images}  # a key may have surrogates
 
 
 def _entry(members: Mapping[str, bytes]) -> dict:
     if 'json' not in members:
         return {}
     try:
-        entry = json.loads(members['json'].decode('utf-8-sig'))
+        entry = json.loads(paths.decode_text(members['json']))
     except (ValueError, RecursionError) as error:
         raise ValueError(f'its json cannot be read: {error}') from None
+    if not isinstance(entry, dict) and 'txt' in members:
+        return {}  # metadata of some kind
     if not isinstance(entry, dict):
         raise ValueError(f'its json is a {type(entry).__name__}, expected {{...}}')
     return {name: value for name, value in entry.items() if value is not None}

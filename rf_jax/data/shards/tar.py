@@ -9,6 +9,13 @@ from typing import BinaryIO
 
 from rf_jax.data.shards.index import BLOCK
 
+_BUFFER = 2**20  # bytes read at a time
+_COMPRESSED = {  # first bytes that no name of a file has: a tar file begins with one
+    b'\x1f\x8b': ('gzip', 'gunzip'),
+    b'\x28\xb5\x2f\xfd': ('zstd', 'unzstd'),
+    b'\xfd7zXZ': ('xz', 'unxz'),
+}
+
 
 class TarWriter:
     """Writes samples one after another; equal samples give equal bytes."""
@@ -37,6 +44,10 @@ class TarWriter:
         self.bytes += len(data)
 
 
+class Unsuitable(ValueError):
+    """A tar file that is not damaged, but of a form that cannot be read."""
+
+
 class _Strict(tarfile.TarInfo):
     """Raises for a file that ends without the two empty blocks, or goes on with something else,
     where tarfile takes the end of what it can read for the end of the archive.
@@ -47,9 +58,20 @@ class _Strict(tarfile.TarInfo):
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:
+            while rest := archive.fileobj.read(_BUFFER):
+                if rest.strip(b'\0'):
+                    raise Unsuitable(
+                        'several tar files in one, or goes on after its end, and only the first '
+                        'would be read: give them one by one, or join them with tar --concatenate'
+                    ) from None
             raise
         except tarfile.HeaderError as error:
             raise ValueError(f'damaged, truncated or still being written: {error}') from None
+
+
+def _text(key: str) -> str:
+    """A key as text: the bytes of a name need not be UTF-8."""
+    return key.encode('utf-8', 'replace').decode()
 
 
 def split(name: str) -> tuple[str, str]:
@@ -57,6 +79,11 @@ def split(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition('/')
     key, _, extension = base.partition('.')
     return f'{folder}{slash}{key}', extension.lower()
+
+
+def _hidden(name: str) -> bool:
+    """Whether a file is no part of any sample: macOS puts ._a.jpg beside a.jpg, and .DS_Store."""
+    return name.rpartition('/')[2].startswith('.')
 
 
 def members(data: bytes) -> tuple[str, dict[str, bytes]]:
@@ -67,6 +94,8 @@ def members(data: bytes) -> tuple[str, dict[str, bytes]]:
     found: dict[str, bytes] = {}
     keys = set()
     for name, start, size in _plain_files(data) or _files(data):
+        if _hidden(name):
+            continue
         key, extension = split(name)
         keys.add(key)
         found[extension] = data[start : start + size]
@@ -74,7 +103,7 @@ def members(data: bytes) -> tuple[str, dict[str, bytes]]:
             raise ValueError(f'{name} is truncated')
     if len(keys) != 1:
         raise ValueError(f'the files of one sample were expected, not of {sorted(keys) or "none"}')
-    return keys.pop(), found
+    return _text(keys.pop()), found
 
 
 def _files(data: bytes) -> list[tuple[str, int, int]]:
@@ -111,23 +140,32 @@ def _plain_files(data: bytes) -> list[tuple[str, int, int]]:
     return found
 
 
+def check_uncompressed(begin: bytes) -> None:
+    """Raises Unsuitable for the first bytes of a compressed file."""
+    for magic, (name, tool) in _COMPRESSED.items():
+        if begin.startswith(magic):
+            raise Unsuitable(
+                f'compressed with {name}, so it cannot be read at random: unpack it ({tool})'
+            )
+
+
 def scan(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes], int, int]]:
     """(key, members, offset, length in blocks) of every sample of a tar file, in order.
 
     Reads from start to end, without seeking. Raises ValueError where the file is damaged or ends
-    too early.
+    too early, and Unsuitable.
     """
     key, found, start, end = None, {}, 0, 0
     try:
         with tarfile.open(fileobj=file, mode='r|', tarinfo=_Strict) as archive:
             for info in archive:
                 archive.members = []  # which would hold every file of the archive
-                if not info.isfile():
+                if not info.isfile() or _hidden(info.name):
                     continue
                 own, extension = split(info.name)
                 if own != key:
                     if found:
-                        yield key, found, start, end - start
+                        yield _text(key), found, start, end - start
                     key, found, start = own, {}, end
                 data = archive.extractfile(info).read()
                 if len(data) < info.size:
@@ -137,4 +175,4 @@ def scan(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes], int, int]]:
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f'damaged, truncated or still being written: {error}') from None
     if found:
-        yield key, found, start, end - start
+        yield _text(key), found, start, end - start

@@ -35,8 +35,12 @@ class Tar:
 
     def scan(self, path: str) -> Iterator[tuple[str, Callable[[], Sample], int, int]]:
         file = io.BufferedReader(Ranged(path), _AHEAD)
-        for key, members, offset, blocks in tar.scan(file):
-            yield key, partial(sample.from_members, key, members), offset, blocks
+        try:
+            tar.check_uncompressed(file.peek(1))
+            for key, members, offset, blocks in tar.scan(file):
+                yield key, partial(sample.from_members, key, members), offset, blocks
+        except tar.Unsuitable as error:
+            raise UserError(f'the shard {path} is {error}') from None
 
     def _bytes(self, path: str, samples: np.ndarray, row: int, near: range) -> bytes:
         start, length = _range(samples[row], samples[row])

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from rf_jax.data import maps
@@ -65,14 +65,27 @@ def fields(entry: dict) -> tuple[str, dict]:
 
 
 def texts(entry: dict) -> dict:
-    """The fields of a Record that an entry has. Raises ValueError that says what is wrong."""
-    caption = next((key for key in _CAPTION_FIELDS if key in entry), 'caption')
+    """The fields of a Record that an entry has. Raises ValueError that says what is wrong.
+
+    All but the caption are optional, and left out where they have another form: metadata from
+    elsewhere uses their names for other things.
+    """
     return {
-        'captions': _strings(caption, entry.get(caption, ())),
-        'tags': _strings('tags', entry.get('tags', ())),
-        'kind': ' '.join(_strings('kind', entry.get('kind', ''))),
-        'questions': _pairs(entry.get('questions', ())),
+        'captions': _captions(entry),
+        'tags': _strings(entry.get('tags')) or (),
+        'kind': ' '.join(_strings(entry.get('kind')) or ()),
+        'questions': _pairs(entry.get('questions')),
     }
+
+
+def _captions(entry: dict) -> tuple[str, ...]:
+    """Of the first field that has some; () if there are none. Raises ValueError as `texts`."""
+    found = {name: _strings(entry[name]) for name in _CAPTION_FIELDS if name in entry}
+    usable = [captions for captions in found.values() if captions]
+    if not usable and None in found.values():
+        name = next(name for name, captions in found.items() if captions is None)
+        raise ValueError(f'"{name}" is neither a string nor a list of strings')
+    return usable[0] if usable else ()
 
 
 def named_maps(entry: dict) -> dict[str, str]:
@@ -128,23 +141,25 @@ def _csv(path: Path, data: bytes) -> Iterator[tuple[str, object]]:
         raise UserError(f'{path} cannot be read as CSV in UTF-8 or UTF-16: {error}') from None
 
 
-def _strings(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
-    """One string or several, cleaned, without the empty ones."""
-    values = (value,) if isinstance(value, str) else value
-    if not isinstance(values, list | tuple) or not all(isinstance(each, str) for each in values):
-        raise ValueError(f'"{name}" is neither a string nor a list of strings')
+def _strings(value) -> tuple[str, ...] | None:
+    """One string or several, cleaned, without empty ones and nulls; None if it is neither."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple):
+        return None
+    values = [each for each in values if each is not None]
+    if not all(isinstance(each, str) for each in values):
+        return None
     return tuple(text for text in map(clean, values) if text)
 
 
-def _pairs(questions: Sequence[dict]) -> tuple[tuple[str, str], ...]:
-    """(question, answer) pairs, without those where either is empty."""
-    try:
-        pairs = [(clean(each['question'] or ''), clean(each['answer'] or '')) for each in questions]
-    except (TypeError, KeyError, AttributeError):
-        raise ValueError(
-            '"questions" must look like [{"question": "what colour?", "answer": "red"}]'
-        ) from None
-    return tuple(pair for pair in pairs if all(pair))
+def _pairs(questions) -> tuple[tuple[str, str], ...]:
+    """(question, answer) pairs, without what is no pair or has an empty half."""
+    if not isinstance(questions, list | tuple):
+        return ()
+    given = [each for each in questions if isinstance(each, dict)]
+    pairs = [(each.get('question'), each.get('answer')) for each in given]
+    cleaned = [tuple(map(clean, pair)) for pair in pairs if all(isinstance(s, str) for s in pair)]
+    return tuple(pair for pair in cleaned if all(pair))
 
 
 class Outside(BadImage):

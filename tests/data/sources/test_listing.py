@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from rf_jax.data import source_list
+from rf_jax.data.sources import listing
 from rf_jax.data.sources.listing import Outside, inside
 from rf_jax.evaluation import scoring
 from rf_jax.runtime.errors import UserError
@@ -128,9 +129,28 @@ def test_a_bad_line_says_what_is_wrong(folder, caplog):
     assert 'line 3: expected {...}, not list' in caplog.text
     caplog.clear()
     with caplog.at_level('WARNING'):
-        read(folder, jsonl([LINES[0] | {'caption': 5}, LINES[0] | {'questions': ['?']}, LINES[1]]))
+        read(folder, jsonl([LINES[0] | {'caption': 5}, LINES[1]]))
     assert 'line 1: "caption" is neither a string nor a list of strings' in caplog.text
-    assert 'line 2: "questions" must look like' in caplog.text
+
+
+def test_what_metadata_from_elsewhere_calls_alike_costs_no_image():
+    for odd in (
+        {'tags': {'general': ['x']}}, {'tags': [1, 2]}, {'kind': 3}, {'questions': ['what?']},
+        {'questions': 'what?'}, {'questions': [{'question': 'what?', 'answer': 3}]},
+        {'captions': {'short': 'x'}}, {'label': 7},
+    ):  # fmt: skip
+        assert listing.texts({'caption': 'a cat', **odd}) == {
+            'captions': ('a cat',), 'tags': (), 'kind': '', 'questions': (),
+        }, odd  # fmt: skip
+    pair = {'question': 'how many?', 'answer': 'two'}
+    found = listing.texts(
+        {'caption': ['a', None, 'b'], 'tags': ['x', None], 'questions': [None, 'what?', pair]}
+    )
+    assert (found['captions'], found['tags']) == (('a', 'b'), ('x',))
+    assert found['questions'] == (('how many?', 'two'),)
+    assert listing.texts({'caption': {'short': 'x'}, 'text': 'a cat'})['captions'] == ('a cat',)
+    assert listing.texts({'caption': '', 'label': 'cat'})['captions'] == ('cat',)
+    assert listing.texts({'caption': [None, ' ']})['captions'] == ()
 
 
 @pytest.mark.parametrize(

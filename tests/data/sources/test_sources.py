@@ -165,7 +165,7 @@ def test_folder_skips_and_counts_what_it_cannot_use(tmp_path, caplog):
         '[1]',
         {'caption': 'no file'},
         {'file': 'good.png', 'caption': 5},
-        {'file': 'good.png', 'caption': 'x', 'questions': ['?']},
+        {'file': 'good.png', 'caption': {'en': 'x'}},
         {'file': 3, 'caption': 'x'},
         {'file': 'good.png'},
         {'file': 'good.png', 'caption': ' \t'},
@@ -195,7 +195,7 @@ def test_folder_skips_and_counts_what_it_cannot_use(tmp_path, caplog):
     assert 'missing.png: the file is missing' in caplog.text
 
 
-def test_null_is_absent_and_other_shapes_are_malformed(tmp_path):
+def test_null_is_absent_and_so_are_optional_fields_of_other_shapes(tmp_path):
     image_file(tmp_path / 'a.png')
     asked = [('?', ''), ('', 'a'), (None, 'a'), ('q', 'a')]
     good = {'file': 'a.png', 'caption': 'kept'}
@@ -212,8 +212,9 @@ def test_null_is_absent_and_other_shapes_are_malformed(tmp_path):
     source = source_list.build(f'folder:{tmp_path}', MANY)[0]
     plain = Record(10, 12, ('kept',))
     found = [source.record(i) for i in range(len(source))]
-    assert found == [plain, plain, Record(10, 12, ('kept',), questions=(('q', 'a'),))]
-    assert source.skipped == {'malformed line': 4}
+    asked = Record(10, 12, ('kept',), questions=(('q', 'a'),))
+    assert found == [plain, plain, asked, plain, plain]
+    assert source.skipped == {'malformed line': 2}
 
 
 def test_missing_permission_is_reported(tmp_path, monkeypatch):

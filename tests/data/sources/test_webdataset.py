@@ -2,9 +2,13 @@
 change are one clear line.
 """
 
+import gzip
 import io
+import lzma
 import os
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.shards import patterns, scanning
 from rf_jax.data.sources.webdataset import WebdatasetSource
 from rf_jax.runtime import storage
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import Unavailable, UserError
 
 MANY = 10**6
 KEPT = ('.index', '.json')
@@ -191,6 +195,27 @@ def test_a_truncated_tar_is_one_line_and_keeps_the_others(folder, tokenizer, sca
     assert scanned[before:] == ['00001.tar', '00002.tar']
 
 
+def test_tar_files_that_cannot_be_read_say_what_to_do(tmp_path, tokenizer):
+    write(tmp_path / '0.tar', range(3))
+    data = (tmp_path / '0.tar').read_bytes()
+    (tmp_path / '0.tar').write_bytes(data + data)
+    with pytest.raises(UserError, match=r'0\.tar is several tar files in one, .*--concatenate$'):
+        opened(tmp_path, tokenizer)
+    for module, tool in ((gzip, 'gunzip'), (lzma, 'unxz')):
+        (tmp_path / '0.tar').write_bytes(module.compress(data))
+        with pytest.raises(UserError, match=rf'0\.tar is compressed .*unpack it \({tool}\)$'):
+            opened(tmp_path, tokenizer)
+    for name in ('0.tar.gz', '0.tgz'):
+        (tmp_path / name).write_bytes(gzip.compress(data))
+        with pytest.raises(UserError, match='is compressed with gzip'):
+            opened(tmp_path / name, tokenizer)
+        (tmp_path / '0.tar').unlink(missing_ok=True)
+        for pattern in ('', '*.tar', '0*.tar'):
+            with pytest.raises(UserError, match=rf'{name} is compressed, .*\(gunzip\)'):
+                opened(tmp_path / pattern, tokenizer)
+        (tmp_path / name).unlink()
+
+
 @pytest.mark.parametrize('name', ['captions.index', 'json'])
 def test_a_damaged_index_is_made_again(folder, tokenizer, scanned, name, caplog):
     _, shards = opened(folder, tokenizer)
@@ -236,6 +261,75 @@ def test_a_folder_that_cannot_be_written_has_its_index_elsewhere(
     again, shards = opened(folder, tokenizer, elsewhere=elsewhere)
     assert len(scanned) == 3 and not kept(folder) and again.summary() == first.summary()
     assert shards['captions'].read(21).images == (jpeg(21),)
+
+
+def test_one_failure_of_a_bucket_sends_no_index_elsewhere(
+    folder, tokenizer, tmp_path_factory, monkeypatch, scanned
+):
+    """Where other hosts could not see it."""
+    elsewhere, write_file, names = tmp_path_factory.mktemp('elsewhere'), storage.write, []
+
+    def fail_once(path, data):
+        names.append(path)
+        if len(names) == 3:
+            raise Unavailable(f'{path}: unreachable after 9 attempts: 503')
+        write_file(path, data)
+
+    monkeypatch.setattr(storage, 'write', fail_once)
+    with pytest.raises(Unavailable):
+        opened(folder, tokenizer, elsewhere=elsewhere)
+    assert len(opened(folder, tokenizer, elsewhere=elsewhere)[1]['captions']) == 60
+    assert len(kept(folder)) == 6 and not list(elsewhere.iterdir())
+    assert scanned == ['00000.tar', '00001.tar', '00001.tar', '00002.tar']
+
+
+def test_an_index_that_another_run_made_meanwhile_stays(folder, tokenizer, monkeypatch):
+    scan, others = scanning.scan, []
+
+    def scan_slowly(format, path, *more):
+        found = scan(format, path, *more)
+        if not others:
+            others.append('')  # the other run does not wait
+            opened(folder, tokenizer)
+            others[:] = [(each, each.stat().st_ino) for each in folder.iterdir()]
+        return found
+
+    monkeypatch.setattr(scanning, 'scan', scan_slowly)
+    _, shards = opened(folder, tokenizer)
+    assert len(kept(folder)) == 6 and len(shards['captions'].samples(np.arange(60))) == 60
+    assert [(each, each.stat().st_ino) for each in folder.iterdir()] == others
+
+
+def test_another_count_of_a_shard_is_seen(folder, tokenizer):
+    data = SimpleNamespace(cache_megabytes=1)
+
+    def said(numbers):
+        write(folder / '00001.tar', numbers)
+        sources = source_list.build(f'webdataset:{folder}', MANY)
+        return source_list.open_shards(sources, tokenizer, data)
+
+    first = said(range(20, 40))
+    assert first.startswith(f'60 captions of webdataset:{folder} (digest ')
+    assert said(range(20, 40)) == first != said(range(20, 41))
+
+
+def test_an_index_of_a_buckets_shards_is_no_open_file(
+    folder, tokenizer, tmp_path_factory, bucket, monkeypatch
+):
+    """Many more of them are held than a process may have files."""
+    elsewhere, write_file = tmp_path_factory.mktemp('elsewhere'), storage.write
+    storage.write(f'{bucket[0]}/tars/0.tar', (folder / '00000.tar').read_bytes())
+
+    def refuse(path, data):
+        if not storage.is_local(path):
+            raise PermissionError(13, 'Permission denied')
+        write_file(path, data)
+
+    monkeypatch.setattr(storage, 'write', refuse)
+    _, shards = opened(f'{bucket[0]}/tars/0.tar', tokenizer, elsewhere=elsewhere)
+    assert len(shards['captions'].samples(np.arange(3))) == 3 and list(elsewhere.rglob('*.index'))
+    files = [os.path.realpath(each) for each in Path('/proc/self/fd').iterdir()]
+    assert not [path for path in files if path.startswith(str(elsewhere))]
 
 
 def test_shards_that_vanish_or_change_during_a_run(folder, tokenizer):
