@@ -111,12 +111,8 @@ class _Columns:
             raise BadImage('there is no image')
         if not captions:
             raise EmptyCaption('empty caption')
-        fields = listing.texts({'caption': captions})
-        for name in self.others:
-            try:
-                fields[name] = listing.texts({name: _without_nulls(row[name])})[name]
-            except ValueError:
-                ignored[name] += 1
+        fields = listing.texts({'caption': captions} | {name: row[name] for name in self.others})
+        ignored.update(name for name in self.others if _has_value(row[name]) and not fields[name])
         return Sample(key, (encoded[0],), **fields)
 
 
@@ -125,7 +121,7 @@ def _captions(column: str, value: str | Sequence[str | None] | None) -> Sequence
     if column.lower() in _WITH_JSON and isinstance(value, str):
         listed = _listed_in(value)
         value = value if listed is None else listed
-    return listing.texts({'caption': _without_nulls(value)})['captions']
+    return listing.texts({'caption': () if value is None else value})['captions']
 
 
 def _listed_in(text: str) -> list[str | None] | None:
@@ -140,10 +136,8 @@ def _listed_in(text: str) -> list[str | None] | None:
     return found if all(each is None or isinstance(each, str) for each in found) else None
 
 
-def _without_nulls(value):
-    if isinstance(value, list):
-        return [each for each in value if each is not None]
-    return () if value is None else value
+def _has_value(value) -> bool:
+    return any(each not in (None, '') for each in (value if isinstance(value, list) else [value]))
 
 
 def _conversation(key: str, messages: str | Sequence, images: Sequence[bytes]) -> Sample:
