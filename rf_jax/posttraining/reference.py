@@ -39,5 +39,5 @@ def load(run: Programs) -> Any:
                             wanted)  # fmt: skip
 
     step, saved = checkpoint.restore_placed(found[0] / 'checkpoints', None, 'ema', place)
-    logging.info('Reference: the average of %s at step %d', found[0], step)
+    logging.info('Reference: the EMA of %s at step %d', found[0], step)
     return saved['ema']

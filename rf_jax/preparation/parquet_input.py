@@ -145,7 +145,7 @@ def _conversation(key: str, messages: str | Sequence, images: Sequence[bytes]) -
     try:
         text = json.dumps({'messages': messages}).encode()
     except TypeError as error:  # bytes, dates, decimals, ...
-        raise ValueError(f'a value is no text: {error}') from None
+        raise ValueError(f'a value is not text: {error}') from None
     members = {f'{number}.jpg': image for number, image in enumerate(images)}
     return sample.from_members(key, {'json': text, **members})
 

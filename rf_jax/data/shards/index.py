@@ -93,7 +93,7 @@ def read(path: str, mapped: bool = True) -> Index:
         data = np.frombuffer(storage.read(path), np.uint8)
     if len(data) < _HEADER.itemsize or data[:8].tobytes() != _MAGIC:
         raise UserError(
-            f'{path} is no index of a shard, or is truncated; remove it and index again'
+            f'{path} is not the index of a shard, or is truncated; remove it and index again'
         )
     header = data[: _HEADER.itemsize].view(_HEADER)[0]
     samples = int(header['samples']) * SAMPLE.itemsize
