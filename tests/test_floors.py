@@ -60,7 +60,7 @@ def test_imports_go_down(path):
             there = own_floor(name)
             assert there is None or FLOORS.index(there) >= here, f'{path}: imports {name} above it'
             if there in WINGS:
-                assert floor(path) in ('', there), f'{path}: imports {there}, which only entry points may'
+                assert floor(path) in ('', there), f'{path}: only entry points import {there}'
 
 
 @pytest.mark.parametrize('folder', ['preparation', 'data', 'scenes'])

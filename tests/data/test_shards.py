@@ -215,7 +215,7 @@ def test_damage_is_one_clear_error(tmp_path, tokenizer):
     with pytest.raises(UserError, match=r'truncated: .* expected 208 for 9 samples'):
         index.read(str(path))
     path.write_bytes(b'')
-    with pytest.raises(UserError, match='no index'):
+    with pytest.raises(UserError, match='not the index'):
         index.read(str(path))
     path.write_bytes(found.to_bytes())
     shards = Shards([str(tmp_path / '0.tar')], [8], lambda p: index.read(p + '.index'), Tar(1))
