@@ -24,7 +24,6 @@ _TEXTS = ('caption', 'captions', 'text', 'texts', 'sentence', 'sentences', 'desc
           'prompt', 'alt_text', 'txt', 'title')  # fmt: skip
 _WITH_JSON = ('caption', 'captions')  # of these, as BAGEL writes them
 _CONVERSATIONS = ('messages', 'conversations')
-_OTHERS = ('tags', 'kind', 'questions')
 _KEYS = ('key', '__key__', 'id', 'file_name')
 _SPLIT = re.compile(r'(train|test|validation|valid|val|dev)(?=[-_.\d])')  # in names of files
 _ROWS = 64  # decoded at a time
@@ -81,7 +80,7 @@ class _Columns:
     text: str
     conversation: str
     key: str
-    others: tuple[str, ...]  # of _OTHERS
+    others: tuple[str, ...]  # of listing.OPTIONAL
 
     def names(self) -> list[str]:
         own = (self.image, self.text, self.conversation, self.key, *self.others)
@@ -111,8 +110,9 @@ class _Columns:
             raise BadImage('there is no image')
         if not captions:
             raise EmptyCaption('empty caption')
-        fields = listing.texts({'caption': captions} | {name: row[name] for name in self.others})
-        ignored.update(name for name in self.others if _has_value(row[name]) and not fields[name])
+        entry = {'caption': captions} | {name: row[name] for name in self.others}
+        fields = listing.texts(entry)
+        ignored.update(listing.ignored(entry, fields))
         return Sample(key, (encoded[0],), **fields)
 
 
@@ -134,10 +134,6 @@ def _listed_in(text: str) -> list[str | None] | None:
         return None
     found = list(found.values()) if isinstance(found, dict) else found
     return found if all(each is None or isinstance(each, str) for each in found) else None
-
-
-def _has_value(value) -> bool:
-    return any(each not in (None, '') for each in (value if isinstance(value, list) else [value]))
 
 
 def _conversation(key: str, messages: str | Sequence, images: Sequence[bytes]) -> Sample:
@@ -172,7 +168,7 @@ def _columns(schema, path: str) -> _Columns:
         first(_TEXTS, texts),
         first(_CONVERSATIONS),
         first(_KEYS),
-        tuple(name for name in _OTHERS if name in schema.names),
+        tuple(name for name in listing.OPTIONAL if name in schema.names),
     )
     missing = [] if columns.image or columns.conversation else ['image']
     missing += [] if columns.text or columns.conversation else ['caption, text or messages']

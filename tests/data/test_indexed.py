@@ -174,7 +174,7 @@ def test_a_sample_that_is_gone_is_skipped_or_named(made, tmp_path):
     shard.unlink()
     with pytest.raises(UserError, match=r'captions-00000.tar is gone'):
         batches.batch(9)
-    with pytest.raises(UserError, match=r'truncated|no index'):
+    with pytest.raises(UserError, match='truncated'):
         (tmp_path / 'captions-00000.tar.index').write_bytes(b'rf_jax 1')
         batches_of((sources, made[1]))
 

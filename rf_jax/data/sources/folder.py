@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from rf_jax.data.image_ops import BadImage, header_size, read_rgb
 from rf_jax.data.records import Record, Skips, Source
@@ -107,6 +108,7 @@ class FolderSource(Source):
         """(file, fields of its Record, files of its maps) of each usable entry; the others are
         counted.
         """
+        ignored: dict[str, list[str]] = {}
         for place, entry in listing.entries(path, data):
             try:
                 if isinstance(entry, str):
@@ -116,10 +118,17 @@ class FolderSource(Source):
             except ValueError as error:
                 self._skips.add('malformed line', f'{place}: {error}')
                 continue
+            for name in listing.ignored(entry, fields):
+                ignored.setdefault(name, []).append(place)
             if fields['captions']:
                 yield file, fields, maps
             else:
                 self._skips.add('empty caption', place)
+        for name, places in ignored.items():
+            logging.warning(
+                '%s: "%s" has another form and is ignored in %s%s (docs/data.md)',
+                *(self.name, name, places[0], f' and {len(places) - 1} more' * (len(places) > 1)),
+            )
 
     def _scan(self, entries: list[tuple[str, dict, dict[str, str]]]) -> None:
         """Keeps the entries whose image has a valid header and is not too large."""

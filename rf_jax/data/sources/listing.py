@@ -20,6 +20,7 @@ from rf_jax.runtime.errors import UserError
 NAMES = ('captions.jsonl', 'metadata.jsonl', 'metadata.csv')  # the first one found is read
 EXAMPLE = '{"file": "cats/001.jpg", "caption": "a cat on a mat", "tags": ["cat", "mat"]}'
 LINKS = '+links'  # folder+links:/path follows symbolic links that leave the folder
+OPTIONAL = ('tags', 'kind', 'questions')  # fields of an entry
 _FILE_FIELDS = ('file', 'file_name', 'filename', 'image', 'path')
 _CAPTION_FIELDS = ('caption', 'captions', 'text', 'label')
 # A string, or a comma followed by nothing but a closing bracket.
@@ -76,6 +77,12 @@ def texts(entry: dict) -> dict:
         'kind': ' '.join(_strings(entry.get('kind')) or ()),
         'questions': _pairs(entry.get('questions')),
     }
+
+
+def ignored(entry: dict, fields: dict) -> list[str]:
+    """Optional fields that an entry has, but of which nothing is in its `texts`, `fields`."""
+    empty = (None, '', [], {}, ())
+    return [name for name in OPTIONAL if entry.get(name) not in empty and not fields[name]]
 
 
 def _captions(entry: dict) -> tuple[str, ...]:

@@ -131,6 +131,10 @@ def test_a_bad_line_says_what_is_wrong(folder, caplog):
     with caplog.at_level('WARNING'):
         read(folder, jsonl([LINES[0] | {'caption': 5}, LINES[1]]))
     assert 'line 1: "caption" is neither a string nor a list of strings' in caplog.text
+    caplog.clear()
+    with caplog.at_level('WARNING'):
+        read(folder, jsonl([LINES[0] | {'questions': ['?']}, LINES[1] | {'questions': '?'}]))
+    assert '"questions" has another form and is ignored in line 1 and 1 more' in caplog.text
 
 
 def test_what_metadata_from_elsewhere_calls_alike_costs_no_image():
