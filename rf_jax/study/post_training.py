@@ -5,8 +5,8 @@
 
 Every folder has the `score.json` of `rf_jax.evaluate`, the `unified_bench.json` of
 `rf_jax.unified_bench`, or both; the folders of an arm are its seeds. `report.md` and `results.csv`
-hold the rates of prompts, questions, maps and images that come back, with intervals over seeds and
-trials.
+hold the rates of prompts, questions, maps, riddles and images that come back, with intervals over
+seeds and trials.
 """
 
 import csv
@@ -65,6 +65,23 @@ def returned(scores: Sequence[Mapping]) -> dict[str, Outcomes]:
             found.setdefault(f'similarity, {name}', []).append(values)
         for name in ('recovered', 'exact') if bench else ():
             found.setdefault(name, []).append(bench.get(name, []))
+    return _trials(found)
+
+
+def thoughts(scores: Sequence[Mapping]) -> dict[str, Outcomes]:
+    """{measure: outcomes} of the riddles and redrawn images of the seeds of an arm."""
+    found: dict[str, list] = {}
+    for talks in (score.get('conversations', {}) for score in scores):
+        for side, entry in talks.get('riddles', {}).items():
+            for what, values in entry.items():
+                found.setdefault(f'{side} prompts, {what}', []).append(values)
+        for name, values in talks.get('redraw', {}).items():
+            found.setdefault(f'redraw, {name}', []).append(values)
+    return _trials(found)
+
+
+def _trials(found: Mapping[str, Sequence]) -> dict[str, Outcomes]:
+    """Outcomes of {measure: for each seed, a value in [0, 1] of each trial}."""
     return {
         name: {
             name: intervals.Trials(np.array(values, float), np.ones(len(values[0])), len(values[0]))
@@ -109,9 +126,9 @@ def report(arms: Mapping[str, Sequence[Mapping]], command: str) -> str:
         for name, found in rows.items():
             whole = intervals.estimate(found)
             each = [f'{found[category].rate:.3f}' for category in categories]
-            seeds = ' '.join(f'{value:.3f}' for value in whole.seeds)
-            lines.append(_row([name, str(whole), *each, seeds]))
+            lines.append(_row([name, str(whole), *each, _seeds(found)]))
         lines.append('')
+    lines += _thoughts({name: thoughts(scores) for name, scores in arms.items()})
     lines += _bench({name: returned(scores) for name, scores in arms.items()}, arms)
     tables = {name: maps(scores) for name, scores in arms.items()}
     if any(tables.values()):
@@ -144,6 +161,29 @@ def _bench(arms: Mapping[str, dict[str, Outcomes]], scores: Mapping[str, Sequenc
     return [*lines, '']
 
 
+def _thoughts(arms: Mapping[str, dict[str, Outcomes]]) -> list[str]:
+    """The lines about riddles and redrawn images; differences are from the first arm."""
+    arms = {name: found for name, found in arms.items() if found}
+    if not arms:
+        return []
+    first, *others = arms
+    heads = ['measure', first, *(f'{name}; minus {first}' for name in others), 'each seed']
+    lines = ['## Thinking', '', _row(heads), _row(['---'] * len(heads))]
+    for measure in dict.fromkeys(measure for found in arms.values() for measure in found):
+        cells, seeds = [], []
+        for found in (arms[name].get(measure) for name in arms):
+            cells.append(str(intervals.estimate(found)) if found else '')
+            seeds.append(_seeds(found) if found else '-')
+            if found and len(cells) > 1 and (reference := arms[first].get(measure)):
+                cells[-1] += f'; {intervals.difference(found, reference)}'
+        lines.append(_row([measure, *cells, ' / '.join(seeds)]))
+    return [*lines, '']
+
+
+def _seeds(found: Outcomes) -> str:
+    return ' '.join(f'{rate:.3f}' for rate in intervals.per_seed(found))
+
+
 def _row(cells: Sequence[str]) -> str:
     return f'| {" | ".join(cells)} |'
 
@@ -162,6 +202,11 @@ def write(arms: Mapping[str, Sequence[str]], out: Path, command: str) -> None:
                     for category, entry in categories.items():
                         right, trials = np.sum(entry['correct']), np.size(entry['correct'])
                         table.writerow([name, number, side, category, trials, int(right)])
+                for measure, found in thoughts([score]).items():
+                    (values,) = found[measure].correct
+                    table.writerow(
+                        [name, number, 'thinking', measure, len(values), int(values.sum())]
+                    )
 
 
 def _main() -> None:

@@ -64,6 +64,27 @@ def test_images_that_come_back_are_compared_image_by_image(tmp_path):
     assert '| 0.600 [' in line and (rate, 0.0 < low < high < 0.2) == (0.1, True), 'paired'
 
 
+def test_riddles_are_compared_prompt_by_prompt(tmp_path):
+    for name, right in {'a': [1, 0, 0, 0], 'b': [1, 1, 1, 0], 'c': [1, 1, 0, 0]}.items():
+        (tmp_path / name).mkdir()
+        entry = {'right': right} | ({'written': [1, 1, 1, 1]} if name != 'a' else {})
+        talks = {'conversations': {'riddles': {'unseen': entry}}}
+        (tmp_path / name / 'score.json').write_text(json.dumps(score(0) | talks))
+    arms = post_training.parse(
+        [f'direct={tmp_path}/a,{tmp_path}/a', f'think={tmp_path}/b,{tmp_path}/c']
+    )
+    post_training.write(arms, tmp_path / 'out', '')
+    report = (tmp_path / 'out' / 'report.md').read_text()
+    right, written = (line for line in report.splitlines() if line.startswith('| unseen prompts'))
+    assert re.match(r'\| unseen prompts, right \| 0.250 \[.*\] \| 0.625 \[.*\]; 0.375 \[', right)
+    assert right.endswith('| 0.250 0.250 / 0.750 0.500 |')
+    assert written.startswith('| unseen prompts, written |  | 1.000 [')
+    assert (
+        'think,1,thinking,"unseen prompts, right",4,2'
+        in (tmp_path / 'out' / 'results.csv').read_text()
+    )
+
+
 def test_what_is_missing_is_named(folders):
     with pytest.raises(UserError, match='expected NAME=FOLDER'):
         post_training.parse(['runs/a'])
