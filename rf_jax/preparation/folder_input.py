@@ -42,10 +42,10 @@ class FolderInput:
     def samples(
         self, unit: Unit, ignored: Counter[str]
     ) -> Iterator[tuple[str, Callable[[], Sample]]]:
-        del ignored
         root = Path(unit.path)
         read = partial(_image, root, self._kind.endswith(listing.LINKS))
-        parse = _conversation if unit.name in conversation_file.NAMES else _captioned
+        captioned = partial(_captioned, ignored)
+        parse = _conversation if unit.name in conversation_file.NAMES else captioned
         for place, entry in _entries(root / unit.name, unit.bytes)[unit.first : unit.last]:
             yield f'{unit.name}, {place}', partial(parse, entry, place, read)
 
@@ -57,13 +57,16 @@ def _entries(path: Path, size: int) -> Sequence[tuple[str, dict | str]]:
     return list(listing.entries(path, path.read_bytes()))
 
 
-def _captioned(entry: dict | str, place: str, read: Callable[[str], bytes]) -> Sample:
+def _captioned(
+    ignored: Counter[str], entry: dict | str, place: str, read: Callable[[str], bytes]
+) -> Sample:
     del place
     if isinstance(entry, str):
         raise ValueError(entry)
     file, fields = listing.fields(entry)
     if not fields['captions']:
         raise EmptyCaption('empty caption')
+    ignored.update(listing.ignored(entry, fields))
     return Sample(file, (read(file),), **fields)
 
 

@@ -91,6 +91,8 @@ def _continues(folder: str, units: list[Unit]) -> bool:
     """Whether the work that was begun in a folder, if any, is of some of these units."""
     try:
         before = source_flag.read_units(f'{folder}/{cleaning.UNITS}')
+    except UserError:  # a ValueError too
+        raise
     except (FileNotFoundError, ValueError):  # the machine may have stopped while it was written
         return True
     return not {each.id for each in before}.isdisjoint(each.id for each in units)

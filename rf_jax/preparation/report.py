@@ -39,7 +39,8 @@ def read_all(paths: Mapping[Key, str]) -> dict[Key, dict]:
 
 
 def _read(path: str) -> dict | None:
+    data = storage.read(path)
     try:
-        return json.loads(storage.read(path))
+        return json.loads(data)
     except ValueError:
         return None

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import prepared_set
 import pytest
+from PIL import Image
 from prepared_set import captioned, talk, write_shard
 
+from rf_jax.data import image_ops
 from rf_jax.data.records import BadImage
 from rf_jax.data.shards import index, sample, set_file, tar
 from rf_jax.data.shards.reader import Shards
@@ -203,9 +205,12 @@ def test_names_with_more_dots_are_explained():
     )
 
 
-@pytest.mark.parametrize('extension', ['avif', 'jfif'])
-def test_other_images_that_pillow_reads(extension):
-    assert sample.from_members('1', {extension: b'1', 'txt': b'a cat'}).images == (b'1',)
+@pytest.mark.parametrize(('extension', 'form'), [('avif', 'AVIF'), ('jfif', 'JPEG')])
+def test_other_images_that_pillow_reads(extension, form):
+    file = io.BytesIO()
+    Image.new('RGB', (16, 24)).save(file, form)
+    found = sample.from_members('1', {extension: file.getvalue(), 'txt': b'a cat'})
+    assert image_ops.read_rgb(found.images[0], 10**6).shape == (24, 16, 3)
 
 
 def test_damage_is_one_clear_error(tmp_path, tokenizer):

@@ -1,23 +1,16 @@
 """Adapters on pretrained weights, by two processes: as by one, and after they were killed."""
 
-import importlib
 import json
-import os
-import re
 import signal
 import sys
-from pathlib import Path
 
+import processes
 import pytest
 from small_bpe import small_bpe
 from test_export import save
 from weight_folders import DINOV3, QWEN3, config_of, loaded, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
-
-TESTS = Path(__file__).parents[1]
-sys.path.insert(0, str(TESTS.parent / 'launch'))
-local = importlib.import_module('local')  # a script outside the package
 
 DEVICES = 4  # over all processes
 ROWS = 400  # of the vocabulary
@@ -102,18 +95,11 @@ def train(folders, earlier, tmp_path):
     def call(count, workdir, last=None):
         out = tmp_path / f'{count} of {workdir}, {last}'
         out.mkdir()
-        devices = rf'\1={DEVICES // count}'
-        environment = {
-            **os.environ,
-            'XLA_FLAGS': re.sub(r'(device_count)=\d+', devices, os.environ['XLA_FLAGS']),
-            'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-            'PYTHONPATH': os.pathsep.join([str(TESTS), os.environ.get('PYTHONPATH', '')]),
-        }
         given = map(json.dumps, ([str(folder) for folder in folders], changes, last))
         command = [sys.executable, '-c', TRAIN, str(tmp_path / workdir), str(out), *given]
-        processes = local.Processes(count, command, out, environment, False, TESTS.parent)
+        started = processes.start(count, command, out, DEVICES)
         code = 0 if last is None else -signal.SIGKILL
-        assert processes.wait() == [code] * count, (out / '0.log').read_text()
+        assert started.wait() == [code] * count, (out / '0.log').read_text()
         return {
             moment: [json.loads(path.read_text()) for path in sorted(out.glob(f'{moment}.*'))]
             for moment in ('start', 'end')

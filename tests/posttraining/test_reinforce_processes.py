@@ -1,21 +1,15 @@
 """Two processes reinforce as one does, from the command line."""
 
-import importlib
 import json
-import os
-import re
 import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import tiny_grpo
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'launch'))
-local = importlib.import_module('local')  # a script outside the package
 
 DEVICES = 4  # over all processes
 STEPS = 3
@@ -37,19 +31,11 @@ def reinforced(count, folder, start):
     folder.mkdir()
     (folder / 'config.py').write_text(CONFIG)
     tests = Path(tiny_grpo.__file__)
-    environment = {
-        **os.environ,
-        'XLA_FLAGS': re.sub(
-            r'(device_count)=\d+', rf'\1={DEVICES // count}', os.environ['XLA_FLAGS']
-        ),
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-        'PYTHONPATH': os.pathsep.join([str(tests.parent), os.environ.get('PYTHONPATH', '')]),
-    }
     command = [sys.executable, '-m', 'rf_jax.reinforce', f'--config={folder / "config.py"}']
     command += [f'--workdir={folder / "run"}', f'--config.initialise_from={start}']
     command += [f'--reward={tests}:code_five']
-    processes = local.Processes(count, command, folder / 'logs', environment, False, ROOT)
-    assert processes.wait() == [0] * count, (folder / 'logs' / '0.log').read_text()
+    started = processes.start(count, command, folder / 'logs', DEVICES)
+    assert started.wait() == [0] * count, (folder / 'logs' / '0.log').read_text()
     found = {}
     for line in (folder / 'run' / 'metrics.jsonl').read_text().splitlines():
         values = json.loads(line)

@@ -4,6 +4,7 @@ import errno
 import filecmp
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,7 +18,8 @@ from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.shards import index, set_file, tar
 from rf_jax.data.tokenizer import load_tokenizer
 from rf_jax.preparation import files, source_flag
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime import storage
+from rf_jax.runtime.errors import Unavailable, UserError
 
 pytest.importorskip('apache_beam')
 
@@ -220,6 +222,27 @@ def test_records_that_a_hard_stop_has_emptied_are_made_again(tars, made, tmp_pat
     for path in (tmp_path / 'cleaned').glob('*.json'):
         os.truncate(path, 0)
     assert prepare(f'webdataset:{tars}', tmp_path) == made[1]
+
+
+@pytest.mark.parametrize('name', ['cleaned/units.json', 'cleaned/REPORT'])
+def test_a_bucket_that_cannot_be_read_is_no_damage(tars, tmp_path, monkeypatch, name):
+    """What was finished must not be made again for it."""
+    monkeypatch.setattr(set_file, 'write', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(f'webdataset:{tars}', tmp_path)
+    report = next(
+        n for n in os.listdir(tmp_path / 'cleaned') if re.fullmatch(r'[0-9a-f]+\.json', n)
+    )
+    unreadable, read = str(tmp_path / name.replace('REPORT', report)), storage.read
+
+    def failing(path):
+        if str(path) == unreadable:
+            raise Unavailable(f'{path}: unreachable')
+        return read(path)
+
+    monkeypatch.setattr(storage, 'read', failing)
+    with pytest.raises(Unavailable, match='unreachable'):
+        prepare(f'webdataset:{tars}', tmp_path)
 
 
 def test_temporary_files_for_a_bucket_are_removed_when_it_starts_again(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ def folder(tmp_path, monkeypatch):
         (root / f'{n:02d}.jpg').write_bytes(encoded(picture(n)))
     lines = [{'file': f'{n:02d}.jpg', 'caption': caption(n)} for n in range(20)]
     lines += [{'file': 'no.jpg', 'caption': 'x'}, {'file': '00.jpg', 'caption': ''}, {'a': 1}]
+    lines[3]['questions'] = 'what?'
     (root / 'captions.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     talks = []
     for n in range(9):
@@ -32,11 +33,12 @@ def folder(tmp_path, monkeypatch):
     return root
 
 
-def test_a_folder_in_slices(folder, tmp_path):
+def test_a_folder_in_slices(folder, tmp_path, caplog):
     out = tmp_path / 'set'
     found = prepare(f'folder:{folder}', out, size=64)  # larger than all: they stay as they are
     assert sorted(keys(out, found)) == [f'{n:02d}.jpg' for n in range(20)]
     assert found.left_out == {'bad image': 1, 'empty caption': 1, 'malformed': 1}
+    assert 'without fields that cannot be used: questions (of 1)' in caplog.text
     talks = shards(out, found, 'conversations')
     images = sorted(talks.read(number).images[0] for number in range(9))
     assert images == sorted((folder / f'{n:02d}.jpg').read_bytes() for n in range(9))

@@ -1,6 +1,5 @@
 """Several processes train exactly as one does, stop after the same step, and end together."""
 
-import importlib
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import processes
 import pytest
 from shrink import CACHE, quick_compilation
 from small_bpe import small_bpe, write_weights
@@ -21,10 +21,6 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.training import train_loop
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'launch'))
-local = importlib.import_module('local')  # a script outside the package
 
 STEPS = 10
 DEVICES = 4  # over all processes
@@ -70,18 +66,10 @@ def test_invalid_addresses(values):
 def start(count, workdir, folder, **flags):
     """Runs `python -m rf_jax.train` as `count` processes with DEVICES devices in total."""
     flags = {'config.steps': STEPS, **{f'config.{k}': v for k, v in CHANGES.items()}, **flags}
-    environment = {
-        **os.environ,
-        'XLA_FLAGS': re.sub(
-            r'(device_count)=\d+', rf'\1={DEVICES // count}', os.environ['XLA_FLAGS']
-        ),
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-    }
     arguments = [f'--{name}={value}' for name, value in flags.items()]
     command = [sys.executable, '-m', 'rf_jax.train', '--config=configs/debug.py']
-    return local.Processes(
-        count, [*command, f'--workdir={workdir}', *arguments], folder, environment, False, ROOT
-    )
+    command += [f'--workdir={workdir}', *arguments]
+    return processes.start(count, command, folder, DEVICES)
 
 
 def alone(workdir, steps=STEPS, devices=DEVICES, **changes):
@@ -132,8 +120,8 @@ def test_processes_share_a_tokenizer_json(tmp_path):
     changes = {'tokenizer.path': path, 'data.max_text_tokens': 32, 'data.capacity.text': 64}
     flags = {f'config.{name}': value for name, value in changes.items()}
     flags |= {'config.steps': 2, 'config.log.samples_every': 0, 'config.evaluation.samples': 0}
-    processes = start(2, tmp_path / 'run', tmp_path / 'logs', **flags)
-    assert processes.wait() == [0, 0], log(tmp_path / 'logs')
+    started = start(2, tmp_path / 'run', tmp_path / 'logs', **flags)
+    assert started.wait() == [0, 0], log(tmp_path / 'logs')
     other = alone(tmp_path / 'alone', steps=2, devices=1, **changes)
     assert_same_losses(tmp_path / 'run', other, steps=2)
     assert [each.name for each in (tmp_path / 'run').glob('tokenizer.*')] == ['tokenizer.json']
@@ -143,8 +131,8 @@ def test_processes_share_a_tokenizer_json(tmp_path):
 def test_several_processes_resume_a_run_of_one(tmp_path, undisturbed, count):
     """With samples during training and an evaluation at the end, written by process 0 only."""
     workdir = alone(tmp_path / 'run', steps=3)
-    processes = start(count, workdir, tmp_path / 'logs')
-    assert processes.wait() == [0] * count, log(tmp_path / 'logs')
+    started = start(count, workdir, tmp_path / 'logs')
+    assert started.wait() == [0] * count, log(tmp_path / 'logs')
     assert_same_losses(workdir, undisturbed)
     assert f'Resumed {workdir} at step 3 of {STEPS}' in log(tmp_path / 'logs')
     names = {path.name for path in workdir.rglob('*')}
@@ -161,10 +149,10 @@ def test_all_processes_stop_after_the_same_step_and_one_process_resumes(
     tmp_path, undisturbed, count
 ):
     workdir, folder = tmp_path / 'run', tmp_path / 'logs'
-    processes = start(count, workdir, folder, **{'config.steps': 100_000})
-    until(lambda: len(logged(workdir)) >= 2, processes)
-    processes.processes[1].send_signal(signal.SIGTERM)
-    assert processes.wait() == [errors.INTERRUPTED] * count, log(folder)
+    started = start(count, workdir, folder, **{'config.steps': 100_000})
+    until(lambda: len(logged(workdir)) >= 2, started)
+    started.processes[1].send_signal(signal.SIGTERM)
+    assert started.wait() == [errors.INTERRUPTED] * count, log(folder)
     logs = [log(folder, index) for index in range(count)]
     steps = {int(re.search(r'Stopped by a signal at step (\d+), saved', text)[1]) for text in logs}
     assert steps == {saved(workdir)[-1]}
@@ -202,33 +190,26 @@ def test_processes_with_scattered_and_shared_rows_train_as_one_process_does(tmp_
     """They also stop after the same step, although only one of two replicas got the signal."""
     changes = CHANGES | {'steps': STEPS, 'log.samples_every': 1}
     workdir, folder = tmp_path / 'run', tmp_path / 'logs'
-    environment = {
-        **os.environ,
-        'XLA_FLAGS': re.sub(r'(device_count)=\d+', r'\1=4', os.environ['XLA_FLAGS']),
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-    }
     command = [sys.executable, '-c', APART, str(workdir), repr(changes)]
-    assert local.Processes(2, command, folder, environment, False, ROOT).wait() == [0, 0], log(
-        folder
-    )
+    assert processes.start(2, command, folder, 8).wait() == [0, 0], log(folder)
     assert 'rows [0, 1, 4, 5, 6, 7] stopped True at 3' in log(folder, 0)
     assert 'rows [0, 1, 2, 3, 6, 7] stopped True at 3' in log(folder, 1)
     assert_same_losses(workdir, undisturbed, 3)
 
 
-def until(condition, processes):
+def until(condition, started):
     while not condition():
-        assert all(p.poll() is None for p in processes.processes), 'ended too early'
+        assert all(p.poll() is None for p in started.processes), 'ended too early'
         time.sleep(0.02)
 
 
 @pytest.mark.parametrize('victim', [0, 1])
 def test_killing_one_process_ends_all_with_a_clear_message(tmp_path, victim):
     workdir, folder = tmp_path / 'run', tmp_path / 'logs'
-    processes = start(2, workdir, folder, **{'config.steps': 100_000})
-    until((workdir / 'checkpoints' / '4').exists, processes)
-    processes.processes[victim].send_signal(signal.SIGKILL)
-    codes = processes.wait(grace=60.0)
+    started = start(2, workdir, folder, **{'config.steps': 100_000})
+    until((workdir / 'checkpoints' / '4').exists, started)
+    started.processes[victim].send_signal(signal.SIGKILL)
+    codes = started.wait(grace=60.0)
     assert codes[victim] == -signal.SIGKILL
     # Neither killed by the launcher nor successful, and step 4 is on disk.
     assert codes[1 - victim] == errors.FAILURE_AFTER_PROGRESS
@@ -263,11 +244,9 @@ def test_a_workdir_that_hosts_do_not_share_is_refused(tmp_path):
     folder = tmp_path / 'logs'
     script = 'exec "$@" --workdir=$0/own$RF_JAX_PROCESS'
     command = [sys.executable, '-m', 'rf_jax.train', '--config=configs/debug.py']
-    processes = local.Processes(
-        2, ['bash', '-c', script, str(tmp_path), *command], folder,
-        {**os.environ, 'XLA_FLAGS': ''}, False, ROOT,
-    )  # fmt: skip
-    assert processes.wait() == [errors.USER_ERROR] * 2
+    apart = ['bash', '-c', script, str(tmp_path), *command]
+    started = processes.start(2, apart, folder, DEVICES)
+    assert started.wait() == [errors.USER_ERROR] * 2
     for index in range(2):
         assert 'is not shared between the hosts: process 1 cannot see' in log(folder, index)
         assert 'Traceback' not in log(folder, index)

@@ -1,24 +1,19 @@
 """Real processes read each sample of shards once a pass, also if their number changes."""
 
-import importlib
 import json
 import os
 import re
 import sys
 from collections import Counter
-from pathlib import Path
 
 import prepared_set
+import processes
 import pytest
 from shrink import CACHE
 
 from rf_jax.data.shards.tar import TarWriter
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'launch'))
-local = importlib.import_module('local')  # a script outside the package
 
 # RF_JAX_SLOW=1 has two processes become four, which takes a minute on 2 cores.
 COUNTS = (2, 4) if os.environ.get('RF_JAX_SLOW') else (2, 1)
@@ -85,17 +80,10 @@ def fields(folder):
 
 def run(count, workdir, folder, given):
     """([task, index, epoch] that the processes have read, {task: examples})"""
-    environment = {
-        **os.environ,
-        'XLA_FLAGS': re.sub(
-            r'(device_count)=\d+', rf'\1={DEVICES // count}', os.environ['XLA_FLAGS']
-        ),
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-    }
     command = [sys.executable, '-c', PROGRAM, str(workdir), json.dumps(given)]
-    processes = local.Processes(count, command, folder, environment, False, ROOT)
+    started = processes.start(count, command, folder, DEVICES)
     logs = [folder / f'{index}.log' for index in range(count)]
-    assert processes.wait() == [0] * count, logs[0].read_text()[-3000:]
+    assert started.wait() == [0] * count, logs[0].read_text()[-3000:]
     found = {'read': [], 'pools': []}
     for log in logs:
         for name, line in re.findall(r'^(read|pools) (.*)$', log.read_text(), re.M):
