@@ -77,6 +77,9 @@ def get_config() -> ConfigDict:
     data.prefetch = 4  # batches prefetched
     # Reader threads, at most `prefetch`: each makes whole batches.
     data.threads = 1
+    # Processes that make the batches, each with lanes, threads and prefetched batches of its own;
+    # must divide the lanes of a host. 0: the threads of this process (docs/data.md).
+    data.workers = 0
 
     tokenizer = config.tokenizer = ConfigDict()
     tokenizer.vocab_size = 2048  # V of a new one, and of compile_check; lower on a tiny corpus

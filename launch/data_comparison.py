@@ -6,7 +6,8 @@
 Makes 20,000 square JPEGs from a seed, in tar files and in ArrayRecord, each with a caption, and
 reads all of them with each, taking turns after a part of them, `--rounds` in all:
 
-rf_jax       `webdataset:` with packing: captions, resized images and tokens in rows of four streams
+rf_jax       `webdataset:` with packing: captions, resized images and tokens in rows of four
+             streams; in threads of one process, and in two worker processes
 webdataset   that library, shuffled, in torch's DataLoader with two workers; no packing
 grain        `grain.MapDataset` of ArrayRecord, shuffled, with two worker processes; no packing
 
@@ -89,7 +90,7 @@ def resized(encoded: bytes, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
 
 
-def config(folder: Path, size: int, threads: int):
+def config(folder: Path, size: int, threads: int, workers: int):
     """Rows of four images, eight rows a batch; each image is generated once a pass."""
     from configs import base
 
@@ -97,7 +98,7 @@ def config(folder: Path, size: int, threads: int):
     found.data.sources = f'webdataset:{folder}/tars'
     found.data.update(
         patch_size=16, sizes=((size, 1.0),), batch_size=BATCH // 4, max_text_tokens=40,
-        threads=threads, prefetch=2 * threads,
+        threads=threads, prefetch=2 * threads, workers=workers, lanes=max(1, workers),
     )  # fmt: skip
     found.data.tasks = {'text_to_image': 1.0}
     found.data.capacity.update(
@@ -107,13 +108,15 @@ def config(folder: Path, size: int, threads: int):
     return found
 
 
-def ours(folder: Path, count: int, size: int, threads: int) -> Callable[[int, int], Iterator[int]]:
+def ours(
+    folder: Path, count: int, size: int, threads: int, workers: int
+) -> Callable[[int, int], Iterator[int]]:
     """A function of (part, parts) that gives the number of images of each batch of a part."""
     from rf_jax.data import source_list
     from rf_jax.data.pipeline import Batches
     from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 
-    asked = config(folder, size, threads)
+    asked = config(folder, size, threads, workers)
     sources = source_list.build(asked.data.sources, asked.data.max_pixels)
     tokenizer = SentencePieceTokenizer.train(sources[0].texts(2000), 1000)
     batches = Batches(asked, sources, tokenizer)  # indexes
@@ -192,11 +195,12 @@ def main():
     parser.add_argument('--images', type=int, default=20_000)
     parser.add_argument('--size', type=int, default=256)
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--threads', type=int, default=2, help='data.threads of rf_jax')
+    parser.add_argument('--threads', type=int, default=2, help='data.threads of `rf_jax threads`')
     asked = parser.parse_args()
     make(asked.folder, asked.images)
     makers = {
-        'rf_jax': partial(ours, threads=asked.threads),
+        'rf_jax threads': partial(ours, threads=asked.threads, workers=0),
+        'rf_jax workers': partial(ours, threads=1, workers=2),
         'webdataset': of_webdataset,
         'grain': of_grain,
     }
@@ -204,11 +208,11 @@ def main():
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     loads = [os.getloadavg()[0]]
     for number in range(asked.rounds):
-        order = list(runs)[number % 3 :] + list(runs)[: number % 3]
+        order = list(runs)[number % len(runs) :] + list(runs)[: number % len(runs)]
         for name in order:
             rate, cpu = measured(runs[name](number, asked.rounds))
             found[name].append((rate, cpu))
-            print(f'round {number + 1}  {name:12}{rate:8.0f} images/s{cpu:8.2f} ms', flush=True)
+            print(f'round {number + 1}  {name:15}{rate:8.0f} images/s{cpu:8.2f} ms', flush=True)
         loads.append(os.getloadavg()[0])
     print(
         f'{len(os.sched_getaffinity(0))} CPUs, load before and after each round '
@@ -217,7 +221,7 @@ def main():
     for name, each in found.items():
         rates, cpus = zip(*each)
         print(
-            f'{name:12}{statistics.median(rates):8.0f} images/s '
+            f'{name:15}{statistics.median(rates):8.0f} images/s '
             f'({min(rates):.0f} to {max(rates):.0f}), {statistics.median(cpus):.2f} CPU ms an '
             f'image ({min(cpus):.2f} to {max(cpus):.2f})'
         )

@@ -28,7 +28,7 @@ def check(config) -> None:
         raise UserError(f'data.tasks has {sorted(unknown)}; known: {", ".join(TASKS)}')
     for name, weight in data.tasks.items():
         require(weight >= 0, f'data.tasks.{name}={weight} must be at least 0')
-    for name in ('threads', 'prefetch'):
+    for name in ('threads', 'prefetch', 'workers'):
         require(data[name] >= 0, f'data.{name}={data[name]} must be at least 0')
     busy = data.threads <= max(data.prefetch, 1)  # each thread makes whole batches
     require(busy, f'data.threads={data.threads} is more than data.prefetch={data.prefetch}')

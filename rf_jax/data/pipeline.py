@@ -6,12 +6,14 @@ devices hold, and plans only their lanes.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import grain
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
-from rf_jax.data import layout
+from rf_jax.data import layout, source_list, workers
 from rf_jax.data.byte_cache import ByteCache
 from rf_jax.data.compose import Composer
 from rf_jax.data.lanes import Lanes
@@ -19,7 +21,7 @@ from rf_jax.data.mixture import Example
 from rf_jax.data.packing.plan import Plan
 from rf_jax.data.pools import Pools
 from rf_jax.data.records import BadImage
-from rf_jax.data.tokenizer import Tokenizer
+from rf_jax.data.tokenizer import Tokenizer, parse_tokenizer
 from rf_jax.runtime.errors import UserError
 
 _MAX_UNDECODABLE = 100  # consecutive undecodable images that stop the run
@@ -29,8 +31,8 @@ class Batches:
     """Everything between the sources and the train step.
 
     `rows`: which rows of every global batch to make, ascending; default: all.
-    Raises UserError at construction for impossible capacities, an empty mixture, or rows that are
-    not whole lanes.
+    Raises UserError at construction for impossible capacities, an empty mixture, rows that are not
+    whole lanes, or lanes that `data.workers` does not divide.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Batches:
         tokenizer: Tokenizer,
         rows: Sequence[int] | np.ndarray | None = None,
     ):
-        self.data = config.data
+        self._config, self.data = config, config.data
         self.composer = Composer(config, tokenizer)
         self.sources = list(sources)
         self.rows = np.arange(config.data.batch_size) if rows is None else np.asarray(rows)
@@ -49,6 +51,8 @@ class Batches:
         cache = ByteCache(config.data.cache_megabytes)
         self.pools = Pools(config, self.sources, self.composer, cache)
         self._lanes = Lanes(config, self.pools, self.rows, self.counts)
+        if config.data.workers:
+            workers.shares(config.data, self.rows)
 
     @property
     def plan(self) -> Plan:
@@ -96,12 +100,26 @@ class Batches:
             logging.warning('skipped example %d of %s: %s', number, source.name, error)
 
     def iterate(self, start_step: int, stop_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of steps start_step .. stop_step - 1, prefetched by grain's reader threads."""
+        """Batches of steps start_step .. stop_step - 1, prefetched by grain's reader threads, or by
+        `data.workers` processes, which open the sources of the config.
+        """
+        if self.data.workers:
+            alone = ConfigDict(self._config.to_dict())
+            alone.data.workers = 0
+            opened = partial(_opened, alone, self.composer.tokenizer.model_bytes)
+            steps = start_step, stop_step
+            return workers.iterate(self.data, opened, self.rows, *steps, self.counts)
         dataset = grain.MapDataset.source(_Steps(self, start_step, stop_step))
         options = grain.ReadOptions(
             num_threads=self.data.threads, prefetch_buffer_size=self.data.prefetch
         )
         return iter(dataset.to_iter_dataset(options))
+
+
+def _opened(config, model_bytes: bytes, rows: np.ndarray) -> Batches:
+    """The batches of a config, in another process."""
+    sources = source_list.build(config.data.sources, config.data.max_pixels)
+    return Batches(config, sources, parse_tokenizer(model_bytes), rows)
 
 
 class _Steps:

@@ -19,6 +19,8 @@ from rf_jax.training import run_tokenizer
 
 PLAN, READ, TEXT, DECODE, PACK = 'plan', 'read', 'text', 'decode and resize', 'pack'
 
+_BUSY = 0.5  # of a step, at most, that one interpreter may be busy with batches
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -114,6 +116,12 @@ def lines(rates: Rates, hosts: int, step_seconds: float) -> list[str]:
             f'a step of {step_seconds:g} s: {cores:.2f} cores a host, so data.threads='
             f'{max(1, math.ceil(cores))} or more'
         )
+        locked = work - rates.per_step * sum(s.cpu for s in rates.stages if s.name == DECODE)
+        if locked > _BUSY * step_seconds:
+            found.append(
+                f'{locked:.2f} s of it hold the interpreter lock, which threads share: use '
+                f'data.workers={math.ceil(locked / (_BUSY * step_seconds))} or more'
+            )
     return found
 
 

@@ -76,6 +76,7 @@ FIELDS: Mapping[str, Bounds] = {
         'cache_megabytes': NATURAL,
         'prefetch': NATURAL,
         'threads': NATURAL,
+        'workers': NATURAL,
     }),
     'tokenizer.vocab_size': COUNT,
     **_prefixed('model.backbone', {

@@ -49,6 +49,8 @@ def test_the_report_names_the_bottleneck_and_the_cores_of_a_host():
     assert 'bottleneck: decode and resize, 80% of the CPU time' in text
     assert '128 hosts: 660 samples and 3.30 s of one core a step a host' in text
     assert 'a step of 2 s: 1.65 cores a host, so data.threads=2 or more' in text
-    assert 'waiting' not in text
+    assert 'waiting' not in text and 'data.workers' not in text
+    text = '\n'.join(data_rates.lines(rates, 128, 0.5))
+    assert '0.66 s of it hold the interpreter lock' in text and 'data.workers=3 or more' in text
     slow = Rates([Stage('read', 0.001, 0.009)], 99, 660)
     assert '89% of the time is waiting' in '\n'.join(data_rates.lines(slow, 1, 0.0))
