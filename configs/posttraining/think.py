@@ -5,7 +5,8 @@ python -m rf_jax.train --config=configs/posttraining/think.py:think --workdir=ru
     --config.initialise_from=runs/pixel_rf
 
 `think`: the assistant writes the literal caption of a riddle, then generates the image (after
-Think-Then-Generate, arXiv 2601.10332). `direct`: the same riddles and images without the caption.
+Think-Then-Generate, arXiv 2601.10332); for a literal prompt, the image alone. `direct`: the same
+riddles and images without the caption.
 `redraw`: it says what is wrong with a draft and generates the image again, unless nothing is (after
 Interleaving Reasoning Generation, arXiv 2509.06945).
 """

@@ -21,8 +21,8 @@ def score_riddles(sampler: Sampler, source, count: int, seed: int = 0) -> dict[s
     """{'seen', 'unseen' or 'literal': {'right': 1 or 0 of each image, 'written': of each text}}.
 
     'seen' riddles are of combinations as in training, 'unseen' of others, 'literal' are the literal
-    captions of those. A text is right if it is the literal caption; 'written' is there only for a
-    run that learns to write it.
+    captions of those. A text is right if it is the literal caption, before a literal prompt's image
+    if there is none; 'written' is there only for a run that learns to write.
     """
     asked = {side: riddles.riddle_set(side, source.rung, count) for side in riddles.SIDES}
     prompts = {side: [each.text for each in several] for side, several in asked.items()}
@@ -35,7 +35,8 @@ def score_riddles(sampler: Sampler, source, count: int, seed: int = 0) -> dict[s
         right = [image is not None and _accepts(r.claim, image) for r, (_, image) in answers]
         found[side] = {'right': [int(each) for each in right]}
         if source.thinks:
-            written = [clean(text) == riddle.literal for riddle, (text, _) in answers]
+            wanted = ['' if side == 'literal' else riddle.literal for riddle in several]
+            written = [clean(text) == want for want, (_, (text, _)) in zip(wanted, answers)]
             found[side]['written'] = [int(each) for each in written]
     return found
 

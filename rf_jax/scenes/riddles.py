@@ -128,13 +128,15 @@ def scene(riddle: Riddle, rung: Rung, rng: np.random.Generator) -> Scene:
 
 def converse(known: Scene, rung: Rung, rng: np.random.Generator, think: bool) -> Dialogue:
     """A riddle and its image, or a caption of the scene `known` and its image; `think`: with the
-    literal caption before the image, and nothing else different.
+    literal caption before the image of a riddle, and nothing else different.
     """
+    thought: tuple[str, ...] = ()  # of a caption, which is literal already, there is none
     if rng.random() < _LITERAL:
         captions: Sequence = language.captions(known, rung, rng)
-        said = literal = captions[int(rng.integers(len(captions)))].text
+        said = captions[int(rng.integers(len(captions)))].text
     else:
         riddle = sample(rung, rng)
-        said, literal, known = riddle.text, riddle.literal, scene(riddle, rung, rng)
-    answer = (literal, 0) if think else (0,)
+        said, known = riddle.text, scene(riddle, rung, rng)
+        thought = (riddle.literal,) if think else ()
+    answer = (*thought, 0)
     return Dialogue('riddle', (('user', (f'draw {said}',)), ('assistant', answer)), (known,))

@@ -27,7 +27,7 @@ def image_of(scene):
 
 
 def test_riddles(build, monkeypatch):
-    """A model that writes and draws all right, but draws another image for unseen riddles."""
+    """A model that writes and draws all right, but mistakes unseen riddles for another."""
     source = build['riddles=think']
     chosen = {side: riddles.riddle_set(side, source.rung, COUNT) for side in riddles.SIDES}
     drawn = {
@@ -44,7 +44,7 @@ def test_riddles(build, monkeypatch):
             riddle, right = drawn[text]
             shown = riddle if right else wrong
             scene = riddles.scene(shown, source.rung, np.random.default_rng(seed))
-            yield shown.literal, image_of(scene)
+            yield shown.literal if text == riddle.text else '', image_of(scene)
 
     monkeypatch.setattr(thinking.thinking, 'think', think)
     found = thinking.score_riddles(None, source, COUNT)
@@ -52,7 +52,7 @@ def test_riddles(build, monkeypatch):
         'seen': 1, 'unseen': 0, 'literal': 1
     }  # fmt: skip
     assert found['unseen']['written'] == found['unseen']['right']
-    assert len(found['literal']['right']) == COUNT
+    assert found['literal']['written'] == found['literal']['right'] == [1] * COUNT
     text = thinking.table({'riddles': found})
     assert 'unseen prompts: right' in text and 'literal prompts: written' in text
     direct = thinking.score_riddles(None, build['riddles=direct'], COUNT)
