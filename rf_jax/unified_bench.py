@@ -3,6 +3,8 @@
     python -m rf_jax.unified_bench --workdir=runs/both --encoder=dino=dinov2-large \\
         --encoder=clip=clip-vit-large-patch14 --images=reference_images
 
+The run given by --captioner describes, the one of --workdir generates: with both directions trained
+apart, as in Unified-GRPO, the other one stays what it was. Without --captioner: one run does both.
 Without --images: new scenes of a run on scenes, where the judge counts the objects that come back.
 Without --encoder: the run's own, which says little of a run that was rewarded by it.
 """
@@ -17,9 +19,12 @@ from rf_jax.evaluation import scoring, unified_bench
 from rf_jax.evaluation.image_scores import image_files
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import cli, paths, storage, workdir
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import UserError, require
 
 _WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
+_CAPTIONER = flags.DEFINE(
+    cli.ANY_PATH, 'captioner', None, 'Folder of the run that describes; that of --workdir if none.'
+)
 _IMAGES = flags.DEFINE(cli.PATH, 'images', None, 'Folder of images; new scenes if not given.')
 _COUNT = flags.DEFINE_integer('count', 200, 'Most images.', 1)
 _ENCODERS = flags.DEFINE_multi_string(
@@ -38,11 +43,18 @@ def main(argv):
     out = paths.anywhere(_OUT.value or _WORKDIR.value, '--out')
     encoders = dict(map(unified_bench.encoder, _ENCODERS.value))
     sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
+    captioner = sampler
+    if _CAPTIONER.value:
+        captioner = Sampler.load(_CAPTIONER.value, **_PLACEMENT())
     config = sampler.config
-    if not (scoring.generates(config) and config.data.tasks.get('image_to_text', 0) > 0):
-        raise UserError(
-            f'data.tasks={config.data.tasks.to_dict()} of the run: expected one that describes '
-            '(image_to_text) and generates (text_to_image)'
+    for flag, run, able, task in (
+        ('workdir', sampler, scoring.generates(config), 'generates (text_to_image)'),
+        ('captioner' if _CAPTIONER.value else 'workdir', captioner,
+         captioner.config.data.tasks.get('image_to_text', 0) > 0, 'describes (image_to_text)'),
+    ):  # fmt: skip
+        require(
+            able,
+            f'--{flag}: data.tasks={run.config.data.tasks.to_dict()}; expected one that {task}',
         )
     scenes = []
     if _IMAGES.value:
@@ -58,8 +70,10 @@ def main(argv):
     if _OUT.value:
         workdir.check_writable(out, flag='out')
     encoders = encoders or {'own': unified_bench.of_run(sampler)}
-    result = unified_bench.evaluate(sampler, images, encoders, scenes, _SEED.value)
+    result = unified_bench.evaluate(sampler, images, encoders, scenes, _SEED.value, captioner)
     made_by = {'step': sampler.step, 'seed': _SEED.value}
+    if _CAPTIONER.value:
+        made_by |= {'captioner': str(_CAPTIONER.value), 'step of captioner': captioner.step}
     image_ops.save_png(out / 'unified_bench.png', result.sheet(), made_by)
     text = json.dumps(made_by | result.values, indent=1)
     storage.write(out / 'unified_bench.json', text.encode())

@@ -63,14 +63,16 @@ def evaluate(
     encoders: Mapping[str, Features],
     scenes: Sequence[world.Scene] = (),
     seed: int = 0,
+    captioner: Sampler | None = None,
 ) -> Result:
     """Describes `images`, uint8 [h, w, 3], and generates each from its description, in its size.
 
-    `scenes`: what the images show, if they are renderings of scenes.
+    `scenes`: what the images show, if they are renderings of scenes. `captioner`: the model that
+    describes, if it is another one.
     """
     sizes = [fitting.image_size(*image.shape[:2], sampler.config) for image in images]
     images = [image_ops.resize(image, *size) for image, size in zip(images, sizes)]
-    captions = sampler.caption(list(images))
+    captions = (captioner or sampler).caption(list(images))
     generated = [each.image for each in sampler.generate(captions, seed, sizes, number=0)]
     pairs = list(zip(images, generated))
     values: dict = {'similarity': {}, 'captions': captions}

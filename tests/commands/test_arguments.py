@@ -69,7 +69,7 @@ COMMANDS = {
     'study.glance': (('--rf=run', '--pixels=other'), ('rf', 'pixels', 'out')),
     'study': (('--workdir=run',), ('workdir', 'studies')),
     'train': (('--workdir=run',), ('workdir',)),
-    'unified_bench': (('--workdir=run',), ('workdir', 'images', 'out')),
+    'unified_bench': (('--workdir=run',), ('workdir', 'captioner', 'images', 'out')),
 }
 NUMBERS = [
     ('sample', 'temperature', 'nan'),

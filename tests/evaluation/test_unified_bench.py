@@ -62,6 +62,16 @@ def test_what_another_scene_shares_is_all_that_counts():
     assert min(values['error']) > 0.01 and max(values['similarity']['a']) < 1
 
 
+def test_another_model_can_describe():
+    class Mute(Perfect):
+        caption = None
+
+    captioner = Perfect()
+    captioner.said = dict(reversed(captioner.said.items()))  # of other images
+    found = unified_bench.evaluate(Mute(), IMAGES, {}, SCENES, captioner=captioner).values
+    assert found['captions'] == list(captioner.said) and max(found['recovered']) < 1
+
+
 def test_images_that_are_no_scenes_are_only_compared():
     values = unified_bench.evaluate(Perfect(), IMAGES, {}).values
     assert 'recovered' not in values and 'exact' not in values
