@@ -19,7 +19,10 @@ from rf_jax.runtime import cli, storage, workdir
 from rf_jax.runtime.errors import Unavailable, UserError
 
 _SOURCE = flags.DEFINE_string(
-    'source', None, 'What to read: a comma-separated list of kind:path, as data.sources.'
+    'source',
+    None,
+    'What to read: a comma-separated list of webdataset:PATH, parquet:PATH (also in a bucket), '
+    'folder:PATH, tfds:NAME.',
 )
 _OUT = flags.DEFINE(cli.ANY_PATH, 'out', None, 'Folder of the set, also in a bucket.')
 _SIZE = flags.DEFINE_integer(

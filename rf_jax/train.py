@@ -1,6 +1,6 @@
 """Train: `python -m rf_jax.train --config=configs/emoji.py --workdir=runs/emoji`.
 
-The same command resumes from the newest checkpoint. Any config field can be overridden:
+The same command resumes from the newest checkpoint. Any field of configs/base.py is a flag, as in
 `--config.optimizer.learning_rate=1e-3`. On several hosts, run it on each (launch/README.md).
 The exit code tells a launcher whether to run the command again (runtime/errors.py).
 """

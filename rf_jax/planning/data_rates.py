@@ -120,7 +120,8 @@ def lines(rates: Rates, hosts: int, step_seconds: float) -> list[str]:
         if locked > _BUSY * step_seconds:
             found.append(
                 f'{locked:.2f} s of it hold the interpreter lock, which threads share: use '
-                f'data.workers={math.ceil(locked / (_BUSY * step_seconds))} or more'
+                f'data.workers={math.ceil(locked / (_BUSY * step_seconds))} or more, a divisor of '
+                'the lanes of a host (data.lanes)'
             )
     return found
 

@@ -22,10 +22,15 @@ from rf_jax.runtime.errors import UserError
 # Dashes that word processors and chats substitute for hyphens.
 _DASHES = tuple('\u2010\u2011\u2012\u2013\u2014\u2015\u2212')
 _CONFIG = ('--config', '-config')
+_OUT_OF_MEMORY = (
+    'error: a device is out of memory; docs/usage.md#when-something-goes-wrong says which fields '
+    'make each part smaller'
+)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Seconds for libraries to end after an error. After a failed save, a thread of Orbax waits for 300.
 _PATIENCE = 30.0
 _signals: list[int] = []  # received while no `metrics.StopSignal` was active
+flags.disclaim_key_flags()  # --helpshort of a command lists what `placement_flags` defines for it
 
 
 class _Path(flags.ArgumentParser):
@@ -211,6 +216,8 @@ def _exit(error: BaseException) -> NoReturn:
         _fail(str(error), code)
     distributed.abort(error, errors.failure_code())
     traceback.print_exception(error)
+    if 'RESOURCE_EXHAUSTED' in str(error):  # XLA's
+        print(_OUT_OF_MEMORY, file=sys.stderr)
     sys.exit(errors.failure_code())
 
 

@@ -99,6 +99,7 @@ def file_of(module):
     return file if file.exists() else file.with_suffix('') / '__main__.py'
 
 
+ON_A_MESH = [name for name in COMMANDS if 'placement_flags' in file_of(name).read_text()]
 WITH_CONFIG = [name for name in COMMANDS if 'DEFINE_config_file' in file_of(name).read_text()]
 
 
@@ -121,6 +122,8 @@ def cases():
     packaged = '--config=configs/paper.py:joint/0.6B'
     found['packaged'] = ['train', '--workdir=run', packaged, '--config.no_such_field=1']
     found['quotes'] = ['sample', '--workdir=run', '--prompt=red', 'apple', 'pie', '--number=2']
+    for module in ON_A_MESH:
+        found[f'help {module}'] = [module, '--helpshort']
     found['home sample'] = ['sample', '--workdir=~/runs/a', '--prompt=x']
     found['home out'] = ['data.tokenizer', '--sources=text:~/words.txt', '--out=~/t/t.model',
                          '--vocabulary=300']  # fmt: skip
@@ -219,6 +222,12 @@ def test_the_default_config_is_found_from_any_folder(results, module):
 
 def test_a_packaged_config_is_found_from_any_folder(results):
     assert f'{ROOT}/configs/paper.py has no such field' in error(results, 'packaged')
+
+
+@pytest.mark.parametrize('module', ON_A_MESH)
+def test_the_short_help_lists_flags_that_commands_share(results, module):
+    _, output = results[f'help {module}']
+    assert '--mesh' in output and '--dtype' in output and '--workdir' in output
 
 
 def test_a_tilde_is_expanded(results, folders):

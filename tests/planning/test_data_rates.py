@@ -51,6 +51,7 @@ def test_the_report_names_the_bottleneck_and_the_cores_of_a_host():
     assert 'a step of 2 s: 1.65 cores a host, so data.threads=2 or more' in text
     assert 'waiting' not in text and 'data.workers' not in text
     text = '\n'.join(data_rates.lines(rates, 128, 0.5))
-    assert '0.66 s of it hold the interpreter lock' in text and 'data.workers=3 or more' in text
+    assert '0.66 s of it hold the interpreter lock' in text
+    assert 'data.workers=3 or more, a divisor of the lanes of a host' in text
     slow = Rates([Stage('read', 0.001, 0.009)], 99, 660)
     assert '89% of the time is waiting' in '\n'.join(data_rates.lines(slow, 1, 0.0))

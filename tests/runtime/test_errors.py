@@ -1,6 +1,7 @@
 """Exit codes of real processes, which tell a launcher what to do next."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,6 +104,16 @@ def test_an_outage_after_progress_restarts_the_run(capsys, saved, code):
         cli._exit(Unavailable('gs://bucket: unreachable'))
     assert ended.value.code == getattr(errors, code)
     assert capsys.readouterr().err == 'error: gs://bucket: unreachable\n'
+
+
+def test_a_device_without_memory_says_where_to_look(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli._exit(RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.'))
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith('error: a device is out of memory')
+    page, _, heading = re.search(r'docs/\S+', last)[0].partition('#')
+    assert f'## {heading.replace("-", " ").capitalize()}' in (ROOT / page).read_text()
+    assert ended.value.code == errors.FAILURE
 
 
 STUCK = """
