@@ -15,7 +15,7 @@ from rf_jax.evaluation import benchmarks, scoring
 from rf_jax.evaluation.benchmarks import BENCHMARKS
 from rf_jax.generation import inputs
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import cli, paths, workdir
+from rf_jax.runtime import cli, model_flags, paths, workdir
 
 _WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
 _NAME = flags.DEFINE_enum('name', None, list(BENCHMARKS), 'Benchmark; folder: one prompt per line.')
@@ -27,7 +27,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Another seed gives other images.', 0)
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
 )
-_PLACEMENT = cli.placement_flags()
+_PLACEMENT, _SAMPLING = model_flags.placement(), model_flags.sampling()
 
 
 def main(argv):
@@ -36,7 +36,7 @@ def main(argv):
     prompts = benchmarks.read(_NAME.value, Path(_PROMPTS.value))
     model = _MODEL.value or paths.absolute(paths.anywhere(_WORKDIR.value, '--workdir')).name
     workdir.check_writable(out, flag='out')
-    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
+    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT(), **_SAMPLING())
     if not scoring.generates(sampler.config):
         logging.warning('This run did not train generation: its images mean nothing')
     size = inputs.parsed_size(_SIZE.value) if _SIZE.value else None

@@ -18,7 +18,7 @@ from rf_jax.data import data_fields, image_ops
 from rf_jax.data.messages import ImagePart, Message, TextPart
 from rf_jax.generation.chat import Conversation
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import cli, paths, workdir
+from rf_jax.runtime import cli, model_flags, paths, workdir
 from rf_jax.runtime.errors import UserError
 
 _WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
@@ -40,12 +40,12 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Another seed gives other images.', 0)
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
 )
-_PLACEMENT = cli.placement_flags()
+_PLACEMENT, _SAMPLING = model_flags.placement(), model_flags.sampling()
 
 
 def main(argv):
     del argv
-    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
+    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT(), **_SAMPLING())
     if not data_fields.talks(sampler.config):
         logging.warning(
             'This run did not train conversations (data.tasks.conversation=0): it answers single '

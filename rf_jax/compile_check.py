@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from rf_jax.planning import compile_report, topology
-from rf_jax.runtime import cli
+from rf_jax.runtime import cli, model_flags
 from rf_jax.runtime.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -27,7 +27,10 @@ _TOPOLOGY = flags.DEFINE_string('topology', 'v5p:8x8x8', 'TPU slice to compile f
 _SLICES = flags.DEFINE_integer('slices', 1, 'Number of slices, connected by DCN.', lower_bound=1)
 _ONLY = flags.DEFINE_list('only', ['initialise', 'train_step', 'sample'], 'Programs to compile.')
 _MESH = flags.DEFINE(
-    cli.MESH, 'mesh', None, 'For sample and answer, as in tensor:4,expert:2; else as heads allow.'
+    model_flags.MESH,
+    'mesh',
+    None,
+    'For sample and answer, as in tensor:4,expert:2; else as heads allow.',
 )
 _SWEEP = flags.DEFINE_bool('sweep', False, 'Try meshes and remat policies for the train step.')
 _JSON = flags.DEFINE(cli.PATH, 'json', None, 'File to write all figures to.')

@@ -7,7 +7,7 @@ from absl import flags, logging
 
 from rf_jax.data import image_ops
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import cli
+from rf_jax.runtime import cli, model_flags
 from rf_jax.runtime.errors import UserError
 
 _WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
@@ -24,7 +24,7 @@ _QUESTION = flags.DEFINE_string(
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
 )
-_PLACEMENT = cli.placement_flags()
+_PLACEMENT = model_flags.placement()
 
 
 def main(argv):

@@ -13,7 +13,7 @@ from absl import flags
 from rf_jax.data import source_list
 from rf_jax.evaluation import scoring, thinking
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import cli, workdir
+from rf_jax.runtime import cli, model_flags, workdir
 from rf_jax.runtime.errors import UserError, require
 
 _WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of a run on scenes.')
@@ -23,7 +23,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Another seed gives other prompts and dr
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
 )
-_PLACEMENT = cli.placement_flags()
+_PLACEMENT, _SAMPLING = model_flags.placement(), model_flags.sampling()
 
 
 def main(argv):
@@ -33,7 +33,7 @@ def main(argv):
         not (out / 'conversations.jsonl').exists(),
         f'--out={out} has conversations.jsonl already: give a new folder',
     )
-    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
+    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT(), **_SAMPLING())
     data = sampler.config.data
     if not scoring.trains_on_scenes(sampler.config):
         raise UserError(f'data.sources={data.sources!r} of the run has no scenes to draw')

@@ -7,7 +7,7 @@ from absl import flags
 
 from rf_jax.data import source_list
 from rf_jax.evaluation import inspection, run_report, scoring
-from rf_jax.runtime import cli, paths, workdir
+from rf_jax.runtime import cli, model_flags, paths, workdir
 from rf_jax.runtime.errors import UserError
 
 _WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
@@ -44,12 +44,12 @@ _SEED = flags.DEFINE_integer(
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
 )
-_PLACEMENT = cli.placement_flags()
+_PLACEMENT, _SAMPLING = model_flags.placement(), model_flags.sampling()
 
 
 def main(argv):
     del argv
-    run = inspection.Inspector.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
+    run = inspection.Inspector.load(_WORKDIR.value, _STEP.value, **_PLACEMENT(), **_SAMPLING())
     config = run.sampler.config
     if not _GUIDED.value:
         config.sampling.guidance_representation = config.sampling.guidance_pixels = 1.0

@@ -19,7 +19,7 @@ from rf_jax.evaluation import scoring
 from rf_jax.generation import inputs, thinking
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import cli, paths, workdir
+from rf_jax.runtime import cli, model_flags, paths, workdir
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import flow
 
@@ -53,7 +53,7 @@ _GUIDANCE_PIXELS = flags.DEFINE(
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
 )
-_PLACEMENT = cli.placement_flags()
+_PLACEMENT = model_flags.placement()
 
 
 def main(argv):

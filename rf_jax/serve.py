@@ -11,7 +11,7 @@ from absl import flags, logging
 from rf_jax.evaluation import scoring
 from rf_jax.generation import inputs
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import cli, paths
+from rf_jax.runtime import cli, model_flags, paths
 from rf_jax.runtime.errors import UserError
 
 _WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
@@ -30,7 +30,7 @@ _SIZE = flags.DEFINE_multi_string(
 _BODY = flags.DEFINE_integer('max_body', 20_000_000, 'Bytes of a request.', 1)
 _PIXELS = flags.DEFINE_integer('max_pixels', 16_000_000, 'Pixels of an image in a request.', 1)
 _SECONDS = flags.DEFINE(cli.Finite(0), 'timeout', 300.0, 'Seconds that a request may take.')
-_PLACEMENT = cli.placement_flags()
+_PLACEMENT, _SAMPLING = model_flags.placement(), model_flags.sampling()
 
 
 def main(argv):
@@ -43,7 +43,7 @@ def main(argv):
         from rf_jax.serving.worker import Worker
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install -e '.[serve]'") from None
-    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
+    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT(), **_SAMPLING())
     worker = Worker(sampler, _ROWS.value, _WAITING.value)
     limits = Limits(_BODY.value, _PIXELS.value, _SECONDS.value)
     name = _NAME.value or paths.absolute(paths.anywhere(_WORKDIR.value, '--workdir')).name

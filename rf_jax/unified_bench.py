@@ -18,7 +18,7 @@ from rf_jax.data import image_ops
 from rf_jax.evaluation import scoring, unified_bench
 from rf_jax.evaluation.image_scores import image_files
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import cli, paths, storage, workdir
+from rf_jax.runtime import cli, model_flags, paths, storage, workdir
 from rf_jax.runtime.errors import UserError, require
 
 _WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
@@ -35,14 +35,14 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Another seed gives other images.', 0)
 _STEP = flags.DEFINE_integer(
     'checkpoint', None, 'Step of the checkpoint; the newest by default.', 0
 )
-_PLACEMENT = cli.placement_flags()
+_PLACEMENT, _SAMPLING = model_flags.placement(), model_flags.sampling()
 
 
 def main(argv):
     del argv
     out = paths.anywhere(_OUT.value or _WORKDIR.value, '--out')
     encoders = dict(map(unified_bench.encoder, _ENCODERS.value))
-    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT())
+    sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT(), **_SAMPLING())
     captioner = sampler
     if _CAPTIONER.value:
         captioner = Sampler.load(_CAPTIONER.value, **_PLACEMENT())

@@ -30,8 +30,8 @@ class Inspector:
     def load(cls, workdir: str | os.PathLike, step: int | None = None, **placed) -> 'Inspector':
         """The EMA parameters and the codebook of a run, from its folder alone.
 
-        `step` of the checkpoint; None is the newest. `placed`: `mesh` and `dtype` of
-        `Sampler.load`. Raises UserError if the folder is not a run.
+        `step` of the checkpoint; None is the newest. `placed`: `mesh`, `dtype`
+        and `sampling` of `Sampler.load`. Raises UserError if the folder is not a run.
         """
         sampler = Sampler.load(workdir, step, **placed)
         # The same step for both: a run that is training may have saved another one meanwhile.

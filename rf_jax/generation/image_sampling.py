@@ -6,7 +6,7 @@ batch gives what its examples give one by one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from rf_jax.data.batch import Batch
 from rf_jax.generation import guidance, kv_cache, token_sampling
 from rf_jax.models.unified import Unified
-from rf_jax.training import flow
+from rf_jax.runtime.errors import choose, require
+from rf_jax.training import bounds, flow
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,26 @@ class Options:
 def options(config: ConfigDict, **changes) -> Options:
     """`config.sampling` with changes; a value of None changes nothing.
 
-    A run that was trained before there was an option has its default.
+    A run that was trained before there was an option has its default. Raises UserError for an
+    unknown method.
     """
     fields = Options.__dataclass_fields__
     values = {name: config.sampling.get(name, field.default) for name, field in fields.items()}
     values |= {name: value for name, value in changes.items() if value is not None}
     values['guidance_interval'] = tuple(values['guidance_interval'])
+    choose('sampling.method', values['method'], flow.METHODS)
     return Options(**values)
+
+
+def change(config: ConfigDict, changes: Mapping[str, Any]) -> None:
+    """Sets fields of `config.sampling`. Raises UserError for an unknown one or a wrong value."""
+    known = [name for name in config.sampling if name != 'sharding']
+    for name, value in changes.items():
+        require(name in known, f'sampling has no field {name!r}; fields: {", ".join(known)}')
+        bounds.check({f'sampling.{name}': value})
+    choose('sampling.method', changes.get('method', config.sampling.method), flow.METHODS)
+    for name, value in changes.items():
+        config.sampling[name] = list(value) if isinstance(value, tuple) else value  # as in JSON
 
 
 def generate(

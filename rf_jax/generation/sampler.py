@@ -75,13 +75,15 @@ class Sampler:
         step: int | None = None,
         mesh: Mapping[str, int] | Mesh | None = None,
         dtype: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
     ) -> 'Sampler':
         """The EMA parameters of a run, from its folder alone; each device reads its own shards.
 
         `step` of the checkpoint; None is the newest. `mesh`: devices along `tensor` (heads and
         feed-forwards), `expert` (routed experts) and `data` (rows, by default the rest), or a
-        Mesh; None: one device. `dtype`: 'bfloat16', or None: that of the run. Raises UserError if
-        the folder is not a run, or its model cannot be sharded so.
+        Mesh; None: one device. `dtype`: 'bfloat16', or None: that of the run. `sampling`: fields of
+        `config.sampling` in place of those of the run. Raises UserError if the folder is not a run,
+        its model cannot be sharded so, or a field does not fit.
         """
         workdir = paths.anywhere(workdir, '--workdir')
         path = workdir / 'config.json'
@@ -98,6 +100,7 @@ class Sampler:
         tokenizer = load_tokenizer(workdir)
         try:
             for_this_machine(config)
+            image_sampling.change(config, sampling or {})
             placement = Placement.for_inference(config, mesh, dtype)
             model = placement.model(config, tokenizer.size)
             sampler = cls(config, model, None, tokenizer, placement)

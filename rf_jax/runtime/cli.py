@@ -30,7 +30,6 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Seconds for libraries to end after an error. After a failed save, a thread of Orbax waits for 300.
 _PATIENCE = 30.0
 _signals: list[int] = []  # received while no `metrics.StopSignal` was active
-flags.disclaim_key_flags()  # --helpshort of a command lists what `placement_flags` defines for it
 
 
 class _Path(flags.ArgumentParser):
@@ -50,17 +49,6 @@ class Finite(flags.FloatParser):
         return not math.isfinite(val) or super().is_outside_bounds(val)
 
 
-class _Mesh(flags.ArgumentParser):
-    """Devices along axes, as in tensor:4,expert:2; gives a dictionary."""
-
-    def parse(self, argument: str) -> dict[str, int]:
-        pairs = re.findall(r'(\w+):(\d+)(?:,|$)', argument)
-        sizes = dict(pairs)
-        if not pairs or ','.join(map(':'.join, sizes.items())) != argument:
-            raise ValueError('expected devices along axes, as in tensor:4,expert:2')
-        return {axis: int(size) for axis, size in sizes.items()}
-
-
 class _AnyPath(_Path):
     """As `_Path`, or the address of a gs:// or s3:// bucket."""
 
@@ -70,22 +58,6 @@ class _AnyPath(_Path):
 
 PATH = _Path()  # flags.DEFINE(cli.PATH, name, ...)
 ANY_PATH = _AnyPath()
-MESH = _Mesh()
-
-
-def placement_flags() -> Callable[[], dict]:
-    """Defines --mesh and --dtype; the function gives them as arguments of `Sampler.load`."""
-    mesh = flags.DEFINE(
-        MESH,
-        'mesh',
-        None,
-        'Devices that share the model, as in tensor:4 or tensor:4,expert:2; the rest generate rows '
-        'of their own. One device by default.',
-    )
-    dtype = flags.DEFINE_enum(
-        'dtype', None, ['bfloat16'], 'Of parameters and activations; that of the run by default.'
-    )
-    return lambda: {'mesh': mesh.value, 'dtype': dtype.value}
 
 
 def run(

@@ -99,7 +99,7 @@ def file_of(module):
     return file if file.exists() else file.with_suffix('') / '__main__.py'
 
 
-ON_A_MESH = [name for name in COMMANDS if 'placement_flags' in file_of(name).read_text()]
+ON_A_MESH = [name for name in COMMANDS if 'model_flags.placement' in file_of(name).read_text()]
 WITH_CONFIG = [name for name in COMMANDS if 'DEFINE_config_file' in file_of(name).read_text()]
 
 
@@ -228,6 +228,7 @@ def test_a_packaged_config_is_found_from_any_folder(results):
 def test_the_short_help_lists_flags_that_commands_share(results, module):
     _, output = results[f'help {module}']
     assert '--mesh' in output and '--dtype' in output and '--workdir' in output
+    assert ('--sampling' in output) == ('model_flags.sampling' in file_of(module).read_text())
 
 
 def test_a_tilde_is_expanded(results, folders):

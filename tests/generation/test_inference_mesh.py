@@ -18,7 +18,7 @@ from rf_jax.generation.placement import Placement
 from rf_jax.generation.sampler import Sampler
 from rf_jax.models import unified
 from rf_jax.planning import hlo
-from rf_jax.runtime import checkpoint, cli, sharding
+from rf_jax.runtime import checkpoint, model_flags, sharding
 from rf_jax.runtime.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
@@ -82,7 +82,10 @@ def meshed(folder):
 
 
 def test_a_mesh_gives_what_one_device_gives(folder, meshed):
-    images, codes, captions, said = outputs(Sampler.load(folder))
+    plain = Sampler.load(folder)
+    images, codes, captions, said = outputs(plain)
+    changed = Sampler.load(folder, sampling={'steps': plain.options().steps + 1})
+    assert changed.options().steps == plain.options().steps + 1
     assert len({each.tobytes() for each in codes}) == 4 and len(set(captions)) > 1
     assert np.abs(images - meshed[1][0]).max() <= 1
     np.testing.assert_array_equal(codes, meshed[1][1])
@@ -178,7 +181,7 @@ def test_rows_of_the_config_come_before_the_table():
 
 
 def test_the_flag_of_a_mesh_names_axes():
-    assert cli.MESH.parse('tensor:4,expert:2') == {'tensor': 4, 'expert': 2}
+    assert model_flags.MESH.parse('tensor:4,expert:2') == {'tensor': 4, 'expert': 2}
     for text in ('tensor', 'tensor=4', 'tensor:4;expert:2', 'tensor:-1'):
         with pytest.raises(ValueError, match='tensor:4,expert:2'):
-            cli.MESH.parse(text)
+            model_flags.MESH.parse(text)
