@@ -35,6 +35,8 @@ DTYPES = {
     'U8': np.dtype(np.uint8),
     'BOOL': np.dtype(np.bool_),
 }
+POINTER = b'version https://git-lfs'  # what git leaves of a large file without its extension LFS
+_DANGLING = 'is a link to a file that is not there: copy folders of a cache with cp -rL'
 SHOWN = 10  # most faults in an error message
 
 
@@ -60,13 +62,15 @@ class Folder:
     """
 
     def __init__(self, path: Path):
-        require(path.is_dir(), f'{path} {"is a file" if path.exists() else "does not exist"}; '
-                'give the folder of downloaded weights')  # fmt: skip
+        require(path.is_dir(), _no_folder(path))
         self.path = path
-        _refuse_pickles(path)
-        images = path / 'preprocessor_config.json'
-        self.config = (_json(images) if images.exists() else {}) | _json(path / 'config.json')
-        self.entries, faults = _entries(path)
+        try:
+            _refuse_pickles(path)
+            images = path / 'preprocessor_config.json'
+            self.config = (_json(images) if images.exists() else {}) | _json(path / 'config.json')
+            self.entries, faults = _entries(path)
+        except OSError as error:
+            raise UserError(f'{path} cannot be read: {error.strerror}') from None
         raise_if(faults, path)
 
     @cached_property
@@ -90,6 +94,16 @@ def raise_if(faults: list[str], path: Path) -> None:
         raise UserError(f'{path} cannot be used ({len(faults)}): {text}{rest}')
 
 
+def _no_folder(path: Path) -> str:
+    """What is wrong with a path that is no folder, as it was given."""
+    if path.exists():
+        return f'{path} is a file; give the folder of downloaded weights'
+    fault = f'{path.absolute()} does not exist; give the folder of downloaded weights'
+    if len(path.parts) != 2 or path.is_absolute():
+        return fault
+    return f'{fault} (a model of the hub: hf download {path} --local-dir {path.name})'
+
+
 def _refuse_pickles(path: Path) -> None:
     """Opening a pickle can run any code, and which of two copies of the weights counts would be a
     guess.
@@ -106,11 +120,23 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
-        raise UserError(f'{path.parent} has no {path.name}: is the download complete?') from None
+        raise UserError(_missing(path)) from None
     except (OSError, ValueError) as error:
         raise UserError(f'{path} cannot be read: {type(error).__name__}: {error}') from None
     require(isinstance(found, dict), f'{path}: expected a JSON object')
     return found
+
+
+def _missing(path: Path) -> str:
+    """Why a file may be missing: of a pipeline or a cache, a folder below is the one to give."""
+    if path.is_symlink():
+        return f'{path} {_DANGLING}'
+    fault = f'{path.parent} has no {path.name}'
+    below = [file for depth in ('*', '*/*') for file in path.parent.glob(f'{depth}/{path.name}')]
+    if not below:
+        return f'{fault}: is the download complete?'
+    folders = ', '.join(str(file.parent) for file in sorted(below)[:SHOWN])
+    return f'{fault}; give a folder that has one: {folders}'
 
 
 def _entries(path: Path) -> tuple[dict[str, Entry], list[str]]:
@@ -136,6 +162,10 @@ def _entries(path: Path) -> tuple[dict[str, Entry], list[str]]:
                 entries[tensor] = entry
         except KeyError as error:
             faults.append(f'{name} has a header without {error}')
+        except FileNotFoundError:
+            faults.append(f'{name} {_DANGLING}')
+        except OSError as error:
+            faults.append(f'{name} cannot be read: {error.strerror}')
         except (ValueError, TypeError) as error:
             faults.append(f'{name} {error}')
     return entries, faults or _misplaced(entries, index, listing)
@@ -159,6 +189,9 @@ def _header(path: Path) -> Iterator[tuple[str, Entry]]:
     """(name, entry) of the tensors of one file. Raises ValueError."""
     size = path.stat().st_size
     with path.open('rb') as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise ValueError('is a pointer of Git LFS in place of the file: run git lfs pull there')
+        file.seek(0)
         length = int.from_bytes(file.read(8), 'little')
         if not 2 <= length <= min(size - 8, LONGEST_HEADER):
             raise ValueError(f'is truncated, or no safetensors file ({size:,} bytes)')

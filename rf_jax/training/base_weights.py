@@ -2,10 +2,8 @@
 `initialise_from` again, at the steps and with the checksums that `base.json` in the workdir has.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 
 import jax
 from absl import logging
@@ -17,7 +15,6 @@ from rf_jax.training.initial_weights import Origin
 from rf_jax.training.weight_sources import Source
 
 FILE = 'base.json'
-PIECE = 4096  # bytes of the beginning and of the end of a file that its checksum covers
 
 
 def record(run, sources: Sequence[Source]) -> None:
@@ -85,8 +82,11 @@ def recorded(config, folder: paths.AnyPath) -> list[Source]:
             'moved, change initialise_from (resuming: --config.initialise_from; else in '
             f'{folder}/config.json)',
         )
+        # Runs are shared between hosts, downloads may be copies of their own.
+        own = kind is weight_sources.Downloaded
+        found = weight_sources.digest(kind, files) if own else checksum(kind, files)
         require(
-            checksum(kind, files) == recorded_checksum,
+            found == recorded_checksum,
             f'{field}: {files} has changed since the adapters in {folder} were trained beside it; '
             'restore it, or train them again',
         )
@@ -95,19 +95,5 @@ def recorded(config, folder: paths.AnyPath) -> list[Source]:
 
 
 def checksum(source: Source | type[Source], top: paths.AnyPath) -> str:
-    """Of the names, sizes, first and last bytes of the files of a source: cheap, whatever their
-    size.
-    """
-
-    def digest() -> bytes:
-        found = hashlib.sha256()
-        sizes = storage.list_files(top)
-        for name in sorted(filter(source.counted, sizes), key=PurePosixPath):
-            size = sizes[name]
-            length, last = min(PIECE, size), max(size - PIECE, 0)
-            found.update(f'{name} {size}\n'.encode())
-            found.update(storage.read_range(top / name, 0, length))
-            found.update(storage.read_range(top / name, last, size - last))
-        return found.hexdigest().encode()
-
-    return distributed.broadcast(digest).decode()
+    """`weight_sources.digest` as the first process has it. All processes must call it."""
+    return distributed.broadcast(lambda: weight_sources.digest(source, top).encode()).decode()

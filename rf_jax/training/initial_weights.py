@@ -7,9 +7,11 @@ reading, and initialising the rest (`from_sources`).
 """
 
 import difflib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from rf_jax.data.tokenizer import KINDS, tokenizer_file
+from rf_jax.interop.pretrained import PREFIX
 from rf_jax.runtime import checkpoint, checkpoint_files, distributed, paths, storage
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.training import jitted, lora, optimizer, state, weight_sources
@@ -34,7 +37,8 @@ class Origin(NamedTuple):
 
 def check(config) -> None:
     """Raises UserError for an entry of `initialise_from` that is not the folder of a run, or of
-    pretrained weights that fit the config.
+    pretrained weights that fit the config and are the same on all hosts. All processes must call
+    it.
     """
     for number, (kind, folder) in enumerate(weight_sources.listed(config)):
         if kind is not weight_sources.Run:
@@ -44,15 +48,33 @@ def check(config) -> None:
             fault = (
                 f'{folder} has no {" and no ".join(KINDS)}: copy it there, or set tokenizer.path'
             )
-        require(not fault, f'initialise_from={config.initialise_from!r}: {fault}')
+        hint = _comma(config.initialise_from) if fault else ''
+        require(not fault, f'initialise_from={config.initialise_from!r}: {fault}{hint}')
     for folder in weight_sources.downloads(config):
         try:
+            require(
+                not checkpoint.exists_in(folder),
+                f'{folder} is the folder of a run: give it without {PREFIX}',
+            )
             weights = weight_sources.Downloaded(folder).pretrained
             weights.check(config)
             if distributed.is_main():
                 weights.check_tied()
         except UserError as error:
-            raise UserError(f'initialise_from={config.initialise_from!r}: {error}') from None
+            hint = _comma(config.initialise_from)
+            raise UserError(f'initialise_from={config.initialise_from!r}: {error}{hint}') from None
+        if jax.process_count() > 1:  # each reads its own copy, if the folder is not shared
+            checksum = weight_sources.digest(weight_sources.Downloaded, folder)
+            field = f'{folder} of initialise_from'
+            distributed.check_same(f'files with the checksum {checksum[:12]}', field)
+
+
+def _comma(text: str) -> str:
+    """Advice for a path with a comma, which was read as two entries."""
+    parts = (part.removeprefix(PREFIX) for part in text.split(','))
+    if any(Path(f'{a},{b}').expanduser().exists() for a, b in itertools.pairwise(parts)):
+        return r'. A comma within a path is written \, (backslash, comma)'
+    return ''
 
 
 def _fault(folder: paths.AnyPath) -> str:
@@ -64,6 +86,8 @@ def _fault(folder: paths.AnyPath) -> str:
     run = next((above for above in (folder, *folder.parents) if checkpoint.exists_in(above)), None)
     if run:
         return f'{folder} is inside a run; give the folder of the run, {run}'
+    if any(folder.glob('*.safetensors')):
+        return f'{folder} has pretrained weights, which are given as {PREFIX}{folder}'
     if folder.is_file():
         return f'{folder} is a file; give the folder of a run'
     if folder.is_dir():

@@ -4,14 +4,17 @@
 read straight into shards.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Protocol
 
 import jax
 from absl import logging
 from jax.sharding import SingleDeviceSharding
 
+from rf_jax.data import source_list
 from rf_jax.interop import kept
 from rf_jax.interop.pretrained import NEW, PREFIX, Pretrained
 from rf_jax.interop.table import ranges
@@ -22,11 +25,13 @@ from rf_jax.runtime import (
     distributed,
     paths,
     sharding,
+    storage,
 )
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import lora
 
 TAKEN = ('params', 'ema', 'codebook')  # parts of a state that can come from elsewhere
+PIECE = 4096  # bytes of the beginning and of the end of a file that a checksum covers
 
 
 class Source(Protocol):
@@ -198,27 +203,46 @@ class Downloaded:
         kept.keep(self.pretrained, workdir)
 
 
+def digest(kind: type[Run] | type[Downloaded], top: paths.AnyPath) -> str:
+    """Checksum of the names, sizes, first and last bytes of the files of a source, as this process
+    sees them: cheap, whatever their size.
+    """
+    found = hashlib.sha256()
+    sizes = storage.list_files(top)
+    for name in sorted(filter(kind.counted, sizes), key=PurePosixPath):
+        size = sizes[name]
+        length, last = min(PIECE, size), max(size - PIECE, 0)
+        found.update(f'{name} {size}\n'.encode())
+        found.update(storage.read_range(top / name, 0, length))
+        found.update(storage.read_range(top / name, last, size - last))
+    return found.hexdigest()
+
+
 def _parameter(path: str) -> str:
     return path.removeprefix('params/')
 
 
 def listed(config) -> list[tuple[type[Run] | type[Downloaded], paths.AnyPath]]:
-    """(kind, folder) of each entry of `initialise_from`: runs can be in a bucket, downloads not.
+    r"""(kind, folder) of each entry of `initialise_from`, where `\,` is a comma within a path: runs
+    can be in a bucket, downloads not.
 
     Raises UserError.
     """
     found = []
-    for part in filter(None, (part.strip() for part in config.initialise_from.split(','))):
+    for part in source_list.parts(config.initialise_from):
         kind = Downloaded if part.startswith(PREFIX) else Run
         read = paths.local if kind is Downloaded else paths.anywhere
-        found.append((kind, read(part.removeprefix(PREFIX), 'initialise_from')))
+        found.append((kind, read(part.removeprefix(PREFIX).strip(), 'initialise_from')))
     return found
 
 
 def with_absolute_paths(config) -> str:
     """`initialise_from` with absolute paths."""
-    entries = [(PREFIX if kind is Downloaded else '', folder) for kind, folder in listed(config)]
-    return ','.join(f'{prefix}{paths.absolute(folder)}' for prefix, folder in entries)
+    found = []
+    for kind, folder in listed(config):
+        path = str(paths.absolute(folder)).replace(',', '\\,')
+        found.append(f'{PREFIX if kind is Downloaded else ""}{path}')
+    return ','.join(found)
 
 
 def other_runs(config) -> list[paths.AnyPath]:

@@ -103,6 +103,16 @@ def truncate(folder):
     file.write_bytes(file.read_bytes()[:-1])
 
 
+def link(folder, name, target):
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(target)
+
+
+def pointer(folder):
+    file = sorted(folder.glob('*.safetensors'))[1]
+    file.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n')
+
+
 def misplace(folder):
     path = folder / 'model.safetensors.index.json'
     index = json.loads(path.read_text())
@@ -123,6 +133,12 @@ FILES = {
     'no config': (lambda f: (f / 'config.json').unlink(), r'has no config\.json'),
     'web page': (lambda f: next(f.glob('model-00001-*')).write_text('<!doctype html>' * 9),
                  'is truncated, or no safetensors file'),
+    'git without LFS': (pointer, r'model-00002-of-\d+\.safetensors is a pointer of Git LFS'),
+    'a link of a cache': (
+        lambda f: link(f, next(f.glob('model-00001-*')).name, '../../blobs/0'),
+        r'model-00001-of-\d+\.safetensors is a link to a file that is not there: .*cp -rL'),
+    'config is a link': (lambda f: link(f, 'config.json', '../../blobs/0'),
+                         r'config\.json is a link to a file that is not there'),
     'empty': (lambda f: [file.unlink() for file in f.glob('model*')],
               'neither model.safetensors nor'),
 }  # fmt: skip
@@ -135,6 +151,13 @@ def test_damaged_folders(tmp_path, name):
     assert len(Pretrained(tmp_path).leaves) == 14
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
+        Pretrained(tmp_path)
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    write(tmp_path, QWEN3)
+    link(tmp_path, 'model.safetensors', 'model.safetensors')
+    with pytest.raises(UserError, match=r'model\.safetensors cannot be read: Too many levels'):
         Pretrained(tmp_path)
 
 
