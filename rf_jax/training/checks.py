@@ -10,7 +10,6 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-import rf_jax
 from rf_jax.data import data_fields, source_list, spans
 from rf_jax.models import representation, spaces
 from rf_jax.runtime import mesh, paths, renamed_fields, sharding, storage
@@ -96,16 +95,17 @@ def _json_of(path: paths.AnyPath) -> dict:
 
 
 def warn_of_changes(config, workdir: paths.AnyPath) -> None:
-    """Logs the config fields that differ from those that this workdir was trained with so far.
-
-    Not those that another version did not know.
+    """Logs the config fields that differ from those that this workdir was trained with so far; in
+    one line those that it was trained without, since they are newer than it is.
     """
-    before = flatten(_config_of(workdir))
-    same_version = bool(before) and _version_of(workdir).get('rf_jax') == rf_jax.__version__
+    before, new = flatten(_config_of(workdir)), []
     for field, value in flatten(json.loads(config.to_json_best_effort())).items():
-        was = before.get(field, 'absent' if same_version else value)
-        if was != value:
-            logging.warning('%s is %r now and was %r in this workdir', field, value, was)
+        if field not in before:
+            new.append(f'{field}={value!r}')
+        elif before[field] != value:
+            logging.warning('%s is %r now and was %r in this workdir', field, value, before[field])
+    if before and new:
+        logging.info('Fields that this workdir was trained without: %s', ', '.join(new))
 
 
 def warn_of_other_data(data: str, workdir: paths.AnyPath) -> None:
