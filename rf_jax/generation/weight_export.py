@@ -35,7 +35,7 @@ from rf_jax.training.weight_sources import TAKEN
 
 WEIGHTS = {'average': 'ema', 'raw': 'params'}  # part of the state
 ANY = ''  # a regex: what fits no other way is replicated
-RUN_FILES = (*TOKENIZERS, 'version.json', 'parameters.txt')
+RUN_FILES = (*TOKENIZERS, 'version.json')
 
 
 def to_hf(run: paths.AnyPath, step: int, weights: str | None, folder: Path) -> None:
@@ -77,6 +77,8 @@ def to_orbax(run: paths.AnyPath, step: int, weights: str | None, folder: Path) -
     for name in RUN_FILES:
         if storage.exists(run / name):
             storage.write(folder / name, storage.read(run / name))
+    overview = sharding.overview(state['params'])  # adapters are no longer parameters
+    (folder / 'parameters.txt').write_text(overview, encoding='utf-8')
     kept.hand_on(run, folder)
 
 

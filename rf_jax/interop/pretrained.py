@@ -16,6 +16,7 @@ import numpy as np
 from rf_jax.interop import dinov3, qwen3, siglip2, table, wan
 from rf_jax.interop.family import Family
 from rf_jax.interop.files import Folder, raise_if
+from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError, choose, require
 
 PREFIX = 'hf:'  # of a folder in the layout of the Hugging Face hub, in `initialise_from`
@@ -42,6 +43,11 @@ class Pretrained:
     def __init__(self, path: str | Path):
         self.folder = Folder(Path(path))
         kind = self.config.get('model_type', self.config.get('_class_name'))
+        require(
+            kind is not None,
+            f'{path}/config.json has no model_type: it is no model of transformers or diffusers '
+            '(a run goes out and in again with --to=orbax: of rf_jax.export)',
+        )
         self.family = choose(f'{path}/config.json: model_type', kind, FAMILIES)
         names = self.folder.entries.keys()
         try:
@@ -135,6 +141,6 @@ def _plain(value: Any) -> Any:
 
 def config_fields(path: str | Path) -> dict[str, Any]:
     """{dotted field: value} that a config needs to start from a folder, for use in a recipe:
-    `config.update_from_flattened_dict(config_fields(path))`. Raises UserError.
+    `config.update_from_flattened_dict(config_fields(path))`; `~` is expanded. Raises UserError.
     """
-    return Pretrained(path).fields()
+    return Pretrained(paths.local(path, 'config_fields: path')).fields()

@@ -125,7 +125,13 @@ def _expert_fields(c: Config) -> dict[str, Any]:
 def _refused(c: Config) -> list[str]:
     rope = _rope(c)
     kind = rope.get('rope_type', rope.get('type', 'default'))
-    found = other_than(c, hidden_act='silu', attention_bias=False, use_sliding_window=False)
+    found = other_than(
+        c,
+        hidden_act='silu',
+        attention_bias=False,
+        use_sliding_window=False,
+        quantization_config=None,  # such as those of Qwen3-0.6B-FP8
+    )
     return found + ([] if kind == 'default' else [
         f"config.json: rope_type={kind!r} is not supported, only 'default'"
     ])  # fmt: skip

@@ -14,7 +14,7 @@ from rf_jax.generation import weight_export
 from rf_jax.generation.sampler import Sampler
 from rf_jax.interop.files import Folder
 from rf_jax.interop.pretrained import config_fields
-from rf_jax.runtime import checkpoint_files
+from rf_jax.runtime import checkpoint, checkpoint_files
 from rf_jax.training import train_loop
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
@@ -82,3 +82,6 @@ def test_an_exported_run_gives_the_same_images(run, tmp_path):
     for path in a:
         np.testing.assert_allclose(a[path], b[path], rtol=1e-6, atol=1e-6, err_msg=path)
     assert theirs.config.lora.rank == 0
+    listed = set((tmp_path / 'parameters.txt').read_text().split())
+    stacked = checkpoint.restore_numpy(tmp_path / 'checkpoints', only='params')[1]
+    assert checkpoint_files.flatten(stacked['params']).keys() <= listed

@@ -79,6 +79,9 @@ CONFIGS = {
     'a layer dense': (QWEN3_MOE, {'mlp_only_layers': [0]}, r'mlp_only_layers=\[0\]'),
     'key bias': (DINOV3, {'key_bias': True}, 'key_bias=True'),
     'gated gelu': (DINOV3, {'use_gated_mlp': True}, "hidden_act='gelu' .* only 'silu'"),
+    'quantised': (QWEN3, {'quantization_config': {'quant_method': 'fp8'}},
+                  r"quantization_config=\{'quant_method': 'fp8'\} is not supported, only None"),
+    'no family': (QWEN3, {'model_type': None}, r'has no model_type: .*--to=orbax: of rf_jax'),
     'family': (QWEN3, {'model_type': 'qwen2'}, "model_type='qwen2' is not known.* 'qwen3'"),
 }  # fmt: skip
 
@@ -199,6 +202,12 @@ def test_theta_and_types_as_transformers_5_writes_them(tmp_path):
     new = {k: v for k, v in QWEN3.items() if k not in ('rope_theta', 'rope_scaling', 'torch_dtype')}
     new |= {'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e6}, 'dtype': 'bfloat16'}
     assert pretrained.config_fields(write(tmp_path, new))['model.backbone.rope_theta'] == 5e6
+
+
+def test_a_folder_of_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    write(tmp_path / 'qwen3', QWEN3)
+    assert pretrained.config_fields('~/qwen3') == pretrained.config_fields(tmp_path / 'qwen3')
 
 
 def test_the_mean_of_pixels_comes_from_the_preprocessor(tmp_path):
