@@ -6,7 +6,7 @@ import contextlib
 import json
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,20 @@ def to_hf(run: paths.AnyPath, step: int, weights: str | None, folder: Path) -> N
     if storage.exists(tokenizer):
         for kind in parts.keys() & {'qwen3', 'qwen3_moe'}:
             storage.write(folder / kind / tokenizer.name, storage.read(tokenizer))
+            _end_answers(folder / kind / 'generation_config.json', load_tokenizer(run).ends)
+
+
+def _end_answers(path: Path, ends: Sequence[int]) -> None:
+    """Adds the ids that end an answer here to those at which transformers stops: base models do not
+    have the mark of chat models.
+    """
+    held = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    there = held.get('eos_token_id') or []
+    there = there if isinstance(there, list) else [there]
+    missing = [end for end in ends if end not in there]
+    if missing:
+        held['eos_token_id'] = there + missing
+        path.write_text(json.dumps(held, indent=2), encoding='utf-8')
 
 
 def to_orbax(run: paths.AnyPath, step: int, weights: str | None, folder: Path) -> None:

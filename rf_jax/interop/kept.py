@@ -58,6 +58,7 @@ def keep(weights: Pretrained, workdir: paths.AnyPath) -> None:
         return
     config, _ = weights.family.part(weights.config)
     own = workdir / FOLDER / config['model_type']
+    storage.delete_folder(own)  # of another source, which may have files that this one lacks
     if storage.is_local(own):
         own.mkdir(parents=True, exist_ok=True)
         _write(weights, own)
@@ -90,12 +91,7 @@ def _write(weights: Pretrained, own: Path) -> None:
 
 def forget(workdir: paths.AnyPath) -> None:
     """Removes what a workdir keeps, of an earlier start."""
-    folder = workdir / FOLDER
-    if storage.is_local(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-    else:
-        for name in storage.list_files(folder):
-            storage.delete(folder / name)
+    storage.delete_folder(workdir / FOLDER)
 
 
 def hand_on(other: paths.AnyPath, workdir: paths.AnyPath) -> None:

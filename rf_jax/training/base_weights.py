@@ -86,6 +86,10 @@ def recorded(config, folder: paths.AnyPath) -> list[Source]:
         own = kind is weight_sources.Downloaded
         found = weight_sources.digest(kind, files) if own else checksum(kind, files)
         require(
+            found == recorded_checksum or found not in (other for _, other in held),
+            f'{field}: not in the order of {folder / FILE}, where {files} is elsewhere in the list',
+        )
+        require(
             found == recorded_checksum,
             f'{field}: {files} has changed since the adapters in {folder} were trained beside it; '
             'restore it, or train them again',

@@ -19,6 +19,7 @@ from rf_jax.training import train_loop
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 ROWS = 400  # of the vocabulary
+OWN_STOP = (1,)  # the end of the original's texts
 EMBEDDING = 'model.embed_tokens.weight'  # `lora` leaves it as it is
 
 
@@ -27,6 +28,7 @@ def folders(tmp_path_factory):
     top = tmp_path_factory.mktemp('models')
     text = write(top / 'Qwen3', QWEN3 | {'vocab_size': ROWS})
     (text / 'tokenizer.json').write_text(small_bpe(), encoding='utf-8')
+    (text / 'generation_config.json').write_text(json.dumps({'eos_token_id': OWN_STOP[0]}))
     return text, write(top / 'dinov3', DINOV3)
 
 
@@ -68,6 +70,8 @@ def test_what_was_trained_comes_out_and_the_rest_as_it_was(run, folders, tmp_pat
     assert not same[query]
     assert same[EMBEDDING] == (variant == 'lora')
     assert (tmp_path / 'qwen3' / 'tokenizer.json').exists()
+    stops = json.loads((tmp_path / 'qwen3' / 'generation_config.json').read_text())
+    assert stops == {'eos_token_id': [*OWN_STOP, *Sampler.load(workdir).tokenizer.ends]}
     config = json.loads((tmp_path / 'rf_jax' / 'config.json').read_text())
     assert config['lora']['rank'] == 0, 'merged'
 

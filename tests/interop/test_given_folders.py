@@ -1,5 +1,6 @@
 """Entries of `initialise_from` as users write them, and folders as the hub's tools leave them."""
 
+import json
 import os
 import re
 import sys
@@ -10,7 +11,7 @@ import pytest
 from weight_folders import DINOV3, QWEN3, config_of, write
 
 from rf_jax.runtime.errors import UserError
-from rf_jax.training import initial_weights, weight_sources
+from rf_jax.training import base_weights, initial_weights, weight_sources
 
 SNAPSHOT = Path('snapshots') / ('0' * 40)
 # Two hosts with folders of their own: a working directory for each.
@@ -94,6 +95,20 @@ def test_commas_and_spaces_of_paths(text, tmp_path, monkeypatch):
     assert found == [(weight_sources.Downloaded, tmp_path / 'a, b (1)')]
     config.initialise_from = weight_sources.with_absolute_paths(config)
     assert weight_sources.listed(config) == found
+
+
+def test_the_base_of_adapters_in_another_order(text, tmp_path):
+    folders = text, write(tmp_path / 'dinov3', DINOV3)
+    config = config_of(*folders, **{'lora.rank': 2})
+    held = [
+        {'step': 0, 'checksum': weight_sources.digest(kind, folder)}
+        for kind, folder in weight_sources.listed(config)
+    ]
+    (tmp_path / base_weights.FILE).write_text(json.dumps(held))
+    assert [source.folder for source in base_weights.recorded(config, tmp_path)] == [*folders]
+    config.initialise_from = ','.join(f'hf:{folder}' for folder in reversed(folders))
+    with pytest.raises(UserError, match=r'not in the order of .*base\.json, where .*dinov3 is'):
+        base_weights.recorded(config, tmp_path)
 
 
 @pytest.mark.slow

@@ -198,6 +198,17 @@ def test_what_was_kept_of_an_earlier_start_is_forgotten(folders, tmp_path):
     assert kept.originals(tmp_path).keys() == {'dinov3_vit'}
 
 
+def test_what_another_source_has_kept_of_its_own_model_is_not_mixed_in(folders, tmp_path):
+    instruct = shutil.copytree(folders[0], tmp_path / 'instruct')
+    (instruct / 'chat_template.jinja').write_text('of instruct')
+    run, both = tmp_path / 'earlier', tmp_path / 'both'
+    weight_sources.keep([weight_sources.Downloaded(instruct)], run)
+    sources = [weight_sources.Downloaded(folders[0]), weight_sources.Run(run, 0, {})]
+    weight_sources.keep(sources, both)
+    assert (run / 'pretrained' / 'qwen3' / 'chat_template.jinja').exists()
+    assert not (both / 'pretrained' / 'qwen3' / 'chat_template.jinja').exists()
+
+
 def test_the_statistics_of_pixels_come_back_out(folders, tmp_path):
     """Those of the satellite weights stand beside config.json."""
     encoder = shutil.copytree(folders[1], tmp_path / 'sat')
