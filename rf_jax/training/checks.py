@@ -1,6 +1,7 @@
 """Checks of a run: impossible config values, changed configs and data, non-finite numbers."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from rf_jax.runtime import mesh, paths, renamed_fields, sharding, storage
 from rf_jax.runtime.errors import Unavailable, UserError, choose, require
 from rf_jax.training import bounds, flow, jitted, lora, optimizer, weight_sources
 
+# Parameters that generate images, by the field of the config that may keep those of a source out.
+GENERATION = {'initialise_new': 'patch_in/patch/kernel', 'initialise_as': 'backbone/layers/pixels/'}
 DTYPES = dict.fromkeys(('float32', 'bfloat16'))
 
 
@@ -135,8 +138,8 @@ def warn_of_new_weights(config) -> None:
 
 
 def warn_of_source_run(config, other: paths.AnyPath, step: int) -> None:
-    """Logs a warning if the run that weights come from is not finished, or if its codebook would be
-    replaced.
+    """Logs a warning if the run that weights come from is not finished, if what it has learned of
+    generating images would be discarded, or its codebook replaced.
     """
     try:
         was = flatten(json.loads(storage.read(other / 'config.json')))
@@ -146,6 +149,17 @@ def warn_of_source_run(config, other: paths.AnyPath, step: int) -> None:
     if step < steps:
         logging.warning('%s is at step %d of %d; finish its training first?', other, step, steps)
     generated = was.get('data.tasks.text_to_image', 0) > 0
+    fields = [
+        field
+        for field, path in GENERATION.items()
+        if any(re.search(entry[0] if field == 'initialise_as' else entry, path)
+               for entry in config[field])
+    ]  # fmt: skip
+    if generated and was.get('losses.flow', 0) > 0 and fields:
+        logging.warning(
+            '%s has learned to generate images, which is discarded by %s: to go on from it, set %s',
+            *(other, ' and '.join(fields), ' and '.join(f'{field}=()' for field in fields)),
+        )
     if generated and kind == config.model.representation.kind:
         lost = representation.of(config).discards(config, str(other))
         if lost:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from shrink import quick_compilation, shrink
 
-from configs import base, scenes, stages
+from configs import base, paper, scenes, stages
 from rf_jax.runtime import checkpoint
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import checks, optimizer, train_loop
@@ -150,3 +150,17 @@ def test_replacing_a_trained_codebook_logs_a_warning(chain, caplog):
         assert not caplog.text
         checks.warn_of_source_run(base.get_config(), before, 2)
     assert f'codebook of {before} is replaced at steps 0' in caplog.text
+
+
+def test_discarding_what_a_run_has_learned_of_images_logs_a_warning(chain, caplog):
+    """As the recipe of a stage does with weights that have none: alignment's are not trained."""
+    config = paper.get_config('joint/0.6B')
+    for stage, warned in (('alignment', False), ('joint', True)):
+        before = chain[stage][0].workdir
+        with caplog.at_level('WARNING', logger='absl'):
+            checks.warn_of_source_run(config, before, 2)
+        wanted = (
+            f'{before} has learned to generate images, which is discarded by initialise_new and '
+            'initialise_as: to go on from it, set initialise_new=() and initialise_as=()'
+        )
+        assert (wanted in caplog.text) == warned
