@@ -8,6 +8,7 @@ from absl import logging
 from rf_jax.data import captions, data_fields, records
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.tokenizer import KINDS, Tokenizer, load_tokenizer, tokenizer_file
+from rf_jax.interop.pretrained import Pretrained
 from rf_jax.runtime import checkpoint, paths, storage
 from rf_jax.runtime.errors import require
 from rf_jax.training import weight_sources
@@ -28,6 +29,25 @@ def find(config, folder: paths.AnyPath, found) -> Tokenizer:
 
 def of_config(config, found) -> Tokenizer:
     """As `find`, for a run that has none yet."""
+    tokenizer = _chosen(config, found)
+    for folder in weight_sources.downloads(config):
+        weights = Pretrained(folder)
+        ends = weights.config.get('eos_token_id') or ()
+        ends = {ends} if isinstance(ends, int) else set(ends)
+        if 'text_embed/table' in weights.leaves and ends and not ends & set(tokenizer.ends):
+            logging.warning(
+                'Texts of %s end with the id %s (eos_token_id), those of the tokenizer with %s: is '
+                'it that of another model?',
+                *(
+                    folder,
+                    ' or '.join(map(str, sorted(ends))),
+                    ' or '.join(map(str, tokenizer.ends)),
+                ),
+            )
+    return tokenizer
+
+
+def _chosen(config, found) -> Tokenizer:
     if config.tokenizer.path:
         return _load(config.tokenizer.path)
     for source in filter(records.is_indexed, found):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import processes
 import pytest
+from small_bpe import small_bpe
 from weight_folders import DINOV3, QWEN3, config_of, write
 
 from rf_jax.runtime.errors import UserError
-from rf_jax.training import base_weights, initial_weights, weight_sources
+from rf_jax.training import base_weights, initial_weights, run_tokenizer, weight_sources
 
 SNAPSHOT = Path('snapshots') / ('0' * 40)
 # Two hosts with folders of their own: a working directory for each.
@@ -95,6 +96,18 @@ def test_commas_and_spaces_of_paths(text, tmp_path, monkeypatch):
     assert found == [(weight_sources.Downloaded, tmp_path / 'a, b (1)')]
     config.initialise_from = weight_sources.with_absolute_paths(config)
     assert weight_sources.listed(config) == found
+
+
+def test_a_tokenizer_of_another_model_is_a_warning(tmp_path, caplog):
+    for eos, warned in ((302, False), ([5, 300], False), (5, True)):
+        rows = {'vocab_size': 400, 'eos_token_id': eos}
+        text = write(tmp_path / 'Qwen3', QWEN3 | rows)
+        (text / 'tokenizer.json').write_text(small_bpe(), encoding='utf-8')
+        assert {*run_tokenizer.of_config(config_of(text), []).ends} == {300, 302}
+        wanted = (
+            r'Texts of .*Qwen3 end with the id 5 \(eos_token_id\), those .* with 302 or 300: is it'
+        )
+        assert bool(re.search(wanted, caplog.text)) == warned
 
 
 def test_the_base_of_adapters_in_another_order(text, tmp_path):
