@@ -184,8 +184,8 @@ def _advice(wrong: Wrong) -> str:
         if path.endswith('/text_embed/table') and has != 'absent' and has[0] != wanted[0]:
             return (
                 f'The tokenizer has {wanted[0]} ids, these weights have {has[0]}: set '
-                'tokenizer.path to the folder of the tokenizer that they were trained with, with its '
-                'config.json, which has the number of rows'
+                'tokenizer.path to the folder of the tokenizer that they were trained with, where '
+                'config.json gives the number of rows'
             )
     return 'List in initialise_new what should be initialised instead'
 

@@ -129,7 +129,8 @@ WRONG = {
         {},
         161,
         r'params/text_embed/table: \(160, 64\), expected \(161, 64\).*'
-        r'The tokenizer has 161 ids, these weights have 160: set tokenizer\.path',
+        r'The tokenizer has 161 ids, these weights have 160: set tokenizer\.path'
+        r'.* config\.json gives the number of rows',
     ),
     'width': ({'model.encoder.width': 32}, 160, r'model\.encoder\.width=32 must be 64'),
     'theta': ({'model.backbone.rope_theta': 1e4}, 160, r'rope_theta=10000\.0 must be 1000000\.0'),
