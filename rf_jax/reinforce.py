@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rf_jax.evaluation import run_report
-from rf_jax.posttraining import collector, policy, reference, rewards
+from rf_jax.posttraining import collector, own_rewards, policy, reference
 from rf_jax.runtime import cli, workdir
 from rf_jax.training import checks, train_loop
 
@@ -31,7 +31,8 @@ def main(argv):
     config = _CONFIG.value
     checks.check(config)
     collector.check(config)
-    more = rewards.load_all(_REWARD.value)
+    more = own_rewards.load_all(_REWARD.value)
+    collector.name_rewards(config, more)
     with workdir.training_lock(_WORKDIR.value):
         run = train_loop.build(config, _WORKDIR.value, objective_of=policy.objective)
         run_report.check(run)

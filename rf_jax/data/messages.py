@@ -11,9 +11,11 @@ the text) are read into the same messages. `"learned": false` in an image part o
 makes it a draft: what follows is learned, the image is not.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from rf_jax.data import image_urls
 
 ROLES = ('system', 'user', 'assistant')
 _OTHER_NAMES = {
@@ -21,6 +23,7 @@ _OTHER_NAMES = {
     'developer': 'system',
 }  # fmt: skip
 _MARK = '<image>'
+_NAMES = ('image', 'url', 'path')  # of what an image part shows
 
 
 @dataclass(frozen=True)
@@ -99,41 +102,53 @@ def parse(messages: Sequence, images: Sequence | None = None) -> tuple[Message, 
 def entry(fields: Mapping) -> tuple[Message, ...]:
     """The messages of one line of conversations.jsonl, each image a path.
 
-    `fields`: "messages" or "conversations", and "images" or "image" for `<image>` marks. Raises
-    ValueError that says what is wrong, also for a conversation from which nothing can be learned.
+    `fields`: "messages" or "conversations", "images" or "image" for `<image>` marks, "system" for a
+    message before the others. Raises ValueError that says what is wrong, also for a conversation
+    from which nothing can be learned.
     """
     name = next((key for key in ('messages', 'conversations') if key in fields), None)
     if name is None:
         raise ValueError(f'no "messages" (there is {", ".join(map(str, fields)) or "nothing"})')
     images = fields.get('images', fields.get('image', ()))
-    images = [images] if isinstance(images, str) else images
+    if isinstance(images, str):
+        images = [images] if images else []
     if not isinstance(images, Sequence):
         raise ValueError(f'"images" is a {type(images).__name__}, expected a list of paths')
     images = [each.get('path') if isinstance(each, Mapping) else each for each in images]
-    messages = parse(fields[name], images)
-    for message in messages:
-        for image in message.images:
-            if not isinstance(image, str):
-                raise ValueError(f'an image is {type(image).__name__}, expected a path')
-    if not any(message.role == 'assistant' for message in messages):
+    found = tuple(_with_files(message) for message in parse(fields[name], images))
+    if not any(message.role == 'assistant' for message in found):
         raise ValueError('no message of the assistant, so there is nothing to learn')
-    return messages
+    system = fields.get('system')
+    if isinstance(system, str) and system.strip() and found[0].role != 'system':
+        found = (Message('system', (TextPart(_tidy(system)),)), *found)
+    return found
+
+
+def with_images(message: Message, change: Callable[[Any], Any]) -> Message:
+    """The message with `change(image)` in place of each image."""
+    return replace(
+        message,
+        parts=tuple(
+            replace(part, image=change(part.image)) if isinstance(part, ImagePart) else part
+            for part in message.parts
+        ),
+    )
+
+
+def _with_files(message: Message) -> Message:
+    def file_of(image: Any) -> str:
+        if not isinstance(image, str):
+            raise ValueError(f'an image is {type(image).__name__}, expected a path')
+        return image_urls.file_of(image)
+
+    return with_images(message, file_of)
 
 
 def renumbered(parsed: Sequence[Message]) -> tuple[tuple[Message, ...], list]:
     """(the same messages, their images numbered in order from 0; what each image was before)."""
     images = [image for message in parsed for image in message.images]
     numbers = iter(range(len(images)))
-    return tuple(
-        replace(
-            message,
-            parts=tuple(
-                replace(part, image=next(numbers)) if isinstance(part, ImagePart) else part
-                for part in message.parts
-            ),
-        )
-        for message in parsed
-    ), images
+    return tuple(with_images(message, lambda _: next(numbers)) for message in parsed), images
 
 
 def _message(given, number: int, images: list | None) -> Message:
@@ -143,9 +158,13 @@ def _message(given, number: int, images: list | None) -> Message:
         raise ValueError(f'message {number} is a {type(given).__name__}, expected an object')
     role = given.get('role', given.get('from'))
     content = given.get('content', given.get('value'))
-    role = _OTHER_NAMES.get(role, role) if isinstance(role, str) else role
+    role = _OTHER_NAMES.get(role.lower(), role.lower()) if isinstance(role, str) else role
     if role not in ROLES:
-        raise ValueError(f'message {number} has role {role!r}; known: {", ".join(ROLES)}')
+        raise ValueError(f'message {number} has role {role!r:.80}; known: {", ".join(ROLES)}')
+    if images is not None and given.get('weight') == 0:
+        raise ValueError(
+            f'message {number} has weight 0, but every text of the assistant is learned'
+        )
     try:
         parts = tuple(_parts(content, images))
     except ValueError as error:
@@ -169,16 +188,17 @@ def _parts(content, images: list | None) -> Iterator[Part]:
         kind = part.get('type') if isinstance(part, Mapping) else None
         if kind == 'text' and isinstance(part.get('text'), str):
             yield from _marked(part['text'], images)
-        elif kind == 'image' and part.get('image') is not None:
-            yield _image_kind(part)(part['image'])
         elif kind == 'image':
-            yield _image_kind(part)(_next(images))
-        elif kind == 'image_url' and isinstance(part.get('image_url'), Mapping):
-            yield ImagePart(part['image_url'].get('url'))
+            named = (part[name] for name in _NAMES if part.get(name) is not None)
+            image = next(named, None)
+            yield _image_kind(part)(_next(images) if image is None else image)
+        elif kind == 'image_url' and isinstance(part.get('image_url'), Mapping | str):
+            url = part['image_url']
+            yield ImagePart(url if isinstance(url, str) else url.get('url'))
         else:
             raise ValueError(
-                f'part {part!r:.80}: expected {{"type": "text", "text": ...}} or '
-                '{"type": "image", "image": ...}'
+                f'part {part!r:.80}: expected {{"type": "text", "text": ...}}, {{"type": "image", '
+                '"image": ...} or {"type": "image_url", "image_url": {"url": ...}}'
             )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 
+from rf_jax.data import image_urls
 from rf_jax.data import messages as forms
 from rf_jax.data.messages import ImagePart, Message, TextPart
 from rf_jax.generation.chat_answer import LENGTH, STOP, Said, Settings
@@ -21,9 +22,18 @@ def parsed(given) -> tuple[Message, ...]:
     """Messages from any of the forms of `data.messages`. Raises UserError."""
     given = forms.user(given) if isinstance(given, str) else given
     try:
-        return forms.parse([given] if isinstance(given, Message | Mapping) else given)
+        found = forms.parse([given] if isinstance(given, Message | Mapping) else given)
+        return tuple(forms.with_images(message, _opened) for message in found)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _opened(image):
+    """What a URL names, as `data.arrays.as_rgb` takes it. Raises ValueError."""
+    if not isinstance(image, str):
+        return image
+    data = image_urls.bytes_of(image)
+    return image_urls.file_of(image) if data is None else data
 
 
 def settings_of(sampler, options: Mapping) -> Settings:

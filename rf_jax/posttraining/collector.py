@@ -41,13 +41,7 @@ def check(config) -> None:
         choose(f'grpo.policies (grpo.episode={c.episode!r})', name, dict.fromkeys(trainable))
     if not c.policies:
         raise UserError(f'grpo.policies is empty; known: {", ".join(trainable)}')
-    try:
-        {name: float(weight) for name, weight in c.rewards}
-    except (TypeError, ValueError):
-        raise UserError(
-            f'grpo.rewards={c.rewards!r}: expected pairs (name, weight); as a flag: '
-            '--config.grpo.rewards="((\'judge\', 1.0),)"'
-        ) from None
+    _check_weights(c)
     choose('grpo.std', c.std, dict.fromkeys(policy.STDS))
     choose('grpo.prompts', c.prompts, asking.PROMPTS)
     choose('grpo.flow.sampler', c.flow.sampler, flow.STOCHASTIC)
@@ -69,6 +63,42 @@ def check(config) -> None:
             f'{field}={value} is not a multiple of grpo.updates={c.updates}: a run can only go on '
             'where a rollout begins',
         )
+
+
+def _check_weights(c) -> None:
+    """Raises UserError for weights that are none, and for rewards that the episode cannot use."""
+    try:
+        weights = {name: float(weight) for name, weight in c.rewards}
+    except (TypeError, ValueError):
+        weights = {'': float('nan')}
+    if not np.isfinite(list(weights.values())).all() or len(weights) < len(c.rewards):
+        raise UserError(
+            f'grpo.rewards={c.rewards!r}: expected pairs (name, weight), each name once; as a '
+            'flag: --config.grpo.rewards="((\'judge\', 1.0),)"'
+        )
+    usable = episodes.EPISODES[c.episode].rewards
+    for name, weight in weights.items():
+        own = name not in rewards.REWARDS and name != rewards.SIMILARITY
+        if not (own or name in usable) and (weight or name == rewards.SIMILARITY):
+            raise UserError(
+                f'grpo.rewards: {name!r} has nothing to reward in grpo.episode={c.episode!r}; of '
+                f'the rewards of the package, it can use {", ".join(usable)}'
+            )
+
+
+def weights_of(config, more: Mapping[str, Reward]) -> dict[str, float]:
+    """The weight of each reward; those of the user have 1, unless `grpo.rewards` says another."""
+    given = {name: float(weight) for name, weight in config.grpo.rewards}
+    return given | {name: given.get(name, 1.0) for name in more}
+
+
+def name_rewards(config, more: Mapping[str, Reward]) -> None:
+    """Adds the rewards of the user to `grpo.rewards`, so that the workdir remembers them. Raises
+    UserError as `rewards.chosen`.
+    """
+    weights = weights_of(config, more)
+    rewards.chosen(weights, more)
+    config.grpo.rewards = tuple(weights.items())
 
 
 def _check_steps(config) -> None:
@@ -108,17 +138,16 @@ class Collector:
     """A feed of `train_loop.train`. `reference`: frozen parameters, never saved with the run."""
 
     def __init__(self, run, reference: Any, more: Mapping[str, Reward] | None = None):
-        """`more`: rewards of the user by name, of weight 1 unless `grpo.rewards` says another.
-        Raises UserError.
-        """
+        """`more`: rewards of the user by name. Raises UserError."""
         check_text(run.config, run.tokenizer)
         self.run, self.config = run, run.config
         self.rollouts = RolloutPrograms(run, reference)
         self.encoder = Encoder(self.rollouts.sampler, self.rollouts.reference)
-        self.weights = dict.fromkeys(more or {}, 1.0) | dict(self.config.grpo.rewards)
+        self.weights = weights_of(self.config, more or {})
         self.rewards = rewards.chosen(self.weights, more or {})
         self.policies = self.rollouts.policies
         self.episode = episodes.EPISODES[self.config.grpo.episode]
+        self._check_sources()
         c, multiple = self.config.grpo, self.rollouts.placement.multiple
         sampled = episodes.groups_of(self.config) * c.group_size
         require(
@@ -126,6 +155,21 @@ class Collector:
             f'a rollout samples {sampled} texts or images at once (data.batch_size, grpo.updates, '
             f'grpo.images={c.images}), which is not a multiple of the {multiple} devices of the '
             'mesh that share them',
+        )
+
+    def _check_sources(self) -> None:
+        """Raises UserError where prompts or rewards need scenes and there are none."""
+        if any(hasattr(source, 'scene') for source in self.run.batches.sources):
+            return
+        c = self.config.grpo
+        needing = [f'the reward {name!r}' for name in rewards.OF_SCENES if self.weights.get(name)]
+        if 'judge' in self.episode.rewards and c.prompts != 'captions':
+            needing.append(f"grpo.prompts={c.prompts!r} (expected 'captions')")
+        require(
+            not needing,
+            f'data.sources={self.config.data.sources} has no scenes, which '
+            f'{" and ".join(needing)} need; rewards of your own: --reward=FILE.py:FUNCTION '
+            '--config.grpo.rewards="((\'FUNCTION\', 1.0),)"',
         )
 
     def __call__(self, run, start: int, metrics: StepMetrics) -> Callable[[State], Mapping]:

@@ -128,24 +128,28 @@ def think(run, rollouts: RolloutPrograms, params, number: int) -> Collected:
 
 class Episode(NamedTuple):
     """`collect(run, programs, params, number)`; the `rows` of a text and those of an image; the
-    policies that it can train; whether there are questions before its texts, and images after them.
+    policies that it can train; which rewards of the package find in its samples what they need;
+    whether there are questions before its texts, and images after them.
     """
 
     collect: Callable
     rows: tuple[int, int]
     policies: tuple[str, ...]
+    rewards: tuple[str, ...]
     questions: bool = False
     images: bool = False
 
 
+_IMAGES = ('representation', 'flow')
+_COMPARED = ('similarity', 'recovered')  # of what is shown and an image
 EPISODES = {
-    'generate': Episode(generate, (0, 1), ('representation', 'flow')),
-    'answer': Episode(answer, (1, 0), ('text',), questions=True),
-    'describe': Episode(describe, (1, 0), ('text',), images=True),
-    'reconstruct': Episode(reconstruct, (0, 1), ('representation', 'flow')),
-    'both': Episode(both, (1, 1), ('text', 'representation', 'flow'), images=True),
+    'generate': Episode(generate, (0, 1), _IMAGES, ('judge',)),
+    'answer': Episode(answer, (1, 0), ('text',), ('exact_answer', 'words'), questions=True),
+    'describe': Episode(describe, (1, 0), ('text',), (*_COMPARED, 'words'), images=True),
+    'reconstruct': Episode(reconstruct, (0, 1), _IMAGES, _COMPARED),
+    'both': Episode(both, (1, 1), ('text', *_IMAGES), (*_COMPARED, 'words'), images=True),
     'think': Episode(
-        think, (0, 1), ('text', 'representation', 'flow'), questions=True, images=True
+        think, (0, 1), ('text', *_IMAGES), ('judge', 'words'), questions=True, images=True
     ),
 }
 

@@ -1,11 +1,10 @@
 """Rewards: plain functions of (prompt, source, sample), and how they are called.
 
-A user's own reward is such a function in a file: `--reward=my_rewards.py:brightness`.
+A user's own reward is such a function in a file: see `own_rewards`.
 """
 
-import importlib.util
-import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,40 +92,7 @@ REWARDS: dict[str, Reward] = {
 }
 
 
-def load(text: str) -> Reward:
-    """The function that a text such as `my_rewards.py:brightness` names. Raises UserError."""
-    path, _, name = text.rpartition(':')
-    require(
-        path.endswith('.py') and name.isidentifier(),
-        f'--reward={text}: expected a file and a function in it, as in my_rewards.py:brightness',
-    )
-    require(Path(path).is_file(), f'--reward={text}: there is no file {path}')
-    spec = importlib.util.spec_from_file_location(f'reward_{Path(path).stem}', path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f'--reward={text}: {path} cannot be imported: {error!r}') from error
-    found = getattr(module, name, None)
-    functions = [key for key, value in vars(module).items() if callable(value) and key[0] != '_']
-    require(
-        callable(found),
-        f'--reward={text}: {path} has no function {name!r}, but {", ".join(functions) or "none"}',
-    )
-    return found
-
-
-def load_all(texts: Sequence[str]) -> dict[str, Reward]:
-    """{name of the function: function}. Raises UserError if two have the same name."""
-    found: dict[str, Reward] = {}
-    for text in texts:
-        name = text.rpartition(':')[2]
-        require(name not in found, f'--reward={text}: there are two functions {name}; rename one')
-        found[name] = load(text)
-    return found
-
-
+OF_SCENES = ('judge', 'recovered')  # what they need is known of scenes alone
 SIMILARITY = 'similarity'  # computed by all processes together: see `collector`
 
 
@@ -140,6 +106,7 @@ def chosen(weights: Mapping[str, float], more: Mapping[str, Reward]) -> dict[str
     known = REWARDS | dict(more) | {SIMILARITY: None}
     found = {name: choose('grpo.rewards', name, known) for name in weights}
     require(found, 'grpo.rewards is empty: nothing would be learned')
+    require(any(weights.values()), 'grpo.rewards: all weights are 0: nothing would be learned')
     return {name: reward for name, reward in found.items() if reward}
 
 
@@ -147,16 +114,23 @@ def of_group(
     reward: Reward, prompt: Prompt, source: Source, samples: Sequence[Sample], seconds: float
 ) -> list[float] | str:
     """A value for each sample, or why there are none: the reward raised, gave a value that is not
-    finite, or took longer than `seconds`.
+    a finite number, or took longer than `seconds`.
     """
     found: list[float] = []
     failed: list[str] = []
 
     def work() -> None:
-        try:
-            found.extend(float(reward(prompt, source, sample)) for sample in samples)
-        except Exception as error:
-            failed.append(f'raised {error!r}')
+        for sample in samples:
+            try:
+                value = reward(prompt, source, sample)
+            except BaseException as error:  # sys.exit() too would only end this thread
+                failed.append(f'raised {error!r}{_place(error)}')
+                return
+            try:
+                found.append(float(value))
+            except (TypeError, ValueError):
+                failed.append(f'gave {value!r:.80}, expected a number')
+                return
 
     # A daemon, so that a reward that never returns does not keep the process.
     thread = threading.Thread(target=work, daemon=True)
@@ -167,6 +141,12 @@ def of_group(
     if failed:
         return failed[0]
     return found if np.isfinite(found).all() else f'gave {found}'
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the reward where it raised; '' if it was never entered."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is that of the caller
+    return f' ({Path(frames[0].filename).name}:{frames[0].lineno})' if frames else ''
 
 
 def of_groups(

@@ -1,7 +1,5 @@
 """Requests of OpenAI's API to what the model understands; every field is checked."""
 
-import base64
-import binascii
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rf_jax.data import image_ops, messages
+from rf_jax.data import image_ops, image_urls, messages
 from rf_jax.data.messages import ImagePart, Message
 from rf_jax.data.records import BadImage
 from rf_jax.serving.errors import ApiError, invalid
@@ -18,7 +16,6 @@ MOST_CHOICES = 8  # answers, or images, of one request
 _MOST_STOPS, _LONGEST_STOP = 4, 200  # texts, and characters of one
 _LONGEST_PROMPT = 32_000  # characters
 _LONGEST_PIECE = 128  # characters of a token: white space in Qwen's vocabulary
-_DATA_URL = re.compile(r'data:image/[\w.+-]+;base64,', re.IGNORECASE)
 # Fields that change nothing here.
 _IGNORED = {'user', 'metadata', 'store', 'service_tier', 'safety_identifier', 'prompt_cache_key'}
 # Fields of the API that are not supported: accepted with the value that asks for nothing.
@@ -205,14 +202,14 @@ def _with_pixels(number: int, message: Message, max_pixels: int) -> Message:
 def _bytes_of(url: Any, where: str) -> bytes:
     if not isinstance(url, str):
         raise invalid(where, f'the URL of an image is {_kind(url)}, expected a string')
-    found = _DATA_URL.match(url)
-    if not found:
+    try:
+        found = image_urls.bytes_of(url)
+    except ValueError as error:
+        raise invalid(where, str(error)) from None
+    if found is None:
         said = 'only data URLs, data:image/png;base64,..., are read; this server fetches nothing'
         raise invalid(where, f'image URL {_short(url)}: {said}')
-    try:
-        return base64.b64decode(url[found.end() :], validate=True)
-    except (binascii.Error, ValueError):
-        raise invalid(where, 'the data URL of an image is not valid base64') from None
+    return found
 
 
 def _decoded(data: bytes, max_pixels: int, where: str) -> np.ndarray:

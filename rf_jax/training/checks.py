@@ -76,6 +76,19 @@ def check_version(workdir: paths.AnyPath) -> None:
         renamed_fields.check(before, workdir / 'config.json')
 
 
+def check_command(config, workdir: paths.AnyPath) -> None:
+    """Raises UserError if the run in the workdir is one of the other command: reinforcement would
+    go on in the folder of the run that it should start from, or the reverse.
+    """
+    before = _config_of(workdir)
+    if before and ('grpo' in before) != ('grpo' in config):
+        command = 'reinforce' if 'grpo' in before else 'train'
+        raise UserError(
+            f'--workdir={workdir} is a run of rf_jax.{command}: give another folder, and '
+            f'--config.initialise_from={workdir} to start from this run'
+        )
+
+
 def _config_of(workdir: paths.AnyPath) -> dict:
     """The config that the workdir was trained with so far; {} if it cannot be read."""
     return _json_of(workdir / 'config.json')

@@ -98,6 +98,7 @@ def build(
     mesh_, rows = checks.start(config, devices)
     if checkpoint.exists_in(folder):  # the run goes on from its own
         checks.check_version(folder)
+        checks.check_command(config, folder)
     else:
         initial_weights.check(config)
     config = with_absolute_paths(config)

@@ -48,7 +48,22 @@ FACTORY = {
 }
 
 
-@pytest.mark.parametrize('fields', [OPENAI, URLS, LLAVA, TRL, FACTORY])
+def of_image(**part):
+    """A line whose first part shows an image."""
+    content = [part, {'type': 'text', 'text': 'What is it?'}]
+    return {'messages': [{'role': 'user', 'content': content}, OPENAI['messages'][1]]}
+
+
+OTHERS = [
+    of_image(type='image_url', image_url='a.jpg'),
+    of_image(type='image', url='a.jpg'),
+    of_image(type='image', path='a.jpg', text=None),
+    LLAVA | {'conversations': [{'from': 'Human', 'value': '<image>\nWhat is it?'},
+                               {'from': 'GPT', 'value': 'A cat.'}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('fields', [OPENAI, URLS, LLAVA, TRL, FACTORY, *OTHERS])
 def test_all_forms_give_the_same_messages(fields):
     assert messages.entry(fields) == RIGHT
 
@@ -134,3 +149,37 @@ def test_an_image_that_is_not_learned_is_a_draft(said, kind):
         messages.parse(
             [{'role': 'assistant', 'content': [{'type': 'image', 'image': 'a', 'learned': 0}]}]
         )
+
+
+def test_a_file_url_is_a_path():
+    found = messages.entry(of_image(type='image_url', image_url={'url': 'file:///a/my%20cat.jpg'}))
+    assert found[0].images == ['/a/my cat.jpg']
+
+
+@pytest.mark.parametrize(
+    'url', ['https://a.b/c.png', 'data:image/png;base64,' + 9999 * 'A', 's3://bucket/a.png']
+)
+def test_other_urls_are_refused_in_a_short_line(url):
+    with pytest.raises(ValueError, match='is a URL; expected a file') as error:
+        messages.entry(of_image(type='image_url', image_url={'url': url}))
+    assert len(str(error.value)) < 120
+
+
+def test_the_system_field_of_a_line_is_a_message():
+    found = messages.entry({'system': ' Be kind. ', **OPENAI})
+    assert found == (Message('system', (TextPart('Be kind.'),)), *RIGHT)
+    assert messages.entry({'system': '', **OPENAI}) == RIGHT
+    own = {'messages': [{'role': 'system', 'content': 'Be brief.'}, *OPENAI['messages']]}
+    assert messages.entry({'system': 'Be kind.', **own})[0].text == 'Be brief.'
+
+
+def test_an_empty_name_is_no_image():
+    turns = [{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Hello'}]
+    assert len(messages.entry({'image': '', 'conversations': turns})) == 2
+
+
+def test_a_message_that_must_not_be_learned_is_refused():
+    turns = [OPENAI['messages'][0], OPENAI['messages'][1] | {'weight': 0}]
+    with pytest.raises(ValueError, match='message 2 has weight 0'):
+        messages.entry({'messages': turns})
+    assert messages.entry({'messages': [turns[0], turns[1] | {'weight': 1}]}) == RIGHT

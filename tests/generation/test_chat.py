@@ -32,6 +32,18 @@ def images():
     return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((64, 64), (32, 64))]
 
 
+def test_images_of_urls_are_opened_or_refused():
+    def shown(url):
+        part = {'type': 'image_url', 'image_url': {'url': url}}
+        return chat.parsed([{'role': 'user', 'content': [part]}])[0].images
+
+    assert shown('data:image/png;base64,UE5H') == [b'PNG']
+    assert shown('file:///a/b%20c.png') == ['/a/b c.png'] and shown('b.png') == ['b.png']
+    for url, message in (('https://a.b/c.png', 'is a URL'), ('data:image/png;base64,@', 'base64')):
+        with pytest.raises(UserError, match=message):
+            shown(url)
+
+
 HOW = {'max_tokens': 12, 'temperature': 1.0, 'steps': 2}
 
 

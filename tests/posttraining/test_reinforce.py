@@ -192,6 +192,17 @@ def test_a_reference_of_another_shape_is_one_clear_error(tmp_path):
         ({'grpo.policies': ('text',)}, r"grpo\.policies.*'text'.*representation"),
         ({'grpo.policies': ()}, r'grpo\.policies is empty'),
         ({'grpo.rewards': ('judge',)}, r'grpo\.rewards=.*expected pairs'),
+        ({'grpo.rewards': (('judge', float('nan')),)}, r'grpo\.rewards=.*expected pairs'),
+        ({'grpo.rewards': (('own', 1.0), ('own', 2.0))}, r'grpo\.rewards=.*each name once'),
+        ({'grpo.rewards': (('words', 1.0),)}, r"'words' has nothing to reward.*'generate'.*judge"),
+        (
+            {
+                'grpo.rewards': (('own', 1.0), ('similarity', 0.0)),
+                'grpo.episode': 'answer',
+                'grpo.policies': ('text',),
+            },
+            r"'similarity' has nothing to reward.*'answer'.*exact_answer, words",
+        ),
         (
             {'model.representation.kind': 'continuous'},
             r"model\.representation\.kind='continuous': GRPO needs discrete tokens",
@@ -240,6 +251,30 @@ def test_the_configs_fit_together_as_they_are(config):
 def test_a_config_without_grpo_names_the_other_command():
     with pytest.raises(UserError, match=r'no field grpo.*rf_jax\.train'):
         collector.check(shrink(base.get_config()))
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (
+            {'grpo.prompts': 'seen'},
+            r"has no scenes, which grpo\.prompts='seen' \(expected 'captions'",
+        ),
+        ({'grpo.rewards': (('judge', 1.0),)}, r"no scenes, which the reward 'judge' need"),
+        (
+            {
+                'grpo.rewards': (('recovered', 1.0),),
+                'grpo.episode': 'describe',
+                'grpo.policies': ('text',),
+            },
+            r"no scenes, which the reward 'recovered' need",
+        ),
+    ],
+)
+def test_what_only_scenes_have_is_refused_for_other_images(tmp_path, changes, message):
+    run = built(tmp_path, changes)
+    with pytest.raises(UserError, match=message):
+        fed(run, run.initialise(), bright)
 
 
 def test_answers_need_questions(tmp_path):

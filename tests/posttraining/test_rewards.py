@@ -1,5 +1,6 @@
 """Rewards are plain functions; what goes wrong in one costs its group and nothing else."""
 
+import sys
 import threading
 from collections import Counter
 
@@ -61,9 +62,23 @@ def not_a_number(prompt, source, sample):
     return float('nan')
 
 
+def leaves(prompt, source, sample):
+    sys.exit(3)
+
+
+def forgets(prompt, source, sample):
+    pass
+
+
 @pytest.mark.parametrize(
     'reward, why',
-    [(never, 'grpo.reward_seconds=0.05'), (raises, 'no model'), (not_a_number, 'nan')],
+    [
+        (never, 'grpo.reward_seconds=0.05'),
+        (raises, "raised RuntimeError('no model') (test_rewards.py:"),
+        (not_a_number, 'nan'),
+        (leaves, 'raised SystemExit(3)'),
+        (forgets, 'gave None, expected a number'),
+    ],
 )
 def test_a_reward_that_fails_for_a_group_is_left_out_and_counted(reward, why, caplog):
     def sometimes(prompt, source, sample):
@@ -81,38 +96,6 @@ def test_a_reward_that_fails_for_a_group_is_left_out_and_counted(reward, why, ca
     assert "reward own of the group of 'bad'" in caplog.text and why in caplog.text
 
 
-def test_a_reward_of_the_user_is_a_function_in_a_file(tmp_path):
-    file = tmp_path / 'mine.py'
-    file.write_text('def brightness(prompt, source, sample):\n    return sample.image.mean()\n')
-    reward = rewards.load(f'{file}:brightness')
-    assert reward(Prompt(''), Source(), Sample(image=np.full((2, 2, 3), 7, np.uint8))) == 7
-
-
-@pytest.mark.parametrize(
-    'text, message',
-    [
-        ('brightness', 'expected a file and a function'),
-        ('{tmp}/none.py:brightness', 'there is no file'),
-        ('{tmp}/mine.py:darkness', "has no function 'darkness', but brightness"),
-        ('{tmp}/broken.py:brightness', 'cannot be imported: .*no_such_module'),
-    ],
-)
-def test_a_reward_that_cannot_be_loaded_is_one_line(tmp_path, text, message):
-    (tmp_path / 'mine.py').write_text('def brightness(*_):\n    return 0\n')
-    (tmp_path / 'broken.py').write_text('import no_such_module\n')
-    with pytest.raises(UserError, match=message):
-        rewards.load(text.format(tmp=tmp_path))
-
-
-def test_two_functions_of_one_name_are_an_error(tmp_path):
-    for name in ('a.py', 'b.py'):
-        (tmp_path / name).write_text('def brightness(*_):\n    return 0\n')
-    with pytest.raises(UserError, match='there are two functions brightness'):
-        rewards.load_all([f'{tmp_path}/{name}:brightness' for name in ('a.py', 'b.py')])
-    with pytest.raises(UserError, match=r"--reward: 'judge' is the name of a reward"):
-        rewards.chosen({'judge': 1.0}, {'judge': never})
-
-
 def test_the_judge_cannot_reward_what_is_no_scene():
     with pytest.raises(ValueError, match='only prompts about scenes'):
         rewards.judged(Prompt('a cat'), Source(), Sample(image=image(SCENE)))
@@ -125,3 +108,13 @@ def test_unknown_rewards_name_the_known_ones():
         rewards.chosen({'beauty': 1.0}, {})
     with pytest.raises(UserError, match=r'grpo\.rewards is empty'):
         rewards.chosen({}, {})
+
+
+def test_a_reward_of_the_user_has_a_name_of_its_own():
+    with pytest.raises(UserError, match=r"--reward: 'judge' is the name of a reward"):
+        rewards.chosen({'judge': 1.0}, {'judge': never})
+
+
+def test_weights_that_are_all_zero_are_an_error():
+    with pytest.raises(UserError, match=r'grpo\.rewards: all weights are 0'):
+        rewards.chosen({'judge': 0.0, 'words': 0.0}, {})
