@@ -4,18 +4,19 @@
     > What is this?
     > draw it in blue
 
-`/image FILE` shows the model an image, with the next line; `/new` begins another conversation; an
-empty line or Ctrl-D ends it. Images of the model are saved, and their paths printed. With --message
-the command says that one message and ends.
+`/image FILE` shows the model an image, with the next line; `/new` begins another conversation;
+`/quit`, an empty line or Ctrl-D ends it. Ctrl-C stops an answer. Images of the model are saved, and
+their paths printed. With --message the command says that one message and ends.
 """
 
-import sys
-from collections.abc import Iterator
+import re
 
+import numpy as np
 from absl import flags, logging
 
 from rf_jax.data import data_fields, image_ops
 from rf_jax.data.messages import ImagePart, Message, TextPart
+from rf_jax.generation import terminal
 from rf_jax.generation.chat import Conversation
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import cli, model_flags, paths, workdir
@@ -53,44 +54,39 @@ def main(argv):
         )
     out = paths.anywhere(_OUT.value or f'{_WORKDIR.value}/chat', '--out')
     workdir.check_writable(out, flag='out')
-    talk, images = sampler.conversation(), list(_IMAGE.value)
-    for line in [_MESSAGE.value] if _MESSAGE.value else _lines():
+    most = sampler.config.data.max_pixels
+    talk, images = (
+        sampler.conversation(),
+        [terminal.read('--image=', name, most) for name in _IMAGE.value],
+    )
+    for line in [_MESSAGE.value] if _MESSAGE.value else terminal.lines():
         word, _, rest = line.partition(' ')
-        if word == '/image':
-            images.append(rest.strip())
-        elif word == '/new':
-            talk, images = sampler.conversation(), []
-        else:
+        if _MESSAGE.value or not re.fullmatch(r'/\w*', word):
             _answer(talk, line, images, out)
             images = []
+        elif word == '/new':
+            talk, images = sampler.conversation(), []
+        elif word == '/image' and rest:
+            try:
+                images.append(terminal.read('/image ', terminal.file_of(rest), most))
+            except UserError as error:
+                print(f'error: {error}')
+        else:
+            print(f'error: {line!r} is no command; known: /image FILE, /new, /quit')
 
 
-def _lines() -> Iterator[str]:
-    """What the user types, up to an empty line."""
-    prompt = '> ' if sys.stdin.isatty() else ''
-    while True:
-        try:
-            line = input(prompt).strip()
-        except EOFError:
-            return
-        if not line:
-            return
-        yield line
-
-
-def _answer(talk: Conversation, line: str, images: list[str], out: paths.AnyPath) -> None:
+def _answer(talk: Conversation, line: str, images: list[np.ndarray], out: paths.AnyPath) -> None:
     """Says one line and prints the answer as it comes; an error is printed, and nothing is said."""
     message = Message('user', (*map(ImagePart, images), TextPart(line)))
-    settings = {'temperature': _TEMPERATURE.value, 'top_p': _TOP_P.value, 'seed': _SEED.value}
+    settings = {'temperature': _TEMPERATURE.value, 'top_p': _TOP_P.value, 'seed': _SEED.value,
+                'max_tokens': _MAX_TOKENS.value}  # fmt: skip
+
+    def save(image: np.ndarray) -> paths.AnyPath:
+        return image_ops.save_new(out, 'image', image, {'request': line, 'seed': _SEED.value})
+
     try:
-        for part in talk.stream(message, max_tokens=_MAX_TOKENS.value, **settings):
-            if isinstance(part, str):
-                print(part, end='', flush=True)
-            else:
-                made_by = {'request': line, 'seed': _SEED.value}
-                file = image_ops.save_new(out, 'image', part.image, made_by)
-                print(f'[{file}]', end=' ', flush=True)
-        print()
+        parts = talk.stream(message, **settings)
+        terminal.show(parts, save, stoppable=not _MESSAGE.value)
     except UserError as error:
         if _MESSAGE.value:
             raise

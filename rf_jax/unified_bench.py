@@ -19,7 +19,7 @@ from rf_jax.evaluation import scoring, unified_bench
 from rf_jax.evaluation.image_scores import image_files
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import cli, model_flags, paths, storage, workdir
-from rf_jax.runtime.errors import UserError, require
+from rf_jax.runtime.errors import require
 
 _WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
 _CAPTIONER = flags.DEFINE(
@@ -41,7 +41,7 @@ _PLACEMENT, _SAMPLING = model_flags.placement(), model_flags.sampling()
 def main(argv):
     del argv
     out = paths.anywhere(_OUT.value or _WORKDIR.value, '--out')
-    encoders = dict(map(unified_bench.encoder, _ENCODERS.value))
+    encoders = unified_bench.encoders(_ENCODERS.value)
     sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT(), **_SAMPLING())
     captioner = sampler
     if _CAPTIONER.value:
@@ -59,10 +59,7 @@ def main(argv):
     scenes = []
     if _IMAGES.value:
         files = image_files(Path(_IMAGES.value), 'images')[: _COUNT.value]
-        try:
-            images = [image_ops.read_rgb(path, config.data.max_pixels) for path in files]
-        except image_ops.BadImage as error:
-            raise UserError(f'--images={_IMAGES.value}: {error}') from error
+        images = unified_bench.read(files, config.data.max_pixels)
     else:
         source = scoring.new_scenes(config)
         count = min(_COUNT.value, len(source))

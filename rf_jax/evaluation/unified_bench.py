@@ -90,6 +90,27 @@ def evaluate(
     return Result(values, pairs)
 
 
+def read(files: Sequence[Path], max_pixels: int) -> list[np.ndarray]:
+    """The images, uint8 [h, w, 3]. Raises UserError that names a file that cannot be read."""
+    found = []
+    for path in files:
+        try:
+            found.append(image_ops.read_rgb(path, max_pixels))
+        except image_ops.BadImage as error:
+            raise UserError(f'--images: {path}: {error}') from error
+    return found
+
+
+def encoders(texts: Sequence[str]) -> dict[str, Features]:
+    """{name: encoder} of texts NAME=FOLDER. Raises UserError, also for two of one name."""
+    found: dict[str, Features] = {}
+    for text in texts:
+        name = text.partition('=')[0]
+        require(name not in found, f'--encoder={text}: there are two of the name {name!r}')
+        found[name] = encoder(text)[1]
+    return found
+
+
 def encoder(text: str) -> tuple[str, Features]:
     """(name, encoder) of NAME=FOLDER: the folder of a run, or of a model of transformers as
     save_pretrained writes it. Raises UserError.

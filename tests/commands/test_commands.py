@@ -126,18 +126,18 @@ def test_evaluate_does_not_name_a_grid_that_it_could_not_write(workdir, tmp_path
 def test_chat_in_the_terminal(workdir, tmp_path):
     """Lines in, answers out; an error is printed and the conversation goes on."""
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / 'a.png')
-    lines = f'/image {tmp_path}/none.png\nwhat?\n/image {tmp_path}/a.png\nflag\n/new\nflag\n'
+    lines = f'/image {tmp_path}/none.png\n/image {tmp_path}/a.png\nflag\n/new\nflag\n/help\n'
     found = subprocess.run(
         [sys.executable, '-m', 'rf_jax.chat', f'--workdir={workdir}', '--max_tokens=3',
          f'--out={tmp_path}/out'],
-        input=lines, capture_output=True, text=True, cwd=ROOT,
+        input=f'{lines}/quit\nflag\n', capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert 'did not train conversations' in found.stderr and 'Traceback' not in found.stderr
     said = found.stdout.splitlines()
-    assert (
-        len(said) == 3 and said[0].startswith('error: message 1, image') and 'none.png' in said[0]
-    )
+    assert len(said) == 4
+    assert said[0].startswith('error: /image') and 'none.png' in said[0]
+    assert said[3].startswith("error: '/help' is no command; known: /image")
     arguments = 'chat', f'--workdir={workdir}', '--message=flag', f'--image={tmp_path}/none.png'
     assert 'none.png' in command(*arguments, code=errors.USER_ERROR)
 

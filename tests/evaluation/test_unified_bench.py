@@ -119,6 +119,19 @@ def test_a_wrong_encoder_is_one_line(text, message):
         unified_bench.encoder(text)
 
 
+def test_two_encoders_of_one_name_are_an_error(monkeypatch):
+    monkeypatch.setattr(unified_bench, 'encoder', lambda text: (text[0], mean_colour))
+    assert set(unified_bench.encoders(['a=x', 'b=x'])) == {'a', 'b'}
+    with pytest.raises(UserError, match="--encoder=a=y: there are two of the name 'a'"):
+        unified_bench.encoders(['a=x', 'a=y'])
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / 'bad.jpg').write_text('hi')
+    with pytest.raises(UserError, match=r'--images: .*bad\.jpg: not an image'):
+        unified_bench.read([tmp_path / 'bad.jpg'], 100)
+
+
 def test_an_empty_folder_is_no_encoder(tmp_path):
     with pytest.raises(UserError, match=r'no run and no model|needs torch and transformers'):
         unified_bench.encoder(f'a={tmp_path}')
