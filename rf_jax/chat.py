@@ -55,10 +55,8 @@ def main(argv):
     out = paths.anywhere(_OUT.value or f'{_WORKDIR.value}/chat', '--out')
     workdir.check_writable(out, flag='out')
     most = sampler.config.data.max_pixels
-    talk, images = (
-        sampler.conversation(),
-        [terminal.read('--image=', name, most) for name in _IMAGE.value],
-    )
+    images = [terminal.read('--image=', name, most) for name in _IMAGE.value]
+    talk = sampler.conversation()
     for line in [_MESSAGE.value] if _MESSAGE.value else terminal.lines():
         word, _, rest = line.partition(' ')
         if _MESSAGE.value or not re.fullmatch(r'/\w*', word):
