@@ -167,9 +167,9 @@ class Collector:
             needing.append(f"grpo.prompts={c.prompts!r} (expected 'captions')")
         require(
             not needing,
-            f'data.sources={self.config.data.sources} has no scenes, which '
-            f'{" and ".join(needing)} need; rewards of your own: --reward=FILE.py:FUNCTION '
-            '--config.grpo.rewards="((\'FUNCTION\', 1.0),)"',
+            f'data.sources={self.config.data.sources} has no scenes, needed '
+            f'by {" and ".join(needing)}; rewards of your own: --reward=my_rewards.py:brightness '
+            '--config.grpo.rewards="((\'brightness\', 1.0),)"',
         )
 
     def __call__(self, run, start: int, metrics: StepMetrics) -> Callable[[State], Mapping]:

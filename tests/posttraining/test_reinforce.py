@@ -258,16 +258,16 @@ def test_a_config_without_grpo_names_the_other_command():
     [
         (
             {'grpo.prompts': 'seen'},
-            r"has no scenes, which grpo\.prompts='seen' \(expected 'captions'",
+            r"has no scenes, needed by grpo\.prompts='seen' \(expected 'captions'",
         ),
-        ({'grpo.rewards': (('judge', 1.0),)}, r"no scenes, which the reward 'judge' need"),
+        ({'grpo.rewards': (('judge', 1.0),)}, r"no scenes, needed by the reward 'judge'"),
         (
             {
                 'grpo.rewards': (('recovered', 1.0),),
                 'grpo.episode': 'describe',
                 'grpo.policies': ('text',),
             },
-            r"no scenes, which the reward 'recovered' need",
+            r"no scenes, needed by the reward 'recovered'",
         ),
     ],
 )
