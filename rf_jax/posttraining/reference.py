@@ -21,6 +21,7 @@ def load(run: Programs) -> Any:
     found = [paths.anywhere(name, 'grpo.reference')] if name else others
     if not found:
         raise UserError('grpo.reference and initialise_from name no run: nothing to reinforce')
+    field = f'grpo.reference={name}' if name else f'initialise_from={run.config.initialise_from}'
     wanted = {'ema': run.abstract.ema}
 
     def place(held):
@@ -32,8 +33,8 @@ def load(run: Programs) -> Any:
         ]
         if wrong:
             raise UserError(
-                f'grpo.reference={name or run.config.initialise_from}: another model than that of '
-                f'this config ({len(wrong)} arrays differ): {"; ".join(wrong[:5])}'
+                f'{field}: another model than that of this config ({len(wrong)} arrays '
+                f'differ): {"; ".join(wrong[:5])}'
             )
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
                             wanted)  # fmt: skip

@@ -179,7 +179,7 @@ def reference_of(folder, changes):
 
 def test_a_reference_of_another_shape_is_one_clear_error(tmp_path):
     trained(tmp_path / 'run', code_five, {'steps': 1})
-    with pytest.raises(UserError, match=r'another model .*identity/table'):
+    with pytest.raises(UserError, match=r'^initialise_from=.*another model .*identity/table'):
         reference_of(tmp_path / 'run', {'model.representation.codebook_size': 16})
 
 
