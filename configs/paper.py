@@ -79,6 +79,7 @@ KEPT = {
     'initialise_from': 'given on the command line, like the tokenizer',
     'tokenizer.path': 'see initialise_from',
     'compilation_cache': 'of the machine',
+    'data.workers': 'threads suffice (docs/data.md#how-fast-batches-are-made)',
     'data.patch_size': 'paper',
     'data.question_prob': 'paper: silent; the rest are captions',
     'data.text_dropout': 'paper',

@@ -79,7 +79,10 @@ def test_ctrl_c_at_a_terminal_stops_the_answer_alone(monkeypatch, capsys):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_second_ctrl_c_and_one_without_a_terminal_end_the_command(monkeypatch):
+def test_a_second_ctrl_c_and_one_without_a_terminal_end_the_command(monkeypatch, request):
+    # A shell that runs tests in the background ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt):
         show(monkeypatch, [], 'a', ctrl_c, ctrl_c, 'b')
     with pytest.raises(KeyboardInterrupt):
