@@ -285,5 +285,5 @@ def test_answers_need_questions(tmp_path):
 
 def test_prompts_of_scenes_need_scenes(tmp_path):
     run = built(tmp_path, {'grpo.prompts': 'seen'})
-    with pytest.raises(UserError, match=r'grpo\.prompts.*scenes'):
+    with pytest.raises(UserError, match=r"no scenes, needed by grpo\.prompts='seen'"):
         fed(run, run.initialise(), bright).collect(run.initialise().params, 0)
