@@ -74,7 +74,7 @@ def _joined(parts: grain.DatasetIterator, counts: Counter) -> Iterator[Batch]:
         parts.close()
 
 
-def _one(parts: Sequence['_Part'] | None, counts: Counter) -> Batch | None:
+def _one(parts: Sequence[dict] | None, counts: Counter) -> Batch | None:
     if parts is None:
         return None
     for part in parts:
@@ -83,12 +83,9 @@ def _one(parts: Sequence['_Part'] | None, counts: Counter) -> Batch | None:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-_Part = dict  # 'batch': some rows of a batch; 'counts': what its worker counted since the last
-
-
 class _Parts:
     """Random access, the interface of a grain data source: element step * n + k of n workers has
-    the rows of worker k.
+    the rows of worker k as 'batch', and as 'counts' what it has counted since its last element.
     """
 
     def __init__(self, open_: Callable, shares: Sequence[np.ndarray], start: int, stop: int):
@@ -101,7 +98,7 @@ class _Parts:
     def __len__(self) -> int:
         return max(0, self._stop - self._start) * len(self._shares)
 
-    def __getitem__(self, index: int) -> _Part:
+    def __getitem__(self, index: int) -> dict:
         step, worker = divmod(int(index), len(self._shares))
         with self._lock:
             if self._batches is None:

@@ -76,7 +76,7 @@ def change(config: ConfigDict, changes: Mapping[str, Any]) -> None:
     for name, value in changes.items():
         require(name in known, f'sampling has no field {name!r}; fields: {", ".join(known)}')
         bounds.check({f'sampling.{name}': value})
-    choose('sampling.method', changes.get('method', config.sampling.method), flow.METHODS)
+    options(config, method=changes.get('method'))
     for name, value in changes.items():
         config.sampling[name] = list(value) if isinstance(value, tuple) else value  # as in JSON
 

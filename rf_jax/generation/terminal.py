@@ -22,7 +22,7 @@ def lines() -> Iterator[str]:
     prompt = '> ' if sys.stdin.isatty() else ''
     if hasattr(sys.stdin, 'reconfigure'):
         sys.stdin.reconfigure(errors='replace')
-    with contextlib.suppress(ImportError):  # on Windows
+    with contextlib.suppress(ImportError):  # not in every build of Python
         import readline
 
         readline.parse_and_bind('set enable-bracketed-paste on')

@@ -78,7 +78,11 @@ def test_what_a_worker_raises_ends_the_run(tmp_path):
 def test_a_killed_worker_is_one_line(tmp_path):
     found = batches_of(config_of(tmp_path, workers=2)).iterate(0, 10**6)
     next(found)
-    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    worker = multiprocessing.active_children()[0].pid
+    os.kill(worker, signal.SIGTERM)  # which a scheduler sends to all processes; the run ends later
+    for _ in range(30):  # more than are prefetched
+        next(found)
+    os.kill(worker, signal.SIGKILL)
     with pytest.raises(Unavailable, match=r'data\.workers was killed .*-9.*too little memory'):
         for _ in range(10**4):
             next(found)
