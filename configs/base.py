@@ -320,5 +320,10 @@ def get_config() -> ConfigDict:
 
     evaluation = config.evaluation = ConfigDict()
     evaluation.samples = 200  # images generated and captioned at the end; 0: none
+
+    validation = config.validation = ConfigDict()  # losses of data that is not trained on
+    validation.sources = ''  # as data.sources; '': none
+    validation.every = 500  # steps; at the end too
+    validation.batches = 8  # the same ones every time
     config.compilation_cache = '~/.cache/rf_jax'  # persistent; '' turns it off
     return config.lock()  # a misspelt field in a config is an error, not a new field

@@ -174,6 +174,8 @@ FIELDS: Mapping[str, Bounds] = {
     'checkpoint.keep': COUNT,
     'checkpoint.keep_period': NATURAL,
     'evaluation.samples': NATURAL,
+    'validation.every': COUNT,
+    'validation.batches': COUNT,
 }  # fmt: skip
 
 

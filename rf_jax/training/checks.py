@@ -15,7 +15,7 @@ from rf_jax.data import data_fields, source_list, spans
 from rf_jax.models import representation, spaces
 from rf_jax.runtime import mesh, paths, renamed_fields, sharding, storage
 from rf_jax.runtime.errors import Unavailable, UserError, choose, require
-from rf_jax.training import bounds, flow, jitted, lora, optimizer, weight_sources
+from rf_jax.training import bounds, flow, jitted, lora, optimizer, validation, weight_sources
 
 # Parameters that generate images, by the field of the config that may keep those of a source out.
 GENERATION = {'initialise_new': 'patch_in/patch/kernel', 'initialise_as': 'backbone/layers/pixels/'}
@@ -47,6 +47,7 @@ def check(config) -> None:
     choose('sampling.method', config.sampling.method, flow.METHODS)
     bounds.check(flatten(config.to_dict()))
     source_list.check(config.data.sources)  # before the workdir is created
+    validation.check(config)
     if config.tokenizer.path:
         paths.anywhere(config.tokenizer.path, 'tokenizer.path')
     weight_sources.listed(config)  # raises for URLs

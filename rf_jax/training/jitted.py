@@ -16,7 +16,7 @@ from rf_jax.data import layout
 from rf_jax.models import unified
 from rf_jax.runtime import checkpoint_files, mesh, sharding
 from rf_jax.runtime.errors import UserError, choose
-from rf_jax.training import lora, optimizer, state, step
+from rf_jax.training import lora, optimizer, state, step, validation
 
 
 @dataclass(kw_only=True)
@@ -38,6 +38,7 @@ class Programs:
     initialise_only: Callable[[Set[str]], dict[str, jax.Array]]
     average: Callable[[state.State], Any]
     train_step: Callable
+    validate: Callable  # of `validation.program`
     terms: Sequence[str]  # of its loss
 
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -52,15 +53,17 @@ class Programs:
         }
 
 
-def from_host(train_step: Callable, names: Sequence[str]) -> Callable:
-    """The step for a state whose parts of these names are in host memory."""
+def from_host(function: Callable, names: Sequence[str]) -> Callable:
+    """The function of a state and more, for a state whose parts of these names are in host
+    memory.
+    """
 
-    def step_from_host(state, batch):
+    def from_near(state, *more):
         near = {name: jax.device_put(getattr(state, name), jax.memory.Space.Device)
                 for name in names}  # fmt: skip
-        return train_step(state.replace(**near), batch)
+        return function(state.replace(**near), *more)
 
-    return step_from_host if names else train_step
+    return from_near if names else function
 
 
 def with_stop(train_step: Callable) -> Callable:
@@ -127,6 +130,7 @@ def build(
         donate_argnums=0,
         out_shardings=(where, None),
     )
+    validate = jax.jit(from_host(validation.program(config, sharded_model), config.offload))
     shardings = checkpoint_files.flatten(where)
 
     def initialise_only(paths):
@@ -155,6 +159,7 @@ def build(
         initialise=jax.jit(new_state, out_shardings=where),
         initialise_only=initialise_only,
         train_step=train_step,
+        validate=validate,
         terms=tuple(objective.terms),
     )
 

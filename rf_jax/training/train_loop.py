@@ -37,6 +37,7 @@ from rf_jax.training import (
     lora,
     run_tokenizer,
     state,
+    validation,
     weight_sources,
 )
 from rf_jax.training.step_metrics import StepMetrics
@@ -52,33 +53,37 @@ class Run(jitted.Programs):
     workdir: paths.AnyPath
     tokenizer: Tokenizer
     batches: pipeline.Batches
+    held_out: pipeline.Batches | None  # of `validation.sources`
     goodput: goodput.Goodput
     data: str  # source_list.summary
     stopped: bool = False
 
-    def put(self, batch: Mapping[str, np.ndarray], stop: bool = False) -> dict[str, jax.Array]:
+    def put(
+        self, batch: Mapping[str, np.ndarray], stop: bool | None = None
+    ) -> dict[str, jax.Array]:
         """Puts a batch on the devices, with rows sharded over the data axes.
 
-        `stop`: whether this process was asked to stop. With several processes it travels with the
-        batch, and comes back in the metrics of the step.
+        `stop`: for the train step, whether this process was asked to stop. With several processes
+        it travels with the batch, and comes back in the metrics of the step.
         """
         rows, count = self.batches.rows, self.config.data.batch_size
         found = {
             name: mesh.put_rows(self.mesh, array, rows, count) for name, array in batch.items()
         }
-        if jax.process_count() > 1:
+        if stop is not None and jax.process_count() > 1:
             found['stop'] = mesh.put_flag(self.mesh, stop)
         return found
 
 
 def with_absolute_paths(config):
-    """A copy of the config with absolute paths in `data.sources` and, if its checkpoints need those
-    weights, `initialise_from`.
+    """A copy of the config with absolute paths in `data.sources`, `validation.sources` and, if its
+    checkpoints need those weights, `initialise_from`.
 
     So a run can be evaluated or resumed from any working directory.
     """
     config = config.copy_and_resolve_references()
-    config.data.sources = source_list.with_absolute_paths(config.data.sources)
+    for group in (config.data, config.validation):
+        group.sources = source_list.with_absolute_paths(group.sources)
     if lora.enabled(config):
         config.initialise_from = weight_sources.with_absolute_paths(config)
     return config
@@ -120,11 +125,12 @@ def build(
     process = jax.process_index()
     require(process in rows, f'process {process} has none of the devices of the run')
     batches = pipeline.Batches(config, found, tokenizer, rows[process])
+    held_out = validation.open_batches(config, tokenizer, rows[process])
     if distributed.is_main():
         captions.warn_of_truncation(found, tokenizer, config.data)
     built = jitted.build(config, tokenizer.size, mesh_, objective_of=objective_of)
     own = {'workdir': folder, 'tokenizer': tokenizer, 'batches': batches, 'goodput': spent}
-    return Run(**vars(built), **own, data=data)
+    return Run(**vars(built), **own, data=data, held_out=held_out)
 
 
 def start_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[int, state.State]:
@@ -246,6 +252,10 @@ def train(
                 step_metrics.flush()
                 with spent.phase('evaluation'), step_metrics.progress.pause():
                     on_samples(number, run.average(current), writer)
+            if validation.due(config, number):
+                step_metrics.flush()
+                with spent.phase('evaluation'), step_metrics.progress.pause():
+                    writer.scalars(number, validation.measure(run, current, number))
             if stopping:
                 run.stopped = True
                 with spent.phase('checkpoint'):

@@ -34,13 +34,13 @@ def test_every_arm_has_as_many_questions_a_step_and_as_many_maps_of_each_kind(
     plan, counts = batches.plan, Counter()
     for step in range(plan.steps_per_window):
         counts.update(each.task for row in plan.rows(step) for each in row)
-    tasks = {'image_to_text', *(f'image_to_{name}' for name in ARMS[arm])}
+    tasks = {'image_to_text', 'text_to_image', *(f'image_to_{name}' for name in ARMS[arm])}
     assert set(counts) == tasks
     for task in tasks:
         assert counts[task] / plan.steps_per_window == pytest.approx(16, rel=0.02)
     assert not batches.counts['text_truncated']
     capacity = [config.data.capacity[name] for name in layout.SIZES]
-    assert capacity[5] == len(ARMS[arm]) and capacity[4] == 1 + 2 * len(ARMS[arm])
+    assert capacity[5] == 1 + len(ARMS[arm]) and capacity[4] == 1 + 2 * len(ARMS[arm])
 
 
 def test_the_losses_of_a_question_count_as_much_in_every_arm(source, tokenizer):

@@ -27,7 +27,9 @@ DEVICES = 4  # over all processes
 # RF_JAX_SLOW=1 adds four processes, which take a minute on 2 cores.
 COUNTS = [2, 4] if os.environ.get('RF_JAX_SLOW') else [2]
 CHANGES = {'checkpoint.every': 4, 'log.every': 1, 'evaluation.samples': 2, 'sampling.steps': 1,
-           'log.samples': 2, 'log.samples_every': 5, 'compilation_cache': CACHE}  # fmt: skip
+           'log.samples': 2, 'log.samples_every': 5, 'compilation_cache': CACHE,
+           'validation.sources': 'emoji', 'validation.every': 5,
+           'validation.batches': 1}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -86,18 +88,28 @@ def log(folder, index=0):
 
 
 def logged(workdir):
-    """{step: its line in metrics.jsonl}."""
+    """{step: what metrics.jsonl says of it}."""
     path = Path(workdir) / 'metrics.jsonl'
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {line['step']: line for line in lines if 'loss' in line}
+    found = {}
+    for line in lines:
+        found[line['step']] = found.get(line['step'], {}) | line
+    return {step: values for step, values in found.items() if 'loss' in values}
 
 
 def assert_same_losses(workdir, other, steps=STEPS):
     a, b = logged(workdir), logged(other)
     assert list(a) == list(b)[:steps] == list(range(1, steps + 1))
+    validated = [step for step in a if 'validation/loss' in a[step]]
+    assert validated == [step for step in b if 'validation/loss' in b[step]][: len(validated)]
+    assert validated or steps < 5
     for step in a:
         for name in a[step]:
-            if name.startswith('loss') or name in ('gradient_norm', 'codes_used', 'skipped'):
+            if name.startswith(('loss', 'validation')) or name in (
+                'gradient_norm',
+                'codes_used',
+                'skipped',
+            ):
                 np.testing.assert_allclose(
                     a[step][name], b[step][name], rtol=1e-4, err_msg=f'{name} of step {step}'
                 )
