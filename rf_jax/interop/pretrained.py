@@ -53,10 +53,16 @@ class Pretrained:
         try:
             raise_if(self.family.refused(self.config), self.folder.path)
             self.sizes = self.family.sizes(self.config)
+            wrong = {k: v for k, v in self.sizes.items() if type(v) is not int or v < 0}
+            require(not wrong, f'{path}/config.json: sizes must be whole numbers, but give {wrong}')
             self.rows = self.family.rows(self.config, names)
             self.family.fields(self.config)
         except KeyError as error:
             raise UserError(f'{path}/config.json has no {error.args[0]!r}') from None
+        except UserError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f'{path}/config.json has a value of another type: {error}') from None
         raise_if(list(self._faults()), self.folder.path)
         self.leaves = table.leaves(self.rows, self.sizes)
 

@@ -90,6 +90,18 @@ def check_command(config, workdir: paths.AnyPath) -> None:
         )
 
 
+def check_adapters(config, workdir: paths.AnyPath) -> None:
+    """Raises UserError for another `lora.alpha` than that of the adapters in the workdir: it would
+    scale what they have learned.
+    """
+    before = flatten(_config_of(workdir)).get('lora.alpha', config.lora.alpha)
+    require(
+        not lora.enabled(config) or config.lora.alpha == before,
+        f'lora.alpha={config.lora.alpha:g}, but the adapters in --workdir={workdir} were trained '
+        f'with {before:g}: keep it, or give another folder',
+    )
+
+
 def _config_of(workdir: paths.AnyPath) -> dict:
     """The config that the workdir was trained with so far; {} if it cannot be read."""
     return _json_of(workdir / 'config.json')

@@ -104,6 +104,7 @@ def build(
     if checkpoint.exists_in(folder):  # the run goes on from its own
         checks.check_version(folder)
         checks.check_command(config, folder)
+        checks.check_adapters(config, folder)
     else:
         initial_weights.check(config)
     config = with_absolute_paths(config)

@@ -81,6 +81,12 @@ CONFIGS = {
     'gated gelu': (DINOV3, {'use_gated_mlp': True}, "hidden_act='gelu' .* only 'silu'"),
     'quantised': (QWEN3, {'quantization_config': {'quant_method': 'fp8'}},
                   r"quantization_config=\{'quant_method': 'fp8'\} is not supported, only None"),
+    'size as text': (QWEN3, {'hidden_size': '64'}, r"whole numbers, but give \{'width': '64'\}"),
+    'size with a point': (DINOV3, {'intermediate_size': 96.0}, r"give \{'feedforward': 96\.0\}"),
+    'heads as a list': (QWEN3, {'num_attention_heads': [4]}, 'sizes must be whole numbers'),
+    'size is null': (DINOV3, {'hidden_size': None}, 'sizes must be whole numbers'),
+    'rope as a list': (QWEN3, {'rope_parameters': [1e6]}, 'has a value of another type: '),
+    'theta as text': (DINOV3, {'rope_theta': 'large'}, "another type: could not convert .*'large'"),
     'no family': (QWEN3, {'model_type': None}, r'has no model_type: .*--to=orbax: of rf_jax'),
     'family': (QWEN3, {'model_type': 'qwen2'}, "model_type='qwen2' is not known.* 'qwen3'"),
 }  # fmt: skip

@@ -233,6 +233,11 @@ class TestReopening:
         again = run_report.evaluate(loaded, source, run.workdir, 2, run.config.seed)
         assert 'right image' in again
 
+    def test_trained_adapters_keep_their_scale(self, trained, start):
+        run, _ = trained
+        with pytest.raises(UserError, match=r'lora\.alpha=4, but .* were trained with 8: keep it'):
+            adapted(run.workdir, start, **{'lora.alpha': 4.0})
+
     def test_a_base_that_moved_or_changed_is_an_error(self, trained, start, tmp_path):
         run, _ = trained
         there = tmp_path / 'there'
