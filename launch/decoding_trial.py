@@ -104,15 +104,15 @@ def naive_image(sampler: Sampler, run, prompt: str) -> tuple[np.ndarray, np.ndar
     key = jax.vmap(jax.random.key)(np.array([request.seed], np.uint32))
     inputs_ = np.full((1, count), int(model.kind.begin(model.config, 1)[0]), np.int32)
     z, t = np.zeros((1, patches, model.channels), np.float32), np.zeros((1, patches), np.float32)
-    weights = options.token_weights()
+    weights = options.weights()
     for number in range(count - 1):
-        found = {c: run(rows[c, True], inputs_, z, t)[0] for c in weights}
-        guided = guidance.combine({c: f[:, number] for c, f in found.items()}, weights)
+        found = {c: run(rows[c, True], inputs_, z, t)[0] for c in weights.tokens}
+        guided = guidance.combine({c: f[:, number] for c, f in found.items()}, weights.tokens)
         token = model.kind.sample(guided, number, key, options.temperature, options.top_k)
         inputs_[:, number + 1] = np.asarray(token)
     pixels = request.height * request.width
     times = np.asarray(image_sampling.times_of(config, options, pixels))
-    z, branches = np.asarray(jax.random.normal(jax.random.key(1), z.shape)), options.branches()
+    z, branches = np.asarray(jax.random.normal(jax.random.key(1), z.shape)), weights.pixels
     for now, after in pairwise(times):
         t = np.full(z.shape[:2], now, np.float32)
         x = {branch: run(rows[branch], inputs_, z, t)[1] for branch in branches}

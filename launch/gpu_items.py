@@ -150,9 +150,11 @@ def sample(tiny: bool, size: str) -> None:
     for count in BATCHES[:1] if tiny else BATCHES:
         rows = {(c, r): place(count, c, r) for c in (True, False) for r in (True, False)}
         keys = jax.random.split(jax.random.key(0), count)
-        generate = partial(image_sampling.generate, model, config, image_sampling.options(config))
-        compiled = jax.jit(generate).lower(params, rows, keys).compile()
-        took = seconds(lambda: compiled(params, rows, keys), 2) / count  # noqa: B023
+        options = image_sampling.options(config)
+        generate = partial(image_sampling.generate, model, config, options)
+        arguments = params, rows, keys, options.weights()
+        compiled = jax.jit(generate).lower(*arguments).compile()
+        took = seconds(lambda: compiled(*arguments), 2) / count  # noqa: B023
         settings = f'images of {side * config.data.patch_size} px, {count} together'
         report(what, settings, time=f'{took:.3f} s per image', **counted_memory(compiled))
 

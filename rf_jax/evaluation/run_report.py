@@ -127,14 +127,15 @@ def cache_bytes(run: Run) -> float:
     sampler = sampler_of(run)
     requests = [inputs.request(run.config, '', 0)]
     options = sampler.options()
-    contexts = options.contexts()
+    weights = options.without_images().weights()
+    contexts = weights.contexts()
     rows = inputs.generation_rows(run.config, run.tokenizer, run.model.channels, requests)
     row = rows[guidance.ALL, True]
     batch = {name: np.concatenate([array] * len(contexts)) for name, array in row.items()}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     sample_tokens = partial(token_sampling.sample, run.model, options)
     _, cache = jax.eval_shape(
-        lambda params, batch, keys: sample_tokens(params, batch, contexts, keys),
+        lambda params, batch, keys: sample_tokens(params, batch, weights, keys),
         *(run.abstract_average, batch, keys),
     )
     per_device = sampler.placement.full(ROWS) / sampler.placement.multiple

@@ -8,7 +8,7 @@ import numpy as np
 from rf_jax.data import layout
 from rf_jax.data.batch import Batch
 from rf_jax.data.conversation import Dropped
-from rf_jax.generation import guidance, inputs
+from rf_jax.generation import guidance, image_sampling, inputs
 from rf_jax.generation.chat_answer import LENGTH, Answer, Said
 from rf_jax.generation.chat_programs import ChatPrograms
 from rf_jax.generation.chat_row import ChatRow, Fitted, chat_capacity
@@ -24,23 +24,25 @@ def begin(
     rows: Sequence[ChatRow],
     seeds: Sequence[int],
     size: tuple[int, int],
-    options,
+    each: Sequence[image_sampling.Options],
     most: int,
 ) -> ImageRun:
-    """The next image of each row; `size` (height, width) in pixels, `options` of `image_sampling`,
-    `most` images at once. The randomness of an image depends on the seed of its row, and on its
-    number.
+    """The next image of each row; `size` (height, width) in pixels, options of each, which differ
+    in scales only, `most` images at once. The randomness of an image depends on the seed of its
+    row, and on its number.
     """
     own = [fold(seed, 'image', len(row.images)) % 2**31 for seed, row in zip(seeds, rows)]
     # Padded with the first row, so that few programs are compiled.
     padding = programs.placement.full(padded_count(len(rows), most)) - len(rows)
-    padded = [*rows, *rows[:1] * padding]
-    batches = {branch: _batch(programs, padded, size, *branch) for branch in options.rows()}
-    return ImageRun(programs, params, batches, [*own, *own[:1] * padding], size, options)
+    rows, own, each = ([*those, *those[:1] * padding] for those in (rows, own, each))
+    weights = [options.weights() for options in each]
+    weights = guidance.stacked(weights, _keys(programs, each[0]))
+    batches = {branch: _batch(programs, rows, size, *branch) for branch in weights.rows()}
+    return ImageRun(programs, params, batches, own, size, each[0], weights)
 
 
 class ChatImages:
-    """The images that rows of a chat have begun: those of one size and options are generated
+    """The images that rows of a chat have begun: those of one size and program are generated
     together, one group after the other, so that text waits for one chunk only.
     """
 
@@ -91,12 +93,15 @@ class ChatImages:
                 said[i] = Said(ended=LENGTH)
                 continue
             options = settings.sampling if row.images else settings.sampling.without_images()
-            groups.setdefault((size, options), []).append((i, answer))
+            keys = _keys(self._programs, options)
+            key = size, options.program(), frozenset((*keys.pixels, *keys.tokens))
+            groups.setdefault(key, []).append((i, answer, options))
         if groups:
-            (size, options), group = next(iter(groups.items()))
-            rows, seeds = zip(*((answer.row, answer.settings.seed) for _, answer in group))
-            self._run = begin(self._programs, self._params, rows, seeds, size, options, self._most)
-            self._members = [(number, *each) for number, each in enumerate(group)]
+            group = next(iter(groups.values()))
+            size = next(iter(groups))[0]
+            rows, seeds, each = zip(*((a.row, a.settings.seed, options) for _, a, options in group))
+            self._run = begin(self._programs, self._params, rows, seeds, size, each, self._most)
+            self._members = [(number, i, a) for number, (i, a, _) in enumerate(group)]
         return said
 
 
@@ -108,6 +113,14 @@ def _finished(run: ImageRun, number: int, answer: Answer) -> Said:
     answer.wants_image, answer.waited, answer.ended = False, 0, '' if answer.left else LENGTH
     found = GeneratedImage(image, tokens, row.request, answer.settings.seed)
     return Said(image=found, ended=answer.ended)
+
+
+def _keys(programs: ChatPrograms, options: image_sampling.Options) -> guidance.Weights:
+    """Weights whose keys the programs are compiled for: those of the config, if they suffice."""
+    known, own = image_sampling.options(programs.config), options.weights()
+    if options == options.without_images():
+        known = known.without_images()
+    return known.weights() if own.within(known.weights()) else own
 
 
 def padded_count(count: int, most: int) -> int:

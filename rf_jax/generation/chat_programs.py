@@ -52,9 +52,9 @@ class ChatPrograms:
         self.decode = jit(self._decode, donate_argnums=(2,), out_shardings=decoded)
         self.begin_images = jit(self._begin_images, static_argnums=(3,), out_shardings=images)
         self.write_tokens = jit(
-            self._write_tokens, static_argnums=(6,), donate_argnums=(3,), out_shardings=images
+            self._write_tokens, static_argnums=(7,), donate_argnums=(3,), out_shardings=images
         )
-        self.move = jit(self._move, static_argnums=(5,), donate_argnums=(2,), out_shardings=images)
+        self.move = jit(self._move, static_argnums=(6,), donate_argnums=(2,), out_shardings=images)
         self.pixels = jit(self._pixels)
 
     def _shardings(self) -> Context | None:
@@ -105,18 +105,18 @@ class ChatPrograms:
         )
         return Context(state.cache, state.logits), state.place, tokens
 
-    def _begin_images(self, params, rows: Rows, seeds, options):
+    def _begin_images(self, params, rows: Rows, seeds, contexts):
         """`image_sampling.begin` with a seed for each image."""
-        return image_sampling.begin(self.model, self.config, options, params, rows, _keys(seeds))
+        return image_sampling.begin(self.model, self.config, params, rows, _keys(seeds), contexts)
 
-    def _write_tokens(self, params, rows: Rows, seeds, state, first, last, options):
+    def _write_tokens(self, params, rows: Rows, seeds, state, first, last, weights, options):
         return image_sampling.write(
-            self.model, options, params, rows, _keys(seeds), state, first, last
+            self.model, options, params, rows, _keys(seeds), state, first, last, weights
         )
 
-    def _move(self, params, rows: Rows, state, first, last, options):
+    def _move(self, params, rows: Rows, state, first, last, weights, options):
         return image_sampling.move(
-            self.model, self.config, options, params, rows, state, first, last
+            self.model, self.config, options, params, rows, state, first, last, weights
         )
 
     def _pixels(self, params, row: Arrays, z):

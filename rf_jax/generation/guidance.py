@@ -13,9 +13,12 @@ weights of the branches sum to one, so it makes no difference whether prediction
 combined.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 ALL, IMAGES, NONE = CONTEXTS = ('all', 'images', 'none')  # text and images, images alone, neither
 Branch = tuple[str, bool]
@@ -50,6 +53,45 @@ def token_weights(scale: float, image_scale: float = 0.0) -> dict[str, float]:
     return {context: weight for context, weight in weights.items() if weight}
 
 
+class Weights(NamedTuple):
+    """Weights of the pixel branches and of the contexts of the tokens: numbers, or one for each
+    image [B]. Programs are compiled for the keys and take the values as arguments.
+    """
+
+    pixels: Mapping[Branch, Any]
+    tokens: Mapping[str, Any]
+
+    def contexts(self) -> tuple[str, ...]:
+        """The contexts to cache, in the order of CONTEXTS."""
+        need = set(self.tokens) | {context for context, _ in self.pixels}
+        return tuple(context for context in CONTEXTS if context in need)
+
+    def rows(self) -> set[Branch]:
+        """The rows that `image_sampling.generate` needs."""
+        return {(ALL, True), *((context, True) for context in self.contexts()), *self.pixels}
+
+    def within(self, other: 'Weights') -> bool:
+        """Whether programs for the keys of `other` can run with these weights."""
+        return all(own.keys() <= known.keys() for own, known in zip(self, other))
+
+
+def stacked(each: Sequence[Weights], keys: Weights) -> Weights:
+    """float32 [B]: the weights of each image at the keys of `keys`, 0 where it has none."""
+
+    def values(field: str) -> dict:
+        columns = [getattr(weights, field) for weights in each]
+        return {
+            key: np.array([column.get(key, 0.0) for column in columns], np.float32)
+            for key in getattr(keys, field)
+        }
+
+    return Weights(values('pixels'), values('tokens'))
+
+
 def combine(values: Mapping, weights: Mapping) -> jax.Array:
-    """The sum over branches of weight * value."""
-    return sum(weight * values[branch] for branch, weight in weights.items())
+    """The sum over branches of weight * value; values [B, ...], weights numbers or [B]."""
+    return sum(_like(weight, values[branch]) * values[branch] for branch, weight in weights.items())
+
+
+def _like(weight: Any, value: jax.Array) -> Any:
+    return jnp.reshape(weight, (-1, *[1] * (value.ndim - 1))) if jnp.ndim(weight) else weight

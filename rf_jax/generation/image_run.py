@@ -17,7 +17,8 @@ PARTS = 12  # the flow is run in at most this many chunks
 class ImageRun:
     """Images of one size (height, width), which `image_sampling.generate` would give at once.
 
-    `rows`: as it takes them; `seeds` one for each row. `done`: whether all are finished.
+    `rows`: as it takes them; `seeds` and `weights`: one for each row. `done`: whether all are
+    finished.
     """
 
     def __init__(
@@ -28,16 +29,20 @@ class ImageRun:
         seeds: Sequence[int],
         size: tuple[int, int],
         options: image_sampling.Options,
+        weights: guidance.Weights,
     ):
-        self._programs, self._params, self._options, self._size = programs, params, options, size
-        given = {branch: rows[branch] for branch in options.rows()}, np.array(seeds, np.uint32)
+        self._programs, self._params, self._size = programs, params, size
+        self._options = options.program()
+        rows = {branch: rows[branch] for branch in weights.rows()}
+        given = rows, np.array(seeds, np.uint32), weights
         # Once, not for every chunk; placed as results are.
-        self._rows, self._seeds = (
+        self._rows, self._seeds, self._weights = (
             programs.placement.inputs(given)
             if programs.placement.mesh
             else jax.device_put(given, of_results(params))
         )
-        self._state = programs.begin_images(params, self._rows, self._seeds, options)
+        contexts = self._weights.contexts()
+        self._state = programs.begin_images(params, self._rows, self._seeds, contexts)
         self._places = self._state.writing.tokens.shape[1]
         self._written = self._moved = 0
         self._chunk = -(-options.steps // PARTS)
@@ -61,13 +66,13 @@ class ImageRun:
             first, self._written = self._written, min(self._written + CHUNK, self._places)
             self._state = programs.write_tokens(
                 *(self._params, self._rows, self._seeds, self._state),
-                *(np.int32(first), np.int32(self._written), options),
+                *(np.int32(first), np.int32(self._written), self._weights, options),
             )
         else:
             first, self._moved = self._moved, min(self._moved + self._chunk, options.steps)
             self._state = programs.move(
                 *(self._params, self._rows, self._state),
-                *(np.int32(first), np.int32(self._moved), options),
+                *(np.int32(first), np.int32(self._moved), self._weights, options),
             )
         self._pixels = None
         jax.block_until_ready(self._state)

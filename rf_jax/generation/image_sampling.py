@@ -4,7 +4,7 @@ All functions are pure and batched. The randomness of an example depends only on
 batch gives what its examples give one by one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from rf_jax.generation import guidance, kv_cache, token_sampling
 from rf_jax.models.unified import Unified
 from rf_jax.runtime.errors import choose, require
 from rf_jax.training import bounds, flow
+
+SCALES = ('guidance_representation', 'guidance_pixels', 'guidance_text', 'guidance_image')
 
 
 @dataclass(frozen=True)
@@ -33,23 +35,23 @@ class Options:
     guidance_image: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
 
-    def branches(self) -> dict[guidance.Branch, float]:
-        """Weights of the pixel branches."""
-        return guidance.pixel_weights(self.guidance_pixels, self.guidance_text, self.guidance_image)
+    def weights(self) -> guidance.Weights:
+        """Of the scales."""
+        return guidance.Weights(
+            guidance.pixel_weights(self.guidance_pixels, self.guidance_text, self.guidance_image),
+            guidance.token_weights(self.guidance_representation, self.guidance_image),
+        )
 
-    def token_weights(self) -> dict[str, float]:
-        """Weights of the contexts of the representation tokens."""
-        return guidance.token_weights(self.guidance_representation, self.guidance_image)
+    def weights_of(self, count: int) -> guidance.Weights:
+        """The same for each of `count` images."""
+        return guidance.stacked([self.weights()] * count, self.weights())
 
-    def contexts(self) -> tuple[str, ...]:
-        """The contexts to cache, in the order of `guidance.CONTEXTS`."""
-        need = set(self.token_weights()) | {context for context, _ in self.branches()}
-        return tuple(context for context in guidance.CONTEXTS if context in need)
-
-    def rows(self) -> set[guidance.Branch]:
-        """The rows that `generate` needs."""
-        contexts = {(context, True) for context in self.contexts()}
-        return {(guidance.ALL, True), *contexts, *self.branches()}
+    def program(self) -> 'Options':
+        """What programs are compiled for: the options with the default scales, as weights are
+        arguments.
+        """
+        defaults = {name: getattr(Options, name) for name in SCALES}
+        return replace(self, **defaults)
 
     def without_images(self) -> 'Options':
         """The same where there are no other images to be guided by."""
@@ -88,20 +90,20 @@ def generate(
     params,
     rows: Mapping[guidance.Branch, Batch],
     keys: jax.Array,
+    weights: guidance.Weights,
 ) -> tuple[jax.Array, jax.Array]:
     """Images of the rows.
 
-    rows: a batch for each branch of the options, and for the contexts with representation
-    (`inputs.generation_rows`), one example a row; keys [B]. Gives (patches float32 [B, P, C] in
-    [-1, 1], representation tokens [B, N, ...] as `token_sampling.sample` says).
+    rows: a batch for each branch of the weights, and for the contexts with representation
+    (`inputs.generation_rows`), one example a row; keys [B]; weights: those of the scales, which
+    `options` are not read for. Gives (patches float32 [B, P, C] in [-1, 1], representation tokens
+    [B, N, ...] as `token_sampling.sample` says).
     """
-    if not any(context == guidance.IMAGES for context, _ in rows):
-        options = options.without_images()
-    contexts = options.contexts()
+    contexts = weights.contexts()
     batch = _stack([rows[context, True] for context in contexts])
-    tokens, cache = token_sampling.sample(model, options, params, batch, contexts, keys)
+    tokens, cache = token_sampling.sample(model, options, params, batch, weights, keys)
     caches = dict(zip(contexts, _split(cache, len(contexts))))
-    latents = generate_latents(model, config, options, params, rows, caches, keys)
+    latents = generate_latents(model, config, options, params, rows, caches, keys, weights.pixels)
     bound = model.bind({'params': params})
     return bound.pixels(latents, rows[guidance.ALL, True]), tokens
 
@@ -114,55 +116,80 @@ class State(NamedTuple):
 
 
 def begin(
-    model: Unified, config: ConfigDict, options: Options, params, rows, keys: jax.Array
+    model: Unified, config: ConfigDict, params, rows, keys: jax.Array, contexts: Sequence[str]
 ) -> State:
     """Images of the rows before their first token. `begin`, `write`, `move` and the model's
-    `pixels` give what `generate` gives, up to rounding; `rows` as there, `options` without what
-    they have no rows for.
+    `pixels` give what `generate` gives, up to rounding; `rows` as there, `contexts` those of the
+    weights.
     """
-    batch = _stack([rows[context, True] for context in options.contexts()])
+    batch = _stack([rows[context, True] for context in contexts])
     writing = token_sampling.begin(model, params, batch, keys.shape[0])
     return State(writing, noise(model, config, rows, keys))
 
 
 def write(
-    model: Unified, options: Options, params, rows, keys: jax.Array, state: State, first, last
+    model: Unified,
+    options: Options,
+    params,
+    rows,
+    keys: jax.Array,
+    state: State,
+    first,
+    last,
+    weights: guidance.Weights,
 ) -> State:
     """The tokens of the places [first, last) of `token_sampling.places`."""
-    contexts = options.contexts()
-    batch = _stack([rows[context, True] for context in contexts])
+    batch = _stack([rows[context, True] for context in weights.contexts()])
     writing = token_sampling.write(
-        model, options, params, batch, contexts, keys, state.writing, first, last
+        model, options, params, batch, weights, keys, state.writing, first, last
     )
     return state._replace(writing=writing)
 
 
 def move(
-    model: Unified, config: ConfigDict, options: Options, params, rows, state: State, first, last
+    model: Unified,
+    config: ConfigDict,
+    options: Options,
+    params,
+    rows,
+    state: State,
+    first,
+    last,
+    weights: guidance.Weights,
 ) -> State:
     """The steps [first, last) of the flow."""
-    contexts = options.contexts()
+    contexts = weights.contexts()
     caches = dict(zip(contexts, _split(state.writing.cache, len(contexts))))
-    z = integrate(model, config, options, params, rows, caches, state.z, first, last)
+    given = model, config, options, params, rows, caches, state.z
+    z = integrate(*given, first, last, weights.pixels)
     return state._replace(z=z)
 
 
 def generate_latents(
-    model: Unified, config: ConfigDict, options: Options, params, rows, caches, keys
+    model: Unified, config: ConfigDict, options: Options, params, rows, caches, keys, branches
 ) -> jax.Array:
     """Integrates the flow from noise at t = 0 to clean patches or latents: float32 [B, P, Z].
 
-    caches: {context: keys and values of all tokens before the pixels}.
+    caches: {context: keys and values of all tokens before the pixels}; branches: weights of the
+    pixel branches.
     """
     z = noise(model, config, rows, keys)
-    return integrate(model, config, options, params, rows, caches, z, 0, options.steps)
+    return integrate(model, config, options, params, rows, caches, z, 0, options.steps, branches)
 
 
 def integrate(
-    model: Unified, config: ConfigDict, options: Options, params, rows, caches, z, first, last
+    model: Unified,
+    config: ConfigDict,
+    options: Options,
+    params,
+    rows,
+    caches,
+    z,
+    first,
+    last,
+    branches,
 ) -> jax.Array:
     """The steps [first, last) of the flow, which may be traced, from z [B, P, Z] before them."""
-    branches = options.branches()
     batch = _stack([rows[branch] for branch in branches])
     cache = _stack_caches([caches[context] for context, _ in branches])
     conditional = rows[guidance.ALL, True]

@@ -143,11 +143,9 @@ class Sampler:
         Raises UserError for a size, an option or a number of values that does not fit.
         """
         prompts = [clean(each) for each in arguments.strings(prompts, 'prompts')]
-        sizes = (
-            arguments.integers('size', size, prompts, (2,))
-            if size is not None
-            else [None] * len(prompts)
-        )
+        sizes = [None] * len(prompts)
+        if size is not None:
+            sizes = arguments.integers('size', size, prompts, (2,))
         numbers = (
             arguments.occurrences(prompts)
             if number is None
@@ -243,16 +241,19 @@ class Sampler:
 
     def _generate(self, requests: Sequence[Request], options: image_sampling.Options):
         """(patches float32 [B, P, C], tokens [B, N, ...]) of one compiled call."""
+        weights = options.without_images().weights_of(len(requests))
+        options = options.program()
         if options not in self._programs:
 
-            def generate(params, rows, seeds):
+            def generate(params, rows, seeds, weights):
                 keys = jax.vmap(jax.random.key)(seeds)
-                return image_sampling.generate(self.model, self.config, options, params, rows, keys)
+                given = self.model, self.config, options, params, rows, keys, weights
+                return image_sampling.generate(*given)
 
             self._programs[options] = self.placement.jit(generate)
         rows = inputs.generation_rows(self.config, self.tokenizer, self.model.channels, requests)
         seeds = np.array([r.seed for r in requests], np.uint32)
-        arguments = self.placement.inputs((rows, seeds))
+        arguments = self.placement.inputs((rows, seeds, weights))
         patches, tokens = self._programs[options](self.params, *arguments)
         return np.asarray(patches), np.asarray(tokens)
 

@@ -55,13 +55,21 @@ def begin(model: Unified, params, batch: Arrays, count: int) -> Writing:
 
 
 def write(
-    model: Unified, options, params, batch: Arrays, contexts, keys, state: Writing, first, last
+    model: Unified,
+    options,
+    params,
+    batch: Arrays,
+    weights: guidance.Weights,
+    keys,
+    state: Writing,
+    first,
+    last,
 ) -> Writing:
     """Samples the tokens of the places [first, last), which may be traced; the rest as `sample`."""
     rows = jnp.arange(batch['cells'].shape[0])
     before = batch['text_tokens'].shape[1] + batch['vision_pixels'].shape[1] // 4
     start = batch.get('start', jnp.zeros_like(rows))
-    weights = options.token_weights()
+    contexts = weights.contexts()
 
     def following(place, state):
         cache, token, tokens = state
@@ -72,22 +80,22 @@ def write(
         x, cache = kv_cache.one(model, params, batch, cache, before + start + place, x, (0, 1, 0))
         found = bound.predict_representation(x)[:, 0]
         found = dict(zip(contexts, jnp.split(found, len(contexts))))
-        guided = guidance.combine(found, weights)
+        guided = guidance.combine(found, weights.tokens)
         token = model.kind.sample(guided, place, keys, options.temperature, options.top_k)
         return Writing(cache, token, tokens.at[:, place].set(token))
 
     return jax.lax.fori_loop(first, last, following, state)
 
 
-def sample(model: Unified, options, params, batch: Arrays, contexts, keys):
+def sample(model: Unified, options, params, batch: Arrays, weights: guidance.Weights, keys):
     """(tokens [B, N, ...] with N = 0 for a kind that has none, cache of all before the pixels).
 
-    options: `image_sampling.Options`. `batch` has the rows of the contexts one after another; keys
-    [B], one per image. In a conversation with earlier generated images `batch` has their `tokens`
-    [B, R, ...], as `embed_representation` takes them, and `start` int32 [B], the place of the new
-    image in the representation stream.
+    options: `image_sampling.Options`. `batch` has the rows of the contexts of the weights one after
+    another; keys [B], one per image. In a conversation with earlier generated images `batch` has
+    their `tokens` [B, R, ...], as `embed_representation` takes them, and `start` int32 [B], the
+    place of the new image in the representation stream.
     """
     state, length = begin(model, params, batch, keys.shape[0]), places(model, batch)
     if length:
-        state = write(model, options, params, batch, contexts, keys, state, 0, length)
+        state = write(model, options, params, batch, weights, keys, state, 0, length)
     return state.tokens[:, :-1], state.cache  # the last token has no successor

@@ -31,19 +31,20 @@ def sample(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
                 'vision_images': 0, 'pixel_images': 1}  # fmt: skip
     row, count = _rows(placement, capacity, model.channels), placement.multiple
     options = image_sampling.options(config)
-    rows = dict.fromkeys(options.rows(), row)
+    weights = options.without_images().weights()
+    rows = dict.fromkeys(weights.rows(), row)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
     keys = jax.ShapeDtypeStruct(
         keys.shape, keys.dtype, sharding=mesh.batch_sharding(placement.mesh)
     )
     program = placement.jit(partial(image_sampling.generate, model, config, options))
     pixels, before = side**2, PROMPT + tokens
-    pairs = {'': len(options.branches()) * _pairs(config, pixels, before + pixels)}
+    pairs = {'': len(weights.pixels) * _pairs(config, pixels, before + pixels)}
     size = side * config.data.patch_size
     return cost(
         'sample',
         program,
-        (params, rows, keys),
+        (params, rows, keys, weights),
         placement.mesh,
         config,
         kernel_flops=_kernel_flops(config, placement.mesh, pairs),

@@ -61,9 +61,9 @@ def _guarded(server: Server, path: str, handle, method: str = 'GET') -> Route:
 
 async def _models(server: Server, request: Request) -> Response:
     talks = data_fields.talks(server.sampler.config)
-    # The last two are our own, for the page: what the model was trained for.
+    # The last three are our own, for the page: what the model was trained for, and scales.
     entry = {'id': server.model, 'object': 'model', 'created': 0, 'owned_by': 'rf_jax',
-             'draws': server.draws, 'chats': talks}  # fmt: skip
+             'draws': server.draws, 'chats': talks, 'guidance': server.guidance}  # fmt: skip
     name = request.path_params.get('name')
     if name is None:
         return JSONResponse({'object': 'list', 'data': [entry]})

@@ -40,7 +40,7 @@ async def answer(server: Server, request: Request) -> Response:
         Settings(
             *(asked.temperature, asked.top_k, asked.top_p, choice_seed(seed, i), asked.most, size),
             images=asked.images and server.chats, partial_images=asked.partial_images,
-            sampling=server.sampler.options(),
+            sampling=server.sampling(asked.guidance),
         )
         for i in range(asked.count)
     ]  # fmt: skip

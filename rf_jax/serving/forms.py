@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,11 @@ import numpy as np
 from rf_jax.data import image_ops, image_urls, messages
 from rf_jax.data.messages import ImagePart, Message
 from rf_jax.data.records import BadImage
+from rf_jax.generation.image_sampling import SCALES
+from rf_jax.serving import fields
 from rf_jax.serving.errors import ApiError, invalid
 
 MOST_CHOICES = 8  # answers, or images, of one request
-_MOST_STOPS, _LONGEST_STOP = 4, 200  # texts, and characters of one
 _LONGEST_PROMPT = 32_000  # characters
 _LONGEST_PIECE = 128  # characters of a token: white space in Qwen's vocabulary
 # Fields that change nothing here.
@@ -29,14 +30,17 @@ _UNSUPPORTED: dict[str, tuple] = {
 }  # fmt: skip
 _CHAT = {'messages', 'model', 'max_tokens', 'max_completion_tokens', 'temperature', 'top_p',
          'top_k', 'n', 'seed', 'stop', 'stream', 'stream_options', 'modalities',
-         'size', 'partial_images'}  # fmt: skip
+         'size', 'partial_images', *SCALES}  # fmt: skip
 _IMAGES = {'prompt', 'model', 'n', 'size', 'seed', 'response_format', 'output_format', 'quality',
-           'style', 'background', 'stream', 'partial_images', 'partial_tokens'}  # fmt: skip
+           'style', 'background', 'stream', 'partial_images', 'partial_tokens',
+           *SCALES}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A request of /v1/chat/completions. `size` (height, width) or None; `most` 0: no limit."""
+    """A request of /v1/chat/completions. `size` (height, width) or None; `most` 0: no limit;
+    `guidance`: scales in place of the server's.
+    """
 
     messages: tuple[Message, ...]
     most: int
@@ -51,12 +55,14 @@ class Chat:
     images: bool
     size: tuple[int, int] | None
     partial_images: int
+    guidance: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Images:
     """A request of /v1/images/generations or /v1/images/edits. What is `partial` is shown before an
-    image, if it is streamed."""
+    image, if it is streamed; `guidance` as in Chat.
+    """
 
     prompt: str
     count: int
@@ -66,37 +72,41 @@ class Images:
     stream: bool = False
     partial_images: int = 0
     partial_tokens: bool = False
+    guidance: Mapping[str, float] = field(default_factory=dict)
 
 
 def chat(body: Any, model: str, max_pixels: int, capacity: Mapping[str, int]) -> Chat:
     """`capacity`: config.data.capacity of the model. Raises ApiError."""
-    body = _object(body)
+    body = fields.json_object(body)
     _check_names(body, _CHAT | _IGNORED)
     _check_model(body, model)
-    most = [_integer(body, name, 0, 1, 10**6) for name in ('max_completion_tokens', 'max_tokens')]
-    stream, options = _boolean(body, 'stream'), body.get('stream_options') or {}
+    most = [
+        fields.integer(body, name, 0, 1, 10**6) for name in ('max_completion_tokens', 'max_tokens')
+    ]
+    stream, options = fields.boolean(body, 'stream'), body.get('stream_options') or {}
     if not isinstance(options, Mapping) or set(options) - {'include_usage', 'include_obfuscation'}:
         raise invalid('stream_options', 'stream_options must look like {"include_usage": true}')
     return Chat(
         messages=_messages(body.get('messages'), max_pixels, capacity),
         most=most[0] or most[1],
-        temperature=_number(body, 'temperature', 1.0, 0.0, 2.0),
-        top_p=max(_number(body, 'top_p', 1.0, 0.0, 1.0), 1e-6),  # 0: the likeliest token
-        top_k=max(0, _integer(body, 'top_k', 0, -1, 10**6)),
-        count=_integer(body, 'n', 1, 1, MOST_CHOICES),
-        seed=_seed(body),
-        stops=_stops(body.get('stop')),
+        temperature=fields.number(body, 'temperature', 1.0, 0.0, 2.0),
+        top_p=max(fields.number(body, 'top_p', 1.0, 0.0, 1.0), 1e-6),  # 0: the likeliest token
+        top_k=max(0, fields.integer(body, 'top_k', 0, -1, 10**6)),
+        count=fields.integer(body, 'n', 1, 1, MOST_CHOICES),
+        seed=fields.seed(body),
+        stops=fields.stops(body.get('stop')),
         stream=stream,
         usage=bool(options.get('include_usage')),
-        images=_modalities(body.get('modalities')),
+        images=fields.modalities(body.get('modalities')),
         size=_size(body.get('size')),
-        partial_images=_integer(body, 'partial_images', 0, 0, 3) * stream,
+        partial_images=fields.integer(body, 'partial_images', 0, 0, 3) * stream,
+        guidance=fields.guidance(body),
     )
 
 
 def image_generation(body: Any, model: str) -> Images:
     """Raises ApiError."""
-    body = _object(body)
+    body = fields.json_object(body)
     _check_names(body, _IMAGES | _IGNORED | {'moderation', 'output_compression'})
     return _images(body, model, ())
 
@@ -119,16 +129,11 @@ def _images(body: Mapping, model: str, images: tuple[np.ndarray, ...]) -> Images
     for name, only in (('response_format', 'b64_json'), ('output_format', 'png')):
         if body.get(name) not in (None, only):
             raise invalid(name, f'only {name}="{only}" is supported')
-    count = _integer(body, 'n', 1, 1, MOST_CHOICES)
-    stream, tokens = _boolean(body, 'stream'), _boolean(body, 'partial_tokens')
-    shown = stream, _integer(body, 'partial_images', 0, 0, 3) * stream, tokens
-    return Images(prompt, count, _size(body.get('size')), _seed(body), images, *shown)
-
-
-def _object(body: Any) -> Mapping:
-    if not isinstance(body, Mapping):
-        raise invalid(None, f'the body must be a JSON object, not {_kind(body)}')
-    return body
+    count = fields.integer(body, 'n', 1, 1, MOST_CHOICES)
+    stream, tokens = fields.boolean(body, 'stream'), fields.boolean(body, 'partial_tokens')
+    shown = stream, fields.integer(body, 'partial_images', 0, 0, 3) * stream, tokens
+    how = count, _size(body.get('size')), fields.seed(body)
+    return Images(prompt, *how, images, *shown, fields.guidance(body))
 
 
 def _check_names(body: Mapping, known: set[str]) -> None:
@@ -144,7 +149,7 @@ def _check_names(body: Mapping, known: set[str]) -> None:
 def _check_model(body: Mapping, model: str) -> None:
     given = body.get('model', model)
     if not isinstance(given, str):
-        raise invalid('model', f'model must be a string, not {_kind(given)}')
+        raise invalid('model', f'model must be a string, not {fields.kind(given)}')
     if given != model:
         message = f'the model {given!r} does not exist; this server has {model!r}'
         raise ApiError(404, message, 'model', 'model_not_found')
@@ -201,14 +206,14 @@ def _with_pixels(number: int, message: Message, max_pixels: int) -> Message:
 
 def _bytes_of(url: Any, where: str) -> bytes:
     if not isinstance(url, str):
-        raise invalid(where, f'the URL of an image is {_kind(url)}, expected a string')
+        raise invalid(where, f'the URL of an image is {fields.kind(url)}, expected a string')
     try:
         found = image_urls.bytes_of(url)
     except ValueError as error:
         raise invalid(where, str(error)) from None
     if found is None:
         said = 'only data URLs, data:image/png;base64,..., are read; this server fetches nothing'
-        raise invalid(where, f'image URL {_short(url)}: {said}')
+        raise invalid(where, f'image URL {fields.short(url)}: {said}')
     return found
 
 
@@ -219,79 +224,11 @@ def _decoded(data: bytes, max_pixels: int, where: str) -> np.ndarray:
         raise invalid(where, f'an image cannot be read: {error}') from None
 
 
-def _number(body: Mapping, name: str, default: float, low: float, high: float) -> float:
-    value = body.get(name)
-    value = default if value is None else value
-    whole = isinstance(value, int | float) and not isinstance(value, bool)
-    if not whole or not low <= value <= high:
-        raise invalid(name, f'{name}={_short(value)} must be a number from {low:g} to {high:g}')
-    return float(value)
-
-
-def _integer(body: Mapping, name: str, default: int, low: int, high: int) -> int:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, str) and re.fullmatch(r'-?\d{1,19}', value):  # forms hold text only
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise invalid(name, f'{name}={_short(value)} must be an integer from {low} to {high}')
-    return value
-
-
-def _seed(body: Mapping) -> int | None:
-    if body.get('seed') is None:
-        return None
-    return _integer(body, 'seed', 0, -(2**63), 2**63 - 1) % 2**31
-
-
-def _boolean(body: Mapping, name: str) -> bool:
-    value = body.get(name)
-    value = value == 'true' if value in ('true', 'false') else value  # forms hold text only
-    if value is not None and not isinstance(value, bool):
-        raise invalid(name, f'{name}={_short(value)} must be true or false')
-    return bool(value)
-
-
-def _stops(given: Any) -> tuple[str, ...]:
-    stops = [] if given is None else [given] if isinstance(given, str) else given
-    text = isinstance(stops, list) and all(
-        isinstance(each, str) and 0 < len(each) <= _LONGEST_STOP for each in stops
-    )
-    if not text or len(stops) > _MOST_STOPS:
-        raise invalid(
-            'stop',
-            f'stop must be a string or a list of up to {_MOST_STOPS} strings, of up to '
-            f'{_LONGEST_STOP} characters',
-        )
-    return tuple(stops)
-
-
-def _modalities(given: Any) -> bool:
-    """Whether the answer may have images."""
-    if given is None:
-        return True
-    if not isinstance(given, list) or not given or set(map(str, given)) - {'text', 'image'}:
-        raise invalid('modalities', 'modalities must be ["text"] or ["text", "image"]')
-    return 'image' in given
-
-
 def _size(given: Any) -> tuple[int, int] | None:
     """(height, width) of a size WIDTHxHEIGHT."""
     if given in (None, 'auto'):
         return None
     found = re.fullmatch(r'(\d{1,5})x(\d{1,5})', given) if isinstance(given, str) else None
     if not found:
-        raise invalid('size', f'size={_short(given)} must look like "64x64", width x height')
+        raise invalid('size', f'size={fields.short(given)} must look like "64x64", width x height')
     return int(found[2]), int(found[1])
-
-
-def _kind(value: Any) -> str:
-    names = {dict: 'an object', list: 'a list', str: 'a string', bool: 'a boolean',
-             int: 'a number', float: 'a number', type(None): 'null'}  # fmt: skip
-    return names.get(type(value), type(value).__name__)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f'{text[:57]}...'

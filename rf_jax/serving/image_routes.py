@@ -36,6 +36,7 @@ async def generate(server: Server, request: Request) -> Response:
     size = server.size(asked.size)
     jobs = [
         Drawing(give, deadline, partial_images=asked.partial_images,
+                sampling=server.sampling(asked.guidance),
                 request=inputs.request(server.sampler.config, asked.prompt, seed, i, size))
         for i, give in enumerate(gives)
     ]  # fmt: skip
@@ -62,7 +63,7 @@ async def edit(server: Server, request: Request) -> Response:
             give, deadline, draw=True, row=await to_thread.run_sync(row_of, server, [message]),
             settings=Settings(seed=choice_seed(seed, i), size=size,
                               partial_images=asked.partial_images,
-                              sampling=server.sampler.options()),
+                              sampling=server.sampling(asked.guidance)),
         )
         for i, give in enumerate(gives)
     ]  # fmt: skip

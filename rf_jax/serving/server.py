@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect, Request
 
 from rf_jax.data import data_fields
+from rf_jax.generation.image_sampling import Options
 from rf_jax.runtime.rng import fold
 from rf_jax.serving.errors import ApiError, invalid
 from rf_jax.serving.metrics import Metrics
@@ -51,6 +52,14 @@ class Server:
         """Of the worker."""
         return self.worker.sampler
 
+    @property
+    def guidance(self) -> dict[str, float]:
+        """The scales that a request can change freely, and what they are without a change."""
+        names = {'guidance_representation': self.sampler.pool, 'guidance_pixels': self.draws}
+        options = self.sampler.options()
+        found = {name: getattr(options, name) for name, used in names.items() if used}
+        return {name: scale for name, scale in found.items() if scale != 1}
+
     def size(self, given: tuple[int, int] | None) -> tuple[int, int]:
         """A size that is served. Raises ApiError."""
         if given is None:
@@ -59,6 +68,17 @@ class Server:
             known = ', '.join(f'{width}x{height}' for height, width in self.sizes)
             raise invalid('size', f'size={given[1]}x{given[0]} is not served; sizes: {known}')
         return given
+
+    def sampling(self, guidance: Mapping[str, float]) -> Options:
+        """How images are generated, with these scales. Raises ApiError for those that need
+        programs that were not compiled when the server started.
+        """
+        compiled, options = self.sampler.options(), self.sampler.options(**guidance)
+        if not options.weights().within(compiled.weights()):
+            name = next(iter(guidance))
+            given = ' '.join(f'--sampling={key}={value:g}' for key, value in guidance.items())
+            raise invalid(name, f'this server has no programs for this guidance; start it: {given}')
+        return options
 
 
 async def read_body(server: Server, request: Request) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from absl import logging
 
-from rf_jax.generation import chat_images, inputs
+from rf_jax.generation import chat_images, guidance, image_sampling, inputs
 from rf_jax.generation.chat_answer import Said, Settings
 from rf_jax.generation.chat_engine import buckets
 from rf_jax.generation.chat_images import padded_count
@@ -51,6 +51,7 @@ class Drawing(Job):
     """
 
     request: inputs.Request = field(kw_only=True)
+    sampling: image_sampling.Options = field(kw_only=True)
     partial_images: int = field(default=0, kw_only=True)
 
 
@@ -208,20 +209,29 @@ class Worker:
             self._drawn = dict(enumerate(fit[: self.rows]))
             for job in self._drawn.values():
                 self._drawings.remove(job)
-        self._run = self._run_of([job.request for job in self._drawn.values()])
+        jobs = self._drawn.values()
+        self._run = self._run_of([job.request for job in jobs], [job.sampling for job in jobs])
         return True
 
-    def _run_of(self, requests: Sequence[inputs.Request]) -> ImageRun:
-        """Images of prompts, by programs whose shapes depend on their size alone."""
+    def _run_of(
+        self, requests: Sequence[inputs.Request], each: Sequence[image_sampling.Options]
+    ) -> ImageRun:
+        """Images of prompts, by programs whose shapes depend on their size alone; `each`: options,
+        which differ in scales only.
+        """
         sampler, config = self.sampler, self.sampler.config
         count = sampler.placement.full(padded_count(len(requests), self.rows))
-        padded = [*requests, *requests[:1] * (count - len(requests))]
+        missing = count - len(requests)
+        padded, each = ([*those, *those[:1] * missing] for those in (requests, each))
         rows = inputs.generation_rows(
             config, sampler.tokenizer, sampler.model.channels, padded, config.data.max_text_tokens
         )
         size, seeds = (requests[0].height, requests[0].width), [each.seed for each in padded]
         options = sampler.options().without_images()
-        return ImageRun(self.engine.programs, sampler.params, rows, seeds, size, options)
+        weights = guidance.stacked(
+            [one.without_images().weights() for one in each], options.weights()
+        )
+        return ImageRun(self.engine.programs, sampler.params, rows, seeds, size, options, weights)
 
     def _fail(self, error: ApiError) -> None:
         """Gives an error to every job and starts anew."""
@@ -253,7 +263,7 @@ class Worker:
             for count in counts:
                 if draws:
                     request = inputs.request(self.sampler.config, 'warm up', 0, 0, size)
-                    _compile(self._run_of([request] * count))
+                    _compile(self._run_of([request] * count, [self.sampler.options()] * count))
                 if chats:
                     self._warm_up_images(size, count)
 
@@ -265,7 +275,8 @@ class Worker:
             seeds = [0] * count
             _compile(
                 chat_images.begin(
-                    self.engine.programs, self.sampler.params, rows, seeds, size, chosen, self.rows
+                    *(self.engine.programs, self.sampler.params, rows, seeds, size),
+                    *([chosen] * count, self.rows),
                 )
             )
 

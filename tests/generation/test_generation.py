@@ -54,10 +54,10 @@ def test_cached_generation_equals_the_full_forward(sampler, split):
         sampler = make_sampler(split)
     model, params, rows = sampler.model, sampler.params, rows_of(sampler, REQUESTS)
     options = image_sampling.Options(temperature=0.0, guidance_representation=2.0)
-    contexts = (ALL, NONE)
+    contexts, weights = (ALL, NONE), options.weights()
     batch = image_sampling._stack([rows[context, True] for context in contexts])
     codes, cache = jax.jit(
-        lambda params, keys: token_sampling.sample(model, options, params, batch, contexts, keys)
+        lambda params, keys: token_sampling.sample(model, options, params, batch, weights, keys)
     )(params, keys_of(REQUESTS))
     caches = dict(zip(contexts, image_sampling._split(cache, 2)))
     assert codes.shape == (3, 4) and codes.dtype == jnp.int32
@@ -107,7 +107,7 @@ def test_codes_follow_the_models_distribution(sampler):
     batch['cells'] = batch['cells'][:, :2]  # one code is enough
     keys = jax.vmap(jax.random.key)(np.arange(count))
     codes, _ = jax.jit(
-        lambda params: token_sampling.sample(model, options, params, batch, (ALL, NONE), keys)
+        lambda params: token_sampling.sample(model, options, params, batch, options.weights(), keys)
     )(params)
     assert codes.shape == (count, 1)
     empty = jnp.full((1, 4), -1, jnp.int32)
@@ -293,11 +293,9 @@ def test_branches_without_weight_are_not_run():
     assert set(guidance.pixel_weights(3.0, 3.0)) == {(ALL, True), (NONE, False)}
     assert guidance.pixel_weights(1.0) == {(ALL, True): 1.0}
     assert guidance.token_weights(1.0) == {ALL: 1.0}
-    assert image_sampling.Options(guidance_representation=1, guidance_pixels=1).contexts() == (ALL,)
-    assert image_sampling.Options(guidance_representation=1, guidance_pixels=3).contexts() == (
-        ALL,
-        NONE,
-    )
+    for scale, contexts in ((1, (ALL,)), (3, (ALL, NONE))):
+        options = image_sampling.Options(guidance_representation=1, guidance_pixels=scale)
+        assert options.weights().contexts() == contexts
 
 
 def test_top_k_keeps_the_greatest():
@@ -361,6 +359,7 @@ def test_flow_ends_at_the_guided_image(monkeypatch, method, changes, right):
     options = image_sampling.Options(steps=10, method=method, **changes)
     keys = jax.vmap(jax.random.key)(np.arange(2))
     found = image_sampling.generate_latents(
-        Constant(monkeypatch), config, options, None, rows, caches, keys
+        *(Constant(monkeypatch), config, options, None, rows, caches, keys),
+        options.weights().pixels,
     )
     np.testing.assert_allclose(found, np.full((2, 8, 3), right), atol=1e-5)

@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_sampler import make_sampler
 
 from rf_jax.data import image_ops
-from rf_jax.generation import image_run, inputs
+from rf_jax.generation import guidance, image_run, inputs
 from rf_jax.generation.chat_programs import ChatPrograms
 from rf_jax.generation.sampler import ROWS
 from rf_jax.runtime.errors import UserError
@@ -57,8 +57,9 @@ def test_an_image_chunk_by_chunk_is_that_of_one_program_bit_for_bit(sampler, mon
         sampler.config, sampler.tokenizer, sampler.model.channels, [request]
     )
     programs = ChatPrograms(sampler.model, sampler.config, sampler.tokenizer)
+    options = sampler.options(steps=14)
     run = image_run.ImageRun(
-        *(programs, sampler.params, rows, [request.seed], (64, 64), sampler.options(steps=14))
+        *(programs, sampler.params, rows, [request.seed], (64, 64), options, options.weights_of(1))
     )
     tokens, shown = [], []
     while not run.done:
@@ -72,6 +73,41 @@ def test_an_image_chunk_by_chunk_is_that_of_one_program_bit_for_bit(sampler, mon
     assert (shown[-2] != whole.image).any()
     # No chunk has a program of its own.
     assert programs.write_tokens._cache_size() == programs.move._cache_size() == 1
+
+
+def test_images_of_a_run_have_scales_of_their_own(sampler):
+    """Without guidance, with a lot of it, and with that of the config."""
+    scales = [
+        {'guidance_pixels': 1.0, 'guidance_representation': 1.0},
+        {'guidance_pixels': 6.0, 'guidance_representation': 4.0},
+        {},
+    ]
+    alone = [sampler.generate('a red heart', 7, **each)[0] for each in scales]
+    request = inputs.request(sampler.config, 'a red heart', 7)
+    rows = inputs.generation_rows(
+        sampler.config, sampler.tokenizer, sampler.model.channels, [request] * 3
+    )
+    weights = [sampler.options(**each).weights() for each in scales]
+    assert weights[0].within(weights[1]) and not weights[1].within(weights[0])
+    run = image_run.ImageRun(
+        *(ChatPrograms(sampler.model, sampler.config, sampler.tokenizer), sampler.params, rows),
+        *([request.seed] * 3, (64, 64), sampler.options()),
+        guidance.stacked(weights, sampler.options().weights()),
+    )
+    while not run.done:
+        run.step()
+    for number, right in enumerate(alone):
+        np.testing.assert_array_equal(run.tokens(number), right.tokens)
+        np.testing.assert_allclose(run.image(number).astype(int), right.image, atol=1)
+    assert len({each.image.tobytes() for each in alone}) == 3
+
+
+def test_other_scales_run_the_same_program(sampler):
+    sampler.generate('flag', guidance_pixels=2.0)
+    (program,) = [sampler._programs[key] for key in sampler._programs if key == sampler.options()]
+    before = program._cache_size()
+    sampler.generate('flag', guidance_pixels=2.5, guidance_representation=1.5)
+    assert program._cache_size() == before
 
 
 def test_a_string_is_a_list_of_one_and_numbers_count_equal_prompts(sampler):

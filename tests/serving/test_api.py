@@ -64,6 +64,7 @@ def test_models(client):
     assert [model.id for model in client.models.list()] == ['tiny']
     found = client.models.retrieve('tiny')
     assert found.id == 'tiny' and found.draws and found.chats
+    assert found.guidance == {'guidance_representation': 2.0, 'guidance_pixels': 3.0}
 
 
 def test_a_greedy_answer_is_that_of_the_sampler(client, serving):
@@ -182,6 +183,33 @@ def test_images_from_prompts_and_edits(client):
     image = ('a.png', encoded(), 'image/png')
     edited = arrays(client.images.edit(image=image, prompt='a red heart', **more))
     assert edited[0].shape == (64, 64, 3)
+
+
+def test_guidance_of_a_request(client, serving):
+    """The images of the sampler at these scales, without new programs."""
+    before = compilations(serving)
+
+    def image(**scales):
+        more = {'extra_body': {'seed': 3} | scales}
+        return array(client.images.generate(model='tiny', prompt='flag', **more).data[0].b64_json)
+
+    given = [{}, {'guidance_pixels': 1}, {'guidance_pixels': 7.5, 'guidance_representation': 1}]
+    found = [image(**scales) for scales in given]
+    edited = [
+        client.images.edit(
+            image=('a.png', encoded(), 'image/png'),
+            prompt='flag',
+            **{'model': 'tiny', 'extra_body': {'seed': 3, 'guidance_pixels': scale}},
+        )
+        for scale in (1, 7.5)
+    ]
+    assert edited[0].data[0].b64_json != edited[1].data[0].b64_json
+    assert drawn(client, extra_body={'guidance_pixels': 1})
+    assert compilations(serving) == before, 'something was compiled after the warm-up'
+    for image, scales in zip(found, given):
+        (right,) = serving.server.sampler.generate('flag', 3, **scales)
+        np.testing.assert_allclose(image.astype(int), right.image, atol=1)
+    assert len({image.tobytes() for image in found}) == 3
 
 
 # Images while they are generated
@@ -330,6 +358,9 @@ WRONG = [
     (message('a') | {'modalities': ['smell']}, 'modalities must be'),
     (message('a') | {'size': '7x7'}, 'size=7x7 is not served; sizes: 64x64'),
     (message('a') | {'stream_options': 5}, 'stream_options must'),
+    (message('a') | {'guidance_pixels': 'high'}, "guidance_pixels='high' must be a number"),
+    (message('a') | {'guidance_pixels': 1000}, 'from 0 to 100'),
+    (message('a') | {'guidance_text': 5}, 'start it: --sampling=guidance_text=5'),
 ]
 
 

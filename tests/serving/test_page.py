@@ -1,5 +1,6 @@
 """The page in a real browser, where there is one."""
 
+import json
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 from waiting import until
 
 webdriver = pytest.importorskip('selenium.webdriver')
+from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +118,26 @@ def test_what_is_previewed_is_not_yet_the_image(page):
     seen = page.execute_script('return window.seen')
     assert len(seen) == len(set(seen)) == 4
     assert figure.find_element('tag name', 'img').get_attribute('src') == seen[-1]
+
+
+def test_guidance_is_sent_once_it_is_moved(page):
+    page.execute_script(
+        """window.sent = []; window.plain ||= window.fetch;
+        window.fetch = (url, how) => {
+            window.sent.push(how.body);
+            return window.plain(url, how);
+        };"""
+    )
+    draw(page, 'flag')
+    page.find_element('css selector', '#scales summary').click()
+    tokens, pixels = page.find_elements('css selector', '#scales input')
+    assert [each.get_attribute('value') for each in (tokens, pixels)] == ['2', '3']
+    pixels.send_keys(Keys.ARROW_RIGHT)
+    figure = draw(page, 'flag')
+    assert figure.get_attribute('data-previews') == '3'
+    first, second = map(json.loads, page.execute_script('return window.sent'))
+    assert 'guidance_pixels' not in first and second['guidance_pixels'] == 3.5
+    assert 'guidance_representation' not in second
 
 
 def test_an_image_is_asked_about(page, tmp_path):

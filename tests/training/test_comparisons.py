@@ -117,7 +117,7 @@ def test_generation_with_a_kv_cache_equals_the_training_forward(variant):
     keys = jax.vmap(jax.random.key)(np.array([r.seed for r in REQUESTS], np.uint32))
     with quick_compilation():
         write = token_sampling.sample
-        tokens, cache = jax.jit(lambda p: write(model, options, p, batch, (ALL, NONE), keys))(
+        tokens, cache = jax.jit(lambda p: write(model, options, p, batch, options.weights(), keys))(
             params
         )
         caches = dict(zip((ALL, NONE), image_sampling._split(cache, 2)))
