@@ -198,7 +198,10 @@ def test_every_variant_of_a_config_is_there(document):
 
 
 @pytest.mark.parametrize('document', [d for d in DOCUMENTS if commands(d)], ids=str)
-def test_every_command_is_of_a_module_and_fields_that_are_there(document):
+def test_every_command_is_of_a_module_and_fields_that_are_there(document, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is the run that own.py is of
+    (tmp_path / 'runs' / 'emoji').mkdir(parents=True)
+    (tmp_path / 'runs' / 'emoji' / 'config.json').write_text(base.get_config().to_json())
     for line in commands(document):
         for module in re.findall(r'python -m (rf_jax[\w.]*)', line):
             importlib.util.find_spec(module) or pytest.fail(f'{module}: {line}')

@@ -70,8 +70,12 @@ def start(config: ConfigDict, steps: int) -> None:
     scenes.continued(config)
 
 
-def reinforce(config: ConfigDict, policies: tuple[str, ...], rates: dict) -> None:
-    """Adds `config.grpo` with these policies; a batch has 8 groups of 8 samples."""
+def reinforce(
+    config: ConfigDict, policies: tuple[str, ...], rates: dict, patches: int = 36
+) -> None:
+    """Adds `config.grpo` with these policies; a batch has 8 groups of 8 samples. `patches`: of an
+    image, the largest that the run generates.
+    """
     with config.unlocked():
         config.grpo = fields()
     config.grpo.policies = policies
@@ -79,7 +83,7 @@ def reinforce(config: ConfigDict, policies: tuple[str, ...], rates: dict) -> Non
     # The trained steps of the flow stand in one row, each with its own noisy image.
     first, last = config.grpo.flow.stochastic
     steps = last - first if 'flow' in policies else 1
-    config.data.capacity.update(pixels=36 * steps, pixel_images=steps)
+    config.data.capacity.update(pixels=patches * steps, pixel_images=steps)
     config.optimizer.update(warmup_steps=10, weight_decay=0.0, freeze=(r'^encoder/',), **rates)
     config.ema.decay = config.ema.encoder_decay = 0.95
     config.checkpoint.every = 20

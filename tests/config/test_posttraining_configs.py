@@ -1,15 +1,20 @@
 """configs/posttraining: what the arms hold fixed."""
 
+import json
 from collections import Counter
 
+import jax
 import pytest
+from shrink import quick_compilation, tiny_run
 
 from configs import scenes
-from configs.posttraining import multi_representation
+from configs.posttraining import multi_representation, own
 from rf_jax.data import captions, layout, source_list
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from rf_jax.training import checks
+from rf_jax.posttraining import collector, policy, reference
+from rf_jax.runtime.errors import UserError
+from rf_jax.training import checks, train_loop
 
 ARMS = multi_representation.ARMS
 
@@ -64,3 +69,46 @@ def test_arms_differ_from_the_study_in_data_losses_and_schedule_only():
         allowed = ('data.', 'losses.', 'optimizer.', 'ema.', 'steps', 'initialise_')
         rest = {name for name in changed if not name.startswith(allowed)}
         assert rest == {'model.representation.quantizer.data_init_steps'}
+
+
+@pytest.mark.slow
+def test_any_run_can_be_reinforced(tmp_path):
+    """With its own model and data; fields that it was trained without have their defaults."""
+    run = tiny_run(tmp_path / 'mine', {'data.capacity.pixels': 32, 'data.capacity.pixel_images': 2})
+    train_loop.train(run)
+    path = tmp_path / 'mine' / 'config.json'
+    values = json.loads(path.read_text())
+    del values['validation'], values['data']['workers']
+    path.write_text(json.dumps(values))
+    config = own.get_config(f'{tmp_path}/mine,both')
+    before = checks.flatten(run.config.to_dict())
+    changed = {k for k, v in checks.flatten(config.to_dict()).items() if v != before.get(k, v)}
+    assert not {k for k in changed if k.startswith(('model.', 'tokenizer.', 'data.s'))} - {
+        'model.representation.quantizer.data_init_steps'
+    }
+    config.update_from_flattened_dict(
+        {'steps': 2, 'data.batch_size': 4, 'grpo.group_size': 2, 'grpo.flow.steps': 3,
+         'grpo.flow.stochastic': (0, 2), 'grpo.rewards': (('brightness', 1.0),)}
+    )  # fmt: skip
+    bright = {'brightness': lambda prompt, source, sample: sample.image.mean() / 255}
+    collector.check(config)
+    with quick_compilation():
+        built = train_loop.build(config, tmp_path / 'run', jax.devices()[:1], policy.objective)
+        feed = collector.Collector(built, reference.load(built), bright)
+        state = train_loop.train(built, feed=feed)
+    assert int(state.step) == 2 and int(state.skipped) == 0
+    lines = (tmp_path / 'run' / 'metrics.jsonl').read_text()
+    assert 'reward/brightness' in lines
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        ('', 'give a run: --config=configs/posttraining/own.py:runs/emoji'),
+        ('runs/none', r'runs/none/config\.json cannot be read'),
+        ('runs/none,all', r"own\.py:policies='all' is not known"),
+    ],
+)
+def test_a_run_that_cannot_be_reinforced(given, message):
+    with pytest.raises(UserError, match=message):
+        own.get_config(given)
