@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # determines data order, initial weights, noise and samples
-    # Comma-separated: workdirs of other runs, also in gs:// and s3://, and folders of pretrained
-    # weights, as in hf:/models/Qwen3-0.6B,hf:/models/dinov3-vits16 (docs/weights.md). Each
-    # parameter comes from the first one that has it.
+    # Comma-separated: workdirs of other runs, also in gs:// and s3://, at their newest step or, as
+    # in runs/earlier@4000, at another, and folders of pretrained weights, as in
+    # hf:/models/Qwen3-0.6B,hf:/models/dinov3-vits16 (docs/weights.md). Each parameter comes from
+    # the first one that has it.
     config.initialise_from = ''
     # Parameters start from the averages of these runs, which are what was evaluated.
     config.initialise_from_average = False

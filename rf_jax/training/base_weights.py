@@ -74,7 +74,7 @@ def recorded(config, folder: paths.AnyPath) -> list[Source]:
         'there',
     )
     sources = []
-    for (kind, other), (step, recorded_checksum) in zip(listed, held):
+    for (kind, other, _), (step, recorded_checksum) in zip(listed, held):
         files = kind.files(other, step)
         require(
             storage.is_folder(files),

@@ -20,7 +20,14 @@ from absl import logging
 
 from rf_jax.data.tokenizer import KINDS, tokenizer_file
 from rf_jax.interop.pretrained import PREFIX
-from rf_jax.runtime import checkpoint, checkpoint_files, distributed, paths, storage
+from rf_jax.runtime import (
+    checkpoint,
+    checkpoint_files,
+    checkpoint_folder,
+    distributed,
+    paths,
+    storage,
+)
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.training import jitted, lora, optimizer, state, weight_sources
 from rf_jax.training.weight_sources import TAKEN, Source
@@ -40,10 +47,10 @@ def check(config) -> None:
     pretrained weights that fit the config and are the same on all hosts. All processes must call
     it.
     """
-    for number, (kind, folder) in enumerate(weight_sources.listed(config)):
+    for number, (kind, folder, step) in enumerate(weight_sources.listed(config)):
         if kind is not weight_sources.Run:
             continue
-        fault = _fault(folder)
+        fault = _fault(folder) or _no_step(folder, step)
         if not (fault or number or config.tokenizer.path or tokenizer_file(folder)):
             fault = (
                 f'{folder} has no {" and no ".join(KINDS)}: copy it there, or set tokenizer.path'
@@ -102,6 +109,13 @@ def _fault(folder: paths.AnyPath) -> str:
     return f'{fault}; runs with checkpoints in {place.absolute()}: {shown}'
 
 
+def _no_step(folder: paths.AnyPath, step: int | None) -> str:
+    """What is wrong with a step of a run; '' if nothing is."""
+    steps = [] if step is None else checkpoint_folder.steps(folder / 'checkpoints')
+    known = step is None or step in steps
+    return '' if known else f'{folder} has no checkpoint of step {step}; it has {steps}'
+
+
 def from_sources(run: jitted.Programs) -> tuple[state.State, list[Source]]:
     """The state at step 0 with weights, EMA and codebook of the sources, and the sources. All
     processes must call it.
@@ -110,7 +124,7 @@ def from_sources(run: jitted.Programs) -> tuple[state.State, list[Source]]:
     the devices. Raises UserError for arrays that no source has in this shape, a source from which
     nothing is used, and a damaged source.
     """
-    sources = [kind.open(folder) for kind, folder in weight_sources.listed(run.config)]
+    sources = [kind.open(folder, at) for kind, folder, at in weight_sources.listed(run.config)]
     origins = plan(run.abstract, sources, run.config)
     fields = jitted.optimizer_fields(run.config, run.abstract.params)
     text = table(run.abstract, sources, origins, fields)

@@ -6,9 +6,10 @@ read straight into shards.
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 from absl import logging
@@ -222,37 +223,52 @@ def _parameter(path: str) -> str:
     return path.removeprefix('params/')
 
 
-def listed(config) -> list[tuple[type[Run] | type[Downloaded], paths.AnyPath]]:
-    r"""(kind, folder) of each entry of `initialise_from`, where `\,` is a comma within a path: runs
-    can be in a bucket, downloads not.
+class Listed(NamedTuple):
+    """An entry of `initialise_from`; `step` None: the newest."""
+
+    kind: type[Run] | type[Downloaded]
+    folder: paths.AnyPath
+    step: int | None = None
+
+
+def listed(config) -> list[Listed]:
+    r"""The entries of `initialise_from`, where `\,` is a comma within a path: runs can be in a
+    bucket, downloads not. `runs/earlier@4000` is a run at a step, unless a folder has this name.
 
     Raises UserError.
     """
     found = []
     for part in source_list.parts(config.initialise_from):
-        kind = Downloaded if part.startswith(PREFIX) else Run
-        read = paths.local if kind is Downloaded else paths.anywhere
-        found.append((kind, read(part.removeprefix(PREFIX).strip(), 'initialise_from')))
+        if part.startswith(PREFIX):
+            path = part.removeprefix(PREFIX).strip()
+            found.append(Listed(Downloaded, paths.local(path, 'initialise_from')))
+            continue
+        folder, step = paths.anywhere(part, 'initialise_from'), None
+        at = re.fullmatch(r'(.+)@(\d+)', part)
+        if at and not storage.is_folder(folder):
+            folder, step = paths.anywhere(at[1], 'initialise_from'), int(at[2])
+        found.append(Listed(Run, folder, step))
     return found
 
 
 def with_absolute_paths(config) -> str:
     """`initialise_from` with absolute paths."""
     found = []
-    for kind, folder in listed(config):
+    for kind, folder, step in listed(config):
         path = str(paths.absolute(folder)).replace(',', '\\,')
-        found.append(f'{PREFIX if kind is Downloaded else ""}{path}')
+        at = '' if step is None else f'@{step}'
+        found.append(f'{PREFIX if kind is Downloaded else ""}{path}{at}')
     return ','.join(found)
 
 
 def other_runs(config) -> list[paths.AnyPath]:
     """The folders of runs in `initialise_from`. Raises UserError."""
-    return [folder for kind, folder in listed(config) if kind is Run]
+    return [folder for kind, folder, _ in listed(config) if kind is Run]
 
 
 def downloads(config) -> list[paths.AnyPath]:
     """The folders of pretrained weights in `initialise_from`. Raises UserError."""
-    return [folder for kind, folder in listed(config) if kind is Downloaded]
+    return [folder for kind, folder, _ in listed(config) if kind is Downloaded]
 
 
 def with_text(config) -> list[paths.AnyPath]:
@@ -261,7 +277,7 @@ def with_text(config) -> list[paths.AnyPath]:
     """
     return [
         folder
-        for kind, folder in listed(config)
+        for kind, folder, _ in listed(config)
         if kind is Run or 'text_embed/table' in Pretrained(folder).leaves
     ]
 
@@ -271,7 +287,7 @@ def new(config) -> tuple[str, ...]:
     all weights come from such.
     """
     sources = listed(config)
-    pretrained = bool(sources) and all(kind is Downloaded for kind, _ in sources)
+    pretrained = bool(sources) and all(kind is Downloaded for kind, *_ in sources)
     return (*config.initialise_new, *(NEW if pretrained else ()))
 
 

@@ -38,7 +38,7 @@ def save(state, config, workdir):
     checkpoints.save(0, state)
     checkpoints.close()
     (workdir / 'config.json').write_text(config.to_json_best_effort())
-    for kind, folder in weight_sources.listed(config):
+    for kind, folder, _ in weight_sources.listed(config):
         kind.open(folder).keep(workdir)
 
 

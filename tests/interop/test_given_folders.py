@@ -61,7 +61,7 @@ def test_a_cache_of_the_hub_with_what_else_a_repository_has(text, tmp_path):
         (snapshot / name).parent.mkdir(exist_ok=True)
         (snapshot / name).write_text('x')
     config = config_of(snapshot)
-    assert checked(config, f'hf:{snapshot}/') == [(weight_sources.Downloaded, snapshot)]
+    assert checked(config, f'hf:{snapshot}/') == [(weight_sources.Downloaded, snapshot, None)]
     with pytest.raises(UserError, match=rf'give a folder that has one: {snapshot}$'):
         checked(config, f'hf:{snapshot.parents[1]}')
 
@@ -93,7 +93,7 @@ def test_commas_and_spaces_of_paths(text, tmp_path, monkeypatch):
     config = config_of(text)
     text.rename(tmp_path / 'a, b (1)')
     found = checked(config, r' hf: ~/a\, b (1)/ ,')
-    assert found == [(weight_sources.Downloaded, tmp_path / 'a, b (1)')]
+    assert found == [(weight_sources.Downloaded, tmp_path / 'a, b (1)', None)]
     config.initialise_from = weight_sources.with_absolute_paths(config)
     assert weight_sources.listed(config) == found
 
@@ -115,7 +115,7 @@ def test_the_base_of_adapters_in_another_order(text, tmp_path):
     config = config_of(*folders, **{'lora.rank': 2})
     held = [
         {'step': 0, 'checksum': weight_sources.digest(kind, folder)}
-        for kind, folder in weight_sources.listed(config)
+        for kind, folder, _ in weight_sources.listed(config)
     ]
     (tmp_path / base_weights.FILE).write_text(json.dumps(held))
     assert [source.folder for source in base_weights.recorded(config, tmp_path)] == [*folders]

@@ -55,7 +55,7 @@ def test_a_host_of_a_pod_reads_its_shards_of_qwen3_30b_alone(stage, tmp_path, mo
     config = paper.get_config(stage)
     config.initialise_from = f'hf:{text},hf:{encoder}'
     initial_weights.check(config)
-    sources = [kind.open(folder) for kind, folder in weight_sources.listed(config)]
+    sources = [kind.open(folder) for kind, folder, _ in weight_sources.listed(config)]
     assert len(sources[0].pretrained.folder.entries) == 48 * (9 + 3 * 128) + 3
     devices = topologies.devices('v5p:8x8x8', 1)
     run = jitted.build(config, 151_936, mesh.make_mesh(config.mesh, devices), 'tpu')

@@ -13,7 +13,7 @@ from shrink import tiny_run
 from rf_jax.runtime import checkpoint
 from rf_jax.runtime.errors import UserError
 from rf_jax.study import runner
-from rf_jax.training import optimizer, train_loop
+from rf_jax.training import optimizer, train_loop, weight_sources
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
@@ -229,6 +229,30 @@ def test_a_damaged_array_of_the_newest_checkpoint_is_an_error(source, tmp_path, 
     assert checkpoints.restore(run.abstract)[0] == 2
     checkpoints.close()
     assert reads and all(how.restore_type is not np.ndarray for _, how in reads)
+
+
+def test_another_step_than_the_newest(source, tmp_path, monkeypatch):
+    """Unless a folder has that name."""
+    folder = tmp_path / 'alignment'
+    shutil.copytree(source[0], folder)
+    run = tiny_run(folder, WIDE | {'steps': 3}, devices=8)
+    later = jax.tree.map(lambda x: x + 1, numbers(run))
+    save(run, later, 5)
+    monkeypatch.chdir(tmp_path)
+    for entry, right in (
+        ('alignment', jax.device_get(later)),
+        ('alignment@5', jax.device_get(later)),
+        ('alignment@3', source[1]),
+    ):
+        found, state = started(tmp_path / f'from {entry}', [entry])
+        assert same(state.params, right.params), entry
+        again = weight_sources.with_absolute_paths(found.config)
+        assert again == f'{tmp_path}/{entry}' and weight_sources.listed(found.config)
+    with pytest.raises(UserError, match=r'alignment has no checkpoint of step 4; it has \[3, 5\]'):
+        started(tmp_path / 'none', ['alignment@4'])
+    folder.rename(tmp_path / 'alignment@4')
+    _, state = started(tmp_path / 'renamed', ['alignment@4'])
+    assert same(state.params, jax.device_get(later).params)
 
 
 MISTYPED = {
