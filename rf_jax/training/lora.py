@@ -36,16 +36,17 @@ def check(config: ConfigDict) -> None:
     c = config.lora
     for name in ('targets', 'full'):
         for pattern in c[name]:
-            optimizer.matches(
-                f'lora.{name}', pattern, ''
-            )  # raises if it is not a regular expression
+            optimizer.matches(f'lora.{name}', pattern, '')  # raises unless it is a regex
     if not enabled(config):
         return
     require(
         config.initialise_from,
         f'lora.rank={c.rank} needs initialise_from, the weights that stay frozen',
     )
-    require(c.targets, f'lora.rank={c.rank} but lora.targets is empty: nothing would be adapted')
+    require(
+        c.targets or c.full,
+        f'lora.rank={c.rank} but lora.targets and lora.full are empty: nothing would be trained',
+    )
 
 
 def is_adapter(path: str) -> bool:

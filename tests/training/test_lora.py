@@ -90,7 +90,7 @@ class TestFunctions:
         ({'lora.alpha': -1.0}, r'lora\.alpha=-1\.0'),
         ({'lora.rank': -1}, r'lora\.rank=-1'),
         ({'lora.targets': ('(',)}, r"lora\.targets has '\(', which is not a regular expression"),
-        ({'lora.targets': (), 'initialise_from': 'x'}, r'lora\.targets is empty'),
+        ({'lora.targets': (), 'initialise_from': 'x'}, r'targets and lora\.full are empty'),
     ])  # fmt: skip
     def test_a_config_that_fits_no_model_is_an_error(self, changes, message):
         config = base.get_config()
@@ -200,6 +200,28 @@ class TestTraining:
         assert_equal(
             host(Sampler.load(run.workdir).params['connector']), host(state.ema['connector'])
         )
+
+    def test_named_parameters_alone(self, start, tmp_path):
+        """Without adapters: the rest has neither EMA nor moments, and the next run starts from
+        both.
+        """
+        changes = {'lora.targets': (), 'lora.full': (r'^connector/',), 'steps': 2}
+        run = adapted(tmp_path / 'aligned', start, **changes)
+        state = train_loop.train(run)
+        assert all(path.startswith('connector/') for path in optimizer.paths(state.params))
+        _, saved = checkpoint.restore_numpy(run.workdir / 'checkpoints')
+        size = sum(x.size for x in jax.tree.leaves(saved))
+        assert (
+            size < 6 * sum(x.size for x in jax.tree.leaves(state.params)) + saved['codebook'].size
+        )
+        both = {'initialise_from': f'{run.workdir},{start}', 'steps': 1, 'lora.rank': 0}
+        later = tiny_run(tmp_path / 'joint', MOE | both, 1)
+        checkpoints = checkpoint.Checkpoints(later.workdir / 'checkpoints', every=1, keep=1)
+        _, begun = train_loop.start_state(later, checkpoints)
+        checkpoints.close()
+        assert_equal(host(begun.params['connector']), host(state.params['connector']))
+        _, before = checkpoint.restore_numpy(start / 'checkpoints', only='params')
+        assert_equal(host(begun.params['backbone']), host(before['params']['backbone']))
 
 
 class TestReopening:
