@@ -91,6 +91,7 @@ class _Parts:
     def __init__(self, open_: Callable, shares: Sequence[np.ndarray], start: int, stop: int):
         self._open, self._shares, self._start, self._stop = open_, shares, start, stop
         self._lock, self._batches = threading.Lock(), None  # made in the worker
+        self._sent: Counter = Counter()  # of what it has counted
 
     def __reduce__(self):
         return type(self), (self._open, self._shares, self._start, self._stop)
@@ -103,8 +104,11 @@ class _Parts:
         with self._lock:
             if self._batches is None:
                 self._batches = self._open(self._shares[worker])
-        batch, counts = self._batches.batch(self._start + step), self._batches.counts
-        return {'batch': batch, 'counts': {name: counts.pop(name) for name in list(counts)}}
+        batch = self._batches.batch(self._start + step)
+        with self._lock:  # other threads count meanwhile, so nothing is taken from it
+            counts = Counter(self._batches.counts)
+            new, self._sent = counts - self._sent, counts
+        return {'batch': batch, 'counts': dict(new)}
 
 
 def _begin(index: int, count: int) -> None:

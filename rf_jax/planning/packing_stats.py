@@ -42,19 +42,23 @@ class Measured:
 def measure(plan: Plan, examples: int) -> Measured:
     """Plans the first windows with at least `examples` examples in total."""
     began = time.process_time()
-    number = -(-examples // plan.examples_per_window)
-    room, carried, left_out = np.zeros(len(plan.capacity), np.int64), 0, 0
-    for each in range(number):
-        window = plan.window(each)
+    room, rows = np.zeros(len(plan.capacity), np.int64), 0
+    planned = carried = left_out = before = 0
+    for number in itertools.count():
+        window = plan.window(number)
         room += window.room
-        carried += len(window.left_over[0])
+        rows += len(window.starts) - 1  # windows differ where `data.weights` changes
+        planned += len(window.examples) - before
+        before = len(window.left_over[0])  # which the next window has as well
+        carried += before
         left_out += window.left_out
-    steps = number * plan.steps_per_window
-    holds = steps * plan.batch_size * plan.capacity
+        if planned >= examples:
+            break
+    holds = rows * plan.capacity
     used = holds - room
     return Measured(
-        number * plan.examples_per_window,
-        steps,
+        planned,
+        rows // plan.batch_size,
         {name: u / h for name, u, h in zip(layout.SIZES, used, holds) if h},
         used[:4].sum() / holds[:4].sum(),
         carried,

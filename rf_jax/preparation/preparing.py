@@ -114,7 +114,12 @@ def _kept_tokenizer(
             return kept
     if given is None:
         logging.info('training a tokenizer: --tokenizer takes one')
-        given = SentencePieceTokenizer.train(list(_texts(units)), vocabulary)
+        texts = list(_texts(units))
+        try:
+            given = SentencePieceTokenizer.train(texts, vocabulary)
+        except UserError as error:  # names fields of a config; here they are flags
+            text = str(error).replace('tokenizer.vocab_size', '--vocabulary')
+            raise UserError(text.replace('data.sources', '--source')) from None
     storage.write(f'{out}/{given.file}', given.model_bytes)
     return given
 

@@ -16,7 +16,7 @@ from rf_jax.preparation.tar_input import TarInput
 from rf_jax.preparation.tfds_input import TfdsInput
 from rf_jax.preparation.unit import Input, Unit
 from rf_jax.runtime import errors, paths, storage
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import UserError, require
 
 INPUTS: dict[str, Input] = {
     'webdataset': TarInput(),
@@ -37,6 +37,7 @@ _PATHS: dict[str, Callable] = {
 def units(source: str) -> list[Unit]:
     """All units of a comma-separated list, in a fixed order. Raises UserError."""
     parts = source_list.parts(source)
+    require(parts, f'--source is empty; expected a list of {", ".join(INPUTS)}:/path')
     for before, part in zip(['', *parts], parts):
         _check_kind(part, before)
     found = []
@@ -48,8 +49,7 @@ def units(source: str) -> list[Unit]:
             raise
         except ValueError as error:
             raise UserError(f'--source={part}: {error}') from None
-    if not found:
-        raise UserError(f'--source is empty; expected a list of {", ".join(INPUTS)}:/path')
+    require(found, f'--source={source} has no samples: its files have no entries')
     return found
 
 

@@ -56,6 +56,11 @@ def check(config) -> None:
     representation.check(config)
     for pattern in config.optimizer.freeze:
         optimizer.frozen('', (pattern,))  # raises if it is not a regular expression
+    for pattern in config.initialise_new:
+        optimizer.matches('initialise_new', pattern, '')
+    for pattern, replacement in config.initialise_as:
+        optimizer.matches('initialise_as', pattern, '')
+        _check_replacement(pattern, replacement)
     lora.check(config)
     spaces.of(config).check(config)
     require(
@@ -68,6 +73,16 @@ def check(config) -> None:
             not config.losses[name] or config.model.backbone.ffn == 'moe',
             f"losses.{name}={config.losses[name]} needs model.backbone.ffn='moe'",
         )
+
+
+def _check_replacement(pattern: str, replacement: str) -> None:
+    """Raises UserError for a replacement of `initialise_as` with a group that is not there."""
+    try:
+        re.sub(pattern, replacement, '')
+    except (re.error, IndexError) as error:
+        raise UserError(
+            f'initialise_as: {replacement!r} is no replacement for {pattern!r}: {error}'
+        ) from None
 
 
 def check_version(workdir: paths.AnyPath) -> None:

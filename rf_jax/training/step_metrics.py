@@ -120,7 +120,8 @@ class StepMetrics:
         self.spent.save(number, distributed.is_main(), final=False)
         shown['goodput'] = self.spent.share()
         shown |= {f'seconds/{name}': value for name, value in self.spent.totals().items()}
-        shown |= {f'data/{name}': count for name, count in self.data_counts.items()}
+        counts = dict(self.data_counts)  # at once: reader threads add names to it
+        shown |= {f'data/{name}': count for name, count in counts.items()}
         self.writer.scalars(number, shown)
         line = {k: v for k, v in shown.items() if not k.startswith('loss/flow_t')}
         logging.info('%s', self.progress.line(number, line))

@@ -40,7 +40,7 @@ def due(config: ConfigDict, number: int) -> bool:
 
 def program(config: ConfigDict, model: Unified) -> Callable:
     """`validate(state, batch, number) -> (means, counts)` of the terms in batch `number`, pure; the
-    sums and counts of the flow loss by time are among the means.
+    sums and counts of the flow loss by time are among the means. A count may be 0.
     """
     work = step.pretraining(config, model)
     loss = step.loss_function(config, model, work.terms)
@@ -56,7 +56,9 @@ def program(config: ConfigDict, model: Unified) -> Callable:
         def of_part(rows, part):
             return loss(fixed.params, work.complete(fixed, rows, part), counts)[1]
 
-        return microbatches.summed(of_part, batch, config.optimizer.grad_accum_steps), counts
+        means = microbatches.summed(of_part, batch, config.optimizer.grad_accum_steps)
+        # Not `counts`: those are at least 1, and a batch without tokens of a term is none of its.
+        return means, {name: batch[term.weight].sum() for name, term in work.terms.items()}
 
     return validate
 

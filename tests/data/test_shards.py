@@ -18,6 +18,7 @@ from rf_jax.data.records import BadImage
 from rf_jax.data.shards import index, sample, set_file, tar
 from rf_jax.data.shards.reader import Shards
 from rf_jax.data.shards.tar_format import Tar
+from rf_jax.data.sources.prepared import PreparedSource
 from rf_jax.runtime import storage
 from rf_jax.runtime.errors import UserError
 
@@ -292,6 +293,15 @@ def test_samples_that_come_together_are_one_request_of_a_bucket(tmp_path, tokeni
         for number in block + order:
             assert shards.read(number) == captioned(number)[0]
         assert len(requests) == count
+
+
+def test_texts_of_a_set_in_a_bucket_are_read_in_blocks(tmp_path, tokenizer, request, caplog):
+    prepared_set.write(tmp_path, tokenizer, captions=(200,))
+    source = PreparedSource(str(tmp_path), 2**30)
+    requests = request.getfixturevalue('requests')
+    texts = list(source.texts(150))
+    assert texts == [text for number in range(150) for text in captioned(number)[0].texts()]
+    assert len(requests) == 3 and not caplog.text
 
 
 @pytest.mark.parametrize('held, one_by_one', [(2, False), (0.5, True)])

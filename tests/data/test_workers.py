@@ -7,6 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,6 +100,29 @@ def test_workers_divide_the_lanes_of_a_process(tmp_path):
     config.data.update(workers=2, batch_size=8)
     shares = workers.shares(config.data, np.array([0, 1, 6, 7]))
     assert [share.tolist() for share in shares] == [[0, 1], [6, 7]]
+
+
+class Slow(Counter):
+    """What is taken from it is gone a while later, so that two threads take it."""
+
+    def pop(self, name):
+        time.sleep(0.01)
+        return super().pop(name)
+
+
+def test_threads_of_a_worker_report_each_count_once():
+    counts = Slow()
+
+    def batch(step):
+        counts[f'kind {step % 2}'] += 1
+        time.sleep(0.001)
+
+    opened = SimpleNamespace(batch=batch, counts=counts)
+    parts, found = workers._Parts(lambda rows: opened, [[0]], 0, 40), Counter()
+    with ThreadPoolExecutor(4) as pool:
+        for part in pool.map(parts.__getitem__, range(40)):
+            found.update(part['counts'])
+    assert found == {'kind 0': 20, 'kind 1': 20}
 
 
 @pytest.mark.slow

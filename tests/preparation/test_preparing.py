@@ -17,7 +17,7 @@ from rf_jax.data import image_ops
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.shards import index, set_file, tar
 from rf_jax.data.tokenizer import load_tokenizer
-from rf_jax.preparation import files, source_flag
+from rf_jax.preparation import files, preparing, source_flag
 from rf_jax.runtime import storage
 from rf_jax.runtime.errors import Unavailable, UserError
 
@@ -186,6 +186,15 @@ def test_a_finished_set_outlives_its_input(tmp_path):
     found = prepare(f'webdataset:{tmp_path}/0.tar', tmp_path / 'set')
     (tmp_path / '0.tar').unlink()
     assert prepare(f'webdataset:{tmp_path}/0.tar', tmp_path / 'set') == found
+
+
+def test_a_tokenizer_that_cannot_be_trained_names_the_flag(tars, tmp_path, monkeypatch):
+    units = source_flag.units(f'webdataset:{tars}')
+    with pytest.raises(UserError, match='tokenizer with --vocabulary=100 failed'):
+        preparing._kept_tokenizer(str(tmp_path), None, units, 100)
+    monkeypatch.setattr(preparing, '_texts', lambda units: [])
+    with pytest.raises(UserError, match='no text to train on: --source has'):
+        preparing._kept_tokenizer(str(tmp_path), None, units, 300)
 
 
 def test_another_tokenizer_in_the_folder_is_refused(tars, made, tmp_path):

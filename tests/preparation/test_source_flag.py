@@ -106,6 +106,12 @@ def test_a_source_that_is_not_there_is_named(source, message):
         source_flag.units(source)
 
 
+def test_a_listing_without_entries_is_named(tmp_path):
+    (tmp_path / 'captions.jsonl').write_text('\n')
+    with pytest.raises(UserError, match=f'^--source=folder:{tmp_path} has no samples'):
+        source_flag.units(f'folder:{tmp_path}')
+
+
 @pytest.mark.parametrize('kind', ['webdataset', 'parquet', 'folder', 'folder+links'])
 def test_a_url_is_named_as_it_was_given(kind):
     with pytest.raises(UserError, match=r'^--source=https://a/b is a URL'):

@@ -93,3 +93,19 @@ def test_rows_of_the_layout_for_inference_are_checked_before_training(row):
     config.sampling.sharding = (row,)
     with pytest.raises(UserError, match=r'^sampling\.sharding: '):
         checks.start(config)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'message'),
+    [
+        ('initialise_new', ('^encoder/', '('), r"initialise_new has '\(', which is not a regular"),
+        ('initialise_as', (('(', 'x'),), r"initialise_as has '\(', which is not a regular"),
+        ('initialise_as', (('a(b)', r'\2'),), r"initialise_as: '.*2' is no replacement for"),
+        ('initialise_as', (('a', r'\g<n>'),), "is no replacement for 'a': unknown group name"),
+    ],
+)
+def test_patterns_of_initial_weights_are_regular_expressions(field, value, message):
+    config = base.get_config()
+    config[field] = value
+    with pytest.raises(UserError, match=message):
+        checks.check(config)

@@ -80,6 +80,17 @@ def test_the_weights_are_the_average(runs):
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.slow
+def test_a_batch_without_tokens_of_a_term_does_not_count_for_it(runs):
+    run, state = runs['with']
+    batch = run.held_out.batch(0)
+    batch['pixel_weight'] = np.zeros_like(batch['pixel_weight'])
+    with quick_compilation():
+        means, counts = jax.device_get(run.validate(state, run.put(batch), 0))
+    assert counts['flow'] == means['flow'] == 0
+    assert counts['text'] == batch['text_weight'].sum() > 0
+
+
 def test_means_are_over_all_tokens_not_over_batches():
     bands = {f'flow_{kind}_{band}': 0.0 for kind in ('sum', 'count') for band in range(4)}
     parts = [

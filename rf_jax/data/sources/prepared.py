@@ -12,6 +12,8 @@ from rf_jax.data.shards.tar_format import Tar
 from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError, require
 
+_IN_ORDER = 64  # megabytes: samples that are read one after the other need one block at a time
+
 
 class PreparedSource(IndexedSource):
     """`prepared:/path`, the folder of a `set.json`. Raises UserError."""
@@ -31,7 +33,7 @@ class PreparedSource(IndexedSource):
 
     def texts(self, count: int) -> Iterator[str]:
         """Texts of the first `count` samples of each kind."""
-        for shards in self._shards(0).values():
+        for shards in self._shards(_IN_ORDER).values():
             for number in range(min(count, len(shards))):
                 yield from shards.read(number).texts()
 
