@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -170,9 +170,10 @@ def generate(
     is missing at the end.
     """
     benchmark = BENCHMARKS[name]
+    how = {f'sampling.{field}': value for field, value in asdict(sampler.options()).items()}
     _same_origin(out, {'benchmark': name, 'model': model, 'checkpoint': sampler.step,
                        'seed': seed, 'size': size and list(size),
-                       'prompts': fold(*(f'{p.id} {p.text}' for p in prompts))})  # fmt: skip
+                       'prompts': fold(*(f'{p.id} {p.text}' for p in prompts)), **how})  # fmt: skip
     for path, text in benchmark.beside(prompts, model).items():
         replace(out / path, text.encode())
     todo = missing(benchmark, prompts, out, model)
@@ -200,12 +201,13 @@ def generate(
 
 
 def _same_origin(out: Path, origin: dict) -> None:
-    """Images of one folder are of one model. Raises UserError."""
+    """Images of one folder are of one model, sampled in one way. Raises UserError."""
     path = out.with_name(f'{out.name}.json')
     if not path.exists():
         replace(path, json.dumps(origin).encode())
-    before = json.loads(path.read_text())
-    changed = [name for name, value in origin.items() if before.get(name) != value]
+    before, origin = json.loads(path.read_text()), json.loads(json.dumps(origin))
+    # Older files do not say how images were sampled.
+    changed = [name for name, value in origin.items() if before.get(name, value) != value]
     if changed:
         was, now = before.get(changed[0]), origin[changed[0]]
         raise UserError(

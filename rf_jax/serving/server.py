@@ -74,7 +74,9 @@ class Server:
         programs that were not compiled when the server started.
         """
         compiled, options = self.sampler.options(), self.sampler.options(**guidance)
-        if not options.weights().within(compiled.weights()):
+        # Images are guided with and without others before them, by programs of their own.
+        pairs = (options, compiled), (options.without_images(), compiled.without_images())
+        if not all(own.weights().within(known.weights()) for own, known in pairs):
             name = next(iter(guidance))
             given = ' '.join(f'--sampling={key}={value:g}' for key, value in guidance.items())
             raise invalid(name, f'this server has no programs for this guidance; start it: {given}')

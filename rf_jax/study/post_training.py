@@ -12,6 +12,7 @@ seeds and trials.
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,16 @@ def thoughts(scores: Sequence[Mapping]) -> dict[str, Outcomes]:
 
 
 def _trials(found: Mapping[str, Sequence]) -> dict[str, Outcomes]:
-    """Outcomes of {measure: for each seed, a value in [0, 1] of each trial}."""
+    """Outcomes of {measure: for each seed, a value in [0, 1] of each trial}. Raises UserError if
+    the seeds have not equally many.
+    """
+    for name, values in found.items():
+        counts = [len(each) for each in values]
+        require(
+            len(set(counts)) == 1,
+            f'{name}: the seeds of an arm were evaluated on {counts} trials; evaluate all on '
+            'equally many',
+        )
     return {
         name: {
             name: intervals.Trials(np.array(values, float), np.ones(len(values[0])), len(values[0]))
@@ -89,6 +99,24 @@ def _trials(found: Mapping[str, Sequence]) -> dict[str, Outcomes]:
         for name, values in found.items()
         if values[0]
     }
+
+
+def _minus(found: Outcomes, reference: Outcomes | None) -> str:
+    """'; ' and the difference, trial by trial; '' without a reference of equally many trials. An
+    arm of one seed is compared with each seed of the other; other numbers must be equal.
+    """
+    if not reference:
+        return ''
+    pair = [trials for each in (found, reference) for trials in each.values()]
+    seeds, counts = ({each.correct.shape[axis] for each in pair} for axis in (0, 1))
+    if len(counts) > 1 or len(seeds - {1}) > 1:
+        return ''
+    shape = max(seeds), *counts
+
+    def repeated(outcomes: Outcomes) -> Outcomes:
+        return {k: replace(v, correct=np.resize(v.correct, shape)) for k, v in outcomes.items()}
+
+    return f'; {intervals.difference(repeated(found), repeated(reference))}'
 
 
 def outcomes(scores: Sequence[Mapping], side: str) -> Outcomes:
@@ -153,10 +181,12 @@ def _bench(arms: Mapping[str, dict[str, Outcomes]], scores: Mapping[str, Sequenc
     lines.append(_row(['---'] * len(heads)))
     for name, found in arms.items():
         words = np.mean([score['unified_bench']['words'] for score in scores[name]])
-        cells = [str(intervals.estimate(each)) for each in found.values()]
-        if name != first:
-            pairs = zip(cells, found.values(), reference.values())
-            cells = [f'{cell}; {intervals.difference(a, b)}' for cell, a, b in pairs]
+        cells = []
+        for measure in reference:
+            each = found.get(measure)
+            cells.append(str(intervals.estimate(each)) if each else '')
+            if each and name != first:
+                cells[-1] += _minus(each, reference[measure])
         lines.append(_row([name, f'{words:.1f}', *cells]))
     return [*lines, '']
 
@@ -174,8 +204,8 @@ def _thoughts(arms: Mapping[str, dict[str, Outcomes]]) -> list[str]:
         for found in (arms[name].get(measure) for name in arms):
             cells.append(str(intervals.estimate(found)) if found else '')
             seeds.append(_seeds(found) if found else '-')
-            if found and len(cells) > 1 and (reference := arms[first].get(measure)):
-                cells[-1] += f'; {intervals.difference(found, reference)}'
+            if found and len(cells) > 1:
+                cells[-1] += _minus(found, arms[first].get(measure))
         lines.append(_row([measure, *cells, ' / '.join(seeds)]))
     return [*lines, '']
 

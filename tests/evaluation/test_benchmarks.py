@@ -10,6 +10,7 @@ from PIL import Image
 
 from rf_jax.evaluation import benchmarks
 from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.generation.image_sampling import Options
 from rf_jax.runtime.errors import UserError
 
 GENEVAL = [
@@ -70,8 +71,11 @@ MAKE = {f.__name__: f for f in (geneval, dpg, wise, geneval2, oneig, unigenbench
 class Colours:
     """Images whose colour is their (seed, prompt, number); `dies`: after so many calls."""
 
-    def __init__(self, dies=10**9, step=100):
-        self.asked, self.dies, self.step = [], dies, step
+    def __init__(self, dies=10**9, step=100, **sampling):
+        self.asked, self.dies, self.step, self.sampling = [], dies, step, sampling
+
+    def options(self):
+        return Options(**self.sampling)
 
     def generate(self, prompts, seed, size, number):
         if not self.dies:
@@ -170,6 +174,18 @@ def test_a_folder_has_images_of_one_checkpoint(tmp_path):
     (tmp_path / 'other.txt').write_text(prompts.read_text().upper())
     with pytest.raises(UserError, match='images with prompts='):
         run('folder', tmp_path / 'other.txt', tmp_path / 'out', Colours())
+
+
+def test_a_folder_has_images_of_one_way_of_sampling(tmp_path):
+    prompts, _ = folder(tmp_path)
+    run('folder', prompts, tmp_path / 'out', Colours(guidance_interval=(0.2, 0.8)))
+    run('folder', prompts, tmp_path / 'out', Colours(guidance_interval=(0.2, 0.8)))
+    with pytest.raises(UserError, match=r'images with sampling\.guidance_interval=\[0\.2, 0\.8\]'):
+        run('folder', prompts, tmp_path / 'out', Colours())
+    path = tmp_path / 'out.json'  # as it was before it said how
+    kept = {k: v for k, v in json.loads(path.read_text()).items() if 'sampling' not in k}
+    path.write_text(json.dumps(kept))
+    run('folder', prompts, tmp_path / 'out', Colours())
 
 
 def test_lines_are_those_of_the_file(tmp_path):

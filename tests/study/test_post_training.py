@@ -64,6 +64,52 @@ def test_images_that_come_back_are_compared_image_by_image(tmp_path):
     assert '| 0.600 [' in line and (rate, 0.0 < low < high < 0.2) == (0.1, True), 'paired'
 
 
+def bench(folder, name, values):
+    (folder / name).mkdir()
+    found = {'step': 3, 'similarity': values, 'words': [5] * 40}
+    (folder / name / 'unified_bench.json').write_text(json.dumps(found))
+
+
+def images_back(folder, *arms):
+    """The cells of each arm in the report about images that come back."""
+    scores = post_training.parse([
+        f'{name}={",".join(f"{folder}/{each}" for each in seeds)}' for name, seeds in arms
+    ])  # fmt: skip
+    post_training.write(scores, folder / 'out', '')
+    lines = (folder / 'out' / 'report.md').read_text().splitlines()
+    return {name: next(each.split(' | ') for each in lines if each.startswith(f'| {name} |'))
+            for name, _ in arms}  # fmt: skip
+
+
+def test_encoders_are_compared_by_name(tmp_path):
+    one, other = [0.2, 0.3] * 20, [0.8, 0.9] * 20
+    bench(tmp_path, 'a', {'one': one, 'other': other})
+    bench(tmp_path, 'b', {'other': other, 'one': one})
+    cells = images_back(tmp_path, ('before', 'a'), ('after', 'b'))['after']
+    assert [cell[:5] for cell in cells[2:]] == ['0.250', '0.850']
+    assert all('; 0.000 [' in cell for cell in cells[2:])
+
+
+def test_arms_with_other_numbers_of_seeds_are_compared_where_they_can_be(tmp_path):
+    values = [(i * 0.618) % 1 for i in range(40)]  # images differ far more than seeds
+    for shift, name in enumerate('abc'):
+        bench(tmp_path, name, {'one': [0.9 * v + 0.01 * shift for v in values]})
+    cells = images_back(tmp_path, ('before', 'a'), ('after', 'bc'), ('three', 'abc'))
+    for name in ('after', 'three'):
+        low, high = map(float, re.search(r'; \S+ \[(\S+), (\S+)\]', cells[name][2]).groups())
+        assert high - low < 0.05, 'paired'
+    cells = images_back(tmp_path, ('before', 'ab'), ('after', 'abc'))
+    assert ';' not in cells['after'][2]
+
+
+def test_other_numbers_of_images_are_not_compared(tmp_path):
+    bench(tmp_path, 'a', {'one': [0.2, 0.3] * 20})
+    bench(tmp_path, 'b', {'one': [0.2, 0.3] * 10})
+    assert ';' not in images_back(tmp_path, ('before', 'a'), ('after', 'b'))['after'][2]
+    with pytest.raises(UserError, match=r'similarity, one: the seeds .* on \[40, 20\] trials'):
+        images_back(tmp_path, ('before', 'ab'))
+
+
 def test_riddles_are_compared_prompt_by_prompt(tmp_path):
     for name, right in {'a': [1, 0, 0, 0], 'b': [1, 1, 1, 0], 'c': [1, 1, 0, 0]}.items():
         (tmp_path / name).mkdir()
