@@ -57,7 +57,7 @@ def program(config: ConfigDict, model: Unified) -> Callable:
             return loss(fixed.params, work.complete(fixed, rows, part), counts)[1]
 
         means = microbatches.summed(of_part, batch, config.optimizer.grad_accum_steps)
-        # Not `counts`: those are at least 1, and a batch without tokens of a term is none of its.
+        # Not `counts`, which are at least 1: a batch without tokens of a term must not count.
         return means, {name: batch[term.weight].sum() for name, term in work.terms.items()}
 
     return validate
