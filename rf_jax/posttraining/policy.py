@@ -8,7 +8,7 @@ reference [B, n, V], or its prediction of the clean patches [B, P, Z]. A flow ha
 log-probability for each image and step, the mean over its values, which all its patches hold.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -39,21 +39,37 @@ def advantages(rewards: np.ndarray, std: str) -> np.ndarray:
     return np.clip(centred / (spread + 1e-4), -MOST, MOST)
 
 
-def by_policy(rewards: np.ndarray, std: str) -> dict[str, np.ndarray]:
-    """{policy: float64 [groups, texts, images]}, the advantages of samples with rewards of this
-    shape, after Think-Then-Generate (arXiv 2601.10332).
+def by_policy(rewards: np.ndarray, std: str, texts: Sequence[Sequence]) -> dict[str, np.ndarray]:
+    """{policy: float64 [groups, n, images]}, the advantages of samples with rewards of this shape,
+    after Think-Then-Generate (arXiv 2601.10332). `texts` [groups, n] compare as
+    equal or not.
 
     A text has the mean reward of its images, and is compared with the texts of its group. An image
     is compared with the images of its text; if each text has one image, with those of the group.
+    Equal texts of a group are one text with the images of all: chance does not tell them apart, and
+    their images are compared with more others.
     """
-    of_texts = advantages(rewards.mean(2), std)[..., None]
-    compared = rewards.reshape(-1, rewards.shape[2]) if rewards.shape[2] > 1 else rewards[..., 0]
-    of_images = advantages(compared, std).reshape(rewards.shape)
+    share = _equal(texts)
+    means = share @ rewards.mean(2)[..., None]  # [groups, n, 1]
+    of_texts = advantages(means[..., 0], std)[..., None]
+    of_images = advantages(rewards[..., 0], std)[..., None]
+    if rewards.shape[2] > 1:
+        valid = np.isfinite(rewards).all((1, 2))
+        centred = np.where(valid[:, None, None], rewards - means, 0.0)
+        spread = np.sqrt(share @ (centred**2).mean(2)[..., None])
+        spread = spread if std == 'group' else rewards[valid].std() if valid.any() else 0.0
+        of_images = np.clip(centred / (spread + 1e-4), -MOST, MOST)
     return {
         'text': np.broadcast_to(of_texts, rewards.shape),
         'representation': of_images,
         'flow': of_images,
     }
+
+
+def _equal(texts: Sequence[Sequence]) -> np.ndarray:
+    """float64 [groups, n, n]: for each text, 1 / m at the m texts of its group that are equal."""
+    same = np.array([[[a == b for b in group] for a in group] for group in texts], float)
+    return same / same.sum(2, keepdims=True)
 
 
 @dataclass(frozen=True)

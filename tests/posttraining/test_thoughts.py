@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures('quick')
 slow = pytest.mark.slow
 
 RUNG = world.RUNGS['aligned']
+APART = ['ab', 'ab']  # two different texts for each prompt
 TABLE = np.array([[[1.0, 0], [1, 1]], [[0, 1], [1, 0]]])  # two prompts, two texts, two images
 THINK = {
     'grpo.episode': 'think',
@@ -34,7 +35,7 @@ THINK = {
 
 
 def test_a_text_has_the_mean_of_its_images_and_an_image_is_compared_with_those_of_its_text():
-    found = policy.by_policy(TABLE, 'group')
+    found = policy.by_policy(TABLE, 'group', APART)
     mean = 0.25 / 0.2501
     np.testing.assert_allclose(found['text'][0], [[-mean, -mean], [mean, mean]])
     assert not found['text'][1].any()  # both texts of the second prompt are right half of the time
@@ -45,7 +46,7 @@ def test_a_text_has_the_mean_of_its_images_and_an_image_is_compared_with_those_o
 
 
 def test_the_global_deviation_is_that_of_the_level():
-    found = policy.by_policy(TABLE, 'global')
+    found = policy.by_policy(TABLE, 'global', APART)
     means = np.array([[0.5, 1], [0.5, 0.5]])
     centred = means - means.mean(1, keepdims=True)
     np.testing.assert_allclose(found['text'][..., 0], centred / (means.std() + 1e-4))
@@ -55,7 +56,7 @@ def test_the_global_deviation_is_that_of_the_level():
 
 def test_single_images_are_compared_with_those_of_the_other_texts():
     rewards_ = np.array([[1.0, 0, 0, 1], [3, 3, 3, 3]])
-    found = policy.by_policy(rewards_[..., None], 'group')
+    found = policy.by_policy(rewards_[..., None], 'group', ['abcd', 'abab'])
     for name in ('text', 'representation', 'flow'):
         np.testing.assert_array_equal(
             found[name][..., 0], policy.advantages(rewards_, 'group'), err_msg=name
@@ -65,7 +66,26 @@ def test_single_images_are_compared_with_those_of_the_other_texts():
 def test_a_prompt_with_a_missing_reward_has_no_advantage_of_its_texts():
     table = TABLE.copy()
     table[0, 0, 0] = np.nan
-    assert not policy.by_policy(table, 'group')['text'][0].any()
+    for std in policy.STDS:
+        found = policy.by_policy(table, std, APART)
+        for name, values in found.items():
+            assert not values[0].any() and np.isfinite(values).all()
+            right = policy.by_policy(table[1:], std, APART[1:])[name]
+            np.testing.assert_array_equal(values[1:], right)
+
+
+@pytest.mark.parametrize('std', policy.STDS)
+def test_equal_texts_are_one_text_with_the_images_of_all(std):
+    """Of three texts the first and the last are equal: their images are those of one text."""
+    table = np.array([[[1.0, 0], [1, 1], [0, 0]]])
+    found = policy.by_policy(table, std, ['aba'])
+    centred = np.array([0.25, 1, 0.25]) - 0.5
+    means = np.array([0.25, 1, 0.25])
+    np.testing.assert_allclose(found['text'][0, :, 0], centred / (means.std() + 1e-4))
+    whole = table.std() + 1e-4
+    spread = np.std([1, 0, 0, 0]) + 1e-4 if std == 'group' else whole
+    expected = [[0.75 / spread, -0.25 / spread], [0, 0], [-0.25 / spread] * 2]
+    np.testing.assert_allclose(found['representation'][0], expected)
 
 
 def test_no_image_is_not_what_was_asked():
@@ -87,6 +107,18 @@ def counted(values):
     return lambda *_: values[next(calls) % len(values)]
 
 
+def watched(feed):
+    """The feed, which keeps what tells its texts apart."""
+    find = feed._texts
+
+    def keep(groups):
+        feed.texts = find(groups)
+        return feed.texts
+
+    feed._texts = keep
+    return feed
+
+
 @pytest.fixture(scope='module')
 def started(tmp_path_factory):
     """A run with all policies at its start, and its first collection."""
@@ -95,7 +127,7 @@ def started(tmp_path_factory):
     with quick_compilation():
         run = built(tmp_path_factory.mktemp('run'), THINK | changes)
         state = ready(run.initialise())
-        feed = fed(run, state, counted(TABLE.ravel()))
+        feed = watched(fed(run, state, counted(TABLE.ravel())))
         return run, state, feed, *feed.collect(state.params, 0)
 
 
@@ -140,9 +172,9 @@ def test_an_image_follows_the_token_that_begins_one_and_no_other(started):
 
 @slow
 def test_each_level_has_its_own_advantage(started):
-    *_, rows, seen = started
+    *_, feed, rows, seen = started
     # The values are given to samples in turn: two prompts of four texts, two images each.
-    expected = policy.by_policy(np.resize(TABLE, (2, 4, 2)), 'group')
+    expected = policy.by_policy(np.resize(TABLE, (2, 4, 2)), 'group', feed.texts)
     for name, weight in (('text', 'text_weight'), ('representation', 'representation_weight')):
         for row, value in enumerate(expected[name].ravel()):
             own = rows[f'{name}_advantage'][row][rows[weight][row] > 0]
@@ -233,11 +265,12 @@ def test_captions_of_unified_grpo_can_have_several_images(tmp_path, episode, row
         asked.append(sample)
         return values()
 
-    rows, seen = fed(run, state, reward).collect(state.params, 0)
+    feed = watched(fed(run, state, reward))
+    rows, seen = feed.collect(state.params, 0)
     pairs = [asked[i : i + 2] for i in range(0, 16, 2)]
     assert all(a.text == b.text and (a.image != b.image).any() for a, b in pairs)
     assert seen['rollout/log_prob_error'] < 1e-4
-    expected = policy.by_policy(np.resize(TABLE, (2, 4, 2)), 'group')
+    expected = policy.by_policy(np.resize(TABLE, (2, 4, 2)), 'group', feed.texts)
     by_text = {name: array.reshape(8, rows_of_text, -1) for name, array in rows.items()
                if name.endswith(('advantage', 'weight'))}  # fmt: skip
     text, weight = by_text['text_advantage'][:, 0], by_text['text_weight']
