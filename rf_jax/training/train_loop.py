@@ -232,6 +232,12 @@ def train(
             config, run.tokenizer.size, run.batches, writer, start, spent, run.terms
         )
         next_batch = (feed or from_batches)(run, start, step_metrics)
+
+        def validate(number: int) -> None:
+            step_metrics.flush()
+            with spent.phase('evaluation'), step_metrics.progress.pause():
+                writer.scalars(number, validation.measure(run, current, number))
+
         for number in range(start + 1, config.steps + 1):
             batch = next_batch(current)
             with trace.step(number), spent.phase('compile' if number == start + 1 else 'steps'):
@@ -241,6 +247,8 @@ def train(
             # Read once, since a signal may arrive at any time.
             stopping = distributed.agreed(stop.requested, step_metrics.stop) and not number % unit
             last = number == config.steps or stopping
+            if validation.due(config, number) and not stopping:
+                validate(number)  # before the checkpoint: a run that resumes there has the line
             if last or checkpoints.due(number):
                 step_metrics.flush()
                 checks.raise_unless_finite(number, current)
@@ -253,14 +261,12 @@ def train(
                 step_metrics.flush()
                 with spent.phase('evaluation'), step_metrics.progress.pause():
                     on_samples(number, run.average(current), writer)
-            if validation.due(config, number):
-                step_metrics.flush()
-                with spent.phase('evaluation'), step_metrics.progress.pause():
-                    writer.scalars(number, validation.measure(run, current, number))
             if stopping:
                 run.stopped = True
                 with spent.phase('checkpoint'):
                     checkpoints.ensure(number, current.saved())
+                if validation.due(config, number):
+                    validate(number)
                 logging.warning('Stopped by a signal at step %d, saved; run it again', number)
                 break
         step_metrics.flush()

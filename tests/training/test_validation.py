@@ -64,6 +64,24 @@ def test_losses_are_logged_at_multiples_and_at_the_end(runs):
 
 
 @pytest.mark.slow
+def test_a_run_that_is_killed_while_it_validates_has_all_lines(runs, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    changes = SOURCES | HELD_OUT | {'steps': 3}  # a checkpoint is due at step 2 too
+    with quick_compilation():
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(validation, 'measure', killed)
+            train_loop.train(tiny_run(tmp_path, changes))
+        again = tiny_run(tmp_path, changes)
+        train_loop.train(again)
+    wanted, found = validated(runs['with'][0]), validated(again)
+    assert list(found) == [2, 3]
+    for step in found:
+        assert found[step]['validation/loss'] == wanted[step]['validation/loss']
+
+
+@pytest.mark.slow
 def test_the_images_are_those_of_the_held_out_sources(runs):
     run, _ = runs['with']
     assert [s.name for s in run.held_out.sources] == ['scenes:aligned/48/count=60/seed=7']
