@@ -16,7 +16,7 @@ from absl import flags, logging
 
 from rf_jax.data import contact_sheet, image_ops
 from rf_jax.evaluation import scoring
-from rf_jax.generation import inputs, thinking
+from rf_jax.generation import image_sampling, inputs, thinking
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import cli, model_flags, paths, workdir
@@ -93,7 +93,10 @@ def _generated(sampler: Sampler, prompts: Sequence[str], changes: dict) -> list[
     if _MODE.value == 'direct':
         return sampler.generate(repeated, _SEED.value, size, number=numbers, **changes)
     write = thinking.think if _MODE.value == 'think' else thinking.redraw
-    found = write(sampler, repeated, seed=_SEED.value, size=size, **changes)
+    # As arguments, temperature and top_k would be those of the text.
+    given = {name: value for name, value in changes.items() if value is not None}
+    image_sampling.change(sampler.config, given)
+    found = write(sampler, repeated, seed=_SEED.value, size=size)
     generated = []
     for prompt, number, (*_, text, image) in zip(repeated, numbers, found):
         if image is None:

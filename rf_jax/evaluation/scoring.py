@@ -192,6 +192,11 @@ def check(config: ConfigDict, tokenizer: Tokenizer, amount: Amount) -> None:
         f'captions={amount.captions} (--samples of evaluate): there are only {len(source)} new '
         'scenes',
     )
+    require(
+        2 * amount.conversations <= len(source) or not data_fields.asked_maps(config),
+        f'conversations={amount.conversations} (--conversations of evaluate): maps need twice as '
+        f'many new scenes, and there are only {len(source)}',
+    )
     for side in SIDES if generates(config) and amount.prompts else ():
         prompt_set = prompts.prompt_set(side, source.rung, amount.prompts)
         check_tokenizer(config, tokenizer, [prompt.text for prompt in prompt_set])

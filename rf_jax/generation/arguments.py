@@ -1,11 +1,13 @@
 """One value or several, as users give them, to one for each prompt."""
 
+import math
+import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import UserError, require
 
 
 def strings(texts: str | Iterable[str], what: str) -> list[str]:
@@ -16,6 +18,34 @@ def strings(texts: str | Iterable[str], what: str) -> list[str]:
     if wrong := [text for text in texts if not isinstance(text, str)]:
         raise UserError(f'{what} contain {wrong[0]!r}: expected a string or a list of strings')
     return texts
+
+
+def integer(name: str, value, least: int | None = None) -> int:
+    """A whole number as int: numpy's would hash to another seed. Raises UserError."""
+    wanted = 'an integer' if least is None else f'an integer of at least {least}'
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise UserError(f'{name}={value!r}: expected {wanted}') from None
+    require(least is None or found >= least, f'{name}={value!r}: expected {wanted}')
+    return found
+
+
+def number(name: str, value, most: float = math.inf) -> float:
+    """A finite number in [0, most]. Raises UserError."""
+    wanted = 'a number of at least 0' if most == math.inf else f'a number from 0 to {most:g}'
+    real = isinstance(value, int | float | np.number) and math.isfinite(value)
+    require(real and 0 <= value <= most, f'{name}={value!r}: expected {wanted}')
+    return float(value)
+
+
+def pair(name: str, value) -> tuple[int, int]:
+    """(height, width). Raises UserError."""
+    try:
+        height, width = map(operator.index, value)
+    except (TypeError, ValueError):
+        raise UserError(f'{name}={value!r}: expected (height, width) in pixels') from None
+    return height, width
 
 
 def integers(name: str, value, prompts: Sequence[str], shape: tuple[int, ...] = ()) -> list:

@@ -1,11 +1,12 @@
 """Messages in, messages out: `Sampler.chat` and `Sampler.conversation`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from functools import partial
 
 from rf_jax.data import image_urls
 from rf_jax.data import messages as forms
 from rf_jax.data.messages import ImagePart, Message, TextPart
+from rf_jax.generation import arguments
 from rf_jax.generation.chat_answer import LENGTH, STOP, Said, Settings
 from rf_jax.generation.chat_images import padded_count
 from rf_jax.generation.chat_row import ChatRow
@@ -36,11 +37,25 @@ def _opened(image):
     return image_urls.file_of(image) if data is None else data
 
 
+_CHECKED = {
+    'temperature': arguments.number,
+    'top_k': partial(arguments.integer, least=0),
+    'top_p': partial(arguments.number, most=1.0),
+    'seed': arguments.integer,
+    'max_tokens': partial(arguments.integer, least=0),
+    'size': arguments.pair,
+    'images': lambda name, value: bool(value),
+    'partial_images': partial(arguments.integer, least=0),
+}
+
+
 def settings_of(sampler, options: Mapping) -> Settings:
-    """Settings from keyword arguments, those of images as in `generate`. Raises UserError."""
-    own = {each.name for each in fields(Settings)} - {'sampling'}
-    images = {name: value for name, value in options.items() if name not in own}
-    settings = {name: value for name, value in options.items() if name in own}
+    """Settings from keyword arguments, those of images as in `generate`; None changes nothing.
+    Raises UserError.
+    """
+    images = {name: value for name, value in options.items() if name not in _CHECKED}
+    own = {name: value for name, value in options.items() if name in _CHECKED and value is not None}
+    settings = {name: _CHECKED[name](name, value) for name, value in own.items()}
     return Settings(**settings, sampling=sampler.options(**images))
 
 

@@ -140,9 +140,10 @@ class Sampler:
         None numbers the occurrences of a prompt from 0, so that `['red apple'] * 4` gives four
         different images. `options`: fields of `config.sampling`, such as steps=50.
 
-        Raises UserError for a size, an option or a number of values that does not fit.
+        Raises UserError for a seed, a size, an option or a number of values that does not fit.
         """
         prompts = [clean(each) for each in arguments.strings(prompts, 'prompts')]
+        seed = arguments.integer('seed', seed)
         sizes = [None] * len(prompts)
         if size is not None:
             sizes = arguments.integers('size', size, prompts, (2,))
@@ -151,10 +152,8 @@ class Sampler:
             if number is None
             else arguments.integers('number', number, prompts)
         )
-        requests = [
-            inputs.request(self.config, *each)
-            for each in zip(prompts, [seed] * len(prompts), numbers, sizes)
-        ]
+        each = zip(prompts, [seed] * len(prompts), numbers, sizes)
+        requests = [inputs.request(self.config, *given) for given in each]
         images = self._images(requests, self.options(**options))
         return [
             GeneratedImage(image, tokens, prompt, seed, n)

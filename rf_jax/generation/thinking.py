@@ -14,6 +14,7 @@ from rf_jax.data.messages import Message, assistant, user
 from rf_jax.generation import arguments, chat
 from rf_jax.generation.chat_row import ChatRow
 from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.runtime.errors import require
 from rf_jax.runtime.rng import fold
 
 Drawn = tuple[GeneratedImage, str, GeneratedImage]
@@ -36,9 +37,17 @@ def think(
 
 
 def draw(sampler, prompts: str | Sequence[str], seed: int = 0, **settings) -> list[GeneratedImage]:
-    """The first image of each prompt, as `think` generates it without a text before it."""
+    """The first image of each prompt, as `think` generates it without a text before it. Raises
+    UserError, also for a prompt after which there is no room for it.
+    """
     prompts = arguments.strings(prompts, 'prompts')
     said = _answers(sampler, prompts, [()] * len(prompts), seed, True, settings)
+    for prompt, message in zip(prompts, said):
+        require(
+            message.images,
+            f'prompt {prompt!r:.80}: a row of the model (data.capacity) has no room for an image '
+            'after it; give a shorter prompt',
+        )
     return [message.images[0] for message in said]
 
 
@@ -78,7 +87,7 @@ def _answers(sampler, prompts, begun, seed: int, draw: bool, settings) -> list[M
         rows.append(sampler.chat_row())
         rows[-1].say([user(f'draw {prompt}')])
         rows[-1].begin(assistant(*parts))
-    numbers = arguments.occurrences(list(prompts))
+    numbers, seed = arguments.occurrences(list(prompts)), arguments.integer('seed', seed)
     seeds = [fold(seed, prompt, n) % 2**32 for prompt, n in zip(prompts, numbers)]
     return chat.continued(sampler, rows, [replace(how, seed=each) for each in seeds], draw)
 

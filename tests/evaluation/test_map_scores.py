@@ -9,8 +9,9 @@ import pytest
 from configs import base
 from rf_jax.data import maps, source_list
 from rf_jax.data.messages import assistant
-from rf_jax.evaluation import conversing, map_scores
+from rf_jax.evaluation import conversing, map_scores, scoring
 from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.runtime.errors import UserError
 
 COUNT = 24
 NAMES = {text: name for name in maps.NAMES for text in maps.INSTRUCTIONS[name]}
@@ -80,6 +81,15 @@ def test_the_mean_map_is_of_other_scenes(source):
     mean = np.mean([source.map(i, 'depth') for i in range(COUNT, 2 * COUNT)], 0)
     error = np.abs(mean - source.map(3, 'depth')).mean() / 255
     assert values['depth']['mean'][3] == pytest.approx(error)
+
+
+def test_more_scenes_than_there_are_is_one_line():
+    config = base.get_config()
+    config.data.sources = 'scenes:aligned/48'
+    config.data.tasks.update(text_to_image=0.0, image_to_depth=1.0)
+    scoring.check(config, None, scoring.Amount(captions=0, conversations=10_000))
+    with pytest.raises(UserError, match=r'conversations=10001.*only 20000'):
+        scoring.check(config, None, scoring.Amount(captions=0, conversations=10_001))
 
 
 def test_f1():

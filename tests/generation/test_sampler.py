@@ -122,6 +122,12 @@ def test_a_string_is_a_list_of_one_and_numbers_count_equal_prompts(sampler):
         np.testing.assert_allclose(each.image.astype(int), second.image, atol=1)
 
 
+def test_a_seed_of_numpy_is_the_same_seed(sampler):
+    (one,), (other,) = (sampler.generate('flag', seed=seed) for seed in (3, np.int64(3)))
+    np.testing.assert_array_equal(one.image, other.image)
+    assert type(other.seed) is int
+
+
 def test_options_change_the_config_for_one_call(sampler):
     plain, steps = sampler.generate('flag'), sampler.generate('flag', steps=3, top_k=None)
     assert (plain[0].image != steps[0].image).any()
@@ -143,6 +149,7 @@ def test_options_change_the_config_for_one_call(sampler):
             r'number=\[0, 1\]: expected an integer, or .* 3 prompts',
         ),
         (['flag'], {'number': 0.5}, r'number=0\.5: expected an integer'),
+        (['flag'], {'seed': 1.5}, r'seed=1\.5: expected an integer'),
         (['flag', 3], {}, r'prompts contain 3: expected a string or a list of strings'),
         (None, {}, r'prompts=None: expected a string or a list of strings'),
     ],

@@ -5,17 +5,21 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from shrink import shrink
 from small_bpe import small_chatml
 from tiny_sampler import WORDS, make_sampler
 
 from configs import base
+from rf_jax import sample
 from rf_jax.data import conversation, layout
 from rf_jax.data.messages import DraftPart, ImagePart, Message, TextPart, assistant, user
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from rf_jax.generation import thinking
+from rf_jax.generation import chat, thinking
 from rf_jax.generation.chat_row import ChatRow, Fitted
 from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('quick')
 PROMPTS = ['a red heart', 'two small dogs', 'a red heart']
@@ -95,3 +99,48 @@ def test_what_the_model_writes_itself_is_its_answer_in_a_chat(sampler):
         assert text == said.text and (image is None) == (not said.images)
     for draft, _, image in thinking.redraw(sampler, PROMPTS[:2], images=False, **HOW):
         assert image is draft
+
+
+@pytest.mark.slow
+def test_a_prompt_without_room_for_an_image_is_one_line(sampler):
+    def left(prompt):
+        row = sampler.chat_row()
+        row.say([user(f'draw {prompt}')])
+        return row.left()
+
+    prompt = 'flag'
+    while left(prompt) > 12:
+        prompt += ' flag'
+    while left(prompt) > 1:
+        prompt += 'a'
+    assert left(prompt) == 1, 'the test needs another prompt'
+    with pytest.raises(UserError, match=r"prompt 'flag flag.*no room for an image after it"):
+        thinking.draw(sampler, ['flag', prompt], **HOW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['think', 'redraw'])
+def test_the_command_in_its_modes(sampler, mode, monkeypatch, tmp_path):
+    """Its flags are those of images, and text stays greedy."""
+    seen = []
+
+    def noted(*given, settings_of=chat.settings_of):
+        seen.append(settings_of(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(sample.Sampler, 'load', lambda *_, **__: sampler)
+    monkeypatch.setattr(chat, 'settings_of', noted)
+    if mode == 'think':  # this model is not trained to draw
+        answers = thinking._answers
+        monkeypatch.setattr(
+            thinking, '_answers', lambda s, p, b, n, draw, how: answers(s, p, b, n, True, how)
+        )
+    monkeypatch.setattr(sampler, 'config', sampler.config.copy_and_resolve_references())
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(workdir=tmp_path, out=tmp_path / 'out', prompt=['flag'], mode=mode,
+                             number=1, steps=2, temperature=0.5, top_k=3):  # fmt: skip
+        sample.main([])
+    assert {(each.temperature, each.top_k) for each in seen} == {(0.0, 0)}
+    of_images = {each.sampling for each in seen}
+    assert of_images == {sampler.options(steps=2, temperature=0.5, top_k=3)}
+    assert len(list((tmp_path / 'out').glob('*.png'))) == 2
