@@ -247,8 +247,8 @@ class Collector:
         return values
 
     def _texts(self, groups: Sequence[Sequence[Sample]]) -> list[list]:
-        """What tells the texts of each group apart: their words, and whether images follow; the
-        number of a sample that is no text with images.
+        """Of each group, what makes its texts equal: their words, and whether images follow. Samples
+        that are not texts with images are all different.
         """
         if not self.episode.images:
             return [list(range(len(group))) for group in groups]

@@ -41,8 +41,7 @@ def advantages(rewards: np.ndarray, std: str) -> np.ndarray:
 
 def by_policy(rewards: np.ndarray, std: str, texts: Sequence[Sequence]) -> dict[str, np.ndarray]:
     """{policy: float64 [groups, n, images]}, the advantages of samples with rewards of this shape,
-    after Think-Then-Generate (arXiv 2601.10332). `texts` [groups, n] compare as
-    equal or not.
+    after Think-Then-Generate (arXiv 2601.10332). `texts`: [groups, n], anything that can be equal.
 
     A text has the mean reward of its images, and is compared with the texts of its group. An image
     is compared with the images of its text; if each text has one image, with those of the group.
