@@ -15,7 +15,7 @@ from rf_jax.evaluation.image_features import Encoder
 from rf_jax.generation import inputs
 from rf_jax.models import representation
 from rf_jax.posttraining import asking, episodes, policy, rewards, rollout_metrics
-from rf_jax.posttraining.rewards import Reward, Sample
+from rf_jax.posttraining.rewards import Reward
 from rf_jax.posttraining.rollout_programs import RolloutPrograms
 from rf_jax.runtime import distributed
 from rf_jax.runtime.errors import UserError, choose, require
@@ -206,9 +206,8 @@ class Collector:
         total = sum(weight * values[name] for name, weight in counted.items())
         valid = np.isfinite(total).all(1)
         shape = len(total), self.config.grpo.group_size, self.config.grpo.images
-        advantages = policy.by_policy(
-            total.reshape(shape), self.config.grpo.std, self._texts(found.samples)
-        )
+        texts = episodes.texts_of(found.samples, self.config)
+        advantages = policy.by_policy(total.reshape(shape), self.config.grpo.std, texts)
         errors: list[float] = []
         parts = [
             self._complete(params, rows, log_probs, advantages, valid, errors)
@@ -245,15 +244,6 @@ class Collector:
                 f'warnings above say why: {dict(counts)}'
             )
         return values
-
-    def _texts(self, groups: Sequence[Sequence[Sample]]) -> list[list]:
-        """Of each group, what makes its texts equal: their words, and whether images follow. Samples
-        that are not texts with images are all different.
-        """
-        if not self.episode.images:
-            return [list(range(len(group))) for group in groups]
-        images = self.config.grpo.images
-        return [[(each.text, each.image is None) for each in group[::images]] for group in groups]
 
     def _similarity(self, groups) -> np.ndarray:
         """Cosine of the features of source and sample, under the reference's encoder."""

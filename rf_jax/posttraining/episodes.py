@@ -154,6 +154,16 @@ EPISODES = {
 }
 
 
+def texts_of(groups: Sequence[Sequence[Sample]], config: ConfigDict) -> list[list]:
+    """Of each group, what its texts have in common if they are equal: the words, and whether images
+    follow. Samples that are not texts with images are all different.
+    """
+    if not EPISODES[config.grpo.episode].images:
+        return [list(range(len(group))) for group in groups]
+    firsts = [group[:: config.grpo.images] for group in groups]
+    return [[(each.text, each.image is None) for each in group] for group in firsts]
+
+
 def samples_of(config: ConfigDict) -> int:
     """Samples of a group."""
     return config.grpo.group_size * config.grpo.images

@@ -73,7 +73,7 @@ def recovered(prompt: Prompt, source: Source, sample: Sample) -> float:
 
 
 def exact_answer(prompt: Prompt, source: Source, sample: Sample) -> float:
-    """1 if the text is the answer."""
+    """1 if the text is the answer, in capitals or not."""
     del prompt
     return float(clean(sample.text).lower() == source.answer.lower())
 

@@ -13,7 +13,15 @@ from configs.posttraining import thoughts
 from rf_jax.data import conversation, layout, source_list
 from rf_jax.data.messages import ImagePart, Message, TextPart, user
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from rf_jax.posttraining import asking, collector, policy, rewards, rollout, training_rows
+from rf_jax.posttraining import (
+    asking,
+    collector,
+    episodes,
+    policy,
+    rewards,
+    rollout,
+    training_rows,
+)
 from rf_jax.posttraining.rewards import Prompt, Sample, Source
 from rf_jax.posttraining.rollout_programs import ImageRequest
 from rf_jax.runtime.errors import UserError
@@ -107,18 +115,6 @@ def counted(values):
     return lambda *_: values[next(calls) % len(values)]
 
 
-def watched(feed):
-    """The feed, which keeps what tells its texts apart."""
-    find = feed._texts
-
-    def keep(groups):
-        feed.texts = find(groups)
-        return feed.texts
-
-    feed._texts = keep
-    return feed
-
-
 @pytest.fixture(scope='module')
 def started(tmp_path_factory):
     """A run with all policies at its start, and its first collection."""
@@ -127,8 +123,14 @@ def started(tmp_path_factory):
     with quick_compilation():
         run = built(tmp_path_factory.mktemp('run'), THINK | changes)
         state = ready(run.initialise())
-        feed = watched(fed(run, state, counted(TABLE.ravel())))
+        feed = fed(run, state, counted(TABLE.ravel()))
         return run, state, feed, *feed.collect(state.params, 0)
+
+
+def texts_of(feed, state):
+    """Of the first collection."""
+    found = feed.episode.collect(feed.run, feed.rollouts, state.params, 0)
+    return episodes.texts_of(found.samples, feed.config)
 
 
 def drawn(rows):
@@ -172,9 +174,10 @@ def test_an_image_follows_the_token_that_begins_one_and_no_other(started):
 
 @slow
 def test_each_level_has_its_own_advantage(started):
-    *_, feed, rows, seen = started
+    _, state, feed, rows, seen = started
     # The values are given to samples in turn: two prompts of four texts, two images each.
-    expected = policy.by_policy(np.resize(TABLE, (2, 4, 2)), 'group', feed.texts)
+    texts = texts_of(feed, state)
+    expected = policy.by_policy(np.resize(TABLE, (2, 4, 2)), 'group', texts)
     for name, weight in (('text', 'text_weight'), ('representation', 'representation_weight')):
         for row, value in enumerate(expected[name].ravel()):
             own = rows[f'{name}_advantage'][row][rows[weight][row] > 0]
@@ -265,12 +268,13 @@ def test_captions_of_unified_grpo_can_have_several_images(tmp_path, episode, row
         asked.append(sample)
         return values()
 
-    feed = watched(fed(run, state, reward))
+    feed = fed(run, state, reward)
     rows, seen = feed.collect(state.params, 0)
     pairs = [asked[i : i + 2] for i in range(0, 16, 2)]
     assert all(a.text == b.text and (a.image != b.image).any() for a, b in pairs)
     assert seen['rollout/log_prob_error'] < 1e-4
-    expected = policy.by_policy(np.resize(TABLE, (2, 4, 2)), 'group', feed.texts)
+    texts = texts_of(feed, state)
+    expected = policy.by_policy(np.resize(TABLE, (2, 4, 2)), 'group', texts)
     by_text = {name: array.reshape(8, rows_of_text, -1) for name, array in rows.items()
                if name.endswith(('advantage', 'weight'))}  # fmt: skip
     text, weight = by_text['text_advantage'][:, 0], by_text['text_weight']
