@@ -15,8 +15,8 @@ class GeneratedImage:
 
     `image`: uint8 [h, w, 3]. `tokens`: int32 [rows, columns], the representation tokens in the
     order of the image; float32 [rows, columns, Denc] where the representation is continuous; None
-    where its kind has no tokens. The same `prompt`, `seed` and
-    `number`, with the same size and options, generate it again.
+    where its kind has no tokens. `Sampler.generate` with the same `prompt`, `seed`, `number`, size
+    and options gives it again; one of a chat comes with the same messages.
     """
 
     image: np.ndarray
