@@ -5,7 +5,7 @@ python -m rf_jax.reinforce --config=configs/posttraining/own.py:runs/emoji \\
     --config.grpo.rewards="(('brightness', 1.0),)"
 
 Prompts are the captions of its data. `own.py:runs/emoji,both` names the policies of grpo.py, by
-default `representation`.
+default `representation`; `own.py:runs/emoji@4000` starts at this step.
 """
 
 import json
@@ -16,8 +16,9 @@ from configs import base
 from configs.posttraining import grpo
 from rf_jax.data import spans
 from rf_jax.generation import inputs
-from rf_jax.runtime import paths, renamed_fields, storage
+from rf_jax.runtime import renamed_fields, storage
 from rf_jax.runtime.errors import UserError, choose, require
+from rf_jax.training import weight_sources
 
 
 def get_config(run: str = ''):
@@ -40,13 +41,14 @@ def get_config(run: str = ''):
 def config_of(run: str) -> ConfigDict:
     """The config of a run, with the fields that it was trained without. Raises UserError."""
     require(run, 'give a run: --config=configs/posttraining/own.py:runs/emoji')
-    path = paths.anywhere(run, 'configs/posttraining/own.py:run') / 'config.json'
+    config = base.get_config()
+    config.initialise_from = run
+    path = weight_sources.listed(config)[0].folder / 'config.json'
     try:
         found = json.loads(storage.read(path))
     except (OSError, ValueError) as error:
         raise UserError(f'{path} cannot be read: {error}') from None
     renamed_fields.check(found, path)
-    config = base.get_config()
     _fill(config, found)
     return config
 

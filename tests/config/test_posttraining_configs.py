@@ -80,6 +80,8 @@ def test_any_run_can_be_reinforced(tmp_path):
     values = json.loads(path.read_text())
     del values['validation'], values['data']['workers']
     path.write_text(json.dumps(values))
+    step = run.config.steps
+    assert own.get_config(f'{tmp_path}/mine@{step}').initialise_from == f'{tmp_path}/mine@{step}'
     config = own.get_config(f'{tmp_path}/mine,both')
     before = checks.flatten(run.config.to_dict())
     changed = {k for k, v in checks.flatten(config.to_dict()).items() if v != before.get(k, v)}
