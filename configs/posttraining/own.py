@@ -1,4 +1,4 @@
-"""GRPO on any trained run: its own config, with `grpo`.
+"""GRPO on a trained run of yours: its own config, with `grpo`.
 
 python -m rf_jax.reinforce --config=configs/posttraining/own.py:runs/emoji \\
     --workdir=runs/brighter --reward=my_rewards.py:brightness \\
@@ -29,7 +29,7 @@ def get_config(run: str = ''):
     config.initialise_from = run
     grpo.start(config, steps=200)
     config.optimizer.decay_steps = 0
-    config.evaluation.samples = min(config.evaluation.samples, 64)
+    config.evaluation.samples = min(config.evaluation.samples, 64)  # the run itself is short
     height, width = inputs.largest_square(config)
     patches, pool = height * width // config.data.patch_size**2, spans.pool_of(config)
     grpo.reinforce(config, trained, rates, patches)

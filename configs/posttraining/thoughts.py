@@ -8,9 +8,9 @@ each riddle, and generates four images after each. `text` trains the thoughts, b
 their images; `representation` the tokens of the images, each compared with those after the same
 thought; `both` both. The reward is the judge's, of what the riddle means.
 
-The thoughts of that run are right nearly always. What holds them is their KL to the reference: an
-image is only compared with images of its thought, so nothing else tells the model, which writes
-and generates with the same attention, that a thought got worse.
+The thoughts of that run are nearly always right; their KL to the reference keeps them from
+drifting. Training the images changes the thoughts too, since both use the same attention, and no
+reward notices, as an image is compared only with images of its own thought.
 """
 
 from configs.posttraining import grpo, think

@@ -118,7 +118,7 @@ def _finished(run: ImageRun, number: int, answer: Answer) -> Said:
 def _keys(programs: ChatPrograms, options: image_sampling.Options) -> guidance.Weights:
     """Weights whose keys the programs are compiled for: those of the config, if they suffice."""
     known, own = image_sampling.options(programs.config), options.weights()
-    if options == options.without_images():
+    if not options.guidance_image:
         known = known.without_images()
     return known.weights() if own.within(known.weights()) else own
 

@@ -90,8 +90,8 @@ def stacked(each: Sequence[Weights], keys: Weights) -> Weights:
 
 def combine(values: Mapping, weights: Mapping) -> jax.Array:
     """The sum over branches of weight * value; values [B, ...], weights numbers or [B]."""
-    return sum(_like(weight, values[branch]) * values[branch] for branch, weight in weights.items())
+    return sum(_broadcast(weights[b], values[b]) * values[b] for b in weights)
 
 
-def _like(weight: Any, value: jax.Array) -> Any:
+def _broadcast(weight: Any, value: jax.Array) -> Any:
     return jnp.reshape(weight, (-1, *[1] * (value.ndim - 1))) if jnp.ndim(weight) else weight

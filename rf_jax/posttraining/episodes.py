@@ -155,8 +155,8 @@ EPISODES = {
 
 
 def texts_of(groups: Sequence[Sequence[Sample]], config: ConfigDict) -> list[list]:
-    """Of each group, what its texts have in common if they are equal: the words, and whether images
-    follow. Samples that are not texts with images are all different.
+    """What the texts of each group are compared by: their words, and whether images follow. Samples
+    that are not texts with images are all different.
     """
     if not EPISODES[config.grpo.episode].images:
         return [list(range(len(group))) for group in groups]

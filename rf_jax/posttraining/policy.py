@@ -45,18 +45,20 @@ def by_policy(rewards: np.ndarray, std: str, texts: Sequence[Sequence]) -> dict[
 
     A text has the mean reward of its images, and is compared with the texts of its group. An image
     is compared with the images of its text; if each text has one image, with those of the group.
-    Equal texts of a group are one text with the images of all: chance does not tell them apart, and
-    their images are compared with more others.
+    Equal texts of a group count as one text with all their images, so that luck does not separate
+    them and an image is compared with more others.
     """
     share = _equal(texts)
     means = share @ rewards.mean(2)[..., None]  # [groups, n, 1]
     of_texts = advantages(means[..., 0], std)[..., None]
-    of_images = advantages(rewards[..., 0], std)[..., None]
-    if rewards.shape[2] > 1:
+    if rewards.shape[2] == 1:
+        of_images = advantages(rewards[..., 0], std)[..., None]
+    else:
         valid = np.isfinite(rewards).all((1, 2))
         centred = np.where(valid[:, None, None], rewards - means, 0.0)
         spread = np.sqrt(share @ (centred**2).mean(2)[..., None])
-        spread = spread if std == 'group' else rewards[valid].std() if valid.any() else 0.0
+        if std == 'global':
+            spread = rewards[valid].std() if valid.any() else 0.0
         of_images = np.clip(centred / (spread + 1e-4), -MOST, MOST)
     return {
         'text': np.broadcast_to(of_texts, rewards.shape),

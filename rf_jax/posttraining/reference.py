@@ -17,8 +17,9 @@ def load(run: Programs) -> Any:
     Raises UserError if it is missing or has other shapes.
     """
     name = run.config.grpo.reference
-    runs = [each for each in weight_sources.listed(run.config) if each.kind is weight_sources.Run]
-    found = [(paths.anywhere(name, 'grpo.reference'), None)] if name else [r[1:] for r in runs]
+    found = [each for each in weight_sources.listed(run.config) if each.kind is weight_sources.Run]
+    if name:
+        found = [weight_sources.Listed(weight_sources.Run, paths.anywhere(name, 'grpo.reference'))]
     if not found:
         raise UserError('grpo.reference and initialise_from name no run: nothing to reinforce')
     field = f'grpo.reference={name}' if name else f'initialise_from={run.config.initialise_from}'
@@ -39,7 +40,7 @@ def load(run: Programs) -> Any:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
                             wanted)  # fmt: skip
 
-    folder, at = found[0]
+    _, folder, at = found[0]
     step, saved = checkpoint.restore_placed(folder / 'checkpoints', at, 'ema', place)
     logging.info('Reference: the EMA of %s at step %d', folder, step)
     return saved['ema']

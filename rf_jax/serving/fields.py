@@ -43,7 +43,7 @@ def integer(body: Mapping, name: str, default: int, low: int, high: int) -> int:
 
 
 def seed(body: Mapping) -> int | None:
-    """Any 64-bit integer, in [0, 2^31)."""
+    """A 64-bit integer, reduced to [0, 2^31)."""
     if body.get('seed') is None:
         return None
     return integer(body, 'seed', 0, -(2**63), 2**63 - 1) % 2**31

@@ -47,8 +47,8 @@ def program(config: ConfigDict, model: Unified) -> Callable:
 
     def validate(state: State, batch: Batch, number: jax.Array):
         whole = state.whole()
-        # No train step has a negative number: the noise is that of none, and no prototype is
-        # initialised again.
+        # A negative step is none of training: the noise differs from that of every train step, and
+        # no prototype is initialised again.
         fixed = whole.replace(step=-1 - number, skipped=0, params=whole.ema)
         batch, _, _ = work.prepare(fixed, batch)
         counts = losses.counts(work.terms, batch)
