@@ -76,6 +76,13 @@ def test_scenes_are_imported_without_jax():
     subprocess.run([sys.executable, '-c', script], check=True)
 
 
+@pytest.mark.parametrize('command', ['train', 'evaluate', 'sample', 'serve', 'describe'])
+def test_commands_start_without_libraries_that_import_for_seconds(command):
+    slow = ('tensorboardX', 'torch', 'transformers', 'tensorflow', 'matplotlib')
+    script = f'import sys, rf_jax.{command}; assert not sys.modules.keys() & {{*{slow}}}'
+    subprocess.run([sys.executable, '-c', script], check=True)
+
+
 @pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_are_short(path):
     assert len(path.read_text(encoding='utf-8').splitlines()) <= 300

@@ -17,10 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
-from rf_jax.runtime import paths, storage
+from rf_jax.runtime import events, paths, storage
 
 EVERY = 60.0  # seconds between writes of a part
 PART = 1 << 20  # bytes of lines and events in a part, at least
@@ -59,7 +58,7 @@ class OnDisk:
         if lines.exists():
             storage.write(lines, kept_lines(lines.read_bytes(), start_step))
         self._lines = lines.open('ab')
-        self._events = _events(boards)
+        self._events = events.writer(boards)
 
     def write(self, step: int, event: Event, line: bytes) -> None:
         del step
@@ -107,9 +106,9 @@ class InBucket:
         try:
             self._check()
             self._events.flush()
-            (events,) = self._local.iterdir()
-            data = events.read_bytes()
-            storage.write(self._workdir / 'tensorboard' / events.name, data)
+            (written,) = self._local.iterdir()
+            data = written.read_bytes()
+            storage.write(self._workdir / 'tensorboard' / written.name, data)
             if self._lines:
                 storage.write(self._workdir / 'metrics' / self._name, bytes(self._lines))
         finally:  # a failure may have taken minutes, and the next try comes after a pause
@@ -117,7 +116,7 @@ class InBucket:
         self._changed = False
         if len(self._lines) + len(data) >= PART:
             self._events.close()
-            events.unlink()
+            written.unlink()
             self._begin()
 
     def close(self) -> None:
@@ -130,7 +129,7 @@ class InBucket:
     def _begin(self) -> None:
         self._lines, self._name, self._changed = bytearray(), '', False
         self._written = self._clock()
-        self._events = _events(self._local)
+        self._events = events.writer(self._local)
 
     def _drop_after(self, start_step: int) -> None:
         names = storage.names(self._workdir / 'metrics')
@@ -153,8 +152,3 @@ def kept_lines(data: bytes, start_step: int) -> bytes:
         except (ValueError, KeyError, TypeError):
             continue  # incomplete: the process was killed
     return b''.join(kept)
-
-
-def _events(folder: Path) -> EventsWriter:
-    # Not SummaryWriter: its thread dies on a full disk, and then its queue blocks.
-    return EventsWriter(str(folder / 'events'), f'.{time.time_ns()}')

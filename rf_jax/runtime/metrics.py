@@ -10,17 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from absl import logging
-from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
-from rf_jax.runtime import metric_files, paths
+from rf_jax.runtime import paths
 from rf_jax.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from tensorboardX.proto.event_pb2 import Event
 
 
 class MetricWriter:
@@ -45,9 +45,11 @@ class MetricWriter:
         self._warned = False
         if not self._active:
             return
+        from rf_jax.runtime import events, metric_files  # they may import torch: 2 s
+
+        self._events = events
         self._files = metric_files.opened(workdir, start_step, check)
-        restart = SessionLog(status=SessionLog.START)  # TensorBoard drops later events
-        self._write(Event(step=start_step + 1, wall_time=time.time(), session_log=restart))
+        self._write(events.start(start_step + 1))
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes a line {"step", "time" (seconds since 1970), name: number}; NaN, inf are null."""
@@ -56,23 +58,18 @@ class MetricWriter:
         line = {'step': int(step), 'time': round(time.time(), 3)}
         numbers = {name: _number(value) for name, value in values.items()}
         line |= {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-        merged = [value for name, v in numbers.items() for value in summary.scalar(name, v).value]
-        self._write(
-            Event(step=step, wall_time=time.time(), summary=Summary(value=merged)),
-            (json.dumps(line, allow_nan=False) + '\n').encode(),
-        )
+        encoded = (json.dumps(line, allow_nan=False) + '\n').encode()
+        self._write(self._events.scalars(step, numbers), encoded)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes an image, uint8 [height, width, 3], to TensorBoard."""
         if self._active:
-            image = summary.image(name, np.asarray(image, np.uint8), dataformats='HWC')
-            self._write(Event(step=step, wall_time=time.time(), summary=image))
+            self._write(self._events.image(step, name, image))
 
     def text(self, step: int, name: str, text: str) -> None:
         """Writes a text (Markdown) to TensorBoard."""
         if self._active:
-            written = summary.text(name, text)
-            self._write(Event(step=step, wall_time=time.time(), summary=written))
+            self._write(self._events.text(step, name, text))
 
     def close(self) -> None:
         """Closes the files."""
@@ -85,7 +82,7 @@ class MetricWriter:
         if self._active:
             self._try(self._files.flush)
 
-    def _write(self, event: Event, line: bytes = b'') -> None:
+    def _write(self, event: 'Event', line: bytes = b'') -> None:
         self._try(lambda: self._files.write(event.step, event, line))
 
     def _try(self, write: Callable[[], None]) -> None:
