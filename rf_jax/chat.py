@@ -4,9 +4,10 @@
     > What is this?
     > draw it in blue
 
-`/image FILE` shows the model an image, with the next line; `/new` begins another conversation;
-`/quit`, an empty line or Ctrl-D ends it. Ctrl-C stops an answer. Images of the model are saved, and
-their paths printed. With --message the command says that one message and ends.
+`/image FILE` shows the model an image, with the next line that it takes; `/image` alone forgets
+those that wait. `/new` begins another conversation; `/quit`, an empty line or Ctrl-D ends it.
+Ctrl-C stops an answer. Images of the model are saved, and their paths printed. With --message the
+command says that one message and ends.
 """
 
 import re
@@ -60,21 +61,26 @@ def main(argv):
     for line in [_MESSAGE.value] if _MESSAGE.value else terminal.lines():
         word, _, rest = line.partition(' ')
         if _MESSAGE.value or not re.fullmatch(r'/\w*', word):
-            _answer(talk, line, images, out)
-            images = []
+            images = _answer(talk, line, images, out)
         elif word == '/new':
-            talk, images = sampler.conversation(), []
-        elif word == '/image' and rest:
+            talk = sampler.conversation()
+        elif word == '/image' and not rest:
+            images = []
+        elif word == '/image':
             try:
                 images.append(terminal.read('/image ', terminal.file_of(rest), most))
             except UserError as error:
                 print(f'error: {error}')
         else:
-            print(f'error: {line!r} is no command; known: /image FILE, /new, /quit')
+            print(f'error: {line!r} is no command; known: /image FILE, /image, /new, /quit')
 
 
-def _answer(talk: Conversation, line: str, images: list[np.ndarray], out: paths.AnyPath) -> None:
-    """Says one line and prints the answer as it comes; an error is printed, and nothing is said."""
+def _answer(
+    talk: Conversation, line: str, images: list[np.ndarray], out: paths.AnyPath
+) -> list[np.ndarray]:
+    """Says one line and prints the answer as it comes; an error is printed, and nothing is said.
+    Gives the images that still wait for a line.
+    """
     message = Message('user', (*map(ImagePart, images), TextPart(line)))
     settings = {'temperature': _TEMPERATURE.value, 'top_p': _TOP_P.value, 'seed': _SEED.value,
                 'max_tokens': _MAX_TOKENS.value}  # fmt: skip
@@ -82,13 +88,17 @@ def _answer(talk: Conversation, line: str, images: list[np.ndarray], out: paths.
     def save(image: np.ndarray) -> paths.AnyPath:
         return image_ops.save_new(out, 'image', image, {'request': line, 'seed': _SEED.value})
 
+    waiting = images
     try:
         parts = talk.stream(message, **settings)
+        waiting = []
         terminal.show(parts, save, stoppable=not _MESSAGE.value)
     except UserError as error:
         if _MESSAGE.value:
             raise
-        print(f'error: {error}')
+        kept = f' ({len(waiting)} images wait for the next line)' if waiting else ''
+        print(f'error: {error}{kept}')
+    return waiting
 
 
 if __name__ == '__main__':

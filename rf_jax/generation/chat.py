@@ -3,15 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
+import numpy as np
+
 from rf_jax.data import image_urls
 from rf_jax.data import messages as forms
 from rf_jax.data.messages import ImagePart, Message, TextPart
 from rf_jax.generation import arguments
-from rf_jax.generation.chat_answer import LENGTH, STOP, Said, Settings
+from rf_jax.generation.chat_answer import LENGTH, STOP, Answer, Said, Settings
 from rf_jax.generation.chat_images import padded_count
 from rf_jax.generation.chat_row import ChatRow
 from rf_jax.generation.generated_image import GeneratedImage, PartialImage
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import UserError, require
 
 ROWS = 32  # conversations answered together
 
@@ -37,6 +39,15 @@ def _opened(image):
     return image_urls.file_of(image) if data is None else data
 
 
+def _images(name: str, value) -> bool:
+    require(
+        isinstance(value, bool | np.bool_),
+        f'{name}={value!r:.60}: expected True or False, whether the answer may have images; those '
+        'that are shown to the model are parts of a message',
+    )
+    return bool(value)
+
+
 _CHECKED = {
     'temperature': arguments.number,
     'top_k': partial(arguments.integer, least=0),
@@ -44,7 +55,7 @@ _CHECKED = {
     'seed': arguments.integer,
     'max_tokens': partial(arguments.integer, least=0),
     'size': arguments.pair,
-    'images': lambda name, value: bool(value),
+    'images': _images,
     'partial_images': partial(arguments.integer, least=0),
 }
 
@@ -73,31 +84,49 @@ class Reader:
         if said.partial is not None:
             yield said.partial
         self._tokens += said.tokens
-        text = self.tokenizer.decode(self._tokens)
-        if (said.image is None and not said.ended) and text.endswith('\N{REPLACEMENT CHARACTER}'):
+        text, ends = self.tokenizer.decode(self._tokens), said.image is not None or said.ended
+        if not ends and text.endswith('\N{REPLACEMENT CHARACTER}'):
             return
-        if new := text[len(self._given) :]:
-            self._given = text
-            yield new
-        if said.image is not None or said.ended:
+        new, self._given = text[len(self._given) :], text
+        # Noted before it is given: who is given it may read no further.
+        if ends:
             if text.strip():
                 self.parts.append(TextPart(text.strip()))
             self._tokens, self._given = [], ''
         if said.image is not None:
             self.parts.append(ImagePart(said.image))
+        if new:
+            yield new
+        if said.image is not None:
             yield said.image
+
+
+class Trimmed:
+    """Text as it comes, without white space around it."""
+
+    def __init__(self):
+        self._begun, self._held = False, ''
+
+    def read(self, text: str) -> str:
+        """What may be shown, now that `text` has come; white space only once more follows."""
+        text = self._held + text
+        text = text if self._begun else text.lstrip()
+        shown = text.rstrip()
+        self._begun, self._held = self._begun or bool(shown), text[len(shown) :]
+        return shown
 
 
 class Conversation:
     """A conversation that is continued turn by turn; what was said stays in the cache.
 
-    `messages`: all so far.
+    `messages`: all so far; the assistant's once its stream has ended, or with the next turn.
     """
 
     def __init__(self, sampler):
         self._sampler = sampler
         self._row = sampler.chat_row()
         self._engine = sampler.chat_engine(1)
+        self._reading: Reader | None = None  # of an answer that is not in `messages` yet
         self.messages: tuple[Message, ...] = ()
 
     def send(self, given, **settings) -> Message:
@@ -108,7 +137,8 @@ class Conversation:
 
     def stream(self, given, **settings) -> Iterator[Delta]:
         """The same, part by part: pieces of text, and images; with partial_images=3 also what can
-        be seen of an image while it is generated. Raises UserError.
+        be seen of an image while it is generated. A stream that is left ends the answer there, and
+        so does the next turn. Raises UserError.
         """
         said = parsed(given)
         how = settings_of(self._sampler, settings)
@@ -121,18 +151,30 @@ class Conversation:
         except UserError:
             self._row.pieces = before
             raise
+        self._note(self._reading)
         self.messages += said
-        return self._answer()
+        self._reading = Reader(self._sampler.tokenizer)
+        return self._answer(self._reading, self._engine.answers[0])
 
-    def _answer(self) -> Iterator[Delta]:
-        reader, answer = Reader(self._sampler.tokenizer), self._engine.answers[0]
+    def _answer(self, reader: Reader, answer: Answer) -> Iterator[Delta]:
+        shown = Trimmed()
         try:
-            while not answer.ended:
-                yield from reader.read(self._engine.step()[0])
+            while self._reading is reader and not answer.ended:  # not once the next turn has begun
+                for part in reader.read(self._engine.step()[0]):
+                    if isinstance(part, GeneratedImage):
+                        shown = Trimmed()
+                    if part := shown.read(part) if isinstance(part, str) else part:
+                        yield part
         finally:
-            if not answer.ended:  # nobody reads the rest
-                list(reader.read(Said(ended=LENGTH)))
-            self.messages += (Message('assistant', tuple(reader.parts)),)
+            self._note(reader)
+
+    def _note(self, reader: Reader | None) -> None:
+        """Adds what was read of an answer to `messages`, once."""
+        if reader is None or self._reading is not reader:
+            return
+        list(reader.read(Said(ended=LENGTH)))  # nobody reads the rest
+        self.messages += (Message('assistant', tuple(reader.parts)),)
+        self._reading = None
 
 
 def answers(sampler, conversations: Sequence, settings: Mapping) -> list[Message]:
