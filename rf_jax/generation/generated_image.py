@@ -68,4 +68,5 @@ def token_map(
     if not pool:
         return None
     rows, columns = (side // (patch * pool) for side in size)
-    return tokens[: rows * columns].reshape(rows, columns, *tokens.shape[1:])
+    # A copy, as a part would keep the tokens of the whole batch.
+    return tokens[: rows * columns].reshape(rows, columns, *tokens.shape[1:]).copy()

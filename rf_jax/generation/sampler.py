@@ -203,8 +203,8 @@ class Sampler:
         as temperature=0.7, max_tokens=64, seed=0, size=(64, 64), and those of `generate`. Raises
         UserError.
         """
-        one = isinstance(messages, str | Message | Mapping) or not messages
-        one = one or isinstance(messages[0], Message | Mapping)
+        one = isinstance(messages, str | Message) or not isinstance(messages, Sequence)
+        one = one or not messages or isinstance(messages[0], Message | Mapping)
         found = answers(self, [messages] if one else messages, settings)
         return found[0] if one else found
 

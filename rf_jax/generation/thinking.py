@@ -30,6 +30,7 @@ def think(
     on how often the prompt occurs before it. Raises UserError.
     """
     prompts = arguments.strings(prompts, 'prompts')
+    thoughts = _for_each(prompts, 'thoughts', arguments.strings(thoughts, 'thoughts'))
     begun = [(each,) for each in thoughts] if thoughts else [()] * len(prompts)
     said = _answers(sampler, prompts, begun, seed, bool(thoughts), settings)
     texts = thoughts or [message.text for message in said]
@@ -66,7 +67,9 @@ def redraw(
     another image always follows. Otherwise as `think`.
     """
     prompts = arguments.strings(prompts, 'prompts')
-    drafts = drafts or draw(sampler, prompts, seed, **settings)
+    critiques = _for_each(prompts, 'critiques', arguments.strings(critiques, 'critiques'))
+    drafts = [drafts] if isinstance(drafts, GeneratedImage) else drafts
+    drafts = _for_each(prompts, 'drafts', drafts) or draw(sampler, prompts, seed, **settings)
     if critiques:
         begun = list(zip(drafts, critiques, strict=True))
     else:
@@ -77,6 +80,15 @@ def redraw(
         (draft, text, _last_image(message) or draft)
         for draft, text, message in zip(drafts, texts, said, strict=True)
     ]
+
+
+def _for_each(prompts: Sequence[str], name: str, given: Sequence) -> Sequence:
+    """What is `given`: nothing, or one for each prompt. Raises UserError."""
+    require(
+        len(given) in (0, len(prompts)),
+        f'{len(given)} {name} and {len(prompts)} prompts: give one for each prompt, or none',
+    )
+    return given
 
 
 def _answers(sampler, prompts, begun, seed: int, draw: bool, settings) -> list[Message]:

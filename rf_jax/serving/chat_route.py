@@ -89,9 +89,8 @@ async def _said(server: Server, events, answers: Sequence[Answered], jobs: Seque
         if answer.done:
             continue
         assert isinstance(said, Said)
-        answer.tokens += len(said.tokens)
         server.metrics.tokens.inc(len(said.tokens))
-        for part in answer.reader.read(said):
+        for part in answer.read(said):
             if isinstance(part, GeneratedImage):
                 server.metrics.images.inc()
                 text = await to_thread.run_sync(png_base64, part.image)
@@ -100,12 +99,8 @@ async def _said(server: Server, events, answers: Sequence[Answered], jobs: Seque
                 yield number, {'images': [image_url(text)]}
             elif isinstance(part, PartialImage):
                 yield number, {'partial_image': await to_thread.run_sync(partial_image, part)}
-            elif shown := answer.stop.read(part):
-                answer.text.append(shown)
-                yield number, {'content': shown}
-        if said.ended and (shown := answer.stop.rest()):
-            answer.text.append(shown)
-            yield number, {'content': shown}
+            else:
+                yield number, {'content': part}
         if said.ended or answer.stop.found:
             cut = said.ended == LENGTH and not answer.stop.found
             answer.done = 'length' if cut else 'stop'

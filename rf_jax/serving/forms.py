@@ -96,7 +96,7 @@ def chat(body: Any, model: str, max_pixels: int, capacity: Mapping[str, int]) ->
         seed=fields.seed(body),
         stops=fields.stops(body.get('stop')),
         stream=stream,
-        usage=bool(options.get('include_usage')),
+        usage=fields.boolean(options, 'include_usage'),
         images=fields.modalities(body.get('modalities')),
         size=_size(body.get('size')),
         partial_images=fields.integer(body, 'partial_images', 0, 0, 3) * stream,

@@ -3,14 +3,15 @@
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
 
-from rf_jax.generation.chat import Reader
-from rf_jax.generation.generated_image import PartialImage
+from rf_jax.generation.chat import Delta, Reader, Trimmed
+from rf_jax.generation.chat_answer import Said
+from rf_jax.generation.generated_image import GeneratedImage, PartialImage
 
 
 class StopText:
@@ -48,7 +49,9 @@ class StopText:
 
 @dataclass
 class Answered:
-    """One choice as it comes. `done`: '', or why it ended; `images` PNG in base64."""
+    """One choice as it comes. `done`: '', or why it ended; `images` PNG in base64; `tokens` of
+    text, up to the one that completes a stop text.
+    """
 
     reader: Reader
     stop: StopText
@@ -56,6 +59,38 @@ class Answered:
     images: list[str] = field(default_factory=list)
     tokens: int = 0
     done: str = ''
+    _trimmed: Trimmed = field(default_factory=Trimmed)
+    _after_image: bool = False
+
+    def read(self, said: Said) -> Iterator[Delta]:
+        """What of it is shown: together the same text as `Message.text`, up to a stop text."""
+        # One by one, to know at which token it stops.
+        steps = [replace(said, tokens=(token,), ended='') for token in said.tokens[:-1]]
+        last = replace(said, tokens=said.tokens[-1:])
+        for step in (*steps, last) if self.stop.stops else (said,):
+            self.tokens += len(step.tokens)
+            for part in self.reader.read(step):
+                yield from self._shown(part)
+                if self.stop.found:
+                    return
+            if step.ended:
+                yield from self._show(self.stop.rest())
+
+    def _shown(self, part: Delta) -> Iterator[Delta]:
+        if isinstance(part, str):
+            yield from self._show(self.stop.read(part))
+            return
+        if isinstance(part, GeneratedImage):
+            yield from self._show(self.stop.rest())  # no stop text goes on after an image
+            self._trimmed, self._after_image = Trimmed(), bool(self.text)
+        yield part
+
+    def _show(self, text: str) -> Iterator[str]:
+        if text := self._trimmed.read(text):
+            text = f' {text}' if self._after_image else text
+            self._after_image = False
+            self.text.append(text)
+            yield text
 
     @staticmethod
     def usage(answers: Sequence['Answered'], prompt: int) -> dict:
@@ -72,7 +107,7 @@ def completion(answers: Sequence[Answered], about: Mapping, prompt: int) -> dict
     """The reply to a request that is not streamed. A message with images has them in `images`."""
     choices = []
     for number, answer in enumerate(answers):
-        message = {'role': 'assistant', 'content': ''.join(answer.text).strip(), 'refusal': None}
+        message = {'role': 'assistant', 'content': ''.join(answer.text), 'refusal': None}
         if answer.images:
             message['images'] = [image_url(text) for text in answer.images]
         choices.append({

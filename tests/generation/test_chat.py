@@ -319,6 +319,7 @@ def test_images_have_the_size_asked_for_or_that_of_the_last(sampler, images):
 @pytest.mark.parametrize(
     'messages, settings, said',
     [
+        (5, {}, 'messages are a int, expected a list'),
         ([{'role': 'user'}], {}, 'message 1: the content is a NoneType'),
         ([{'role': 'dog', 'content': 'a'}], {}, "role 'dog'"),
         ([user('a ' * 300)], {}, r'data.capacity.text=160: start a new conversation'),

@@ -33,6 +33,8 @@ def test_a_size_may_be_a_list_and_a_seed_of_numpy(sampler):
     ({'temperature': 'hot'}, r"temperature='hot': expected a number of at least 0"),
     ({'temperature': -1}, r'temperature=-1: expected a number of at least 0'),
     ({'temperature': float('nan')}, r'temperature=nan'),
+    ({'images': ['cat.png']}, r"images=\['cat.png'\]: expected True or False, whether the answer"),
+    ({'images': 'false'}, r"images='false': expected True or False"),
     ({'top_p': 1.5}, r'top_p=1\.5: expected a number from 0 to 1'),
 ])  # fmt: skip
 def test_mistakes_are_one_line(sampler, given, said):

@@ -86,6 +86,8 @@ def test_texts_and_images_may_be_given_and_each_prompt_is_answered_alone(sampler
     same, changed = zip(found[0], other[0]), zip(found[1], other[1])
     assert jax.tree.all([np.array_equal(a, b) for a, b in same])
     assert not np.array_equal(*list(changed)[-1])
+    (single,) = thinking.redraw(sampler, PROMPTS[0], drafts[0], texts[0], seed=1, **HOW)
+    np.testing.assert_array_equal(single[2].tokens, found[0][2].tokens)
     thought = thinking.think(sampler, PROMPTS, texts, seed=1, **HOW)
     assert [text for text, _ in thought] == texts
     assert not np.array_equal(thought[0][1].image, alone.image)
@@ -99,6 +101,19 @@ def test_what_the_model_writes_itself_is_its_answer_in_a_chat(sampler):
         assert text == said.text and (image is None) == (not said.images)
     for draft, _, image in thinking.redraw(sampler, PROMPTS[:2], images=False, **HOW):
         assert image is draft
+
+
+def test_what_is_given_for_some_prompts_only_is_one_line():
+    """Before anything is generated."""
+    for call, wrong in (
+        (lambda: thinking.think(None, PROMPTS, ['flag']), '1 thoughts and 3 prompts'),
+        (lambda: thinking.think(None, PROMPTS, 'flag'), '1 thoughts and 3 prompts'),
+        (lambda: thinking.think(None, PROMPTS, [5] * 3), 'thoughts contain 5'),
+        (lambda: thinking.redraw(None, PROMPTS, ['a'] * 2), '2 drafts and 3 prompts'),
+        (lambda: thinking.redraw(None, PROMPTS, critiques='flag'), '1 critiques and 3 prompts'),
+    ):
+        with pytest.raises(UserError, match=wrong):
+            call()
 
 
 @pytest.mark.slow
