@@ -145,7 +145,8 @@ def _prompts() -> list[str]:
 
 def _stem(prompt: str, index: int, number: int) -> str:
     """File name of an image, without its ending."""
-    slug = re.sub(r'[^\w]+', '-', prompt.lower()).strip('-')[:60] or 'empty'
+    slug = re.sub(r'[^\w]+', '-', prompt.lower()).strip('-')[:60]
+    slug = slug.encode()[:180].decode(errors='ignore') or 'empty'  # a name has at most 255 bytes
     return f'{index:03d}-{slug}-seed{_SEED.value}-{number}'
 
 

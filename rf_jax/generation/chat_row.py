@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from rf_jax.data import arrays, conversation, fitting, image_ops, layout, spans
+from rf_jax.data import arrays, conversation, fitting, image_ops, layout, patch_grid, spans
 from rf_jax.data.batch import Batch
 from rf_jax.data.conversation import Dropped, Image, Piece, Tokens
 from rf_jax.data.messages import ImagePart, Message
 from rf_jax.data.records import BadImage
 from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.models import representation
 from rf_jax.runtime.errors import UserError
 
 STREAMS = ('text', 'vision', 'representation')  # those that are cached
@@ -84,7 +85,7 @@ class ChatRow:
         if not isinstance(part, ImagePart):
             return part
         given = part.image
-        if isinstance(given, GeneratedImage):
+        if isinstance(given, GeneratedImage) and self._fits(given):
             return ImagePart(Fitted(given.image, self._in_order(given.tokens)))
         try:
             image = arrays.rgb(given, self.config.data.max_pixels)
@@ -93,6 +94,18 @@ class ChatRow:
             raise UserError(f'message {number}, image{name}: {error}') from None
         size = fitting.image_size(*image.shape[:2], self.config)
         return ImagePart(Fitted(image_ops.resize(image, *size)))
+
+    def _fits(self, image: GeneratedImage) -> bool:
+        """Whether size and tokens can be of this model; an image of another one is only read."""
+        height, width = image.image.shape[:2]
+        patch = self.config.data.patch_size
+        unit = patch_grid.unit(self.pool) * patch
+        if height % unit or width % unit:
+            return False
+        if image.tokens is None or not self.pool:
+            return True
+        begin, side = representation.of(self.config).begin(self.config.model, 1), self.pool * patch
+        return np.shape(image.tokens) == (height // side, width // side, *begin.shape[1:])
 
     def _in_order(self, tokens: np.ndarray | None) -> np.ndarray | None:
         """[rows, columns, ...] -> [N, ...]."""

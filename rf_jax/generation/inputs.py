@@ -2,10 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from rf_jax.data import fitting, image_ops, layout, patch_grid, spans
@@ -76,6 +77,26 @@ def check_size(config: ConfigDict, height: int, width: int) -> None:
         raise UserError(
             f'size={height}x{width}: the longest side may be {longest} pixels '
             f'({pool} x data.patch_size x model.representation.position_grid)'
+        )
+
+
+def warn_of_long_prompts(config: ConfigDict, tokenizer: Tokenizer, prompts: Iterable[str]) -> None:
+    """Logs how many different prompts are longer than what is read of them."""
+    limit = config.data.max_text_tokens - 2  # begin and end
+    warn_of_long(config, tokenizer, 'prompt', prompts, limit)
+
+
+def warn_of_long(
+    config: ConfigDict, tokenizer: Tokenizer, what: str, texts: Iterable[str], limit: int
+) -> None:
+    """Logs how many different texts have more than `limit` tokens; the rest is dropped."""
+    distinct = dict.fromkeys(texts)
+    long = [text for text in distinct if text and len(tokenizer.encode(text)) > limit]
+    if long:
+        logging.warning(
+            '%d of %d %s(s) were truncated to %d tokens (data.max_text_tokens=%d): %r',
+            *(len(long), len(distinct), what, limit, config.data.max_text_tokens),
+            long[0] if len(long[0]) <= 60 else f'{long[0][:57]}...',
         )
 
 

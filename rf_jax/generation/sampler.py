@@ -12,13 +12,12 @@ dtype='bfloat16').
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -188,7 +187,7 @@ class Sampler:
                 'images, or one for each'
             )
         limit = spans.question_room(self.tokenizer, self.config.data.max_text_tokens)
-        self._warn_of_truncated('question', map(clean, questions), limit)
+        inputs.warn_of_long(self.config, self.tokenizer, 'question', map(clean, questions), limit)
         answers = []
         for chunk, padded in _chunks(list(zip(images, questions)), self.placement):
             tokens = self._answer(padded)[: len(chunk)]
@@ -228,8 +227,7 @@ class Sampler:
     def _images(self, requests: Sequence[Request], options: image_sampling.Options):
         """[(image, tokens)] of the requests, as in `GeneratedImage`."""
         pairs, patch = [], self.config.data.patch_size
-        limit = self.config.data.max_text_tokens - 2  # begin and end
-        self._warn_of_truncated('prompt', [r.prompt for r in requests], limit)
+        inputs.warn_of_long_prompts(self.config, self.tokenizer, [r.prompt for r in requests])
         for chunk, padded in _chunks(requests, self.placement):
             patches, tokens = self._generate(padded, options)
             for request, values, row in zip(chunk, patches, tokens):
@@ -266,17 +264,6 @@ class Sampler:
         rows = inputs.answer_rows(self.config, self.tokenizer, self.model.channels, pairs, length)
         arguments = self.placement.inputs(rows)
         return np.asarray(self._programs['answer', length](self.params, *arguments))
-
-    def _warn_of_truncated(self, what: str, texts: Iterable[str], limit: int) -> None:
-        """Logs how many different texts have more than `limit` tokens; the rest is dropped."""
-        distinct = dict.fromkeys(texts)
-        long = [text for text in distinct if text and len(self.tokenizer.encode(text)) > limit]
-        if long:
-            logging.warning(
-                '%d of %d %s(s) were truncated to %d tokens (data.max_text_tokens=%d): %r',
-                *(len(long), len(distinct), what, limit, self.config.data.max_text_tokens),
-                long[0] if len(long[0]) <= 60 else f'{long[0][:57]}...',
-            )
 
 
 def for_this_machine(config: ConfigDict) -> None:

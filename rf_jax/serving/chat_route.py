@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from rf_jax.data.messages import Message
 from rf_jax.generation.chat import Reader
 from rf_jax.generation.chat_answer import LENGTH, Said, Settings
+from rf_jax.generation.chat_row import ChatRow
 from rf_jax.generation.generated_image import GeneratedImage, PartialImage
 from rf_jax.runtime.errors import UserError
 from rf_jax.serving import forms
@@ -71,14 +72,18 @@ async def _answered(server, request, asked: forms.Chat, settings: Sequence[Setti
     return JSONResponse(completion(answers, about, tokens))
 
 
-def row_of(server: Server, messages: Sequence[Message]):
+def row_of(server: Server, messages: Sequence[Message], field: str = 'messages') -> ChatRow:
+    """A row of the messages. Raises ApiError about this `field` of the request."""
     row = server.sampler.chat_row()
     try:
         row.say(messages)
         if row.left() < 1:
-            raise UserError('the conversation leaves no room for an answer')
+            most = server.sampler.config.data.capacity.text
+            raise UserError(
+                f'the conversation leaves no room for an answer (data.capacity.text={most})'
+            )
     except UserError as error:
-        raise invalid('messages', str(error), 'context_length_exceeded') from None
+        raise invalid(field, str(error), 'context_length_exceeded') from None
     return row
 
 
@@ -95,8 +100,8 @@ async def _said(server: Server, events, answers: Sequence[Answered], jobs: Seque
                 server.metrics.images.inc()
                 text = await to_thread.run_sync(png_base64, part.image)
                 server.sent.keep(part)
+                yield number, {'images': [image_url(len(answer.images), text)]}
                 answer.images.append(text)
-                yield number, {'images': [image_url(text)]}
             elif isinstance(part, PartialImage):
                 yield number, {'partial_image': await to_thread.run_sync(partial_image, part)}
             else:

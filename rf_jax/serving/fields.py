@@ -83,7 +83,8 @@ def modalities(given: Any) -> bool:
     """Whether the answer may have images."""
     if given is None:
         return True
-    if not isinstance(given, list) or not given or set(map(str, given)) - {'text', 'image'}:
+    known = isinstance(given, list) and not set(map(str, given)) - {'text', 'image'}
+    if not known or 'text' not in given:  # there is no answer of images alone
         raise invalid('modalities', 'modalities must be ["text"] or ["text", "image"]')
     return 'image' in given
 

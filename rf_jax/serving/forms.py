@@ -34,6 +34,10 @@ _CHAT = {'messages', 'model', 'max_tokens', 'max_completion_tokens', 'temperatur
 _IMAGES = {'prompt', 'model', 'n', 'size', 'seed', 'response_format', 'output_format', 'quality',
            'style', 'background', 'stream', 'partial_images', 'partial_tokens',
            *SCALES}  # fmt: skip
+# Fields of the image routes, and the values that say what is done.
+_ONLY = {
+    'response_format': ('b64_json',), 'output_format': ('png',), 'background': ('opaque', 'auto'),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,9 @@ def _images(body: Mapping, model: str, images: tuple[np.ndarray, ...]) -> Images
         raise invalid('prompt', 'prompt must be a string that is not empty')
     if len(prompt) > _LONGEST_PROMPT:
         raise invalid('prompt', f'prompt may have up to {_LONGEST_PROMPT} characters')
-    for name, only in (('response_format', 'b64_json'), ('output_format', 'png')):
-        if body.get(name) not in (None, only):
-            raise invalid(name, f'only {name}="{only}" is supported')
+    for name, only in _ONLY.items():
+        if body.get(name) not in (None, *only):
+            raise invalid(name, f'only {name}="{only[0]}" is supported')
     count = fields.integer(body, 'n', 1, 1, MOST_CHOICES)
     stream, tokens = fields.boolean(body, 'stream'), fields.boolean(body, 'partial_tokens')
     shown = stream, fields.integer(body, 'partial_images', 0, 0, 3) * stream, tokens
@@ -159,7 +163,7 @@ def _messages(given: Any, max_pixels: int, capacity: Mapping[str, int]) -> tuple
     if not isinstance(given, list) or not given:
         raise invalid('messages', 'messages must be a list that is not empty')
     try:
-        found = messages.parse([_as_parts(each) for each in given])
+        found = messages.parse([_as_parts(*each) for each in enumerate(given)])
     except ValueError as error:
         raise invalid('messages', str(error)) from None
     if found[-1].role != 'user':
@@ -168,14 +172,28 @@ def _messages(given: Any, max_pixels: int, capacity: Mapping[str, int]) -> tuple
     return tuple(_with_pixels(number, each, max_pixels) for number, each in enumerate(found))
 
 
-def _as_parts(message: Any) -> Any:
-    """A message of the assistant as this server sends it, its images beside its text, as parts."""
-    if not isinstance(message, Mapping) or message.get('role') != 'assistant':
+def _as_parts(number: int, message: Any) -> Any:
+    """A message of the assistant as this server sends it, its images beside its text, as parts.
+    Raises ApiError for what a message may have in OpenAI's API and would be lost here.
+    """
+    if not isinstance(message, Mapping):
         return message
-    text, images = message.get('content') or '', message.get('images') or []
+    where = f'messages[{number}]'
+    for name in ('tool_calls', 'function_call'):
+        if message.get(name):
+            raise invalid(where, f'{where}.{name}: tools are not supported')
+    assistant, images = message.get('role') == 'assistant', message.get('images') or []
+    if images and not (assistant and isinstance(images, list)):
+        raise invalid(
+            where,
+            f'{where}.images: only a message of the assistant has images beside its content, as a '
+            'list; those of others are parts of the content',
+        )
+    if not assistant:
+        return message
+    text = message.get('content') or ''
     parts = [{'type': 'text', 'text': text}] if isinstance(text, str) else text
-    known = isinstance(parts, list) and isinstance(images, list)
-    return {**message, 'content': [*parts, *images]} if known else message
+    return {**message, 'content': [*parts, *images]} if isinstance(parts, list) else message
 
 
 def _check_length(found: Sequence[Message], capacity: Mapping[str, int]) -> None:

@@ -30,6 +30,7 @@ from rf_jax.serving.worker import Drawing, Job, Talk
 async def generate(server: Server, request: Request) -> Response:
     asked = forms.image_generation(await read_json(server, request), server.model)
     _check_draws(server)
+    config, tokenizer = server.sampler.config, server.sampler.tokenizer
     seed = asked.seed if asked.seed is not None else uuid.uuid4().int % 2**31
     queue, gives = queue_of(asked.count)
     deadline = time.monotonic() + server.limits.seconds
@@ -37,12 +38,13 @@ async def generate(server: Server, request: Request) -> Response:
     jobs = [
         Drawing(give, deadline, partial_images=asked.partial_images,
                 sampling=server.sampling(asked.guidance),
-                request=inputs.request(server.sampler.config, asked.prompt, seed, i, size))
+                request=inputs.request(config, asked.prompt, seed, i, size))
         for i, give in enumerate(gives)
     ]  # fmt: skip
+    inputs.warn_of_long_prompts(config, tokenizer, [jobs[0].request.prompt])
     # Begin and end are read too.
-    read = len(server.sampler.tokenizer.encode(jobs[0].request.prompt)) + 2
-    read = {'text': min(read, server.sampler.config.data.max_text_tokens), 'vision': 0}
+    read = len(tokenizer.encode(jobs[0].request.prompt)) + 2
+    read = {'text': min(read, config.data.max_text_tokens), 'vision': 0}
     events = _images(request, queue, jobs, server)
     return await _answered(asked, events, 'image_generation', read, server)
 
@@ -60,7 +62,8 @@ async def edit(server: Server, request: Request) -> Response:
     deadline, size = time.monotonic() + server.limits.seconds, server.size(asked.size)
     jobs = [
         Talk(
-            give, deadline, draw=True, row=await to_thread.run_sync(row_of, server, [message]),
+            give, deadline, draw=True,
+            row=await to_thread.run_sync(row_of, server, [message], 'prompt'),
             settings=Settings(seed=choice_seed(seed, i), size=size,
                               partial_images=asked.partial_images,
                               sampling=server.sampling(asked.guidance)),

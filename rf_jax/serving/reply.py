@@ -109,7 +109,7 @@ def completion(answers: Sequence[Answered], about: Mapping, prompt: int) -> dict
     for number, answer in enumerate(answers):
         message = {'role': 'assistant', 'content': ''.join(answer.text), 'refusal': None}
         if answer.images:
-            message['images'] = [image_url(text) for text in answer.images]
+            message['images'] = [image_url(*each) for each in enumerate(answer.images)]
         choices.append({
             'index': number, 'message': message, 'finish_reason': answer.done or 'stop',
             'logprobs': None,
@@ -133,9 +133,12 @@ def chunk(
     return f'data: {json.dumps(body)}\n\n'
 
 
-def image_url(text: str) -> dict:
-    """A PNG in base64 as a part of a message."""
-    return {'type': 'image_url', 'image_url': {'url': f'data:image/png;base64,{text}'}}
+def image_url(number: int, text: str) -> dict:
+    """Image `number` of an answer, a PNG in base64, as a part of a message. By its `index` clients
+    that join deltas tell it from the others.
+    """
+    url = f'data:image/png;base64,{text}'
+    return {'type': 'image_url', 'image_url': {'url': url}, 'index': number}
 
 
 def partial_image(image: PartialImage) -> dict:

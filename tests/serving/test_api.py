@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from waiting import until
 
-from rf_jax.generation import image_run
+from rf_jax.generation import image_run, inputs
 
 openai = pytest.importorskip('openai')
 
@@ -95,7 +95,7 @@ def test_a_streamed_answer_is_the_whole_answer(client):
     )
     assert events[-1].usage == whole.usage and not events[-1].choices
     deltas = [event.choices[0].delta for event in events[:-1]]
-    text = ''.join(delta.content or '' for delta in deltas).strip()
+    text = ''.join(delta.content or '' for delta in deltas)
     assert text == whole.choices[0].message.content
     images = [i for delta in deltas for i in getattr(delta, 'images', None) or []]
     assert images == (getattr(whole.choices[0].message, 'images', None) or [])
@@ -183,6 +183,21 @@ def test_images_from_prompts_and_edits(client):
     image = ('a.png', encoded(), 'image/png')
     edited = arrays(client.images.edit(image=image, prompt='a red heart', **more))
     assert edited[0].shape == (64, 64, 3)
+
+
+def test_a_prompt_that_is_truncated_is_in_the_log(client, monkeypatch):
+    seen = []
+    monkeypatch.setattr(inputs.logging, 'warning', lambda text, *given: seen.append(text % given))
+    for words in (5, 60):
+        client.images.generate(model='tiny', prompt='flag ' * words)
+    assert len(seen) == 1 and '1 of 1 prompt(s) were truncated to 38 tokens' in seen[0]
+
+
+def test_an_edit_without_room_names_its_prompt(client):
+    image = ('a.png', encoded(), 'image/png')
+    with pytest.raises(openai.BadRequestError, match=r'data\.capacity\.text=64') as error:
+        client.images.edit(model='tiny', image=image, prompt='a ' * 100)
+    assert error.value.param == 'prompt'
 
 
 def test_guidance_of_a_request(client, serving):

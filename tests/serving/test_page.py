@@ -140,10 +140,16 @@ def test_guidance_is_sent_once_it_is_moved(page):
     assert 'guidance_representation' not in second
 
 
-def test_an_image_is_asked_about(page, tmp_path):
+@pytest.fixture
+def photo(tmp_path):
+    """The path of an image."""
     path = tmp_path / 'a.png'
     Image.fromarray(np.full((64, 64, 3), 120, np.uint8)).save(path)
-    page.find_element('id', 'file').send_keys(str(path))
+    return str(path)
+
+
+def test_an_image_is_asked_about(page, photo):
+    page.find_element('id', 'file').send_keys(photo)
     until(lambda: page.find_elements('css selector', '#shown img'))
     say(page, 'flag')
     (asked,), (answer,) = bubbles(page, 'user'), bubbles(page, 'assistant')
@@ -152,9 +158,17 @@ def test_an_image_is_asked_about(page, tmp_path):
     assert not page.find_elements('css selector', '#shown img')
 
 
-def test_an_error_is_shown_and_the_conversation_goes_on(page):
+def test_an_error_is_shown_and_the_conversation_goes_on(page, photo):
+    """What was refused may be changed and sent again, with its image."""
+    page.find_element('id', 'file').send_keys(photo)
+    until(lambda: page.find_elements('css selector', '#shown img'))
     say(page, 'a ' * 150)
     (answer,) = bubbles(page, 'assistant')
     assert 'error' in answer.get_attribute('class') and 'data.capacity.text' in answer.text
+    text = page.find_element('id', 'text')
+    assert text.get_attribute('value').split() == ['a'] * 150
+    text.clear()
     say(page, 'flag')
     assert 'error' not in bubbles(page, 'assistant')[-1].get_attribute('class')
+    assert bubbles(page, 'user')[-1].find_elements('tag name', 'img')
+    assert not page.find_elements('css selector', '#shown img') and not text.get_attribute('value')

@@ -13,6 +13,7 @@ from rf_jax.generation.chat import Reader
 from rf_jax.generation.chat_answer import LENGTH, STOP, Said
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.serving import chat_route
+from rf_jax.serving.errors import ApiError
 from rf_jax.serving.metrics import Metrics
 from rf_jax.serving.reply import Answered, StopText, completion
 from rf_jax.serving.sent_images import SentImages
@@ -26,9 +27,7 @@ def text(letters, ended=''):
     return Said(tuple(map(ord, letters)), ended=ended)
 
 
-def shown(*said, stops=()):
-    """(the pieces, '[]' for an image; the reply that is not streamed; its number of tokens)."""
-    answer = Answered(Reader(LETTERS), StopText(stops))
+def deltas_of(answer, said):
     server = SimpleNamespace(metrics=Metrics(), sent=SentImages())
     job = SimpleNamespace(cancelled=False)
 
@@ -40,11 +39,18 @@ def shown(*said, stops=()):
         found = chat_route._said(server, events(), [answer], [job])
         return [delta async for _, delta in found if delta]
 
-    pieces = [delta.get('content', '[]') for delta in asyncio.run(deltas())]
+    found = asyncio.run(deltas())
+    assert job.cancelled == bool(answer.stop.found)
+    return found
+
+
+def shown(*said, stops=()):
+    """(the pieces, '[]' for an image; the choice that is not streamed; its number of tokens)."""
+    answer = Answered(Reader(LETTERS), StopText(stops))
+    pieces = [delta.get('content', '[]') for delta in deltas_of(answer, said)]
     reply = completion([answer], {}, 0)
     (choice,) = reply['choices']
     assert ''.join(p for p in pieces if p != '[]') == choice['message']['content']
-    assert job.cancelled == bool(answer.stop.found)
     return pieces, choice, reply['usage']['completion_tokens']
 
 
@@ -89,3 +95,22 @@ def test_nothing_is_shown_after_a_stop_text():
 def test_what_was_held_back_is_shown_at_the_end():
     pieces, choice, _ = shown(text('ab#', LENGTH), stops=('##',))
     assert ''.join(pieces) == 'ab#' and choice['finish_reason'] == 'length'
+
+
+def test_a_client_that_joins_deltas_has_all_images():
+    """OpenAI's, in `client.chat.completions.stream`."""
+    deltas = pytest.importorskip('openai.lib.streaming._deltas')
+    answer, joined = Answered(Reader(LETTERS), StopText(())), {}
+    for delta in deltas_of(answer, [text('a'), IMAGE, IMAGE, text('b', STOP)]):
+        joined = deltas.accumulate_delta(joined, delta)
+    (choice,) = completion([answer], {}, 0)['choices']
+    assert joined['content'] == choice['message']['content'] == 'a b'
+    assert joined['images'] == choice['message']['images'] and len(joined['images']) == 2
+
+
+def test_a_conversation_without_room_for_an_answer_names_the_field():
+    config = SimpleNamespace(data=SimpleNamespace(capacity=SimpleNamespace(text=4)))
+    row = SimpleNamespace(say=lambda messages: None, left=lambda: 0)
+    server = SimpleNamespace(sampler=SimpleNamespace(config=config, chat_row=lambda: row))
+    with pytest.raises(ApiError, match=r'no room for an answer \(data\.capacity\.text=4\)'):
+        chat_route.row_of(server, [])
