@@ -45,6 +45,8 @@ class ChatEngine:
         """
         if settings.size:
             inputs.check_size(self.config, *settings.size)
+            if settings.images:
+                self._check_room(row, settings.size)
         if row.left() < 1:
             raise UserError(
                 f'the conversation fills data.capacity.text={self.config.data.capacity.text} '
@@ -56,6 +58,16 @@ class ChatEngine:
             answer.wants_image, answer.left = True, 0
         self.stop(number)
         self.answers[number] = answer
+
+    def _check_room(self, row: ChatRow, size: tuple[int, int]) -> None:
+        """Raises UserError for a size (height, width) of images that no row can hold."""
+        try:
+            ChatRow(self.config, self.tokenizer, row.channels).check_image(size)
+        except UserError:
+            raise UserError(
+                f'size={size[0]}x{size[1]}: a row of this model (data.capacity) holds no image of '
+                'that size; give a smaller one'
+            ) from None
 
     def stop(self, number: int) -> None:
         """Frees row `number`, also in the middle of an image."""
@@ -176,7 +188,8 @@ class ChatEngine:
         for i, answer in answers.items():
             s = answer.settings
             left[i], place[i] = min(answer.left, answer.row.left()), answer.row.cached['text']
-            for array, value in zip(rule, (s.temperature, s.top_k, s.top_p, s.seed % 2**32)):
+            top_k = min(s.top_k, special.size)  # as int32
+            for array, value in zip(rule, (s.temperature, top_k, s.top_p, s.seed % 2**32)):
                 array[i] = value
             forbidden[i, special.image] = not s.images
         fields = self._fields({i: min(int(left[i]), CHUNK) for i in answers})

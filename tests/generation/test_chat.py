@@ -297,6 +297,19 @@ def test_text_alone_when_images_are_off(sampler, conversations):
     assert not message.images
 
 
+def test_a_size_that_no_row_holds_is_one_line(sampler, request):
+    capacity = sampler.config.data.capacity
+    request.addfinalizer(lambda: capacity.update(representation=80))
+    capacity.update(representation=16)
+    with pytest.raises(UserError, match=r'size=128x128: a row of this model .* holds no image of'):
+        sampler.chat('a', size=(128, 128))
+
+
+def test_more_than_all_tokens_may_be_kept(sampler, conversations):
+    said = [sampler.chat(conversations[0], seed=3, top_k=k, **HOW) for k in (0, 2**40)]
+    assert_same(*said)
+
+
 def test_openai_messages(sampler, images):
     parts = [{'type': 'image', 'image': images[0]}, {'type': 'text', 'text': 'a red heart'}]
     form = [{'role': 'user', 'content': parts}]
