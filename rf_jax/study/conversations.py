@@ -37,8 +37,8 @@ def load(run: str) -> dict:
     talks = values.get('conversations') if isinstance(values, dict) else None
     if 'edits' not in (talks or ()):
         raise UserError(
-            f'{path} has no scores of edits and questions: was the run trained on them? (Of riddles '
-            'and redrawn images, rf_jax.study.post_training makes a report.)'
+            f'{path} has no scores of edits and questions: was the run trained on them? (Of '
+            'riddles and redrawn images, rf_jax.study.post_training makes a report.)'
         )
     return talks | {'step': values['step'], 'seed': values['seed']}
 
