@@ -185,19 +185,6 @@ def test_neighbours_are_those_of_the_image(pool):
     assert (found[80:] == 83).all()
 
 
-def test_neighbours_of_a_row_with_thousands_of_images():
-    """Images of 2 x 2 patches. Their keys once were above the largest int32 from 2,048 on."""
-    count = 2100
-    owner = jnp.repeat(jnp.arange(count, dtype=jnp.int32), 4)[None]
-    at = np.tile([(-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)], (count, 1))
-    find = jax.jit(packed_images.neighbours, static_argnums=2)
-    found = np.asarray(find(owner, jnp.float32(at)[None], count))[0]
-    none, first = 4 * count, 4 * np.arange(count)
-    wanted = np.full((count, 3, 3), none)  # of the patch above left
-    wanted[:, 1, 1], wanted[:, 1, 2], wanted[:, 2, 1], wanted[:, 2, 2] = (first + i for i in range(4))
-    np.testing.assert_array_equal(found[::4], wanted)
-
-
 def config(**changes):
     config = shrink(base.get_config())
     config.model.space = 'wan'
