@@ -4,8 +4,8 @@ As in GenEval (Ghosh et al. 2023): the score of a category is the mean over its 
 overall score is the mean over categories. Images of one text are not independent, so the
 bootstrap resamples texts, not images. A bootstrap gives a category that is all correct or all
 wrong no variance, nor one with a single text; its rate is sampled from Jeffreys' posterior instead,
-with each prompt as one trial (a text may be repeated). The prior's half a success is shared by all such categories, so that
-it does not accumulate.
+with each prompt as one trial (a text may be repeated). The prior's half a success is shared by all
+such categories, so that it does not accumulate.
 
 Prompts are the same for all seeds and arms, so a replicate resamples both, crossed: as many seeds,
 and as many texts of each category, with replacement. Every arm uses the same replicates, which
