@@ -139,9 +139,14 @@ def read(name: str, path: Path) -> list[Prompt]:
     """The prompts of a file or folder. Raises UserError if it is not what the benchmark ships."""
     try:
         found = BENCHMARKS[name].read(path)
+        for prompt in found:
+            if not isinstance(prompt.text, str):
+                raise ValueError(f'the prompt {prompt.text!r} is not text')
+            if not isinstance(prompt.id, str):
+                raise ValueError(f'the prompt {prompt.text!r:.80} has no name')
     except OSError as error:
         raise UserError(f'--prompts={path} cannot be read: {error.strerror or error}') from None
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         what = f'{error} is missing' if isinstance(error, KeyError) else error
         raise UserError(f'--prompts={path} is not the prompts of {name}: {what}') from None
     if not found:
@@ -205,7 +210,12 @@ def _same_origin(out: Path, origin: dict) -> None:
     path = out.with_name(f'{out.name}.json')
     if not path.exists():
         replace(path, json.dumps(origin).encode())
-    before, origin = json.loads(path.read_text()), json.loads(json.dumps(origin))
+    origin = json.loads(json.dumps(origin))
+    try:
+        before = json.loads(path.read_text(encoding='utf-8'))
+        require(isinstance(before, dict), 'not an object')
+    except ValueError:
+        raise UserError(f'--out={out}: {path} is of something else: give another --out') from None
     # Older files do not say how images were sampled.
     changed = [name for name, value in origin.items() if before.get(name, value) != value]
     if changed:

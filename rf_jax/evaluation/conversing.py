@@ -130,7 +130,9 @@ def table(values: Mapping) -> str:
 
 
 def line(name: str, each: Sequence[int]) -> str:
-    """A line of a table: count, rate and 95 % Wilson interval of 1s and 0s."""
+    """A line of a table: count, rate and 95 % Wilson interval of 1s and 0s; '-' without any."""
+    if not each:
+        return f'{name:28s} {0:6d} {"-":>7s}'
     rate = float(np.mean(each))
     low, high = wilson(rate, len(each))
     return f'{name:28s} {len(each):6d} {rate:7.1%} {low:7.1%} .. {high:6.1%}'

@@ -3,9 +3,9 @@
 As in GenEval (Ghosh et al. 2023): the score of a category is the mean over its images, the
 overall score is the mean over categories. Images of one text are not independent, so the
 bootstrap resamples texts, not images. A bootstrap gives a category that is all correct or all
-wrong no variance; its rate is sampled from Jeffreys' posterior instead, with each prompt as one
-trial (a text may be repeated). The prior's half a success is shared by all such categories, so that
-it does not accumulate.
+wrong no variance, nor one with a single text; its rate is sampled from Jeffreys' posterior instead,
+with each prompt as one trial (a text may be repeated). The prior's half a success is shared by all
+such categories, so that it does not accumulate.
 
 Prompts are the same for all seeds and arms, so a replicate resamples both, crossed: as many seeds,
 and as many texts of each category, with replacement. Every arm uses the same replicates, which
@@ -91,7 +91,7 @@ def gather(group: Iterable[tuple[object, Mapping]], side: str) -> Outcomes:
     """Outcomes of (run, its score), one run per seed; empty if the side was not evaluated.
 
     Equal prompts are the same text; each question is a text of its own. Raises UserError if the
-    seeds were evaluated on different texts.
+    seeds were evaluated on different texts or categories.
     """
     rows: dict[str, list[dict]] = {}
     prompts: dict[str, int] = {}
@@ -109,6 +109,11 @@ def gather(group: Iterable[tuple[object, Mapping]], side: str) -> Outcomes:
                 raise UserError(
                     f'{side} {category}: the seeds of a run were evaluated on different texts'
                 )
+    if len({len(each) for each in rows.values()}) > 1:
+        raise UserError(
+            f'{side}: the seeds of a run were evaluated on different categories: not all have '
+            + ', '.join(rows)
+        )
     return {
         category: Trials(
             np.array([[correct[text] for text in totals[category]] for correct in each], float),
@@ -124,7 +129,8 @@ def estimate(outcomes: Outcomes) -> Estimate:
     each = per_seed(outcomes)
     value = float(each.mean())
     low, high = np.percentile(replicates(outcomes), (2.5, 97.5))
-    low, high = max(0.0, min(value, float(low))), min(1.0, max(value, float(high)))
+    # A cosine may be negative.
+    low, high = min(value, max(0.0, float(low))), max(value, min(1.0, float(high)))
     return Estimate(value, low, high, tuple(each.tolist()))
 
 
@@ -149,19 +155,19 @@ def replicates(outcomes: Outcomes, hidden: str = 'own') -> np.ndarray:
     """float64 [REPLICATES]: bootstrap replicates of the mean over categories.
 
     Outcomes of equal shapes resample the same seeds and texts. `hidden` names the randomness of the
-    categories that are all correct or all wrong.
+    categories that are all correct or all wrong, or have a single text.
     """
     rng = generator('bootstrap')
     seeds = len(next(iter(outcomes.values())).correct)
     of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), REPLICATES) / seeds
     of_seeds = 1 / seeds + (of_seeds - 1 / seeds) * (seeds / max(seeds - 1, 1)) ** 0.5
     total = np.zeros(REPLICATES)
-    prior = 0.5 / max(1, sum(trials.rate in (0.0, 1.0) for trials in outcomes.values()))
+    prior = 0.5 / max(1, sum(map(_is_constant, outcomes.values())))
     for category, trials in sorted(outcomes.items()):
         count = len(trials.total)
         of_texts = rng.multinomial(count, np.full(count, 1 / count), REPLICATES)
-        if trials.rate in (0.0, 1.0):
-            correct = trials.prompts * trials.rate
+        if _is_constant(trials):
+            correct = trials.prompts * min(max(trials.rate, 0.0), 1.0)
             rng_constant = generator('constant', hidden, category)
             total += rng_constant.beta(
                 correct + prior, trials.prompts - correct + prior, REPLICATES
@@ -170,6 +176,11 @@ def replicates(outcomes: Outcomes, hidden: str = 'own') -> np.ndarray:
         correct = np.einsum('ds,st,dt->d', of_seeds, trials.correct, of_texts, optimize=True)
         total += correct / (of_texts @ trials.total)
     return total / len(outcomes)
+
+
+def _is_constant(trials: Trials) -> bool:
+    """Whether resampling texts shows no variance."""
+    return trials.rate in (0.0, 1.0) or len(trials.total) == 1
 
 
 def table(outcomes: Outcomes) -> str:

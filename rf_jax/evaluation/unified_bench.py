@@ -14,6 +14,8 @@ from PIL import Image
 
 from rf_jax.data import contact_sheet, fitting, image_ops
 from rf_jax.evaluation.image_features import Encoder
+from rf_jax.evaluation.intervals import student_interval
+from rf_jax.evaluation.retrieval import wilson
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import checkpoint, paths
 from rf_jax.runtime.errors import UserError, require
@@ -44,16 +46,23 @@ class Result:
         return contact_sheet.grid(images, COLUMNS, [t for _, text in shown for t in (text, '')])
 
     def table(self) -> str:
-        """Means with 95 % intervals over images."""
+        """Means with 95 % intervals over images: Student's, of exact captions Wilson's; '-' where
+        one image says nothing of the others.
+        """
         rows = {f'similarity, {k}': v for k, v in self.values['similarity'].items()}
         names = {'error': 'error of pixels', 'recovered': 'objects recovered (F1)',
                  'exact': 'exact captions', 'words': 'words of a caption'}  # fmt: skip
         rows |= {text: self.values[name] for name, text in names.items() if name in self.values}
         lines = [f'{"measure":32s} {"images":>6s} {"mean":>8s} {"95 % interval":>19s}']
         for name, values in rows.items():
-            mean, half = np.mean(values), 1.96 * np.std(values) / len(values) ** 0.5
-            span = f'{mean - half:.4f} .. {mean + half:.4f}'
-            lines.append(f'{name:32s} {len(values):6d} {mean:8.4f} {span:>19s}')
+            mean, count = float(np.mean(values)), len(values)
+            if name == names['exact']:  # of 1s and 0s, which may all be equal
+                span = '{:.4f} .. {:.4f}'.format(*wilson(mean, count))
+            elif count > 1:
+                span = '{:.4f} .. {:.4f}'.format(*student_interval(values))
+            else:
+                span = '-'
+            lines.append(f'{name:32s} {count:6d} {mean:8.4f} {span:>19s}')
         return '\n'.join(lines)
 
 

@@ -52,7 +52,7 @@ class Settings:
         try:
             before = json.loads(storage.read(path))
             differing = [name for name in asdict(self) if before.get(name) != asdict(self)[name]]
-        except (ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise UserError(f'{path} cannot be read: {error}; choose another --out') from None
         if differing := [name for name in differing if name not in but]:
             changes = ', '.join(

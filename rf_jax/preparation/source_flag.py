@@ -49,6 +49,10 @@ def units(source: str) -> list[Unit]:
             raise
         except ValueError as error:
             raise UserError(f'--source={part}: {error}') from None
+        except OSError as error:  # no permission, a file in place of a folder, ...
+            raise UserError(
+                f'--source={part}: {error.filename or argument}: {error.strerror or error}'
+            ) from None
     require(found, f'--source={source} has no samples: its files have no entries')
     return found
 

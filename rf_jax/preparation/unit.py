@@ -43,7 +43,7 @@ class Input(Protocol):
     """One kind of --source."""
 
     def units(self, entry: int, argument: str) -> list[Unit]:
-        """In a fixed order. Raises UserError, or ValueError that says what is wrong."""
+        """In a fixed order. Raises UserError, OSError, or ValueError that says what is wrong."""
 
     def samples(
         self, unit: Unit, ignored: Counter[str]

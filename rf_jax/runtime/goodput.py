@@ -51,7 +51,8 @@ class Goodput:
         self._seconds['start'] = self._clock() - self._began - sum(self._seconds.values())
         self._start = self._step = step
         try:
-            self._attempts = json.loads(storage.read(self._path))['attempts']
+            found = json.loads(storage.read(self._path))['attempts']
+            self._attempts = [each for each in found if _is_record(each)]
         except Unavailable as error:
             self._lost = True  # the records of earlier attempts are worth more than this one's
             logging.warning('%s is left as it is by this attempt: %s', self._path, error)
@@ -143,3 +144,17 @@ class Goodput:
         for name, label in PHASES.items():
             lines.append(f'  {label:72s}{total[name]:12,.1f} s {total[name] / seconds:7.1%}')
         return '\n'.join(lines)
+
+
+def _is_record(attempt: object) -> bool:
+    """Whether an entry of the file is as `Goodput._record` makes it, not of another version."""
+    match attempt:
+        case {
+            'began': float() | int(),
+            'seen': float() | int(),
+            'first_step': int(),
+            'last_step': int(),
+            'seconds': {'steps': _} as seconds,
+        }:
+            return all(isinstance(value, float | int) for value in seconds.values())
+    return False

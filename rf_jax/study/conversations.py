@@ -34,9 +34,13 @@ def load(run: str) -> dict:
         raise UserError(f'{path}: {error.strerror}; run python -m rf_jax.evaluate first') from None
     except ValueError as error:
         raise UserError(f'{path} is not JSON: {error}') from None
-    if not values.get('conversations'):
-        raise UserError(f'{path} has no scores of conversations: was the run trained on them?')
-    return values['conversations'] | {'step': values['step'], 'seed': values['seed']}
+    talks = values.get('conversations') if isinstance(values, dict) else None
+    if 'edits' not in (talks or ()):
+        raise UserError(
+            f'{path} has no scores of edits and questions: was the run trained on them? (Of '
+            'riddles and redrawn images, rf_jax.study.post_training makes a report.)'
+        )
+    return talks | {'step': values['step'], 'seed': values['seed']}
 
 
 def comparable(runs: Sequence[str], scores: Sequence[Mapping]) -> None:
@@ -55,16 +59,19 @@ def comparable(runs: Sequence[str], scores: Sequence[Mapping]) -> None:
 
 
 def results(scores: Sequence[Mapping]) -> dict[tuple[str, str, str], np.ndarray]:
-    """{(subject, measure, kind): 1 or 0 [seeds, edits or questions]}; kind '' is all together."""
+    """{(subject, measure, kind): 1 or 0 [seeds, edits or questions]}; kind '' is all together.
+
+    What was not asked is left out.
+    """
     found = {}
     for subject, kinds in scores[0]['edits'].items():
-        for measure in ('changed', 'kept'):
+        for measure in ('changed', 'kept') if kinds else ():
             each = {k: [s['edits'][subject][k][measure] for s in scores] for k in kinds}
             found[subject, measure, ''] = np.concatenate(list(map(np.array, each.values())), 1)
             found |= {(subject, measure, kind): np.array(rows) for kind, rows in each.items()}
     for which in scores[0]['follow_up']:
         found['question', which, ''] = np.array([s['follow_up'][which] for s in scores])
-    return found
+    return {key: correct for key, correct in found.items() if correct.size}
 
 
 def rate(correct: np.ndarray) -> intervals.Estimate:
@@ -94,9 +101,17 @@ def report(scores: Sequence[Mapping], command: str) -> str:
         name = f'{subject}: {measure}' + (f', {kind}' if kind else '')
         seeds = ' '.join(f'{value:.3f}' for value in each.seeds)
         lines.append(f'| {name} | {correct.shape[1]} | {each} | {seeds} |')
-    later, alone = ({'all': _trials(found['question', which, ''])} for which in ('later', 'alone'))
-    lines += ['', f'Questions later minus alone: {intervals.difference(later, alone)}.', '']
-    return '\n'.join([*lines, '![edits](edits.png)', ''])
+    pair = [found.get(('question', which, '')) for which in ('later', 'alone')]
+    if all(each is not None for each in pair):
+        later, alone = ({'all': _trials(each)} for each in pair)
+        lines += ['', f'Questions later minus alone: {intervals.difference(later, alone)}.']
+    lines += ['', '![edits](edits.png)'] if _edits(scores[0]) else []
+    return '\n'.join([*lines, ''])
+
+
+def _edits(score: Mapping) -> int:
+    """Kinds of edits that were scored."""
+    return len(score['edits']['edited'])
 
 
 def sheet(run: str, step: int, seed: int, count: int = SHOWN) -> np.ndarray:
@@ -130,6 +145,8 @@ def write(runs: Sequence[str], out: Path, command: str) -> None:
         for key, correct in results(scores).items():
             for score, row in zip(scores, correct):
                 table.writerow([*key, score['seed'], len(row), int(row.sum())])
+    if not _edits(scores[0]):
+        return
     shown = sheet(runs[0], scores[0]['step'], scores[0]['seed'])
     Image.fromarray(shown).save(out / 'edits.png')
 

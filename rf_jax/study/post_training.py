@@ -147,13 +147,13 @@ def report(arms: Mapping[str, Sequence[Mapping]], command: str) -> str:
         rows = {name: found for name, found in rows.items() if found}
         if not rows:
             continue
-        categories = list(next(iter(rows.values())))
+        categories = list(dict.fromkeys(name for found in rows.values() for name in found))
         heads = ['arm', 'all', *categories, 'each seed']
         lines += [f'## {side.replace("_", " ").capitalize()}', '', _row(heads)]
         lines.append(_row(['---'] * len(heads)))
         for name, found in rows.items():
             whole = intervals.estimate(found)
-            each = [f'{found[category].rate:.3f}' for category in categories]
+            each = [f'{found[c].rate:.3f}' if c in found else '' for c in categories]
             lines.append(_row([name, str(whole), *each, _seeds(found)]))
         lines.append('')
     lines += _thoughts({name: thoughts(scores) for name, scores in arms.items()})
@@ -180,7 +180,8 @@ def _bench(arms: Mapping[str, dict[str, Outcomes]], scores: Mapping[str, Sequenc
     lines = ['## Images described and generated again', '', _row(heads)]
     lines.append(_row(['---'] * len(heads)))
     for name, found in arms.items():
-        words = np.mean([score['unified_bench']['words'] for score in scores[name]])
+        benches = filter(None, (score['unified_bench'] for score in scores[name]))
+        words = np.mean([np.mean(bench['words']) for bench in benches])
         cells = []
         for measure in reference:
             each = found.get(measure)

@@ -44,9 +44,9 @@ def training_time(job: Job) -> TrainingTime:
         record = json.loads((job.folder / 'goodput.json').read_text(encoding='utf-8'))
         steps = record['attempts'][-1]['last_step']
         seconds = sum(v for k, v in record['seconds'].items() if k not in _UNTRAINED)
-    except (OSError, ValueError, KeyError, IndexError):
+        return TrainingTime(int(steps), float(seconds))
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         return TrainingTime(0, 0.0)
-    return TrainingTime(steps, seconds)
 
 
 def write(study: ConfigDict, jobs: Sequence[Job], folder: Path) -> None:

@@ -5,6 +5,7 @@ is the sum over terms of weight * sum(values) / count, counts over the global ba
 packing, accumulation nor the number of hosts changes it.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -79,3 +80,12 @@ def time_bands(values: jax.Array, t: jax.Array, weight: jax.Array) -> dict[str, 
         bands[f'flow_sum_{i}'] = jnp.sum(values * inside)
         bands[f'flow_count_{i}'] = jnp.sum(inside)
     return bands
+
+
+def band_means(sums: Mapping[str, float]) -> dict[str, float]:
+    """{'flow_t0': mean, ...} of added `time_bands`; NaN where no patch had such a time."""
+    found = {}
+    for i in range(TIME_BANDS):
+        count = sums.get(f'flow_count_{i}', 0)
+        found[f'flow_t{i}'] = sums[f'flow_sum_{i}'] / count if count else math.nan
+    return found

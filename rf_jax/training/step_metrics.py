@@ -103,17 +103,14 @@ class StepMetrics:
         seen = max(self.seen, 1)
         sums = self.sums
         mean = {name: value / seen for name, value in sums.items()}
-        bands = {
-            f'flow_t{i}': sums.get(f'flow_sum_{i}', 0) / max(sums.get(f'flow_count_{i}', 0), 1)
-            for i in range(losses.TIME_BANDS)
-        }
+        bands = losses.band_means(sums) if 'flow' in self.terms else {}
         shown = {'loss': mean.get('loss', float('nan'))}
         shown |= {f'loss/{name}': mean[name] for name in self.terms if name in mean}
         rates = self.progress.rates()
         if self.peak and 'flops_per_second' in rates:
             rates['mfu'] = rates['flops_per_second'] / self.peak
         shown |= rates | {name: value for name, value in mean.items() if name.startswith('fill')}
-        shown |= {f'loss/{name}': bands[name] for name in bands} if 'flow' in self.terms else {}
+        shown |= {f'loss/{name}': value for name, value in bands.items()}
         shown |= {name: mean[name] for name in ('codes_used', 'gradient_norm') if name in mean}
         shown |= {name: values[name] for name in ('skipped', 'parameter_norm')}
         shown['input_wait_seconds'] = self.waited / seen

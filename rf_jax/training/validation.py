@@ -5,6 +5,8 @@ batches and their noise are the same every time, so differences are those of the
 """
 
 import contextlib
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -84,31 +86,34 @@ def open_batches(
 
 @contextlib.contextmanager
 def _naming_the_field() -> Iterator[None]:
-    """Errors of a source name the field that it is in."""
+    """Errors of a source name the field that it is in, and do not advise to train another task."""
     try:
         yield
     except UserError as error:
         text = str(error).replace('data.sources', 'validation.sources')
+        text = re.sub(r'set data\.tasks\.\w+=0 or (?=add a source)', '', text)
         raise type(error)(text) from None
 
 
 def measure(run, state: State, number: int) -> dict[str, float]:
     """{'validation/loss', 'validation/loss/TERM'} after step `number`: means over all tokens of the
-    batches, logged. `run`: a `train_loop.Run`.
+    batches, logged; NaN for a term without any, which the whole loss leaves out. `run`: a
+    `train_loop.Run`.
     """
-    totals, counts = Counter(), Counter()
-    batches = run.held_out.iterate(0, run.config.validation.batches)
-    for i, batch in enumerate(batches):
-        means, counted = jax.device_get(run.validate(state, run.put(batch), i))
-        for name, count in counted.items():
-            totals[name] += float(means[name]) * float(count)
-            counts[name] += float(count)
-        for band in range(losses.TIME_BANDS) if 'flow' in counted else ():
-            totals[f'flow_t{band}'] += float(means[f'flow_sum_{band}'])
-            counts[f'flow_t{band}'] += float(means[f'flow_count_{band}'])
-    means = {name: total / max(counts[name], 1.0) for name, total in totals.items()}
+    totals, counts, bands = Counter(), Counter(), Counter()
+    with _naming_the_field():
+        batches = run.held_out.iterate(0, run.config.validation.batches)
+        for i, batch in enumerate(batches):
+            means, counted = jax.device_get(run.validate(state, run.put(batch), i))
+            for name, count in counted.items():
+                totals[name] += float(means[name]) * float(count)
+                counts[name] += float(count)
+            bands.update({k: float(v) for k, v in means.items() if k.startswith('flow_')})
+    means = {name: total / counts[name] if counts[name] else math.nan
+             for name, total in totals.items()}  # fmt: skip
     weights = run.config.losses
-    loss = sum(weights[name] * mean for name, mean in means.items() if name in weights)
+    loss = sum(weights[name] * mean for name, mean in means.items() if counts[name])
+    means |= losses.band_means(bands) if 'flow' in means else {}
     shown = ''.join(f' | {name} {mean:.4g}' for name, mean in means.items() if name in weights)
     logging.info('Validation after step %d: loss %.4g%s', number, loss, shown)
     return {'validation/loss': loss} | {f'validation/loss/{n}': m for n, m in means.items()}

@@ -201,6 +201,16 @@ def test_the_same_text_twice_gives_different_images(tmp_path):
     assert len(set(images(tmp_path / 'out').values())) == 8
 
 
+@pytest.mark.parametrize('text', ['[]', '{"images": [', '3'])
+def test_another_file_of_that_name_is_left_alone(tmp_path, text):
+    """As of COCO's annotations beside a folder of images."""
+    (tmp_path / 'b.json').write_text(text)
+    jsonl(tmp_path / 'p.jsonl', GENEVAL)
+    with pytest.raises(UserError, match=r'b\.json is of something else: give another --out'):
+        run('geneval', tmp_path / 'p.jsonl', tmp_path / 'b', Colours())
+    assert (tmp_path / 'b.json').read_text() == text
+
+
 def test_seeds_differ_by_benchmark(tmp_path):
     jsonl(tmp_path / 'p.jsonl', GENEVAL)
     one, other = Colours(), Colours()
@@ -214,6 +224,10 @@ def test_seeds_differ_by_benchmark(tmp_path):
     [
         ('geneval', '{"tag": "a"}', "is not the prompts of geneval: 'prompt' is missing"),
         ('geneval', 'not json', 'is not the prompts of geneval'),
+        ('geneval', '{"prompt": 3}', 'is not the prompts of geneval: the prompt 3 is not text'),
+        ('unigenbench', 'prompt,index\na', 'is not the prompts of unigenbench: .* has no name'),
+        ('unigenbench', 'index,prompt\n1,' + 'a' * 2**18, 'is not the prompts of unigenbench'),
+        ('oneig', 'category,id,prompt_cn\nPortrait,7', 'is not the prompts of oneig: the prompt'),
         ('geneval', '', 'has no prompts'),
         ('wise', '{"a": 1}', 'is not the prompts of wise'),
         ('oneig', 'a,b\n1,2\n', "'category' is missing"),

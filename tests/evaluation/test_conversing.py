@@ -83,3 +83,22 @@ def test_the_table_names_all(source):
     for name in ('edited: changed', 'edited: kept', 'generated anew: kept', '  move',
                  'question later', 'question alone'):  # fmt: skip
         assert name in text
+
+
+def test_no_edit_and_no_later_question_is_no_rate(source, monkeypatch):
+    """No scene can be edited, and there is one question about each."""
+    questions = [source.questions(i)[:1] for i in range(3)]
+    sampler = Knowing(source, 3)
+    sampler.answers = {
+        (source.image(i).tobytes(), question.question): question.answer
+        for i, (question,) in enumerate(questions)
+    }
+    monkeypatch.setattr(conversing.edits, 'sample', lambda *_: None)
+    monkeypatch.setattr(source, 'questions', questions.__getitem__)
+    text = conversing.table({
+        'edits': conversing.score_edits(sampler, source, 3),
+        'follow_up': conversing.score_follow_ups(sampler, source, 3),
+    })  # fmt: skip
+    rows = [line.split() for line in text.splitlines()]
+    assert ['edited:', 'changed', '0', '-'] in rows and ['question', 'later', '0', '-'] in rows
+    assert ['question', 'first', '3', '100.0%', '43.8%', '..', '100.0%'] in rows

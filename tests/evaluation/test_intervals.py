@@ -38,6 +38,24 @@ def test_overall_is_the_mean_of_categories():
     assert intervals.table(outcomes).splitlines()[-1].split()[-2:] == ['8', '32']
 
 
+@pytest.mark.parametrize('right', [[1, 1, 0, 0], [1, 1, 1, 0]])
+def test_one_text_says_little_of_others(right):
+    """Nothing can be resampled of it; it once had an interval of width 0."""
+    found = estimate(of_rates([right]))
+    assert found.low < found.value - 0.3 and found.high > min(found.value + 0.2, 0.99)
+    outcomes = intervals.gather([(None, of_rates([right]))], 'seen')
+    other = intervals.gather([(None, of_rates([[1, 0, 0, 0]]))], 'seen')
+    ahead = intervals.difference(outcomes, other)
+    assert ahead.low < 0 < ahead.high
+
+
+@pytest.mark.parametrize('values', [[-0.2, -0.1, -0.15], [-0.9]])
+def test_the_interval_of_negative_cosines_holds_their_mean(values):
+    trials = intervals.Trials(np.array([values]), np.ones(len(values)), len(values))
+    found = intervals.estimate({'similarity': trials})
+    assert found.low <= found.value <= found.high
+
+
 def test_intervals_count_prompts_not_images():
     rng = np.random.default_rng(0)
     alike = np.repeat(rng.random((50, 1)) < 0.5, 4, 1)

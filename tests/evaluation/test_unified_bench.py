@@ -62,6 +62,24 @@ def test_what_another_scene_shares_is_all_that_counts():
     assert min(values['error']) > 0.01 and max(values['similarity']['a']) < 1
 
 
+def spans(values: dict) -> dict[str, str]:
+    lines = unified_bench.Result({'similarity': {}} | values, []).table().splitlines()[1:]
+    return {line[:32].strip(): line[48:].strip() for line in lines}
+
+
+def test_one_image_says_nothing_of_others():
+    assert spans({'error': [0.1], 'words': [7]}) == {'error of pixels': '-',
+                                                     'words of a caption': '-'}  # fmt: skip
+
+
+def test_intervals_of_few_images_are_not_too_narrow():
+    """Student's t; of captions that are all exact, Wilson's interval of a rate."""
+    found = spans({'error': [0.1, 0.3], 'exact': [1, 1]})
+    half = 12.706 * 0.1  # of two values, one degree of freedom
+    assert found['error of pixels'] == f'{0.2 - half:.4f} .. {0.2 + half:.4f}'
+    assert found['exact captions'] == '0.3424 .. 1.0000'
+
+
 def test_another_model_can_describe():
     class Mute(Perfect):
         caption = None

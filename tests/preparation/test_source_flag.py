@@ -1,7 +1,10 @@
 """Folders and TFDS sets as --source, several sources together, and sources that are not there."""
 
+import errno
 import io
 import json
+import os
+from pathlib import Path
 
 import pytest
 from prepare_inputs import caption, encoded, keys, picture, prepare, shards, write_tar
@@ -104,6 +107,33 @@ def test_units_are_the_same_wherever_the_input_lies(tmp_path):
 def test_a_source_that_is_not_there_is_named(source, message):
     with pytest.raises(UserError, match=message):
         source_flag.units(source)
+
+
+@pytest.mark.parametrize('kind', ['webdataset', 'parquet'])
+def test_a_file_in_place_of_a_folder_is_named(kind, tmp_path):
+    (tmp_path / 'file').touch()
+    source = f'{kind}:{tmp_path}/file/0.tar'
+    with pytest.raises(UserError, match=f'^--source={source}: .*/file/0.tar: Not a directory$'):
+        source_flag.units(source)
+
+
+@pytest.mark.parametrize('kind', ['webdataset', 'folder'])
+def test_a_path_that_may_not_be_read_is_named(kind, tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    (tmp_path / 'captions.jsonl').write_text('{"file": "a.png", "caption": "a"}')
+    monkeypatch.setattr(os, 'listdir', refuse)
+    monkeypatch.setattr(Path, 'read_bytes', refuse)
+    with pytest.raises(UserError, match=f'^--source={kind}:{tmp_path}.*: Permission denied$'):
+        source_flag.units(f'{kind}:{tmp_path}')
+
+
+def test_a_folder_in_place_of_the_settings_is_named(tmp_path):
+    write_tar(tmp_path / '0.tar', range(3))
+    (tmp_path / 'set/prepare.json').mkdir(parents=True)
+    with pytest.raises(UserError, match=r'prepare\.json cannot be read: .*choose another --out'):
+        prepare(f'webdataset:{tmp_path}/0.tar', tmp_path / 'set')
 
 
 def test_a_listing_without_entries_is_named(tmp_path):

@@ -82,12 +82,33 @@ def test_the_cost_of_a_kill_is_attributed_to_its_phases(tmp_path):
     assert all(label in third.table() for label in PHASES.values())
 
 
-@pytest.mark.parametrize('content', ['', '{"attempts"', '[]', '{"other": 1}'])
+@pytest.mark.parametrize(
+    'content',
+    ['', '{"attempts"', '[]', '{"other": 1}', '{"attempts": 3}', '{"attempts": {"a": 1}}',
+     '{"attempts": [3]}', '{"attempts": [{"last_step": 5}]}',
+     '{"attempts": [{"began": 1, "seen": 2, "first_step": 0, "last_step": 5, "seconds": []}]}',
+     '{"attempts": [{"began": 1, "seen": 2, "first_step": 0, "last_step": null, "seconds": {}}]}',
+     '{"attempts": [{"began": 1, "seen": 2, "first_step": 0, "last_step": 5, "seconds": {}}]}'],
+)  # fmt: skip
 def test_an_unreadable_file_is_replaced(tmp_path, content):
     (tmp_path / 'goodput.json').write_text(content)
     goodput = attempt(tmp_path, Clock(), 0, 2)
     assert '1 attempt(s)' in goodput.table()
     assert len(json.loads((tmp_path / 'goodput.json').read_text())['attempts']) == 1
+
+
+def test_what_can_be_read_of_a_file_is_kept(tmp_path):
+    """Of another version: a phase that it did not have, one that is not known, no record at all."""
+    clock = Clock()
+    attempt(tmp_path, clock, 0, 5)
+    held = json.loads((tmp_path / 'goodput.json').read_text())
+    seconds = held['attempts'][0]['seconds']
+    seconds['warming'] = seconds.pop('data')
+    held['attempts'].insert(0, {'began': 1.0})
+    (tmp_path / 'goodput.json').write_text(json.dumps(held))
+    goodput = attempt(tmp_path, clock, 5, 6)
+    assert '2 attempt(s)' in goodput.table()
+    assert sum(goodput.totals().values()) == pytest.approx(clock.now - 1000)
 
 
 def test_a_full_disk_only_logs_a_warning(tmp_path, caplog):

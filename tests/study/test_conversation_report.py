@@ -59,6 +59,26 @@ def test_a_run_without_conversations(tmp_path):
     (tmp_path / 'score.json').write_text('{"conversations": {}}', encoding='utf-8')
     with pytest.raises(UserError, match='was the run trained on them'):
         conversations.load(str(tmp_path))
+    riddles = '{"conversations": {"riddles": {"seen": {"right": [1]}}}}'
+    (tmp_path / 'score.json').write_text(riddles, encoding='utf-8')
+    with pytest.raises(UserError, match=r'no scores of edits.*study\.post_training'):
+        conversations.load(str(tmp_path))
+    (tmp_path / 'score.json').write_text('[1]', encoding='utf-8')
+    with pytest.raises(UserError, match='no scores of edits'):
+        conversations.load(str(tmp_path))
+
+
+def test_what_was_not_asked_has_no_rate(tmp_path):
+    """No scene could be edited, and there was one question about each."""
+    talks = {'edits': {'edited': {}}, 'follow_up': {'first': [1, 0], 'later': [], 'alone': []}}
+    (tmp_path / 'score.json').write_text(
+        json.dumps({'step': 10, 'seed': 0, 'conversations': talks}), encoding='utf-8'
+    )
+    conversations.write([str(tmp_path)], tmp_path / 'out', 'the command')
+    text = (tmp_path / 'out' / 'report.md').read_text()
+    assert '| question: first | 2 | 0.500 [' in text
+    assert 'edit' not in text and 'later' not in text
+    assert not (tmp_path / 'out' / 'edits.png').exists()
 
 
 def test_runs_that_were_scored_differently(tmp_path):

@@ -81,6 +81,36 @@ def images_back(folder, *arms):
             for name, _ in arms}  # fmt: skip
 
 
+def test_a_seed_without_images_that_come_back_counts_for_nothing_there(folders):
+    """Its score.json is there, its unified_bench.json is not."""
+    found = {'step': 3, 'similarity': {'one': [0.2, 0.4]}, 'words': [4, 6]}
+    (folders / 'b' / 'unified_bench.json').write_text(json.dumps(found))
+    cells = images_back(folders, ('after', 'bc'))['after']
+    text = (folders / 'out' / 'report.md').read_text()
+    assert cells[1] == '0.625 [' + cells[1].removeprefix('0.625 [')  # the first table: prompts
+    assert '| after | 5.0 | 0.300 [' in text
+
+
+def test_arms_with_other_categories_have_the_cells_that_they_can(folders):
+    value = score(1)
+    del value['generation']['seen']['position']
+    value['generation']['seen']['counting'] = {'prompts': ['two rings'], 'correct': [[1, 1]]}
+    (folders / 'c' / 'score.json').write_text(json.dumps(value))
+    images_back(folders, ('before', 'a'), ('after', 'c'))
+    lines = (folders / 'out' / 'report.md').read_text().splitlines()
+    assert '| arm | all | colors | position | counting | each seed |' in lines
+    rows = {line.split(' | ')[0]: line.split(' | ')[2:5] for line in lines if '0.500 | ' in line}
+    assert rows == {'| before': ['0.500', '0.250', ''], '| after': ['0.500', '', '1.000']}
+
+
+def test_seeds_with_other_categories_are_no_arm(folders):
+    value = score(1)
+    del value['generation']['seen']['position']
+    (folders / 'c' / 'score.json').write_text(json.dumps(value))
+    with pytest.raises(UserError, match='seen: the seeds of a run were evaluated on different'):
+        images_back(folders, ('after', 'bc'))
+
+
 def test_encoders_are_compared_by_name(tmp_path):
     one, other = [0.2, 0.3] * 20, [0.8, 0.9] * 20
     bench(tmp_path, 'a', {'one': one, 'other': other})

@@ -97,3 +97,19 @@ def test_an_unfinished_run_does_not_truncate_the_curves_of_finished_ones():
     assert plots.runs_to_plot('half', [done, begun, new], scores) == [done]
     assert plots.runs_to_plot('half', [begun, new], scores) == [begun]
     assert plots.runs_to_plot('half', [new], scores) == []
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        '[]',
+        '{"attempts": 3}',
+        '{"attempts": [3], "seconds": {}}',
+        '{"attempts": [{"last_step": 5}], "seconds": []}',
+        '{"attempts": [{"last_step": 5}], "seconds": {"steps": null}}',
+    ],
+)
+def test_the_record_of_another_version_has_no_time(content, tmp_path):
+    (tmp_path / 'goodput.json').write_text(content)
+    job = SimpleNamespace(folder=tmp_path)
+    assert report.training_time(job) == report.TrainingTime(0, 0.0)

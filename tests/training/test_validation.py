@@ -1,6 +1,7 @@
 """Validation: the losses of data that is not trained on, under the averaged weights."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import jax
@@ -128,7 +129,24 @@ def test_means_are_over_all_tokens_not_over_batches():
     assert found['validation/loss/text'] == pytest.approx((2 * 40 + 8 * 2) / 42)
     assert found['validation/loss/flow'] == pytest.approx((1 * 10 + 4 * 30) / 40)
     assert found['validation/loss/flow_t3'] == pytest.approx(1.0)
+    assert math.isnan(found['validation/loss/flow_t0'])  # no patch had such a time
     assert found['validation/loss'] == pytest.approx(96 / 42 + 2 * 130 / 40)
+    parts = [(means, (count, 0)) for means, (count, _) in parts]
+    found = validation.measure(run, None, 3)
+    assert math.isnan(found['validation/loss/flow'])
+    assert found['validation/loss'] == pytest.approx(96 / 42)
+
+
+def test_an_error_while_it_measures_names_the_field():
+    def iterate(*_):
+        raise UserError('20 consecutive images cannot be decoded. Do data.sources still exist?')
+        yield
+
+    run = SimpleNamespace(
+        config=ConfigDict({'validation': {'batches': 2}}), held_out=SimpleNamespace(iterate=iterate)
+    )
+    with pytest.raises(UserError, match=r'Do validation\.sources still exist'):
+        validation.measure(run, None, 3)
 
 
 @pytest.mark.slow
@@ -155,3 +173,17 @@ def test_errors_name_the_field(tmp_path):
     checks.check(config)
     with pytest.raises(UserError, match=r'^validation\.sources: folder:.* needs a file captions'):
         train_loop.build(config, tmp_path / 'run', jax.devices()[:1])
+
+
+def test_a_task_that_is_not_served_needs_another_source(tmp_path):
+    """To set data.tasks.conversation=0 would change what the run is trained on."""
+    config = shrink(base.get_config())
+    config.data.sources = 'scenes:aligned/48/count=60,scenes:aligned/48/count=60/conversations'
+    config.data.tasks.conversation = 1.0
+    config.validation.sources = 'scenes:aligned/48/count=60/seed=7'
+    with pytest.raises(UserError) as error:
+        train_loop.build(config, tmp_path / 'run', jax.devices()[:1])
+    assert str(error.value) == (
+        "no example of 'scenes:aligned/48/count=60/seed=7' can serve ['conversation']: add a "
+        'source that can (validation.sources)'
+    )
