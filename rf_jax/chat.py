@@ -96,7 +96,7 @@ def _answer(
     except UserError as error:
         if _MESSAGE.value:
             raise
-        kept = f' ({len(waiting)} images wait for the next line)' if waiting else ''
+        kept = ' (its images wait for the next line)' if waiting else ''
         print(f'error: {error}{kept}')
     return waiting
 

@@ -29,9 +29,7 @@ class SentImages:
         if digest in self._tokens:
             self._bytes -= self._tokens.pop(digest).nbytes
         self._tokens[digest] = image.tokens
-        self._bytes += (
-            image.tokens.nbytes
-        )  # continuous tokens have thousands of times those of codes
+        self._bytes += image.tokens.nbytes  # of continuous tokens thousands of times those of codes
         while len(self._tokens) > _MOST or self._bytes > self._most_bytes:
             self._bytes -= self._tokens.popitem(last=False)[1].nbytes
 

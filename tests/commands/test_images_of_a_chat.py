@@ -48,7 +48,7 @@ def told(monkeypatch, tmp_path, capsys):
 def test_a_line_that_is_refused_leaves_its_images_for_the_next(told):
     heard, out = told('/image a.png', '/image a.png', 'no', 'what?', 'and now?')
     assert heard == [('no', 2), ('what?', 2), ('and now?', 0)]
-    assert 'error: refused (2 images wait for the next line)\n' in out
+    assert 'error: refused (its images wait for the next line)\n' in out
 
 
 def test_images_that_wait_go_into_another_conversation_or_are_forgotten(told):
