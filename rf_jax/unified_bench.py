@@ -45,7 +45,7 @@ def main(argv):
     sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT(), **_SAMPLING())
     captioner = sampler
     if _CAPTIONER.value:
-        captioner = Sampler.load(_CAPTIONER.value, **_PLACEMENT())
+        captioner = Sampler.load(_CAPTIONER.value, **_PLACEMENT(), **_SAMPLING())
     config = sampler.config
     for flag, run, able, task in (
         ('workdir', sampler, scoring.generates(config), 'generates (text_to_image)'),

@@ -1,5 +1,7 @@
 """What comes back of an image through the model's own caption: all of it, if both are right."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -153,3 +155,23 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
 def test_an_empty_folder_is_no_encoder(tmp_path):
     with pytest.raises(UserError, match=r'no run and no model|needs torch and transformers'):
         unified_bench.encoder(f'a={tmp_path}')
+
+
+def test_both_models_get_the_sampling_of_the_command():
+    """max_answer_tokens is of the model that describes."""
+    code = (
+        'import sys\n'
+        'from absl import flags\n'
+        'from rf_jax import unified_bench\n'
+        'class Sampler:\n'
+        '    def load(folder, *_, sampling, **__):\n'
+        '        print(folder, sampling)\n'
+        '        if folder.endswith("talker"): sys.exit()\n'
+        'unified_bench.Sampler = Sampler\n'
+        'flags.FLAGS(sys.argv)\n'
+        'unified_bench.main(sys.argv)\n'
+    )
+    given = ['--workdir=/x/painter', '--captioner=/x/talker', '--sampling=max_answer_tokens=9']
+    done = subprocess.run([sys.executable, '-c', code, *given], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert lines == [f"/x/{name} {{'max_answer_tokens': 9}}" for name in ('painter', 'talker')]
