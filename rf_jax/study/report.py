@@ -212,16 +212,20 @@ def _categories(groups, side: str) -> str:
 def _understanding(groups) -> str:
     by_arm = {name: gather(group, 'understanding') for name, group in groups.items()}
     by_arm = {name: outcomes for name, outcomes in by_arm.items() if outcomes}
-    rows = [
-        [name, estimate(outcomes), *(estimate({c: each}) for c, each in outcomes.items())]
-        for name, outcomes in by_arm.items()
-    ]
-    if not rows:
+    if not by_arm:
         return ''
-    kinds = groups[next(iter(by_arm))][0][1]['understanding']
-    common = [entry['commonest'] for entry in kinds.values()]
-    rows.append(['always the commonest answer', *(f'{x:.3f}' for x in (np.mean(common), *common))])
-    return table(['arm', 'overall', *kinds], rows)
+    common: dict[str, float] = {}  # by kind: arms on other scenes may have others
+    for name in by_arm:
+        kinds = groups[name][0][1]['understanding']
+        common = {kind: entry['commonest'] for kind, entry in kinds.items()} | common
+    columns = list(dict.fromkeys(kind for outcomes in by_arm.values() for kind in outcomes))
+    rows = [
+        [name, estimate(each), *(estimate({c: each[c]}) if c in each else '' for c in columns)]
+        for name, each in by_arm.items()
+    ]
+    shares = [common[kind] for kind in columns]
+    rows.append(['always the commonest answer', *(f'{x:.3f}' for x in (np.mean(shares), *shares))])
+    return table(['arm', 'overall', *columns], rows)
 
 
 def _numbers(groups) -> str:

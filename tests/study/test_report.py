@@ -113,3 +113,19 @@ def test_the_record_of_another_version_has_no_time(content, tmp_path):
     (tmp_path / 'goodput.json').write_text(content)
     job = SimpleNamespace(folder=tmp_path)
     assert report.training_time(job) == report.TrainingTime(0, 0.0)
+
+
+def test_answers_stand_below_their_kind_where_arms_have_other_kinds():
+    def answered(**right):
+        kinds = {k: {'correct': each, 'commonest': 0.25} for k, each in right.items()}
+        return [(None, {'generation': {}, 'understanding': kinds})]
+
+    groups = {'a': answered(count=[1, 1], where=[0, 0]), 'b': answered(colour=[1, 0], where=[1, 1])}
+    head, _, first, second, always = (
+        [cell.strip()[:5] for cell in line.strip('|').split('|')]
+        for line in report._understanding(groups).splitlines()
+    )
+    assert head == ['arm', 'overa', 'count', 'where', 'colou']
+    assert first == ['a', '0.500', '1.000', '0.000', '']
+    assert second == ['b', '0.750', '', '1.000', '0.500']
+    assert always[1:] == ['0.250'] * 4
