@@ -12,8 +12,10 @@ _PEAKS = {
     'TPU v4': 275e12,
     'TPU v3': 61.5e12,
     'NVIDIA B200': 2250e12,
+    'NVIDIA H200 NVL': 835e12,
     'NVIDIA H200': 989e12,
     'NVIDIA H100 PCIe': 756e12,
+    'NVIDIA H100 NVL': 835e12,
     'NVIDIA H100': 989e12,
     'NVIDIA A100': 312e12,
 }
