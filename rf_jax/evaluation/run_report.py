@@ -242,7 +242,7 @@ def write_score(score: scoring.Score, made_by: dict, workdir: paths.AnyPath) -> 
 def write(result: retrieval.Result, made_by: dict, workdir: paths.AnyPath) -> str:
     """The first host writes `grid.png` and `result.json`. Returns the table, with the grid's path.
 
-    `made_by`: step and seed, kept in the grid. There each image has the size of the generated one
+    `made_by`: step and seed, kept in both. In the grid each image has the size of the generated one
     beside it, which is black if the run does not train generation.
     """
     generated = result.generated or [np.zeros_like(truth) for truth in result.truth]
@@ -252,7 +252,7 @@ def write(result: retrieval.Result, made_by: dict, workdir: paths.AnyPath) -> st
         images += [image_ops.resize(result.truth[i], *generated[i].shape[:2]), generated[i]]
         captions += [result.labels[i], f'> {answers[i]}']
     grid = workdir / 'grid.png'
-    kept = asdict(result)
+    kept = made_by | asdict(result)
     for name in ('generated', 'truth'):
         del kept[name]
     table = result.table()

@@ -1,5 +1,6 @@
 """retrieval.py: ranks against a spelled-out cosine, and a judge that can be right or wrong."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -139,3 +140,5 @@ def test_real_and_generated_images_have_one_size_on_a_grid_that_fits_a_screen(tm
     assert max(sheet.shape) <= 1600
     areas = [(sheet == colour).all(-1).sum() for colour in (blue, red)]
     assert areas[0] == areas[1] > 0.25 * sheet[..., 0].size
+    found = json.loads((tmp_path / 'result.json').read_text())
+    assert list(found)[:3] == ['step', 'seed', 'count'], 'which checkpoint it is of'
