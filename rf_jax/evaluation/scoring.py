@@ -248,9 +248,9 @@ def _by_category(prompt_set, correct: np.ndarray) -> dict[str, dict]:
     return categories
 
 
-def overall(generation: Mapping[str, dict]) -> float:
-    """Mean over categories of the share of correct images; nan without images."""
-    each = [float(np.mean(entry['correct'])) for entry in generation.values()]
+def overall(categories: Mapping[str, dict]) -> float:
+    """Mean over categories, or kinds, of the share of what is correct; nan without any."""
+    each = [float(np.mean(entry['correct'])) for entry in categories.values()]
     return float(np.mean(each)) if each else math.nan
 
 
@@ -277,8 +277,8 @@ def table(values: Mapping) -> str:
 def line(values: Mapping) -> str:
     """The score in one line."""
     parts = [f'{side} {overall(by):.3f}' for side, by in values['generation'].items()]
-    answers = [each for kind in values['understanding'].values() for each in kind['correct']]
-    parts += [f'understanding {np.mean(answers):.3f}'] if answers else []
+    if values['understanding']:
+        parts.append(f'understanding {overall(values["understanding"]):.3f}')
     parts += [f'{name} {value:.3g}' for name, value in values['distances'].items()]
     for part in ('variety', 'codebook', 'autoencoder'):
         parts += [f'{part} {name} {value:.3g}' for name, value in values[part].items()]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rf_jax.evaluation import intervals
+from rf_jax.evaluation import intervals, scoring
 
 
 def of_rates(right):
@@ -139,3 +139,12 @@ def test_students_interval():
     low, high = intervals.student_interval([0.7, 0.8, 0.75])
     assert (high - low) / 2 == pytest.approx(4.303 * 0.05 / 3**0.5, abs=1e-4)
     assert (low + high) / 2 == pytest.approx(0.75)
+
+
+def test_the_line_of_a_score_has_the_rates_of_its_report():
+    """Kinds with few questions weigh as much as others."""
+    kinds = {'count': {'correct': [1] * 9}, 'where': {'correct': [0]}}
+    values = dict.fromkeys(('distances', 'variety', 'codebook', 'autoencoder'), {})
+    values |= of_rates([[1, 0]]) | {'understanding': kinds}
+    whole = intervals.estimate(intervals.gather([(None, values)], 'understanding')).value
+    assert scoring.line(values) == f'seen 0.500 | understanding {whole:.3f}'
