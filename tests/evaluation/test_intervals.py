@@ -144,7 +144,7 @@ def test_students_interval():
 def test_the_line_of_a_score_has_the_rates_of_its_report():
     """Kinds with few questions weigh as much as others."""
     kinds = {'count': {'correct': [1] * 9}, 'where': {'correct': [0]}}
-    values = dict.fromkeys(('distances', 'variety', 'codebook', 'autoencoder'), {})
+    values = {part: {} for part in ('distances', 'variety', 'codebook', 'autoencoder')}
     values |= of_rates([[1, 0]]) | {'understanding': kinds}
     whole = intervals.estimate(intervals.gather([(None, values)], 'understanding')).value
     assert scoring.line(values) == f'seen 0.500 | understanding {whole:.3f}'
