@@ -1,12 +1,19 @@
 """rf_jax.chat: which line has the images of /image."""
 
-from types import SimpleNamespace
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
+from command_line import ROOT
 from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+# A process of its own, as the flags of two commands do not fit into one. This model refuses what
+# has 'no' in it, and otherwise says what it heard.
+COMMAND = """
+from types import SimpleNamespace
 
 from configs import base
 from rf_jax import chat
@@ -14,43 +21,38 @@ from rf_jax.runtime.errors import UserError
 
 
 class Talk:
-    """Refuses what has 'no' in it; `heard`: (text, number of images) of each line."""
-
-    def __init__(self, heard):
-        self.heard = heard
-
     def stream(self, message, **settings):
-        self.heard.append((message.text, len(message.images)))
         if 'no' in message.text:
             raise UserError('refused')
-        return (part for part in ['yes'])
+        return (part for part in [f'{message.text} {len(message.images)}'])
 
 
-@pytest.fixture
-def told(monkeypatch, tmp_path, capsys):
-    """Function of the lines of a user; gives what was heard, and what was printed."""
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / 'a.png')
-    monkeypatch.chdir(tmp_path)
-    config, heard = base.get_config(), []
-    sampler = SimpleNamespace(config=config, conversation=lambda: Talk(heard))
-    monkeypatch.setattr(chat.Sampler, 'load', lambda *_, **__: sampler)
-    flags.FLAGS.mark_as_parsed()
-
-    def tell(*lines):
-        monkeypatch.setattr(chat.terminal, 'lines', lambda: iter(lines))
-        with flagsaver.flagsaver(workdir=tmp_path, out=tmp_path / 'out'):
-            chat.main([])
-        return heard, capsys.readouterr().out
-
-    return tell
+sampler = SimpleNamespace(config=base.get_config(), conversation=Talk)
+chat.Sampler.load = lambda *_, **__: sampler
+chat.cli.run(chat.main)
+"""
 
 
-def test_a_line_that_is_refused_leaves_its_images_for_the_next(told):
-    heard, out = told('/image a.png', '/image a.png', 'no', 'what?', 'and now?')
-    assert heard == [('no', 2), ('what?', 2), ('and now?', 0)]
-    assert 'error: refused (its images wait for the next line)\n' in out
+def told(folder, *lines):
+    """What is printed when a user types these lines."""
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / 'a.png')
+    lines = [line.replace('a.png', f'{folder}/a.png') for line in lines]
+    found = subprocess.run(
+        [sys.executable, '-c', COMMAND, f'--workdir={folder}', f'--out={folder}/out'],
+        input='\n'.join(lines), capture_output=True, text=True, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    return found.stdout.splitlines()
 
 
-def test_images_that_wait_go_into_another_conversation_or_are_forgotten(told):
-    assert told('/image a.png', 'no', '/new', 'a', '/image a.png', '/image', 'b')[0] == [
-        ('no', 1), ('a', 1), ('b', 0)]  # fmt: skip
+REFUSED = 'error: refused (its images wait for the next line)'
+
+
+def test_a_line_that_is_refused_leaves_its_images_for_the_next(tmp_path):
+    lines = '/image a.png', '/image a.png', 'no', 'what?', 'and then?'
+    assert told(tmp_path, *lines) == [REFUSED, 'what? 2', 'and then? 0']
+
+
+def test_images_that_wait_go_into_another_conversation_or_are_forgotten(tmp_path):
+    lines = '/image a.png', 'no', '/new', 'a', '/image a.png', '/image', 'b', 'no'
+    assert told(tmp_path, *lines) == [REFUSED, 'a 1', 'b 0', 'error: refused']
