@@ -1,6 +1,7 @@
 """Generates images: `python -m rf_jax.sample --workdir=runs/emoji --prompt='red apple'`.
 
-Each PNG has its prompt, seed, checkpoint and options as text fields. Existing files are kept.
+Each PNG is saved as soon as it is generated, with its prompt, seed, checkpoint and options as text
+fields. Existing files are kept.
 
 Of runs that are trained so, --mode=think writes a text before each image, and --mode=redraw looks
 at each image, writes what is wrong with it and generates it again; the prompt is given with the
@@ -10,7 +11,7 @@ text.
 import dataclasses
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from absl import flags, logging
 
@@ -55,6 +56,8 @@ _STEP = flags.DEFINE_integer(
 )
 _PLACEMENT = model_flags.placement()
 
+LOG_SECONDS = 10
+
 
 def main(argv):
     del argv
@@ -80,24 +83,41 @@ def main(argv):
     out = paths.anywhere(_OUT.value or f'{_WORKDIR.value}/drawn', '--out')
     workdir.check_writable(out, flag='out')
     began = time.monotonic()
-    generated = _generated(sampler, prompts, changes)
-    grid = _save(out, generated, _provenance(sampler, options))
-    print(f'{len(generated)} images in {time.monotonic() - began:.1f} s: {grid}')
+    count, made_by = len(prompts) * _NUMBER.value, _provenance(sampler, options)
+    generated = []
+    for image in _with_progress(_generated(sampler, prompts, changes), count):
+        _save(out, image, len(generated), made_by)
+        generated.append(image)
+    grid = _save_grid(out, generated, made_by)
+    print(f'{count} images in {time.monotonic() - began:.1f} s: {grid}')
 
 
-def _generated(sampler: Sampler, prompts: Sequence[str], changes: dict) -> list[GeneratedImage]:
+def _with_progress(images: Iterable[GeneratedImage], count: int) -> Iterator[GeneratedImage]:
+    """The same, with a line in the log now and then."""
+    first = logged = None  # the first batch compiles
+    for done, image in enumerate(images, 1):
+        yield image
+        now = time.monotonic()
+        first = first or (done, now)
+        if done < count and now - (logged or first[1]) >= LOG_SECONDS:
+            logged, each = now, (now - first[1]) / (done - first[0])
+            minutes, seconds = divmod(round(each * (count - done)), 60)
+            logging.info('%d of %d images | ETA %d:%02d', done, count, minutes, seconds)
+
+
+def _generated(sampler: Sampler, prompts: Sequence[str], changes: dict) -> Iterator[GeneratedImage]:
     """--number images of each prompt in turn, by --mode."""
     numbers = [*range(_NUMBER.value)] * len(prompts)
     repeated = [prompt for prompt in prompts for _ in range(_NUMBER.value)]
     size = inputs.parsed_size(_SIZE.value) if _SIZE.value else None
     if _MODE.value == 'direct':
-        return sampler.generate(repeated, _SEED.value, size, number=numbers, **changes)
+        yield from sampler.generate_each(repeated, _SEED.value, size, numbers, **changes)
+        return
     write = thinking.think if _MODE.value == 'think' else thinking.redraw
     # As arguments, temperature and top_k would be those of the text.
     given = {name: value for name, value in changes.items() if value is not None}
     image_sampling.change(sampler.config, given)
     found = write(sampler, repeated, seed=_SEED.value, size=size)
-    generated = []
     for prompt, number, (*_, text, image) in zip(repeated, numbers, found):
         if image is None:
             raise UserError(
@@ -105,8 +125,7 @@ def _generated(sampler: Sampler, prompts: Sequence[str], changes: dict) -> list[
                 'trained to think (configs/posttraining/think.py); give --mode=direct'
             )
         said = f'{prompt} -> {text}'
-        generated.append(dataclasses.replace(image, prompt=said, number=number))
-    return generated
+        yield dataclasses.replace(image, prompt=said, number=number)
 
 
 def _provenance(sampler: Sampler, options: dict) -> dict[str, object]:
@@ -119,12 +138,17 @@ def _provenance(sampler: Sampler, options: dict) -> dict[str, object]:
     }
 
 
-def _save(out: paths.AnyPath, generated: Sequence[GeneratedImage], made_by: dict) -> paths.AnyPath:
-    """Writes every image and a grid of all to `out`, overwrites nothing; the grid's path."""
-    for i, each in enumerate(generated):
-        text = {'prompt': each.prompt, 'number': each.number, **made_by}
-        stem = _stem(each.prompt, i // _NUMBER.value, each.number)
-        image_ops.save_new(out, stem, each.image, text)
+def _save(out: paths.AnyPath, image: GeneratedImage, index: int, made_by: dict) -> None:
+    """Writes image `index` of the command to `out`, overwrites nothing."""
+    text = {'prompt': image.prompt, 'number': image.number, **made_by}
+    stem = _stem(image.prompt, index // _NUMBER.value, image.number)
+    image_ops.save_new(out, stem, image.image, text)
+
+
+def _save_grid(
+    out: paths.AnyPath, generated: Sequence[GeneratedImage], made_by: dict
+) -> paths.AnyPath:
+    """Writes a grid of all images; its path."""
     columns = _NUMBER.value if _NUMBER.value > 1 else min(8, len(generated))
     prompts = [each.prompt for each in generated]
     sheet = contact_sheet.grid([each.image for each in generated], columns, prompts)

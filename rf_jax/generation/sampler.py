@@ -12,7 +12,7 @@ dtype='bfloat16').
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -141,6 +141,12 @@ class Sampler:
 
         Raises UserError for a seed, a size, an option or a number of values that does not fit.
         """
+        return list(self.generate_each(prompts, seed, size, number, **options))
+
+    def generate_each(
+        self, prompts, seed=0, size=None, number=None, **options
+    ) -> Iterator[GeneratedImage]:
+        """The images of `generate` one after another, each as soon as it is there."""
         prompts = [clean(each) for each in arguments.strings(prompts, 'prompts')]
         seed = arguments.integer('seed', seed)
         sizes = [None] * len(prompts)
@@ -154,10 +160,8 @@ class Sampler:
         each = zip(prompts, [seed] * len(prompts), numbers, sizes)
         requests = [inputs.request(self.config, *given) for given in each]
         images = self._images(requests, self.options(**options))
-        return [
-            GeneratedImage(image, tokens, prompt, seed, n)
-            for (image, tokens), prompt, n in zip(images, prompts, numbers)
-        ]
+        for (image, tokens), prompt, n in zip(images, prompts, numbers):
+            yield GeneratedImage(image, tokens, prompt, seed, n)
 
     def caption(self, images: Any) -> str | list[str]:
         """A caption of each image; a string if one image was given.
@@ -225,16 +229,15 @@ class Sampler:
         return ChatEngine(self._programs['chat'], self.params, self.tokenizer, rows)
 
     def _images(self, requests: Sequence[Request], options: image_sampling.Options):
-        """[(image, tokens)] of the requests, as in `GeneratedImage`."""
-        pairs, patch = [], self.config.data.patch_size
+        """(image, tokens) of each request, as in `GeneratedImage`."""
+        patch = self.config.data.patch_size
         inputs.warn_of_long_prompts(self.config, self.tokenizer, [r.prompt for r in requests])
         for chunk, padded in _chunks(requests, self.placement):
             patches, tokens = self._generate(padded, options)
             for request, values, row in zip(chunk, patches, tokens):
                 size = request.height, request.width
                 image = generated_image.from_patches(values, size, patch, self.pool)
-                pairs.append((image, generated_image.token_map(row, size, patch, self.pool)))
-        return pairs
+                yield image, generated_image.token_map(row, size, patch, self.pool)
 
     def _generate(self, requests: Sequence[Request], options: image_sampling.Options):
         """(patches float32 [B, P, C], tokens [B, N, ...]) of one compiled call."""

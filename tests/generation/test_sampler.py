@@ -48,6 +48,21 @@ def test_generate_is_the_low_level_path_bit_for_bit(sampler):
         np.testing.assert_array_equal(each.tokens.ravel(), row[: each.tokens.size])
 
 
+def test_an_image_is_there_before_the_next_batch_begins(sampler, monkeypatch):
+    batches = []
+
+    def generate(requests, options):
+        batches.append(requests)
+        return np.zeros((len(requests), 16, 768), np.float32), np.zeros((len(requests), 4))
+
+    monkeypatch.setattr(sampler, '_generate', generate)
+    images = sampler.generate_each(['a red heart'] * (2 * ROWS + 1))
+    assert next(images).number == 0
+    assert len(batches) == 1
+    assert [each.number for each in images] == list(range(1, 2 * ROWS + 1))
+    assert len(batches) == 3
+
+
 def test_an_image_chunk_by_chunk_is_that_of_one_program_bit_for_bit(sampler, monkeypatch):
     """With two places of tokens, or two steps of the flow, in a chunk, and fewer in the last."""
     monkeypatch.setattr(image_run, 'CHUNK', 2)
