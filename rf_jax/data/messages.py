@@ -153,7 +153,7 @@ def renumbered(parsed: Sequence[Message]) -> tuple[tuple[Message, ...], list]:
 
 def _message(given, number: int, images: list | None) -> Message:
     if isinstance(given, Message):
-        return given
+        return _checked(given, number)
     if not isinstance(given, Mapping):
         raise ValueError(f'message {number} is a {type(given).__name__}, expected an object')
     role = given.get('role', given.get('from'))
@@ -174,6 +174,21 @@ def _message(given, number: int, images: list | None) -> Message:
     if not parts and (role != 'assistant' or images is not None):  # in a chat it may be silent
         raise ValueError(f'message {number} is empty')
     return Message(role, parts)
+
+
+def _checked(message: Message, number: int) -> Message:
+    """A message that was made in Python."""
+    if message.role not in ROLES:
+        raise ValueError(
+            f'message {number} has role {message.role!r:.80}; known: {", ".join(ROLES)}'
+        )
+    for part in message.parts if isinstance(message.parts, tuple | list) else (message.parts,):
+        if not isinstance(part, Part):
+            raise ValueError(
+                f'message {number}: a part is a {type(part).__name__}, expected a TextPart or an '
+                "ImagePart; messages.user('draw a cat', image) makes them"
+            )
+    return message
 
 
 def _parts(content, images: list | None) -> Iterator[Part]:

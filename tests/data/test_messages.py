@@ -135,6 +135,20 @@ def test_what_is_wrong_is_said(fields, said):
 
 
 @pytest.mark.parametrize(
+    ('message', 'said'),
+    [
+        (Message('user', ('a cat',)), r"1: a part is a str, .* messages\.user\('draw"),
+        (Message('user', 'a cat'), '1: a part is a str'),
+        (Message('user', None), '1: a part is a NoneType'),
+        (Message('bot', (TextPart('a cat'),)), "1 has role 'bot'; known: system"),
+    ],
+)
+def test_a_message_object_is_checked(message, said):
+    with pytest.raises(ValueError, match=said):
+        messages.parse([message])
+
+
+@pytest.mark.parametrize(
     ('said', 'kind'),
     [({}, ImagePart), ({'learned': True}, ImagePart), ({'learned': False}, DraftPart)],
 )
