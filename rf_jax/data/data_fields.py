@@ -107,12 +107,11 @@ def check_template(config, tokenizer) -> None:
 
 def unserved(sources: str, empty: Sequence[str]) -> str:
     """The error for tasks without examples."""
-    first = (empty or TASKS)[0]
     text = (
-        f'no example of {sources!r} can serve {empty or "any task"}: set data.tasks.{first}=0 or '
-        'add a source that can (data.sources)'
+        f'no example of {sources!r} can serve {empty}: set data.tasks.{empty[0]}=0 or add a source '
+        'that can (data.sources)'
     )
-    name = maps.TASKS.get(first)
+    name = maps.TASKS.get(empty[0])
     if name not in maps.DRAWN:
         return text
     return f'{text}; in captions.jsonl, "{name}" names the file of the map of each image'

@@ -67,7 +67,11 @@ class Pools(Mapping[str, Pool]):
                 if pool.task == 'text_only' and not pool.has_text:
                     del self._pools[name]
         empty = [t for t in TASKS if self._weights[t] > 0 and not self.of_task(t)]
-        if empty or not any(self._weights.values()):
+        require(
+            any(self._weights.values()),
+            'all of data.tasks are 0: set the weight of at least one, as data.tasks.text_to_image=1',
+        )
+        if empty:
             raise UserError(data_fields.unserved(config.data.sources, empty))
 
     def __getitem__(self, name: str) -> Pool:

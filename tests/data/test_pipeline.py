@@ -295,7 +295,7 @@ def test_truncated_captions_of_a_batch_are_counted(tmp_path, tokenizer):
         ({}, {'question_prob': -0.1}, 'data.question_prob=-0.1 must be a probability'),
         ({}, {'prefetch': -1}, 'data.prefetch=-1 must be at least 0'),
         ({}, {'tasks': {'text_only': -1.0}}, r'data.tasks.text_only=-1.0 must be at least 0'),
-        ({}, {'tasks': {'text_to_image': 0.0, 'image_to_text': 0.0}}, 'data.tasks'),
+        ({}, {'tasks': {'text_to_image': 0.0, 'image_to_text': 0.0}}, 'all of data.tasks are 0'),
     ],
 )
 def test_impossible_settings_name_their_field(make, capacity, data, field):
