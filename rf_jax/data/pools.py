@@ -69,7 +69,7 @@ class Pools(Mapping[str, Pool]):
         empty = [t for t in TASKS if self._weights[t] > 0 and not self.of_task(t)]
         require(
             any(self._weights.values()),
-            'all of data.tasks are 0: set the weight of at least one, as data.tasks.text_to_image=1',
+            'all of data.tasks are 0: set at least one weight, as data.tasks.text_to_image=1',
         )
         if empty:
             raise UserError(data_fields.unserved(config.data.sources, empty))
