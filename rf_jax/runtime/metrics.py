@@ -52,14 +52,17 @@ class MetricWriter:
         self._write(events.start(start_step + 1))
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes a line {"step", "time" (seconds since 1970), name: number}; NaN, inf are null."""
+        """Writes a line {"step", "time" (seconds since 1970), name: number}; NaN and inf are null,
+        and no points in TensorBoard.
+        """
         if not self._active:
             return
         line = {'step': int(step), 'time': round(time.time(), 3)}
         numbers = {name: _number(value) for name, value in values.items()}
-        line |= {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+        line |= dict.fromkeys(numbers) | finite
         encoded = (json.dumps(line, allow_nan=False) + '\n').encode()
-        self._write(self._events.scalars(step, numbers), encoded)
+        self._write(self._events.scalars(step, finite), encoded)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes an image, uint8 [height, width, 3], to TensorBoard."""

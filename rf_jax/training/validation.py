@@ -111,9 +111,9 @@ def measure(run, state: State, number: int) -> dict[str, float]:
             bands.update({k: float(v) for k, v in means.items() if k.startswith('flow_')})
     means = {name: total / counts[name] if counts[name] else math.nan
              for name, total in totals.items()}  # fmt: skip
-    weights = run.config.losses
-    loss = sum(weights[name] * mean for name, mean in means.items() if counts[name])
+    known = {name: mean for name, mean in means.items() if counts[name]}
+    loss = sum(run.config.losses[name] * mean for name, mean in known.items())
     means |= losses.band_means(bands) if 'flow' in means else {}
-    shown = ''.join(f' | {name} {mean:.4g}' for name, mean in means.items() if name in weights)
+    shown = ''.join(f' | {name} {mean:.4g}' for name, mean in known.items())
     logging.info('Validation after step %d: loss %.4g%s', number, loss, shown)
     return {'validation/loss': loss} | {f'validation/loss/{n}': m for n, m in means.items()}

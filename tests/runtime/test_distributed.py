@@ -106,9 +106,9 @@ def assert_same_losses(workdir, other, steps=STEPS):
         # A run that was continued was also validated at the end of its first part.
         for name in a[step].keys() & b[step].keys():
             if name.startswith(('loss', 'validation')) or name in others:
-                np.testing.assert_allclose(
-                    a[step][name], b[step][name], rtol=1e-4, err_msg=f'{name} of step {step}'
-                )
+                # None: no token of that kind.
+                pair = np.array([run[step][name] for run in (a, b)], float)
+                np.testing.assert_allclose(*pair, rtol=1e-4, err_msg=f'{name} of step {step}')
 
 
 def saved(workdir):

@@ -34,6 +34,7 @@ def test_scalars_of_any_type_are_valid_json(tmp_path):
     (line,) = lines(tmp_path)
     assert line.pop('time') > 1e9
     assert line == {'step': 1, 'loss': 0.5, 'skipped': 2, 'bad': None}
+    assert [value.tag for value in events(tmp_path)[-1].summary.value] == ['loss', 'skipped']
 
 
 def test_each_line_is_on_disk_immediately(tmp_path):
