@@ -4,10 +4,10 @@
     > What is this?
     > draw it in blue
 
-`/image FILE` shows the model an image, with the next line that it takes; `/image` alone forgets
-those that wait. `/new` begins another conversation; `/quit`, an empty line or Ctrl-D ends it.
-Ctrl-C stops an answer. Images of the model are saved, and their paths printed. With --message the
-command says that one message and ends.
+`/image FILE` attaches an image to the next line, where it stays if that line is refused; `/image`
+alone drops pending images. `/new` begins another conversation; `/quit`, an empty line or Ctrl-D
+ends it. Ctrl-C stops an answer. Images of the model are saved, and their paths printed. With
+--message the command says that one message and ends.
 """
 
 import re
@@ -79,7 +79,7 @@ def _answer(
     talk: Conversation, line: str, images: list[np.ndarray], out: paths.AnyPath
 ) -> list[np.ndarray]:
     """Says one line and prints the answer as it comes; an error is printed, and nothing is said.
-    Gives the images that still wait for a line.
+    Returns the images that are still pending.
     """
     message = Message('user', (*map(ImagePart, images), TextPart(line)))
     settings = {'temperature': _TEMPERATURE.value, 'top_p': _TOP_P.value, 'seed': _SEED.value,
@@ -88,17 +88,17 @@ def _answer(
     def save(image: np.ndarray) -> paths.AnyPath:
         return image_ops.save_new(out, 'image', image, {'request': line, 'seed': _SEED.value})
 
-    waiting = images
+    pending = images
     try:
         parts = talk.stream(message, **settings)
-        waiting = []
+        pending = []
         terminal.show(parts, save, stoppable=not _MESSAGE.value)
     except UserError as error:
         if _MESSAGE.value:
             raise
-        kept = ' (its images wait for the next line)' if waiting else ''
+        kept = ' (its images stay attached to the next line)' if pending else ''
         print(f'error: {error}{kept}')
-    return waiting
+    return pending
 
 
 if __name__ == '__main__':

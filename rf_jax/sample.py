@@ -20,7 +20,7 @@ from rf_jax.evaluation import scoring
 from rf_jax.generation import image_sampling, inputs, thinking
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.generation.sampler import Sampler
-from rf_jax.runtime import cli, model_flags, paths, workdir
+from rf_jax.runtime import cli, metrics, model_flags, paths, workdir
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import flow
 
@@ -101,8 +101,8 @@ def _with_progress(images: Iterable[GeneratedImage], count: int) -> Iterator[Gen
         first = first or (done, now)
         if done < count and now - (logged or first[1]) >= LOG_SECONDS:
             logged, each = now, (now - first[1]) / (done - first[0])
-            minutes, seconds = divmod(round(each * (count - done)), 60)
-            logging.info('%d of %d images | ETA %d:%02d', done, count, minutes, seconds)
+            left = metrics.duration(each * (count - done))
+            logging.info('%d of %d images | ETA %s', done, count, left)
 
 
 def _generated(sampler: Sampler, prompts: Sequence[str], changes: dict) -> Iterator[GeneratedImage]:

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from rf_jax.runtime import paths
+from rf_jax.runtime import metrics, paths
 from rf_jax.runtime.errors import UserError, require
 from rf_jax.runtime.rng import fold
 
@@ -200,7 +200,7 @@ def generate(
             write(out / benchmark.path(prompts[i], n, model), own)
         done = start + len(chunk)
         seconds = (time.monotonic() - began) / done * (len(todo) - done)
-        logging.info('%d of %d files | ETA %d:%02d', done, len(todo), seconds // 60, seconds % 60)
+        logging.info('%d of %d files | ETA %s', done, len(todo), metrics.duration(seconds))
     absent = missing(benchmark, prompts, out, model)
     require(not absent, f'{len(absent)} images are missing in {out}: run the same command again')
 

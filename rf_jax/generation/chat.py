@@ -88,7 +88,7 @@ class Reader:
         if not ends and text.endswith('\N{REPLACEMENT CHARACTER}'):
             return
         new, self._given = text[len(self._given) :], text
-        # Noted before it is given: who is given it may read no further.
+        # Noted before it is yielded: the caller may read no further.
         if ends:
             if text.strip():
                 self.parts.append(TextPart(text.strip()))
@@ -137,8 +137,8 @@ class Conversation:
 
     def stream(self, given, **settings) -> Iterator[Delta]:
         """The same, part by part: pieces of text, and images; with partial_images=3 also what can
-        be seen of an image while it is generated. A stream that is left ends the answer there, and
-        so does the next turn. Raises UserError.
+        be seen of an image while it is generated. Closing the stream early ends the answer there,
+        and so does the next turn. Raises UserError.
         """
         said = parsed(given)
         how = settings_of(self._sampler, settings)

@@ -171,10 +171,10 @@ class Progress:
             del formats['flops_per_second']
         parts += [show(metrics[name]) for name, show in formats.items() if name in metrics]
         now = self._clock()
-        parts.append(f'elapsed {_duration(now - self._started)}')
+        parts.append(f'elapsed {duration(now - self._started)}')
         first, at = self._first or (self._start_step, self._started)
         if step > first:
-            parts.append(f'ETA {_duration((self._total - step) * (now - at) / (step - first))}')
+            parts.append(f'ETA {duration((self._total - step) * (now - at) / (step - first))}')
         return ' | '.join(parts)
 
 
@@ -187,7 +187,7 @@ def _short(value: float) -> str:
     return f'{value:.3g}T'
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Hours, minutes and seconds, as in 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

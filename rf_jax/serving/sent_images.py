@@ -14,7 +14,7 @@ _MOST, _MOST_BYTES = 1024, 2**28  # images, and bytes of their tokens
 
 class SentImages:
     """Recognises an image of the assistant by its pixels, and keeps its representation tokens; the
-    first to be forgotten are those that were sent, or came back, the longest ago.
+    least recently used are forgotten first.
     """
 
     def __init__(self, most_bytes: int = _MOST_BYTES):

@@ -21,7 +21,7 @@ def known(sent, number):
     return isinstance(found, GeneratedImage)
 
 
-def test_memory_is_bounded_in_bytes_and_the_first_is_forgotten():
+def test_memory_is_bounded_in_bytes_and_the_oldest_is_forgotten():
     sent = SentImages(most_bytes=3 * 1024)
     for number in range(5):
         sent.keep(image(number))

@@ -45,7 +45,7 @@ def told(folder, *lines):
     return found.stdout.splitlines()
 
 
-REFUSED = 'error: refused (its images wait for the next line)'
+REFUSED = 'error: refused (its images stay attached to the next line)'
 
 
 def test_a_line_that_is_refused_leaves_its_images_for_the_next(tmp_path):
@@ -53,6 +53,6 @@ def test_a_line_that_is_refused_leaves_its_images_for_the_next(tmp_path):
     assert told(tmp_path, *lines) == [REFUSED, 'what? 2', 'and then? 0']
 
 
-def test_images_that_wait_go_into_another_conversation_or_are_forgotten(tmp_path):
+def test_pending_images_go_into_a_new_conversation_or_are_dropped(tmp_path):
     lines = '/image a.png', 'no', '/new', 'a', '/image a.png', '/image', 'b', 'no'
     assert told(tmp_path, *lines) == [REFUSED, 'a 1', 'b 0', 'error: refused']

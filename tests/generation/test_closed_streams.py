@@ -1,4 +1,4 @@
-"""A stream that is left, wherever: what was said is what the conversation goes on from."""
+"""A stream that is closed early, anywhere: the conversation continues from what was said."""
 
 from types import SimpleNamespace
 
@@ -107,7 +107,7 @@ def test_a_turn_that_is_refused_leaves_an_open_stream_as_it_is(talk):
     assert said(talk) == [('user', 'q'), ('assistant', 'a red heart')]
 
 
-def test_who_leaves_at_the_last_piece_has_read_it(talk):
+def test_a_stream_closed_at_the_last_piece_keeps_the_whole_answer(talk):
     parts = talk.stream('q')
     while not talk._engine.answers[0].ended:
         next(parts)
@@ -115,7 +115,7 @@ def test_who_leaves_at_the_last_piece_has_read_it(talk):
     assert said(talk) == [('user', 'q'), ('assistant', 'a red heart')]
 
 
-def test_who_leaves_before_an_image_has_it_in_the_answer(tokenizer):
+def test_a_stream_closed_before_an_image_keeps_it_in_the_answer(tokenizer):
     """As the row has it."""
     reader = Reader(tokenizer)
     begun = tokenizer.encode('ä')[:-1]  # held back until the image
@@ -125,7 +125,7 @@ def test_who_leaves_before_an_image_has_it_in_the_answer(tokenizer):
     assert reader.parts[-1].image is IMAGE
 
 
-def test_pieces_have_the_white_space_between_words_alone():
+def test_only_white_space_between_words_is_streamed():
     trimmed = Trimmed()
     shown = [trimmed.read(text) for text in (' ', '\n a', ' b', ' ', ' c \n', '')]
     assert shown == ['', 'a', ' b', '', '  c', '']
