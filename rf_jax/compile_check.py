@@ -4,26 +4,30 @@
 Compiles the initialisation, the train step and generation for the chips of a topology and prints
 the memory, FLOPs, network traffic and roofline time of each. `--only=sample,answer` compiles
 images and answers alone, sharded for inference, as --mesh says. Exit code 0 if all fit into
-90 % of a chip's memory, 2 if not. Needs libtpu (pip install -e '.[tpu]') but no TPU;
-`--topology=cpu:8` compiles for virtual CPU devices.
+90 % of a chip's memory, 2 if not. Needs libtpu (pip install -e '.[tpu]') but no TPU. For GPUs,
+`--topology=h100:8` needs JAX's plugin for CUDA (pip install -e '.[gpu]') but no GPU; `h100:2x8` are
+two hosts. `--topology=cpu:8` compiles for virtual CPU devices.
 """
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rf_jax.planning import compile_report, topology
+from rf_jax.planning import compile_report, roofline, topology
 from rf_jax.runtime import cli, model_flags
 from rf_jax.runtime.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'What to compile; configs/paper.py:joint by default.'
 )
-_TOPOLOGY = flags.DEFINE_string('topology', 'v5p:8x8x8', 'TPU slice to compile for, as in v5e:2x4.')
+_TOPOLOGY = flags.DEFINE_string(
+    'topology', 'v5p:8x8x8', 'TPU slice or GPUs to compile for, as in v5e:2x4, h100:8 or h100:2x8.'
+)
 _SLICES = flags.DEFINE_integer('slices', 1, 'Number of slices, connected by DCN.', lower_bound=1)
 _ONLY = flags.DEFINE_list('only', ['initialise', 'train_step', 'sample'], 'Programs to compile.')
 _MESH = flags.DEFINE(
@@ -63,7 +67,7 @@ def check(config: ConfigDict, devices, name: str) -> tuple[bool, list]:
                 what = config_flags.get_config_filename(flags.FLAGS['config'])
                 line = compile_report.markdown(what, name, config, checked.cost, mesh_)
                 compile_report.add_line(Path(_TABLE.value), line)
-    print(compile_report.ASSUMED)
+    print(textwrap.fill(roofline.ASSUMED[devices[0].platform], 100))
     return all(checked.fits for checked in results), [checked.values for checked in results]
 
 

@@ -16,7 +16,7 @@ from rf_jax.data import typical_row
 from rf_jax.models import encoders, flops, vision_encoder
 from rf_jax.models.attention import masks
 from rf_jax.models.attention.pallas import Pallas
-from rf_jax.planning import hlo_cost, hlo_memory, roofline
+from rf_jax.planning import gpus, hlo_cost, hlo_memory, roofline
 from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.sharding import format_bytes
@@ -65,8 +65,12 @@ def compile_program(name: str, program: Callable, arguments: Sequence, platform:
     """Compiles for `platform`. Raises UserError if the program does not fit into memory."""
     wall, processor = time.perf_counter(), time.process_time()
     try:
-        lowered = program.trace(*arguments).lower(lowering_platforms=(platform,))
-        executable = lowered.compile()
+        traced = program.trace(*arguments)
+        if platform == 'gpu':
+            lowered = traced.lower(lowering_platforms=('cuda',))
+            executable = lowered.compile(gpus.COMPILER_OPTIONS)
+        else:
+            executable = traced.lower(lowering_platforms=(platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
         refusal = out_of_memory_error(name, str(error))
         if not refusal:

@@ -24,15 +24,6 @@ SMALL = 0.02  # parts below this share of the peak are not listed
 Tried = tuple[dict, Cost | str, bool]
 
 
-ASSUMED = """Assumptions: matrix products run at the chip's bfloat16 peak; each collective uses the
-torus axes that its devices span, in both directions, at half the bandwidth where an axis is not a
-ring; the chips of a host share its network; rows are typical of the config's tasks and sizes;
-routing is even. The step time is the maximum of compute, memory, ICI and DCN, as if all overlapped.
-Memory is the peak reported by libtpu, which decides whether a program fits; its parts are estimated
-from the schedule. For CPU devices it is an upper bound: arguments, outputs and temporaries as if
-none shared memory."""
-
-
 def fits(cost: Cost, mesh: Mesh) -> bool:
     """Whether a program stays within MEMORY_LIMIT; True if the chip's memory is unknown."""
     chip = hardware.chip(mesh.devices.flat[0])
@@ -53,18 +44,19 @@ def table(cost: Cost, mesh: Mesh, config: ConfigDict) -> str:
         f'  memory traffic     {format_bytes(cost.memory_traffic):>12}, '
         f'{cost.intensity:.0f} FLOPs per byte',
     ]
+    links, network = chip.names if chip else ('links', 'network')
     for row in cost.collectives[:SHOWN]:
         lines.append(
             f'  {row.kind:18s} {format_bytes(row.bytes):>12} '
             f'over {" x ".join(row.axes) or "nothing"}: '
-            f'{row.ici * 1e3:.1f} ms ICI, {row.dcn * 1e3:.1f} ms DCN'
+            f'{row.links * 1e3:.1f} ms {links}, {row.network * 1e3:.1f} ms {network}'
         )
     if cost.times:
         t = cost.times
         lines.append(
-            f'  roofline           {t.step * 1e3:9.1f} ms, bound by {t.bound} (compute '
-            f'{t.compute * 1e3:.1f}, memory {t.memory * 1e3:.1f}, ICI {t.ici * 1e3:.1f}, DCN '
-            f'{t.dcn * 1e3:.1f}; {t.serial * 1e3:.1f} without overlap)'
+            f'  roofline           {t.step * 1e3:9.1f} ms, bound by {t.bound} ('
+            + ', '.join(f'{name} {seconds * 1e3:.1f}' for name, seconds in t.parts.items())
+            + f'; {t.serial * 1e3:.1f} without overlap)'
         )
     if cost.made and cost.times:
         seconds = cost.times.step

@@ -168,10 +168,21 @@ def convolution_flops(out: Array, left: Array, right: Array, attributes: str) ->
 
 
 def dot_flops(out: Array, left: Array, attributes: str) -> float:
-    """2 x multiplications of a `dot`."""
-    match = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', attributes)
-    contracted = math.prod(left.dims[int(d)] for d in match[1].split(',') if d) if match else 1
+    """2 x multiplications of a `dot`, or of a call of cuBLAS."""
+    match = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', attributes)
+    named = re.findall(r'\d+', match[1]) if match else ()
+    contracted = math.prod(left.dims[int(d)] for d in named)
     return 2.0 * math.prod(out.dims) * contracted
+
+
+def cudnn_attention_flops(target: str, query: Array, attributes: str) -> float:
+    """Two products forward and five backward, of all pairs [B, H, Lq, Lk]: a mask saves nothing.
+
+    `query`: [B, Lq, H, D].
+    """
+    pairs = re.search(r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]', attributes)
+    pairs = math.prod(int(n) for n in re.findall(r'\d+', pairs[1]))
+    return 2.0 * (5 if target.endswith('Backward') else 2) * pairs * query.dims[-1]
 
 
 def groups_of(attributes: str) -> tuple[tuple[int, ...], ...]:

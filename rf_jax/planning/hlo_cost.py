@@ -37,7 +37,7 @@ def _count(result: Totals, i: Instruction, computations, name: str, of, fused: b
     elif i.op == 'dot':
         result.flops += hlo.dot_flops(i.arrays[0], table[i.operands[0]].arrays[0], i.attributes)
     elif i.op == 'custom-call':
-        _kernel(result, i)
+        _kernel(result, i, table)
     if i.op == 'while':
         trips = _trips(i, table, computations)
         result.unknown += trips is None
@@ -97,24 +97,29 @@ def _collective(result: Totals, i: Instruction, kind: str, name: str) -> None:
         sent = i.bytes * (size - 1) / size
     elif kind == 'collective-permute':
         sent = i.arrays[0].bytes
-    elif kind == 'all-gather':
+    elif kind in ('all-gather', 'reduce-scatter'):
         outputs = i.arrays[len(i.arrays) // 2 :] if i.op.endswith('-start') else i.arrays
-        sent = sum(a.bytes for a in outputs) * (size - 1) / size
-    elif kind == 'reduce-scatter':
-        sent = i.bytes * (size - 1)
+        shards = (size - 1) / size if kind == 'all-gather' else size - 1
+        sent = sum(a.bytes for a in outputs) * shards
     else:
         sent = i.bytes * (size - 1) / size * (2 if kind == 'all-reduce' else 1)
     if size > 1:
         result.collectives[kind, groups] += sent
 
 
-def _kernel(result: Totals, i: Instruction) -> None:
-    target = re.search(r'custom_call_target="([^"]*)"', i.attributes)
-    if target and target[1] == 'tpu_custom_call':
+def _kernel(result: Totals, i: Instruction, table) -> None:
+    found = re.search(r'custom_call_target="([^"]*)"', i.attributes)
+    target = found[1] if found else ''
+    first = table[i.operands[0]].arrays[0] if i.operands and i.operands[0] in table else None
+    if target == 'tpu_custom_call':
         reported = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', i.attributes)
         flops = float(reported[1]) if reported else 0.0
         label = re.sub(r'[.\d]+$', '', i.name) + (f' [{i.op_name}]' if i.op_name else '')
         result.kernels[label] = result.kernels[label] + (1, flops)
+    elif target.startswith('__cublas$'):
+        result.flops += hlo.dot_flops(i.arrays[0], first, i.attributes)
+    elif target.startswith('__cudnn$fmha'):
+        result.flops += hlo.cudnn_attention_flops(target, first, i.attributes)
 
 
 def _traffic(i: Instruction, table, computations) -> float:

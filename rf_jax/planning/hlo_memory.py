@@ -42,6 +42,10 @@ PARTS = (
      'routed experts of one layer and their tokens', 'mesh.expert', ''),
     (r'.*/backbone/', 'one layer', 'mesh.context', ''),
     (r'.*\bpatch_(in|out)\b', 'patches of pixels', 'data.capacity.pixels', ''),
+    # As XLA names them for GPUs: what a loop over parts of the batch sums, and keeps of a part.
+    (r'jit\(\w+\)/broadcast_in_dim$', 'gradients, summed over parts of the batch', 'mesh.fsdp', ''),
+    (r'.*/while/body/closed_call$', 'activations kept for the backward pass',
+     'model.backbone.remat', 'mesh.context'),
     (r'', 'other arrays', '', ''),
 )  # fmt: skip
 
@@ -118,7 +122,8 @@ def _peak(table, computations, of, aliased: set[int] | None) -> tuple[float, tup
             if name not in sizes:
                 sizes[name] = buffer
                 created[n].append(name)
-        for operand in i.operands:
+        part = i.op == 'get-tuple-element'  # reads no more than the part
+        for operand in [i.name] if part else i.operands:
             for name in _leaves(values.get(operand, ())):
                 last[name] = n
                 if name in sizes and not sizes[name].op_name:  # zeros that a loop fills

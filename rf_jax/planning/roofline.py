@@ -2,7 +2,8 @@
 
 Assumptions, printed with every table: matrix products run at the chip's bfloat16 peak; a collective
 uses the torus axes that its devices span, in both directions, at half the bandwidth where the axis
-is not a ring; between slices, the chips of a host share its network. `step` is the maximum of the
+is not a ring; between slices, the chips of a host share its network. A GPU sends to the others of
+its host by NVLink or PCIe, to other hosts at its share of the network. `step` is the maximum of the
 four times, as if all overlapped; `serial` is their sum, as if nothing did.
 """
 
@@ -14,6 +15,28 @@ from jax.sharding import Mesh
 
 from rf_jax.runtime.hardware import Chip
 
+_PEAKS = (
+    "Assumptions: matrix products run at the chip's bfloat16 peak; {}; rows are typical of the "
+    "config's tasks and sizes; routing is even. The step time is the maximum of compute, memory "
+    'and network, as if all overlapped. '
+)
+ASSUMED = {  # printed below a report, by platform
+    'tpu': _PEAKS.format(
+        'each collective uses the torus axes that its devices span, in both directions, at half '
+        'the bandwidth where an axis is not a ring; the chips of a host share its network'
+    )
+    + 'Memory is the peak reported by libtpu, which decides whether a program fits; its parts are '
+    'estimated from the schedule.',
+    'gpu': _PEAKS.format(
+        'a GPU sends at the peak of its links within a host, and of its share of the network to '
+        'others'
+    )
+    + 'Memory is what XLA allocates for arguments, outputs and temporaries, compared with the '
+    'share of a GPU that JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION, 0.75 by default); CUDA and its '
+    'libraries need some of the rest. XLA tunes kernels only on a GPU.',
+    'cpu': 'Memory is an upper bound: arguments, outputs and temporaries as if they shared none.',
+}
+
 
 @dataclass(frozen=True)
 class Times:
@@ -21,21 +44,26 @@ class Times:
 
     compute: float
     memory: float
-    ici: float
-    dcn: float
+    links: float
+    network: float
+    names: tuple[str, str] = ('ICI', 'DCN')  # of links and network
+
+    @property
+    def parts(self) -> dict[str, float]:
+        names = ('compute', 'memory', *self.names)
+        return dict(zip(names, (self.compute, self.memory, self.links, self.network)))
 
     @property
     def step(self) -> float:
-        return max(self.compute, self.memory, self.ici, self.dcn)
+        return max(self.parts.values())
 
     @property
     def serial(self) -> float:
-        return self.compute + self.memory + self.ici + self.dcn
+        return sum(self.parts.values())
 
     @property
     def bound(self) -> str:
-        parts = {'compute': self.compute, 'memory': self.memory, 'ICI': self.ici, 'DCN': self.dcn}
-        return max(parts, key=parts.get)
+        return max(self.parts, key=self.parts.get)
 
 
 @dataclass(frozen=True)
@@ -45,8 +73,8 @@ class Collective:
     kind: str
     axes: tuple[str, ...]
     bytes: float
-    ici: float
-    dcn: float
+    links: float
+    network: float
 
 
 def collectives(sent_bytes: Mapping, mesh: Mesh, chip: Chip | None) -> list[Collective]:
@@ -54,9 +82,9 @@ def collectives(sent_bytes: Mapping, mesh: Mesh, chip: Chip | None) -> list[Coll
     rows: dict = {}
     for (kind, groups), sent in sent_bytes.items():
         axes = _axes(groups, mesh)
-        ici, dcn = (0.0, 0.0) if chip is None else _seconds(kind, groups[0], sent, mesh, chip)
+        seconds = (0.0, 0.0) if chip is None else _seconds(kind, groups[0], sent, mesh, chip)
         old = rows.get((kind, axes), (0.0, 0.0, 0.0))
-        rows[kind, axes] = tuple(a + b for a, b in zip(old, (sent, ici, dcn)))
+        rows[kind, axes] = tuple(a + b for a, b in zip(old, (sent, *seconds)))
     table = [Collective(kind, axes, *row) for (kind, axes), row in rows.items()]
     return sorted(table, key=lambda row: -row.bytes)
 
@@ -68,26 +96,40 @@ def _axes(groups: Sequence[Sequence[int]], mesh: Mesh) -> tuple[str, ...]:
 
 
 def _seconds(kind: str, group, sent: float, mesh: Mesh, chip: Chip) -> tuple[float, float]:
+    """(over links, over the network)"""
     devices = [mesh.devices.flat[i] for i in group]
+    places = [_place(device, chip) for device in devices]
+    here = [device for device, place in zip(devices, places) if place == min(places)]
+    links = (_torus if chip.wraps else _host)(kind, here, sent, mesh, chip)
+    network = sent / len(here) / chip.network if len(set(places)) > 1 else 0.0
+    return links, network
+
+
+def _place(device, chip: Chip) -> int:
+    """The slice or host of a device: the network joins different ones."""
+    return getattr(device, 'slice_index', 0) if chip.wraps else device.process_index
+
+
+def _host(kind: str, here, sent: float, mesh: Mesh, chip: Chip) -> float:
+    return sent / chip.links if len(here) > 1 else 0.0
+
+
+def _torus(kind: str, here, sent: float, mesh: Mesh, chip: Chip) -> float:
     all_coords = [device.coords for device in mesh.devices.flat]
-    slices = {getattr(device, 'slice_index', 0) for device in devices}
-    here = [d for d in devices if getattr(d, 'slice_index', 0) == min(slices)]
     bandwidth, longest = 0.0, 1
-    for i in range(len(devices[0].coords)):
+    for i in range(len(here[0].coords)):
         span = len({device.coords[i] for device in here})
         full = len({coords[i] for coords in all_coords})
         if span > 1:
             ring = span == full and full % chip.wraps == 0
-            bandwidth += chip.axis * (1.0 if ring else 0.5)
+            bandwidth += chip.links * (1.0 if ring else 0.5)
             longest = max(longest, span)
     # In an all-to-all, bytes travel a quarter of the ring on average.
     hops = max(1.0, longest / 4) if kind.endswith('all-to-all') else 1.0
-    ici = sent * hops / bandwidth if bandwidth else 0.0
-    dcn = sent / max(len(here), 1) / chip.slice if len(slices) > 1 else 0.0
-    return ici, dcn
+    return sent * hops / bandwidth if bandwidth else 0.0
 
 
 def times(flops: float, bytes_: float, rows: Sequence[Collective], chip: Chip, peak: float):
     """`Times` of a program with these FLOPs and bytes of memory traffic per chip."""
-    ici, dcn = (sum(getattr(row, name) for row in rows) for name in ('ici', 'dcn'))
-    return Times(flops / peak, bytes_ / chip.bandwidth, ici, dcn)
+    links, network = (sum(getattr(row, name) for row in rows) for name in ('links', 'network'))
+    return Times(flops / peak, bytes_ / chip.bandwidth, links, network, chip.names)

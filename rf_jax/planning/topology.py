@@ -1,4 +1,4 @@
-"""TPU slices by name, as devices to compile for without having them."""
+"""TPU slices and GPUs by name, as devices to compile for without having them."""
 
 import os
 import re
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
+from rf_jax.planning import gpus
 from rf_jax.runtime.errors import UserError
 
 # Slice sizes by generation; libtpu accepts any size that a real slice can have.
@@ -19,19 +20,24 @@ KNOWN = {
 
 def known() -> str:
     """The known names as text."""
-    return '; '.join(f'{kind}: {", ".join(sizes)}' for kind, sizes in KNOWN.items()) + '; cpu:N'
+    slices = [f'{kind}: {", ".join(sizes)}' for kind, sizes in KNOWN.items()]
+    others = [f'{kind}:N' for kind in (*gpus.KNOWN, 'cpu')]
+    return '; '.join([*slices, ', '.join(others)])
 
 
 def devices(name: str, slices: int = 1) -> Sequence[jax.Device]:
-    """Devices of `slices` slices of a topology such as 'v5p:8x8x8'; 'cpu:8': 8 CPU devices.
+    """Devices of `slices` slices of a topology such as 'v5p:8x8x8'; 'h100:8': eight GPUs of a host,
+    'h100:2x8': of two; 'cpu:8': 8 CPU devices.
 
     Raises UserError: the name is unknown (the message lists the known ones), there are too few CPU
-    devices or several slices of them, or libtpu is missing.
+    devices, several slices of what has none, or libtpu or the plugin for CUDA is missing.
     """
     kind, _, size = name.partition(':')
+    if slices > 1 and (kind == 'cpu' or kind in gpus.KNOWN):
+        raise UserError(f'--topology={name} has one slice: omit --slices={slices}')
+    if kind in gpus.KNOWN:
+        return gpus.devices(name, gpus.KNOWN[kind], size)
     if kind == 'cpu' and size.isdigit():
-        if slices > 1:
-            raise UserError(f'--topology={name} has one slice: omit --slices={slices}')
         local = jax.devices('cpu')
         if len(local) < int(size):
             raise UserError(

@@ -1,6 +1,7 @@
 """Peak FLOP/s, memory and bandwidth of accelerators, from the vendors' data sheets."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 
 import jax
 
@@ -18,6 +19,8 @@ _PEAKS = {
     'NVIDIA H100 NVL': 835e12,
     'NVIDIA H100': 989e12,
     'NVIDIA A100': 312e12,
+    'NVIDIA L40S': 362e12,
+    'NVIDIA GeForce RTX 4090': 165e12,
 }
 
 
@@ -29,13 +32,14 @@ def peak_flops(device: jax.Device) -> float | None:
 
 @dataclass(frozen=True)
 class Chip:
-    """Limits of one TPU chip."""
+    """Limits of one TPU chip or GPU."""
 
-    memory: float  # bytes that the compiler lets a program use
+    memory: float  # bytes that a program may use
     bandwidth: float  # bytes/s of the memory
-    axis: float  # bytes/s of the links along one torus axis, both directions together
-    slice: float  # bytes/s to another slice
-    wraps: int  # a torus axis closes to a ring if its size is a multiple of this
+    links: float  # bytes/s that it sends within its slice (along a torus axis, both ways) or host
+    network: float  # bytes/s to another slice or host
+    wraps: int = 0  # a torus axis closes to a ring if its size is a multiple of this; 0: no torus
+    names: tuple[str, str] = ('ICI', 'DCN')  # of links and network
 
 
 # Memory: libtpu 0.0.42. The rest: Google Cloud's documentation of each TPU. The network between
@@ -47,7 +51,34 @@ CHIPS = {
 }
 
 
+def _gpu(memory: float, bandwidth: float, links: float, network: float) -> Chip:
+    fast = 'NVLink' if links > 100e9 else 'PCIe'
+    return Chip(memory, bandwidth, links, network, names=(fast, 'network'))
+
+
+# Memory: as CUDA reports it. The rest: NVIDIA's data sheets; one direction of NVLink or PCIe. The
+# network between hosts is taken as 200 Gbit/s a GPU for A100, 400 for Hopper and Blackwell, and 100
+# for all eight GPUs of a host with PCIe.
+GPUS = {
+    'NVIDIA B200': _gpu(191.5e9, 7672e9, 900e9, 50e9),
+    'NVIDIA H200': _gpu(151.4e9, 4800e9, 450e9, 50e9),
+    'NVIDIA H100': _gpu(84.9e9, 3352e9, 450e9, 50e9),
+    'NVIDIA A100-SXM4-80GB': _gpu(85.1e9, 2039e9, 300e9, 25e9),
+    'NVIDIA A100-SXM4-40GB': _gpu(42.3e9, 1555e9, 300e9, 25e9),
+    'NVIDIA L40S': _gpu(47.7e9, 864e9, 32e9, 1.6e9),
+    'NVIDIA GeForce RTX 4090': _gpu(25.4e9, 1008e9, 32e9, 1.6e9),
+}
+
+
+def jax_share() -> float:
+    """The share of a GPU's memory that JAX takes for arrays."""
+    return float(os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.75'))
+
+
 def chip(device: jax.Device) -> Chip | None:
-    """Limits of a TPU chip; None for other devices."""
-    kinds = (kind for kind in CHIPS if device.device_kind.startswith(kind))
-    return next((CHIPS[kind] for kind in kinds), None)
+    """Limits of a TPU chip or GPU, its memory that which JAX takes; None for kinds not listed."""
+    for kinds, share in ((CHIPS, 1.0), (GPUS, jax_share())):
+        for kind in kinds:
+            if device.device_kind.startswith(kind):
+                return replace(kinds[kind], memory=kinds[kind].memory * share)
+    return None

@@ -126,23 +126,23 @@ CHIP = hardware.CHIPS['TPU v5']
 @pytest.mark.parametrize(
     ('sizes', 'group', 'axes', 'ici'),
     [
-        ((4, 4, 4), range(4), ('fsdp',), 1 / CHIP.axis),  # a ring
-        ((4, 4, 4), range(16), ('fsdp',), 1 / (2 * CHIP.axis)),  # two axes of the torus
-        ((4, 4, 4), range(2), ('fsdp',), 2 / CHIP.axis),  # half of an axis: not a ring
+        ((4, 4, 4), range(4), ('fsdp',), 1 / CHIP.links),  # a ring
+        ((4, 4, 4), range(16), ('fsdp',), 1 / (2 * CHIP.links)),  # two axes of the torus
+        ((4, 4, 4), range(2), ('fsdp',), 2 / CHIP.links),  # half of an axis: not a ring
     ],
 )
 def test_a_collective_uses_the_links_of_the_axes_it_spans(sizes, group, axes, ici):
     mesh = Torus(sizes).mesh(fsdp=64)
     (row,) = roofline.collectives({('all-gather', (tuple(group),)): 1.0}, mesh, CHIP)
-    assert row.axes == axes and row.dcn == 0
-    np.testing.assert_allclose(row.ici, ici)
+    assert row.axes == axes and row.network == 0
+    np.testing.assert_allclose(row.links, ici)
 
 
 def test_between_slices_a_chip_sends_its_share_over_dcn():
     mesh = Torus((2, 2, 1), slices=2).mesh(data=2, fsdp=4)
     (row,) = roofline.collectives({('all-reduce', (tuple(range(8)),)): 8.0}, mesh, CHIP)
     assert row.axes == ('data', 'fsdp')
-    np.testing.assert_allclose(row.dcn, 8.0 / 4 / CHIP.slice)
+    np.testing.assert_allclose(row.network, 8.0 / 4 / CHIP.network)
 
 
 @pytest.mark.parametrize(
