@@ -37,10 +37,13 @@ class Options:
 
     def weights(self) -> guidance.Weights:
         """Of the scales."""
-        return guidance.Weights(
-            guidance.pixel_weights(self.guidance_pixels, self.guidance_text, self.guidance_image),
-            guidance.token_weights(self.guidance_representation, self.guidance_image),
+        pixels = guidance.pixel_weights(
+            self.guidance_pixels, self.guidance_text, self.guidance_image
         )
+        if self.guidance_interval != (0.0, 1.0):  # outside, the whole context alone decides
+            pixels.setdefault((guidance.ALL, True), 0.0)
+        tokens = guidance.token_weights(self.guidance_representation, self.guidance_image)
+        return guidance.Weights(pixels, tokens)
 
     def weights_of(self, count: int) -> guidance.Weights:
         """The same for each of `count` images."""
@@ -205,7 +208,7 @@ def integrate(
         x = kv_cache.after(model, params, batch, cache, x, (0, 0, patches))
         x = dict(zip(branches, jnp.split(bound.predict(x), len(branches))))
         guided = guidance.combine(x, branches)
-        if options.guidance_interval == (0.0, 1.0) or (guidance.ALL, True) not in x:
+        if options.guidance_interval == (0.0, 1.0):
             return guided
         low, high = options.guidance_interval
         return jnp.where(((t >= low) & (t <= high))[..., None], guided, x[guidance.ALL, True])

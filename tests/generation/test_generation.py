@@ -344,6 +344,8 @@ class Constant:
             2.5,
         ),  # on at the end, which decides
         ({'guidance_pixels': 3.0, 'guidance_interval': (0.0, 0.5)}, 1.0),
+        ({'guidance_pixels': 0.0}, 0.25),
+        ({'guidance_pixels': 0.0, 'guidance_interval': (0.0, 0.5)}, 1.0),
     ],
 )
 def test_flow_ends_at_the_guided_image(monkeypatch, method, changes, right):
