@@ -84,7 +84,9 @@ def reinforce(
     first, last = config.grpo.flow.stochastic
     steps = last - first if 'flow' in policies else 1
     config.data.capacity.update(pixels=patches * steps, pixel_images=steps)
-    config.optimizer.update(warmup_steps=10, weight_decay=0.0, freeze=(r'^encoder/',), **rates)
+    # Latents must not move either.
+    frozen = (r'^encoder/', *((r'^autoencoder/',) if config.model.space != 'pixels' else ()))
+    config.optimizer.update(warmup_steps=10, weight_decay=0.0, freeze=frozen, **rates)
     config.ema.decay = config.ema.encoder_decay = 0.95
     config.checkpoint.every = 20
     config.log.every = 5

@@ -103,6 +103,12 @@ def test_any_run_can_be_reinforced(tmp_path):
     assert 'reward/brightness' in lines
 
 
+def test_latents_do_not_move_while_a_run_that_generates_them_is_reinforced(tmp_path):
+    config = scenes.get_config('vae_rf')
+    (tmp_path / 'config.json').write_text(config.to_json_best_effort())
+    checks.check(own.get_config(str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ('given', 'message'),
     [
