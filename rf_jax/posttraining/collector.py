@@ -45,10 +45,7 @@ def check(config) -> None:
     choose('grpo.std', c.std, dict.fromkeys(policy.STDS))
     choose('grpo.prompts', c.prompts, asking.PROMPTS)
     choose('grpo.flow.sampler', c.flow.sampler, flow.STOCHASTIC)
-    for field in ('updates', 'images', 'text_tokens'):
-        require(c[field] >= 1, f'grpo.{field}={c[field]}: expected at least 1')
-    for field, value in (('reward_seconds', c.reward_seconds), ('flow.level', c.flow.level)):
-        require(value > 0, f'grpo.{field}={value}: expected more than 0')
+    policy.check_numbers(config)
     episodes.groups_of(config)
     kind, name = representation.of(config), config.model.representation.kind
     if (kind.tokens or 'representation' in c.policies) and not kind.learns_codebook:

@@ -17,11 +17,30 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rf_jax.models.terms import Arrays, Term
-from rf_jax.training import flow
+from rf_jax.runtime.errors import require
+from rf_jax.training import checks, flow
+from rf_jax.training.bounds import COUNT, NOT_NEGATIVE, POSITIVE, SHARE
 from rf_jax.training.step import Objective
 
 MOST = 5.0  # largest advantage, in standard deviations (Flow-GRPO's code)
 STDS = ('group', 'global')
+_BOUNDS = {  # of the numbers of config.grpo; `clip` and `kl` have one for each policy
+    **dict.fromkeys(('group_size', 'images', 'updates', 'text_tokens', 'flow.steps'), COUNT),
+    **dict.fromkeys(('reward_seconds', 'clip', 'flow.level'), POSITIVE),
+    'kl': NOT_NEGATIVE,
+}
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raises UserError for a number of `config.grpo` that is out of bounds."""
+    c = config.grpo
+    for field, value in checks.flatten(c.to_dict()).items():
+        row = _BOUNDS.get(field, _BOUNDS.get(field.split('.')[0]))
+        require(row is None or value in row, f'grpo.{field}={value!r}: expected {row}')
+    require(
+        c.flow.sampler != 'preserving' or c.flow.level in SHARE,
+        f"grpo.flow.level={c.flow.level}: expected at most 1 with grpo.flow.sampler='preserving'",
+    )
 
 
 def advantages(rewards: np.ndarray, std: str) -> np.ndarray:

@@ -214,8 +214,14 @@ def test_a_reference_of_another_shape_is_one_clear_error(tmp_path):
         ({'grpo.flow.stochastic': (0, 4)}, r'the last step has no noise'),
         ({'grpo.updates': 3, 'checkpoint.every': 4}, r'not a multiple of grpo\.updates=3'),
         ({'grpo.updates': 2, 'steps': 3}, r'steps=3 is not a multiple of grpo\.updates=2'),
-        ({'grpo.updates': 0}, r'grpo\.updates=0: expected at least 1'),
-        ({'grpo.flow.level': 0.0}, r'grpo\.flow\.level=0\.0: expected more than 0'),
+        ({'grpo.updates': 0}, r'grpo\.updates=0: expected a whole number of at least 1'),
+        ({'grpo.flow.level': 0.0}, r'grpo\.flow\.level=0\.0: expected a finite number above 0'),
+        (
+            {'grpo.flow.level': 1.3, 'grpo.flow.sampler': 'preserving'},
+            r"grpo\.flow\.level=1\.3: expected at most 1 .*'preserving'",
+        ),
+        ({'grpo.clip.text': -0.2}, r'grpo\.clip\.text=-0\.2: expected a finite number above 0'),
+        ({'grpo.kl.flow': float('nan')}, r'grpo\.kl\.flow=nan: expected a finite number of at'),
         ({'grpo.flow.stochastic': (1,)}, r'expected \(first, last\)'),
         (
             {'grpo.policies': ('flow',), 'grpo.flow.stochastic': (0, 3)},
