@@ -15,7 +15,16 @@ from rf_jax.data import data_fields, source_list, spans
 from rf_jax.models import representation, spaces
 from rf_jax.runtime import mesh, paths, renamed_fields, sharding, storage
 from rf_jax.runtime.errors import Unavailable, UserError, choose, require
-from rf_jax.training import bounds, flow, jitted, lora, optimizer, validation, weight_sources
+from rf_jax.training import (
+    bounds,
+    flow,
+    jitted,
+    lora,
+    losses,
+    optimizer,
+    validation,
+    weight_sources,
+)
 
 # Parameters that generate images, by the field of the config that may keep those of a source out.
 GENERATION = {'initialise_new': 'patch_in/patch/kernel', 'initialise_as': 'backbone/layers/pixels/'}
@@ -54,6 +63,11 @@ def check(config) -> None:
     require(any(config.losses.values()), 'all weights of losses are 0: nothing would be trained')
     spans.pool_of(config)
     representation.check(config)
+    require(
+        losses.build(config),
+        f'model.representation.kind={config.model.representation.kind!r} has no term of losses '
+        'with a weight above 0: nothing would be trained',
+    )
     for pattern in config.optimizer.freeze:
         optimizer.frozen('', (pattern,))  # raises if it is not a regular expression
     for pattern in config.initialise_new:

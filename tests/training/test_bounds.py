@@ -109,3 +109,11 @@ def test_patterns_of_initial_weights_are_regular_expressions(field, value, messa
     config[field] = value
     with pytest.raises(UserError, match=message):
         checks.check(config)
+
+
+def test_weights_of_terms_that_no_kind_has_are_not_enough():
+    config = base.get_config()
+    config.model.representation.kind, config.data.representation_tokens = 'none', False
+    config.losses.update(text=0.0, flow=0.0)
+    with pytest.raises(UserError, match="kind='none' has no term of losses"):
+        checks.check(config)
