@@ -153,17 +153,33 @@ def _json_of(path: paths.AnyPath) -> dict:
 
 
 def warn_of_changes(config, workdir: paths.AnyPath) -> None:
-    """Logs the config fields that differ from those that this workdir was trained with so far; in
-    one line those that it was trained without, since they are newer than it is.
+    """Logs the config fields that differ from those that this workdir was trained with so far, and
+    which of them change nothing any more; in one line those that it was trained without, since they
+    are newer than it is.
     """
     before, new = flatten(_config_of(workdir)), []
+    ignored = _read_at_the_start(config)
     for field, value in flatten(json.loads(config.to_json_best_effort())).items():
         if field not in before:
             new.append(f'{field}={value!r}')
         elif before[field] != value:
-            logging.warning('%s is %r now and was %r in this workdir', field, value, before[field])
+            effect = ': no effect, as the run has started' if field in ignored else ''
+            logging.warning(
+                '%s is %r now and was %r in this workdir%s', field, value, before[field], effect
+            )
     if before and new:
         logging.info('Fields that this workdir was trained without: %s', ', '.join(new))
+
+
+def _read_at_the_start(config) -> set[str]:
+    """Fields that a resumed run does not read again."""
+    found = {'initialise_from_average', 'tokenizer.path', 'tokenizer.vocab_size'}
+    if not lora.enabled(config):  # adapters belong to weights that are not saved
+        found.add('initialise_as')
+        # Else it names the reference, or what is new to the average.
+        if 'grpo' not in config and config.ema.warmup:
+            found.add('initialise_from')
+    return found
 
 
 def warn_of_other_data(data: str, workdir: paths.AnyPath) -> None:

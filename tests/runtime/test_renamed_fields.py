@@ -79,3 +79,22 @@ def test_fields_that_an_earlier_state_of_the_code_did_not_know_have_not_changed(
     line = new.getMessage()
     assert line.startswith('Fields that this workdir was trained without: ')
     assert 'model.encoder.pixel_mean=[0.5, 0.5, 0.5]' in line and 'lora.rank=0' in line
+
+
+@pytest.mark.parametrize(
+    ('changes', 'field', 'ignored'),
+    [
+        ({'initialise_from': 'runs/b'}, 'initialise_from', True),
+        ({'initialise_from': 'runs/b', 'lora.rank': 2}, 'initialise_from', False),
+        ({'initialise_from': 'runs/b', 'ema.warmup': False}, 'initialise_from', False),
+        ({'tokenizer.path': 'runs/b'}, 'tokenizer.path', True),
+        ({'optimizer.learning_rate': 0.5}, 'optimizer.learning_rate', False),
+    ],
+)
+def test_changes_that_come_too_late_say_so(tmp_path, caplog, changes, field, ignored):
+    config = base.get_config()
+    (tmp_path / 'config.json').write_text(config.to_json_best_effort())
+    config.update_from_flattened_dict(changes)
+    checks.warn_of_changes(config, tmp_path)
+    (line,) = [each for each in caplog.messages if each.startswith(f'{field} is')]
+    assert line.endswith(': no effect, as the run has started') == ignored
