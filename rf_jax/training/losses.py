@@ -59,6 +59,22 @@ def counts(terms: Mapping[str, Term], batch: Arrays) -> dict[str, jax.Array]:
     return {name: jnp.maximum(batch[term.weight].sum(), 1.0) for name, term in terms.items()}
 
 
+def present(terms: Mapping[str, Term], batch: Arrays) -> dict[str, jax.Array]:
+    """{'steps_with/NAME': 1.0, or 0.0 if no token of the batch counts for the term}."""
+    return {
+        f'steps_with/{name}': (batch[term.weight].sum() > 0).astype(jnp.float32)
+        for name, term in terms.items()
+    }
+
+
+def mean_of_steps(name: str, sums: Mapping[str, float]) -> float:
+    """The mean of a term over the steps that had tokens for it, of added means and `present`; NaN
+    if none had.
+    """
+    steps = sums.get(f'steps_with/{name}', 0)
+    return sums[name] / steps if steps else math.nan
+
+
 def total(terms: Mapping[str, Term], weights, counts_, outputs: Mapping, batch: Arrays):
     """(weighted loss, {name: mean}) of a batch, or of its part with the whole batch's counts."""
     means = {}

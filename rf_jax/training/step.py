@@ -146,6 +146,7 @@ def build(
             'parameter_norm': optax.global_norm(state.params),
             'skipped': state.skipped,
             'streak': state.streak,
+            **losses.present(work.terms, batch),
             **seen,
         }
         return state.replace(step=state.step + 1), metrics

@@ -105,7 +105,7 @@ class StepMetrics:
         mean = {name: value / seen for name, value in sums.items()}
         bands = losses.band_means(sums) if 'flow' in self.terms else {}
         shown = {'loss': mean.get('loss', float('nan'))}
-        shown |= {f'loss/{name}': mean[name] for name in self.terms if name in mean}
+        shown |= {f'loss/{name}': losses.mean_of_steps(name, sums) for name in self.terms}
         rates = self.progress.rates()
         if self.peak and 'flops_per_second' in rates:
             rates['mfu'] = rates['flops_per_second'] / self.peak
@@ -120,6 +120,10 @@ class StepMetrics:
         counts = dict(self.data_counts)  # at once: reader threads add names to it
         shown |= {f'data/{name}': count for name, count in counts.items()}
         self.writer.scalars(number, shown)
-        line = {k: v for k, v in shown.items() if not k.startswith('loss/flow_t')}
+        line = {
+            name: value
+            for name, value in shown.items()
+            if not name.startswith('loss/') or not (name[5:] in bands or np.isnan(value))
+        }
         logging.info('%s', self.progress.line(number, line))
         self.sums, self.seen, self.waited = {}, 0, 0.0

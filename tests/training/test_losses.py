@@ -127,6 +127,14 @@ def test_no_counted_tokens_give_zero_not_nan(config, case):
     assert float(total(config, outputs, batch)[0]) == 0.0
 
 
+def test_a_batch_says_which_terms_have_tokens(config, case):
+    _, batch = case
+    batch['pixel_weight'] = jnp.zeros_like(batch['pixel_weight'])
+    found = losses.present(losses.build(config), batch)
+    wanted = {'steps_with/text': 1, 'steps_with/representation': 1, 'steps_with/flow': 0}
+    assert {name: float(value) for name, value in found.items()} == wanted
+
+
 def test_time_bands_add_up_to_the_flow_loss():
     t = jnp.array([[0.0, 0.1, 0.25, 0.49, 0.5, 0.8, 0.99]])
     values = jnp.arange(1.0, 8.0)[None]

@@ -4,7 +4,10 @@ import math
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
+
 from configs import base
+from rf_jax.data import layout
 from rf_jax.training.step_metrics import StepMetrics
 
 
@@ -38,3 +41,17 @@ def test_a_quarter_of_the_time_without_patches_has_no_loss():
     metrics.sums = {'flow_sum_0': 6.0, 'flow_count_0': 3.0, 'flow_sum_1': 0.0, 'flow_count_1': 0.0}
     metrics._log(2, {'skipped': 0, 'parameter_norm': 1.0})
     assert logged['loss/flow_t0'] == 2 and math.isnan(logged['loss/flow_t1'])
+
+
+def test_steps_without_tokens_of_a_term_have_no_part_in_its_mean():
+    metrics, logged = opened({}, ['text', 'flow'])
+    metrics.config.log.every = 3
+    batch = {name: np.zeros((1, 4), int) for name in ('pixel_counts', 'vision_counts')}
+    batch['segment'] = np.ones((1, sum(metrics.config.data.capacity[s] for s in layout.STREAMS)))
+    for number, text in ((1, 4.0), (2, 0.0), (3, 2.0)):
+        losses = {'loss': text, 'text': text, 'flow': 0.0}
+        present = {'steps_with/text': float(text > 0), 'steps_with/flow': 0.0}
+        state = {'streak': 0, 'skipped': 0, 'parameter_norm': 1.0}
+        metrics.push(number, losses | present | state, batch)
+    metrics.flush()
+    assert logged['loss/text'] == 3 and math.isnan(logged['loss/flow']) and logged['loss'] == 2
