@@ -236,12 +236,16 @@ def gathered(w: jax.Array, axes: Axes, kept: Sequence[str]) -> jax.Array:
 
 
 def scattered(gradient: jax.Array, axes: Axes, kept: Sequence[str], summed: Sequence[str]):
-    """The transpose of `gathered`, and the sum over axes of `summed` that are not in `axes`."""
+    """The parts of the devices of a gradient that is summed over the axes of `summed`, and equal
+    along the others; `axes` and `kept` as in `gathered`.
+    """
     for dimension, others in enumerate(_others(axes, kept)):
         if others:
             gradient = jax.lax.psum_scatter(
                 gradient, others, scatter_dimension=dimension, tiled=True
             )
+            equal = [jax.lax.axis_size(axis) for axis in others if axis not in summed]
+            gradient /= math.prod(equal)
     rest = tuple(axis for axis in summed if not any(axis in own for own in axes))
     return jax.lax.psum(gradient, rest) if rest else gradient
 

@@ -44,8 +44,8 @@ def with_gradients(function, arguments):
     return jax.jit(run)(*arguments[:2])
 
 
-def tiled(tile: int, sharding: TokenSharding = UNSHARDED):
-    head = CrossEntropy(sharding, TABLE, tile)
+def tiled(tile: int, sharding: TokenSharding = UNSHARDED, table=TABLE):
+    head = CrossEntropy(sharding, table, tile)
     return lambda h, k, *tokens: head(PATH, Logits(h, k), *tokens)
 
 
@@ -81,6 +81,15 @@ def test_tiles_of_eight_devices_have_the_loss_and_gradients_of_one(sizes):
     placed = [jax.device_put(a, s) for a, s in zip(arguments, (tokens, kernel, tokens, tokens))]
     found = with_gradients(tiled(2 * V, TokenSharding(mesh)), placed)
     assert_equal(found, with_gradients(untiled, arguments), 1e-5)
+
+
+@pytest.mark.parametrize('axes', [('tensor', 'fsdp'), (('data', 'tensor'), 'fsdp'), ((), ())])
+def test_a_head_sharded_over_tensor_along_its_width_has_the_gradients_of_one_device(axes):
+    """`tensor` holds the same tokens on each of its devices."""
+    mesh = make_mesh({'data': 2, 'fsdp': 2, 'expert': 1, 'tensor': 2, 'context': 1})
+    arguments = case()
+    head = tiled(2 * V, TokenSharding(mesh), (('kernel$', axes),))
+    assert_equal(with_gradients(head, arguments), with_gradients(untiled, arguments), 1e-5)
 
 
 def test_a_frozen_head_computes_no_gradient():
