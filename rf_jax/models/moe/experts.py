@@ -125,6 +125,15 @@ class Routed(nn.Module):
             axes_of(f'backbone/layers/{self.name}/{name}', w.shape, kept, mesh, self.table)
             for name, w, kept in zip(('gate', 'up', 'down'), weights, KEPT)
         ]
+        for ways, axis in ((mesh.shape['expert'], 'expert'), (mesh.shape['tensor'], 'tensor')):
+            along = [axis in own[keep.index(axis)] for own, keep in zip(axes, KEPT)]
+            require(
+                all(along) or (not any(along) and (axis == 'tensor' or ways == 1)),
+                f'sharding: of gate, up and down of backbone/layers/{self.name}, '
+                f'{sum(along)} of 3 are sharded over {axis!r} along their '
+                f'{"experts" if axis == "expert" else "feed-forward"}; with mesh.{axis}={ways}, '
+                f'all must be{"" if axis == "expert" else " or none"}',
+            )
 
         def sharded(weights, *tokens):
             weights = tuple(map(gathered, weights, axes, KEPT))

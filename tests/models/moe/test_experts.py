@@ -314,6 +314,20 @@ def test_wrong_values_name_the_field(changes, words):
         experts.build(config, 'cpu', mesh_of(expert=4))
 
 
+@pytest.mark.parametrize(
+    ('axes', 'message'),
+    [
+        ((None, None, None), r"0 of 3 are sharded over 'expert'.*mesh\.expert=2, all must be"),
+        (('expert', 'tensor', 'fsdp'), r"1 of 3 are sharded over 'tensor'.*all must be or none"),
+    ],
+)
+def test_a_table_that_shards_experts_otherwise_than_they_are_used_is_an_error(axes, message):
+    config = config_of()
+    config.sharding = (('(gate|up|down)$', axes), *config.sharding)
+    with pytest.raises(UserError, match=message):
+        routed(config, mesh_of(expert=2, tensor=2, fsdp=2), weights_of(), *tokens())
+
+
 def test_a_table_that_scatters_the_experts_of_a_device_is_an_error():
     config = config_of()
     config.sharding = ((r'(gate|up|down)$', (('fsdp', 'expert'), None, None)), *config.sharding)
