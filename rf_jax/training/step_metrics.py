@@ -84,6 +84,7 @@ class StepMetrics:
         self.progress.done(number, samples=samples, tokens=tokens, flops=self.flops)
         if values['streak'] == 0:  # a skipped step has no finite loss to average
             self.seen += 1
+            self._warn_of_no_features(number, values)
             for name, value in {**values, **fill(batch, self.config.data.capacity)}.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
         if number % self.config.log.every == 0 or number == self.config.steps:
@@ -97,6 +98,18 @@ class StepMetrics:
                 f'{values["streak"]:.0f} steps in a row had non-finite gradients (optimizer.'
                 'max_skipped_steps); lower optimizer.learning_rate or check the data, then run '
                 'again'
+            )
+
+    def _warn_of_no_features(self, number: int, values: Mapping[str, float]) -> None:
+        """Logs a warning if this step should have initialised the codebook and had no image."""
+        steps = self.config.model.representation.quantizer.data_init_steps
+        due = self.config.data.capacity.pixels and number - 1 - values['skipped'] in steps
+        if due and values.get('codes_used') == 0:
+            logging.warning(
+                'Step %d has no image to generate: what it should have initialised of the codebook '
+                'stays as it was; name a step with images in '
+                'model.representation.quantizer.data_init_steps',
+                number,
             )
 
     def _log(self, number: int, values: Mapping[str, float]) -> None:

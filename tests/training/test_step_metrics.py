@@ -5,6 +5,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from configs import base
 from rf_jax.data import layout
@@ -29,6 +30,13 @@ def opened(counts=(), terms=()):
     return StepMetrics(base.get_config(), 300, batches, writer, 0, spent, terms), logged
 
 
+def batch_of(config):
+    """A batch of text."""
+    tokens = sum(config.data.capacity[name] for name in layout.STREAMS)
+    images = {name: np.zeros((1, 4), int) for name in ('pixel_counts', 'vision_counts')}
+    return images | {'segment': np.ones((1, tokens))}
+
+
 def test_a_count_that_appears_while_counts_are_logged_does_not_end_the_run():
     metrics, logged = opened(Growing(text_truncated=3, undecodable_images=1))
     metrics._log(1, {'skipped': 0, 'parameter_norm': 1.0})
@@ -46,8 +54,7 @@ def test_a_quarter_of_the_time_without_patches_has_no_loss():
 def test_steps_without_tokens_of_a_term_have_no_part_in_its_mean():
     metrics, logged = opened({}, ['text', 'flow'])
     metrics.config.log.every = 3
-    batch = {name: np.zeros((1, 4), int) for name in ('pixel_counts', 'vision_counts')}
-    batch['segment'] = np.ones((1, sum(metrics.config.data.capacity[s] for s in layout.STREAMS)))
+    batch = batch_of(metrics.config)
     for number, text in ((1, 4.0), (2, 0.0), (3, 2.0)):
         losses = {'loss': text, 'text': text, 'flow': 0.0}
         present = {'steps_with/text': float(text > 0), 'steps_with/flow': 0.0}
@@ -55,3 +62,20 @@ def test_steps_without_tokens_of_a_term_have_no_part_in_its_mean():
         metrics.push(number, losses | present | state, batch)
     metrics.flush()
     assert logged['loss/text'] == 3 and math.isnan(logged['loss/flow']) and logged['loss'] == 2
+
+
+@pytest.mark.parametrize(
+    ('skipped', 'used', 'room', 'warns'),
+    [(0, 0.0, 16, False), (2, 0.0, 16, True), (2, 0.5, 16, False), (2, 0.0, 0, False)],
+)
+def test_a_step_without_images_that_should_initialise_the_codebook(
+    skipped, used, room, warns, caplog
+):
+    """Steps that were skipped do not count; rows may have no room for images at all."""
+    metrics, _ = opened()
+    metrics.config.data.capacity.pixels = room
+    metrics.config.model.representation.quantizer.data_init_steps = (0, 5)
+    values = {'loss': 1.0, 'codes_used': used, 'streak': 0, 'skipped': skipped}
+    metrics.push(8, values | {'parameter_norm': 1.0}, batch_of(metrics.config))
+    metrics.flush()
+    assert ('has no image to generate' in caplog.text) == warns
