@@ -90,9 +90,9 @@ def total(terms: Mapping[str, Term], weights, counts_, outputs: Mapping, batch: 
 
 def time_bands(values: jax.Array, t: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
     """Sums and counts of the flow loss by bands of t: which times carry the loss."""
-    bands = {}
+    bands, number = {}, jnp.clip(jnp.floor(t * TIME_BANDS), 0, TIME_BANDS - 1)
     for i in range(TIME_BANDS):
-        inside = weight * (t >= i / TIME_BANDS) * (t < (i + 1) / TIME_BANDS)
+        inside = weight * (number == i)
         bands[f'flow_sum_{i}'] = jnp.sum(values * inside)
         bands[f'flow_count_{i}'] = jnp.sum(inside)
     return bands

@@ -136,9 +136,9 @@ def test_a_batch_says_which_terms_have_tokens(config, case):
 
 
 def test_time_bands_add_up_to_the_flow_loss():
-    t = jnp.array([[0.0, 0.1, 0.25, 0.49, 0.5, 0.8, 0.99]])
-    values = jnp.arange(1.0, 8.0)[None]
-    weight = jnp.array([[1.0, 0, 1, 1, 1, 1, 1]])
+    t = jnp.array([[0.0, 0.1, 0.25, 0.49, 0.5, 0.8, 0.99, 1.0]])
+    values = jnp.arange(1.0, 9.0)[None]
+    weight = jnp.array([[1.0, 0, 1, 1, 1, 1, 1, 1]])
     found = losses.time_bands(values, t, weight)
-    assert [float(found[f'flow_count_{i}']) for i in range(4)] == [1, 2, 1, 2]
-    assert [float(found[f'flow_sum_{i}']) for i in range(4)] == [1, 3 + 4, 5, 6 + 7]
+    assert [float(found[f'flow_count_{i}']) for i in range(4)] == [1, 2, 1, 3]
+    assert [float(found[f'flow_sum_{i}']) for i in range(4)] == [1, 3 + 4, 5, 6 + 7 + 8]
