@@ -197,7 +197,8 @@ def get_config() -> ConfigDict:
     quantizer.momentum = 0.99  # paper: 0.9999, for runs a hundred times longer
     quantizer.pool_first = True  # 2x2 pooling before the normalisation; paper: silent
     # At these steps (skipped ones not counted) the codebook is initialised from the features of the
-    # batch, and of the following ones if there are fewer features than prototypes; paper: silent.
+    # batch, and of the following ones if its rows hold fewer than there are prototypes; copies
+    # stand in for padding. A batch without images leaves it as it is; paper: silent.
     quantizer.data_init_steps = (0,)
     # How it is initialised: random (features sampled uniformly) | farthest (features far from each
     # other, so that rare ones get prototypes too)

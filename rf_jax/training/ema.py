@@ -14,7 +14,7 @@ from rf_jax.training import lora, optimizer, weight_sources
 def warm_up(step, offset: float):
     """Largest decay at `step`, counted from 0: (1 + step) / (offset + step).
 
-    Offset 2 weights all steps so far equally; offset 10 favours the newest tenth of them.
+    Offset 2 weights all steps so far equally; offset 10 favours the newest ninth of them.
     """
     return (1.0 + step) / (offset + step)
 
