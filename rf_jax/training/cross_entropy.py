@@ -51,7 +51,8 @@ class CrossEntropy:
         sharded = self.sharding.mesh is not None and self.sharding.mesh.size > 1
         mesh, shape = self.sharding.mesh, logits.kernel.shape
         axes = axes_of(path, shape, KEPT, mesh, self.table) if sharded else ((), ())
-        devices = math.prod(mesh.shape[axis] for axis in (*TOKENS, *axes[1][:1])) if sharded else 1
+        split = [axis for axis in axes[1] if axis in KEPT]  # other parts are gathered
+        devices = math.prod(mesh.shape[axis] for axis in (*TOKENS, *split)) if sharded else 1
         tiles = -(-targets.size * shape[1] // (devices * self.tile))
         if tiles <= 1:
             whole = self.sharding.constrain(logits.whole(), 'tensor')

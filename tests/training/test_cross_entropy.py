@@ -12,7 +12,7 @@ from shrink import shrink
 from configs import base, paper
 from rf_jax.models.layers import Logits
 from rf_jax.models.token_sharding import UNSHARDED, TokenSharding
-from rf_jax.runtime.mesh import BATCH_AXES, make_mesh
+from rf_jax.runtime.mesh import AXES, BATCH_AXES, make_mesh
 from rf_jax.training import jitted, losses
 from rf_jax.training.cross_entropy import TILE, CrossEntropy, of_logits
 
@@ -90,6 +90,14 @@ def test_a_head_sharded_over_tensor_along_its_width_has_the_gradients_of_one_dev
     arguments = case()
     head = tiled(2 * V, TokenSharding(mesh), (('kernel$', axes),))
     assert_equal(with_gradients(head, arguments), with_gradients(untiled, arguments), 1e-5)
+
+
+def test_a_vocabulary_that_is_gathered_for_use_counts_in_full():
+    """12 tokens of a device have 12 V logits, also where its part of the kernel is V / 4 wide."""
+    mesh = make_mesh(dict.fromkeys(AXES, 1) | {'fsdp': 4}, jax.devices()[:4])
+    for tile, loops in ((12 * V, False), (12 * V - 1, True)):
+        head = tiled(tile, TokenSharding(mesh), (('kernel$', (None, 'fsdp')),))
+        assert ('while' in jax.jit(head).lower(*case()).as_text()) == loops
 
 
 def test_a_frozen_head_computes_no_gradient():
