@@ -5,7 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from configs import base
 from rf_jax.data import conversation, layout, messages, spans
+from rf_jax.data.compose import Composer, Draws
 from rf_jax.data.conversation import Dropped
 from rf_jax.data.layout import Pixels, Representation, Text, Vision
 from rf_jax.data.messages import DraftPart, Message, TextPart, assistant, user
@@ -195,3 +197,39 @@ def test_a_draft_without_tokens_is_only_read(tokenizer):
 def test_the_images_to_learn_are_no_drafts():
     assert conversation.learned_images(redrawn()) == [1]
     assert conversation.learned_images([*EDIT, *redrawn()]) == [0, 1, 3]
+
+
+def composed(tokenizer, turns, number=0, **rates):
+    """The spans of the pipeline with these rates of dropout, where all draws are 1 / 2."""
+    config = base.get_config()
+    config.data.update(patch_size=16, max_text_tokens=40)
+    config.data.update({f'{name}_dropout': rates.get(name, 0.0) for name in RATES})
+    config.data.capacity.update(
+        text=90, vision=20, representation=40, pixels=64, vision_images=5, pixel_images=4
+    )
+    found = Composer(config, tokenizer).conversation_spans(
+        turns, [(32, 64)] * 4, lambda image: lambda *_: None, Draws([0.5] * 4, number), Counter()
+    )
+    return {
+        'text': not any(isinstance(span, Text) for span in found),
+        'image': not any(isinstance(span, Vision) for span in found),
+        'representation': not any(s.reads_representation for s in found if isinstance(s, Pixels)),
+    }, [span for span in found if isinstance(span, Pixels)]
+
+
+RATES = ('text', 'image', 'representation', 'joint')
+
+
+@pytest.mark.parametrize('name', [*RATES, ''])
+def test_each_rate_drops_its_own_condition_and_the_joint_one_all(tokenizer, name):
+    dropped, _ = composed(tokenizer, EDIT, **{name: 0.6})
+    assert dropped == {each: name in (each, 'joint') for each in dropped}
+
+
+def test_the_image_that_is_kept_is_one_to_learn(tokenizer):
+    """Of a draft and an image after it, the draw decides nothing: a draft has no loss."""
+    for number in range(3):
+        _, (kept,) = composed(tokenizer, redrawn(), number, image=0.6)
+        assert kept.learned
+    kept = [composed(tokenizer, EDIT, number, image=0.6)[1][0].image for number in range(4)]
+    assert kept == kept[:2] * 2 and kept[0] != kept[1]

@@ -131,19 +131,20 @@ def test_codes_and_frames_of_generated_images(seed):
     assert (row['input_group'][at:] == -1).all() and (row['target_group'][at:] == -1).all()
 
 
-def test_codes_find_their_pixels_with_other_spans_between():
+@pytest.mark.parametrize('pool', [1, 2, 4])
+def test_codes_find_their_pixels_with_other_spans_between(pool):
     """Two representations first, then the pixels of both, in either order."""
+    side, area = max(pool, 2), pool**2
+    grids = (side, 2 * side), (side, side)
     for numbers in ((0, 1), (1, 0)):
-        sides = (4, 2)
-        samples = [
-            [Representation(2, 2), Pixels(2, 2)],
-            [Representation(4, 4, 0), Representation(2, 2, 1)]
-            + [Pixels(sides[n], sides[n], image=n) for n in numbers],
-        ]
-        row = filled(samples)
-        tokens = streams(row, 'representation')['position'][[2 + 1, 2 + 5 + 1], 1:]
-        for token, group in zip(tokens, row['input_group'][[2 + 1, 2 + 5 + 1]]):
-            under = streams(row, 'pixels')['position'][4 * group : 4 * group + 4, 1:]
+        row = filled([
+            [Representation(*grids[n], n, pool) for n in (0, 1)]
+            + [Pixels(*grids[n], image=n, pool=pool) for n in numbers],
+        ])  # fmt: skip
+        at = [1, 2 * side**2 // area + 2]  # the first token of each
+        tokens = streams(row, 'representation')['position'][at, 1:]
+        for token, group in zip(tokens, row['input_group'][at]):
+            under = streams(row, 'pixels')['position'][area * group : area * (group + 1), 1:]
             np.testing.assert_array_equal(token, under.mean(0))
 
 
