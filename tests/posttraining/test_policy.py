@@ -102,6 +102,16 @@ def test_the_clipped_surrogate_the_exact_kl_and_the_entropy_of_tokens():
     assert 0 < np.mean(expected['clipped']) < 1
 
 
+def test_a_loss_has_the_kl_weights_of_the_config_and_measures_have_none():
+    kl = {'kl.representation': 0.1, 'kl.flow': 0.03}
+    objective = policy.objective(config(('representation', 'flow'), **kl), None)
+    weights = {name: weight for name, weight in objective.weights.items() if weight}
+    assert weights == {
+        **{'policy_representation': 1.0, 'policy_flow': 1.0},
+        **{'kl_representation': 0.1, 'kl_flow': 0.03},
+    }
+
+
 def test_without_an_advantage_nothing_has_a_gradient():
     logits, batch = token_batch()
     batch['representation_advantage'] *= 0

@@ -79,10 +79,13 @@ def test_the_step_after_a_skipped_one_initialises_the_codebook(run, fresh, batch
     assert (kept < 0.9).all(), kept.max()
 
 
-def test_finite_loss_with_one_infinite_gradient_is_skipped(run, fresh, batch, monkeypatch):
+@pytest.mark.parametrize('where', ['gradient', 'loss'])
+def test_one_infinite_gradient_or_loss_is_enough_to_skip(run, fresh, batch, monkeypatch, where):
     def one_infinite(of_part, batch, count):
         shapes = jax.eval_shape(lambda rows: of_part(rows, microbatches.WHOLE), batch)
         gradient, metrics = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), shapes)
+        if where == 'loss':
+            return gradient, metrics | {'loss': jnp.inf}
         gradient['text_head']['kernel'] = gradient['text_head']['kernel'].at[0, 0].set(jnp.inf)
         return gradient, metrics
 

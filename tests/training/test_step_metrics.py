@@ -79,3 +79,27 @@ def test_a_step_without_images_that_should_initialise_the_codebook(
     metrics.push(8, values | {'parameter_norm': 1.0}, batch_of(metrics.config))
     metrics.flush()
     assert ('has no image to generate' in caplog.text) == warns
+
+
+def test_a_period_has_the_means_of_its_own_steps_without_those_skipped():
+    metrics, logged = opened({}, ['text'])
+    metrics.config.log.every = 2
+    capacity = metrics.config.data.capacity
+    capacity.update(dict.fromkeys(capacity, 0) | {'text': 4})
+    counted = []
+    metrics.progress = SimpleNamespace(
+        done=lambda number, **counts: counted.append(counts), rates=dict, line=lambda *_: ''
+    )
+    batch = {'segment': np.array([[1, 1, 1, 0]])}
+    batch |= {'pixel_counts': np.array([[16, 0]]), 'vision_counts': np.array([[4, 4]])}
+    found = []
+    for number, loss, streak in ((1, 2.0, 0), (2, 4.0, 0), (3, math.nan, 1), (4, 10.0, 0)):
+        values = {'loss': loss, 'text': loss, 'streak': streak, 'skipped': 0, 'parameter_norm': 1.0}
+        values['steps_with/text'] = 1.0
+        metrics.push(number, values, batch)
+        metrics.flush()
+        found.append((logged.get('loss'), logged.get('loss/text')))
+    assert found == [(None, None), (3, 3), (3, 3), (10, 10)]
+    assert logged['fill/text'] == 0.75
+    rows = metrics.config.data.batch_size  # this process makes one of them
+    assert [(each['samples'], each['tokens']) for each in counted] == [(3 * rows, 3 * rows)] * 4
