@@ -397,6 +397,14 @@ def test_tokens_follow_the_distribution(changed, right):
     assert all(share[np.array(right) == 0] == 0)
 
 
+def test_each_place_of_a_row_has_its_own_draw():
+    rows = 4000
+    same = rule(rows)._replace(seed=np.full(rows, 7, np.uint32))
+    places = jnp.arange(rows)
+    found = text_sampling.choose(jnp.broadcast_to(LOGITS, (rows, 4)), same, places)
+    np.testing.assert_allclose(np.bincount(found, minlength=4) / rows, np.exp(LOGITS), atol=0.03)
+
+
 def test_incomplete_characters_are_held_back(sampler):
     ids = sampler.tokenizer.encode('ä!')
     reader = chat.Reader(sampler.tokenizer)

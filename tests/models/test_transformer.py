@@ -20,14 +20,14 @@ SPLITS = ('ffn', 'full')
 FAST = {'xla_backend_optimization_level': 0}  # compiling is most of what these tests do
 
 
-def build(split, layers=2, **changes):
+def build(split, layers=2, tapped=None, **changes):
     config = base.get_config()
     config.model.backbone.update(
         layers=layers, width=WIDTH, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM,
         feedforward=12, split=split, norm_eps=EPSILON, rope_theta=THETA, **changes,
     )  # fmt: skip
     config.model.backbone.rope_sections = (2, 1, 1)
-    return transformer.build(config, select.build(config), 'cpu')()
+    return transformer.build(config, select.build(config), 'cpu', tapped_layer=tapped)()
 
 
 def inputs():
@@ -227,3 +227,13 @@ def test_unroll_and_remat_do_not_change_the_parameter_tree():
         assert jax.tree.map(jnp.shape, born['params']) == shapes
         stacked = jax.tree.leaves(born['params']['layers'])
         assert all(leaf.shape[0] == 2 for leaf in stacked)
+
+
+def test_the_last_layer_can_be_tapped_by_its_number():
+    params = params_of('ffn')
+    run = jax.jit(
+        lambda p, *a: build('ffn', tapped=2).apply({'params': p}, *a, LENGTHS),
+        compiler_options=FAST,
+    )
+    x, *_, tapped = run(params, *inputs())
+    np.testing.assert_allclose(rms(params['norm']['scale'], tapped), x, atol=1e-4)

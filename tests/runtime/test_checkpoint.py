@@ -218,6 +218,8 @@ def test_a_temporary_read_failure_is_not_treated_as_damage(opened, one, monkeypa
             file.symlink_to(file)
         with pytest.raises(UserError, match=r'checkpoint .*/2 cannot be read now \(\w+Error: '):
             checkpoints.restore(abstract(make_state(0), one))
+        with pytest.raises(UserError, match=r'checkpoint .*/2 cannot be read now'):
+            restore_numpy(checkpoints.directory)  # not the older one, unnoticed
     assert folders(checkpoints) == ['1', '2']
     if not fault:
         (item.parent / 'kept').replace(file)

@@ -151,3 +151,11 @@ def test_a_full_disk_logs_one_line_per_save_and_no_traceback(tmp_path):
     assert 'Traceback' not in done.stderr and len(lines) < 100, done.stderr
     assert sum('was NOT saved' in line and 'File too large' in line for line in lines) == 3
     assert lines[-1].startswith('error: the checkpoint of step 4 could not be saved')
+
+
+def test_progress_is_a_checkpoint_that_was_not_there_at_the_start():
+    steps = [5]
+    errors.watch_checkpoints('folder', lambda folder: steps[-1])
+    assert errors.failure_code() == errors.FAILURE
+    steps.append(6)
+    assert errors.failure_code() == errors.FAILURE_AFTER_PROGRESS

@@ -179,3 +179,20 @@ def test_a_local_write_leaves_the_old_file_or_the_new_one(tmp_path, monkeypatch)
     with pytest.raises(OSError, match='No space'):
         storage.write(tmp_path / 'file', b'new')
     assert storage.names(tmp_path) == ['file'] and storage.read(tmp_path / 'file') == b'old'
+
+
+def test_a_server_that_fails_is_asked_again_after_growing_pauses(monkeypatch):
+    pauses, answers = [], [OSError('busy'), OSError('busy'), 'here', *[OSError('down')] * 9]
+    monkeypatch.setattr(buckets.time, 'sleep', pauses.append)
+
+    def ask():
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    assert buckets.with_retries('gs://bucket/file', ask) == 'here'
+    assert pauses == [buckets.FIRST_PAUSE, 2 * buckets.FIRST_PAUSE]
+    with pytest.raises(Unavailable, match='unreachable after 3 attempts: down'):
+        buckets.with_retries('gs://bucket/file', ask)
+    assert len(answers) == 6
