@@ -81,3 +81,10 @@ def test_weights_are_relative_and_zero_is_left_out():
         counts, {'a': 30.0, 'b': 20.0, 'c': 0.0}, 0
     ).examples_per_task(30)
     assert Mixture(counts, {'a': 1000.0, 'b': 0.1}, 0).examples_per_task(30) == {'a': 30, 'b': 1}
+
+
+def test_each_window_mixes_its_tasks_in_an_order_of_its_own():
+    mixture = Mixture({'a': 1000, 'b': 1000}, {'a': 1.0, 'b': 1.0}, 0)
+    orders = [mixture.window(n, {'a': 32, 'b': 32}).task.tolist() for n in (0, 1, 2, 0)]
+    assert orders[0] == orders[3] and len(set(map(tuple, orders))) == 3
+    assert all(sum(order[:32]) not in (0, 32) for order in orders)  # neither task comes first

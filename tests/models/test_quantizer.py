@@ -77,6 +77,16 @@ def test_codes_depend_on_valid_features_alone(mode, features):
     np.testing.assert_array_equal(codes[valid], MODES[mode](z[valid], codebook))
 
 
+@pytest.mark.parametrize('mode', MODES)
+def test_much_padding_changes_no_code(mode, features):
+    """Nor the weight of the shares of `printed`, which are over the valid samples."""
+    z, codebook, valid = features
+    padding = 50 * M
+    padded = jnp.concatenate([z, jnp.tile(z, (50, 1))])
+    codes = build(mode)(padded, codebook, jnp.concatenate([valid, jnp.zeros(padding, bool)]))
+    np.testing.assert_array_equal(codes[:M][valid], MODES[mode](z[valid], codebook))
+
+
 def test_printed_is_precise_enough_at_the_papers_size():
     """p is about 1 / K, a sum over samples in the hundreds: float32 must not add the two."""
     rng = np.random.default_rng(3)

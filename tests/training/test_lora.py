@@ -67,6 +67,20 @@ class TestFunctions:
         np.testing.assert_allclose(merged, unmerged, rtol=0, atol=1e-5 * np.abs(unmerged).max())
         assert np.abs(unmerged - x @ w).max() > 1
 
+    def test_adapters_begin_at_the_base_with_factors_and_a_scale_of_their_own(self):
+        config = base.get_config()
+        config.lora.update(rank=4, alpha=8.0, targets=('kernel$',), full=())
+        kernels = {name: {'kernel': jnp.ones((3, 16, 8))} for name in ('query', 'key')}
+        trained, frozen = lora.split(config, {'backbone': kernels})
+        factors = [trained['backbone'][name]['kernel'] for name in kernels]
+        assert not any(each['b'].any() for each in factors)
+        drawn = np.stack([each['a'] for each in factors]).reshape(6, -1)  # of two kernels, 3 layers
+        assert np.abs(np.corrcoef(drawn) - np.eye(6)).max() < 0.5 and drawn.std() > 0.1
+        assert frozen['backbone'].keys() == kernels.keys() and lora.scale_of(config) == 2.0
+        config.seed += 1
+        other = lora.split(config, {'backbone': kernels})[0]['backbone']['query']['kernel']
+        assert (other['a'] != factors[0]['a']).mean() > 0.9
+
     @pytest.mark.parametrize('field, value, message', [
         ('lora.targets', (r'querry',), r"lora\.targets has 'querry', which matches no kernel"),
         ('lora.targets', (r'scale$',), r"lora\.targets has 'scale\$', which matches no kernel"),
