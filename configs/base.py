@@ -103,7 +103,8 @@ def get_config() -> ConfigDict:
     moe.top_k = 2  # experts per token; paper: 8
     moe.feedforward = 192  # F of one expert; paper: 768
     moe.pool = 'separate'  # separate: one pool per group | shared: one pool for all groups
-    moe.grouped_matmul = 'auto'  # auto (kernel on TPU) | ragged (XLA) | kernel (Pallas, TPU)
+    # auto: kernel on TPU and GPU | ragged: XLA | kernel: Pallas; that for GPUs has not run on one.
+    moe.grouped_matmul = 'auto'
     # Size of one all-to-all over mesh.expert devices, relative to an even load. Tokens beyond it
     # are exchanged in further rounds; no token is dropped.
     moe.capacity_factor = 1.25
@@ -130,7 +131,8 @@ def get_config() -> ConfigDict:
     # (up to 8,192 tokens, then blockwise), blockwise on CPU (from 4,097 tokens on).
     # reference: L x L mask and logits in memory | blockwise: XLA, memory linear in L | pallas: TPU
     # kernel, linear, skips tiles without visible pairs (interpreted elsewhere, for tests) | cudnn:
-    # GPU, bfloat16; no logits in memory, but an L x L mask: a few thousand tokens.
+    # GPU, bfloat16; no logits in memory, but an L x L mask: a few thousand tokens | triton: GPU
+    # kernel, linear, skips tiles without visible pairs; has not run on a GPU yet.
     attention.implementation = 'auto'
     attention.block_q = 512  # queries per tile, for blockwise and pallas; a multiple of 128
     attention.block_k = 512  # keys per tile; a multiple of 128

@@ -18,7 +18,9 @@ ITEMS = Path(__file__).resolve().parent / 'gpu_items.py'
 # (item, time limit in seconds), the most important first; gpu_items.py describes the items.
 PLAN = (
     ('train 0.6B', 150),
+    ('train 0.6B attention=triton', 120),
     ('train 0.3B', 100),
+    ('attention triton', 60),
     ('attention cudnn', 60),
     ('attention blockwise', 60),
     ('packed cudnn', 45),

@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from rf_jax.models.attention import masks
+from rf_jax.models.attention import triton as attention
 from rf_jax.models.attention.reference import Cudnn
+from rf_jax.models.moe import triton as experts
 from rf_jax.planning import ahead_of_time, topology
 from rf_jax.runtime.mesh import make_mesh
 
@@ -55,6 +58,33 @@ def compiled(name: str):
     mask = array((ROWS, LENGTH, LENGTH), jnp.bool_, rows)
     program = jax.jit(step, donate_argnums=0)
     return ahead_of_time.compile_program('step', program, (params, x, mask), 'gpu').program
+
+
+def kernels(name: str, dtype) -> str:
+    """The text of our kernels, forward and backward, for the first device of a topology."""
+    sharding = jax.sharding.SingleDeviceSharding(topology.devices(name)[0])
+
+    def array(dims, dtype=dtype):
+        return jax.ShapeDtypeStruct(dims, dtype, sharding=sharding)
+
+    def run(tokens, q, k, x, w, sizes):
+        form = attention.Triton()
+        prepared = form.prepare(tokens, tokens)
+        out, pull = jax.vjp(lambda q, k: form(q, k, k, prepared), q, k)
+        y, pull_y = jax.vjp(lambda x, w: experts.product(x, w, sizes), x, w)
+        return pull(out), pull_y(y)
+
+    tokens = {field: array((2, 300), jnp.int32) for field in masks.FIELDS}
+    arguments = (
+        array((2, 300, 4, 64)),
+        array((2, 300, 2, 64)),
+        array((500, 128)),
+        array((8, 128, 96)),
+    )
+    program = ahead_of_time.compile_program(
+        'kernels', jax.jit(run), (tokens, *arguments, array((8,), jnp.int32)), 'gpu'
+    )
+    return program.program.as_text()
 
 
 def recorded() -> tuple[dict[str, int], str]:

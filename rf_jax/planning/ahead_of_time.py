@@ -16,6 +16,7 @@ from rf_jax.data import typical_row
 from rf_jax.models import encoders, flops, vision_encoder
 from rf_jax.models.attention import masks
 from rf_jax.models.attention.pallas import Pallas
+from rf_jax.models.attention.triton import Triton
 from rf_jax.planning import gpus, hlo_cost, hlo_memory, roofline
 from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import UserError
@@ -166,7 +167,7 @@ def cost(
 KERNELS = {'attention': 4.0, 'attention_dq': 6.0, 'attention_dkv': 8.0}
 
 
-def kernel_flops(config: ConfigDict, row: Mapping[str, np.ndarray], chips: int):
+def kernel_flops(config: ConfigDict, row: Mapping[str, np.ndarray], chips: int, platform: str):
     """The `kernel_flops` argument of `cost` for a train step: even routing, typical rows.
 
     Attention kernels visit a list of tiles that is known only at run time; within a tile, masked
@@ -182,7 +183,7 @@ def kernel_flops(config: ConfigDict, row: Mapping[str, np.ndarray], chips: int):
         owner = np.concatenate([np.repeat(np.arange(images), extra), row[f'{kind}_image']])
         integers[tower] = vision_encoder.integers_of(owner[None])
     each = {
-        tower: rows * width[tower] * tile_pairs(model.attention, tokens)
+        tower: rows * width[tower] * tile_pairs(model.attention, platform, tokens)
         for tower, tokens in integers.items()
     }
 
@@ -199,15 +200,16 @@ def kernel_flops(config: ConfigDict, row: Mapping[str, np.ndarray], chips: int):
     return of
 
 
-def tile_pairs(config, tokens, keys=None) -> float:
-    """Pairs in the tiles that the attention kernel visits in a row; `config`: model.attention,
-    `keys`: by default the tokens themselves.
+def tile_pairs(config, platform: str, tokens, keys=None) -> float:
+    """Pairs in the tiles that the attention kernel of a platform visits in a row; `config`:
+    model.attention, `keys`: by default the tokens themselves.
     """
     keys = tokens if keys is None else keys
     queries, length = (each['segment'].shape[1] for each in (tokens, keys))
     if not queries:
         return 0.0
-    sizes = Pallas(config.block_q, config.block_k).sizes(1, queries, length)
+    kernel = Triton() if platform == 'gpu' else Pallas(config.block_q, config.block_k)
+    sizes = kernel.sizes(1, queries, length)
     return float(masks.tiles(tokens, keys, *sizes).sum()) * math.prod(sizes)
 
 
@@ -222,7 +224,7 @@ def train_step(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
         mesh_,
         config,
         model_flops=flops.train_step(config, vocabulary, flops.visible_pairs(config, row)),
-        kernel_flops=kernel_flops(config, row, mesh_.size),
+        kernel_flops=kernel_flops(config, row, mesh_.size, mesh_.devices.flat[0].platform),
     )
 
 

@@ -116,6 +116,12 @@ def _kernel(result: Totals, i: Instruction, table) -> None:
         flops = float(reported[1]) if reported else 0.0
         label = re.sub(r'[.\d]+$', '', i.name) + (f' [{i.op_name}]' if i.op_name else '')
         result.kernels[label] = result.kernels[label] + (1, flops)
+    elif target == '__gpu$xla.gpu.triton':  # one of ours: the name of the kernel is in its path
+        kernel = re.search(r'(\w+)\)*/pallas_call$', i.op_name)
+        label = f'{kernel[1] if kernel else i.name} [{i.op_name}]'
+        grouped = label.startswith(('gmm', 'tgmm'))  # of all rows; others depend on the mask
+        flops = 2.0 * first.bytes / first.item * i.arrays[0].dims[-1] if grouped else 0.0
+        result.kernels[label] = result.kernels[label] + (1, flops)
     elif target.startswith('__cublas$'):
         result.flops += hlo.dot_flops(i.arrays[0], first, i.attributes)
     elif target.startswith('__cudnn$fmha'):

@@ -39,7 +39,8 @@ def sample(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
     )
     program = placement.jit(partial(image_sampling.generate, model, config, options))
     pixels, before = side**2, PROMPT + tokens
-    pairs = {'': len(weights.pixels) * _pairs(config, pixels, before + pixels)}
+    platform = mesh_.devices.flat[0].platform
+    pairs = {'': len(weights.pixels) * _pairs(config, platform, pixels, before + pixels)}
     size = side * config.data.patch_size
     return cost(
         'sample',
@@ -67,7 +68,9 @@ def answer(config: ConfigDict, vocabulary: int, mesh_: Mesh) -> Cost:
     program = placement.jit(partial(captioning.answer, model, length=length, ends=(0,)))
     known = PROMPT + patches // 4
     extra = patches + encoders.own_tokens(config)
-    pairs = {'': _pairs(config, known, known), 'encoder': _pairs(config, extra, extra)}
+    platform = mesh_.devices.flat[0].platform
+    sizes = {'': known, 'encoder': extra}
+    pairs = {tower: _pairs(config, platform, size, size) for tower, size in sizes.items()}
     return cost(
         'answer',
         program,
@@ -105,14 +108,14 @@ def _rows(placement: Placement, capacity: Mapping[str, int], channels: int):
     }
 
 
-def _pairs(config: ConfigDict, queries: int, keys: int) -> float:
+def _pairs(config: ConfigDict, platform: str, queries: int, keys: int) -> float:
     """Pairs in the tiles of a row in which each of the keys is visible to each query."""
     integers = [
         {'segment': np.ones((1, n), np.int32), 'order': np.zeros((1, n), np.int32),
          'reach': np.zeros((1, n), np.int32), 'block': np.zeros((1, n), np.int32)}
         for n in (queries, keys)
     ]  # fmt: skip
-    return tile_pairs(config.model.attention, *integers)
+    return tile_pairs(config.model.attention, platform, *integers)
 
 
 def _kernel_flops(config: ConfigDict, mesh_: Mesh, pairs: Mapping[str, float]) -> Callable:

@@ -72,11 +72,11 @@ def arrays_within(jaxpr):
             yield from arrays_within(inner)
 
 
-@pytest.mark.parametrize('name', ['auto', 'blockwise', 'triton', 'reference'])
+@pytest.mark.parametrize('name', ['auto', 'blockwise', 'triton', 'packed triton', 'reference'])
 def test_attention_on_rows_of_16k_materialises_no_full_mask_on_a_gpu(name):
     length, config = 16_384, paper.get_config('joint/0.6B')
     segment = gpu_measure.segments(length)
-    if name == 'triton':
+    if name == 'packed triton':
         product = partial(gpu_measure._run_packed, gpu_measure.triton, segment)
     else:
         attention = select.IMPLEMENTATIONS[name](config.model.attention, 'gpu')

@@ -107,3 +107,14 @@ def test_xla_compiles_for_every_gpu(name):
     assert [device.process_index for device in devices] == [0, 0, 1, 1]
     assert {device.device_kind for device in devices} == {gpus.KNOWN[name].kind}
     assert '__cudnn$fmha' in gpu_programs.compiled(f'{name}:2x2').as_text()
+
+
+@pytest.mark.skipif(not gpu_programs.HERE, reason="JAX's plugin for CUDA is not installed")
+@pytest.mark.parametrize('name', gpus.KNOWN)
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_our_kernels_compile_for_every_gpu(name, dtype):
+    """Attention and experts, three kernels each, with the FLOPs of the experts' products."""
+    found = hlo_cost.totals(gpu_programs.kernels(f'{name}:1', dtype)).kernels
+    names = ('attention', 'attention_dq', 'attention_dkv', 'gmm', 'gmm', 'tgmm')
+    assert sorted(label.split()[0] for label in found) == sorted(names)
+    assert {flops for label, (_, flops) in found.items() if 'gmm' in label} == {2 * 512 * 128 * 96}

@@ -234,7 +234,7 @@ def test_a_loop_whose_counter_is_copied_keeps_its_trip_count():
 def test_with_gradient_accumulation_a_run_of_the_attention_kernel_has_a_part_of_the_rows():
     config = base.get_config()
     row = typical_row.row(config)
-    whole = ahead_of_time.kernel_flops(config, row, chips=1)('attention backbone', 0.0)
+    whole = ahead_of_time.kernel_flops(config, row, 1, 'tpu')('attention backbone', 0.0)
     config.optimizer.grad_accum_steps = 4
-    part = ahead_of_time.kernel_flops(config, row, chips=1)('attention backbone', 0.0)
+    part = ahead_of_time.kernel_flops(config, row, 1, 'tpu')('attention backbone', 0.0)
     assert whole == 4 * part > 0

@@ -10,6 +10,7 @@ from rf_jax.models.attention.blockwise import Blockwise
 from rf_jax.models.attention.masks import Integers
 from rf_jax.models.attention.pallas import Pallas
 from rf_jax.models.attention.reference import Cudnn, Reference
+from rf_jax.models.attention.triton import Triton
 from rf_jax.runtime.errors import choose, require
 
 
@@ -51,6 +52,7 @@ IMPLEMENTATIONS = {
     'blockwise': lambda c, platform: Blockwise(c.block_q, c.block_k),
     'pallas': _pallas,
     'cudnn': lambda c, platform: Cudnn(),
+    'triton': lambda c, platform: Triton(interpret=platform != 'gpu'),
 }
 
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.megablox import ops as megablox
 
+from rf_jax.models.moe import triton
 from rf_jax.runtime.errors import choose
 
 
 def ragged(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
-    """XLA's ragged product, on every backend; on CPU it costs E dense products."""
+    """XLA's ragged product, on every backend; on CPU and GPU it costs E dense products."""
     return jax.lax.ragged_dot(x, w, sizes)
 
 
@@ -30,14 +31,15 @@ def kernel(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
     return megablox.gmm(x, w, sizes, preferred_element_type=x.dtype, tiling=tiling)[:count]
 
 
-PRODUCTS = {'ragged': ragged, 'kernel': kernel}
+KERNELS = {'tpu': kernel, 'gpu': triton.product}
 
 
 def build(name: str, platform: str):
-    """The product called `name`; 'auto' is the kernel on TPU. Raises UserError."""
+    """The product called `name`; 'auto' is the kernel where there is one. Raises UserError."""
+    products = {'ragged': ragged, 'kernel': KERNELS.get(platform, kernel)}
     if name == 'auto':
-        name = 'kernel' if platform == 'tpu' else 'ragged'
-    return choose('model.backbone.moe.grouped_matmul', name, PRODUCTS)
+        name = 'kernel' if platform in KERNELS else 'ragged'
+    return choose('model.backbone.moe.grouped_matmul', name, products)
 
 
 def swiglu(product, gate, up, down, x: jax.Array, mix: jax.Array, sizes: jax.Array) -> jax.Array:

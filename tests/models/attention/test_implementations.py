@@ -19,6 +19,7 @@ from rf_jax.models.attention.blockwise import Blockwise
 from rf_jax.models.attention.pallas import Pallas
 from rf_jax.models.attention.reference import Cudnn, Reference
 from rf_jax.models.attention.sharded import ShardedAttention
+from rf_jax.models.attention.triton import Triton
 from rf_jax.models.vision_encoder import VisionEncoder
 from rf_jax.runtime import mesh as meshes
 from rf_jax.runtime.errors import UserError
@@ -33,6 +34,8 @@ FORMS = {
     'blockwise, one block': Blockwise(512, 512),
     'pallas': Pallas(48, 64, interpret=True),
     'pallas, other blocks': Pallas(80, 32, interpret=True),
+    'triton': Triton(32, 64, interpret=True),
+    'triton, other blocks': Triton(64, 16, interpret=True),
     'cudnn': Cudnn('xla'),  # the same call with another implementation
 }
 ROWS = [

@@ -10,7 +10,7 @@ import pytest
 from configs import base
 from rf_jax.models import layers, transformer
 from rf_jax.models.attention import select
-from rf_jax.models.moe import dispatch, experts, grouped_matmul
+from rf_jax.models.moe import dispatch, experts, grouped_matmul, triton
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
 
@@ -175,6 +175,41 @@ def test_the_kernel_accepts_any_number_of_rows(monkeypatch):
 
     for found, right in zip(all_of(grouped_matmul.kernel), all_of(grouped_matmul.ragged)):
         np.testing.assert_allclose(found, right, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('count', 'sizes'),
+    [
+        (200, (10, 0, 87, 64, 30)),  # 9 rows belong to no group
+        (192, (64, 64, 0, 0, 64)),  # whole tiles
+        (130, (0, 1, 0, 128, 1)),  # groups of one row, some that share a tile
+        (70, (0, 0, 0, 0, 0)),
+    ],
+)
+def test_the_kernel_for_gpus_equals_the_ragged_product(count, sizes):
+    """Undefined rows, of the input and of the gradient, are NaN and affect nothing."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, 48)).astype(np.float32)
+    w = rng.normal(size=(5, 48, 160)).astype(np.float32)
+    own = (np.arange(count) < sum(sizes))[:, None]
+
+    def all_of(product, undefined):
+        y, pull = jax.vjp(
+            lambda x, w: product(x, w, jnp.array(sizes, jnp.int32)), jnp.where(own, x, undefined), w
+        )
+        dx, dw = pull(jnp.where(own, jnp.cos(y), undefined))
+        return jnp.where(own, y, 0), jnp.where(own, dx, 0), dw
+
+    found = all_of(lambda *a: triton.product(*a, True), jnp.nan)
+    for mine, right in zip(found, all_of(grouped_matmul.ragged, 0)):
+        assert mine.dtype == right.dtype
+        np.testing.assert_allclose(mine, right, atol=1e-3, rtol=1e-4)
+
+
+def test_the_kernel_for_gpus_names_what_does_not_divide_into_its_tiles():
+    x, w = jnp.ones((8, 20)), jnp.ones((2, 20, 32))
+    with pytest.raises(UserError, match=r'experts of 20 values.*multiples of 16'):
+        triton.product(x, w, jnp.array([4, 4]), True)
 
 
 def test_dispatch_and_combine_are_transposes():
