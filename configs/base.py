@@ -128,11 +128,11 @@ def get_config() -> ConfigDict:
 
     attention = model.attention = ConfigDict()  # implementation, in the backbone and the encoder
     # auto: reference for short rows; for long ones pallas on TPU (from one block on), cudnn on GPU
-    # (up to 8,192 tokens, then blockwise), blockwise on CPU (from 4,097 tokens on).
-    # reference: L x L mask and logits in memory | blockwise: XLA, memory linear in L | pallas: TPU
-    # kernel, linear, skips tiles without visible pairs (interpreted elsewhere, for tests) | cudnn:
-    # GPU, bfloat16; no logits in memory, but an L x L mask: a few thousand tokens | triton: GPU
-    # kernel, linear, skips tiles without visible pairs; has not run on a GPU yet.
+    # (up to 8,192 tokens, then triton), blockwise on CPU (from 4,097 tokens on).
+    # reference: L x L mask and logits in memory | blockwise: XLA, memory linear in L (on GPU, XLA
+    # keeps the logits of all tiles) | pallas: TPU kernel, linear, skips tiles without visible pairs
+    # (interpreted elsewhere, for tests) | cudnn: GPU, bfloat16; no logits in memory, but an L x L
+    # mask: a few thousand tokens | triton: GPU kernel, as pallas; has not run on a GPU yet.
     attention.implementation = 'auto'
     attention.block_q = 512  # queries per tile, for blockwise and pallas; a multiple of 128
     attention.block_k = 512  # keys per tile; a multiple of 128

@@ -57,12 +57,14 @@ def compiled(name: str):
     x = array((ROWS, LENGTH, D), jnp.bfloat16, rows)
     mask = array((ROWS, LENGTH, LENGTH), jnp.bool_, rows)
     program = jax.jit(step, donate_argnums=0)
-    return ahead_of_time.compile_program('step', program, (params, x, mask), 'gpu').program
+    device = mesh.devices.flat[0]
+    return ahead_of_time.compile_program('step', program, (params, x, mask), device).program
 
 
 def kernels(name: str, dtype) -> str:
     """The text of our kernels, forward and backward, for the first device of a topology."""
-    sharding = jax.sharding.SingleDeviceSharding(topology.devices(name)[0])
+    device = topology.devices(name)[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
 
     def array(dims, dtype=dtype):
         return jax.ShapeDtypeStruct(dims, dtype, sharding=sharding)
@@ -82,7 +84,7 @@ def kernels(name: str, dtype) -> str:
         array((8, 128, 96)),
     )
     program = ahead_of_time.compile_program(
-        'kernels', jax.jit(run), (tokens, *arguments, array((8,), jnp.int32)), 'gpu'
+        'kernels', jax.jit(run), (tokens, *arguments, array((8,), jnp.int32)), device
     )
     return program.program.as_text()
 

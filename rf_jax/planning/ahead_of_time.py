@@ -62,16 +62,17 @@ class Compiled(NamedTuple):
     processor_seconds: float
 
 
-def compile_program(name: str, program: Callable, arguments: Sequence, platform: str) -> Compiled:
-    """Compiles for `platform`. Raises UserError if the program does not fit into memory."""
+def compile_program(name: str, program: Callable, arguments: Sequence, device) -> Compiled:
+    """Compiles for devices such as `device`. Raises UserError if the program does not fit into
+    memory.
+    """
     wall, processor = time.perf_counter(), time.process_time()
     try:
-        traced = program.trace(*arguments)
-        if platform == 'gpu':
-            lowered = traced.lower(lowering_platforms=('cuda',))
-            executable = lowered.compile(gpus.COMPILER_OPTIONS)
+        if device.platform == 'gpu':
+            executable = gpus.compiled(program, arguments, device)
         else:
-            executable = traced.lower(lowering_platforms=(platform,)).compile()
+            lowered = program.trace(*arguments).lower(lowering_platforms=(device.platform,))
+            executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         refusal = out_of_memory_error(name, str(error))
         if not refusal:
@@ -129,7 +130,7 @@ def cost(
     a run of the program makes, see Cost.
     """
     device = mesh_.devices.flat[0]
-    ready = compile_program(name, program, arguments, device.platform)
+    ready = compile_program(name, program, arguments, device)
     memory, text = ready.program.memory_analysis(), ready.program.as_text()
     totals = hlo_cost.totals(text)
     total_flops = totals.flops

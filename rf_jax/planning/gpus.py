@@ -6,11 +6,12 @@ cuBLAS takes any. On a GPU, XLA chooses between both.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import UserError
@@ -78,6 +79,17 @@ KNOWN = {
     'l40s': Gpu('NVIDIA L40S', (8, 9), 142, 128, 1536, 102400, 96 << 20, 2.52),
     'rtx4090': Gpu('NVIDIA GeForce RTX 4090', (8, 9), 128, 128, 1536, 102400, 72 << 20, 2.52),
 }  # fmt: skip
+
+
+def compiled(program: Callable, arguments: Sequence, device: jax.Device) -> jax.stages.Compiled:
+    """Compiles a jitted function for the GPU of a device of `devices`."""
+    # Pallas of JAX 0.12 asks which GPU it writes a kernel for. It knows no L40S: that has the
+    # architecture of the L40.
+    kind = device.device_kind.replace('L40S', 'L40')
+    gpu = AbstractDevice(device_kind=kind, num_cores=None, platform='gpu')
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu)):
+        lowered = program.trace(*arguments).lower(lowering_platforms=('cuda',))
+    return lowered.compile(COMPILER_OPTIONS)
 
 
 def devices(name: str, gpu: Gpu, size: str) -> Sequence[jax.Device]:

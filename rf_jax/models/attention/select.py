@@ -34,12 +34,12 @@ class ByLength:
 
 def _auto(c, platform: str) -> ByLength:
     """Short rows and few queries take the reference: one product instead of a loop."""
-    blockwise = Blockwise(c.block_q, c.block_k)
     if platform == 'tpu':
         return ByLength(((_pallas(c, platform), c.block_q, c.block_k),))
     if platform == 'cpu':
-        return ByLength(((blockwise, c.block_q, 4097),))
-    return ByLength(((blockwise, c.block_q, 8193), (Cudnn(), 128, 128)))
+        return ByLength(((Blockwise(c.block_q, c.block_k), c.block_q, 4097),))
+    # cuDNN's mask of all pairs gets too large, and XLA's loops move too much memory.
+    return ByLength(((Triton(), 128, 8193), (Cudnn(), 128, 128)))
 
 
 def _pallas(c, platform: str) -> Pallas:

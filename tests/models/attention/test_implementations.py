@@ -114,7 +114,7 @@ def test_queries_can_be_a_part_of_the_row_and_keys_can_be_unwritten(name):
     assert (np.asarray(full[2])[:, 2] != 0).any()
 
 
-@pytest.mark.parametrize('name', ['blockwise', 'pallas'])
+@pytest.mark.parametrize('name', ['blockwise', 'pallas', 'triton'])
 def test_padding_gives_zero_and_masked_tiles_are_skipped(name):
     """A NaN affects all tiles that read it, and only those."""
     row, form = integers(ROWS, CAPACITY), FORMS[name]
@@ -126,7 +126,7 @@ def test_padding_gives_zero_and_masked_tiles_are_skipped(name):
     read = masks.tiles(row, row, form.block_q, form.block_k)
     if name == 'pallas':  # which computes each output once
         read[:, :, 0] |= ~read.any(2)
-    else:  # one branch for all rows
+    elif name == 'blockwise':  # one branch for all rows
         read[:] = read.any(0)
     for block in range(read.shape[2]):
         spoilt = v.at[:, block * form.block_k : (block + 1) * form.block_k].set(jnp.nan)
@@ -259,7 +259,8 @@ def backbone_outputs(form, remat='none'):
 
 
 @pytest.mark.parametrize(
-    ('form', 'remat'), [(FORMS['blockwise'], 'none'), (FORMS['pallas'], 'full')]
+    ('form', 'remat'),
+    [(FORMS['blockwise'], 'none'), (FORMS['pallas'], 'full'), (FORMS['triton'], 'attention')],
 )
 def test_the_backbone_is_the_same_with_every_implementation(form, remat):
     (found, out), (wanted, right) = backbone_outputs(form, remat), backbone_outputs(Reference())
@@ -281,7 +282,7 @@ def test_the_encoder_is_the_same_with_linear_memory():
     np.testing.assert_allclose(one[:, real], other[:, real], atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['blockwise', 'pallas'])
+@pytest.mark.parametrize('name', ['blockwise', 'pallas', 'triton'])
 @pytest.mark.parametrize('sizes', [{'data': 2, 'tensor': 2, 'context': 2}, {'context': 4}])
 def test_sharded_attention_equals_one_device(name, sizes):
     """Rows, heads and parts of rows on their own devices; two heads are not sharded over four."""
@@ -307,7 +308,7 @@ def test_auto_follows_the_platform_and_the_length():
         ('tpu', 512, Reference(), pallas),
         ('cpu', 4097, Reference(), blockwise),
         ('gpu', 128, Reference(), Cudnn()),
-        ('gpu', 8193, Cudnn(), blockwise),
+        ('gpu', 8193, Cudnn(), Triton()),
     ):
         form = select.build(fields(), platform)
         assert form._choice(long - 1, long - 1) == shorter
