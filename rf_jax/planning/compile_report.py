@@ -69,6 +69,11 @@ def table(cost: Cost, mesh: Mesh, config: ConfigDict) -> str:
         lines.append(
             f'  predicted MFU      {cost.mfu:9.1%} with full overlap, {serial:.1%} with none'
         )
+    if config.offload and mesh.devices.flat[0].platform == 'gpu' and cost.name not in INFERENCE:
+        lines.append(
+            f'  offload={config.offload!r} has no effect here: for GPUs that are not there, JAX '
+            'counts host memory as memory of the GPU'
+        )
     if cost.loops_of_unknown_length:
         lines.append(
             f'  {cost.loops_of_unknown_length} loops with a trip count known only at run time '

@@ -8,7 +8,16 @@ import pytest
 from gpu_programs import HEAD_DIM, HEADS, LAYERS, LENGTH, ROWS, D
 from jax.experimental import topologies
 
-from rf_jax.planning import gpus, hlo_cost, hlo_memory, roofline, topology
+from configs import base
+from rf_jax.planning import (
+    ahead_of_time,
+    compile_report,
+    gpus,
+    hlo_cost,
+    hlo_memory,
+    roofline,
+    topology,
+)
 from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import AXES
@@ -73,6 +82,19 @@ def test_a_program_may_use_the_share_of_memory_that_jax_takes(monkeypatch):
     assert hardware.chip(device).memory == 0.75 * H100.memory
     monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', '.92')
     assert hardware.chip(device).memory == 0.92 * H100.memory
+
+
+def test_the_report_says_that_offloading_is_not_counted():
+    config = base.get_config()
+    config.offload = ('ema', 'opt_state')
+    found = ahead_of_time.Cost(
+        'train step', 1.0, 1.0, 1e9, 1e9, 0.0, 0.0, 0.0, (), 1e12, None, 1e9, (), None, None, 0
+    )
+    device = SimpleNamespace(device_kind='NVIDIA H100', platform='gpu')
+    one = SimpleNamespace(devices=np.array([device]), shape={'fsdp': 1})
+    assert "offload=('ema', 'opt_state') has no effect" in compile_report.table(found, one, config)
+    config.offload = ()
+    assert 'offload=' not in compile_report.table(found, one, config)
 
 
 @pytest.mark.parametrize(
