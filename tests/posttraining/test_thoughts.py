@@ -360,7 +360,7 @@ def test_riddles_are_those_of_training_but_not_of_the_evaluation():
 @pytest.mark.parametrize(
     'changes, message',
     [
-        ({'grpo.images': 0}, r'grpo\.images=0: expected at least 1'),
+        ({'grpo.images': 0}, r'grpo\.images=0: expected a whole number of at least 1'),
         ({'grpo.images': 3}, r'16 rows are not a multiple of 12.*grpo\.images=3'),
         (
             {'grpo.episode': 'generate', 'grpo.policies': ('representation',)},
