@@ -16,5 +16,5 @@ if [ -n "${WHEELS:-}" ]; then
     echo 'gpu_trial.sh: no wheel of tokamax; its kernels are skipped' >&2
 fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.95}
+export XLA_CLIENT_MEM_FRACTION=${XLA_CLIENT_MEM_FRACTION:-0.95}
 exec "$PYTHON" launch/gpu_trial.py "$@"
