@@ -352,8 +352,8 @@ def test_wrong_values_name_the_field(changes, words):
 @pytest.mark.parametrize(
     ('axes', 'message'),
     [
-        ((None, None, None), r"0 of 3 are sharded over 'expert'.*mesh\.expert=2, all must be"),
-        (('expert', 'tensor', 'fsdp'), r"1 of 3 are sharded over 'tensor'.*all must be or none"),
+        ((None, None, None), r"0 of 3 are sharded over 'expert'.*mesh\.expert=2, all of"),
+        (('expert', 'tensor', 'fsdp'), r"1 of 3 are sharded over 'tensor'.*all or none of"),
     ],
 )
 def test_a_table_that_shards_experts_otherwise_than_they_are_used_is_an_error(axes, message):
@@ -361,6 +361,14 @@ def test_a_table_that_shards_experts_otherwise_than_they_are_used_is_an_error(ax
     config.sharding = (('(gate|up|down)$', axes), *config.sharding)
     with pytest.raises(UserError, match=message):
         routed(config, mesh_of(expert=2, tensor=2, fsdp=2), weights_of(), *tokens())
+
+
+def test_any_table_will_do_along_axes_of_one_device():
+    config = config_of()
+    config.sharding = (('down$', ('fsdp', 'expert', None)), *config.sharding)
+    found, _ = routed(config, mesh_of(fsdp=2), weights_of(), *tokens())
+    right, _ = routed(config, None, weights_of(), *tokens())
+    np.testing.assert_allclose(found, right, atol=1e-5)
 
 
 def test_a_table_that_scatters_the_experts_of_a_device_is_an_error():
