@@ -206,6 +206,15 @@ def test_the_kernel_for_gpus_equals_the_ragged_product(count, sizes):
         np.testing.assert_allclose(mine, right, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ('platform', 'auto'),
+    [('tpu', grouped_matmul.kernel), ('gpu', triton.product), ('cpu', grouped_matmul.ragged)],
+)
+def test_auto_is_the_kernel_of_the_platform(platform, auto):
+    assert grouped_matmul.build('auto', platform) is auto
+    assert grouped_matmul.build('ragged', platform) is grouped_matmul.ragged
+
+
 def test_the_kernel_for_gpus_names_what_does_not_divide_into_its_tiles():
     x, w = jnp.ones((8, 20)), jnp.ones((2, 20, 32))
     with pytest.raises(UserError, match=r'experts of 20 values.*multiples of 16'):
