@@ -16,5 +16,6 @@ if [ -n "${WHEELS:-}" ]; then
     echo 'gpu_trial.sh: no wheel of tokamax; its kernels are skipped' >&2
 fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.95}
+export XLA_CLIENT_MEM_FRACTION=${XLA_CLIENT_MEM_FRACTION:-${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.95}}
+unset XLA_PYTHON_CLIENT_MEM_FRACTION # its old name: JAX refuses both at once
 exec "$PYTHON" launch/gpu_trial.py "$@"

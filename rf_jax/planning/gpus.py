@@ -82,7 +82,7 @@ KNOWN = {
 
 
 def compiled(program: Callable, arguments: Sequence, device: jax.Device) -> jax.stages.Compiled:
-    """Compiles a jitted function for the GPU of a device of `devices`."""
+    """Compiles a jitted function for GPUs such as `device`, which comes from `devices`."""
     # Pallas of JAX 0.12 asks which GPU it writes a kernel for. It knows no L40S: that has the
     # architecture of the L40.
     kind = device.device_kind.replace('L40S', 'L40')

@@ -32,7 +32,7 @@ ASSUMED = {  # printed below a report, by platform
         'others'
     )
     + 'Memory is what XLA allocates for arguments, outputs and temporaries, compared with the '
-    'share of a GPU that JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION, 0.75 by default); CUDA and its '
+    'share of a GPU that JAX takes (XLA_CLIENT_MEM_FRACTION, 0.75 by default); CUDA and its '
     'libraries need some of the rest. XLA tunes kernels only on a GPU.',
     'cpu': 'Memory is an upper bound: arguments, outputs and temporaries as if they shared none.',
 }

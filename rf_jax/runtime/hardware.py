@@ -70,14 +70,15 @@ GPUS = {
 }
 
 
-def jax_share() -> float:
-    """The share of a GPU's memory that JAX takes for arrays."""
-    return float(os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.75'))
+def _jax_share() -> float:
+    """The share of a GPU's memory that JAX takes for arrays; the second name is its old one."""
+    names = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
+    return float(next(filter(None, map(os.environ.get, names)), 0.75))
 
 
 def chip(device: jax.Device) -> Chip | None:
-    """Limits of a TPU chip or GPU, its memory that which JAX takes; None for kinds not listed."""
-    for kinds, share in ((CHIPS, 1.0), (GPUS, jax_share())):
+    """Limits of a TPU chip or GPU, whose memory is what JAX takes of it; None if not listed."""
+    for kinds, share in ((CHIPS, 1.0), (GPUS, _jax_share())):
         for kind in kinds:
             if device.device_kind.startswith(kind):
                 return replace(kinds[kind], memory=kinds[kind].memory * share)

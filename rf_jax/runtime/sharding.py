@@ -236,8 +236,8 @@ def gathered(w: jax.Array, axes: Axes, kept: Sequence[str]) -> jax.Array:
 
 
 def scattered(gradient: jax.Array, axes: Axes, kept: Sequence[str], summed: Sequence[str]):
-    """The parts of the devices of a gradient that is summed over the axes of `summed`, and equal
-    along the others; `axes` and `kept` as in `gathered`.
+    """Each device's part of a gradient, which is summed over the axes of `summed` and equal along
+    all others; `axes` and `kept` as in `gathered`.
     """
     for dimension, others in enumerate(_others(axes, kept)):
         if others:

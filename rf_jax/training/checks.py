@@ -176,9 +176,10 @@ def _read_at_the_start(config) -> set[str]:
     found = {'initialise_from_average', 'tokenizer.path', 'tokenizer.vocab_size'}
     if not lora.enabled(config):  # adapters belong to weights that are not saved
         found.add('initialise_as')
-        # Else it names the reference, or what is new to the average.
-        if 'grpo' not in config and config.ema.warmup:
-            found.add('initialise_from')
+        if config.ema.warmup:  # else what is new has another average
+            found.add('initialise_new')
+            if 'grpo' not in config:  # else it may name the reference
+                found.add('initialise_from')
     return found
 
 

@@ -77,11 +77,12 @@ def test_every_gpu_has_a_peak_a_memory_and_a_bandwidth(name):
     )
 
 
-def test_a_program_may_use_the_share_of_memory_that_jax_takes(monkeypatch):
+@pytest.mark.parametrize('name', ['XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION'])
+def test_a_program_may_use_the_share_of_memory_that_jax_takes(monkeypatch, name):
     device = SimpleNamespace(device_kind='NVIDIA H100 80GB HBM3')
-    assert hardware.chip(device).memory == 0.75 * H100.memory
-    monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', '.92')
-    assert hardware.chip(device).memory == 0.92 * H100.memory
+    for value, share in (('', 0.75), ('.92', 0.92)):
+        monkeypatch.setenv(name, value)
+        assert hardware.chip(device).memory == share * H100.memory
 
 
 def test_the_report_says_that_offloading_is_not_counted():

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import base
 from rf_jax.data import typical_row
+from rf_jax.models.attention import masks
 from rf_jax.planning import ahead_of_time, hlo, hlo_cost
 from rf_jax.runtime.mesh import make_mesh
 
@@ -238,3 +239,12 @@ def test_with_gradient_accumulation_a_run_of_the_attention_kernel_has_a_part_of_
     config.optimizer.grad_accum_steps = 4
     part = ahead_of_time.kernel_flops(config, row, 1, 'tpu')('attention backbone', 0.0)
     assert whole == 4 * part > 0
+
+
+def test_attention_on_gpus_computes_the_tiles_of_its_own_kernel():
+    config = base.get_config()
+    row, model = typical_row.row(config), config.model.backbone
+    tokens = {name: row[name][None] for name in masks.FIELDS}
+    pairs = masks.tiles(tokens, tokens, 64, 64).sum() * 64**2
+    found = ahead_of_time.kernel_flops(config, row, 1, 'gpu')('attention backbone', 0.0)
+    assert found == 4 * config.data.batch_size * model.heads * model.head_dim * pairs

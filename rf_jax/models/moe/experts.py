@@ -125,14 +125,14 @@ class Routed(nn.Module):
             axes_of(f'backbone/layers/{self.name}/{name}', w.shape, kept, mesh, self.table)
             for name, w, kept in zip(('gate', 'up', 'down'), weights, KEPT)
         ]
-        for ways, axis in ((mesh.shape['expert'], 'expert'), (mesh.shape['tensor'], 'tensor')):
+        for axis, dimension in (('expert', 'experts'), ('tensor', 'feed-forward')):
             along = [axis in own[keep.index(axis)] for own, keep in zip(axes, KEPT)]
+            ways, may_be_none = mesh.shape[axis], axis == 'tensor'
             require(
-                all(along) or (not any(along) and (axis == 'tensor' or ways == 1)),
-                f'sharding: of gate, up and down of backbone/layers/{self.name}, '
-                f'{sum(along)} of 3 are sharded over {axis!r} along their '
-                f'{"experts" if axis == "expert" else "feed-forward"}; with mesh.{axis}={ways}, '
-                f'all must be{"" if axis == "expert" else " or none"}',
+                ways == 1 or all(along) or (may_be_none and not any(along)),
+                f'sharding: of gate, up and down of backbone/layers/{self.name}, {sum(along)} of 3 '
+                f'are sharded over {axis!r} along their {dimension}; with mesh.{axis}={ways}, '
+                f'{"all or none" if may_be_none else "all"} of them must be',
             )
 
         def sharded(weights, *tokens):

@@ -47,7 +47,7 @@ def _width(size: int) -> int:
     require(
         width >= LEAST,
         f'experts of {size} values: the GPU kernel needs multiples of {LEAST} on a device; change '
-        'model.backbone.width or moe.feedforward, or model.backbone.moe.grouped_matmul=ragged',
+        'model.backbone.width or moe.feedforward, or set model.backbone.moe.grouped_matmul=ragged',
     )
     return width
 

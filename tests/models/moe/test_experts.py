@@ -206,6 +206,15 @@ def test_the_kernel_for_gpus_equals_the_ragged_product(count, sizes):
         np.testing.assert_allclose(mine, right, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ('platform', 'auto'),
+    [('tpu', grouped_matmul.kernel), ('gpu', triton.product), ('cpu', grouped_matmul.ragged)],
+)
+def test_auto_is_the_kernel_of_the_platform(platform, auto):
+    assert grouped_matmul.build('auto', platform) is auto
+    assert grouped_matmul.build('ragged', platform) is grouped_matmul.ragged
+
+
 def test_the_kernel_for_gpus_names_what_does_not_divide_into_its_tiles():
     x, w = jnp.ones((8, 20)), jnp.ones((2, 20, 32))
     with pytest.raises(UserError, match=r'experts of 20 values.*multiples of 16'):
@@ -352,8 +361,8 @@ def test_wrong_values_name_the_field(changes, words):
 @pytest.mark.parametrize(
     ('axes', 'message'),
     [
-        ((None, None, None), r"0 of 3 are sharded over 'expert'.*mesh\.expert=2, all must be"),
-        (('expert', 'tensor', 'fsdp'), r"1 of 3 are sharded over 'tensor'.*all must be or none"),
+        ((None, None, None), r"0 of 3 are sharded over 'expert'.*mesh\.expert=2, all of"),
+        (('expert', 'tensor', 'fsdp'), r"1 of 3 are sharded over 'tensor'.*all or none of"),
     ],
 )
 def test_a_table_that_shards_experts_otherwise_than_they_are_used_is_an_error(axes, message):
@@ -361,6 +370,14 @@ def test_a_table_that_shards_experts_otherwise_than_they_are_used_is_an_error(ax
     config.sharding = (('(gate|up|down)$', axes), *config.sharding)
     with pytest.raises(UserError, match=message):
         routed(config, mesh_of(expert=2, tensor=2, fsdp=2), weights_of(), *tokens())
+
+
+def test_any_table_will_do_along_axes_of_one_device():
+    config = config_of()
+    config.sharding = (('down$', ('fsdp', 'expert', None)), *config.sharding)
+    found, _ = routed(config, mesh_of(fsdp=2), weights_of(), *tokens())
+    right, _ = routed(config, None, weights_of(), *tokens())
+    np.testing.assert_allclose(found, right, atol=1e-5)
 
 
 def test_a_table_that_scatters_the_experts_of_a_device_is_an_error():
