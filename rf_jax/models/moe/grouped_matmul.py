@@ -31,14 +31,23 @@ def kernel(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
     return megablox.gmm(x, w, sizes, preferred_element_type=x.dtype, tiling=tiling)[:count]
 
 
+def on_gpu(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
+    """The kernel for GPUs, or XLA's product for widths that do not divide into its tiles."""
+    divides = all(width % triton.LEAST == 0 for width in w.shape[1:])
+    return (triton.product if divides else ragged)(x, w, sizes)
+
+
 KERNELS = {'tpu': kernel, 'gpu': triton.product}
+AUTO = {'tpu': kernel, 'gpu': on_gpu}
 
 
 def build(name: str, platform: str):
     """The product called `name`; 'auto' is the kernel where there is one. Raises UserError."""
-    products = {'ragged': ragged, 'kernel': KERNELS.get(platform, kernel)}
-    if name == 'auto':
-        name = 'kernel' if platform in KERNELS else 'ragged'
+    products = {
+        'auto': AUTO.get(platform, ragged),
+        'ragged': ragged,
+        'kernel': KERNELS.get(platform, kernel),
+    }
     return choose('model.backbone.moe.grouped_matmul', name, products)
 
 

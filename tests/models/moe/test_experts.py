@@ -208,11 +208,23 @@ def test_the_kernel_for_gpus_equals_the_ragged_product(count, sizes):
 
 @pytest.mark.parametrize(
     ('platform', 'auto'),
-    [('tpu', grouped_matmul.kernel), ('gpu', triton.product), ('cpu', grouped_matmul.ragged)],
+    [
+        ('tpu', grouped_matmul.kernel),
+        ('gpu', grouped_matmul.on_gpu),
+        ('cpu', grouped_matmul.ragged),
+    ],
 )
 def test_auto_is_the_kernel_of_the_platform(platform, auto):
     assert grouped_matmul.build('auto', platform) is auto
     assert grouped_matmul.build('ragged', platform) is grouped_matmul.ragged
+
+
+def test_auto_on_gpus_leaves_widths_that_its_tiles_do_not_divide_to_xla(monkeypatch):
+    monkeypatch.setattr(triton, 'product', lambda *_: 'the kernel')
+    sizes = jnp.array([4, 4])
+    assert grouped_matmul.on_gpu(jnp.ones((8, 32)), jnp.ones((2, 32, 48)), sizes) == 'the kernel'
+    found = grouped_matmul.on_gpu(jnp.ones((8, 20)), jnp.ones((2, 20, 48)), sizes)
+    np.testing.assert_array_equal(found, jnp.full((8, 48), 20.0))
 
 
 def test_the_kernel_for_gpus_names_what_does_not_divide_into_its_tiles():
