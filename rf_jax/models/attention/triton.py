@@ -2,9 +2,9 @@
 
 The algorithm of `pallas.py` in the form that suits a GPU: each program computes one block of
 queries of one head and loops over the list of key blocks that it may see, so other tiles cost
-nothing. The backward pass has one kernel for the queries and one for the keys. Products of float32
-are of TF32, as Triton computes them by default; heads of 128 then need 131 kB of shared memory, more
-than GPUs such as the L40S and the RTX 4090 have.
+nothing. The backward pass has one kernel for the queries and one for the keys. In float32, products
+are TF32, Pallas' default for Triton, and heads of 128 need 131 kB of shared memory, more than GPUs
+such as the L40S and the RTX 4090 have.
 """
 
 from dataclasses import dataclass
