@@ -22,6 +22,7 @@ from rf_jax.runtime.mesh import make_mesh
 
 FILE = Path(__file__).parent / 'recorded' / 'gpu_step.txt.gz'
 HERE = importlib.util.find_spec('jax_cuda12_plugin') is not None
+CUDNN = HERE and importlib.util.find_spec('nvidia') is not None  # with CUDA's other libraries
 LAYERS, ROWS, LENGTH, HEADS, HEAD_DIM = 6, 16, 256, 4, 64
 D = HEADS * HEAD_DIM
 MEMORY = ('argument_size', 'output_size', 'alias_size', 'temp_size')

@@ -105,7 +105,7 @@ def devices(name: str, gpu: Gpu, size: str) -> Sequence[jax.Device]:
         return topologies.get_topology_desc(
             platform='cuda', topology=f'1x{hosts or 1}x{each}', target_config=gpu.target()
         ).devices
-    except NotImplementedError:
+    except NotImplementedError:  # what JAX raises for a platform without a plugin
         raise UserError(
             f"--topology={name} needs JAX's plugin for CUDA (pip install -e '.[gpu]'), but no GPU"
         ) from None

@@ -6,7 +6,6 @@ import gpu_programs
 import numpy as np
 import pytest
 from gpu_programs import HEAD_DIM, HEADS, LAYERS, LENGTH, ROWS, D
-from jax.experimental import topologies
 
 from configs import base
 from rf_jax.planning import (
@@ -114,16 +113,13 @@ def test_a_wrong_number_of_gpus_is_an_error(name, slices, words):
         topology.devices(name, slices)
 
 
-def test_without_the_plugin_the_error_says_how_to_install_it(monkeypatch):
-    def missing(**_):
-        raise NotImplementedError('topology not implemented for cuda')
-
-    monkeypatch.setattr(topologies, 'get_topology_desc', missing)
+@pytest.mark.skipif(gpu_programs.HERE, reason="JAX's plugin for CUDA is installed")
+def test_without_the_plugin_the_error_says_how_to_install_it():
     with pytest.raises(UserError, match=r"pip install -e '\.\[gpu\]'\), but no GPU"):
         topology.devices('h100:8')
 
 
-@pytest.mark.skipif(not gpu_programs.HERE, reason="JAX's plugin for CUDA is not installed")
+@pytest.mark.skipif(not gpu_programs.CUDNN, reason='cuDNN is not installed')
 @pytest.mark.parametrize('name', gpus.KNOWN)
 def test_xla_compiles_for_every_gpu(name):
     devices = topology.devices(f'{name}:2x2')

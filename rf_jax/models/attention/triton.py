@@ -12,11 +12,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from rf_jax.models.attention import masks
+from rf_jax.models.attention import flash, masks
 from rf_jax.models.attention.blockwise import FLOOR
 from rf_jax.models.attention.masks import MASKED
 
@@ -222,17 +221,6 @@ def _forward(sizes, q, k, v, prepared):
     return _run(_forward_kernel, 'attention', sizes, 'query', prepared, (q, k, v), (q, numbers))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(sizes, q, k, v, prepared):
-    return _forward(sizes, q, k, v, prepared)[0]
-
-
-def _keep(sizes, q, k, v, prepared):
-    # Named for remat policies: if saved, the backward pass need not run the forward kernel again.
-    out, lse = checkpoint_name(_forward(sizes, q, k, v, prepared), 'attended')
-    return out, (q, k, v, prepared, out, lse)
-
-
 def _backward(sizes, kept, g):
     q, k, v, prepared, out, lse = kept
     delta = jnp.sum(out.astype(jnp.float32) * g.astype(jnp.float32), -1).swapaxes(1, 2)
@@ -242,4 +230,4 @@ def _backward(sizes, kept, g):
     return dq, dk, dv, None
 
 
-_attend.defvjp(_keep, _backward)
+_attend = flash.differentiable(_forward, _backward)
