@@ -100,7 +100,10 @@ def _seconds(kind: str, group, sent: float, mesh: Mesh, chip: Chip) -> tuple[flo
     devices = [mesh.devices.flat[i] for i in group]
     places = [_place(device, chip) for device in devices]
     here = [device for device, place in zip(devices, places) if place == min(places)]
-    links = (_torus if chip.wraps else _host)(kind, here, sent, mesh, chip)
+    if chip.wraps:
+        links = _torus(kind, here, sent, mesh, chip)
+    else:
+        links = sent / chip.links if len(here) > 1 else 0.0
     network = sent / len(here) / chip.network if len(set(places)) > 1 else 0.0
     return links, network
 
@@ -108,10 +111,6 @@ def _seconds(kind: str, group, sent: float, mesh: Mesh, chip: Chip) -> tuple[flo
 def _place(device, chip: Chip) -> int:
     """The slice or host of a device: the network joins different ones."""
     return getattr(device, 'slice_index', 0) if chip.wraps else device.process_index
-
-
-def _host(kind: str, here, sent: float, mesh: Mesh, chip: Chip) -> float:
-    return sent / chip.links if len(here) > 1 else 0.0
 
 
 def _torus(kind: str, here, sent: float, mesh: Mesh, chip: Chip) -> float:
