@@ -27,12 +27,12 @@ if [ -n "$CLAIM" ]; then
                 - name: runs
                   persistentVolumeClaim:
                     claimName: $CLAIM"
-elif [[ "$*" != *--workdir[=\ ]@(gs|s3)://* ]]; then
+elif ! grep -qE -- '--workdir[= ](gs|s3)://' <<<"$*"; then
   echo "gke.sh: give CLAIM, or a --workdir in a bucket" >&2
   exit 2
 fi
 ARGUMENTS=$(python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@")
-filled=$(
+manifest() {
   cat <<EOF
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
@@ -94,10 +94,10 @@ spec:
                     limits:
                       google.com/tpu: $CHIPS$mount$volume
 EOF
-)
+}
 if [ "${DRY:-0}" = 1 ]; then
-  echo "$filled"
+  manifest
 else
-  kubectl apply -f - <<<"$filled"
+  manifest | kubectl apply -f -
   echo "gke.sh: kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=$NAME,batch.kubernetes.io/job-completion-index=0"
 fi

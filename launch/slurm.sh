@@ -16,16 +16,25 @@
 # Not --gpus-per-task: JAX uses the GPU with the index of the task, so all must be visible.
 set -uo pipefail
 
-
 : "${ATTEMPTS:=3}"  # failures in a row without a newer checkpoint before giving up
 : "${RESTARTS:=50}" # times that the job may requeue itself
-stopped=''
-trap 'stopped=1; kill -TERM "$step" 2>/dev/null' TERM
 export RF_JAX_COORDINATOR=auto
+# Since 22.05 srun ignores the --cpus-per-task of sbatch, so clusters that bind tasks may give each
+# one core.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-8}
+
+state() { squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T; }
+
+stopped=''
+stop() { # the time limit is near, or scancel has ended the job and signalled the tasks itself
+  stopped=1
+  # Not a signal to srun, which would kill the tasks at once: this one goes to the tasks.
+  [ "$(state)" = COMPLETING ] || scancel --signal=TERM "$SLURM_JOB_ID"
+}
+trap stop TERM
 
 requeue() { # not after scancel, which sends the same signal
-  state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
-  if [ "$state" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$RESTARTS" ]; then
+  if [ "$(state)" = RUNNING ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$RESTARTS" ]; then
     echo "slurm.sh: code $code, requeued; the run resumes from its newest checkpoint"
     scontrol requeue "$SLURM_JOB_ID"
   fi

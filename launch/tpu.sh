@@ -21,34 +21,46 @@ case $accelerator in
   *) runtime=tpu-ubuntu2204-base ;;
 esac
 runtime=${RUNTIME:-$runtime}
-spot=()
-[ "${SPOT:-1}" = 1 ] && spot=(--spot)
+spot=--spot
+[ "${SPOT:-1}" = 1 ] || spot=''
 
 queue() { gcloud compute tpus queued-resources "$@" --zone="$zone" --quiet; }
 everywhere() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
 
+state() { # of the resource, NONE only if Google says so: a lost connection is waited for
+  for _ in {1..20}; do
+    queue describe "$name" --format='value(state.state)' 2>"$errors" && return 0
+    grep -q NOT_FOUND "$errors" && echo NONE && return 0
+    cat "$errors" >&2
+    sleep 30
+  done
+  return 1
+}
+
 active() { # creates the resource if missing, deletes it if preempted, waits until active
   while :; do
-    state=$(queue describe "$name" --format='value(state.state)' 2>/dev/null || echo NONE)
+    state=$(state)
     echo "tpu.sh: $name is $state"
     case $state in
       ACTIVE) return 0 ;;
       NONE) queue create "$name" --node-id="$name" --accelerator-type="$accelerator" \
-        --runtime-version="$runtime" "${spot[@]}" ;;
+        --runtime-version="$runtime" ${spot:+"$spot"} ;;
       SUSPENDED | FAILED) queue delete "$name" --force ;;
     esac
     sleep 30
   done
 }
 
+uv='~/.local/bin/uv' # brings a Python: that of these machines is 3.10, too old for JAX
 install() {
   git diff --quiet HEAD || echo 'tpu.sh: uncommitted changes are not copied' >&2
-  git archive --format=tar.gz --output=/tmp/rf_jax.tar.gz HEAD
-  gcloud compute tpus tpu-vm scp /tmp/rf_jax.tar.gz "$name":~/ --zone="$zone" --worker=all
-  everywhere "${SETUP:-true} && mkdir -p rf_jax && tar xzf rf_jax.tar.gz -C rf_jax \
-    && python3 -m venv --system-site-packages env && env/bin/pip install --quiet -e 'rf_jax[tpu,buckets]'"
+  git archive --format=tar.gz --output="$packed/rf_jax.tar.gz" HEAD &&
+    gcloud compute tpus tpu-vm scp "$packed/rf_jax.tar.gz" "$name":~/ --zone="$zone" --worker=all &&
+    everywhere "${SETUP:-true} && mkdir -p rf_jax && tar xzf rf_jax.tar.gz -C rf_jax \
+    && { test -x $uv || curl -LsSf https://astral.sh/uv/install.sh | sh; } \
+    && $uv venv --quiet --allow-existing --python '>=3.11' env \
+    && $uv pip install --quiet --python env/bin/python -e './rf_jax[tpu,buckets]'"
 }
-
 
 verdict() { # from the exit codes of the workers, one per line (README.md)
   if grep -qx 64 "$1"; then
@@ -63,11 +75,15 @@ verdict() { # from the exit codes of the workers, one per line (README.md)
 }
 
 arguments=$(printf ' %q' "$@")
-# gcloud only returns the code of the first failed worker, so each worker prints its own.
-train="cd rf_jax && RF_JAX_COORDINATOR=auto ../env/bin/python -m rf_jax.train$arguments
+# gcloud only returns the code of the first failed worker, so each worker prints its own. A lost
+# connection does not end what runs there: the next attempt waits for it.
+train="cd rf_jax && { flock --nonblock ../running true || echo \"tpu.sh: waiting for the earlier\" \
+  \"attempt on \$(hostname), which 'pkill -f rf_jax.train' on all workers stops\"; } &&
+RF_JAX_COORDINATOR=auto flock ../running ../env/bin/python -m rf_jax.train$arguments
 code=\$?; echo \"tpu.sh: exit code \$code\"; exit \$code"
-codes=$(mktemp)
-trap 'rm -f "$codes"' EXIT
+packed=$(mktemp -d)
+codes=$packed/codes errors=$packed/errors
+trap 'rm -rf "$packed"' EXIT
 fruitless=0 # consecutive failures without a new checkpoint
 while :; do
   active
