@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from rf_jax.runtime import checkpoint, checkpoint_files, paths
+from rf_jax.runtime import checkpoint, checkpoint_files, distributed, paths
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import weight_sources
 from rf_jax.training.jitted import Programs
@@ -14,7 +14,7 @@ from rf_jax.training.jitted import Programs
 def load(run: Programs) -> Any:
     """The EMA of `grpo.reference`, or of `initialise_from`, sharded as the run's own.
 
-    Raises UserError if it is missing or has other shapes.
+    All processes must call it. Raises UserError if it is missing or has other shapes.
     """
     name = run.config.grpo.reference
     found = [each for each in weight_sources.listed(run.config) if each.kind is weight_sources.Run]
@@ -41,6 +41,9 @@ def load(run: Programs) -> Any:
                             wanted)  # fmt: skip
 
     _, folder, at = found[0]
-    step, saved = checkpoint.restore_placed(folder / 'checkpoints', at, 'ema', place)
+    directory = folder / 'checkpoints'
+    if at is None:  # the same on all hosts, even while that run is still saving
+        at = int(distributed.broadcast(lambda: str(checkpoint.latest(directory)[0]).encode()))
+    step, saved = checkpoint.restore_placed(directory, at, 'ema', place)
     logging.info('Reference: the EMA of %s at step %d', folder, step)
     return saved['ema']

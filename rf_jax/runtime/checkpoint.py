@@ -171,7 +171,7 @@ class Checkpoints:
             abstract_state,
         )
         damaged = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in checkpoint_folder.agreed_steps(self.directory, self._manager.all_steps()):
             state, reason = checkpoint_files.read(self.directory / str(step), abstract_state)
             if np.all(multihost_utils.process_allgather(np.asarray(reason is None))):
                 for newer, why in damaged.items():

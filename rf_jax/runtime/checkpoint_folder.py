@@ -6,13 +6,13 @@ checkpoint without it is unfinished, and nothing reads it.
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rf_jax.runtime import buckets, paths, storage
+from rf_jax.runtime import buckets, distributed, paths, storage
 from rf_jax.runtime.errors import Unavailable, UserError
 
 COMMIT_FILE = 'commit_success.txt'  # Orbax's name
@@ -51,6 +51,18 @@ def has(directory: str | os.PathLike, step: int) -> bool:
         return step in _folders(directory) and _finished(directory, step)
     except OSError as error:  # of this machine
         raise UserError(f'{directory} cannot be read: {error.strerror}') from None
+
+
+def agreed_steps(directory: str | os.PathLike, found: Iterable[int]) -> list[int]:
+    """The steps that this process has found, from the last on. All processes must call it.
+
+    Raises Unavailable if another one has found others, as a file system may show a host an older
+    listing: each would restore another step, which makes one state of two.
+    """
+    order = sorted(found, reverse=True)
+    shown = f'the steps {", ".join(map(str, order)) or "none"}'
+    distributed.check_same(shown, f'the listing of {directory}', Unavailable)
+    return order
 
 
 def _folders(directory: str | os.PathLike) -> list[int]:

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from absl import logging
 from jax._src import distributed  # the coordinator's client has no public API
+from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 
 from rf_jax.runtime import errors, paths, storage
@@ -264,17 +265,22 @@ def check_shared(folder: paths.AnyPath) -> None:
         )
 
 
-def check_same(text: str, field: str) -> None:
-    """Raises UserError, naming the field, if the texts of processes differ. All must call it."""
+def check_same(text: str, field: str, error: type[UserError] = UserError) -> None:
+    """Raises `error`, naming the field, if the texts of processes differ. All must call it."""
     if jax.process_count() == 1:
         return
     texts = gather_texts(text)
     for i, other in enumerate(texts):
         if other != texts[0]:
-            raise UserError(
+            raise error(
                 f'{field} is not the same on all hosts. Process 0 has {texts[0]}; process {i} has '
                 f'{other}. Is a file missing or unreadable there?'
             )
+
+
+def on_any(flag: bool) -> bool:
+    """Whether the flag of any process is set. All must call it."""
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def agreed(local: bool, common: bool) -> bool:

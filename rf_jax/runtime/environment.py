@@ -51,6 +51,11 @@ def one_blas_thread(environment: MutableMapping[str, str]) -> None:
     environment.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 
+def cores() -> int:
+    """CPU cores that this process may use; all of the machine where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
 def on_cpu(environment: Mapping[str, str]) -> bool:
     """Whether JAX will run on CPUs, decided without initialising it."""
     platforms = environment.get('JAX_PLATFORMS', '')

@@ -211,7 +211,7 @@ def train(
     (see its `step`). Raises UserError for a non-finite state, which is never saved, and if the last
     checkpoint cannot be written.
     """
-    config, spent = run.config, run.goodput
+    config, spent, run.stopped = run.config, run.goodput, False
     c = config.checkpoint
     checkpoints = checkpoint.Checkpoints(
         run.workdir / 'checkpoints', c.every, c.keep, c.keep_period
@@ -272,5 +272,7 @@ def train(
         step_metrics.flush()
         with spent.phase('checkpoint'):
             checkpoints.ensure(int(current.step), current.saved())
+        # A signal during the last step or its save, after `stopping` was read, counts too.
+        run.stopped = run.stopped or distributed.on_any(stop.requested)
         spent.save(int(current.step), distributed.is_main())
     return current

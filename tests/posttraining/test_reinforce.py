@@ -1,5 +1,7 @@
 """GRPO end to end on a tiny model: exact, resumable, the same on any mesh; it finds an optimum."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -175,6 +177,25 @@ def test_a_reinforced_checkpoint_is_a_run_like_any_other(tmp_path):
 def reference_of(folder, changes):
     run = built(folder.parent / 'other', changes | {'initialise_from': str(folder)})
     return reference.load(run)
+
+
+def test_all_hosts_read_the_reference_of_the_same_step(tmp_path, monkeypatch):
+    """The newest that the first process finds, although that run may have saved another since."""
+    for step in (4, 6):
+        (tmp_path / 'run' / 'checkpoints' / str(step)).mkdir(parents=True)
+    config = config_of({'initialise_from': str(tmp_path / 'run')})
+    monkeypatch.setattr(reference.distributed, 'broadcast', lambda make: b'4')
+    read = []
+
+    def restored(directory, step, only, place):
+        read.append(step)
+        return step, {only: {}}
+
+    monkeypatch.setattr(reference.checkpoint, 'restore_placed', restored)
+    reference.load(SimpleNamespace(config=config, abstract=SimpleNamespace(ema={})))
+    config.initialise_from += '@6'
+    reference.load(SimpleNamespace(config=config, abstract=SimpleNamespace(ema={})))
+    assert read == [4, 6]
 
 
 def test_a_reference_of_another_shape_is_one_clear_error(tmp_path):

@@ -16,8 +16,8 @@ from shrink import CACHE, quick_compilation
 from small_bpe import small_bpe, write_weights
 
 from configs import debug
-from rf_jax.runtime import distributed, errors
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime import checkpoint_folder, distributed, errors
+from rf_jax.runtime.errors import Unavailable, UserError
 from rf_jax.training import train_loop
 
 pytestmark = pytest.mark.slow
@@ -205,6 +205,16 @@ def test_processes_with_scattered_and_shared_rows_train_as_one_process_does(tmp_
     assert_same_losses(workdir, undisturbed, 3)
 
 
+def test_a_signal_in_the_last_step_of_one_process_stops_all(tmp_path):
+    """The step before has no more than told them that there was none."""
+    changes = CHANGES | {'steps': 2, 'log.samples_every': 1, 'validation.sources': ''}
+    folder = tmp_path / 'logs'
+    command = [sys.executable, '-c', APART, str(tmp_path / 'run'), repr(changes)]
+    assert processes.start(2, command, folder, 8).wait() == [0, 0], log(folder)
+    for index in range(2):
+        assert 'stopped True at 2' in log(folder, index)
+
+
 def until(condition, started):
     while not condition():
         assert all(p.poll() is None for p in started.processes), 'ended too early'
@@ -235,6 +245,16 @@ def test_different_data_on_one_host_is_refused(monkeypatch):
         distributed.check_same('3 samples', 'data.sources')
     monkeypatch.setattr(distributed, 'gather_texts', lambda text: [text] * 3)
     distributed.check_same('3 samples', 'data.sources')
+
+
+def test_hosts_that_list_different_checkpoints_do_not_restore_any(tmp_path, monkeypatch):
+    """Each would restore its own newest, and the run would go on with a mixture."""
+    assert checkpoint_folder.agreed_steps(tmp_path, [2, 10, 4]) == [10, 4, 2]
+    monkeypatch.setattr(distributed.jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(distributed, 'gather_texts', lambda text: [text, 'the steps 4, 2'])
+    with pytest.raises(Unavailable, match=r'listing of .* the steps 10, 4, 2; process 1 has'):
+        checkpoint_folder.agreed_steps(tmp_path, [2, 10, 4])
+    assert checkpoint_folder.agreed_steps(tmp_path, [2, 4]) == [4, 2]
 
 
 def test_the_main_process_reads_the_data_first(monkeypatch):

@@ -29,6 +29,12 @@ def test_processes_without_virtual_devices_are_unchanged():
     assert found == {'XLA_FLAGS': '--xla_dump_to=x'}
 
 
+def test_cores_are_those_of_the_process_or_all(monkeypatch):
+    assert environment.cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, 'sched_getaffinity')  # as on macOS
+    assert environment.cores() == os.cpu_count()
+
+
 def test_huge_pages_and_kept_memory_are_set_once(tmp_path, monkeypatch):
     setting = tmp_path / 'enabled'
     monkeypatch.setattr(environment, '_HUGE_PAGES', setting)

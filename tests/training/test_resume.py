@@ -136,6 +136,23 @@ def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(tmp_path, monkeypatc
     assert 'saved; run it again' not in caplog.text
 
 
+def test_a_signal_while_the_last_checkpoint_is_saved_stops_the_run(tmp_path, monkeypatch):
+    """An evaluation would outlast the seconds that are left."""
+    ensure = checkpoint.Checkpoints.ensure
+
+    def interrupted(self, step, state):
+        signal.raise_signal(signal.SIGTERM)
+        ensure(self, step, state)
+
+    run = tiny_run(tmp_path / 'run', {'steps': 1})
+    with monkeypatch.context() as patched, quick_compilation():
+        patched.setattr(checkpoint.Checkpoints, 'ensure', interrupted)
+        state = train_loop.train(run)
+    assert int(state.step) == 1 and run.stopped
+    train_loop.train(run)
+    assert not run.stopped, 'of the last `train`'
+
+
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp('programs')

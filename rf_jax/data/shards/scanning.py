@@ -1,7 +1,6 @@
 """Reads existing shards once, from start to end, and indexes what can be used."""
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -18,7 +17,7 @@ from rf_jax.data.shards.reader import Format
 from rf_jax.data.shards.sample import Sample
 from rf_jax.data.shards.set_file import KINDS
 from rf_jax.data.tokenizer import parse_tokenizer
-from rf_jax.runtime import storage
+from rf_jax.runtime import environment, storage
 from rf_jax.runtime.errors import UserError
 
 _ALONE = 2**28  # bytes that one process reads before others would have started
@@ -83,7 +82,7 @@ def scan_all(
     if not sizes:
         return
     started = (make_format, tokenizer.model_bytes, max_pixels)
-    workers = min(len(sizes), len(os.sched_getaffinity(0)))
+    workers = min(len(sizes), environment.cores())
     progress = _Progress(name, sizes)
     if workers < 2 or sum(sizes.values()) < _ALONE:
         _start(*started)
