@@ -12,6 +12,11 @@ SERVE = [
 ]
 PREPARE = ['apache-beam>=2.70', 'pyarrow>=18']
 HF = ['tokenizers>=0.22']
+SIMD = [
+    'cykooz-resizer>=4.0; platform_machine != "aarch64"',  # no wheels
+    'simplejpeg>=1.9',
+    'pyarrow>=18',
+]
 BUCKETS = ['gcsfs>=2026.2', 's3fs>=2026.2']
 # Libraries that tests compare with, where they have wheels.
 ORIGINALS = [
@@ -40,7 +45,7 @@ setup(
         'ml-collections>=1.1,<2',
         'absl-py>=2.1',
         'numpy>=2.0',
-        'pillow>=11',
+        'pillow>=11.3',
         'tensorboardX>=2.6',
     ],
     extras_require={
@@ -51,12 +56,14 @@ setup(
         'serve': SERVE,
         'hf': HF,
         'prepare': PREPARE,
+        'simd': SIMD,
         'buckets': BUCKETS,
         'image_scores': ['torch-fidelity>=0.4', 'transformers>=5'],
         'test': [
             *SERVE,
             *HF,
             *PREPARE,
+            *SIMD,
             *BUCKETS,
             *ORIGINALS,
             'moto[server]>=5.1',

@@ -99,6 +99,7 @@ KEPT = {
     'data.label_prob': 'a prepared set has unchanged captions',
     'data.weights': 'one set',
     'validation': 'your own held-out set: validation.sources',
+    'data.resizer': 'equal on every machine',
     'data.max_pixels': 'larger images take seconds to decode and are reduced to 1,024 px',
     'data.representation_tokens': 'paper',
     'model.backbone.norm_eps': 'Qwen3',

@@ -1,6 +1,6 @@
 """The same JPEGs from disk to batches by rf_jax, by webdataset and by grain, side by side.
 
-    pip install -e '.[tfds]' torch webdataset
+    pip install -e '.[tfds,simd]' torch webdataset
     python launch/data_comparison.py --folder=/tmp/comparison
 
 Makes 20,000 square JPEGs from a seed, in tar files and in ArrayRecord, each with a caption, and
@@ -11,10 +11,11 @@ rf_jax       `webdataset:` with packing: captions, resized images and tokens in 
 webdataset   that library, shuffled, in torch's DataLoader with two workers; no packing
 grain        `grain.MapDataset` of ArrayRecord, shuffled, with two worker processes; no packing
 
-All decode with Pillow and resize to `--size` with its Lanczos filter. Time counts from the first
-batch to the last, so starting processes and indexing are left out. Prints images per second and
-processor time an image, of all processes, the median and the range of the rounds, and the load of
-the machine: what other programs on it take changes the first more than the second.
+All decode with Pillow and resize to `--size` with its Lanczos filter; rf_jax and webdataset also
+with data.resizer='simd'. Time counts from the first batch to the last, so starting processes and
+indexing are left out. Prints images per second and processor time an image, of all processes, the
+median and the range of the rounds, and the load of the machine: what other programs on it take
+changes the first more than the second.
 """
 
 import argparse
@@ -32,6 +33,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 from PIL import Image
+
+from rf_jax.data import resizing
 
 BATCH = 32
 SHARD = 1000  # images
@@ -84,13 +87,13 @@ def make(folder: Path, count: int) -> None:
     done.touch()
 
 
-def resized(encoded: bytes, size: int) -> np.ndarray:
+def resized(encoded: bytes, size: int, resizer: str = 'pillow') -> np.ndarray:
     """What a user writes without us: uint8 [size, size, 3]."""
     image = Image.open(io.BytesIO(encoded)).convert('RGB')
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
+    return np.asarray(resizing.BY_NAME[resizer](image, size, size))
 
 
-def config(folder: Path, size: int, threads: int, workers: int):
+def config(folder: Path, size: int, threads: int, workers: int, resizer: str):
     """Rows of four images, eight rows a batch; each image is generated once a pass."""
     from configs import base
 
@@ -99,6 +102,7 @@ def config(folder: Path, size: int, threads: int, workers: int):
     found.data.update(
         patch_size=16, sizes=((size, 1.0),), batch_size=BATCH // 4, max_text_tokens=40,
         threads=threads, prefetch=2 * threads, workers=workers, lanes=max(1, workers),
+        resizer=resizer,
     )  # fmt: skip
     found.data.tasks = {'text_to_image': 1.0}
     found.data.capacity.update(
@@ -109,14 +113,14 @@ def config(folder: Path, size: int, threads: int, workers: int):
 
 
 def ours(
-    folder: Path, count: int, size: int, threads: int, workers: int
+    folder: Path, count: int, size: int, threads: int, workers: int, resizer: str = 'pillow'
 ) -> Callable[[int, int], Iterator[int]]:
     """A function of (part, parts) that gives the number of images of each batch of a part."""
     from rf_jax.data import source_list
     from rf_jax.data.pipeline import Batches
     from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 
-    asked = config(folder, size, threads, workers)
+    asked = config(folder, size, threads, workers, resizer)
     sources = source_list.build(asked.data.sources, asked.data.max_pixels)
     tokenizer = SentencePieceTokenizer.train(sources[0].texts(2000), 1000)
     batches = Batches(asked, sources, tokenizer)  # indexes
@@ -129,12 +133,14 @@ def ours(
     return run
 
 
-def of_webdataset(folder: Path, count: int, size: int) -> Callable[[int, int], Iterator[int]]:
+def of_webdataset(
+    folder: Path, count: int, size: int, resizer: str = 'pillow'
+) -> Callable[[int, int], Iterator[int]]:
     import torch
     import webdataset
 
     def prepared(sample):
-        return resized(sample['jpg'], size), sample['txt'].decode()
+        return resized(sample['jpg'], size, resizer), sample['txt'].decode()
 
     def collated(samples):
         images, texts = zip(*samples)
@@ -203,6 +209,9 @@ def main():
         'rf_jax workers': partial(ours, threads=1, workers=2),
         'webdataset': of_webdataset,
         'grain': of_grain,
+        'rf_jax threads, simd': partial(ours, threads=asked.threads, workers=0, resizer='simd'),
+        'rf_jax workers, simd': partial(ours, threads=1, workers=2, resizer='simd'),
+        'webdataset, simd': partial(of_webdataset, resizer='simd'),
     }
     runs = {name: maker(asked.folder, asked.images, asked.size) for name, maker in makers.items()}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
@@ -212,7 +221,7 @@ def main():
         for name in order:
             rate, cpu = measured(runs[name](number, asked.rounds))
             found[name].append((rate, cpu))
-            print(f'round {number + 1}  {name:15}{rate:8.0f} images/s{cpu:8.2f} ms', flush=True)
+            print(f'round {number + 1}  {name:21}{rate:8.0f} images/s{cpu:8.2f} ms', flush=True)
         loads.append(os.getloadavg()[0])
     print(
         f'{len(os.sched_getaffinity(0))} CPUs, load before and after each round '
@@ -221,7 +230,7 @@ def main():
     for name, each in found.items():
         rates, cpus = zip(*each)
         print(
-            f'{name:15}{statistics.median(rates):8.0f} images/s '
+            f'{name:21}{statistics.median(rates):8.0f} images/s '
             f'({min(rates):.0f} to {max(rates):.0f}), {statistics.median(cpus):.2f} CPU ms an '
             f'image ({min(cpus):.2f} to {max(cpus):.2f})'
         )

@@ -14,8 +14,9 @@ import os
 
 from absl import flags, logging
 
+from rf_jax.data import resizing
 from rf_jax.data.tokenizer import load_tokenizer
-from rf_jax.runtime import cli, storage, workdir
+from rf_jax.runtime import cli, environment, storage, workdir
 from rf_jax.runtime.errors import Unavailable, UserError
 
 _SOURCE = flags.DEFINE_string(
@@ -35,12 +36,15 @@ _VOCABULARY = flags.DEFINE_integer(
     'vocabulary', 8192, 'Most tokens of a tokenizer that is trained.', lower_bound=1
 )
 _ENCODING = flags.DEFINE_enum('encoding', 'jpeg', ['jpeg', 'webp'], 'Of images, at quality 95.')
+_RESIZER = flags.DEFINE_enum(
+    'resizer', 'pillow', list(resizing.BY_NAME), 'As data.resizer; simd halves the time.'
+)
 _SHARD_MEGABYTES = flags.DEFINE_integer(
     'shard_megabytes', 1024, 'Size of a shard, about.', lower_bound=1
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the order of the samples.', lower_bound=0)
 _WORKERS = flags.DEFINE_integer(
-    'workers', len(os.sched_getaffinity(0)), 'Processes on this machine.', lower_bound=1
+    'workers', environment.cores(), 'Processes on this machine.', lower_bound=1
 )
 
 
@@ -55,6 +59,7 @@ def main(argv) -> None:
     logging.set_verbosity(logging.INFO)
     out = _OUT.value.rstrip('/')
     out = os.path.abspath(out) if storage.is_local(out) else out
+    resizing.named(_RESIZER.value)  # is it installed?
     given = load_tokenizer(_TOKENIZER.value) if _TOKENIZER.value else None
     settings = Settings(
         source_flag.with_absolute_paths(_SOURCE.value),
@@ -63,6 +68,7 @@ def main(argv) -> None:
         given.checksum if given else f'trained, vocabulary={_VOCABULARY.value}',
         _SHARD_MEGABYTES.value,
         _SEED.value,
+        _RESIZER.value,
     )
     runner = Runner(argv[1:], _WORKERS.value)
     with _lock(out):

@@ -8,8 +8,18 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from rf_jax.data import conversation, data_fields, fitting, image_ops, layout, patch_grid, spans
+from rf_jax.data import (
+    conversation,
+    data_fields,
+    fitting,
+    image_ops,
+    layout,
+    patch_grid,
+    resizing,
+    spans,
+)
 from rf_jax.data.messages import Message
+from rf_jax.data.resizing import Target
 from rf_jax.data.tokenizer import Tokenizer
 
 Size = tuple[int, int]  # height and width in pixels
@@ -43,15 +53,20 @@ class Composer:
         self.tokenizer = tokenizer
         self.pool = spans.pool_of(config)
         self.channels = self.data.patch_size**2 * 3
+        self._resizer = resizing.named(self.data.resizer)
         self._fitted = lru_cache(2**16)(partial(fitting.image_size, config=config))
 
     def size(self, size: Size, longest: int) -> Size:
         """Height and width to which an image is resized."""
         return self._fitted(*size, longest=longest)
 
+    def target(self, height: int, width: int) -> Target:
+        """Of an image of this fitted size."""
+        return Target(height, width, self._resizer)
+
     def patches(self, image: np.ndarray, height: int, width: int, pool: int) -> np.ndarray:
         """uint8 [P, C] of an image uint8 [h, w, 3]."""
-        image = image_ops.resize(image, height, width)
+        image = image_ops.resize(image, height, width, self._resizer)
         return image_ops.patchify(image, self.data.patch_size, pool)
 
     def seen_spans(

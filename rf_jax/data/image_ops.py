@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 import rf_jax
-from rf_jax.data import colour, file_kinds, patch_grid
+from rf_jax.data import colour, file_kinds, jpeg, patch_grid, resizing
 from rf_jax.data.records import BadImage
+from rf_jax.data.resizing import Resizer, Target
 from rf_jax.runtime import paths, storage
 
 # EXIF tag 0x0112 -> what turns the stored pixels upright.
@@ -43,27 +44,29 @@ def header_size(file: str | Path | bytes) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def read_rgb(file: str | Path | bytes, max_pixels: int, size=None) -> np.ndarray:
+def read_rgb(file: str | Path | bytes, max_pixels: int, target: Target | None = None) -> np.ndarray:
     """Decodes the first frame, upright, in sRGB and on white: uint8 [h, w, 3].
 
-    `file`: a path or the encoded bytes. `size`: (height, width) to `resize` it to; a JPEG 2 _DRAFT
-    times as large is decoded at 1/2, 1/4 or 1/8. Raises BadImage, also for more than `max_pixels`.
+    `file`: a path or the encoded bytes. `target`: what it is resized to; a JPEG 2 _DRAFT times as
+    large is decoded at 1/2, 1/4 or 1/8. Raises BadImage, also for more than `max_pixels`.
     """
     with opened(file) as image:
-        return upright_rgb(image, max_pixels, size)
+        return upright_rgb(image, max_pixels, target)
 
 
-def upright_rgb(image: Image.Image, max_pixels: int, size=None) -> np.ndarray:
+def upright_rgb(image: Image.Image, max_pixels: int, target: Target | None = None) -> np.ndarray:
     """As read_rgb, for a Pillow image, whose pixels need not be loaded yet."""
     width, height = image.size
     if width * height > max_pixels:
         raise BadImage(f'{height} x {width} is more than {max_pixels} pixels')
     orientation = _orientation(image)
-    if size and image.format == 'JPEG':
-        rows, columns = size if orientation < 5 else size[::-1]
+    if target and image.format == 'JPEG':
+        rows, columns = target.height, target.width
+        if orientation >= 5:
+            rows, columns = columns, rows
         image.draft(None, (_DRAFT * columns, _DRAFT * rows))
     try:
-        rgb = colour.rgb_on_white(image)
+        rgb = colour.rgb_on_white(jpeg.decoded(image))
     except BadImage:
         raise
     except MemoryError as error:
@@ -75,8 +78,8 @@ def upright_rgb(image: Image.Image, max_pixels: int, size=None) -> np.ndarray:
         ) from error
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
-    if size:
-        rgb = rgb.resize(size[::-1], Image.Resampling.LANCZOS)
+    if target and rgb.size != (target.width, target.height):
+        rgb = target.resizer(rgb, target.height, target.width)
     return np.array(rgb)
 
 
@@ -159,11 +162,13 @@ def target_size(height: int, width: int, longest: int, unit: int) -> tuple[int, 
     return other * unit, units * unit
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Lanczos: uint8 [h, w, 3] -> uint8 [height, width, 3]; the same array if the size matches."""
+def resize(
+    image: np.ndarray, height: int, width: int, resizer: Resizer = resizing.pillow
+) -> np.ndarray:
+    """uint8 [h, w, 3] -> uint8 [height, width, 3]; the same array if the size matches."""
     if image.shape[:2] == (height, width):
         return image
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+    return np.array(resizer(Image.fromarray(image), height, width))
 
 
 def patchify(image: np.ndarray, patch: int, pool: int = 2) -> np.ndarray:

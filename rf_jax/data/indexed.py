@@ -16,6 +16,7 @@ from rf_jax.data.compose import Composer, Draws
 from rf_jax.data.hashing import uniform
 from rf_jax.data.layout import SIZES
 from rf_jax.data.records import Record
+from rf_jax.data.resizing import Target
 from rf_jax.data.shards.reader import TOGETHER, Shards
 from rf_jax.data.shards.sample import Sample
 from rf_jax.runtime.rng import fold
@@ -39,9 +40,9 @@ class ShardImages:
         row = self._shards.sample(i)
         return self._shards.read(i).record(int(row['height']), int(row['width']))
 
-    def image(self, i: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    def image(self, i: int, target: Target | None = None) -> np.ndarray:
         """uint8 [h, w, 3]; raises BadImage."""
-        return image_ops.read_rgb(self._shards.read(i).images[0], self._max_pixels, size)
+        return image_ops.read_rgb(self._shards.read(i).images[0], self._max_pixels, target)
 
 
 class IndexedPool(ABC):
@@ -76,11 +77,12 @@ class IndexedPool(ABC):
         """The spans of an example. Raises BadImage if it cannot be read."""
         at = np.array([index]), np.array([epoch])
         sample, images = self.shards.read(index), compose.no_pixels
+        most = self.data.max_pixels
 
         def pixels_of(number: int) -> compose.PixelsOf:
             encoded = sample.images[number]
             return lambda height, width, pool: self.composer.patches(
-                image_ops.read_rgb(encoded, self.data.max_pixels, (height, width)),
+                image_ops.read_rgb(encoded, most, self.composer.target(height, width)),
                 *(height, width, pool),
             )
 

@@ -10,6 +10,7 @@ from rf_jax.data import captions, compose, fitting, layout, maps
 from rf_jax.data.byte_cache import ByteCache
 from rf_jax.data.compose import Composer, Draws
 from rf_jax.data.data_fields import CONVERSING, TASKS
+from rf_jax.data.resizing import Target
 from rf_jax.runtime.rng import reused_generator
 
 # A source, the number of an example, and of a text the piece that is this example.
@@ -86,13 +87,16 @@ class ListedPool:
         return self.composer.conversation_spans(found.messages, sizes, pixels_of, draws, counts)
 
     def _pixels_of(
-        self, cache: ByteCache | None, key: tuple, image: Callable[[compose.Size], np.ndarray]
+        self, cache: ByteCache | None, key: tuple, image: Callable[[Target], np.ndarray]
     ) -> compose.PixelsOf:
         if cache is None:
             return compose.no_pixels
 
         def pixels(height, width, pool):
-            make = lambda: self.composer.patches(image((height, width)), height, width, pool)  # noqa: E731
+            def make() -> np.ndarray:
+                resized = image(self.composer.target(height, width))
+                return self.composer.patches(resized, height, width, pool)
+
             return cache.get((*key, height, width, pool), make)
 
         return pixels

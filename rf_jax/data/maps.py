@@ -83,10 +83,10 @@ class MapConversation:
     messages: tuple[Message, ...]
     sizes: tuple[tuple[int, int], ...]
 
-    def image(self, number: int, size=None) -> np.ndarray:
+    def image(self, number: int, target=None) -> np.ndarray:
         """uint8 [h, w, 3]; raises BadImage."""
         if number == 0 or self.name == 'pixels':
-            return self.source.image(self.index, size)
+            return self.source.image(self.index, target)
         return self.source.map(self.index, self.name)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from rf_jax.data.messages import Message
+from rf_jax.data.resizing import Target
 
 if TYPE_CHECKING:
     from rf_jax.data.shards.reader import Shards
@@ -31,8 +32,8 @@ class Conversation(Protocol):
     messages: tuple[Message, ...]
     sizes: tuple[tuple[int, int], ...]  # height and width of each image, pixels as shown
 
-    def image(self, number: int, size: tuple[int, int] | None = None) -> np.ndarray:
-        """uint8 [h, w, 3]; raises BadImage. `size` as `Source.image`."""
+    def image(self, number: int, target: Target | None = None) -> np.ndarray:
+        """uint8 [h, w, 3]; raises BadImage. `target` as `Source.image`."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,10 @@ class Source(Protocol):
     def record(self, i: int) -> Record:
         """Size and text of example i, without decoding anything."""
 
-    def image(self, i: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    def image(self, i: int, target: Target | None = None) -> np.ndarray:
         """uint8 [h, w, 3]; raises BadImage.
 
-        `size`: (height, width) that it will be resized to, as `image_ops.read_rgb` can use.
+        `target`: what it will be resized to, as `image_ops.read_rgb` can use.
         """
 
     def map(self, i: int, name: str) -> np.ndarray:

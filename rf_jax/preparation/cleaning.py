@@ -8,9 +8,11 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from rf_jax.data import resizing
 from rf_jax.data.hashing import hash64
 from rf_jax.data.records import BadImage, Skips
 from rf_jax.data.shards import index, sample
@@ -75,8 +77,14 @@ def _clean(unit: Unit, settings: Settings, tokenizer: Tokenizer, stem: str) -> R
             for kind in KINDS
         }
         try:
+            fit = partial(
+                pictures.fitted,
+                size=settings.size,
+                encoding=settings.encoding,
+                resizer=resizing.named(settings.resizer),
+            )
             for name, read in source_flag.samples(unit, ignored):
-                _add(outputs, read, name, settings, skips)
+                _add(outputs, read, name, fit, skips)
         except Unavailable:
             raise
         except UserError as error:
@@ -94,13 +102,13 @@ def _add(
     outputs: Mapping[str, '_Output'],
     read: Callable[[], Sample],
     name: str,
-    settings: Settings,
+    fit: Callable[[bytes], tuple[bytes, tuple[int, int]]],
     skips: Skips,
 ) -> None:
     """Adds a sample to the output of its kind, or counts why it cannot be used."""
     try:
         found = read()
-        fitted = [pictures.fitted(data, settings.size, settings.encoding) for data in found.images]
+        fitted = [fit(data) for data in found.images]
         found = dataclasses.replace(found, images=tuple(data for data, _ in fitted))
         outputs[KINDS[bool(found.messages)]].add(found, [size for _, size in fitted])
     except UserError:  # a ValueError too

@@ -6,6 +6,7 @@ from PIL import Image
 
 from rf_jax.data import image_ops
 from rf_jax.data.records import BadImage
+from rf_jax.data.resizing import Resizer, pillow
 from rf_jax.preparation.settings import MAX_PIXELS
 
 # Of --encoding: extension of its files, Pillow's format and options. Chroma is not subsampled:
@@ -16,7 +17,9 @@ ENCODINGS = {
 }
 
 
-def fitted(data: bytes, size: int, encoding: str) -> tuple[bytes, tuple[int, int]]:
+def fitted(
+    data: bytes, size: int, encoding: str, resizer: Resizer = pillow
+) -> tuple[bytes, tuple[int, int]]:
     """(encoded image, (height, width) as shown), the longer side at most `size` pixels.
 
     An image that is small enough and encoded so already is kept byte for byte. Raises BadImage if
@@ -40,7 +43,7 @@ def fitted(data: bytes, size: int, encoding: str) -> tuple[bytes, tuple[int, int
     height, width = (max(1, round(side * scale)) for side in (height, width))
     file = io.BytesIO()
     try:
-        Image.fromarray(image_ops.resize(rgb, height, width)).save(file, name, **options)
+        Image.fromarray(image_ops.resize(rgb, height, width, resizer)).save(file, name, **options)
     except (OSError, ValueError) as error:  # WebP has at most 16,383 pixels a side
         raise BadImage(f'it cannot be encoded as {name}: {error}') from None
     return file.getvalue(), (height, width)

@@ -24,6 +24,7 @@ class Settings:
     tokenizer: str
     shard_megabytes: int
     seed: int
+    resizer: str = 'pillow'  # as data.resizer; sets begun before there was another have none
 
     def claim(self, out: str, units: str, other_source: bool) -> None:
         """Writes the settings into the folder of a set, with `units`, the digest of its input.
@@ -51,6 +52,7 @@ class Settings:
             return ''
         try:
             before = json.loads(storage.read(path))
+            before.setdefault('resizer', Settings.resizer)
             differing = [name for name in asdict(self) if before.get(name) != asdict(self)[name]]
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f'{path} cannot be read: {error}; choose another --out') from None

@@ -10,6 +10,7 @@ from PIL import Image, ImageFile
 
 from rf_jax.data import contact_sheet, image_ops
 from rf_jax.data.image_ops import BadImage
+from rf_jax.data.resizing import Target
 
 MANY = 10**8
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
@@ -312,7 +313,7 @@ def test_a_jpeg_is_decoded_at_a_fraction_that_stays_twice_as_large_as_needed(ori
     whole = image_ops.read_rgb(data, MANY)
     for divisor, fraction in ((3.9, 1), (4, 2), (7.9, 2), (8, 4), (16, 8), (60, 8)):
         size = tuple(int(side / divisor) for side in whole.shape[:2])
-        read, wanted = image_ops.read_rgb(data, MANY, size), image_ops.resize(whole, *size)
+        read, wanted = image_ops.read_rgb(data, MANY, Target(*size)), image_ops.resize(whole, *size)
         assert np.sqrt(((read.astype(int) - wanted) ** 2).mean()) < 2.1
         with Image.open(io.BytesIO(data)) as image:
             image.draft(None, (960 // fraction, 640 // fraction))
@@ -329,7 +330,7 @@ def test_resizing_while_reading_is_resizing_afterwards():
         whole = image_ops.read_rgb(data, MANY)
         for size in ((24, 40), (7, 5), (300, 200)):
             if data is not large or size == (300, 200):  # no draft
-                read = image_ops.read_rgb(data, MANY, size)
+                read = image_ops.read_rgb(data, MANY, Target(*size))
                 np.testing.assert_array_equal(read, image_ops.resize(whole, *size))
     with pytest.raises(BadImage, match='more than'):
-        image_ops.read_rgb(large, 640 * 960 - 1, (8, 8))
+        image_ops.read_rgb(large, 640 * 960 - 1, Target(8, 8))

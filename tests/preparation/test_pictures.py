@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from prepare_inputs import encoded, picture
 
-from rf_jax.data import image_ops
+from rf_jax.data import image_ops, resizing
 from rf_jax.data.records import BadImage
 from rf_jax.preparation import pictures
 
@@ -46,6 +46,15 @@ def test_larger_images_are_resized_without_a_change_of_colour_or_ratio(name, enc
     expected = image_ops.resize(pixels, 60, 90).astype(float)
     assert abs(decoded(made) - expected).mean() < 2.5
     assert Image.open(io.BytesIO(made)).format == pictures.ENCODINGS[encoding][1]
+
+
+def test_another_resizer_takes_part():
+    pytest.importorskip('cykooz_resizer')
+    data = encoded(np.asarray(Image.fromarray(picture(3)).resize((1200, 800))), 'PNG')
+    ours, _ = pictures.fitted(data, 90, 'jpeg')
+    simd, size = pictures.fitted(data, 90, 'jpeg', resizing.simd)
+    assert size == (60, 90) == image_ops.header_size(simd)
+    assert simd != ours and abs(decoded(simd) - decoded(ours)).mean() < 1
 
 
 def test_small_images_are_not_enlarged():

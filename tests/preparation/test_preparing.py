@@ -1,5 +1,6 @@
 """A prepared set has every usable sample of its input once, and says what it left out."""
 
+import dataclasses
 import errno
 import filecmp
 import json
@@ -17,7 +18,8 @@ from rf_jax.data import image_ops
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.shards import index, set_file, tar
 from rf_jax.data.tokenizer import load_tokenizer
-from rf_jax.preparation import files, preparing, source_flag
+from rf_jax.preparation import files, preparing, settings, source_flag
+from rf_jax.preparation.settings import Settings
 from rf_jax.runtime import storage
 from rf_jax.runtime.errors import Unavailable, UserError
 
@@ -131,6 +133,18 @@ def test_a_truncated_tar_is_one_error_and_the_rest_is_not_read_again(made, tmp_p
     found = prepare(f'webdataset:{tmp_path}', tmp_path / 'set')
     assert [unit.name for unit in read] == ['1.tar']
     assert sorted(keys(tmp_path / 'set', found)) == [f'{n:09d}' for n in range(30)]
+
+
+def test_another_resizer_makes_another_set(tmp_path):
+    given = Settings('webdataset:/tars', 32, 'jpeg', 'trained', 1, 0)
+    given.claim(str(tmp_path), '', False)
+    path = tmp_path / settings.NAME
+    before = json.loads(path.read_text())
+    assert before.pop('resizer') == 'pillow'
+    path.write_text(json.dumps(before))  # as of sets begun without the flag
+    assert given.check(str(tmp_path)) == ''
+    with pytest.raises(UserError, match='--resizer: then pillow, now simd'):
+        dataclasses.replace(given, resizer='simd').check(str(tmp_path))
 
 
 def test_a_damaged_file_is_taken_out_of_the_source(made, tmp_path):

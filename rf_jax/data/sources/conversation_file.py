@@ -36,9 +36,9 @@ class FileConversation:
     files: tuple[Path, ...]
     max_pixels: int
 
-    def image(self, number: int, size=None) -> np.ndarray:
+    def image(self, number: int, target=None) -> np.ndarray:
         """uint8 [h, w, 3]; raises BadImage."""
-        return read_rgb(self.files[number], self.max_pixels, size)
+        return read_rgb(self.files[number], self.max_pixels, target)
 
 
 def read(

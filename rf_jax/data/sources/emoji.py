@@ -49,7 +49,7 @@ class EmojiSource(Source):
     def record(self, i: int) -> Record:
         return self._records[i]
 
-    def image(self, i: int, size=None) -> np.ndarray:
+    def image(self, i: int, target=None) -> np.ndarray:
         """uint8 [64, 64, 3]."""
         return read_rgb(self._images[i], self._max_pixels)
 

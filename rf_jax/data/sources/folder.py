@@ -83,9 +83,9 @@ class FolderSource(Source):
     def record(self, i: int) -> Record:
         return self._records[i]
 
-    def image(self, i: int, size=None) -> np.ndarray:
+    def image(self, i: int, target=None) -> np.ndarray:
         """uint8 [h, w, 3]; raises BadImage."""
-        return read_rgb(self._files[i], self._max_pixels, size)
+        return read_rgb(self._files[i], self._max_pixels, target)
 
     def map(self, i: int, name: str) -> np.ndarray:
         """uint8 [h, w, 3]; raises BadImage."""

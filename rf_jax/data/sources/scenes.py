@@ -89,7 +89,7 @@ class SceneConversation:
     sizes: tuple[tuple[int, int], ...]
     scenes: tuple[world.Scene, ...]
 
-    def image(self, number: int, size=None) -> np.ndarray:
+    def image(self, number: int, target=None) -> np.ndarray:
         """uint8 [size, size, 3]."""
         return render.render(self.scenes[number], self.sizes[number][0])
 
@@ -151,7 +151,7 @@ class ScenesSource(Source):
         rng = self._words('questions', i)
         return language.questions(self.scene(i), rng, self._options.held_out)
 
-    def image(self, i: int, size=None) -> np.ndarray:
+    def image(self, i: int, target=None) -> np.ndarray:
         """uint8 [size, size, 3]."""
         return render.render(self.scene(i), self.size)
 

@@ -72,7 +72,7 @@ class TextSource(Source):
     def record(self, i: int) -> Record:
         return Record(0, 0, captions=(self._paragraphs[i],))
 
-    def image(self, i: int, size=None) -> np.ndarray:
+    def image(self, i: int, target=None) -> np.ndarray:
         raise BadImage(f'{self.name} has no images')
 
 

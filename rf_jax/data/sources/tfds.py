@@ -28,9 +28,9 @@ class TfdsConversation:
     encoded: Callable[[], Sequence[bytes]]
     max_pixels: int
 
-    def image(self, number: int, size=None) -> np.ndarray:
+    def image(self, number: int, target=None) -> np.ndarray:
         """uint8 [h, w, 3]; raises BadImage."""
-        return read_rgb(self.encoded()[number], self.max_pixels, size)
+        return read_rgb(self.encoded()[number], self.max_pixels, target)
 
 
 class TfdsSource(Source):
@@ -74,9 +74,9 @@ class TfdsSource(Source):
     def record(self, i: int) -> Record:
         return self._records[i]
 
-    def image(self, i: int, size=None) -> np.ndarray:
+    def image(self, i: int, target=None) -> np.ndarray:
         """uint8 [h, w, 3]; raises BadImage."""
-        return read_rgb(self._data[self._index[i]][self._features.image], self._max_pixels, size)
+        return read_rgb(self._data[self._index[i]][self._features.image], self._max_pixels, target)
 
     def _identity(self, info: Any, image: str | None, key: str) -> str:
         """Everything that sizes and texts depend on, except the examples themselves."""
