@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from unittest import mock
 
 import jax
 from ml_collections import ConfigDict
@@ -72,7 +73,28 @@ def tiny_run(workdir, changes=None, devices: int = 1):
 
     config = shrink(base.get_config())
     config.update_from_flattened_dict(changes or {})
-    return train_loop.build(config, workdir, jax.devices()[:devices])
+    with trained_once():
+        return train_loop.build(config, workdir, jax.devices()[:devices])
+
+
+_tokenizers = {}  # the bytes of each, by texts and vocabulary
+
+
+@contextlib.contextmanager
+def trained_once():
+    """Equal texts give equal tokenizers, so only the first of them is trained, in a second."""
+    from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
+
+    train = SentencePieceTokenizer.train
+
+    def remembered(texts, vocabulary):
+        key = tuple(texts), vocabulary
+        if key not in _tokenizers:
+            _tokenizers[key] = train(iter(key[0]), vocabulary).model_bytes
+        return SentencePieceTokenizer(_tokenizers[key])
+
+    with mock.patch.object(SentencePieceTokenizer, 'train', remembered):
+        yield
 
 
 @contextlib.contextmanager

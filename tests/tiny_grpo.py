@@ -4,7 +4,7 @@ known.
 
 import jax
 import numpy as np
-from shrink import shrink
+from shrink import shrink, trained_once
 
 from configs import base
 from configs.posttraining import grpo
@@ -32,7 +32,8 @@ def config_of(changes=None):
 def built(workdir, changes=None, devices=1):
     config = config_of(changes)
     collector.check(config)
-    return train_loop.build(config, workdir, jax.devices()[:devices], policy.objective)
+    with trained_once():
+        return train_loop.build(config, workdir, jax.devices()[:devices], policy.objective)
 
 
 def fed(run, state, reward):

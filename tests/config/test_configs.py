@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from config_names import NAMES, get_config
 from ml_collections import ConfigDict
-from shrink import shrink
+from shrink import shrink, trained_once
 
 from configs.posttraining import grpo
 from rf_jax.posttraining import collector, policy
@@ -50,7 +50,8 @@ def trained(config, folder):
 def test_config_trains(name, tmp_path):
     config = shrink(get_config(name))
     config.steps = 2
-    state = trained(config, tmp_path)
+    with trained_once():
+        state = trained(config, tmp_path)
     assert int(state.step) == 2 and int(state.skipped) == 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state.params)))
     assert (tmp_path / 'checkpoints' / '2').is_dir() and (tmp_path / 'config.json').exists()

@@ -5,7 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from shrink import quick_compilation, shrink
+from shrink import quick_compilation, shrink, trained_once
 
 from configs import base, paper, scenes, stages
 from rf_jax.runtime import checkpoint
@@ -22,7 +22,8 @@ def build(stage, workdir, initialise_from='', **changes):
     config.steps = 2
     config.initialise_from = str(initialise_from)
     config.update_from_flattened_dict(changes)
-    return train_loop.build(config, workdir, jax.devices()[:1])
+    with trained_once():
+        return train_loop.build(config, workdir, jax.devices()[:1])
 
 
 def leaves(tree):

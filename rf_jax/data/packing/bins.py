@@ -14,6 +14,7 @@ _UNIT = 2**20  # room of an empty row in each dimension, once scaled
 _BLOCKS = 8  # a block is 1 / 8 of the rows: smaller blocks balance better and take longer
 _ONE_BY_ONE = 8  # examples per row that are packed one by one
 _GROUP = 512  # rows that best fit chooses from; more rows fill better and take longer
+_NEVER = np.iinfo(np.int64).max
 
 
 def pack(sizes: np.ndarray, capacity: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,17 +85,23 @@ def best_fit(sizes: np.ndarray, room: np.ndarray, capacity: np.ndarray) -> np.nd
     The best row is the fullest one in the dimensions that the example uses. Updates `room`.
     """
     left = np.ascontiguousarray(room.T)
-    unit = (_UNIT // np.maximum(capacity, 1))[:, None]
-    weighted = left * unit
+    unit = _UNIT // np.maximum(capacity, 1)
+    # Few sets of dimensions are in use: the room that each row has in them is kept up to date.
+    used, kind = np.unique(sizes > 0, axis=0, return_inverse=True)
+    weighted = (used * unit) @ left  # [sets, rows]
+    shares = (sizes * unit) @ used.T  # what each example takes of it, [S, sets]
+    dimensions = [np.flatnonzero(each).tolist() for each in used]
+    every = np.ones(len(room), bool)
     row_of = np.full(len(sizes), -1, np.int64)
-    for example, size in enumerate(sizes):
-        takes = np.flatnonzero(size)
-        fits = np.flatnonzero((left[takes] >= size[takes, None]).all(0))
-        if len(fits):
-            at = fits[np.argmin(weighted[takes][:, fits].sum(0))]
+    for example, (of, size) in enumerate(zip(kind.reshape(-1).tolist(), sizes.tolist())):
+        fits = every
+        for d in dimensions[of]:
+            fits = fits & (left[d] >= size[d])
+        at = int(np.where(fits, weighted[of], _NEVER).argmin())
+        if fits[at]:
             row_of[example] = at
-            left[:, at] -= size
-            weighted[:, at] -= size * unit[:, 0]
+            left[:, at] -= sizes[example]
+            weighted[:, at] -= shares[example]
     room[:] = left.T
     return row_of
 

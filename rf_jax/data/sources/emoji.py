@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rf_jax.data.image_ops import header_size, read_rgb
+from rf_jax.data.image_ops import read_rgb
 from rf_jax.data.records import Record, Source, clean
 from rf_jax.runtime.errors import UserError
 
 _EMOJI = Path(__file__).parents[1] / 'assets' / 'emoji64.zip'
+_SIZE = 64  # pixels
 # Words that name the kind of a Unicode subgroup; without one, the whole subgroup name does.
 _HEADS = (
     *('animal', 'plant', 'food', 'face', 'person', 'hand', 'place', 'transport'),
@@ -35,12 +36,12 @@ class EmojiSource(Source):
             self._images = [archive.read(entry['file']) for entry in entries]
         self._records = [
             Record(
-                *header_size(image),
+                *(_SIZE, _SIZE),
                 captions=(clean(entry['label']),),
                 tags=tuple(map(clean, entry['tags'])),
                 kind=_readable(entry['subgroup']),
             )
-            for entry, image in zip(entries, self._images)
+            for entry in entries
         ]
 
     def __len__(self) -> int:

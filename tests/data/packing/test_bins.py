@@ -68,6 +68,24 @@ def test_best_fit_picks_the_fullest_row():
     assert room.tolist() == [[0, 0], [0, 1], [0, 5]]
 
 
+def test_best_fit_is_what_its_docstring_says():
+    """Also for examples that use no dimension, which any row has room for."""
+    rng = np.random.default_rng(5)
+    sizes = rng.integers(0, CAPACITY // 2 + 1, (300, 6)) * rng.integers(0, 2, (300, 6))
+    sizes[::50] = 0
+    room = rng.integers(0, CAPACITY + 1, (40, 6))
+    left, expected = room.copy(), []
+    for size in sizes:
+        uses = size > 0
+        fullness = (left * (2**20 // CAPACITY))[:, uses].sum(1)
+        fits = np.flatnonzero((left >= size).all(1))
+        expected.append(min(fits, key=fullness.__getitem__) if len(fits) else -1)
+        left[expected[-1]] -= size if len(fits) else 0
+    assert bins.best_fit(sizes, room, CAPACITY).tolist() == expected
+    np.testing.assert_array_equal(room, left)
+    assert -1 in expected and len(set(expected)) == 41
+
+
 def sizes_like(kind, count=2**15, **data):
     config = base.get_config()
     config.data.update({'sizes': ((256, 1.0),), 'max_text_tokens': 256} | data)

@@ -35,6 +35,7 @@ def test_emoji_records(emoji):
     assert len(emoji) == 1851 and emoji.name == 'emoji' and not emoji.skipped
     records = [emoji.record(i) for i in range(len(emoji))]
     assert all((r.height, r.width) == (64, 64) and r.captions[0] and r.kind for r in records)
+    assert {emoji.image(i).shape for i in range(len(emoji))} == {(64, 64, 3)}
     assert records[0].captions == ('grinning face',) and 'smile' in records[0].tags
     kinds = {r.captions[0]: r.kind for r in records}
     assert kinds['dog face'] == 'animal' and kinds['flag: Zimbabwe'] == 'flag'
