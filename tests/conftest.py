@@ -18,6 +18,8 @@ os.environ['XLA_FLAGS'] = (
 if version('jaxlib').startswith('0.10.'):  # XLA ends a process that gives a flag it does not know
     # Programs of `shrink.quick_compilation` are compiled in 4 s in place of 10 s.
     os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
+    # Two tests run at a time, so threads of the compiler gain nothing; for one, it takes less.
+    os.environ['XLA_FLAGS'] += ' --xla_cpu_parallel_codegen_split_count=1'
 if 'RF_JAX_TEST_CACHE' not in os.environ:  # else this is a worker: equal programs compile once
     os.environ['RF_JAX_TEST_CACHE'] = tempfile.mkdtemp(prefix='rf_jax_tests_')
     atexit.register(shutil.rmtree, os.environ['RF_JAX_TEST_CACHE'], ignore_errors=True)

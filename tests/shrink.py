@@ -5,6 +5,7 @@ import os
 from unittest import mock
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from rf_jax.data.data_fields import talks
@@ -74,7 +75,30 @@ def tiny_run(workdir, changes=None, devices: int = 1):
     config = shrink(base.get_config())
     config.update_from_flattened_dict(changes or {})
     with trained_once():
-        return train_loop.build(config, workdir, jax.devices()[:devices])
+        return initialised_once(train_loop.build(config, workdir, jax.devices()[:devices]))
+
+
+_states = {}  # new ones, by the program that computes them
+
+
+def initialised_once(run):
+    """The run; a new state of it is computed only if none of an equal model was, on any mesh. To
+    compile that takes seconds. (It is the same on every mesh: test_equal_losses.py.)
+    """
+    program = run.initialise
+
+    def initialise():
+        traced = program.trace().jaxpr
+        key = str(traced), *(np.asarray(each).tobytes() for each in traced.consts)
+        if key not in _states:
+            _states[key] = jax.device_get(program())
+        return jax.tree.map(
+            lambda held, asked: jax.device_put(held.copy(), asked.sharding),
+            *(_states[key], run.abstract),
+        )
+
+    run.initialise = initialise
+    return run
 
 
 _tokenizers = {}  # the bytes of each, by texts and vocabulary

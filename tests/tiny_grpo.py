@@ -4,7 +4,7 @@ known.
 
 import jax
 import numpy as np
-from shrink import shrink, trained_once
+from shrink import initialised_once, shrink, trained_once
 
 from configs import base
 from configs.posttraining import grpo
@@ -33,7 +33,8 @@ def built(workdir, changes=None, devices=1):
     config = config_of(changes)
     collector.check(config)
     with trained_once():
-        return train_loop.build(config, workdir, jax.devices()[:devices], policy.objective)
+        run = train_loop.build(config, workdir, jax.devices()[:devices], policy.objective)
+    return initialised_once(run)
 
 
 def fed(run, state, reward):

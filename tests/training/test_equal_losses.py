@@ -3,7 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from shrink import tiny_run
+from shrink import shrink, tiny_run
+
+from configs import base
+from rf_jax.training import train_loop
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
 
@@ -77,6 +80,17 @@ def test_losses_of_ten_steps_are_equal(name, single, tmp_path):
         for metric in b:
             np.testing.assert_allclose(a[metric], b[metric], rtol=1e-4, err_msg=metric)
     assert wanted[-1]['loss'] < wanted[0]['loss']
+
+
+def test_a_mesh_initialises_what_one_device_does(tmp_path):
+    found = []
+    for devices, mesh in ((1, {}), (8, {'mesh.tensor': 2, 'mesh.expert': 2})):
+        config = shrink(base.get_config())
+        config.update_from_flattened_dict(CONFIG | mesh)
+        run = train_loop.build(config, tmp_path / str(devices), jax.devices()[:devices])
+        found.append(jax.device_get(run.initialise()))
+    one, eight = map(jax.tree.leaves, found)
+    assert all((a == b).all() for a, b in zip(one, eight, strict=True))
 
 
 def test_jax_has_the_devices_that_this_file_needs():
