@@ -15,7 +15,6 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers as policies
 
 from rf_jax.runtime import checkpoint_files, checkpoint_folder, errors, paths, storage
 from rf_jax.runtime.errors import Unavailable, UserError
@@ -51,15 +50,7 @@ class Checkpoints:
         self.claim = checkpoint_folder.take_over(self.directory)
         self.failures = 0
         self._pending: int | None = None  # step of the save in progress
-        kept = [policies.LatestN(keep)]
-        kept += [policies.EveryNSteps(keep_period)] if keep_period else []
-        options = ocp.CheckpointManagerOptions(
-            save_decision_policy=policies.FixedIntervalPolicy(every),
-            preservation_policy=policies.AnyPreservationPolicy(kept),
-            # Of a bucket, `take_over` has: Orbax would raise one failure again at every save.
-            cleanup_tmp_directories=storage.is_local(self.directory),
-        )
-        self._manager = checkpoint_folder.open_manager(self.directory, options)
+        self._manager = checkpoint_folder.open_manager(self.directory, every, keep, keep_period)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is due at `step`, a multiple of `every`."""
@@ -86,7 +77,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return False
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+            args = ocp.args.StandardSave(checkpoint_files.apart(state))
+            self._manager.save(step, args=args, force=True)
         except Exception as error:
             if storage.is_local(self.directory) and not isinstance(error, OSError):
                 raise

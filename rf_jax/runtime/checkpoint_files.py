@@ -20,7 +20,7 @@ from etils import epath
 
 from rf_jax.runtime import storage
 from rf_jax.runtime.errors import Unavailable, UserError
-from rf_jax.runtime.sharding import path_name
+from rf_jax.runtime.sharding import path_name, to_device_memory
 
 ITEM = 'default'  # Orbax's name for the only tree of a checkpoint
 UNREACHABLE = ('ABORTED', 'DEADLINE_EXCEEDED', 'PERMISSION_DENIED', 'UNAVAILABLE')  # TensorStore's
@@ -86,6 +86,21 @@ def read_arrays(folder: epath.Path, wanted: Any) -> Any:
     )
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         return reader.restore(folder / ITEM, args=arguments)
+
+
+def apart(tree: Any) -> Any:
+    """The tree with copies of its arrays in host memory, made one at a time by way of the device.
+
+    Orbax would write those from their own memory. The next step is given that memory, which XLA
+    refuses on a GPU as long as Orbax refers to it.
+    """
+
+    def copied(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.sharding.memory_kind != 'pinned_host':
+            return x
+        return jax.block_until_ready(jax.device_put(to_device_memory(x), x.sharding))
+
+    return jax.tree.map(copied, tree)
 
 
 def flatten(tree: Any) -> dict[str, Any]:

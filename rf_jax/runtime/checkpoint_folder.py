@@ -11,11 +11,15 @@ from collections.abc import Iterable, Iterator
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
 
 from rf_jax.runtime import buckets, distributed, paths, storage
 from rf_jax.runtime.errors import Unavailable, UserError
 
 COMMIT_FILE = 'commit_success.txt'  # Orbax's name
+# Seconds for one save, at the end of which it fails however far it is. Orbax's own 1,200 are too
+# few for 70 GB at 50 MB/s.
+SAVE_TIMEOUT = 7200
 
 
 def of(directory: str | os.PathLike) -> epath.Path:
@@ -128,11 +132,22 @@ def _check_metadata(directory: epath.Path) -> None:
 
 
 def open_manager(
-    directory: epath.Path, options: ocp.CheckpointManagerOptions
+    directory: epath.Path, every: int, keep: int, keep_period: int
 ) -> ocp.CheckpointManager:
-    """Raises Unavailable if a bucket fails; tries only once, since in there processes wait for one
+    """Orbax's manager, as `checkpoint.Checkpoints` takes these numbers.
+
+    Raises Unavailable if a bucket fails; tries only once, since in there processes wait for one
     another.
     """
+    kept = [policies.LatestN(keep)]
+    kept += [policies.EveryNSteps(keep_period)] if keep_period else []
+    options = ocp.CheckpointManagerOptions(
+        save_decision_policy=policies.FixedIntervalPolicy(every),
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+        # Of a bucket, `take_over` has: Orbax would raise one failure again at every save.
+        cleanup_tmp_directories=storage.is_local(directory),
+        async_options=ocp.AsyncOptions(timeout_secs=SAVE_TIMEOUT),
+    )
     try:
         return ocp.CheckpointManager(directory, options=options)
     except Exception as error:  # as many types as for fsspec

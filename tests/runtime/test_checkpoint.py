@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from orbax.checkpoint._src.serialization import serialization
@@ -131,6 +132,53 @@ def test_state_may_be_donated_right_after_save(opened, request, monkeypatch, lay
     overwritten.set()
     assert checkpoints.wait() and len(late) == len(expected) and all(late)
     assert bits(checkpoints.restore(target)[1]) == expected
+
+
+def held_back(monkeypatch):
+    """An event; whatever is saved is written only once it is set."""
+    released, write = threading.Event(), serialization.async_serialize_from_host
+
+    async def write_late(*args, **kwargs):
+        assert released.wait(30)
+        return await write(*args, **kwargs)
+
+    monkeypatch.setattr(serialization, 'async_serialize_from_host', write_late)
+    return released
+
+
+def test_a_save_does_not_refer_to_state_in_host_memory(opened, eight, monkeypatch):
+    """A GPU refuses to donate what is referred to; a CPU donates a copy, at another address."""
+    layout = eight['params']['dense']['kernel'].with_memory_kind('pinned_host')
+    state = jax.jit(lambda: jnp.arange(1024.0).reshape(64, 16), out_shardings=layout)()
+    expected = bits(np.asarray(jax.device_put(state, layout.with_memory_kind('device'))))
+
+    def overwrite(x):
+        return jax.device_put(jax.device_put(x, jax.memory.Space.Device) * 0, layout)
+
+    def addresses(x):
+        return [shard.data.unsafe_buffer_pointer() for shard in x.addressable_shards]
+
+    overwrite = jax.jit(overwrite, donate_argnums=0, out_shardings=layout)
+    released, before = held_back(monkeypatch), addresses(state)
+    target = abstract({'offloaded': state}, {'offloaded': layout})
+    checkpoints = opened()
+    checkpoints.save(1, {'offloaded': state})
+    state = overwrite(state)
+    assert addresses(state) == before
+    released.set()
+    restored = checkpoints.restore(target)[1]['offloaded']
+    assert restored.sharding.memory_kind == 'pinned_host' and bits(restored) == expected
+
+
+def test_a_save_may_take_longer_than_orbax_allows_by_default(opened, one, monkeypatch):
+    seconds, *others = ocp.AsyncOptions.__init__.__defaults__
+    assert seconds == 1200
+    monkeypatch.setattr(ocp.AsyncOptions.__init__, '__defaults__', (1, *others))
+    released = held_back(monkeypatch)
+    threading.Timer(2, released.set).start()
+    checkpoints = opened()
+    assert checkpoints.save(1, jax.device_put(make_state(1), one))
+    assert checkpoints.wait() and checkpoints.latest_step() == 1
 
 
 def test_restore_numpy_needs_only_the_folder(opened, eight):
