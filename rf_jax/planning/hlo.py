@@ -175,14 +175,13 @@ def dot_flops(out: Array, left: Array, attributes: str) -> float:
     return 2.0 * math.prod(out.dims) * contracted
 
 
-def cudnn_attention_flops(target: str, query: Array, attributes: str) -> float:
-    """Two products forward and five backward, of all pairs [B, H, Lq, Lk]: a mask saves nothing.
+def cudnn_attention_flops(target: str, query: Array, key: Array) -> float:
+    """Two products forward and five backward, of all pairs: a mask saves nothing.
 
-    `query`: [B, Lq, H, D].
+    `query`: [B, Lq, H, D]; `key`: [B, Lk, its heads, D].
     """
-    pairs = re.search(r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]', attributes)
-    pairs = math.prod(int(n) for n in re.findall(r'\d+', pairs[1]))
-    return 2.0 * (5 if target.endswith('Backward') else 2) * pairs * query.dims[-1]
+    products = 5 if target.endswith('Backward') else 2
+    return 2.0 * products * math.prod(query.dims) * key.dims[1]
 
 
 def groups_of(attributes: str) -> tuple[tuple[int, ...], ...]:

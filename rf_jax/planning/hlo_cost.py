@@ -125,7 +125,8 @@ def _kernel(result: Totals, i: Instruction, table) -> None:
     elif target.startswith('__cublas$'):
         result.flops += hlo.dot_flops(i.arrays[0], first, i.attributes)
     elif target.startswith('__cudnn$fmha'):
-        result.flops += hlo.cudnn_attention_flops(target, first, i.attributes)
+        key = table[i.operands[1]].arrays[0]
+        result.flops += hlo.cudnn_attention_flops(target, first, key)
 
 
 def _traffic(i: Instruction, table, computations) -> float:

@@ -1,6 +1,7 @@
 """Peak FLOP/s, memory and bandwidth of accelerators, from the vendors' data sheets."""
 
 import os
+import re
 from dataclasses import dataclass, replace
 
 import jax
@@ -24,8 +25,14 @@ _PEAKS = {
 }
 
 
+# In the names of slower GPUs that begin as those above; NVIDIA H200 MIG 1g.18gb is a part of one.
+_SLOWER = re.compile(r' (MIG|Laptop|D)\b')
+
+
 def peak_flops(device: jax.Device) -> float | None:
     """Peak FLOP/s of a device in bfloat16; None for kinds not listed, such as CPUs."""
+    if _SLOWER.search(device.device_kind):
+        return None
     kinds = (kind for kind in _PEAKS if device.device_kind.startswith(kind))
     return next((_PEAKS[kind] for kind in kinds), None)
 

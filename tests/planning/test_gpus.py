@@ -32,6 +32,13 @@ def test_products_of_cublas_and_attention_of_cudnn_are_counted():
     assert hlo_cost.totals(text).flops == (products + attention) / 8
 
 
+def test_attention_of_cudnn_is_counted_whatever_xla_writes_of_its_configuration():
+    _, text = gpu_programs.recorded()
+    assert 'intermediate_tensor_shape' in text
+    other = text.replace('intermediate_tensor_shape', 'another_name')
+    assert hlo_cost.totals(other).flops == hlo_cost.totals(text).flops
+
+
 def test_gathers_and_reductions_that_run_in_the_background_are_counted():
     """Parameters are gathered forward and backward; gradients are reduced once, in bfloat16."""
     _, text = gpu_programs.recorded()

@@ -30,3 +30,15 @@ def test_known_kinds(kind, teraflops):
 
 def test_a_cpu_has_no_listed_peak():
     assert peak_flops(jax.devices()[0]) is None
+
+
+@pytest.mark.parametrize(
+    'kind',
+    [
+        'NVIDIA H100 80GB HBM3 MIG 1g.10gb',
+        'NVIDIA GeForce RTX 4090 Laptop GPU',
+        'NVIDIA GeForce RTX 4090 D',
+    ],
+)
+def test_a_part_of_a_gpu_and_its_slower_namesakes_have_no_listed_peak(kind):
+    assert peak_flops(SimpleNamespace(device_kind=kind)) is None
