@@ -101,7 +101,10 @@ def build(
     folder = paths.anywhere(folder, '--workdir')
     spent = goodput.Goodput(folder)
     mesh_, rows = checks.start(config, devices)
-    if checkpoint.exists_in(folder):  # the run goes on from its own
+    # The first process decides: a file system may show another an older listing, and the branches
+    # exchange values.
+    started = distributed.broadcast(lambda: str(checkpoint.exists_in(folder)).encode()) == b'True'
+    if started:  # the run goes on from its own
         checks.check_version(folder)
         checks.check_command(config, folder)
         checks.check_adapters(config, folder)

@@ -257,6 +257,22 @@ def test_hosts_that_list_different_checkpoints_do_not_restore_any(tmp_path, monk
     assert checkpoint_folder.agreed_steps(tmp_path, [2, 4]) == [4, 2]
 
 
+@pytest.mark.parametrize('first, own', [(True, False), (False, True)])
+def test_the_first_process_decides_whether_a_run_goes_on(tmp_path, monkeypatch, first, own):
+    """Else one checks its initial weights and waits for the others, which go on."""
+    called, answers = [], iter([str(first).encode()])
+    monkeypatch.setattr(distributed, 'broadcast', lambda make: next(answers))
+    monkeypatch.setattr(train_loop.checkpoint, 'exists_in', lambda folder: own)
+    monkeypatch.setattr(train_loop.initial_weights, 'check', lambda config: called.append('new'))
+    monkeypatch.setattr(train_loop.checks, 'check_version', lambda run: called.append('goes on'))
+    config = debug.get_config()
+    config.mesh.fsdp = 1
+    with pytest.raises(StopIteration):  # at the next exchange
+        monkeypatch.setattr(distributed, 'check_shared', distributed.broadcast)
+        train_loop.build(config, tmp_path, jax.devices()[:1])
+    assert called == ['goes on' if first else 'new']
+
+
 def test_the_main_process_reads_the_data_first(monkeypatch):
     calls = []
     monkeypatch.setattr(distributed, 'broadcast', lambda make: calls.append('main is done'))
