@@ -68,24 +68,28 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
-    """Devices in `shape`. Slices, linked by a slow network, go along `data`, then along `fsdp`."""
+    """Devices in `shape`. Slices, linked by a slow network, go along `data`, then along `fsdp`.
+
+    JAX numbers the hosts of GPUs, or what NVLink joins of them, as slices too.
+    """
+    one, many = ('host', 'hosts') if devices[0].platform == 'gpu' else ('slice', 'slices')
     slices = Counter(getattr(device, 'slice_index', 0) for device in devices)
     if len(set(slices.values())) > 1:
-        raise UserError(f'slices of unequal size, {dict(slices)} devices: leave the odd one out.')
+        raise UserError(f'{many} of unequal size, {dict(slices)} devices: leave the odd one out.')
     data, fsdp = shape[:2]
     across_data = math.gcd(data, len(slices))
     across_fsdp = len(slices) // across_data
     if fsdp % across_fsdp:
         raise UserError(
-            f'mesh.data={data} x mesh.fsdp={fsdp} cannot be split between {len(slices)} slices: '
-            f'make mesh.data a multiple of {len(slices)}; the other axes stay within a slice.'
+            f'mesh.data={data} x mesh.fsdp={fsdp} cannot be split between {len(slices)} {many}: '
+            f'make mesh.data a multiple of {len(slices)}; the other axes stay within a {one}.'
         )
     if across_fsdp > 1:
         logging.log_first_n(
             logging.WARNING,
-            'mesh.fsdp=%d spans %d slices: parameters cross the slow network between them in every '
+            'mesh.fsdp=%d spans %d %s: parameters cross the slow network between them in every '
             'step; with mesh.data=%d only gradients do',
-            *(1, fsdp, across_fsdp, len(slices)),
+            *(1, fsdp, across_fsdp, many, len(slices)),
         )
     across = (across_data, across_fsdp, *(1 for _ in shape[2:]))
     within = tuple(size // outer for size, outer in zip(shape, across))
@@ -101,7 +105,7 @@ def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
         shown = ', '.join(f'mesh.{axis}={size}' for axis, size in zip(AXES, shape) if size > 1)
         raise UserError(
             f'JAX cannot lay out {shown or "one device"} over {len(devices)} devices in '
-            f'{len(slices)} slice(s), change one of them: {str(error).splitlines()[0][:200]}'
+            f'{len(slices)} {one}(s), change one of them: {str(error).splitlines()[0][:200]}'
         ) from error
 
 

@@ -60,10 +60,14 @@ def test_the_batch_size_must_divide_evenly():
             mesh_lib.check_batch_size(rows, mesh)
 
 
-def fake_slices(count, each):
+def fake_slices(count, each, platform='cpu'):
     return [
         types.SimpleNamespace(
-            id=i, slice_index=i // each, process_index=i // each, platform='cpu', device_kind='cpu'
+            id=i,
+            slice_index=i // each,
+            process_index=i // each,
+            platform=platform,
+            device_kind=platform,
         )
         for i in range(count * each)
     ]
@@ -89,6 +93,11 @@ def test_slices_go_along_data_first_and_then_along_fsdp():
             (1, 1, 8, 1, 1),
             fake_slices(2, 4),
             r'mesh\.data=1 x mesh\.fsdp=1 .* between 2 slices',
+        ),
+        (
+            (1, 1, 8, 1, 1),
+            fake_slices(2, 4, 'gpu'),
+            r'between 2 hosts: make mesh\.data a multiple of 2.* within a host',
         ),
         ((1, 7, 1, 1, 1), fake_slices(2, 4)[1:], 'slices of unequal size, {0: 3, 1: 4}'),
         (
