@@ -5,6 +5,7 @@ A rollout is a function of (seed, step, parameters), so a run that was killed re
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,8 @@ def check(config) -> None:
             "without tokens and grpo.policies=('flow',)"
         )
     _check_steps(config)
-    for field, value in (('checkpoint.every', config.checkpoint.every), ('steps', config.steps)):
+    for field in ('checkpoint.every', 'checkpoint.keep_period', 'steps'):
+        value = attrgetter(field)(config)
         require(
             value % c.updates == 0,
             f'{field}={value} is not a multiple of grpo.updates={c.updates}: a run can only go on '

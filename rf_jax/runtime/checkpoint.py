@@ -35,7 +35,7 @@ class Checkpoints:
         Args:
           every: save every this many steps.
           keep: number of newest checkpoints to keep.
-          keep_period: also keep the checkpoints of all multiples of this step; 0: none.
+          keep_period: also save at all multiples of this step, and keep these; 0: none.
 
         Raises:
           UserError: a number is out of range, or the directory cannot be written.
@@ -53,7 +53,7 @@ class Checkpoints:
         self._manager = checkpoint_folder.open_manager(self.directory, every, keep, keep_period)
 
     def due(self, step: int) -> bool:
-        """Whether a checkpoint is due at `step`, a multiple of `every`."""
+        """Whether a checkpoint is due at `step`, a multiple of `every` or `keep_period`."""
         if self._pending is not None and not self._manager.is_saving_in_progress():
             self.wait()  # does not block; logs a failure now rather than at the next save
         return self._manager.should_save(step)

@@ -139,10 +139,12 @@ def open_manager(
     Raises Unavailable if a bucket fails; tries only once, since in there processes wait for one
     another.
     """
-    kept = [policies.LatestN(keep)]
-    kept += [policies.EveryNSteps(keep_period)] if keep_period else []
+    kept, due = [policies.LatestN(keep)], [policies.FixedIntervalPolicy(every)]
+    if keep_period:
+        kept.append(policies.EveryNSteps(keep_period))
+        due.append(policies.FixedIntervalPolicy(keep_period))
     options = ocp.CheckpointManagerOptions(
-        save_decision_policy=policies.FixedIntervalPolicy(every),
+        save_decision_policy=policies.AnySavePolicy(due),
         preservation_policy=policies.AnyPreservationPolicy(kept),
         # Of a bucket, `take_over` has: Orbax would raise one failure again at every save.
         cleanup_tmp_directories=storage.is_local(directory),

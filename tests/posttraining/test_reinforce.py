@@ -234,6 +234,10 @@ def test_a_reference_of_another_shape_is_one_clear_error(tmp_path):
         ({'grpo.std': 'none'}, r"grpo\.std.*'none'.*group"),
         ({'grpo.flow.stochastic': (0, 4)}, r'the last step has no noise'),
         ({'grpo.updates': 3, 'checkpoint.every': 4}, r'not a multiple of grpo\.updates=3'),
+        (
+            {'grpo.updates': 2, 'checkpoint.keep_period': 5},
+            r'keep_period=5 is not a multiple of grpo\.updates=2',
+        ),
         ({'grpo.updates': 2, 'steps': 3}, r'steps=3 is not a multiple of grpo\.updates=2'),
         ({'grpo.updates': 0}, r'grpo\.updates=0: expected a whole number of at least 1'),
         ({'grpo.flow.level': 0.0}, r'grpo\.flow\.level=0\.0: expected a finite number above 0'),

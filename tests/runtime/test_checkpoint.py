@@ -214,6 +214,16 @@ def test_checkpoints_are_saved_when_due_and_old_ones_deleted(opened):
     assert restore_numpy(checkpoints.directory)[1]['a'].sum() == 3
 
 
+def test_a_checkpoint_is_due_at_every_step_that_is_to_be_kept(opened):
+    """Else only common multiples would be there."""
+    checkpoints = opened(every=4, keep=1, keep_period=6)
+    for step in range(1, 15):
+        if checkpoints.due(step):
+            checkpoints.save(step, {'a': jnp.ones(3)})
+    assert checkpoints.latest_step() == 12
+    assert folders(checkpoints) == ['12', '6']
+
+
 @pytest.mark.parametrize('damage', ['delete', 'truncate', 'metadata'])
 def test_a_damaged_checkpoint_is_renamed_and_the_previous_one_restored(opened, one, caplog, damage):
     target = abstract(make_state(0), one)
