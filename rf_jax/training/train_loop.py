@@ -236,10 +236,18 @@ def train(
         )
         next_batch = (feed or from_batches)(run, start, step_metrics)
 
-        def validate(number: int) -> None:
+        def validate(number: int, may_stop: bool) -> bool:
+            """Whether a signal broke it off: the state is to be saved first."""
+
+            def asked() -> bool:
+                return may_stop and distributed.on_any(stop.requested)
+
             step_metrics.flush()
             with spent.phase('evaluation'), step_metrics.progress.pause():
-                writer.scalars(number, validation.measure(run, current, number))
+                found = validation.measure(run, current, number, asked)
+            if found:
+                writer.scalars(number, found)
+            return not found
 
         for number in range(start + 1, config.steps + 1):
             batch = next_batch(current)
@@ -248,10 +256,12 @@ def train(
             trace.wait_for(values)
             step_metrics.push(number, values, batch)  # reads the previous step while this one runs
             # Read once, since a signal may arrive at any time.
-            stopping = distributed.agreed(stop.requested, step_metrics.stop) and not number % unit
-            last = number == config.steps or stopping
+            may_stop = not number % unit
+            stopping = distributed.agreed(stop.requested, step_metrics.stop) and may_stop
             if validation.due(config, number) and not stopping:
-                validate(number)  # before the checkpoint: a run that resumes there has the line
+                # Before the checkpoint: a run that resumes there has the line.
+                stopping = validate(number, may_stop)
+            last = number == config.steps or stopping
             if last or checkpoints.due(number):
                 step_metrics.flush()
                 checks.raise_unless_finite(number, current)
@@ -269,7 +279,7 @@ def train(
                 with spent.phase('checkpoint'):
                     checkpoints.ensure(number, current.saved())
                 if validation.due(config, number):
-                    validate(number)
+                    validate(number, False)
                 logging.warning('Stopped by a signal at step %d, saved; run it again', number)
                 break
         step_metrics.flush()

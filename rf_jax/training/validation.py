@@ -95,15 +95,19 @@ def _naming_the_field() -> Iterator[None]:
         raise type(error)(text) from None
 
 
-def measure(run, state: State, number: int) -> dict[str, float]:
+def measure(
+    run, state: State, number: int, asked: Callable[[], bool] = lambda: False
+) -> dict[str, float]:
     """{'validation/loss', 'validation/loss/TERM'} after step `number`: means over all tokens of the
-    batches, logged; NaN for a term without any, which the whole loss leaves out. `run`: a
-    `train_loop.Run`.
+    batches, logged; NaN for a term without any, which the whole loss leaves out. {} if `asked()`
+    before one of the batches. `run`: a `train_loop.Run`.
     """
     totals, counts, bands = Counter(), Counter(), Counter()
     with _naming_the_field():
         batches = run.held_out.iterate(0, run.config.validation.batches)
         for i, batch in enumerate(batches):
+            if asked():
+                return {}
             means, counted = jax.device_get(run.validate(state, run.put(batch), i))
             for name, count in counted.items():
                 totals[name] += float(means[name]) * float(count)

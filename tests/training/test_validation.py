@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from types import SimpleNamespace
 
 import jax
@@ -81,6 +82,27 @@ def test_a_run_that_is_killed_while_it_validates_has_all_lines(runs, tmp_path, m
     assert list(found) == [2, 3]
     for step in found:
         assert found[step]['validation/loss'] == wanted[step]['validation/loss']
+
+
+@pytest.mark.slow
+def test_a_signal_breaks_a_validation_off_until_the_state_is_saved(runs, tmp_path, monkeypatch):
+    """It may have more batches than a machine has seconds after SIGTERM."""
+    run = tiny_run(tmp_path, SOURCES | HELD_OUT | {'steps': 3, 'checkpoint.every': 10})
+    validate, saved = run.validate, []
+
+    def signalled(*arguments):
+        saved.append([path.name for path in (tmp_path / 'checkpoints').glob('[0-9]')])
+        if len(saved) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return validate(*arguments)
+
+    run.validate = signalled
+    with quick_compilation():
+        state = train_loop.train(run)
+    assert run.stopped and int(state.step) == 2
+    assert saved == [[], ['2'], ['2']]  # the second batch waits for the checkpoint; all over again
+    wanted, found = validated(runs['with'][0]), validated(run)
+    assert list(found) == [2] and found[2]['validation/loss'] == wanted[2]['validation/loss']
 
 
 @pytest.mark.slow
