@@ -237,7 +237,9 @@ def get_config() -> ConfigDict:
 
     optimizer = config.optimizer = ConfigDict()  # AdamW as in the paper
     optimizer.learning_rate = 1e-3  # paper: 5e-5 from pretrained weights
-    optimizer.warmup_steps = 100  # steps of linear warm-up, then constant
+    # Steps of linear warm-up, then constant. The rate moves on by the updates made: steps that are
+    # skipped (`max_skipped_steps`) do not count for it.
+    optimizer.warmup_steps = 100
     optimizer.decay_steps = 0  # last steps of the run, in which it falls linearly to 0
     optimizer.beta1 = 0.9
     optimizer.beta2 = 0.95
@@ -323,7 +325,7 @@ def get_config() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 200  # steps
     config.checkpoint.keep = 2  # newest kept
-    config.checkpoint.keep_period = 0  # also keep every multiple of this; 0: none
+    config.checkpoint.keep_period = 0  # also save and keep every multiple of this; 0: none
 
     evaluation = config.evaluation = ConfigDict()
     evaluation.samples = 200  # images generated and captioned at the end; 0: none
@@ -332,5 +334,7 @@ def get_config() -> ConfigDict:
     validation.sources = ''  # as data.sources; '': none
     validation.every = 500  # steps; at the end too
     validation.batches = 8  # the same ones every time
-    config.compilation_cache = '~/.cache/rf_jax'  # persistent; '' turns it off
+    # Folder of compiled programs for later runs; '' turns it off. Only the first process writes it:
+    # several hosts need one that they share.
+    config.compilation_cache = '~/.cache/rf_jax'
     return config.lock()  # a misspelt field in a config is an error, not a new field

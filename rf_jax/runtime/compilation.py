@@ -8,8 +8,8 @@ CACHE = '~/.cache/rf_jax'
 
 
 def use_cache(folder: str) -> None:
-    """Caches compiled programs in `folder` across runs; '' disables it. Raises UserError for the
-    address of a bucket.
+    """Caches compiled programs in `folder` across runs; '' disables it. JAX reads them in every
+    process and writes them in the first one. Raises UserError for the address of a bucket.
     """
     if folder:
         jax.config.update(

@@ -82,6 +82,7 @@ def schedule(config, steps: int) -> optax.Schedule:
     """Linear warm-up, from 1 / warmup of the learning rate at the first step, then constant.
 
     With `decay_steps` it falls linearly at the end, to 1 / decay of it at the last of the `steps`.
+    Skipped steps do not count: after some, it ends so many steps earlier in the decay.
     """
     peak, warmup, decay = config.learning_rate, config.warmup_steps, config.decay_steps
 
