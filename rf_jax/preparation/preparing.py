@@ -66,10 +66,11 @@ def prepare(
         skips.log(settings.source, sum(map(found.samples, KINDS)))
         _log_ignored(settings.source, reports.values())
         set_file.write(out, found)
+    found = set_file.read(out)  # raises before anything is removed
     storage.delete_folder(folder)
     for each in (out, folder):
         files.remove_temporary_folder(each)
-    return set_file.read(out)
+    return found
 
 
 def _refuse_changed_input(out: str, settings: Settings) -> None:

@@ -54,6 +54,8 @@ class Settings:
             before = json.loads(storage.read(path))
             before.setdefault('resizer', Settings.resizer)
             differing = [name for name in asdict(self) if before.get(name) != asdict(self)[name]]
+        except UserError:  # of a bucket
+            raise
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f'{path} cannot be read: {error}; choose another --out') from None
         if differing := [name for name in differing if name not in but]:

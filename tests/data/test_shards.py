@@ -20,7 +20,7 @@ from rf_jax.data.shards.reader import Shards
 from rf_jax.data.shards.tar_format import Tar
 from rf_jax.data.sources.prepared import PreparedSource
 from rf_jax.runtime import storage
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime.errors import Unavailable, UserError
 
 
 @pytest.fixture(scope='module')
@@ -265,6 +265,22 @@ def test_a_set_is_whole_once_set_json_is_written(tmp_path):
     assert written.samples('captions') == 5
     (tmp_path / 'set.json').write_text('{"format": 1}')
     with pytest.raises(UserError, match='cannot be read'):
+        set_file.read(str(tmp_path))
+    (tmp_path / 'set.json').unlink()
+    (tmp_path / 'set.json').mkdir()
+    with pytest.raises(UserError, match='cannot be read'):
+        set_file.read(str(tmp_path))
+
+
+def test_a_bucket_that_does_not_answer_is_no_damaged_set(tmp_path, monkeypatch):
+    """The same command may succeed later: it must not end with the code of a user's error."""
+    (tmp_path / 'set.json').touch()
+
+    def read(path):
+        raise Unavailable('no answer')
+
+    monkeypatch.setattr(storage, 'read', read)
+    with pytest.raises(Unavailable, match='no answer'):
         set_file.read(str(tmp_path))
 
 

@@ -18,7 +18,7 @@ from rf_jax.data import image_ops
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.shards import index, set_file, tar
 from rf_jax.data.tokenizer import load_tokenizer
-from rf_jax.preparation import files, preparing, settings, source_flag
+from rf_jax.preparation import cleaning, files, preparing, settings, source_flag
 from rf_jax.preparation.settings import Settings
 from rf_jax.runtime import storage
 from rf_jax.runtime.errors import Unavailable, UserError
@@ -193,6 +193,28 @@ def test_a_finished_set_whose_input_has_changed(tmp_path):
     del settings['units']  # of an older version
     (out / 'prepare.json').write_text(json.dumps(settings))
     assert prepare(f'webdataset:{folder}', out) == found
+
+
+def test_a_set_that_cannot_be_read_costs_no_work_that_is_done(tmp_path):
+    write_tar(tmp_path / '0.tar', range(20))
+    work = tmp_path / 'set' / cleaning.FOLDER
+    work.mkdir(parents=True)
+    (tmp_path / 'set' / 'set.json').mkdir()
+    with pytest.raises(UserError, match=r'set\.json cannot be read'):
+        prepare(f'webdataset:{tmp_path}/0.tar', tmp_path / 'set')
+    assert work.is_dir()
+
+
+def test_settings_in_a_bucket_that_does_not_answer_are_not_damaged(tmp_path, monkeypatch):
+    given = Settings('webdataset:/tars', 32, 'jpeg', 'trained', 1, 0)
+    given.claim(str(tmp_path), '', False)
+
+    def read(path):
+        raise Unavailable('no answer')
+
+    monkeypatch.setattr(storage, 'read', read)
+    with pytest.raises(Unavailable, match='no answer'):
+        given.check(str(tmp_path))
 
 
 def test_a_finished_set_outlives_its_input(tmp_path):

@@ -60,7 +60,9 @@ def read(folder: str) -> PreparedSet:
             raise ValueError('another format')
         shards = {kind: [Shard(**each) for each in found['shards'][kind]] for kind in KINDS}
         return PreparedSet(**{**found, 'shards': shards})
-    except (ValueError, KeyError, TypeError) as error:
+    except UserError:  # of a bucket
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f'{path} cannot be read ({type(error).__name__}: {error}); was it made by another '
             'version of rf_jax? Prepare the set again'
