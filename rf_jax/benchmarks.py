@@ -16,6 +16,8 @@ from rf_jax.evaluation.benchmarks import BENCHMARKS
 from rf_jax.generation import inputs
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import cli, model_flags, paths, workdir
+from rf_jax.training import weight_sources
+from rf_jax.training.weight_sources import Run
 
 _WORKDIR = flags.DEFINE(cli.ANY_PATH, 'workdir', None, 'Folder of the run.')
 _NAME = flags.DEFINE_enum('name', None, list(BENCHMARKS), 'Benchmark; folder: one prompt per line.')
@@ -34,7 +36,8 @@ def main(argv):
     del argv
     out = Path(_OUT.value)
     prompts = benchmarks.read(_NAME.value, Path(_PROMPTS.value))
-    model = _MODEL.value or paths.absolute(paths.anywhere(_WORKDIR.value, '--workdir')).name
+    run = paths.absolute(paths.anywhere(_WORKDIR.value, '--workdir'))
+    model = _MODEL.value or run.name
     workdir.check_writable(out, flag='out')
     sampler = Sampler.load(_WORKDIR.value, _STEP.value, **_PLACEMENT(), **_SAMPLING())
     if not scoring.generates(sampler.config):
@@ -42,7 +45,8 @@ def main(argv):
     size = inputs.parsed_size(_SIZE.value) if _SIZE.value else None
     if size:
         inputs.check_size(sampler.config, *size)
-    benchmarks.generate(sampler, _NAME.value, prompts, out, model, _SEED.value, size)
+    weights = weight_sources.digest(Run, Run.files(run, sampler.step))
+    benchmarks.generate(sampler, _NAME.value, prompts, out, model, _SEED.value, size, weights)
     print(f'{len(prompts)} prompts: all images are in {out}')
 
 

@@ -167,8 +167,10 @@ def generate(
     model: str,
     seed: int = 0,
     size: tuple[int, int] | None = None,
+    weights: str = '',
 ) -> None:
     """Writes the images that are missing in `out`, by a `Sampler`; `model` names it in paths.
+    `weights`: checksum of its checkpoint, as two runs may have one name.
 
     The randomness of an image depends on (seed, benchmark, prompt, number). OUT.json, beside the
     folder, says what the images are of. Raises UserError if it says something else, and if an image
@@ -177,7 +179,7 @@ def generate(
     benchmark = BENCHMARKS[name]
     how = {f'sampling.{field}': value for field, value in asdict(sampler.options()).items()}
     _same_origin(out, {'benchmark': name, 'model': model, 'checkpoint': sampler.step,
-                       'seed': seed, 'size': size and list(size),
+                       'weights': weights, 'seed': seed, 'size': size and list(size),
                        'prompts': fold(*(f'{p.id} {p.text}' for p in prompts)), **how})  # fmt: skip
     for path, text in benchmark.beside(prompts, model).items():
         replace(out / path, text.encode())
@@ -207,14 +209,16 @@ def generate(
 
 def _same_origin(out: Path, origin: dict) -> None:
     """Images of one folder are of one model, sampled in one way. Raises UserError."""
-    path = out.with_name(f'{out.name}.json')
+    folder = Path(os.path.abspath(out))  # '.' has no name
+    require(bool(folder.name), f'--out={out}: expected a folder that has a name')
+    path = folder.with_name(f'{folder.name}.json')
     if not path.exists():
         replace(path, json.dumps(origin).encode())
     origin = json.loads(json.dumps(origin))
     try:
         before = json.loads(path.read_text(encoding='utf-8'))
         require(isinstance(before, dict), 'not an object')
-    except ValueError:
+    except (OSError, ValueError):  # OSError: a folder
         raise UserError(f'--out={out}: {path} is of something else: give another --out') from None
     # Older files do not say how images were sampled.
     changed = [name for name, value in origin.items() if before.get(name, value) != value]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,9 +92,9 @@ class Colours:
         return found
 
 
-def run(name, prompts, out, sampler):
+def run(name, prompts, out, sampler, **more):
     found = benchmarks.read(name, prompts)
-    benchmarks.generate(sampler, name, found, out, 'mine')
+    benchmarks.generate(sampler, name, found, out, 'mine', **more)
 
 
 def files(out):
@@ -174,6 +175,31 @@ def test_a_folder_has_images_of_one_checkpoint(tmp_path):
     (tmp_path / 'other.txt').write_text(prompts.read_text().upper())
     with pytest.raises(UserError, match='images with prompts='):
         run('folder', tmp_path / 'other.txt', tmp_path / 'out', Colours())
+
+
+def test_a_folder_has_images_of_one_run_though_another_has_its_name_and_step(tmp_path):
+    prompts, _ = folder(tmp_path)
+    run('folder', prompts, tmp_path / 'out', Colours(), weights='a1')
+    run('folder', prompts, tmp_path / 'out', Colours(), weights='a1')
+    with pytest.raises(UserError, match="images with weights='a1', and these would have 'b2'"):
+        run('folder', prompts, tmp_path / 'out', Colours(), weights='b2')
+
+
+def test_the_folder_may_be_the_current_one_but_not_the_root(tmp_path, monkeypatch):
+    prompts, expected = folder(tmp_path)
+    (tmp_path / 'out').mkdir()
+    monkeypatch.chdir(tmp_path / 'out')
+    run('folder', prompts, Path('.'), Colours())
+    assert files(tmp_path / 'out') == expected and (tmp_path / 'out.json').is_file()
+    with pytest.raises(UserError, match='--out=/: expected a folder that has a name'):
+        run('folder', prompts, Path('/'), Colours())
+
+
+def test_a_folder_of_that_name_is_left_alone(tmp_path):
+    (tmp_path / 'b.json').mkdir()
+    prompts, _ = folder(tmp_path)
+    with pytest.raises(UserError, match=r'b\.json is of something else: give another --out'):
+        run('folder', prompts, tmp_path / 'b', Colours())
 
 
 def test_a_folder_has_images_of_one_way_of_sampling(tmp_path):
