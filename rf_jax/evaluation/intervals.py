@@ -129,8 +129,8 @@ def estimate(outcomes: Outcomes) -> Estimate:
     each = per_seed(outcomes)
     value = float(each.mean())
     low, high = np.percentile(replicates(outcomes), (2.5, 97.5))
-    # A cosine may be negative.
-    low, high = min(value, max(0.0, float(low))), max(value, min(1.0, float(high)))
+    least = -1.0 if any(trials.correct.min() < 0 for trials in outcomes.values()) else 0.0  # cosine
+    low, high = min(value, max(least, float(low))), max(value, min(1.0, float(high)))
     return Estimate(value, low, high, tuple(each.tolist()))
 
 

@@ -49,6 +49,19 @@ def test_one_text_says_little_of_others(right):
     assert ahead.low < 0 < ahead.high
 
 
+def test_the_interval_of_cosines_may_be_below_zero():
+    def interval(values):
+        trials = intervals.Trials(np.array([values]), np.ones(len(values)), len(values))
+        found = intervals.estimate({'similarity': trials})
+        return found.low, found.high
+
+    values = np.linspace(0.1, 0.5, 40)
+    low, high = interval(values)
+    shifted = interval(values - 0.3)  # both signs
+    np.testing.assert_allclose(shifted, (low - 0.3, high - 0.3))
+    np.testing.assert_allclose(interval(-values), (-high, -low), atol=5e-3)
+
+
 @pytest.mark.parametrize('values', [[-0.2, -0.1, -0.15], [-0.9]])
 def test_the_interval_of_negative_cosines_holds_their_mean(values):
     trials = intervals.Trials(np.array([values]), np.ones(len(values)), len(values))
