@@ -19,6 +19,7 @@ from rf_jax.data import contact_sheet
 from rf_jax.evaluation import conversing, intervals, scoring
 from rf_jax.evaluation.intervals import Trials
 from rf_jax.generation.sampler import Sampler
+from rf_jax.runtime import workdir
 from rf_jax.runtime.errors import UserError
 from rf_jax.scenes import render
 
@@ -137,7 +138,7 @@ def write(runs: Sequence[str], out: Path, command: str) -> None:
     """Writes the report, the rates and the sheet."""
     scores = [load(run) for run in runs]
     comparable(runs, scores)
-    out.mkdir(parents=True, exist_ok=True)
+    workdir.check_writable(out, 'out')
     (out / 'report.md').write_text(report(scores, command), encoding='utf-8')
     with open(out / 'results.csv', 'w', newline='', encoding='utf-8') as file:
         table = csv.writer(file, lineterminator='\n')

@@ -18,6 +18,8 @@ from rf_jax.evaluation import retrieval
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.generation.sampler import Sampler
+from rf_jax.runtime import workdir
+from rf_jax.runtime.errors import require
 
 PROMPTS = (
     'a circle',
@@ -51,7 +53,12 @@ def sheet(inspector: Inspector, with_tokens: list[GeneratedImage], without, trai
 
 
 def write(rf: str, pixels: str, prompts: Sequence[str], seed: int, out: Path) -> None:
-    """Generates the images of both runs and writes the sheet."""
+    """Generates the images of both runs and writes the sheet. Raises UserError."""
+    require(
+        out.suffix.lower() == '.png' and not out.is_dir(),
+        f'--out={out}: expected the name of a PNG file, as in glance.png',
+    )
+    workdir.check_writable(out.parent, 'out')
     inspector = Inspector.load(rf)
     config = inspector.sampler.config.data
     sources = source_list.build(config.sources, config.max_pixels)

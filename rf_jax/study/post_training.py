@@ -19,6 +19,7 @@ import numpy as np
 
 from rf_jax.evaluation import intervals
 from rf_jax.evaluation.intervals import Outcomes
+from rf_jax.runtime import paths, workdir
 from rf_jax.runtime.errors import UserError, require
 
 SIDES = ('seen', 'held_out', 'understanding')
@@ -34,16 +35,21 @@ def parse(texts: Sequence[str]) -> dict[str, list[str]]:
             name and equals and folders,
             f'--arm={text}: expected NAME=FOLDER, or NAME=FOLDER,FOLDER for several seeds',
         )
-        found[name] = folders.split(',')
+        require(
+            name not in found,
+            f'--arm={text}: there are two of the name {name!r}; commas separate the seeds of an '
+            f'arm, as in --arm={name}=FOLDER,FOLDER',
+        )
+        found[name] = [str(paths.local(each, f'--arm={name}')) for each in folders.split(',')]
     return found
 
 
 def load(folder: str) -> dict:
     """The score of a run, with `unified_bench` if that was computed. Raises UserError."""
-    paths = {name: Path(folder) / f'{name}.json' for name in _FILES}
-    found = {name: _read(path) for name, path in paths.items() if path.exists()}
+    files = {name: Path(folder) / f'{name}.json' for name in _FILES}
+    found = {name: _read(path) for name, path in files.items() if path.exists()}
     commands = ' or '.join(f'python -m {command}' for command in _FILES.values())
-    require(found, f'{folder} has no {" or ".join(map(str, paths.values()))}; run {commands} first')
+    require(found, f'{folder} has no {" or ".join(map(str, files.values()))}; run {commands} first')
     bench = found.get('unified_bench', {})
     score = found.get('score', {'generation': {}, 'understanding': {}, 'step': bench.get('step')})
     return score | {'unified_bench': bench}
@@ -51,11 +57,13 @@ def load(folder: str) -> dict:
 
 def _read(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        found = json.loads(path.read_text(encoding='utf-8'))
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}') from None
     except ValueError as error:
         raise UserError(f'{path} is not JSON: {error}') from None
+    require(isinstance(found, dict) and 'step' in found, f'{path} holds no scores')
+    return found
 
 
 def returned(scores: Sequence[Mapping]) -> dict[str, Outcomes]:
@@ -222,7 +230,7 @@ def _row(cells: Sequence[str]) -> str:
 def write(arms: Mapping[str, Sequence[str]], out: Path, command: str) -> None:
     """Writes the report and the rates."""
     scores = {name: [load(folder) for folder in folders] for name, folders in arms.items()}
-    out.mkdir(parents=True, exist_ok=True)
+    workdir.check_writable(out, 'out')
     (out / 'report.md').write_text(report(scores, command), encoding='utf-8')
     with open(out / 'results.csv', 'w', newline='', encoding='utf-8') as file:
         table = csv.writer(file, lineterminator='\n')

@@ -39,6 +39,12 @@ def test_rates_of_each_seed(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
+def test_a_file_is_no_folder_to_write(tmp_path):
+    (tmp_path / 'score.json').write_text(json.dumps(score(0, [1, 0])), encoding='utf-8')
+    with pytest.raises(UserError, match=r'cannot be written.*--out'):
+        conversations.write([str(tmp_path)], tmp_path / 'score.json', '')
+
+
 def test_the_sheet_has_a_column_for_each_edit():
     def flat(value):
         return np.full((48, 48, 3), (value, 0, 0), np.uint8)  # captions are grey

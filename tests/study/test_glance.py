@@ -3,8 +3,10 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from rf_jax.generation.generated_image import GeneratedImage
+from rf_jax.runtime.errors import UserError
 from rf_jax.study import glance
 
 SIDE = 16
@@ -33,3 +35,11 @@ def test_three_rows():
     colours = [tuple(c) for c in ((9, 200, 9), (40, 40, 40), (100, 100, 100))]
     first = {c: np.flatnonzero((sheet == c).all(-1).any(1)).min() for c in colours}
     assert sorted(colours, key=first.get) == colours, 'tokens, then RF, then plain pixels'
+
+
+@pytest.mark.parametrize('name', ['glance.txt', 'glance', 'folder.png', 'file/glance.png'])
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_loaded(tmp_path, name):
+    (tmp_path / 'folder.png').mkdir()
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match='--out'):
+        glance.write('none', 'none', ['a cat'], 0, tmp_path / name)

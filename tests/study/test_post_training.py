@@ -103,6 +103,20 @@ def test_arms_with_other_categories_have_the_cells_that_they_can(folders):
     assert rows == {'| before': ['0.500', '0.250', ''], '| after': ['0.500', '', '1.000']}
 
 
+def test_no_arm_is_lost_because_another_has_its_name(folders):
+    with pytest.raises(UserError, match=r'two of the name .a.; .*--arm=a=FOLDER,FOLDER'):
+        post_training.parse([f'a={folders}/a', f'a={folders}/b'])
+
+
+def test_what_cannot_be_read_or_written_is_one_line(folders):
+    arms = {'a': [str(folders / 'a')]}
+    with pytest.raises(UserError, match=r'cannot be written.*--out'):
+        post_training.write(arms, folders / 'a' / 'score.json', '')
+    (folders / 'a' / 'score.json').write_text('[]')
+    with pytest.raises(UserError, match=r'score\.json holds no scores'):
+        post_training.write(arms, folders / 'out', '')
+
+
 def test_seeds_with_other_categories_are_no_arm(folders):
     value = score(1)
     del value['generation']['seen']['position']
