@@ -76,6 +76,10 @@ def make_plan(config: ConfigDict, kind: str, row_tokens: int) -> Plan:
         return Plan(
             plan.mixture, plan.sizes_of, capacity, plan.batch_size, window=plan.most_examples
         )
+    except UserError as error:
+        if not row_tokens:
+            raise
+        raise UserError(f'--row_tokens={row_tokens}: {error}') from None
     except ValueError as error:
         raise UserError(f'{error} ({", ".join(layout.SIZES)}): see data.capacity') from None
 
@@ -86,7 +90,9 @@ def report(config: ConfigDict, kind: str) -> None:
     plan = make_plan(config, kind, _ROW_TOKENS.value)
     print(f'CPU seconds to start   {time.process_time() - began:12.1f}')
     examples = _SAMPLES.value or round(plan.mixture.examples_per_epoch())
-    print('\n'.join(packing_stats.lines(plan, examples, group_of(config))))
+    # With --row_tokens, the capacities are those recommended already.
+    group = 0 if _ROW_TOKENS.value else group_of(config)
+    print('\n'.join(packing_stats.lines(plan, examples, group)))
     print(f'peak memory            {metrics.peak_process_gb():12.2f} GB')
 
 

@@ -72,16 +72,22 @@ def measure(plan: Plan, examples: int) -> Measured:
 _LEANS = tuple(itertools.product((100, 103, 106), (100, 101, 103), (100,), (100,)))
 
 
+# Rows that are filled to compare capacities, about: all the short rows of a window take minutes.
+_ROWS = 1024
+
+
 def recommended(plan: Plan, tokens: int, group: int = 4) -> tuple[np.ndarray, float]:
     """(capacities that suit the examples of a window at `tokens` per row, row fill with them).
 
     `group`: patches stored together; the pixel capacity is a multiple of it.
     """
     sizes = plan.sizes(plan.mixture.window(0, plan.examples_per_task))
+    rows = int(sizes[:, :4].sum()) // tokens
+    some = sizes[: len(sizes) * _ROWS // max(_ROWS, rows)]  # they are in random order
 
     def fill(capacity) -> float:
-        rows = bins.fewest_rows(sizes, capacity)
-        return float(sizes[:, :4].sum() / (rows * capacity[:4].sum()))
+        rows = bins.fewest_rows(some, capacity)
+        return float(some[:, :4].sum() / (rows * capacity[:4].sum()))
 
     tried = [bins.recommended_capacity(sizes, tokens, lean, group) for lean in _LEANS]
     filled = [fill(capacity) for capacity in tried]
@@ -90,7 +96,9 @@ def recommended(plan: Plan, tokens: int, group: int = 4) -> tuple[np.ndarray, fl
 
 
 def lines(plan: Plan, examples: int, group: int = 4) -> list[str]:
-    """The report on a plan, as lines of text; `group` as in `recommended`."""
+    """The report on a plan, as lines of text; `group` as in `recommended`, 0: without better
+    capacities.
+    """
     measured = measure(plan, examples)
     report = [
         f'examples planned       {measured.examples:12,d}',
@@ -106,6 +114,8 @@ def lines(plan: Plan, examples: int, group: int = 4) -> list[str]:
         f'moved to next window   {measured.carried / measured.examples:12.3%}',
         f'left out               {measured.left_out / measured.examples:12.3%}',
     ]
+    if not group:
+        return report
     capacity, fill = recommended(plan, int(plan.capacity[:4].sum()), group)
     if fill < measured.row_fill + 0.01:
         return report

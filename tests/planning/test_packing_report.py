@@ -37,6 +37,11 @@ def test_capacities_are_recommended_for_a_given_row_length():
     assert 'data.capacity' in output
 
 
+def test_rows_too_short_for_an_image_name_the_flag_that_is_too_small():
+    output = command('packing_report', '--row_tokens=3', code=errors.USER_ERROR)
+    assert 'error: --row_tokens=3: ' in output
+
+
 def test_the_sources_of_a_config_are_reported():
     output = command('packing_report', '--config=configs/emoji.py')
     assert 80 < share(output, 'row fill') < 100

@@ -30,3 +30,26 @@ def test_windows_cut_short_by_other_weights_count_with_their_own_steps(later):
     assert found.fill == pytest.approx({'text': found.row_fill})
     assert found.examples >= 1000
     assert found.examples - found.carried <= len(examples) <= found.examples
+
+
+def test_capacities_are_compared_on_part_of_many_short_rows(monkeypatch):
+    """All rows of a window of short ones take minutes, for each of the capacities."""
+    plan = Plan(mixture(1, 1), sizes_of, CAPACITY, batch_size=8)
+    monkeypatch.setattr(packing_stats, '_ROWS', 50)
+    packed, fewest_rows = [], packing_stats.bins.fewest_rows
+
+    def counted(sizes, capacity):
+        packed.append(len(sizes))
+        return fewest_rows(sizes, capacity)
+
+    monkeypatch.setattr(packing_stats.bins, 'fewest_rows', counted)
+    capacity, fill = packing_stats.recommended(plan, 64)
+    assert max(packed) < 300, 'about 50 rows of five'
+    assert capacity[0] == 64 and 0.9 < fill <= 1
+
+
+def test_no_better_capacities_where_none_are_asked_for(monkeypatch):
+    monkeypatch.setattr(packing_stats, 'recommended', lambda *_: (CAPACITY, 1.0))
+    plan = Plan(mixture(1, 1), sizes_of, CAPACITY, batch_size=8)
+    assert 'row fill would be' in '\n'.join(packing_stats.lines(plan, 100))
+    assert 'row fill would be' not in '\n'.join(packing_stats.lines(plan, 100, group=0))
