@@ -19,8 +19,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from rf_jax.planning import compile_report, roofline, topology
-from rf_jax.runtime import cli, model_flags
-from rf_jax.runtime.errors import UserError
+from rf_jax.runtime import cli, model_flags, workdir
+from rf_jax.runtime.errors import UserError, choose
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'What to compile; configs/paper.py:joint by default.'
@@ -72,12 +72,14 @@ def check(config: ConfigDict, devices, name: str) -> tuple[bool, list]:
 
 
 def check_flags() -> None:
-    """Raises UserError for output files that cannot be written, and for flags without effect."""
+    """Raises UserError for output files that cannot be written, for programs that are not known,
+    and for flags without effect.
+    """
     for name, path in (('json', _JSON.value), ('table', _TABLE.value)):
-        if path and not Path(path).parent.is_dir():
-            raise UserError(f'--{name}={path}: no such folder: {Path(path).parent}')
-        if path and Path(path).is_dir():
-            raise UserError(f'--{name}={path} is a folder; give a file')
+        if path:
+            check_file(name, Path(path))
+    for name in _ONLY.value or ['']:
+        choose('--only', name, compile_report.PROGRAMS)
     for name in ('only', 'table'):
         if _SWEEP.value and flags.FLAGS[name].present:
             raise UserError(f'--{name} has no effect with --sweep: omit one of them')
@@ -86,6 +88,21 @@ def check_flags() -> None:
             f'--mesh is for {" and ".join(compile_report.INFERENCE)}, which are not compiled: add '
             'one to --only, or set config.mesh for training'
         )
+
+
+def check_file(name: str, path: Path) -> None:
+    """Raises UserError now if --name=path could not be written after hours of compiling."""
+    if not path.parent.is_dir():
+        raise UserError(f'--{name}={path}: no such folder: {path.parent}')
+    if path.is_dir():
+        raise UserError(f'--{name}={path} is a folder; give a file')
+    workdir.check_writable(path.parent, name)
+    try:
+        if path.exists():
+            with path.open('r+', encoding='utf-8') as file:
+                file.read()
+    except (OSError, ValueError) as error:
+        raise UserError(f'--{name}={path} is not a text file to write to: {error}') from None
 
 
 def main(argv):

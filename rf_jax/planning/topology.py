@@ -37,7 +37,7 @@ def devices(name: str, slices: int = 1) -> Sequence[jax.Device]:
         raise UserError(f'--topology={name} has one slice: omit --slices={slices}')
     if kind in gpus.KNOWN:
         return gpus.devices(name, gpus.KNOWN[kind], size)
-    if kind == 'cpu' and size.isdigit():
+    if kind == 'cpu' and re.fullmatch('[1-9][0-9]*', size):
         local = jax.devices('cpu')
         if len(local) < int(size):
             raise UserError(

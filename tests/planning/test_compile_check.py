@@ -152,6 +152,7 @@ def test_between_slices_a_chip_sends_its_share_over_dcn():
         ('v5p', 'not known'),
         ('v5p:two', 'not known'),
         ('cpu:99', 'there are 8 CPU devices'),
+        ('cpu:0', "--topology='cpu:0' is not known"),
     ],
 )
 def test_an_unknown_topology_lists_the_known_ones(name, words):
