@@ -54,7 +54,8 @@ def main(argv):
     if not _GUIDED.value:
         config.sampling.guidance_representation = config.sampling.guidance_pixels = 1.0
         config.sampling.guidance_text = config.sampling.guidance_image = 0.0
-    config.data.sources = _SOURCES.value or config.data.sources
+    if _SOURCES.value is not None:
+        config.data.sources = _SOURCES.value
     data, samples = config.data, _SAMPLES.value or config.evaluation.samples
     seed = config.seed if _SEED.value is None else _SEED.value
     if not samples:
@@ -62,12 +63,15 @@ def main(argv):
     try:
         sources = source_list.build(data.sources, data.max_pixels)
     except UserError as error:
+        if _SOURCES.value is not None:
+            raise
         raise UserError(
             f'{error}. If the data was moved, change data.sources in {_WORKDIR.value}/config.json'
         ) from None
     with_images = source_list.with_images(sources, run.sampler.tokenizer, data)
     if not with_images:
-        raise UserError(f'data.sources={data.sources!r} of the run has no images')
+        of = 'of the run' if _SOURCES.value is None else '(--sources)'
+        raise UserError(f'data.sources={data.sources!r} {of} has no images')
     amount = scoring.Amount(
         _PROMPTS.value, _IMAGES.value, samples, _QUESTIONS.value, _CONVERSATIONS.value
     )

@@ -36,7 +36,7 @@ from rf_jax.generation.placement import ONE_DEVICE, Placement
 from rf_jax.generation.trained_weights import read_params
 from rf_jax.models import unified
 from rf_jax.runtime import compilation, paths, renamed_fields, storage
-from rf_jax.runtime.errors import Unavailable, UserError
+from rf_jax.runtime.errors import Unavailable, UserError, require
 from rf_jax.training import bounds
 
 ROWS = 32  # rows of a compiled call: shorter batches are padded, longer ones split into calls
@@ -110,6 +110,12 @@ class Sampler:
                 'configs/base.py'
             ) from None
         sampler.step, params = read_params(workdir, step, config, tokenizer.size, placement)
+        rows = len(params['text_embed']['table'])
+        require(
+            rows == tokenizer.size,
+            f'--workdir={workdir}: its tokenizer has {tokenizer.size} tokens, but its checkpoint '
+            f'{rows}: put the tokenizer back that it was trained with',
+        )
         sampler.params = placement.by_layer(params, free=True)
         return sampler
 

@@ -29,7 +29,7 @@ from rf_jax.runtime import (
     storage,
     workdir,
 )
-from rf_jax.runtime.errors import require
+from rf_jax.runtime.errors import UserError, require
 from rf_jax.training import lora
 from rf_jax.training.weight_sources import TAKEN
 
@@ -100,7 +100,14 @@ KINDS = {'hf': to_hf, 'orbax': to_orbax}
 
 
 def _config(run: paths.AnyPath) -> ConfigDict:
-    return ConfigDict(json.loads(storage.read(run / 'config.json')))
+    """Raises UserError."""
+    path = run / 'config.json'
+    try:
+        return ConfigDict(json.loads(storage.read(path)))
+    except UserError:  # of a bucket
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} cannot be read: {error}') from None
 
 
 def _write_config(config: ConfigDict, folder: Path) -> None:

@@ -19,6 +19,7 @@ from shrink import quick_compilation
 
 from configs import debug
 from rf_jax import sample
+from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.evaluation import run_report
 from rf_jax.generation.sampler import Sampler
 from rf_jax.runtime import errors
@@ -214,6 +215,33 @@ def test_a_run_not_trained_on_the_task_is_reported(workdir, tmp_path):
     assert output.count('did not train captioning (data.tasks.image_to_text=0.0)') == 1
 
 
+def test_a_benchmark_takes_no_images_of_another_run_of_the_same_name(workdir, tmp_path):
+    (tmp_path / 'prompts.txt').write_text('red apple')
+    other = tmp_path / workdir.name
+    shutil.copytree(workdir, other, ignore=shutil.ignore_patterns('.lock'))
+    given = ['--name=folder', f'--prompts={tmp_path}/prompts.txt', f'--out={tmp_path}/out']
+    command('benchmarks', f'--workdir={workdir}', *given)
+    assert 'all images are' in command('benchmarks', f'--workdir={other}', *given), 'a copy'
+    (other / 'checkpoints' / '12' / 'changed').write_text('')
+    output = command('benchmarks', f'--workdir={other}', *given, code=errors.USER_ERROR)
+    assert 'images with weights=' in output
+
+
+def test_other_sources_of_evaluate_are_not_those_of_the_run(workdir, tmp_path):
+    for sources, expected in ((f'folder:{tmp_path}', 'captions.jsonl'), ('', 'data.sources')):
+        output = command(
+            *('evaluate', f'--workdir={workdir}', f'--sources={sources}'), code=errors.USER_ERROR
+        )
+        assert expected in output and 'config.json' not in output
+
+
+def test_a_tokenizer_of_another_run_is_one_line(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / 'run', ignore=shutil.ignore_patterns('.lock'))
+    SentencePieceTokenizer.train(['abc'] * 9, 300).save(tmp_path / 'run' / 'tokenizer.model')
+    with pytest.raises(UserError, match=r'tokenizer has \d+ tokens, but its checkpoint \d+'):
+        Sampler.load(tmp_path / 'run')
+
+
 def test_evaluate_repeats_the_table(workdir):
     before = json.loads((workdir / 'result.json').read_text())
     output = command('evaluate', f'--workdir={relative(workdir)}')
@@ -309,6 +337,10 @@ def test_user_errors_print_one_line_and_no_traceback(workdir, tmp_path):
         ),
         ('train', [DEBUG, f'--workdir={workdir}', '--config.model.backbone.width=64'], 'expected'),
         ('compile_check', ['--topology=cpu:1', '--json=/nowhere/x'], 'no such folder: /nowhere'),
+        ('compile_check', ['--topology=cpu:1', f'--table={tmp_path}/broken.png'], 'text file'),
+        ('compile_check', ['--topology=cpu:1', f'--json={tmp_path}/file/x'], 'no such folder'),
+        ('compile_check', ['--topology=cpu:1', '--only=sample,answr'], "did you mean 'answer'"),
+        ('compile_check', ['--topology=cpu:1', '--only='], "--only='' is not known"),
         ('compile_check', ['--topology=cpu:1', '--sweep', '--only=sample'], '--only'),
         ('compile_check', ['--topology=cpu:1', '--slices=2'], 'omit --slices=2'),
         ('sample', [f'--workdir={tmp_path}', '--prompt=x'], 'config.json'),

@@ -174,6 +174,13 @@ def test_weights_of_one_kind_are_not_for_orbax(tmp_path):
         weight_export.to_orbax(tmp_path, 0, 'raw', tmp_path)
 
 
+def test_a_config_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / 'config.json').write_text('{"seed": ')
+    for export in weight_export.KINDS.values():
+        with pytest.raises(UserError, match=r'config\.json cannot be read'):
+            export(tmp_path, 0, None, tmp_path / 'out')
+
+
 def test_nothing_is_left_of_an_export_that_fails(tmp_path):
     with (
         pytest.raises(UserError, match='stop'),
