@@ -1,5 +1,7 @@
 """The size to which an image is resized: of one image, and of arrays of them."""
 
+import functools
+
 import numpy as np
 
 from rf_jax.data import image_ops, patch_grid, spans
@@ -27,11 +29,16 @@ def pick(chance: float, sizes) -> int:
     return sizes[-1][0]
 
 
-def picks(chance: np.ndarray, sizes) -> np.ndarray:
-    """int64[S]: as `pick`, for an array."""
-    longest = np.array([size for size, _ in sizes])
-    weights = np.cumsum([weight for _, weight in sizes], dtype=float)
-    return longest[np.searchsorted(weights / weights[-1], chance)]
+def picks(chance: np.ndarray | float, sizes) -> np.ndarray | np.int64:
+    """int64[S]: as `pick`, for an array; or for one number."""
+    longest, ends = _longest_and_ends(tuple(map(tuple, sizes)))
+    return longest[np.searchsorted(ends, chance)]
+
+
+@functools.cache
+def _longest_and_ends(sizes: tuple) -> tuple[np.ndarray, np.ndarray]:
+    ends = np.cumsum([weight for _, weight in sizes], dtype=float)
+    return np.array([size for size, _ in sizes]), ends / ends[-1]
 
 
 def patches(

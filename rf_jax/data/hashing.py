@@ -22,16 +22,16 @@ def _hash_one(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def uniform(key: int, *numbers: np.ndarray, draw: int) -> np.ndarray:
+def uniform(key: int, *numbers: np.ndarray | int, draw: int) -> np.ndarray | float:
     """float64[S] in (0, 1): number `draw` of the sequence that belongs to (key, *numbers).
 
-    `numbers`: integers [S].
+    `numbers`: integers [S], or of one sequence alone, which gives a float.
     """
-    if len(numbers[0]) == 1:  # arrays of one take forty times as long
+    if isinstance(numbers[0], int):  # arrays of one take forty times as long
         state = key
-        for number in (*(int(each[0]) for each in numbers), draw):
+        for number in (*numbers, draw):
             state = _hash_one(state ^ number % 2**64)
-        return np.array([((state >> 12) + 0.5) / 2**52])
+        return ((state >> 12) + 0.5) / 2**52
     state = np.full(len(numbers[0]), key, np.uint64)
     for number in (*numbers, np.uint64(draw)):
         state = hash64(state ^ np.asarray(number, np.uint64))

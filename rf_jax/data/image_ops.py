@@ -47,11 +47,34 @@ def header_size(file: str | Path | bytes) -> tuple[int, int]:
 def read_rgb(file: str | Path | bytes, max_pixels: int, target: Target | None = None) -> np.ndarray:
     """Decodes the first frame, upright, in sRGB and on white: uint8 [h, w, 3].
 
-    `file`: a path or the encoded bytes. `target`: what it is resized to; a JPEG 2 _DRAFT times as
-    large is decoded at 1/2, 1/4 or 1/8. Raises BadImage, also for more than `max_pixels`.
+    `file`: a path or the encoded bytes. `target`: what it is resized to, here, read-only; a JPEG
+    2 _DRAFT times as large is decoded at 1/2, 1/4 or 1/8. Raises BadImage, also for more than
+    `max_pixels`.
     """
+    plain = _plain(file, max_pixels, target) if isinstance(file, bytes) else None
+    if plain is not None:
+        return plain
     with opened(file) as image:
         return upright_rgb(image, max_pixels, target)
+
+
+def _plain(data: bytes, max_pixels: int, target: Target | None) -> np.ndarray | None:
+    """As read_rgb, for a JPEG that needs nothing else of Pillow; None for what is not one."""
+    size = jpeg.plain_size(data)
+    if not size or size[0] * size[1] > max_pixels:
+        return None
+    if target and min(size[0] // target.height, size[1] // target.width) >= 2 * _DRAFT:
+        return None
+    image = jpeg.decoded_plain(data)
+    return None if image is None else _resized(image, target)
+
+
+def _resized(image: Image.Image, target: Target | None) -> np.ndarray:
+    if not target:
+        return np.array(image)
+    if image.size != (target.width, target.height):
+        image = target.resizer(image, target.height, target.width)
+    return np.asarray(image)  # read-only; np.array copies all pixels once more
 
 
 def upright_rgb(image: Image.Image, max_pixels: int, target: Target | None = None) -> np.ndarray:
@@ -78,9 +101,7 @@ def upright_rgb(image: Image.Image, max_pixels: int, target: Target | None = Non
         ) from error
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
-    if target and rgb.size != (target.width, target.height):
-        rgb = target.resizer(rgb, target.height, target.width)
-    return np.array(rgb)
+    return _resized(rgb, target)
 
 
 def opened(file: str | Path | bytes) -> Image.Image:

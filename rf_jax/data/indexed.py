@@ -24,7 +24,7 @@ from rf_jax.runtime.rng import fold
 # What the numbers of `uniform` decide.
 _SIZE, _CAPTION, _ASKED, _QUESTION, _NUMBER, _DROPS = 0, 1, 2, 3, 4, 5
 
-At = tuple[np.ndarray, np.ndarray]  # index and epoch of an example, int64[1]
+At = tuple[int, int]  # index and epoch of an example
 
 
 class ShardImages:
@@ -75,7 +75,6 @@ class IndexedPool(ABC):
         self, index: int, epoch: int, counts: Counter, decode: bool = True
     ) -> list[layout.Span]:
         """The spans of an example. Raises BadImage if it cannot be read."""
-        at = np.array([index]), np.array([epoch])
         sample, images = self.shards.read(index), compose.no_pixels
         most = self.data.max_pixels
 
@@ -86,7 +85,8 @@ class IndexedPool(ABC):
                 *(height, width, pool),
             )
 
-        return self._spans(sample, at, pixels_of if decode else lambda _: images, counts)
+        given = pixels_of if decode else lambda _: images
+        return self._spans(sample, (int(index), int(epoch)), given, counts)
 
     @abstractmethod
     def _sizes(self, rows: np.ndarray, index: np.ndarray, epoch: np.ndarray) -> Mapping:
@@ -96,13 +96,14 @@ class IndexedPool(ABC):
     def _spans(self, sample: Sample, at: At, pixels_of, counts: Counter) -> list[layout.Span]:
         """The spans of a sample that was read; `pixels_of(number)` of one of its images."""
 
-    def _draw(self, index: np.ndarray, epoch: np.ndarray, draw: int) -> np.ndarray:
+    def _draw(self, index, epoch, draw: int):
+        """float64[S] in (0, 1) for int64[S], or a float for int."""
         return uniform(self._key, index, epoch, draw=draw)
 
     def _pick(self, choices: Sequence, at: At, draw: int):
-        return choices[int(self._draw(*at, draw)[0] * len(choices))]
+        return choices[int(self._draw(*at, draw) * len(choices))]
 
-    def _longest(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+    def _longest(self, index, epoch):
         return fitting.picks(self._draw(index, epoch, _SIZE), self.data.sizes)
 
     def _patches(self, rows: np.ndarray, longest: np.ndarray) -> np.ndarray:
@@ -113,9 +114,9 @@ class IndexedPool(ABC):
 
     def _size(self, at: At) -> compose.Size:
         """Height and width to which the image of an example is resized."""
-        row = self.shards.sample(int(at[0][0]))
+        row = self.shards.sample(at[0])
         size = int(row['height']), int(row['width'])
-        return self.composer.size(size, int(self._longest(*at)[0]))
+        return self.composer.size(size, int(self._longest(*at)))
 
 
 class GeneratedPool(IndexedPool):
@@ -136,15 +137,14 @@ class GeneratedPool(IndexedPool):
 
     def _spans(self, sample, at, pixels_of, counts):
         caption = self._pick(sample.captions, at, _CAPTION)
-        dropped = self._dropped(*at)[:, 0]
+        dropped = self._dropped(*at)
         return self.composer.generated_spans(self._size(at), pixels_of(0), caption, dropped, counts)
 
-    def _dropped(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
-        """bool[3, S]: the prompt, the representation, both."""
+    def _dropped(self, index, epoch) -> list:
+        """bool[S] or bool: the prompt, the representation, both."""
         data = self.data
         rates = data.text_dropout, data.representation_dropout, data.joint_dropout
-        draws = [self._draw(index, epoch, _DROPS + i) < rate for i, rate in enumerate(rates)]
-        return np.stack(draws)
+        return [self._draw(index, epoch, _DROPS + i) < rate for i, rate in enumerate(rates)]
 
 
 class SeenPool(IndexedPool):
@@ -164,7 +164,7 @@ class SeenPool(IndexedPool):
 
     def _spans(self, sample, at, pixels_of, counts):
         asked = '', self._pick(sample.captions, at, _CAPTION)
-        if sample.questions and self._draw(*at, _ASKED)[0] < self.data.question_prob:
+        if sample.questions and self._draw(*at, _ASKED) < self.data.question_prob:
             asked = self._pick(sample.questions, at, _QUESTION)
         return self.composer.seen_spans(self._size(at), pixels_of(0), *asked, counts)
 
@@ -210,13 +210,14 @@ class ConversationPool(IndexedPool):
         return {name: np.where(fits, values, 0) for name, values in found.items()}
 
     def _spans(self, sample, at, pixels_of, counts):
-        if not self.sizes(*at).any():
+        alone = np.array([at[0]])
+        if not self.sizes(alone, np.array([at[1]])).any():
             counts['conversations_left_out'] += 1
             return []
-        longest, (images, _) = int(self._longest(*at)[0]), self.shards.images(at[0])
+        longest, (images, _) = int(self._longest(*at)), self.shards.images(alone)
         sizes = [self.composer.size((int(h), int(w)), longest) for h, w, _ in images]
-        chances = [self._draw(*at, _DROPS + i)[0] for i in range(4)]
-        draws = Draws(chances, int(self._draw(*at, _NUMBER)[0] * 2**31))
+        chances = [self._draw(*at, _DROPS + i) for i in range(4)]
+        draws = Draws(chances, int(self._draw(*at, _NUMBER) * 2**31))
         return self.composer.conversation_spans(sample.messages, sizes, pixels_of, draws, counts)
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rf_jax.data.batch import Batch
-from rf_jax.data.patch_grid import group_cells, patch_cells, stored_groups
+from rf_jax.data.patch_grid import group_cells, patch_cells, patch_coords, stored_groups
 
 STREAMS = ('text', 'vision', 'representation', 'pixels')
 NEVER = 2**30  # an order beyond every reach
@@ -211,7 +211,7 @@ class Row:
         row['block'][where] = block
         row['position'][where] = position
 
-    def _image(self, kind: str, cells: np.ndarray, span) -> None:
+    def _image(self, kind: str, span, pool: int) -> None:
         """Writes pixels, coordinates and image number of a vision or pixel span."""
         index = SIZES.index(f'{kind}_images')
         number = int(self.used[index])
@@ -219,10 +219,10 @@ class Row:
         factor = 4 if kind == 'vision' else 1
         stream = 'vision' if kind == 'vision' else 'pixels'
         stop = int(self.used[SIZES.index(stream)]) * factor
-        at = slice(stop - len(cells), stop)
+        at = slice(stop - span.height * span.width, stop)
         self.arrays[f'{kind}_image'][at] = number
-        self.arrays[f'{kind}_coords'][at] = (cells + 0.5) / (span.height, span.width) * 2 - 1
-        self.arrays[f'{kind}_counts'][number] = len(cells)
+        self.arrays[f'{kind}_coords'][at] = patch_coords(span.height, span.width, pool)
+        self.arrays[f'{kind}_counts'][number] = span.height * span.width
         if span.pixels is not None:
             self.arrays['vision_pixels' if kind == 'vision' else 'pixels'][at] = span.pixels
 
@@ -245,7 +245,7 @@ class Row:
         # A pooled token has the position of the centre of its 2x2 patches.
         position = np.concatenate([np.full((len(cells), 1), order), frame + 2 * cells + 0.5], 1)
         self._write(where, order, order, self.blocks, position)
-        self._image('vision', patch_cells(span.height, span.width), span)
+        self._image('vision', span, 2)
         return order + 1
 
     def _representation(self, span: Representation, order: int, frame: int, group) -> int:
@@ -277,7 +277,7 @@ class Row:
         self._write(where, NEVER, reach, self.blocks, position)
         self.arrays['pixel_weight'][within] = span.learned
         self.arrays['pixel_cells'][within] = cells
-        self._image('pixel', cells, span)
+        self._image('pixel', span, span.pool)
 
 
 def make_batch(

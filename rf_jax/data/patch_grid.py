@@ -33,6 +33,13 @@ def patch_cells(height: int, width: int, pool: int = 2) -> np.ndarray:
 
 
 @_cached
+def patch_coords(height: int, width: int, pool: int = 2) -> np.ndarray:
+    """float32[P, 2]: the centre of each of `patch_cells`, (row, column) in [-1, 1] of the image."""
+    centres = (patch_cells(height, width, pool) + 0.5) / (height, width)
+    return _read_only((centres * 2 - 1).astype(np.float32))
+
+
+@_cached
 def group_cells(height: int, width: int, pool: int = 2) -> np.ndarray:
     """int32[N, 2]: row and column of every group of pool x pool patches, raster order."""
     cells = np.stack(np.mgrid[: height // pool, : width // pool], -1).reshape(-1, 2)

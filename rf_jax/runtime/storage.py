@@ -37,13 +37,16 @@ def read_range(path: str | os.PathLike, offset: int, length: int) -> bytes:
     if not length:
         return b''
     if is_local(path):
-        with open(path, 'rb') as file:
-            data = os.pread(file.fileno(), length, offset)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # `open` takes as long again
+        try:
+            data = os.pread(file, length, offset)
             while 0 < len(data) < length:  # Linux reads 2 GiB at a time at most
-                more = os.pread(file.fileno(), length - len(data), offset + len(data))
+                more = os.pread(file, length - len(data), offset + len(data))
                 if not more:
                     break
                 data += more
+        finally:
+            os.close(file)
     else:
         data = _read(path, slice(offset, offset + length))
     if len(data) != length:

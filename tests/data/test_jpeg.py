@@ -72,6 +72,32 @@ def test_decoded_pixels_are_equal(by_both, options):
         np.testing.assert_array_equal(ours, pillows)
 
 
+def test_only_what_needs_nothing_else_of_pillow_is_plain(monkeypatch):
+    image = Image.fromarray(PHOTO)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = b'<x:xmpmeta xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    pair, png = io.BytesIO(), io.BytesIO()
+    image.save(pair, 'MPO', save_all=True, append_images=[image])
+    image.save(png, 'PNG')
+    plain = encoded(image, comment=b'a comment', dpi=(72, 72), progressive=True)
+    others = [
+        *(
+            encoded(image, exif=exif),
+            encoded(image, xmp=xmp),
+            encoded(image, icc_profile=ADOBE_RGB),
+        ),
+        *(encoded(image.convert('L')), encoded(image.convert('CMYK')), pair.getvalue()),
+        *(encoded(image, keep_rgb=True, subsampling=0), png.getvalue(), b''),
+    ]
+    assert read(others[1]).shape == (131, 83, 3)
+    assert jpeg.plain_size(plain) == (83, 131)
+    assert not any(map(jpeg.plain_size, others))
+    monkeypatch.setattr(image_ops, 'opened', lambda _: pytest.fail('opened by Pillow'))
+    assert read(plain).shape == (83, 131, 3) and read(plain).flags.writeable
+    assert read(plain, Target(40, 24)).shape == (40, 24, 3)
+
+
 def test_profiles_orientation_and_sizes_are_applied(by_both):
     exif = Image.Exif()
     exif[0x0112] = 6
