@@ -1,6 +1,7 @@
 """Commands of the package as processes of their own."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ def command(module: str, *arguments: object, code: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, '-m', f'rf_jax.{module}', *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=600,
@@ -24,6 +25,13 @@ def command(module: str, *arguments: object, code: int = 0) -> str:
     if code:
         assert 'Traceback' not in output, output
     return output
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Of a command on one device, whose programs are compiled quickly."""
+    flags = re.sub(r'--xla_force_host_platform_device_count=\d+', '', os.environ['XLA_FLAGS'])
+    quick = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+    return os.environ | quick | changes
 
 
 def relative(path: Path) -> str:

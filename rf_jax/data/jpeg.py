@@ -7,8 +7,8 @@ import functools
 
 from PIL import Image
 
-# Of metadata that Pillow must read: orientation (Exif or XMP), a colour profile, more images.
-_MARKS = (b'Exif\0', b'http://ns.adobe.com/xap/', b'ICC_PROFILE\0', b'MPF\0')
+# Markers of segments: Exif and XMP; colour profiles and more images; pixels.
+_APP1, _APP2, _SCAN = 0xE1, 0xE2, 0xDA
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
@@ -16,15 +16,26 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
 
     None for all others, and without the library. Pillow takes ten times as long to open a file.
     """
-    if not data.startswith(b'\xff\xd8\xff') or not _libraries():
-        return None
-    if any(mark in data for mark in _MARKS):
+    if not data.startswith(b'\xff\xd8\xff') or not _libraries() or _has_metadata(data):
         return None
     try:
         height, width, space, _ = _libraries()[0].decode_jpeg_header(data)
     except ValueError:
         return None
     return (height, width) if space == 'YCbCr' else None
+
+
+def _has_metadata(data: bytes) -> bool:
+    """Whether orientation, a profile or more images may stand before the pixels."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], 'big')
+        if marker == _SCAN:
+            return False
+        if marker in (_APP1, _APP2):
+            return True
+        at += 2 + length
+    return True  # or a file that Pillow must look at
 
 
 def decoded_plain(data: bytes) -> Image.Image | None:

@@ -1,7 +1,6 @@
 """The commands as a user runs them: train, sample, describe, evaluate, and their errors."""
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from command_line import ROOT, command, relative
+from command_line import ROOT, command, environment, relative
 from PIL import Image
 from shrink import quick_compilation
 
@@ -131,7 +130,7 @@ def test_chat_in_the_terminal(workdir, tmp_path):
     found = subprocess.run(
         [sys.executable, '-m', 'rf_jax.chat', f'--workdir={workdir}', '--max_tokens=3',
          f'--out={tmp_path}/out'],
-        input=f'{lines}/quit\nflag\n', capture_output=True, text=True, cwd=ROOT,
+        input=f'{lines}/quit\nflag\n', capture_output=True, text=True, cwd=ROOT, env=environment(),
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert 'did not train conversations' in found.stderr and 'Traceback' not in found.stderr
@@ -190,7 +189,7 @@ def test_answers_end_quietly_whatever_stdout_is(workdir, tmp_path, stdout):
     process = subprocess.Popen(
         ['bash', '-c', f'exec "$@"{shown}', 'bash', sys.executable, '-m', 'rf_jax.describe',
          f'--workdir={workdir}', f'--image={tmp_path}/piñata.png'],
-        cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''} | coding,
+        cwd=ROOT, env=environment(**coding),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     if stdout == 'without a reader':

@@ -89,6 +89,7 @@ def test_only_what_needs_nothing_else_of_pillow_is_plain(monkeypatch):
         ),
         *(encoded(image.convert('L')), encoded(image.convert('CMYK')), pair.getvalue()),
         *(encoded(image, keep_rgb=True, subsampling=0), png.getvalue(), b''),
+        *(plain[:3], plain[:30], plain[: plain.index(b'\xff\xc2')]),
     ]
     assert read(others[1]).shape == (131, 83, 3)
     assert jpeg.plain_size(plain) == (83, 131)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from command_line import environment
 from PIL import Image
 
 from configs import base
@@ -132,7 +133,7 @@ def test_a_run_and_its_workers_end_together(tmp_path, by):
     command = [sys.executable, '-m', 'rf_jax.train', *config, '--config.steps=100000']
     run = subprocess.Popen(
         [*command, f'--workdir={tmp_path}/run'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
+        text=True, start_new_session=True, env=environment(),
     )  # fmt: skip
     said = []
     for line in iter(run.stdout.readline, ''):

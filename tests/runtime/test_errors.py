@@ -1,6 +1,5 @@
 """Exit codes of real processes, which tell a launcher what to do next."""
 
-import os
 import re
 import signal
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import environment
 from shrink import CACHE
 
 from rf_jax.runtime import cli, errors
@@ -41,11 +41,6 @@ def command(workdir, **changes):
              'compilation_cache': CACHE, **changes}  # fmt: skip
     fields = [f'--config.{name}={value}' for name, value in flags.items()]
     return ['--config=configs/debug.py', f'--workdir={workdir}', *fields]
-
-
-def environment(**changes):
-    quick = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
-    return os.environ | quick | changes
 
 
 def train(*start, workdir, after=(), **changes):

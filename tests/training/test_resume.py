@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import random
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from command_line import environment
 from shrink import quick_compilation, tiny_run
 
 from configs import base
@@ -176,7 +176,7 @@ class Training:
         self.process = subprocess.Popen(
             [sys.executable, '-m', 'rf_jax.train', *(f'--{k}={v}' for k, v in flags.items())],
             cwd=ROOT,
-            env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'},
+            env=environment(),
             stdout=self.log,
             stderr=self.log,
         )
