@@ -48,6 +48,8 @@ def _no_progress_yet(monkeypatch):
 def _no_programs_of_other_modules():
     """Else a worker would hold those of all its files, some gigabytes."""
     yield
+    if 'shrink' in sys.modules:
+        sys.modules['shrink'].programs.clear()
     if 'jax' in sys.modules:
         sys.modules['jax'].clear_caches()
 

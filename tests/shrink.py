@@ -1,6 +1,8 @@
 """Any config made tiny, so that a test builds and trains it in seconds."""
 
 import contextlib
+import dataclasses
+import json
 import os
 from unittest import mock
 
@@ -99,6 +101,33 @@ def initialised_once(run):
 
     run.initialise = initialise
     return run
+
+
+programs = {}  # of this module of tests, by what they are compiled from
+
+
+@contextlib.contextmanager
+def programs_once():
+    """Programs of equal runs are traced and compiled once, which takes seconds. Not for tests that
+    replace something in the model or its loss.
+    """
+    from rf_jax.training import jitted
+
+    build = jitted.build
+
+    def remembered(config, vocabulary, mesh, platform=None, objective_of=None):
+        fields = config.to_dict()
+        for unused in ('checkpoint', 'log', 'compilation_cache'):
+            del fields[unused]
+        quick = jax.config.read('jax_disable_most_optimizations')
+        key = json.dumps(fields, default=str), vocabulary, mesh, platform, objective_of, quick
+        if key not in programs:
+            own = config.copy_and_resolve_references()
+            programs[key] = build(own, vocabulary, mesh, platform, objective_of)
+        return dataclasses.replace(programs[key], config=config)
+
+    with mock.patch.object(jitted, 'build', remembered):
+        yield
 
 
 _tokenizers = {}  # the bytes of each, by texts and vocabulary

@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from shrink import quick_compilation
+from shrink import programs_once, quick_compilation
 
 from configs import study as study_config
 from rf_jax.evaluation import scoring
@@ -113,7 +113,7 @@ def one_device():
         names.append(folder.name)
         return build(config, folder, jax.devices()[:1])
 
-    with pytest.MonkeyPatch.context() as patch, quick_compilation():
+    with pytest.MonkeyPatch.context() as patch, quick_compilation(), programs_once():
         patch.setattr(train_loop, 'build', spy)
         yield names
 

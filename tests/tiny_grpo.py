@@ -4,7 +4,7 @@ known.
 
 import jax
 import numpy as np
-from shrink import initialised_once, shrink, trained_once
+from shrink import initialised_once, programs_once, shrink, trained_once
 
 from configs import base
 from configs.posttraining import grpo
@@ -32,7 +32,7 @@ def config_of(changes=None):
 def built(workdir, changes=None, devices=1):
     config = config_of(changes)
     collector.check(config)
-    with trained_once():
+    with trained_once(), programs_once():
         run = train_loop.build(config, workdir, jax.devices()[:devices], policy.objective)
     return initialised_once(run)
 
