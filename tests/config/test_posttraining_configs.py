@@ -75,7 +75,8 @@ def test_arms_differ_from_the_study_in_data_losses_and_schedule_only():
 def test_any_run_can_be_reinforced(tmp_path):
     """With its own model and data; fields that it was trained without have their defaults."""
     run = tiny_run(tmp_path / 'mine', {'data.capacity.pixels': 32, 'data.capacity.pixel_images': 2})
-    train_loop.train(run)
+    with quick_compilation():
+        train_loop.train(run)
     path = tmp_path / 'mine' / 'config.json'
     values = json.loads(path.read_text())
     del values['validation'], values['data']['workers']
