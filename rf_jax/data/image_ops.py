@@ -65,7 +65,7 @@ def _plain(data: bytes, max_pixels: int, target: Target | None) -> np.ndarray | 
         return None
     if target and min(size[0] // target.height, size[1] // target.width) >= 2 * _DRAFT:
         return None
-    image = jpeg.decoded_plain(data)
+    image = jpeg.as_stored(data)
     return None if image is None else _resized(image, target)
 
 

@@ -14,7 +14,7 @@ _APP1, _APP2, _SCAN = 0xE1, 0xE2, 0xDA
 def plain_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) of a JPEG in YCbCr whose pixels are shown as they are stored.
 
-    None for all others, and without the library. Pillow takes ten times as long to open a file.
+    None for all others, and without the library. Pillow takes four times as long to open a file.
     """
     if not data.startswith(b'\xff\xd8\xff') or not _libraries() or _has_metadata(data):
         return None
@@ -38,12 +38,12 @@ def _has_metadata(data: bytes) -> bool:
     return True  # or a file that Pillow must look at
 
 
-def decoded_plain(data: bytes) -> Image.Image | None:
-    """The pixels of such a JPEG; None for a damaged one, of which Pillow says what is wrong."""
+def as_stored(data: bytes) -> Image.Image | None:
+    """The pixels of a JPEG in RGB; None if it cannot be decoded, and Pillow says what is wrong."""
     simplejpeg, pyarrow = _libraries()
     try:
         pixels = simplejpeg.decode_jpeg(data, colorspace='RGBX', strict=True)
-    except ValueError:
+    except (ValueError, MemoryError):
         return None
     array = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(pixels.reshape(-1)), 4)
     return Image.fromarrow(array, 'RGB', pixels.shape[1::-1])
@@ -66,7 +66,7 @@ def decoded(image: Image.Image) -> Image.Image:
         return image
     if (width, height) != image.size:  # Pillow decodes it at a part of its size
         return image
-    found = decoded_plain(data)
+    found = as_stored(data)
     if found is None:
         return image
     found.info = image.info

@@ -130,3 +130,14 @@ def test_damaged_files_are_refused_or_read_alike(by_both):
         assert isinstance(ours, str) == isinstance(pillows, str)
         np.testing.assert_array_equal(ours, pillows)
     assert refused > 20
+
+
+def test_a_jpeg_that_does_not_fit_into_memory_is_a_bad_image(monkeypatch):
+    def full(*given, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(jpeg._libraries()[0], 'decode_jpeg', full)
+    data = encoded(Image.fromarray(PHOTO))
+    assert read(data).shape == PHOTO.shape, 'Pillow tries'
+    monkeypatch.setattr(image_ops.colour, 'rgb_on_white', full)
+    assert read(data) == '83 x 131 does not fit into memory'
