@@ -29,7 +29,7 @@ CONFIG = {
 WAYS = {
     'fsdp': (8, {}),
     'tensor': (8, {'mesh.tensor': 2}),
-    'expert and context': (8, {'mesh.expert': 4, 'mesh.context': 2}),
+    'data, expert and context': (8, {'mesh.data': 2, 'mesh.expert': 2, 'mesh.context': 2}),
     'data and context': (8, {'mesh.data': 2, 'mesh.context': 4}),
     'tensor and context': (8, {'mesh.tensor': 2, 'mesh.context': 2}),
     'one pool': (8, {'model.backbone.moe.pool': 'shared', 'mesh.expert': 2}),
