@@ -74,12 +74,12 @@ def start(count, workdir, folder, **flags):
     return processes.start(count, command, folder, DEVICES)
 
 
-def alone(workdir, steps=STEPS, **changes):
-    """The same run in this process on one device, without samples."""
+def alone(workdir, steps=STEPS, devices=DEVICES, **changes):
+    """The same run in this process, without samples."""
     config = debug.get_config()
     config.update_from_flattened_dict(CHANGES | {'steps': steps, 'log.samples_every': 0} | changes)
     with quick_compilation():
-        train_loop.train(train_loop.build(config, workdir, jax.devices()[:1]))
+        train_loop.train(train_loop.build(config, workdir, jax.devices()[:devices]))
     return workdir
 
 
@@ -117,8 +117,8 @@ def saved(workdir):
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
-    """An uninterrupted run of one process."""
-    return alone(tmp_path_factory.mktemp('alone') / 'run')
+    """An uninterrupted run of one process on one device."""
+    return alone(tmp_path_factory.mktemp('alone') / 'run', devices=1)
 
 
 def test_processes_share_a_tokenizer_json(tmp_path):
@@ -130,7 +130,7 @@ def test_processes_share_a_tokenizer_json(tmp_path):
     flags |= {'config.steps': 2, 'config.log.samples_every': 0, 'config.evaluation.samples': 0}
     started = start(2, tmp_path / 'run', tmp_path / 'logs', **flags)
     assert started.wait() == [0, 0], log(tmp_path / 'logs')
-    other = alone(tmp_path / 'alone', steps=2, **changes)
+    other = alone(tmp_path / 'alone', steps=2, devices=1, **changes)
     assert_same_losses(tmp_path / 'run', other, steps=2)
     assert [each.name for each in (tmp_path / 'run').glob('tokenizer.*')] == ['tokenizer.json']
 

@@ -29,19 +29,15 @@ CONFIG = {
 WAYS = {
     'fsdp': (8, {}),
     'tensor': (8, {'mesh.tensor': 2}),
+    'expert': (8, {'mesh.expert': 4}),
+    'context': (8, {'mesh.context': 4}),
     'data, expert and context': (8, {'mesh.data': 2, 'mesh.expert': 2, 'mesh.context': 2}),
-    'data and context': (8, {'mesh.data': 2, 'mesh.context': 4}),
     'tensor and context': (8, {'mesh.tensor': 2, 'mesh.context': 2}),
     'one pool': (8, {'model.backbone.moe.pool': 'shared', 'mesh.expert': 2}),
     'state of the host': (2, {'offload': ('ema', 'opt_state')}),
-    'unrolled and recomputed': (
-        1,
-        {
-            'model.backbone.unroll': 2,
-            'model.encoder.unroll': 2,
-            'model.backbone.remat': 'attention',
-        },
-    ),
+    'unrolled': (1, {'model.backbone.unroll': 2, 'model.encoder.unroll': 2}),
+    'recomputed': (1, {'model.backbone.remat': 'attention'}),
+    'accumulated': (1, {'optimizer.grad_accum_steps': 4}),
     'accumulated on a mesh': (2, {'optimizer.grad_accum_steps': 4, 'mesh.expert': 2}),
     'blockwise': (
         1,
