@@ -28,10 +28,9 @@ def command(module: str, *arguments: object, code: int = 0) -> str:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Of a command on one device, whose programs are compiled quickly."""
+    """Of a command on one device."""
     flags = re.sub(r'--xla_force_host_platform_device_count=\d+', '', os.environ['XLA_FLAGS'])
-    quick = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
-    return os.environ | quick | changes
+    return os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags} | changes
 
 
 def relative(path: Path) -> str:

@@ -12,14 +12,11 @@ local = importlib.import_module('local')  # a script outside the package
 
 
 def start(count, command, folder, devices):
-    """`local.Processes` of a command with so many devices in total, logged to the folder; their
-    programs are compiled quickly.
-    """
+    """`local.Processes` of a command with so many devices in total, logged to the folder."""
     flags, each = os.environ['XLA_FLAGS'], rf'\1={devices // count}'
     environment = {
         **os.environ,
         'XLA_FLAGS': re.sub(r'(device_count)=\d+', each, flags),
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
         'PYTHONPATH': os.pathsep.join([str(TESTS), os.environ.get('PYTHONPATH', '')]),
     }
     return local.Processes(count, command, folder, environment, False, TESTS.parent)

@@ -119,8 +119,7 @@ def programs_once():
         fields = config.to_dict()
         for unused in ('checkpoint', 'log', 'compilation_cache'):
             del fields[unused]
-        quick = jax.config.read('jax_disable_most_optimizations')
-        key = json.dumps(fields, default=str), vocabulary, mesh, platform, objective_of, quick
+        key = json.dumps(fields, default=str), vocabulary, mesh, platform, objective_of
         if key not in programs:
             own = config.copy_and_resolve_references()
             programs[key] = build(own, vocabulary, mesh, platform, objective_of)
@@ -148,14 +147,3 @@ def trained_once():
 
     with mock.patch.object(SentencePieceTokenizer, 'train', remembered):
         yield
-
-
-@contextlib.contextmanager
-def quick_compilation():
-    """Programs within are compiled in half the time and run slower: for those that run briefly."""
-    before = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', True)
-    try:
-        yield
-    finally:
-        jax.config.update('jax_disable_most_optimizations', before)

@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from shrink import programs_once, quick_compilation
+from shrink import programs_once
 
 from configs import study as study_config
 from rf_jax.evaluation import scoring
@@ -106,14 +106,14 @@ def contents(workdir):
 
 @contextlib.contextmanager
 def one_device():
-    """Builds all runs on one device and compiles them quickly; yields their names as built."""
+    """Builds all runs on one device; yields their names as built."""
     names, build = [], train_loop.build
 
     def spy(config, folder):
         names.append(folder.name)
         return build(config, folder, jax.devices()[:1])
 
-    with pytest.MonkeyPatch.context() as patch, quick_compilation(), programs_once():
+    with pytest.MonkeyPatch.context() as patch, programs_once():
         patch.setattr(train_loop, 'build', spy)
         yield names
 

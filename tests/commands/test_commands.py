@@ -14,7 +14,6 @@ from absl import flags
 from absl.testing import flagsaver
 from command_line import ROOT, command, environment, relative
 from PIL import Image
-from shrink import quick_compilation
 
 from configs import debug
 from rf_jax import sample
@@ -361,7 +360,6 @@ def test_user_errors_print_one_line_and_no_traceback(workdir, tmp_path):
     assert 'Another process trains' in output
 
 
-@quick_compilation()
 def test_a_run_with_state_offloaded_to_the_host_saves_resumes_and_samples(tmp_path):
     config = debug.get_config()
     config.steps, config.log.samples_every, config.offload = 2, 1, ('ema', 'opt_state')

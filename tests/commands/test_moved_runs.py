@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from shrink import quick_compilation, tiny_run
+from shrink import tiny_run
 
 from rf_jax.data import source_list
 from rf_jax.evaluation import run_report
@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
         caption = ' '.join(f'word{i}' for _ in range(100))
         lines.append(json.dumps({'file': f'{i}.png', 'caption': caption}))
     (images / 'captions.jsonl').write_text('\n'.join(lines))
-    with pytest.MonkeyPatch.context() as patch, quick_compilation():
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder / 'a')
         records = []
         handler = logging.Handler()
@@ -52,8 +52,7 @@ def elsewhere(trained, monkeypatch):
     folder = trained[0] / 'b'
     folder.mkdir(exist_ok=True)
     monkeypatch.chdir(folder)
-    with quick_compilation():
-        yield trained[0] / 'a' / 'run'
+    yield trained[0] / 'a' / 'run'
 
 
 def test_the_start_says_how_many_captions_are_truncated(trained):

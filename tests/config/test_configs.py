@@ -11,8 +11,6 @@ from configs.posttraining import grpo
 from rf_jax.posttraining import collector, policy
 from rf_jax.training import train_loop
 
-pytestmark = pytest.mark.usefixtures('quick')
-
 
 def test_all_configs_are_found():
     assert {'base', 'emoji', 'paper:joint'} <= set(NAMES)

@@ -5,7 +5,7 @@ from collections import Counter
 
 import jax
 import pytest
-from shrink import quick_compilation, tiny_run
+from shrink import tiny_run
 
 from configs import scenes
 from configs.posttraining import multi_representation, own
@@ -75,8 +75,7 @@ def test_arms_differ_from_the_study_in_data_losses_and_schedule_only():
 def test_any_run_can_be_reinforced(tmp_path):
     """With its own model and data; fields that it was trained without have their defaults."""
     run = tiny_run(tmp_path / 'mine', {'data.capacity.pixels': 32, 'data.capacity.pixel_images': 2})
-    with quick_compilation():
-        train_loop.train(run)
+    train_loop.train(run)
     path = tmp_path / 'mine' / 'config.json'
     values = json.loads(path.read_text())
     del values['validation'], values['data']['workers']
@@ -95,10 +94,9 @@ def test_any_run_can_be_reinforced(tmp_path):
     )  # fmt: skip
     bright = {'brightness': lambda prompt, source, sample: sample.image.mean() / 255}
     collector.check(config)
-    with quick_compilation():
-        built = train_loop.build(config, tmp_path / 'run', jax.devices()[:1], policy.objective)
-        feed = collector.Collector(built, reference.load(built), bright)
-        state = train_loop.train(built, feed=feed)
+    built = train_loop.build(config, tmp_path / 'run', jax.devices()[:1], policy.objective)
+    feed = collector.Collector(built, reference.load(built), bright)
+    state = train_loop.train(built, feed=feed)
     assert int(state.step) == 2 and int(state.skipped) == 0
     lines = (tmp_path / 'run' / 'metrics.jsonl').read_text()
     assert 'reward/brightness' in lines

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from shrink import quick_compilation, tiny_run
+from shrink import tiny_run
 
 from rf_jax.evaluation.inspection import Inspector
 from rf_jax.models import quantizer
@@ -22,10 +22,9 @@ NOTEBOOK = Path(__file__).parents[2] / 'notebooks' / 'inspect_run.ipynb'
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     """(run, state) of a tiny run with the quantizer that does not depend on the batch."""
-    with quick_compilation():
-        folder = tmp_path_factory.mktemp('run')
-        run = tiny_run(folder, {'steps': 2, 'model.representation.quantizer.mode': 'nearest'})
-        yield run, train_loop.train(run)
+    folder = tmp_path_factory.mktemp('run')
+    run = tiny_run(folder, {'steps': 2, 'model.representation.quantizer.mode': 'nearest'})
+    yield run, train_loop.train(run)
 
 
 def test_codes_are_those_that_training_uses(trained):

@@ -11,7 +11,7 @@ from rf_jax.generation import chat, chat_engine, text_sampling
 from rf_jax.generation.generated_image import GeneratedImage, PartialImage
 from rf_jax.runtime.errors import UserError
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,7 @@ from rf_jax.data.messages import assistant, user
 from rf_jax.generation.chat_answer import LENGTH, Settings
 
 pytest.importorskip('tokenizers')
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 HOW = {'max_tokens': 12, 'temperature': 1.0, 'images': False}
 

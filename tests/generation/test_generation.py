@@ -14,7 +14,7 @@ from rf_jax.generation.guidance import ALL, NONE
 from rf_jax.generation.inputs import Request
 from rf_jax.models.representation import forcing
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 BRANCHES = [(ALL, True), (ALL, False), (NONE, True), (NONE, False)]
 REQUESTS = [

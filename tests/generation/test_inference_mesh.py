@@ -21,7 +21,7 @@ from rf_jax.planning import hlo
 from rf_jax.runtime import checkpoint, model_flags, sharding
 from rf_jax.runtime.errors import UserError
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 MESH = {'tensor': 2, 'expert': 2}  # and data 2
 IMAGES = list(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))

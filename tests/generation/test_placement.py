@@ -13,7 +13,7 @@ from rf_jax.runtime import checkpoint
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import jitted, train_loop
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 CHANGES = {'mesh.fsdp': 2, 'mesh.tensor': 2, 'mesh.context': 2}
 IMAGES = [np.full((64, 64, 3), 40 * i, np.uint8) for i in range(3)]

@@ -13,7 +13,7 @@ from rf_jax.generation.chat_programs import ChatPrograms
 from rf_jax.generation.sampler import ROWS
 from rf_jax.runtime.errors import UserError
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')

@@ -13,8 +13,6 @@ from rf_jax.generation.guidance import ALL, IMAGES, NONE
 from rf_jax.models.representation import forcing
 from rf_jax.training import flow
 
-pytestmark = pytest.mark.usefixtures('quick')
-
 SHARES = np.array([0.5, 0.3, 0.15, 0.05], np.float32)
 
 

@@ -21,7 +21,6 @@ from rf_jax.generation.chat_row import ChatRow, Fitted
 from rf_jax.generation.generated_image import GeneratedImage
 from rf_jax.runtime.errors import UserError
 
-pytestmark = pytest.mark.usefixtures('quick')
 PROMPTS = ['a red heart', 'two small dogs', 'a red heart']
 CAPACITY = {'text': 96, 'vision': 32, 'representation': 32, 'vision_images': 4}
 HOW = {'steps': 2, 'max_tokens': 4}

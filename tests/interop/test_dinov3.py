@@ -11,7 +11,7 @@ from weight_folders import config_of, loaded
 
 from rf_jax.data import image_ops, layout, patch_grid
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 SIZES = [(4, 6), (2, 4), (6, 2)]  # in patches
 

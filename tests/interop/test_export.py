@@ -15,7 +15,7 @@ from rf_jax.runtime import checkpoint
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import weight_sources
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 TIED = QWEN3 | {'tie_word_embeddings': True}
 

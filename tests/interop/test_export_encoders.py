@@ -15,7 +15,7 @@ from weight_folders import DINOV3, QWEN3, config_of, loaded, write
 
 from rf_jax.training import weight_sources
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 
 def run_of(workdir, *folders):

@@ -17,7 +17,7 @@ from rf_jax.interop.pretrained import config_fields
 from rf_jax.runtime import checkpoint, checkpoint_files
 from rf_jax.training import train_loop
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 ROWS = 400  # of the vocabulary
 OWN_STOP = (1,)  # the end of the original's texts
 EMBEDDING = 'model.embed_tokens.weight'  # `lora` leaves it as it is

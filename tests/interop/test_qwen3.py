@@ -13,7 +13,7 @@ from rf_jax.data import layout
 from rf_jax.generation import kv_cache, text_sampling
 from rf_jax.models.attention.masks import FIELDS
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 ORIGINALS = {
     'dense': lambda: qwen3(),

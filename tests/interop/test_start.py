@@ -22,7 +22,7 @@ from rf_jax.training import (
     weight_sources,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,7 @@ from tiny_sampler import make_sampler
 sys.path.insert(0, str(Path(__file__).parents[2] / 'launch'))
 trial = importlib.import_module('decoding_trial')
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 
 def test_the_naive_loops_give_the_same_text_and_tokens():

@@ -9,7 +9,6 @@ from configs import base
 from rf_jax.data import layout
 from rf_jax.models import unified
 
-pytestmark = pytest.mark.usefixtures('quick')
 CAPACITY = dict(zip(layout.SIZES, (0, 4, 0, 16, 1, 1)))
 IMAGENET = {'pixel_mean': (0.485, 0.456, 0.406), 'pixel_std': (0.229, 0.224, 0.225)}
 

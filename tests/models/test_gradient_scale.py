@@ -11,7 +11,6 @@ from rf_jax.data import layout
 from rf_jax.models import unified
 from rf_jax.models.unified import Unified
 
-pytestmark = pytest.mark.usefixtures('quick')
 CAPACITY = dict(zip(layout.SIZES, (0, 4, 0, 0, 1, 0)))
 
 

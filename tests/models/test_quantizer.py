@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from shrink import quick_compilation, shrink
+from shrink import shrink
 
 from configs import base, emoji
 from rf_jax.evaluation import code_content
@@ -217,7 +217,6 @@ def test_eight_devices_give_the_result_of_one(features):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('mode', ['printed', 'sinkhorn'])  # nearest does not balance
-@quick_compilation()
 def test_an_epoch_of_emoji_uses_most_prototypes(mode, tmp_path):
     config = shrink(emoji.get_config())
     config.model.representation.codebook_size = 128

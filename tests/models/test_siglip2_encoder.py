@@ -15,7 +15,7 @@ from rf_jax.models.attention.blockwise import Blockwise
 from rf_jax.models.attention.reference import Reference
 from rf_jax.models.siglip2_encoder import Siglip2Encoder
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 WIDTH, HEADS, FEEDFORWARD, LAYERS, SIDE = 36, 2, 52, 3, 16
 # Wide, tall, as large as the table and larger, and a column; four images, then padding.
 SIZES = [(2, 14), (8, 6), (16, 18), (10, 2)]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from shrink import quick_compilation, shrink
+from shrink import shrink
 
 from configs import base
 from rf_jax.models import flops
@@ -31,9 +31,8 @@ def tiny(**changes):
 def checked():
     config = tiny(**{'mesh.tensor': 2, 'mesh.fsdp': 4})
     mesh = make_mesh(config.mesh, topology.devices('cpu:8'))
-    with quick_compilation():
-        names = ('initialise', 'train_step', 'sample')
-        found = dict(zip(names, compile_report.compile_programs(config, VOCABULARY, mesh, names)))
+    names = ('initialise', 'train_step', 'sample')
+    found = dict(zip(names, compile_report.compile_programs(config, VOCABULARY, mesh, names)))
     return config, found
 
 
@@ -60,7 +59,6 @@ def test_the_train_step_lists_the_parts_of_its_memory_and_the_fields_that_reduce
     assert sum(part['bytes'] for part in values['parts']) <= 1.1 * values['peak']
 
 
-@quick_compilation()
 def test_sampling_compiles_on_a_mesh_that_shards_rows_in_training():
     """Devices along context sample rows of their own, more than a training batch has."""
     config = tiny(**{'data.batch_size': 4, 'mesh.context': 2, 'data.capacity.vision': 8})

@@ -15,8 +15,6 @@ from rf_jax.data.records import Record
 from rf_jax.generation import kv_cache
 from rf_jax.posttraining import asking, collector, episodes, rollout
 
-pytestmark = pytest.mark.usefixtures('quick')
-
 KEYS = jax.random.split(jax.random.key(0), 3)
 
 

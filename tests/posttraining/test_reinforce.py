@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from shrink import quick_compilation, shrink
+from shrink import shrink
 from tiny_grpo import begins_with_a, bright, built, code_five, config_of, fed, moved, trained
 
 from configs import base
@@ -16,7 +16,7 @@ from rf_jax.posttraining import collector, reference
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import train_loop
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 
 # Few values, only the biases of the head are trained, and with a large floor of 1 - t some noise of
@@ -50,12 +50,11 @@ def started(tmp_path_factory):
     """A run with all policies at its start, and its first collection."""
     changes = {'grpo.policies': ('text', 'representation', 'flow'), 'grpo.episode': 'both'}
     changes |= {'grpo.kl': {'text': 0.1, 'representation': 0.1, 'flow': 0.1}}
-    with quick_compilation():
-        run = built(tmp_path_factory.mktemp('run'), changes)
-        state = moved(run.initialise())
-        state = state.replace(ema=jax.tree.map(lambda x: x.copy(), state.params))
-        feed = fed(run, state, bright)
-        return run, state, feed, *feed.collect(state.params, 0)
+    run = built(tmp_path_factory.mktemp('run'), changes)
+    state = moved(run.initialise())
+    state = state.replace(ema=jax.tree.map(lambda x: x.copy(), state.params))
+    feed = fed(run, state, bright)
+    return run, state, feed, *feed.collect(state.params, 0)
 
 
 def test_log_probabilities_of_a_rollout_are_those_of_training(started):

@@ -11,7 +11,7 @@ from tiny_sampler import make_sampler
 from rf_jax.generation import inputs
 from rf_jax.posttraining import rollout, training_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 LENGTH = 6
 

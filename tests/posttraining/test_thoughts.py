@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from shrink import quick_compilation
 from tiny_grpo import built, code_five, config_of, fed, moved
 
 from configs.posttraining import thoughts
@@ -28,7 +27,6 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.scenes import riddles, world
 from rf_jax.training import train_loop
 
-pytestmark = pytest.mark.usefixtures('quick')
 slow = pytest.mark.slow
 
 RUNG = world.RUNGS['aligned']
@@ -120,11 +118,10 @@ def started(tmp_path_factory):
     """A run with all policies at its start, and its first collection."""
     changes = {'grpo.policies': ('text', 'representation', 'flow')}
     changes |= {'grpo.kl': {'text': 0.1, 'representation': 0.1, 'flow': 0.1}}
-    with quick_compilation():
-        run = built(tmp_path_factory.mktemp('run'), THINK | changes)
-        state = ready(run.initialise())
-        feed = fed(run, state, counted(TABLE.ravel()))
-        return run, state, feed, *feed.collect(state.params, 0)
+    run = built(tmp_path_factory.mktemp('run'), THINK | changes)
+    state = ready(run.initialise())
+    feed = fed(run, state, counted(TABLE.ravel()))
+    return run, state, feed, *feed.collect(state.params, 0)
 
 
 def texts_of(feed, state):

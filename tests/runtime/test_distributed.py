@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import processes
 import pytest
-from shrink import CACHE, quick_compilation
+from shrink import CACHE
 from small_bpe import small_bpe, write_weights
 
 from configs import debug
@@ -78,8 +78,7 @@ def alone(workdir, steps=STEPS, devices=DEVICES, **changes):
     """The same run in this process, without samples."""
     config = debug.get_config()
     config.update_from_flattened_dict(CHANGES | {'steps': steps, 'log.samples_every': 0} | changes)
-    with quick_compilation():
-        train_loop.train(train_loop.build(config, workdir, jax.devices()[:devices]))
+    train_loop.train(train_loop.build(config, workdir, jax.devices()[:devices]))
     return workdir
 
 

@@ -13,7 +13,7 @@ from rf_jax.study import runner
 
 @pytest.fixture(scope='module')
 def built():
-    """Names of the runs built so far, on one device, with programs that compile quickly."""
+    """Names of the runs built so far, on one device."""
     with small_study.one_device() as names:
         yield names
 

@@ -11,7 +11,7 @@ import emulators
 import jax
 import numpy as np
 import pytest
-from shrink import quick_compilation, tiny_run
+from shrink import tiny_run
 
 from rf_jax.data import source_list
 from rf_jax.evaluation import run_report
@@ -34,11 +34,10 @@ FIELDS = {
 }
 PROGRAM = """
 import json, sys
-from shrink import quick_compilation, tiny_run
+from shrink import tiny_run
 from rf_jax.training import train_loop
 run = tiny_run(sys.argv[1], json.loads(sys.argv[2]))
-with quick_compilation():
-    train_loop.train(run)
+train_loop.train(run)
 """
 
 
@@ -114,11 +113,10 @@ def test_a_run_in_a_bucket_is_killed_resumed_evaluated_and_started_from(
 
 
 def evaluate(workdir):
-    with quick_compilation():
-        trained = Inspector.load(workdir)
-        data = trained.sampler.config.data
-        (source,) = source_list.build(data.sources, data.max_pixels)
-        run_report.evaluate(trained, source, workdir / 'scores', 2, 0)
+    trained = Inspector.load(workdir)
+    data = trained.sampler.config.data
+    (source,) = source_list.build(data.sources, data.max_pixels)
+    run_report.evaluate(trained, source, workdir / 'scores', 2, 0)
     assert storage.names(workdir / 'scores') == ['grid.png', 'result.json']
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from shrink import quick_compilation, tiny_run
+from shrink import tiny_run
 
 from rf_jax.data import layout, patch_grid
 from rf_jax.generation import guidance, image_sampling, inputs, kv_cache, token_sampling
@@ -57,28 +57,26 @@ REQUESTS = [Request('a red heart', 64, 64, 11), Request('flag', 64, 64, 13)]
 @pytest.fixture(scope='module', params=VARIANTS)
 def variant(request, tmp_path_factory):
     """(name, run, state off the initial point, a batch)."""
-    with quick_compilation():
-        folder = tmp_path_factory.mktemp('run')
-        run = tiny_run(folder, VARIANTS[request.param] | {'sampling.guidance_text': 2.0})
-        state = run.initialise()
-        leaves, structure = jax.tree.flatten(state.params)
-        keys = jax.random.split(jax.random.key(3), len(leaves))
-        noisy = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
-        params = jax.tree.unflatten(structure, noisy)
-        yield (
-            request.param,
-            run,
-            state.replace(params=params, ema=params),
-            run.put(run.batches.batch(0)),
-        )
+    folder = tmp_path_factory.mktemp('run')
+    run = tiny_run(folder, VARIANTS[request.param] | {'sampling.guidance_text': 2.0})
+    state = run.initialise()
+    leaves, structure = jax.tree.flatten(state.params)
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
+    params = jax.tree.unflatten(structure, noisy)
+    yield (
+        request.param,
+        run,
+        state.replace(params=params, ema=params),
+        run.put(run.batches.batch(0)),
+    )
 
 
 def test_a_step_trains_the_parameters_that_it_should(variant):
     name, run, state, batch = variant
-    with quick_compilation():
-        old = jax.device_get(state.params)
-        copy = jax.tree.map(jnp.copy, state)
-        new, metrics = run.train_step(copy, batch)
+    old = jax.device_get(state.params)
+    copy = jax.tree.map(jnp.copy, state)
+    new, metrics = run.train_step(copy, batch)
     assert int(new.skipped) == 0 and np.isfinite(float(metrics['loss']))
     assert ('representation' in metrics) == (
         KIND not in VARIANTS[name] or VARIANTS[name][KIND] != 'none'
@@ -115,19 +113,18 @@ def test_generation_with_a_kv_cache_equals_the_training_forward(variant):
     options = image_sampling.Options(temperature=0.0, guidance_representation=2.0)
     batch = image_sampling._stack([rows[context, True] for context in (ALL, NONE)])
     keys = jax.vmap(jax.random.key)(np.array([r.seed for r in REQUESTS], np.uint32))
-    with quick_compilation():
-        write = token_sampling.sample
-        tokens, cache = jax.jit(lambda p: write(model, options, p, batch, options.weights(), keys))(
-            params
-        )
-        caches = dict(zip((ALL, NONE), image_sampling._split(cache, 2)))
-        outputs = {}
-        for branch, row in rows.items():
-            outputs[branch], z, t = jax.jit(lambda p, row=row: full(run, p, row, tokens))(params)
-            x = model.bind({'params': params}).embed_patches(z, t, row['pixel_cells'])
-            x = kv_cache.after(model, params, row, caches[branch[0]], x, (0, 0, x.shape[1]))
-            found = model.bind({'params': params}).predict(x)
-            np.testing.assert_allclose(found, outputs[branch]['x'], atol=2e-4)
+    write = token_sampling.sample
+    tokens, cache = jax.jit(lambda p: write(model, options, p, batch, options.weights(), keys))(
+        params
+    )
+    caches = dict(zip((ALL, NONE), image_sampling._split(cache, 2)))
+    outputs = {}
+    for branch, row in rows.items():
+        outputs[branch], z, t = jax.jit(lambda p, row=row: full(run, p, row, tokens))(params)
+        x = model.bind({'params': params}).embed_patches(z, t, row['pixel_cells'])
+        x = kv_cache.after(model, params, row, caches[branch[0]], x, (0, 0, x.shape[1]))
+        found = model.bind({'params': params}).predict(x)
+        np.testing.assert_allclose(found, outputs[branch]['x'], atol=2e-4)
     weights = guidance.token_weights(2.0)
     if 'representation_logits' in outputs[ALL, True]:
         guided = guidance.combine(
@@ -147,19 +144,18 @@ def test_generation_with_a_kv_cache_equals_the_training_forward(variant):
 
 def test_images_are_generated_and_captioned(variant):
     name, run, state, _ = variant
-    with quick_compilation():
-        sampler = Sampler(run.config, run.model, state.params, run.tokenizer)
-        prompts = [request.prompt for request in REQUESTS]
-        one, two = sampler.generate(prompts, seed=0)
-        assert one.image.shape == (64, 64, 3) and one.image.std() > 0
-        assert (one.image != two.image).any()
-        assert isinstance(sampler.caption(one), str)
-        if sampler.pool:
-            assert one.tokens.shape[:2] == (4 // sampler.pool,) * 2
-            integers = np.issubdtype(one.tokens.dtype, np.integer)
-            assert integers == (one.tokens.ndim == 2) == (name != 'continuous')
-        else:
-            assert one.tokens is None
+    sampler = Sampler(run.config, run.model, state.params, run.tokenizer)
+    prompts = [request.prompt for request in REQUESTS]
+    one, two = sampler.generate(prompts, seed=0)
+    assert one.image.shape == (64, 64, 3) and one.image.std() > 0
+    assert (one.image != two.image).any()
+    assert isinstance(sampler.caption(one), str)
+    if sampler.pool:
+        assert one.tokens.shape[:2] == (4 // sampler.pool,) * 2
+        integers = np.issubdtype(one.tokens.dtype, np.integer)
+        assert integers == (one.tokens.ndim == 2) == (name != 'continuous')
+    else:
+        assert one.tokens is None
 
 
 @pytest.mark.parametrize('pool', [1, 2, 4])
@@ -195,15 +191,14 @@ def gradients(run, terms, params, batch):
 
 def test_alignment_has_gradients_up_to_its_layer_only(tmp_path):
     run = tiny_run(tmp_path, VARIANTS['alignment'] | {'losses.text': 0.0, 'losses.flow': 0.0})
-    with quick_compilation():
-        state = run.initialise()
-        find = run.model.kind.targets(run.config, run.model)
-        batch = run.put(run.batches.batch(0))
-        batch, *_ = step.prepare(find, state, batch)
-        batch = step.complete(run.config, run.model, find, state, batch)
-        terms = losses.build(run.config)
-        assert set(terms) == {'representation'}
-        found, means = gradients(run, terms, state.params, batch)
+    state = run.initialise()
+    find = run.model.kind.targets(run.config, run.model)
+    batch = run.put(run.batches.batch(0))
+    batch, *_ = step.prepare(find, state, batch)
+    batch = step.complete(run.config, run.model, find, state, batch)
+    terms = losses.build(run.config)
+    assert set(terms) == {'representation'}
+    found, means = gradients(run, terms, state.params, batch)
     assert -1 <= float(means['representation']) <= 1
     by_layer = np.asarray(jnp.abs(found['backbone']['layers']['output']['kernel']).max((1, 2)))
     assert by_layer[0] > 0 and by_layer[1] == 0, by_layer
@@ -216,12 +211,11 @@ def test_a_deep_model_has_finite_gradients_when_text_is_dropped(tmp_path, kind):
     """Generation then attends to the begin token only, whose norm must not be zero."""
     changes = {KIND: kind, 'model.backbone.layers': 12, 'data.text_dropout': 1.0}
     run = tiny_run(tmp_path, changes)
-    with quick_compilation():
-        state, batch = run.initialise(), run.put(run.batches.batch(0))
-        find, terms = run.model.kind.targets(run.config, run.model), losses.build(run.config)
-        batch, *_ = step.prepare(find, state, batch)
-        batch = step.complete(run.config, run.model, find, state, batch)
-        found, _ = gradients(run, terms, state.params, batch)
+    state, batch = run.initialise(), run.put(run.batches.batch(0))
+    find, terms = run.model.kind.targets(run.config, run.model), losses.build(run.config)
+    batch, *_ = step.prepare(find, state, batch)
+    batch = step.complete(run.config, run.model, find, state, batch)
+    found, _ = gradients(run, terms, state.params, batch)
     assert float(optax.global_norm(found)) < 100
 
 
@@ -237,21 +231,19 @@ def test_every_kind_reads_rows_that_have_no_room_for_drawings(tmp_path, kind):
     }
     own = {KIND: kind, 'data.representation_tokens': representation.KINDS[kind].tokens}
     run = tiny_run(tmp_path, own | reading)
-    with quick_compilation():
-        state = run.initialise()
-        found, codebook, _ = run.model.kind.targets(run.config, run.model)(
-            state, run.put(run.batches.batch(0))
-        )
+    state = run.initialise()
+    found, codebook, _ = run.model.kind.targets(run.config, run.model)(
+        state, run.put(run.batches.batch(0))
+    )
     assert all(each.shape[1] == 0 for each in found.values())
     np.testing.assert_array_equal(codebook, state.codebook)
 
 
 def test_continuous_targets_are_the_features_that_forcing_quantizes(tmp_path):
     run = tiny_run(tmp_path, VARIANTS['continuous'])
-    with quick_compilation():
-        state, batch = run.initialise(), run.put(run.batches.batch(0))
-        found, *_ = run.model.kind.targets(run.config, run.model)(state, batch)
-        z, _ = features.group_features(run.config, run.model, state.ema, batch)
+    state, batch = run.initialise(), run.put(run.batches.batch(0))
+    found, *_ = run.model.kind.targets(run.config, run.model)(state, batch)
+    z, _ = features.group_features(run.config, run.model, state.ema, batch)
     z = z.reshape(len(batch['pixels']), -1, z.shape[-1])
     index = np.asarray(batch['target_group'])
     rows, places = np.nonzero(index >= 0)
@@ -264,16 +256,15 @@ def test_continuous_targets_are_the_features_that_forcing_quantizes(tmp_path):
 
 def test_the_autoencoder_learns_to_reconstruct_images(tmp_path):
     run = tiny_run(tmp_path, AUTOENCODER | {'optimizer.learning_rate': 3e-3})
-    with quick_compilation():
-        state, batch = run.initialise(), run.put(run.batches.batch(0))
-        frozen = jax.device_get(state.params['backbone'])
-        seen = []
-        for _ in range(40):
-            state, metrics = run.train_step(state, batch)
-            seen.append((float(metrics['reconstruction']), float(metrics['kl'])))
-        assert seen[-1][0] < 0.4 * seen[0][0] and seen[-1][1] > 0
-        clean = run.model.bind({'params': state.params}).clean(batch)
-        back = run.model.bind({'params': state.params}).pixels(clean, batch)
+    state, batch = run.initialise(), run.put(run.batches.batch(0))
+    frozen = jax.device_get(state.params['backbone'])
+    seen = []
+    for _ in range(40):
+        state, metrics = run.train_step(state, batch)
+        seen.append((float(metrics['reconstruction']), float(metrics['kl'])))
+    assert seen[-1][0] < 0.4 * seen[0][0] and seen[-1][1] > 0
+    clean = run.model.bind({'params': state.params}).clean(batch)
+    back = run.model.bind({'params': state.params}).pixels(clean, batch)
     real = np.asarray(batch['pixel_weight']) > 0
     right = np.asarray(batch['pixels'])[real] / 127.5 - 1
     error = np.mean((np.asarray(back)[real] - right) ** 2)
@@ -284,16 +275,15 @@ def test_the_autoencoder_learns_to_reconstruct_images(tmp_path):
 
 def test_a_image_is_decoded_from_its_own_latents(tmp_path):
     run = tiny_run(tmp_path, AUTOENCODER)
-    with quick_compilation():
-        state, batch = run.initialise(), run.put(run.batches.batch(0))
-        clean = run.model.bind({'params': state.params}).clean(batch)
+    state, batch = run.initialise(), run.put(run.batches.batch(0))
+    clean = run.model.bind({'params': state.params}).clean(batch)
 
-        def first(latents):
-            return run.model.bind({'params': state.params}).pixels(latents, batch)[0]
+    def first(latents):
+        return run.model.bind({'params': state.params}).pixels(latents, batch)[0]
 
-        image = np.asarray(batch['pixel_image'])
-        change = jnp.where(jnp.asarray(image == 0)[..., None], 1.0, 0.0)
-        moved = np.abs(np.asarray(first(clean + change) - first(clean))).max(-1)
+    image = np.asarray(batch['pixel_image'])
+    change = jnp.where(jnp.asarray(image == 0)[..., None], 1.0, 0.0)
+    moved = np.abs(np.asarray(first(clean + change) - first(clean))).max(-1)
     assert moved[image[0] == 0].min() > 0
     assert (moved[image[0] == 1] == 0).all()
 
@@ -326,13 +316,12 @@ def test_a_mesh_gives_the_losses_of_one_device(name, tmp_path):
     room = changes.get('data.capacity.representation', 10)  # a multiple of the context axis
     found = []
     for devices, mesh in ((1, {}), (8, {'mesh.fsdp': 2, 'mesh.tensor': 2, 'mesh.context': 2})):
-        with quick_compilation():
-            own = changes | mesh | {'data.capacity.representation': room}
-            run = tiny_run(tmp_path / str(devices), own, devices)
-            state, losses_ = run.initialise(), []
-            for number in range(2):
-                state, metrics = run.train_step(state, run.put(run.batches.batch(number)))
-                losses_.append(float(metrics['loss']))
+        own = changes | mesh | {'data.capacity.representation': room}
+        run = tiny_run(tmp_path / str(devices), own, devices)
+        state, losses_ = run.initialise(), []
+        for number in range(2):
+            state, metrics = run.train_step(state, run.put(run.batches.batch(number)))
+            losses_.append(float(metrics['loss']))
         found.append(losses_)
     np.testing.assert_allclose(*found, rtol=1e-5)
 
@@ -345,10 +334,9 @@ def test_codes_of_every_pool_are_the_nearest_prototypes(tmp_path):
             'model.representation.quantizer.mode': 'nearest',
             'model.representation.quantizer.data_init_steps': (),
         })  # fmt: skip
-        with quick_compilation():
-            state, batch = run.initialise(), run.put(run.batches.batch(0))
-            found, codebook, metrics = run.model.kind.targets(run.config, run.model)(state, batch)
-            z, valid = features.group_features(run.config, run.model, state.ema, batch)
+        state, batch = run.initialise(), run.put(run.batches.batch(0))
+        found, codebook, metrics = run.model.kind.targets(run.config, run.model)(state, batch)
+        z, valid = features.group_features(run.config, run.model, state.ema, batch)
         codes = quantizer.Nearest()(z, state.codebook, valid).reshape(len(batch['pixels']), -1)
         rows, places = np.nonzero(np.asarray(batch['target_group']) >= 0)
         right = np.asarray(codes)[rows, np.asarray(batch['target_group'])[rows, places]]

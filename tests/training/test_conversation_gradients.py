@@ -16,7 +16,7 @@ from rf_jax.data.messages import assistant, user
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.models import unified
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 CAPACITY = {'text': 90, 'vision': 40, 'representation': 40, 'pixels': 64, 'vision_images': 10,
             'pixel_images': 6}  # fmt: skip

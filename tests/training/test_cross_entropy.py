@@ -16,7 +16,7 @@ from rf_jax.runtime.mesh import AXES, BATCH_AXES, make_mesh
 from rf_jax.training import jitted, losses
 from rf_jax.training.cross_entropy import TILE, CrossEntropy, of_logits
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 B, N, D, V = 8, 6, 16, 64
 PATH = 'text_head/kernel'

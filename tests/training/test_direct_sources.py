@@ -10,7 +10,7 @@ from shrink import tiny_run
 from rf_jax.runtime import checkpoint, distributed
 from rf_jax.training import train_loop
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 COUNT = 300
 STEPS = 20

@@ -8,7 +8,7 @@ from shrink import shrink, tiny_run
 from configs import base
 from rf_jax.training import train_loop
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 STEPS = 10
 CONFIG = {

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.random import threefry2x32_p
-from shrink import quick_compilation, shrink
+from shrink import shrink
 
 from configs import base
 from rf_jax.models import microbatches, quantizer
@@ -31,8 +31,7 @@ def temporary():
         compiled = built.train_step.lower(built.abstract, built.batch()).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    with quick_compilation():
-        return {count: found(count) for count in (1, 4)}
+    return {count: found(count) for count in (1, 4)}
 
 
 def test_four_parts_need_about_a_quarter_of_the_memory(temporary):

@@ -15,7 +15,7 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.study import runner
 from rf_jax.training import optimizer, train_loop, weight_sources
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 NEW = (r'^representation_', r'^codebook$')
 WIDE = {'model.backbone.feedforward': 4096}  # arrays that are larger than their metadata

@@ -16,7 +16,7 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.training import run_tokenizer, train_loop
 
 pytest.importorskip('tokenizers')
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 ROWS = 400
 TEXT = {'data.max_text_tokens': 32, 'data.capacity.text': 64}

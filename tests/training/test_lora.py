@@ -18,7 +18,7 @@ from rf_jax.runtime.checkpoint_files import flatten
 from rf_jax.runtime.errors import UserError
 from rf_jax.training import checks, lora, losses, optimizer, step, train_loop
 
-slow = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+slow = pytest.mark.slow
 
 MOE = {'model.backbone.ffn': 'moe', 'data.batch_size': 8}
 LORA = {'lora.rank': 4, 'lora.alpha': 8.0, 'optimizer.warmup_steps': 1, 'steps': 6}

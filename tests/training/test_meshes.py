@@ -8,7 +8,7 @@ from shrink import tiny_run
 from rf_jax.runtime.checkpoint import Checkpoints
 from rf_jax.training import optimizer
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 MESHES = {
     'one': (1, {}),

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from command_line import environment
-from shrink import quick_compilation, tiny_run
+from shrink import tiny_run
 
 from configs import base
 from rf_jax.data import source_list
@@ -72,8 +72,7 @@ def watched(workdir, crash_at=0, steps=8):
 
     run.train_step = spy
     try:
-        with quick_compilation():
-            return train_loop.train(run, crash), seen
+        return train_loop.train(run, crash), seen
     except Crash:
         return None, seen
 
@@ -145,7 +144,7 @@ def test_a_signal_while_the_last_checkpoint_is_saved_stops_the_run(tmp_path, mon
         ensure(self, step, state)
 
     run = tiny_run(tmp_path / 'run', {'steps': 1})
-    with monkeypatch.context() as patched, quick_compilation():
+    with monkeypatch.context() as patched:
         patched.setattr(checkpoint.Checkpoints, 'ensure', interrupted)
         state = train_loop.train(run)
     assert int(state.step) == 1 and run.stopped

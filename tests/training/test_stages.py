@@ -5,7 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from shrink import quick_compilation, shrink, trained_once
+from shrink import shrink, trained_once
 
 from configs import base, paper, scenes, stages
 from rf_jax.runtime import checkpoint
@@ -35,17 +35,16 @@ def chain(tmp_path_factory):
     """{stage: (run, its parameters, EMA and codebook before and after)}"""
     folder, before = tmp_path_factory.mktemp('chain'), ''
     found = {}
-    with quick_compilation():
-        for stage in STAGES:
-            run = build(stage, folder / stage, before)
-            checkpoints = checkpoint.Checkpoints(run.workdir / 'checkpoints', every=1, keep=1)
-            _, start = train_loop.start_state(run, checkpoints)
-            checkpoints.close()
-            kept = ('params', 'ema', 'codebook')
-            start = {name: leaves(getattr(start, name)) for name in kept}
-            end = train_loop.train(run)
-            found[stage] = run, start, {name: leaves(getattr(end, name)) for name in kept}
-            before = run.workdir
+    for stage in STAGES:
+        run = build(stage, folder / stage, before)
+        checkpoints = checkpoint.Checkpoints(run.workdir / 'checkpoints', every=1, keep=1)
+        _, start = train_loop.start_state(run, checkpoints)
+        checkpoints.close()
+        kept = ('params', 'ema', 'codebook')
+        start = {name: leaves(getattr(start, name)) for name in kept}
+        end = train_loop.train(run)
+        found[stage] = run, start, {name: leaves(getattr(end, name)) for name in kept}
+        before = run.workdir
     return found
 
 
@@ -72,8 +71,7 @@ def test_frozen_parameters_are_the_ema_of_the_previous_stage(chain, tmp_path, of
     before, _, end = chain['joint']
     changes = {'optimizer.freeze': (r'^encoder/',), 'offload': offload}
     run = build('continued', tmp_path, before.workdir, **changes)
-    with quick_compilation():
-        after = train_loop.train(run)
+    after = train_loop.train(run)
     frozen = [path for path in end['ema'] if path.startswith('encoder/')]
     assert any((end['params'][path] != end['ema'][path]).any() for path in frozen)
     for tree in map(leaves, (after.params, after.ema)):

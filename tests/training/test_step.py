@@ -10,7 +10,7 @@ from rf_jax.models import microbatches, quantizer
 from rf_jax.models.representation import features, forcing
 from rf_jax.training import ema, losses, optimizer, step
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 CHANGES = {
     'optimizer.learning_rate': 5e-3,

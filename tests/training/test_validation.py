@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from shrink import quick_compilation, shrink, tiny_run
+from shrink import shrink, tiny_run
 
 from configs import base
 from rf_jax.runtime.errors import UserError
@@ -34,10 +34,9 @@ def runs(tmp_path_factory):
     """A run with validation and its state, and the same without."""
     folder = tmp_path_factory.mktemp('runs')
     found = {}
-    with quick_compilation():
-        for name, more in {'with': HELD_OUT, 'without': {}}.items():
-            run = tiny_run(folder / name, SOURCES | {'steps': 3} | more)
-            found[name] = run, train_loop.train(run)
+    for name, more in {'with': HELD_OUT, 'without': {}}.items():
+        run = tiny_run(folder / name, SOURCES | {'steps': 3} | more)
+        found[name] = run, train_loop.train(run)
     return found
 
 
@@ -53,8 +52,7 @@ def test_losses_are_logged_at_multiples_and_at_the_end(runs):
     run, state = runs['with']
     found = validated(run)
     assert list(found) == [2, 3]
-    with quick_compilation():
-        again = validation.measure(run, state, 3)
+    again = validation.measure(run, state, 3)
     logged = {name: None if math.isnan(value) else value for name, value in again.items()}
     assert logged == {name: found[3][name] for name in again}  # the same noise
     assert set(again) == {
@@ -72,12 +70,11 @@ def test_a_run_that_is_killed_while_it_validates_has_all_lines(runs, tmp_path, m
         raise KeyboardInterrupt
 
     changes = SOURCES | HELD_OUT | {'steps': 3}  # a checkpoint is due at step 2 too
-    with quick_compilation():
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(validation, 'measure', killed)
-            train_loop.train(tiny_run(tmp_path, changes))
-        again = tiny_run(tmp_path, changes)
-        train_loop.train(again)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(validation, 'measure', killed)
+        train_loop.train(tiny_run(tmp_path, changes))
+    again = tiny_run(tmp_path, changes)
+    train_loop.train(again)
     wanted, found = validated(runs['with'][0]), validated(again)
     assert list(found) == [2, 3]
     for step in found:
@@ -97,8 +94,7 @@ def test_a_signal_breaks_a_validation_off_until_the_state_is_saved(runs, tmp_pat
         return validate(*arguments)
 
     run.validate = signalled
-    with quick_compilation():
-        state = train_loop.train(run)
+    state = train_loop.train(run)
     assert run.stopped and int(state.step) == 2
     assert saved == [[], ['2'], ['2']]  # the second batch waits for the checkpoint; all over again
     wanted, found = validated(runs['with'][0]), validated(run)
@@ -117,8 +113,7 @@ def test_the_weights_are_the_average(runs):
     run, state = runs['with']
     other = state.replace(params=jax.tree.map(jnp.zeros_like, state.params))
     moved = state.replace(ema=jax.tree.map(lambda a: a * 1.1, state.ema))
-    with quick_compilation():
-        losses = [validation.measure(run, each, 3) for each in (state, other, moved)]
+    losses = [validation.measure(run, each, 3) for each in (state, other, moved)]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -127,8 +122,7 @@ def test_a_batch_without_tokens_of_a_term_does_not_count_for_it(runs):
     run, state = runs['with']
     batch = run.held_out.batch(0)
     batch['pixel_weight'] = np.zeros_like(batch['pixel_weight'])
-    with quick_compilation():
-        means, counts = jax.device_get(run.validate(state, run.put(batch), 0))
+    means, counts = jax.device_get(run.validate(state, run.put(batch), 0))
     assert counts['flow'] == means['flow'] == 0
     assert counts['text'] == batch['text_weight'].sum() > 0
 
@@ -176,15 +170,14 @@ def test_an_error_while_it_measures_names_the_field():
 def test_parts_and_devices_do_not_change_the_losses(runs, tmp_path):
     run, state = runs['with']
     host = jax.device_get(state)
-    with quick_compilation():
-        expected = validation.measure(run, state, 3)
-        for parts, devices in ((2, 1), (1, 8), (2, 4)):
-            changes = SOURCES | HELD_OUT | {'steps': 3, 'optimizer.grad_accum_steps': parts}
-            other = tiny_run(tmp_path / f'{parts}_{devices}', changes, devices)
-            placed = jax.tree.map(lambda a, s: jax.device_put(a, s.sharding), host, other.abstract)
-            found = validation.measure(other, placed, 3)
-            for name in expected:
-                assert found[name] == pytest.approx(expected[name], rel=1e-5, nan_ok=True), name
+    expected = validation.measure(run, state, 3)
+    for parts, devices in ((2, 1), (1, 8), (2, 4)):
+        changes = SOURCES | HELD_OUT | {'steps': 3, 'optimizer.grad_accum_steps': parts}
+        other = tiny_run(tmp_path / f'{parts}_{devices}', changes, devices)
+        placed = jax.tree.map(lambda a, s: jax.device_put(a, s.sharding), host, other.abstract)
+        found = validation.measure(other, placed, 3)
+        for name in expected:
+            assert found[name] == pytest.approx(expected[name], rel=1e-5, nan_ok=True), name
 
 
 def test_errors_name_the_field(tmp_path):

@@ -24,7 +24,7 @@ from rf_jax.models.vision_encoder import VisionEncoder
 from rf_jax.runtime import mesh as meshes
 from rf_jax.runtime.errors import UserError
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 CAPACITY = {'text': 75, 'vision': 20, 'representation': 33, 'pixels': 94,
             'vision_images': 4, 'pixel_images': 6}  # fmt: skip

@@ -14,7 +14,7 @@ from rf_jax.models.moe import dispatch, experts, grouped_matmul, triton
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 
 B, L, D, E, K, F = 8, 16, 16, 8, 2, 12
 LENGTHS = (8, 4, 4)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shrink import quick_compilation, shrink
+from shrink import shrink
 
 import rf_jax
 from configs import base
@@ -40,18 +40,17 @@ def test_the_documented_kind_trains_and_samples(own_kinds, tmp_path):
     exec(LINES, {'config': config})
     config.losses.flow = config.losses.text = 0.0
     config.optimizer.learning_rate = 1e-2
-    with quick_compilation():
-        run = train_loop.build(config, tmp_path / 'run', jax.devices()[:1])
-        assert Path(type(run.model.kind).embedding.__code__.co_filename).parent == own_kinds
-        state, batch = run.initialise(), run.put(run.batches.batch(0))
-        seen = []
-        for _ in range(8):
-            state, metrics = run.train_step(state, batch)
-            seen.append(float(metrics['representation']))
-        assert seen[0] == pytest.approx(np.log(64), abs=0.3), 'it begins as a guess among 64'
-        assert seen[-1] < 0.8 * seen[0]
-        sampler = Sampler(config, run.model, state.params, run.tokenizer)
-        (image,) = sampler.generate('a red heart', seed=11, size=(64, 64))
+    run = train_loop.build(config, tmp_path / 'run', jax.devices()[:1])
+    assert Path(type(run.model.kind).embedding.__code__.co_filename).parent == own_kinds
+    state, batch = run.initialise(), run.put(run.batches.batch(0))
+    seen = []
+    for _ in range(8):
+        state, metrics = run.train_step(state, batch)
+        seen.append(float(metrics['representation']))
+    assert seen[0] == pytest.approx(np.log(64), abs=0.3), 'it begins as a guess among 64'
+    assert seen[-1] < 0.8 * seen[0]
+    sampler = Sampler(config, run.model, state.params, run.tokenizer)
+    (image,) = sampler.generate('a red heart', seed=11, size=(64, 64))
     colours = image.tokens
     assert image.image.shape == (64, 64, 3) and colours.shape == (2, 2)
     assert colours.dtype == np.int32 and 0 <= colours.min() <= colours.max() < 64

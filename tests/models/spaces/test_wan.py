@@ -22,7 +22,7 @@ from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import make_mesh
 from rf_jax.training.state import example_row
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick')]
+pytestmark = pytest.mark.slow
 CONFIG = ConfigDict({'base_dim': 16, 'dim_mult': (1, 2, 4, 4), 'num_res_blocks': 2})
 PATCH = 8  # odd numbers of patches too
 SIZES = [(40, 56), (64, 64), (16, 80)]  # in pixels
