@@ -111,6 +111,7 @@ def test_prompt_files_of_any_encoding_and_line_ending_are_read(encoding, end, tm
         assert sample._prompts() == prompts
 
 
+@pytest.mark.nightly
 def test_evaluate_does_not_name_a_grid_that_it_could_not_write(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / 'run', ignore=shutil.ignore_patterns('.lock', 'grid.png'))
     (tmp_path / 'run/grid.png').mkdir()  # cannot be written, even by root
@@ -141,6 +142,7 @@ def test_chat_in_the_terminal(workdir, tmp_path):
     assert 'none.png' in command(*arguments, code=errors.USER_ERROR)
 
 
+@pytest.mark.nightly
 def test_serve_refuses_what_it_cannot_do(workdir):
     """Before anything is compiled."""
     with socket.socket() as taken:
@@ -170,6 +172,7 @@ def test_describe_answers(workdir, tmp_path):
     assert f'{tmp_path}/dot.png: ' in output
 
 
+@pytest.mark.nightly
 def test_one_bad_image_does_not_affect_the_answers_for_the_others(workdir, tmp_path):
     for name in ('a.png', 'c.png'):
         Image.new('RGB', (64, 64), 'red').save(tmp_path / name)
@@ -180,6 +183,7 @@ def test_one_bad_image_does_not_affect_the_answers_for_the_others(workdir, tmp_p
     assert output.count('b.png') == 1 and f'error: --image={tmp_path}/b.png: an HTML page' in output
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize('stdout', ['ascii', 'closed', 'without a reader'])
 def test_answers_end_quietly_whatever_stdout_is(workdir, tmp_path, stdout):
     Image.new('RGB', (64, 64)).save(tmp_path / 'piñata.png')
@@ -200,6 +204,7 @@ def test_answers_end_quietly_whatever_stdout_is(workdir, tmp_path, stdout):
     assert process.wait() == 0 and 'Error' not in errors and 'Traceback' not in errors, errors
 
 
+@pytest.mark.nightly
 def test_a_run_not_trained_on_the_task_is_reported(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / 'run')
     config = json.loads((workdir / 'config.json').read_text())
@@ -213,6 +218,7 @@ def test_a_run_not_trained_on_the_task_is_reported(workdir, tmp_path):
     assert output.count('did not train captioning (data.tasks.image_to_text=0.0)') == 1
 
 
+@pytest.mark.nightly
 def test_a_benchmark_takes_no_images_of_another_run_of_the_same_name(workdir, tmp_path):
     (tmp_path / 'prompts.txt').write_text('red apple')
     other = tmp_path / workdir.name
@@ -225,6 +231,7 @@ def test_a_benchmark_takes_no_images_of_another_run_of_the_same_name(workdir, tm
     assert 'images with weights=' in output
 
 
+@pytest.mark.nightly
 def test_other_sources_of_evaluate_are_not_those_of_the_run(workdir, tmp_path):
     for sources, expected in ((f'folder:{tmp_path}', 'captions.jsonl'), ('', 'data.sources')):
         output = command(
@@ -300,6 +307,7 @@ def test_a_wrong_flag_names_the_nearest_field(argument, expected, monkeypatch):
     assert expected in explain(['train', DEBUG, argument], AttributeError('x'))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ('arguments', 'expected'),
     [
@@ -360,6 +368,7 @@ def test_user_errors_print_one_line_and_no_traceback(workdir, tmp_path):
     assert 'Another process trains' in output
 
 
+@pytest.mark.nightly
 def test_a_run_with_state_offloaded_to_the_host_saves_resumes_and_samples(tmp_path):
     config = debug.get_config()
     config.steps, config.log.samples_every, config.offload = 2, 1, ('ema', 'opt_state')

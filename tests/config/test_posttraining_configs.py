@@ -71,6 +71,7 @@ def test_arms_differ_from_the_study_in_data_losses_and_schedule_only():
         assert rest == {'model.representation.quantizer.data_init_steps'}
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_any_run_can_be_reinforced(tmp_path):
     """With its own model and data; fields that it was trained without have their defaults."""

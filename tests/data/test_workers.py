@@ -55,7 +55,7 @@ def batches_of(config, rows=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('rows', [[0, 1, 2, 3], [0, 3]])
+@pytest.mark.parametrize('rows', [pytest.param([0, 1, 2, 3], marks=pytest.mark.nightly), [0, 3]])
 def test_batches_and_counts_do_not_depend_on_the_workers(tmp_path, rows):
     config = config_of(tmp_path)
     here = batches_of(config, rows)
@@ -127,7 +127,9 @@ def test_threads_of_a_worker_report_each_count_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('by', [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    'by', [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)]
+)
 def test_a_run_and_its_workers_end_together(tmp_path, by):
     config = ['--config=configs/debug.py', '--config.data.workers=2', '--config.data.lanes=2']
     command = [sys.executable, '-m', 'rf_jax.train', *config, '--config.steps=100000']

@@ -48,6 +48,7 @@ def share(params):
     return held / sum(x.nbytes for x in leaves)
 
 
+@pytest.mark.nightly
 def test_a_sharded_model_generates_and_captions_as_one_device(tmp_path):
     """Over parameters, heads, rows of images and devices that share a row in training."""
     alone = tiny_run(tmp_path / 'alone')

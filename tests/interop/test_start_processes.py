@@ -10,7 +10,7 @@ from small_bpe import small_bpe
 from test_export import save
 from weight_folders import DINOV3, QWEN3, config_of, loaded, write
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 DEVICES = 4  # over all processes
 ROWS = 400  # of the vocabulary

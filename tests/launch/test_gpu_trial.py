@@ -42,6 +42,7 @@ def trial(*flags):
     return head, by_item
 
 
+@pytest.mark.nightly
 def test_the_trial_measures_reports_failures_continues_and_resumes(tmp_path):
     record = f'--record={tmp_path / "trial.jsonl"}'
     items = 'train 0.3B,packed cudnn,packed triton,attention pallas'

@@ -9,7 +9,7 @@ import processes
 import pytest
 import tiny_grpo
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 DEVICES = 4  # over all processes
 STEPS = 3

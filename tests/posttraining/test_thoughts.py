@@ -295,6 +295,7 @@ def test_equal_captions_have_equal_images(tmp_path):
     assert (found[1] != found[0]).any() and (found[2] != found[0]).any()
 
 
+@pytest.mark.nightly
 @slow
 def test_eight_devices_agree_with_one(tmp_path):
     losses = {}
@@ -310,6 +311,7 @@ def test_eight_devices_agree_with_one(tmp_path):
     assert losses[1][0][1] > 0
 
 
+@pytest.mark.nightly
 @slow
 def test_a_killed_run_ends_bit_equal(tmp_path):
     changes = THINK | {'steps': 3, 'checkpoint.every': 1, 'log.samples_every': 1}

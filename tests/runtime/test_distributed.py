@@ -1,7 +1,6 @@
 """Several processes train exactly as one does, stop after the same step, and end together."""
 
 import json
-import os
 import re
 import signal
 import sys
@@ -24,8 +23,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 10
 DEVICES = 4  # over all processes
-# RF_JAX_SLOW=1 adds four processes, which take a minute on 2 cores.
-COUNTS = [2, 4] if os.environ.get('RF_JAX_SLOW') else [2]
+COUNTS = [2, pytest.param(4, marks=pytest.mark.nightly)]
 CHANGES = {'checkpoint.every': 4, 'log.every': 1, 'evaluation.samples': 2, 'sampling.steps': 1,
            'log.samples': 2, 'log.samples_every': 5, 'compilation_cache': CACHE,
            'validation.sources': 'emoji', 'validation.every': 5,

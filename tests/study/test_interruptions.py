@@ -65,6 +65,7 @@ def test_a_study_stopped_at_any_point_ends_with_the_same_results(
     assert (workdir / 'results.csv').read_text() == (undisturbed / 'results.csv').read_text()
 
 
+@pytest.mark.nightly
 def test_a_signal_in_the_last_step_of_a_job_stops_the_study(built, tmp_path, monkeypatch):
     config, workdir = small(tmp_path), tmp_path / 'study'
     original, put = train_loop.Run.put, []
@@ -95,6 +96,7 @@ def test_a_missing_score_is_taken_from_the_checkpoint(finished, built):
     }
 
 
+@pytest.mark.nightly
 def test_a_stage_without_checkpoint_is_retrained_only_if_a_job_needs_it(finished, built, tmp_path):
     """Scores are small and kept; checkpoints may be removed."""
     config, undisturbed = finished
@@ -109,6 +111,7 @@ def test_a_stage_without_checkpoint_is_retrained_only_if_a_job_needs_it(finished
     assert scores(folder) == scores(undisturbed)
 
 
+@pytest.mark.nightly
 def test_no_arm_starts_from_a_stage_that_is_being_retrained(finished, built, tmp_path, monkeypatch):
     """Interrupted, the stage has its score and a checkpoint, but of fewer steps."""
     config, undisturbed = finished
@@ -130,6 +133,7 @@ def test_no_arm_starts_from_a_stage_that_is_being_retrained(finished, built, tmp
     assert scores(folder) == scores(undisturbed)
 
 
+@pytest.mark.nightly
 def test_no_arm_starts_from_an_earlier_checkpoint_of_its_stage(finished, built, tmp_path):
     """The last checkpoint is damaged, and an earlier one can be read."""
     config, undisturbed = finished
@@ -144,6 +148,7 @@ def test_no_arm_starts_from_an_earlier_checkpoint_of_its_stage(finished, built, 
     assert not built and not (folder / 'half-s0' / 'checkpoints').exists()
 
 
+@pytest.mark.nightly
 def test_a_stage_that_saves_no_checkpoint_fails_once_and_is_not_retried(
     built, tmp_path, monkeypatch
 ):

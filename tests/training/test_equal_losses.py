@@ -44,6 +44,7 @@ WAYS = {
         {'model.attention.implementation': 'blockwise', 'model.attention.block_k': 128},
     ),
 }
+NIGHTLY = ('tensor', 'expert', 'context', 'unrolled', 'recomputed', 'accumulated', 'blockwise')
 SAME_MODEL = {'one pool': {'model.backbone.moe.pool': 'shared'}}
 
 
@@ -71,7 +72,10 @@ def single(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize('name', WAYS)
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(n, marks=pytest.mark.nightly) if n in NIGHTLY else n for n in WAYS],
+)
 def test_losses_of_ten_steps_are_equal(name, single, tmp_path):
     devices, changes = WAYS[name]
     found, wanted = losses(tmp_path, changes, devices), single(name)

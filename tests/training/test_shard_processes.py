@@ -1,7 +1,6 @@
 """Real processes read each sample of shards once a pass, also if their number changes."""
 
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -15,8 +14,6 @@ from rf_jax.data.shards.tar import TarWriter
 
 pytestmark = pytest.mark.slow
 
-# RF_JAX_SLOW=1 has two processes become four, which takes a minute on 2 cores.
-COUNTS = (2, 4) if os.environ.get('RF_JAX_SLOW') else (2, 1)
 DEVICES = 4  # over all processes
 SAMPLES = {'prepared': 96, 'webdataset': 64}
 
@@ -93,9 +90,10 @@ def run(count, workdir, folder, given):
     return [each for read in found['read'] for each in read], found['pools'][0]
 
 
-def test_each_sample_is_read_once_a_pass_by_processes_whose_number_changes(tmp_path):
+@pytest.mark.parametrize('counts', [(2, 1), pytest.param((2, 4), marks=pytest.mark.nightly)])
+def test_each_sample_is_read_once_a_pass_by_processes_whose_number_changes(counts, tmp_path):
     given, read = fields(tmp_path), []
-    for count, steps in zip(COUNTS, (6, 16)):
+    for count, steps in zip(counts, (6, 16)):
         more, sizes = run(
             count, tmp_path / 'run', tmp_path / f'logs_{count}', given | {'steps': steps}
         )
