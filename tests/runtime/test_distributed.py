@@ -118,6 +118,7 @@ def undisturbed(tmp_path_factory):
     return alone(tmp_path_factory.mktemp('alone') / 'run', devices=1)
 
 
+@pytest.mark.nightly
 def test_processes_share_a_tokenizer_json(tmp_path):
     """Process 0 reads it and sends the others what it is."""
     pytest.importorskip('tokenizers')

@@ -133,6 +133,7 @@ def test_a_thread_that_waits_does_not_keep_a_failed_process(tmp_path):
     assert (done.returncode, done.stderr) == (errors.USER_ERROR, 'error: the bucket is gone\n')
 
 
+@pytest.mark.nightly
 def test_a_full_disk_logs_one_line_per_save_and_no_traceback(tmp_path):
     """Files may not grow beyond 500 kB, which makes real writes fail as on a full disk."""
     script = 'ulimit -f 500; exec "$@"'
