@@ -203,6 +203,7 @@ def test_processes_with_scattered_and_shared_rows_train_as_one_process_does(tmp_
     assert_same_losses(workdir, undisturbed, 3)
 
 
+@pytest.mark.nightly
 def test_a_signal_in_the_last_step_of_one_process_stops_all(tmp_path):
     """The step before has no more than told them that there was none."""
     changes = CHANGES | {'steps': 2, 'log.samples_every': 1, 'validation.sources': ''}
@@ -219,7 +220,7 @@ def until(condition, started):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.parametrize('victim', [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_killing_one_process_ends_all_with_a_clear_message(tmp_path, victim):
     workdir, folder = tmp_path / 'run', tmp_path / 'logs'
     started = start(2, workdir, folder, **{'config.steps': 100_000})

@@ -57,6 +57,7 @@ def test_a_finished_study_trains_nothing(finished, built):
     assert before == {path: path.stat().st_mtime_ns for path in workdir.glob('*-s0/**/*')}
 
 
+@pytest.mark.nightly
 def test_several_processes_share_a_study(finished, built, tmp_path, monkeypatch):
     """A job locked by another process is left to it, and jobs that depend on it wait."""
     _, undisturbed = finished
