@@ -74,3 +74,13 @@ def bucket(request, servers):
     proxy.heal()
     yield f'{request.param}://rf-jax-tests', proxy
     proxy.heal()
+
+
+@pytest.fixture(scope='module')
+def optimised():
+    """Programs of this module are compiled as those of a user."""
+    import jax
+
+    jax.config.update('jax_disable_most_optimizations', False)
+    yield
+    jax.config.update('jax_disable_most_optimizations', True)

@@ -21,6 +21,8 @@ from rf_jax.runtime import hardware
 from rf_jax.runtime.errors import UserError
 from rf_jax.runtime.mesh import AXES
 
+pytestmark = pytest.mark.usefixtures('optimised')
+
 H100 = hardware.GPUS['NVIDIA H100']
 
 

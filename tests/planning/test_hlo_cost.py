@@ -12,6 +12,8 @@ from rf_jax.models.attention import masks
 from rf_jax.planning import ahead_of_time, hlo, hlo_cost
 from rf_jax.runtime.mesh import make_mesh
 
+pytestmark = pytest.mark.usefixtures('optimised')
+
 LAYERS, SIDE = 5, 32
 
 

@@ -19,6 +19,8 @@ from rf_jax.planning import ahead_of_time, hlo_memory
 from rf_jax.runtime import hardware
 from rf_jax.training.checks import flatten
 
+pytestmark = pytest.mark.usefixtures('optimised')
+
 STEP = gzip.decompress((Path(__file__).parents[1] / 'recorded' / 'tpu_step.txt.gz').read_bytes())
 STEP = STEP.decode('utf-8')
 V5E = hardware.CHIPS['TPU v5 lite'].memory
