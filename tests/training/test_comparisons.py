@@ -310,7 +310,15 @@ def test_impossible_configs_are_errors(tmp_path, changes, message):
         tiny_run(tmp_path, changes)
 
 
-@pytest.mark.parametrize('name', ['continuous', 'alignment', 'latents of wan', 'autoencoder'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'alignment',
+        'autoencoder',
+        pytest.param('continuous', marks=pytest.mark.nightly),
+        pytest.param('latents of wan', marks=pytest.mark.nightly),
+    ],
+)
 def test_a_mesh_gives_the_losses_of_one_device(name, tmp_path):
     changes = AUTOENCODER if name == 'autoencoder' else VARIANTS[name]
     room = changes.get('data.capacity.representation', 10)  # a multiple of the context axis
