@@ -107,8 +107,10 @@ class Batches:
             alone = ConfigDict(self._config.to_dict())
             alone.data.workers = 0
             opened = partial(_opened, alone, self.composer.tokenizer.model_bytes)
-            steps = start_step, stop_step
-            return workers.iterate(self.data, opened, self.rows, *steps, self.counts)
+            steps = range(start_step, stop_step)
+            return workers.iterate(
+                self.data, self.composer.channels, opened, self.rows, steps, self.counts
+            )
         dataset = grain.MapDataset.source(_Steps(self, start_step, stop_step))
         options = grain.ReadOptions(
             num_threads=self.data.threads, prefetch_buffer_size=self.data.prefetch

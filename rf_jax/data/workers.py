@@ -15,11 +15,12 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from rf_jax.data import lanes
+from rf_jax.data import lanes, layout
 from rf_jax.data.batch import Batch
+from rf_jax.data.slots import Slots
 from rf_jax.runtime.errors import FAILURE, Unavailable, require
 
-_SHARED = 2**16  # bytes: larger arrays come through shared memory, smaller ones through a pipe
+_ON_THE_WAY = 6  # batches of a worker that wait in queues after `data.prefetch`, at most
 
 
 def shares(data, rows: np.ndarray) -> list[np.ndarray]:
@@ -37,32 +38,23 @@ def shares(data, rows: np.ndarray) -> list[np.ndarray]:
 
 
 def iterate(
-    data, open_: Callable, rows: np.ndarray, start: int, stop: int, counts: Counter
+    data, channels: int, open_: Callable, rows: np.ndarray, steps: range, counts: Counter
 ) -> Iterator[Batch]:
-    """Rows `rows` of batches start .. stop - 1. `open_(rows)`, which can be pickled, gives the
+    """Rows `rows` of the batches of some steps. `open_(rows)`, which can be pickled, gives the
     `pipeline.Batches` of some rows. Adds to `counts` what the workers count.
 
     Raises what a worker raises, and Unavailable if one is killed.
     """
-    if not flags.FLAGS.is_parsed():  # grain has flags; a notebook parses none
-        flags.FLAGS.mark_as_parsed()
-    parts = _Parts(open_, shares(data, rows), start, stop)
-    dataset = grain.MapDataset.source(parts).to_iter_dataset(
-        grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.prefetch)
-    )
-    shared = grain.experimental.DatasetOptions(min_shm_size=_SHARED)
-    dataset = grain.experimental.WithOptionsIterDataset(dataset, shared)
-    # Worker k of n gets elements k, k + n, ...
-    workers = grain.MultiprocessingOptions(num_workers=data.workers)
-    dataset = dataset.mp_prefetch(workers, worker_init_fn=_begin)
-    return _joined(iter(dataset.batch(data.workers, batch_fn=list)), counts)
-
-
-def _joined(parts: grain.DatasetIterator, counts: Counter) -> Iterator[Batch]:
+    own = shares(data, rows)
+    like = layout.empty(dict(data.capacity), channels, (len(own[0]),))
+    ahead = data.prefetch + data.threads + _ON_THE_WAY
+    slots = [Slots(like, ahead) for _ in own]
+    elements = _started(data, _Parts(open_, own, steps, slots))
     try:
-        # Not a loop over `parts`: what it held would keep shared memory until the next batch.
-        while (batch := _one(next(parts, None), counts)) is not None:
-            yield batch
+        for number, parts in enumerate(elements):
+            for part in parts:
+                counts.update(part['counts'])
+            yield _joined(number, [part['batch'] for part in parts], slots)
     except RuntimeError as error:
         if 'exit code' not in str(error):
             raise
@@ -71,44 +63,66 @@ def _joined(parts: grain.DatasetIterator, counts: Counter) -> Iterator[Batch]:
             'has data.cache_megabytes, data.prefetch batches and the sources'
         ) from None
     finally:
-        parts.close()
+        elements.close()
+        for each in slots:
+            each.close()
 
 
-def _one(parts: Sequence[dict] | None, counts: Counter) -> Batch | None:
-    if parts is None:
-        return None
-    for part in parts:
-        counts.update(part['counts'])
-    batches = [part['batch'] for part in parts]
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+def _started(data, parts: '_Parts') -> grain.DatasetIterator:
+    """Lists of the elements of all workers."""
+    if not flags.FLAGS.is_parsed():  # grain has flags; a notebook parses none
+        flags.FLAGS.mark_as_parsed()
+    dataset = grain.MapDataset.source(parts).to_iter_dataset(
+        grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.prefetch)
+    )
+    # Worker k of n gets elements k, k + n, ...
+    processes = grain.MultiprocessingOptions(num_workers=data.workers)
+    dataset = dataset.mp_prefetch(processes, worker_init_fn=_begin)
+    return iter(dataset.batch(data.workers, batch_fn=list))
+
+
+def _joined(number: int, batches: Sequence[Batch | None], slots: Sequence[Slots]) -> Batch:
+    batches = [own if own else each.read(number) for own, each in zip(batches, slots)]
+    joined = {name: np.concatenate([each[name] for each in batches]) for name in batches[0]}
+    for each in slots:
+        each.done(number)
+    return joined
 
 
 class _Parts:
-    """Random access, the interface of a grain data source: element step * n + k of n workers has
-    the rows of worker k as 'batch', and as 'counts' what it has counted since its last element.
+    """Random access, the interface of a grain data source: element i * n + k of n workers has
+    the rows of worker k of step i as 'batch', None if they are in its slots, and as 'counts' what
+    it has counted since its last element.
     """
 
-    def __init__(self, open_: Callable, shares: Sequence[np.ndarray], start: int, stop: int):
-        self._open, self._shares, self._start, self._stop = open_, shares, start, stop
+    def __init__(
+        self,
+        open_: Callable,
+        shares: Sequence[np.ndarray],
+        steps: range,
+        slots: Sequence[Slots],
+    ):
+        self._open, self._shares, self._steps, self._slots = open_, shares, steps, slots
         self._lock, self._batches = threading.Lock(), None  # made in the worker
         self._sent: Counter = Counter()  # of what it has counted
 
     def __reduce__(self):
-        return type(self), (self._open, self._shares, self._start, self._stop)
+        return type(self), (self._open, self._shares, self._steps, self._slots)
 
     def __len__(self) -> int:
-        return max(0, self._stop - self._start) * len(self._shares)
+        return len(self._steps) * len(self._shares)
 
     def __getitem__(self, index: int) -> dict:
-        step, worker = divmod(int(index), len(self._shares))
+        number, worker = divmod(int(index), len(self._shares))
         with self._lock:
             if self._batches is None:
                 self._batches = self._open(self._shares[worker])
-        batch = self._batches.batch(self._start + step)
+        batch = self._batches.batch(self._steps[number])
         with self._lock:  # other threads count meanwhile, so nothing is taken from it
             counts = Counter(self._batches.counts)
             new, self._sent = counts - self._sent, counts
-        return {'batch': batch, 'counts': dict(new)}
+        written = self._slots[worker].write(number, batch)
+        return {'batch': None if written else batch, 'counts': dict(new)}
 
 
 def _begin(index: int, count: int) -> None:

@@ -21,6 +21,7 @@ from configs import base
 from rf_jax.data import source_list, workers
 from rf_jax.data.pipeline import Batches
 from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from rf_jax.data.slots import Slots
 from rf_jax.runtime.errors import Unavailable, UserError
 
 TOKENIZER = SentencePieceTokenizer.train(['an image of a cat, small', 'a red dog'], 300)
@@ -56,14 +57,21 @@ def batches_of(config, rows=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('rows', [pytest.param([0, 1, 2, 3], marks=pytest.mark.nightly), [0, 3]])
-def test_batches_and_counts_do_not_depend_on_the_workers(tmp_path, rows):
+def test_batches_and_counts_do_not_depend_on_the_workers(tmp_path, monkeypatch, rows):
+    in_slots, joined = [], workers._joined
+
+    def seen(number, batches, slots):
+        in_slots.extend(batch is None for batch in batches)
+        return joined(number, batches, slots)
+
+    monkeypatch.setattr(workers, '_joined', seen)
     config = config_of(tmp_path)
     here = batches_of(config, rows)
     wanted = [here.batch(step) for step in range(3, 30)]
     config.data.update(workers=2, threads=2)
     there = batches_of(config, rows)
-    found = list(there.iterate(3, 30))
-    assert len(found) == len(wanted)
+    found = list(there.iterate(3, 30))  # more than twice round the slots of a worker
+    assert len(found) == len(wanted) and in_slots == 2 * len(wanted) * [True]
     for one, other in zip(found, wanted):
         assert one.keys() == other.keys()
         for name in one:
@@ -119,7 +127,8 @@ def test_threads_of_a_worker_report_each_count_once():
         time.sleep(0.001)
 
     opened = SimpleNamespace(batch=batch, counts=counts)
-    parts, found = workers._Parts(lambda rows: opened, [[0]], 0, 40), Counter()
+    parts = workers._Parts(lambda rows: opened, [[0]], range(40), [Slots({}, 0)])
+    found = Counter()
     with ThreadPoolExecutor(4) as pool:
         for part in pool.map(parts.__getitem__, range(40)):
             found.update(part['counts'])
