@@ -7,6 +7,7 @@ have an index, model.safetensors.index.json, with the file of each tensor.
 
 import json
 import math
+import mmap
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -72,18 +73,29 @@ class Folder:
         except OSError as error:
             raise UserError(f'{path} cannot be read: {error.strerror}') from None
         raise_if(faults, path)
+        self._latest: mmap.mmap | None = None  # the file that was read last
 
     @cached_property
-    def _data(self) -> dict[str, np.ndarray]:
-        """The bytes of each file, mapped into memory: pages are read when they are touched."""
-        names = sorted({entry.file for entry in self.entries.values()})
-        return {name: np.memmap(self.path / name, np.uint8, 'r') for name in names}
+    def _data(self) -> dict[str, mmap.mmap]:
+        """Each file, mapped into memory: pages are read when they are touched."""
+        found = {}
+        for name in sorted({entry.file for entry in self.entries.values()}):
+            with open(self.path / name, 'rb') as file:
+                found[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return found
 
     def tensor(self, name: str) -> np.ndarray:
-        """A tensor as a read-only view of its file: slicing it reads no more than the slice."""
+        """A tensor as a read-only view of its file: slicing it reads no more than the slice.
+
+        Pages of tensors before it leave the memory of this process; their views stay valid.
+        """
         entry = self.entries[name]
-        data = self._data[entry.file][entry.start : entry.start + entry.nbytes]
-        return data.view(np.ndarray).view(entry.dtype).reshape(entry.shape)
+        data = self._data[entry.file]
+        if self._latest:
+            self._latest.madvise(mmap.MADV_DONTNEED)
+        self._latest = data
+        values = np.frombuffer(data, np.uint8, entry.nbytes, entry.start)
+        return values.view(entry.dtype).reshape(entry.shape)
 
 
 def raise_if(faults: list[str], path: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_host_of_a_pod_reads_its_shards_of_qwen3_30b_alone(stage, tmp_path, mo
     """18,867 tensors and the encoder, checked and planned without reading, on 512 chips."""
     text = write_sparse(tmp_path / 'Qwen3-30B-A3B', QWEN3_30B)
     encoder = write_sparse(tmp_path / 'dinov3-vith16plus', DINOV3_H)
-    monkeypatch.setattr('numpy.memmap', None)  # no data is read
+    monkeypatch.setattr('mmap.mmap', None)  # no data is read
     config = paper.get_config(stage)
     config.initialise_from = f'hf:{text},hf:{encoder}'
     initial_weights.check(config)
@@ -89,9 +89,9 @@ from rf_jax.runtime import mesh, sharding
 from rf_jax.training.weight_sources import Downloaded
 from pathlib import Path
 
-def anonymous():
+def resident():
     lines = Path('/proc/self/status').read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith('RssAnon'))
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith('VmRSS'))
 
 config = base.get_config()
 mesh_ = mesh.make_mesh(config.mesh, jax.devices())
@@ -103,11 +103,11 @@ wanted = {f'params/{path}': jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, shardin
           for path, leaf in abstract.items()}
 smallest = min(wanted, key=lambda path: wanted[path].size)
 jax.block_until_ready(source.read({smallest: wanted[smallest]}))  # what jax itself takes
-before, peak, done = anonymous(), [0], threading.Event()
+before, peak, done = resident(), [0], threading.Event()
 
 def watch():
     while not done.wait(0.005):
-        peak[0] = max(peak[0], anonymous())
+        peak[0] = max(peak[0], resident())
 
 thread = threading.Thread(target=watch)
 thread.start()

@@ -22,7 +22,7 @@ def unread(monkeypatch):
     def never(*given, **named):
         raise AssertionError('data was read')
 
-    monkeypatch.setattr(np, 'memmap', never)
+    monkeypatch.setattr('mmap.mmap', never)
 
 
 def without(name):

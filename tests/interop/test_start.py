@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_an_error_before_any_data_is_read(folders, name, mo
     def never(*given, **named):
         raise AssertionError('data was read')
 
-    monkeypatch.setattr(np, 'memmap', never)
+    monkeypatch.setattr('mmap.mmap', never)
     with pytest.raises(UserError, match=message) as error:
         loaded(config, vocabulary=vocabulary)
     assert str(error.value).startswith('initialise_from=')
