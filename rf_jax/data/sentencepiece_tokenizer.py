@@ -79,9 +79,11 @@ class SentencePieceTokenizer:
         """A new model; the same texts in the same order give the same bytes.
 
         `vocabulary` includes the special tokens, 256 bytes and all common characters; a small
-        corpus gets fewer. Raises UserError if it cannot hold the characters, or texts are empty.
+        corpus gets fewer. Raises UserError if it cannot hold the characters, or texts are empty,
+        and what reading the texts raises.
         """
-        pieces = _split(texts)
+        faults: list[BaseException] = []  # SentencePiece makes a RuntimeError of each
+        pieces = _split(_noting(faults, texts))
         first = next(pieces, None)
         if first is None:
             raise UserError('the tokenizer has no text to train on: data.sources has no captions')
@@ -109,12 +111,23 @@ class SentencePieceTokenizer:
                 minloglevel=2,
             )
         except (RuntimeError, OSError) as error:
+            if faults:
+                raise faults[0] from None
             reason = ' '.join(str(error).split())
             raise UserError(
                 f'training the tokenizer with tokenizer.vocab_size={vocabulary} failed; the '
                 f'special tokens, 256 bytes and all common characters must fit in it: {reason}'
             ) from error
         return cls(model.getvalue())
+
+
+def _noting(faults: list[BaseException], texts: Iterable[str]) -> Iterator[str]:
+    """The texts; what reading them raises is added to `faults`, and raised."""
+    try:
+        yield from texts
+    except BaseException as error:
+        faults.append(error)
+        raise
 
 
 def _split(texts: Iterable[str]) -> Iterator[str]:

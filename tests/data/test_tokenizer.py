@@ -90,6 +90,17 @@ def test_training_errors_name_the_field():
         SentencePieceTokenizer.train([], 2048)
 
 
+@pytest.mark.parametrize('raised', [UserError('the shard is truncated'), KeyboardInterrupt()])
+def test_what_reading_the_texts_raises_is_not_a_fault_of_the_vocabulary(raised):
+    def texts():
+        yield from 100 * ['a cat']
+        raise raised
+
+    with pytest.raises(type(raised)) as found:
+        SentencePieceTokenizer.train(texts(), 300)
+    assert found.value is raised
+
+
 def test_save_and_load(tokenizer, tmp_path):
     path = tmp_path / 'new' / 'tokenizer.model'
     tokenizer.save(path)
