@@ -1,6 +1,6 @@
-"""Batches on their way from one process to another, in shared memory that is used again.
+"""A ring buffer in shared memory that passes batches from one process to another.
 
-Fresh pages would cost more than the copy of what is written into them.
+It is reused for the whole run: to fault in fresh pages costs more than to copy a batch.
 """
 
 import mmap
@@ -14,17 +14,17 @@ _ALIGNMENT = 64  # bytes
 
 
 class Slots:
-    """Room for `count` batches of the shapes of `like`. Pickled to another process on this
-    machine, it is the same memory.
+    """`count` slots for batches of the shapes of `like`. Unpickled in another process on this
+    machine, it refers to the same memory.
 
-    One process writes batches 0, 1, 2, ..., in several threads if it likes; the other reads them
-    in order. Batch n is in slot n modulo `count`.
+    One process writes batches 0, 1, 2, ..., from any number of threads; the other reads them in
+    order. Batch n is in slot n modulo `count`.
     """
 
     def __init__(self, like: Batch, count: int):
-        """Without room on systems that cannot share anonymous memory."""
+        """No slots on systems without anonymous shared memory, such as macOS."""
         kinds = {name: (each.dtype.str, each.shape) for name, each in like.items()}
-        # Not /dev/shm, which containers limit to 64 MB; and gone with its last process.
+        # Freed with the last process that has it open; /dev/shm is limited to 64 MB in containers.
         self._file = os.memfd_create('rf_jax_batches') if hasattr(os, 'memfd_create') else None
         path = f'/proc/{os.getpid()}/fd/{self._file}'
         self._attach(path, kinds, 0 if self._file is None else count)
@@ -54,8 +54,8 @@ class Slots:
             })  # fmt: skip
 
     def write(self, number: int, batch: Batch) -> bool:
-        """Copies a batch into its slot; False if another one there may still be read."""
-        # One more must be read: a processor may see the number before the end of the reading.
+        """Copies a batch into its slot; False if the batch there may not have been read yet."""
+        # One more must have been read: other cores may see the count before the reads are over.
         if not self._slots or number - len(self._slots) > self._read[0] - 2:
             return False
         slot = self._slots[number % len(self._slots)]
@@ -64,7 +64,7 @@ class Slots:
         return True
 
     def read(self, number: int) -> Batch:
-        """The batch that was written, in memory that is written to again after `done`."""
+        """Batch `number`, as views of its slot, which is overwritten after `done`."""
         return self._slots[number % len(self._slots)]
 
     def done(self, number: int) -> None:
@@ -73,7 +73,7 @@ class Slots:
             self._read[0] = number + 1
 
     def close(self) -> None:
-        """To be called where they were made. They can no longer be pickled, only used."""
+        """Called by the process that made them, which can no longer pickle them."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

@@ -20,7 +20,7 @@ from rf_jax.data.batch import Batch
 from rf_jax.data.slots import Slots
 from rf_jax.runtime.errors import FAILURE, Unavailable, require
 
-_MORE = 6  # slots of a worker than `data.prefetch`: for batches in queues, and as Slots.write says
+_EXTRA_SLOTS = 6  # beyond data.prefetch: batches in grain's queues, and what Slots.write keeps
 
 
 def shares(data, rows: np.ndarray) -> list[np.ndarray]:
@@ -47,7 +47,7 @@ def iterate(
     """
     own = shares(data, rows)
     like = layout.empty(dict(data.capacity), channels, (len(own[0]),))
-    slots = [Slots(like, data.prefetch + _MORE) for _ in own]
+    slots = [Slots(like, data.prefetch + _EXTRA_SLOTS) for _ in own]
     elements = _started(data, _Parts(open_, own, steps, slots))
     try:
         for number, parts in enumerate(elements):

@@ -87,7 +87,7 @@ class Folder:
     def tensor(self, name: str) -> np.ndarray:
         """A tensor as a read-only view of its file: slicing it reads no more than the slice.
 
-        Pages of tensors before it leave the memory of this process; their views stay valid.
+        The pages of the tensor before it are released; its views stay valid.
         """
         entry = self.entries[name]
         data = self._data[entry.file]
