@@ -10,7 +10,7 @@ from rf_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from rf_jax.data.tokenizer import KINDS, Tokenizer, load_tokenizer, tokenizer_file
 from rf_jax.interop.pretrained import Pretrained
 from rf_jax.runtime import checkpoint, paths, storage
-from rf_jax.runtime.errors import require
+from rf_jax.runtime.errors import Unavailable, require
 from rf_jax.training import weight_sources
 
 
@@ -75,6 +75,8 @@ def _asks_for_another(config, folder: paths.AnyPath) -> bool:
     """Whether the fields that determine the tokenizer differ from the config in the folder."""
     try:
         before = json.loads(storage.read(folder / 'config.json'))
+    except Unavailable:  # a ValueError too
+        raise
     except (OSError, ValueError):
         return False
     now = json.loads(config.to_json_best_effort())

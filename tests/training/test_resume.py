@@ -125,6 +125,22 @@ def test_a_run_without_a_checkpoint_does_not_fix_the_tokenizer(tmp_path, caplog)
     assert found(400, []) == 500, 'its weights know this one'
 
 
+def test_a_bucket_that_does_not_answer_leaves_no_doubt_which_tokenizer_is_meant(
+    tmp_path, monkeypatch
+):
+    config = base.get_config()
+    emoji = source_list.build('emoji', 10**6)
+    tokenizer = run_tokenizer.find(config, tmp_path, emoji)
+    write_run_files(tmp_path, {'tokenizer.model': tokenizer.model_bytes})
+
+    def unanswered(path):
+        raise errors.Unavailable(f'{path} does not answer')
+
+    monkeypatch.setattr(run_tokenizer.storage, 'read', unanswered)
+    with pytest.raises(errors.Unavailable, match=r'config\.json does not answer'):
+        run_tokenizer.find(config, tmp_path, emoji)
+
+
 @pytest.mark.parametrize('stopped', [False, True])
 def test_a_last_checkpoint_that_cannot_be_saved_is_an_error(tmp_path, monkeypatch, caplog, stopped):
     if stopped:
