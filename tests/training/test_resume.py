@@ -125,9 +125,7 @@ def test_a_run_without_a_checkpoint_does_not_fix_the_tokenizer(tmp_path, caplog)
     assert found(400, []) == 500, 'its weights know this one'
 
 
-def test_a_bucket_that_does_not_answer_leaves_no_doubt_which_tokenizer_is_meant(
-    tmp_path, monkeypatch
-):
+def test_the_tokenizer_of_a_bucket_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
     config = base.get_config()
     emoji = source_list.build('emoji', 10**6)
     tokenizer = run_tokenizer.find(config, tmp_path, emoji)
